@@ -1,0 +1,43 @@
+"""The errors that kdtrain raises for people to read, and the exit codes they lead to."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdtrainError(Exception):
+    """Something that the user can understand and mend; shown as one or two sentences.
+
+    The text names what is wrong, where (file, flag, value), and what to do about it.
+    """
+
+    exit_code = 1
+
+
+class UsageError(KdtrainError):
+    """A flag, a value or a name that cannot be used; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(KdtrainError):
+    """A data set or an image that is missing, damaged or inconsistent."""
+
+
+class CheckpointError(KdtrainError):
+    """A file of weights that is missing, damaged, or made for something else."""
+
+
+class CallbackError(KdtrainError):
+    """A hook of a callback raised; the original exception is the ``__cause__``."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: an interruption like Ctrl-C, except for its exit code."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Returns ``", did you mean 'x'?"`` for the option closest to ``name``, or ``""``."""
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.55)
+    return f", did you mean {close[0]!r}?" if close else ""
