@@ -1,0 +1,137 @@
+"""The contract for plugins: a callback has five events and one pure function."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from kdtrain.errors import CallbackError, KdtrainError, did_you_mean
+from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
+from kdtrain.objective import Objective
+from kdtrain.run import Run
+
+
+class Callback:
+    """Watches a fit, and may change its objective before it begins. Override what you need.
+
+    Callbacks run in the order given, ``on_fit_end`` in the reverse one. No callback may depend on
+    its place: decide in ``on_eval``, write files in ``on_epoch_end``, when everybody has decided.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in dir(cls):
+            if name.startswith("on_") and not hasattr(Callback, name):
+                raise TypeError(f"{cls.__name__}.{name} is not a hook{did_you_mean(name, HOOKS)} ({', '.join(HOOKS)})")
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective to train on; called once, before training."""
+        return objective
+
+    def on_fit_start(self, run: Run) -> None:
+        """Training is about to begin: open files, prepare a teacher."""
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        """An optimizer step was made; the parameters still hold its gradients."""
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        """The held-out images were evaluated: decide here."""
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        """Every callback had ``on_eval``: write files here."""
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        """The fit is over, also by an error: close files. Called only if ``on_fit_start`` succeeded."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed fit must know, as plain values; it goes into every checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what ``state_dict`` returned."""
+
+
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
+class CallbackList:
+    """Many callbacks as one: calls each in turn, and says whose hook it was when one raises."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._named = _names(callbacks)
+        self._started: list[tuple[str, Callback]] = []
+
+    def configure(self, objective: Objective) -> Objective:
+        """Passes the objective through every callback."""
+        for name, callback in self._named:
+            objective = _call(name, callback, "configure", objective)
+            if not isinstance(objective, Objective):
+                raise CallbackError(f"{name}.configure returned {objective!r}: it must return an Objective.")
+        return objective
+
+    def on_fit_start(self, run: Run) -> None:
+        """Starts every callback, and remembers which ones were."""
+        self._started = []
+        for name, callback in self._named:
+            _call(name, callback, "on_fit_start", run)
+            self._started.append((name, callback))
+
+    def tell(self, hook: str, run: Run, event: BatchEnd | EvalEnd | EpochEnd) -> None:
+        """Calls ``hook`` on every callback, in order."""
+        for name, callback in self._named:
+            _call(name, callback, hook, run, event)
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        """Ends every callback that was started, in reverse order, even where one of them raises.
+
+        Raises:
+            CallbackError: the first of the errors, once everybody was told.
+        """
+        errors: list[BaseException] = []
+        while self._started:
+            name, callback = self._started.pop()
+            try:
+                _call(name, callback, "on_fit_end", run, event)
+            except (CallbackError, KeyboardInterrupt) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Returns every callback's state by its name, in an order that does not depend on theirs."""
+        return {name: callback.state_dict() for name, callback in sorted(self._named, key=lambda pair: pair[0])}
+
+
+def _names(callbacks: Sequence[Callback]) -> list[tuple[str, Callback]]:
+    """Names each callback by its class, with a number from the second of a class on."""
+    seen: Counter[str] = Counter()
+    named = []
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            what = callback.__name__ if inspect.isclass(callback) else repr(callback)
+            hint = ": pass an instance, not the class" if inspect.isclass(callback) else ""
+            raise TypeError(f"{what} is not a Callback{hint}.")
+        kind = type(callback).__name__
+        seen[kind] += 1
+        named.append((kind if seen[kind] == 1 else f"{kind}#{seen[kind]}", callback))
+    return named
+
+
+def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
+    """Calls one hook. Whatever it raises, but for an interruption, becomes a CallbackError.
+
+    That includes StopIteration, which a loop around us would take for its own end, and SystemExit,
+    which would end the process as if nothing were wrong.
+    """
+    try:
+        return getattr(callback, hook)(*arguments)
+    except KeyboardInterrupt:
+        raise
+    except KdtrainError as error:
+        failure = CallbackError(f"{error} (in {name}.{hook})")
+        failure.exit_code = error.exit_code
+        raise failure from error
+    except BaseException as error:
+        raise CallbackError(f"{name}.{hook} raised {type(error).__name__}: {error}") from error

@@ -1,0 +1,80 @@
+"""Keeps the best weights, and everything that a resumed fit needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from kdtrain.callback import Callback
+from kdtrain.callbacks.monitor import Mode, Monitor
+from kdtrain.events import EpochEnd, EvalEnd
+from kdtrain.run import Run
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import ModelCard, Weights, save_model, save_tensors, snapshot
+
+
+class Checkpoint(Callback):
+    """Writes ``checkpoints/best.safetensors`` and ``checkpoints/last.safetensors``.
+
+    ``best`` is written after each epoch that beats all earlier ones; of equals the first is kept.
+    ``last`` is written after every epoch and holds the optimizer's and the callbacks' state as well.
+
+    Args:
+        card: what the weights are for; the epoch's metrics are added.
+        monitor: the metric that decides.
+        mode: ``max`` where more is better, ``min`` where less is.
+    """
+
+    def __init__(self, card: ModelCard, monitor: str = "eval/accuracy", mode: Mode = "max") -> None:
+        self.card = card
+        self.monitor = Monitor(monitor, mode)
+        self._is_best = False
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        """Decides whether these weights are the best so far."""
+        self._is_best = self.monitor.improved(event.metrics)
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        """Writes the files."""
+        card = dataclasses.replace(self.card, metrics=dict(event.metrics))
+        weights = snapshot(run.model)
+        folder = run.directory / "checkpoints"
+        if self._is_best:
+            save_model(folder / "best.safetensors", weights, card)
+        optimizer_tensors, optimizer_values = flatten_optimizer(run.optimizer)
+        tensors = {f"model/{name}": array for name, array in weights.items()} | optimizer_tensors
+        header = {
+            "model": dataclasses.asdict(card),
+            "epoch": run.epoch,
+            "step": run.step,
+            "optimizer": optimizer_values,
+            "callbacks": run.callback_states(),
+        }
+        save_tensors(folder / "last.safetensors", tensors, header)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best value so far."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back the best value."""
+        self.monitor.load_state_dict(state)
+
+
+def flatten_optimizer(optimizer: flow.optim.Optimizer) -> tuple[Weights, dict[str, Any]]:
+    """Returns the optimizer's state as tensors by name, and as plain values.
+
+    The tensors are copies: those in oneflow's ``state_dict`` are the live ones, which the next step
+    changes.
+    """
+    state = optimizer.state_dict()
+    tensors = {
+        f"optimizer/{index}/{name}": tensor.numpy().copy()
+        for index, entry in state["state"].items()
+        if isinstance(entry, dict)
+        for name, tensor in entry.items()
+    }
+    groups = [{**group["_options"], "params": group["params"]} for group in state["param_groups"]]
+    return tensors, {"step": int(np.asarray(state["state"].get("step", 0))), "param_groups": groups}

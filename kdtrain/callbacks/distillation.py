@@ -1,0 +1,122 @@
+"""Puts a teacher's soft labels into the loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain.callback import Callback
+from kdtrain.data.loader import Batch, Loader
+from kdtrain.errors import CheckpointError, KdtrainError, UsageError
+from kdtrain.events import FitEnd, Status
+from kdtrain.losses.soft_targets import soft_target_loss
+from kdtrain.objective import Objective, Output
+from kdtrain.predict import predict_logits
+from kdtrain.run import Run
+from kdtrain.runtime import flow
+from kdtrain.store.logit_cache import cached_logits, weights_fingerprint
+
+
+class SoftTargets:
+    """The term that compares a student's softened probabilities with its teacher's.
+
+    The teacher is asked about each batch, on exactly the student's inputs, unless its logits over
+    all the training images are known already (``use_table``).
+
+    Args:
+        teacher: put into evaluation mode; gets no gradient.
+        temperature: T, above 0.
+    """
+
+    def __init__(self, teacher: flow.nn.Module, temperature: float) -> None:
+        self.teacher = teacher.eval()
+        self.temperature = temperature
+        self._table: flow.Tensor | None = None
+
+    def use_table(self, logits: npt.NDArray[np.float32], device: str) -> None:
+        """Looks the logits up from here on: row i of ``logits`` belongs to index i of the batches."""
+        self._table = flow.tensor(logits).to(device)
+
+    def teacher_logits(self, batch: Batch) -> flow.Tensor:
+        """Returns the teacher's logits for a batch, (B, classes)."""
+        if self._table is not None:
+            return self._table.index_select(0, batch.indices)
+        self.teacher.eval()
+        with flow.no_grad():
+            return self.teacher(batch.inputs)
+
+    def __call__(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the loss of ``soft_target_loss`` for a batch."""
+        return soft_target_loss(output.logits, self.teacher_logits(batch), self.temperature)
+
+
+class DistillationCallback(Callback):
+    """Trains a student on (1 - alpha) * cross-entropy + alpha * T^2 * KL(teacher_T || student_T).
+
+    After Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
+
+    Args:
+        teacher: a trained network; it is used in evaluation mode and never changed.
+        temperature: T, above 0: how soft both distributions are made.
+        alpha: weight of the soft term, 0 to 1.
+        cache_directory: where the teacher's logits are kept between fits.
+    """
+
+    def __init__(
+        self,
+        teacher: flow.nn.Module,
+        temperature: float = 4.0,
+        alpha: float = 0.9,
+        *,
+        cache_directory: Path,
+    ) -> None:
+        if not 0.0 < temperature < float("inf"):
+            raise UsageError(f"temperature {temperature}: it must be above 0.")
+        if not 0.0 <= alpha <= 1.0:
+            raise UsageError(f"alpha {alpha}: it must be from 0 to 1.")
+        self.soft_targets = SoftTargets(teacher, temperature)
+        self.alpha = alpha
+        self.cache_directory = cache_directory
+        self._fingerprint = ""
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective with the soft targets blended in, as the term ``kd``."""
+        return objective.blend("kd", self.soft_targets, weight=self.alpha)
+
+    def on_fit_start(self, run: Run) -> None:
+        """Asks the teacher about every training image, once.
+
+        Raises:
+            CheckpointError: the teacher knows another number of classes.
+        """
+        teacher = self.soft_targets.teacher
+        self._check_classes(run.train)
+        self._fingerprint = weights_fingerprint(teacher)
+        logits = cached_logits(
+            self.cache_directory,
+            self._fingerprint,
+            run.train.fingerprint,
+            compute=lambda: predict_logits(teacher, run.train, description="teacher's soft labels"),
+        )
+        self.soft_targets.use_table(logits, run.train.device)
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        """Makes sure that the teacher is the one that it was.
+
+        Raises:
+            KdtrainError: something has changed the teacher's weights during the fit.
+        """
+        finished = event.status in (Status.COMPLETED, Status.STOPPED)
+        if finished and weights_fingerprint(self.soft_targets.teacher) != self._fingerprint:
+            raise KdtrainError("the teacher's weights changed during the fit: the result cannot be trusted.")
+
+    def _check_classes(self, train: Loader) -> None:
+        first = next(iter(train.in_order(1).epoch(1)))
+        classes = int(self.soft_targets.teacher_logits(first).shape[1])
+        if classes != train.num_classes:
+            raise CheckpointError(
+                f"the teacher knows {classes} classes, the data have {train.num_classes}: "
+                "choose a teacher that was trained on these data with --teacher-checkpoint."
+            )

@@ -1,0 +1,47 @@
+"""Stops a fit that has ceased to improve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdtrain.callback import Callback
+from kdtrain.callbacks.monitor import Mode, Monitor
+from kdtrain.errors import UsageError
+from kdtrain.events import EvalEnd
+from kdtrain.run import Run
+
+
+class EarlyStopping(Callback):
+    """Stops when the monitored metric has not improved for ``patience`` epochs in a row.
+
+    Args:
+        patience: how many epochs without improvement are borne, at least 1.
+        min_delta: the least change that counts as an improvement, in the metric's unit.
+        monitor: the metric's name.
+        mode: ``max`` where more is better, ``min`` where less is.
+    """
+
+    def __init__(
+        self, patience: int = 5, min_delta: float = 0.0, monitor: str = "eval/accuracy", mode: Mode = "max"
+    ) -> None:
+        if patience < 1:
+            raise UsageError(f"patience {patience} of early stopping: it must be at least 1.")
+        self.patience = patience
+        self.monitor = Monitor(monitor, mode, min_delta)
+        self.waited = 0
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        """Counts the epochs since the last improvement."""
+        self.waited = 0 if self.monitor.improved(event.metrics) else self.waited + 1
+        if self.waited >= self.patience:
+            epochs = "epoch" if self.patience == 1 else f"{self.patience} epochs"
+            run.stop(f"no better {self.monitor.metric} for {epochs} (best {self.monitor.best:.4f})")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best value and the epochs waited."""
+        return {**self.monitor.state_dict(), "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what ``state_dict`` returned."""
+        self.monitor.load_state_dict(state)
+        self.waited = state["waited"]

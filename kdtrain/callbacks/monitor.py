@@ -1,0 +1,59 @@
+"""Which of two evaluations is the better one: what Checkpoint and EarlyStopping share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from kdtrain.errors import UsageError, did_you_mean
+
+Mode = Literal["max", "min"]
+
+
+class Monitor:
+    """Remembers the best value of one metric.
+
+    Args:
+        metric: its name in the evaluation, such as ``eval/accuracy``.
+        mode: whether more (``max``) or less (``min``) is better.
+        min_delta: by how much a value must beat the best one to count as better.
+    """
+
+    def __init__(self, metric: str, mode: Mode, min_delta: float = 0.0) -> None:
+        if mode not in ("max", "min"):
+            raise UsageError(f"mode {mode!r} of the monitor on {metric}: it must be 'max' or 'min'.")
+        if not min_delta >= 0.0:
+            raise UsageError(f"min_delta {min_delta} of the monitor on {metric}: it must not be negative.")
+        self.metric = metric
+        self.mode = mode
+        self.min_delta = min_delta
+        self.best: float | None = None
+
+    def improved(self, metrics: Mapping[str, float]) -> bool:
+        """Takes note of an evaluation; returns whether it beats all earlier ones. NaN never does.
+
+        Raises:
+            UsageError: the evaluation has no such metric.
+        """
+        if self.metric not in metrics:
+            raise UsageError(
+                f"there is no metric {self.metric!r} to monitor{did_you_mean(self.metric, metrics)} "
+                f"(there are {', '.join(sorted(metrics))})."
+            )
+        value = metrics[self.metric]
+        if self.best is None:
+            better = value == value
+        else:
+            gain = value - self.best if self.mode == "max" else self.best - value
+            better = gain > self.min_delta
+        if better:
+            self.best = value
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back the best value."""
+        self.best = state["best"]

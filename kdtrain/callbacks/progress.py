@@ -1,0 +1,55 @@
+"""Shows how the fit is getting on."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+
+from kdtrain.callback import Callback
+from kdtrain.console import note, progress_bar
+from kdtrain.events import BatchEnd, EpochEnd, FitEnd
+from kdtrain.run import Run
+
+_REFRESH_STEPS = 20
+
+
+class Progress(Callback):
+    """A bar over the steps of each epoch on a terminal, and one line per epoch everywhere.
+
+    Args:
+        name: what is being trained.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._bar: tqdm[None] | None = None
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        """Moves the bar; shows the loss now and then."""
+        if self._bar is None:
+            self._bar = progress_bar(f"{self.name} {run.epoch}/{run.epochs}", len(run.train), "step")
+        self._bar.update()
+        if not self._bar.disable and event.step % _REFRESH_STEPS == 0:
+            self._bar.set_postfix_str(f"loss {event.losses['total'].item():.4f}", refresh=False)
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        """Prints the epoch's line."""
+        self._close()
+        width = len(str(run.epochs))
+        note(
+            f"{self.name:<10} epoch {event.epoch:>{width}}/{run.epochs}"
+            f"  loss {event.metrics['loss/total']:.4f}"
+            f"  accuracy {event.metrics['eval/accuracy']:.2%}"
+            f"  cross-entropy {event.metrics['eval/cross_entropy']:.4f}"
+            f"  {event.seconds + event.eval_seconds:.1f} s"
+        )
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        """Takes the bar away; says why a fit ended early."""
+        self._close()
+        if event.reason is not None:
+            note(f"{self.name}: {event.status.value} after epoch {event.epoch}: {event.reason}")
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,45 @@
+"""Writes metrics.jsonl and result.json."""
+
+from __future__ import annotations
+
+import json
+from kdtrain.callback import Callback
+from kdtrain.events import EpochEnd, FitEnd
+from kdtrain.run import Run
+from kdtrain.store.atomic import write_text
+
+
+class RunLog(Callback):
+    """Keeps a line per epoch in ``metrics.jsonl``, and how the fit ended in ``result.json``."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def on_fit_start(self, run: Run) -> None:
+        """Says that the run is under way: a result that still says so was killed."""
+        write_text(run.directory / "result.json", json.dumps({"status": "running"}, indent=2) + "\n")
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        """Adds the epoch's line, and writes the file as a whole."""
+        line = {
+            "epoch": event.epoch,
+            "step": event.step,
+            **event.metrics,
+            "learning_rate": event.learning_rate,
+            "images_per_second": round(event.images_per_second, 1),
+            "train_seconds": round(event.seconds, 3),
+            "eval_seconds": round(event.eval_seconds, 3),
+        }
+        self.lines.append(json.dumps(line))
+        write_text(run.directory / "metrics.jsonl", "\n".join(self.lines) + "\n")
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        """Writes how the fit ended."""
+        result = {
+            "status": event.status.value,
+            "reason": event.reason,
+            "epochs": event.epoch,
+            "steps": event.step,
+            "seconds": round(event.seconds, 3),
+        }
+        write_text(run.directory / "result.json", json.dumps(result, indent=2) + "\n")

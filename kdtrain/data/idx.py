@@ -1,0 +1,117 @@
+"""Reads the IDX format: a header that states type and shape, then the plain bytes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import stat
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdtrain.errors import DataError
+
+_TYPES = {
+    0x08: "unsigned bytes",
+    0x09: "signed bytes",
+    0x0B: "16-bit integers",
+    0x0C: "32-bit integers",
+    0x0D: "32-bit floats",
+    0x0E: "64-bit floats",
+}
+_UNSIGNED_BYTES = 0x08
+_GZIP = b"\x1f\x8b"
+_LARGEST = 2 << 30
+_CHUNK = 1 << 20
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Returns the array of unsigned bytes in an IDX file, plain or gzipped.
+
+    Whether it is gzipped is decided by its first two bytes, not by its name. Memory grows only with
+    what the file really holds, and never beyond what its header states.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A writable uint8 array of 1 to 4 dimensions, in the shape that the header states.
+
+    Raises:
+        DataError: the file is missing, unreadable, damaged, or no IDX file of unsigned bytes.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path} is not a file; an IDX file is needed there.")
+        with path.open("rb") as file:
+            zipped = file.read(len(_GZIP)) == _GZIP
+            file.seek(0)
+            if not zipped:
+                return _read(file, path)
+            with gzip.open(file) as unzipped:
+                return _read(unzipped, path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged and cannot be unzipped ({error}); get it again.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {reason}.") from error
+
+
+def content_sha256(array: NDArray[np.uint8]) -> str:
+    """Returns the SHA-256 (hex) of the unzipped IDX file that ``array`` (uint8) was read from.
+
+    ``read_idx`` accepts a single byte sequence for each array, so the array is enough to know it.
+    """
+    digest = hashlib.sha256(_header(array.shape))
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    return struct.pack(f">HBB{len(shape)}I", 0, _UNSIGNED_BYTES, len(shape), *shape)
+
+
+def _read(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
+    shape = _read_shape(file, path)
+    # Counting an empty dimension as 1 bounds the others, too: NumPy refuses (0, 2**32 - 1, 2**32 - 1).
+    if math.prod(max(length, 1) for length in shape) > _LARGEST:
+        size = " x ".join(map(str, shape))
+        raise DataError(f"{path} claims to hold {size} bytes, more than the 2 GiB that kdtrain reads.")
+    expected = math.prod(shape)
+    content = _read_at_most(file, expected + 1)
+    if len(content) != expected:
+        size = f"{len(content)}" if len(content) < expected else "more"
+        verdict = "truncated" if len(content) < expected else "too long"
+        raise DataError(f"{path} is {verdict}: its header announces {expected} bytes of data, it has {size}.")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _read_shape(file: BinaryIO | gzip.GzipFile, path: Path) -> tuple[int, ...]:
+    """Reads the header: two zero bytes, the type, the number of dimensions, and their lengths."""
+    magic = file.read(4)
+    if len(magic) == 4 and magic[:2] != b"\0\0":
+        raise DataError(f"{path} is not an IDX file: it starts with {magic.hex(' ')}, not with 00 00.")
+    if len(magic) == 4 and magic[2] != _UNSIGNED_BYTES:
+        found = _TYPES.get(magic[2], "an unknown type")
+        raise DataError(f"{path} holds {found} (type 0x{magic[2]:02x}); kdtrain reads unsigned bytes (0x08).")
+    if len(magic) == 4 and not 1 <= magic[3] <= 4:
+        raise DataError(f"{path} has {magic[3]} dimensions; kdtrain reads IDX files of 1 to 4.")
+    lengths = file.read(4 * magic[3]) if len(magic) == 4 else b""
+    if len(magic) < 4 or len(lengths) < 4 * magic[3]:
+        raise DataError(f"{path} is truncated: it ends inside the IDX header.")
+    return struct.unpack(f">{magic[3]}I", lengths)
+
+
+def _read_at_most(file: BinaryIO | gzip.GzipFile, limit: int) -> bytearray:
+    """Reads up to ``limit`` bytes in pieces, so that a header's claim alone reserves no memory."""
+    content = bytearray()
+    while len(content) < limit and (piece := file.read(min(_CHUNK, limit - len(content)))):
+        content += piece
+    return content

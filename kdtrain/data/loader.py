@@ -1,0 +1,131 @@
+"""Batches of images that live in memory as one array."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain.errors import DataError
+from kdtrain.runtime import derive_seed, flow
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training step sees.
+
+    Attributes:
+        inputs: normalised images, (B, C, H, W) float32.
+        targets: class labels, (B,) int64.
+        indices: each image's position in the loader's data, (B,) int64.
+    """
+
+    inputs: flow.Tensor
+    targets: flow.Tensor
+    indices: flow.Tensor
+
+    def __len__(self) -> int:
+        return int(self.targets.shape[0])
+
+
+class Loader:
+    """Serves one array of images in batches, shuffled by seed and epoch, or in order.
+
+    Args:
+        inputs: normalised images, (N, C, H, W) float32.
+        targets: class labels, (N,) int64, each from 0 to ``num_classes`` - 1.
+        batch_size: images in a batch; the last one of an epoch holds what is left.
+        num_classes: how many classes there are.
+        seed: shuffles each epoch by a permutation of its own; None keeps the order.
+        device: where the batches are put.
+
+    Raises:
+        DataError: lengths differ, there is no image, or a label is out of range. OneFlow would not
+            say: a wrong label counts as loss 0 there.
+    """
+
+    def __init__(
+        self,
+        inputs: npt.NDArray[np.float32],
+        targets: npt.NDArray[np.int64],
+        batch_size: int,
+        *,
+        num_classes: int,
+        seed: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if len(inputs) != len(targets) or len(inputs) == 0:
+            raise DataError(
+                f"{len(inputs)} images and {len(targets)} labels: need as many of both, and at least one."
+            )
+        if targets.min() < 0 or targets.max() >= num_classes:
+            wrong = int(np.flatnonzero((targets < 0) | (targets >= num_classes))[0])
+            raise DataError(f"label {targets[wrong]} of image {wrong} is not one of 0..{num_classes - 1}.")
+        # OneFlow's operations may still read a batch after the next one was asked for, and a
+        # slice shares memory with the whole: nobody may write here any more.
+        self.inputs = _frozen(inputs, np.float32)
+        self.targets = _frozen(targets, np.int64)
+        self.batch_size = batch_size
+        self.num_classes = num_classes
+        self.seed = seed
+        self.device = device
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        return len(self._bounds()) - 1
+
+    @property
+    def num_images(self) -> int:
+        """The number of images in an epoch."""
+        return len(self.targets)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yields the batches of epoch number ``epoch``; every image is in exactly one of them."""
+        if self.seed is None:
+            order = np.arange(self.num_images)
+        else:
+            order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
+        bounds = self._bounds()
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            yield self._batch(order[start:stop])
+
+    def in_order(self, batch_size: int) -> Loader:
+        """Returns a loader over the same images that does not shuffle."""
+        return Loader(self.inputs, self.targets, batch_size, num_classes=self.num_classes, device=self.device)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the images as a network sees them (normalised), in order."""
+        return hashlib.sha256(repr(self.inputs.shape).encode() + self.inputs.tobytes()).hexdigest()
+
+    def _bounds(self) -> list[int]:
+        """Where batches begin and end. A lone last image joins the batch before it.
+
+        A batch normalisation over a single image has no variance: OneFlow makes NaN of it.
+        """
+        bounds = [*range(0, self.num_images, self.batch_size), self.num_images]
+        if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1 and self.batch_size > 1:
+            del bounds[-2]
+        return bounds
+
+    def _batch(self, indices: npt.NDArray[np.int64]) -> Batch:
+        # Indexing by an array copies, so from_numpy shares memory that no one else ever sees.
+        return Batch(
+            inputs=_to(flow.from_numpy(self.inputs[indices]), self.device),
+            targets=_to(flow.from_numpy(self.targets[indices]), self.device),
+            indices=_to(flow.tensor(indices), self.device),
+        )
+
+
+def _frozen(array: npt.NDArray[np.generic], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
+    array = np.ascontiguousarray(array, dtype=dtype).view()
+    array.setflags(write=False)
+    return array
+
+
+def _to(tensor: flow.Tensor, device: str) -> flow.Tensor:
+    return tensor if device == "cpu" else tensor.to(device)

@@ -1,0 +1,81 @@
+"""The networks: teacher_cnn and student_mlp, after the sample, and Hinton's two fully connected ones."""
+
+from __future__ import annotations
+
+from kdtrain.models.layers import Conv2d, Dropout
+from kdtrain.runtime import flow
+
+nn = flow.nn
+F = flow.nn.functional
+
+ImageShape = tuple[int, int, int]
+"""Channels, height, width."""
+
+
+class TeacherCnn(nn.Module):
+    """Two convolutions and two fully connected layers with dropout (1,199,882 parameters on MNIST)."""
+
+    def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.conv1 = Conv2d(channels, 32, 3)
+        self.conv2 = Conv2d(32, 64, 3)
+        self.dropout1 = Dropout(0.3)
+        self.dropout2 = Dropout(0.5)
+        self.fc1 = nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128)
+        self.fc2 = nn.Linear(128, num_classes)
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns logits (N, classes) of images (N, C, H, W)."""
+        x = F.relu(self.conv1(x))
+        x = F.relu(self.conv2(x))
+        x = self.dropout1(F.max_pool2d(x, 2))
+        x = F.relu(self.fc1(flow.flatten(x, 1)))
+        return self.fc2(self.dropout2(x))
+
+
+class StudentMlp(nn.Module):
+    """Three fully connected layers, 128 and 64 units wide (109,386 parameters on MNIST).
+
+    The last layer's logits stay as they are: a ReLU on them, as in the sample, can silence a class
+    for good.
+    """
+
+    def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.fc1 = nn.Linear(channels * height * width, 128)
+        self.fc2 = nn.Linear(128, 64)
+        self.fc3 = nn.Linear(64, num_classes)
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns logits (N, classes) of images (N, C, H, W)."""
+        x = F.relu(self.fc1(flow.flatten(x, 1)))
+        x = F.relu(self.fc2(x))
+        return self.fc3(x)
+
+
+class HintonMlp(nn.Module):
+    """Two hidden layers of equal width (Hinton, Vinyals, Dean 2015, section 3).
+
+    Args:
+        image_shape: channels, height, width.
+        num_classes: how many logits.
+        width: units in each hidden layer: 1200 for the paper's teacher, 800 for its student.
+        dropout: fraction of hidden units dropped in training.
+    """
+
+    def __init__(self, image_shape: ImageShape, num_classes: int, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        channels, height, width_in = image_shape
+        self.fc1 = nn.Linear(channels * height * width_in, width)
+        self.fc2 = nn.Linear(width, width)
+        self.fc3 = nn.Linear(width, num_classes)
+        self.dropout1 = Dropout(dropout)
+        self.dropout2 = Dropout(dropout)
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns logits (N, classes) of images (N, C, H, W)."""
+        x = self.dropout1(F.relu(self.fc1(flow.flatten(x, 1))))
+        x = self.dropout2(F.relu(self.fc2(x)))
+        return self.fc3(x)

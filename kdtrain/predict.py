@@ -1,0 +1,38 @@
+"""A network's logits for many images."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain.console import watched
+from kdtrain.data.loader import Loader
+from kdtrain.runtime import flow
+
+_BATCH_SIZE = 250  # bounds the memory that a convolution needs; a larger one is not faster
+
+
+def predict_logits(
+    model: flow.nn.Module, loader: Loader, *, description: str | None = None
+) -> npt.NDArray[np.float32]:
+    """Returns the logits of all of ``loader``'s images, in their own order: (N, classes).
+
+    The network is in evaluation mode meanwhile, no gradient is kept, and its mode is put back.
+
+    Args:
+        model: the network.
+        loader: the images; its own batch size and order do not matter.
+        description: if given, a progress bar shows it.
+    """
+    ordered = loader.in_order(_BATCH_SIZE)
+    batches = ordered.epoch(1)
+    if description is not None:
+        batches = watched(batches, description, len(ordered), "batch")
+    was_training = model.training
+    model.eval()
+    try:
+        with flow.no_grad():
+            # The copy matters: .numpy() is a view of memory that OneFlow may use again.
+            return np.concatenate([model(batch.inputs).numpy().copy() for batch in batches])
+    finally:
+        model.train(was_training)

@@ -1,0 +1,129 @@
+"""The comparison as a picture: accuracy and loss per epoch of the three models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kdtrain.report.comparison import MODELS, Comparison, Model
+from kdtrain.report.statistics import Interval, gain_text, interval_text
+from kdtrain.report.style import GREY, LINES, house_style, save_figure
+
+__all__ = ["comparison_figure", "save_figure"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """One figure of one model: (epochs) and (seeds, epochs), over the epochs that every seed reached."""
+
+    model: Model
+    epochs: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+
+    @property
+    def mean(self) -> npt.NDArray[np.float64]:
+        return np.asarray(self.values.mean(axis=0))
+
+    @property
+    def late(self) -> npt.NDArray[np.float64]:
+        """Each seed's values in the second half of the training, without stray dips."""
+        values = self.values[:, len(self.epochs) // 2 :]
+        low, high = np.percentile(values, [25, 75])
+        reach = 3 * (high - low)
+        near = values[(values >= low - reach) & (values <= high + reach)]
+        return np.concatenate([near, values[:, -1]])
+
+
+def comparison_figure(comparison: Comparison, title_extra: str = "") -> Figure:
+    """Returns the picture: accuracy (left) and cross-entropy (right) on the held-out set, per epoch.
+
+    Several seeds show as their mean within a band from the lowest to the highest. The axes cover the
+    second half of each training, where the models differ; what leaves them is stated. The title has
+    the accuracies on the test set and the gain; ``title_extra`` follows as a line of its own.
+    """
+    with house_style():
+        figure = Figure(figsize=(11, 5.6), layout="constrained")
+        accuracy_axes, loss_axes = figure.subplots(1, 2)
+        _draw(accuracy_axes, _curves(comparison, "accuracy", 100.0), ceiling=100.0, smallest=0.2)
+        _draw(loss_axes, _curves(comparison, "cross_entropy", 1.0), ceiling=None, smallest=0.005)
+        accuracy_axes.set_title("accuracy, %")
+        loss_axes.set_title("cross-entropy, nats per image")
+        handles, labels = accuracy_axes.get_legend_handles_labels()
+        seeds = comparison.gain.n
+        spread = f"lines: mean of {seeds} seeds, bands: lowest to highest" if seeds > 1 else None
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=4, title=spread, handlelength=3.5, fontsize=10.5
+        )
+        figure.suptitle(_title(comparison, title_extra), fontsize=12)
+    return figure
+
+
+def _title(comparison: Comparison, extra: str) -> str:
+    accuracies = ",  ".join(
+        f"{model} {_accuracy_text(comparison.summaries[model].accuracy)}" for model in MODELS
+    )
+    gain = f"gain of distillation {gain_text(comparison.gain)} points, {interval_text(comparison.gain)}"
+    return "\n".join(filter(None, [f"test accuracy:  {accuracies}", gain, extra]))
+
+
+def _accuracy_text(accuracy: Interval) -> str:
+    spread = "" if accuracy.sd is None else f" ± {accuracy.sd:.2f}"
+    return f"{accuracy.mean:.2f}{spread} %"
+
+
+def _curves(comparison: Comparison, figure: str, scale: float) -> list[_Curve]:
+    curves = []
+    for model in MODELS:
+        histories = [
+            {point.epoch: scale * float(getattr(point, figure)) for point in result.history}
+            for result in comparison.results
+            if result.model == model
+        ]
+        # A mean over fewer and fewer seeds would jump where one stopped early.
+        epochs = sorted(set(histories[0]).intersection(*histories[1:]))
+        if epochs:
+            values = np.array([[history[epoch] for epoch in epochs] for history in histories])
+            curves.append(_Curve(model, np.array(epochs), values))
+    return curves
+
+
+def _draw(axes: Axes, curves: Sequence[_Curve], ceiling: float | None, smallest: float) -> None:
+    for curve in curves:
+        line = LINES[curve.model]
+        axes.plot(
+            curve.epochs,
+            curve.mean,
+            color=line.colour,
+            marker=line.marker,
+            linestyle=line.dashes,
+            linewidth=1.8,
+            markersize=5,
+            label=curve.model,
+        )
+        if len(curve.values) > 1:
+            low, high = curve.values.min(axis=0), curve.values.max(axis=0)
+            axes.fill_between(curve.epochs, low, high, color=line.colour, alpha=0.18, linewidth=0)
+        if curve.model == "teacher":
+            axes.axhline(curve.mean[-1], color=line.colour, linewidth=1, linestyle=":", label="teacher's last epoch")
+    axes.set_xlabel("epoch, on the held-out set")
+    axes.grid(True)
+    if curves:
+        _focus(axes, curves, ceiling, smallest)
+
+
+def _focus(axes: Axes, curves: Sequence[_Curve], ceiling: float | None, smallest: float) -> None:
+    """Limits the axes to the late epochs, at least ``smallest`` high, and says what is left out."""
+    late = np.concatenate([curve.late for curve in curves])
+    low, high = float(late.min()), float(late.max())
+    margin = max(0.08 * (high - low), (smallest - (high - low)) / 2)
+    low, high = low - margin, high + margin
+    axes.set_ylim(max(low, 0.0), high)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    last = max(int(curve.epochs[-1]) for curve in curves)
+    axes.set_xlim(0.5, last + 0.5)

@@ -1,0 +1,128 @@
+"""How far a mean over a few seeds can be trusted, and whether two networks differ on one test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev  # the standard library's: exact, so equal values have an sd of 0
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval, in the unit of the values; one value has no spread: None."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Returns the mean of ``values`` with Student's t interval, ``n - 1`` degrees of freedom.
+
+    The interval is ``mean ± t * sd / sqrt(n)``, with the sample's standard deviation (Student 1908,
+    "The probable error of a mean"). For a paired comparison, give the differences.
+
+    Raises:
+        ValueError: no values, a value that is not finite, or a confidence outside 0..1.
+    """
+    numbers = [float(value) for value in values]
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"an interval needs one or more finite values, got {numbers}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    n, centre = len(numbers), mean(numbers)
+    if n == 1:
+        return Interval(centre, None, None, None, 1)
+    sd = stdev(numbers)
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    return Interval(centre, sd, centre - half, centre + half, n)
+
+
+def distinguishable(interval: Interval) -> bool:
+    """Returns whether the interval excludes zero.
+
+    Values that are all alike give an interval of no width, which is no proof of precision: on a small
+    test set gains are a few whole errors, and easily coincide. They count as not distinguishable.
+    """
+    if interval.low is None or interval.high is None or interval.sd == 0:
+        return False
+    return not interval.low <= 0 <= interval.high
+
+
+def gain_text(interval: Interval) -> str:
+    """Returns the mean with its sign, ``"+0.18"``; zero has none."""
+    decimals = _decimals(interval)
+    return f"{interval.mean:+.{decimals}f}" if round(interval.mean, decimals) else "0"
+
+
+def bounds_text(interval: Interval) -> str:
+    """Returns ``"0.10 to 0.26"``, or ``""`` where there are no bounds."""
+    if interval.low is None or interval.high is None:
+        return ""
+    decimals = _decimals(interval)
+    # Adding zero turns a rounded "-0.00" into "0.00".
+    return " to ".join(
+        f"{round(bound, decimals) + 0.0:.{decimals}f}" for bound in (interval.low, interval.high)
+    )
+
+
+def interval_text(interval: Interval) -> str:
+    """Returns ``"95 % interval 0.10 to 0.26 over 5 seeds"``; for a single seed ``"one seed"``."""
+    if interval.n == 1:
+        return "one seed"
+    return f"{100 * CONFIDENCE:.0f} % interval {bounds_text(interval)} over {interval.n} seeds"
+
+
+def _decimals(interval: Interval) -> int:
+    """Two, or up to four where a number that is not zero would be shown as zero."""
+    shown = [number for number in (interval.mean, interval.low, interval.high) if round(number or 0, 4)]
+    return next((decimals for decimals in (2, 3) if all(round(number or 0, decimals) for number in shown)), 4)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """The images that only one of two networks got right, and how surprising that imbalance is."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_]) -> McNemar:
+    """Returns McNemar's exact two-sided test for two networks on the same images.
+
+    Of the images on which exactly one network is right, each network would have half if they were
+    equally good (McNemar 1947). It judges these two networks, not the recipes that made them.
+
+    Args:
+        first_correct: (images,) whether the first network was right.
+        second_correct: (images,) the same for the second.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    first, second = np.asarray(first_correct, dtype=bool), np.asarray(second_correct, dtype=bool)
+    if first.shape != second.shape:
+        raise ValueError(f"the networks were tested on {first.shape} and {second.shape} images")
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    if only_first + only_second == 0:
+        return McNemar(0, 0, 1.0)
+    test = scipy.stats.binomtest(only_first, only_first + only_second, 0.5)
+    return McNemar(only_first, only_second, float(test.pvalue))
+
+
+def p_text(test: McNemar) -> str:
+    """Returns what the test allows to say of a difference, and its p value."""
+    finding = "that chance hardly explains" if test.p_value < 1 - CONFIDENCE else "that chance may explain"
+    p_value = f"= {test.p_value:.2g}" if test.p_value >= 0.0001 else "< 0.0001"
+    return f"{finding} (McNemar's exact p {p_value})"

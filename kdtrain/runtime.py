@@ -1,0 +1,145 @@
+"""What must happen before oneflow is imported, and what stands between it and the process.
+
+Every other module writes ``from kdtrain.runtime import flow``: the first such import prepares the
+environment, imports oneflow quietly and gives Ctrl-C back to Python. ``docs/oneflow.md`` has the
+reasons for each step.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdtrain.errors import KdtrainError, Terminated, UsageError
+
+if TYPE_CHECKING:
+    import oneflow as flow
+
+# The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
+_COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "flow":
+        return import_oneflow()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def import_oneflow() -> ModuleType:
+    """Imports oneflow without its noise on stderr, and with Ctrl-C still Python's.
+
+    Raises:
+        KdtrainError: oneflow cannot be imported; the text says why.
+    """
+    prepare_environment()
+    with tempfile.TemporaryFile() as heard:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(heard.fileno(), 2)  # oneflow's C++ part writes to the descriptor, not to sys.stderr
+        try:
+            module = importlib.import_module("oneflow")
+        except Exception as error:
+            heard.seek(0)
+            noise = heard.read().decode(errors="replace").strip()
+            raise KdtrainError(
+                f"oneflow cannot be imported: {error}. Run `kdtrain doctor` to see what is missing."
+                + (f"\noneflow itself said:\n{noise}" if noise else "")
+            ) from error
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    give_interrupts_to_python()
+    return module
+
+
+def prepare_environment() -> None:
+    """Sets the variables that oneflow reads while it is imported, where the user has not set them."""
+    if "OPENBLAS_CORETYPE" not in os.environ and {"avx2", "fma"} <= processor_flags():
+        # The bundled OpenBLAS does not know recent AMD processors and falls back to SSE kernels.
+        os.environ["OPENBLAS_CORETYPE"] = "Haswell"
+    os.environ.setdefault("GLOG_minloglevel", "3")  # fatal only: no word about absent CUDA drivers
+    # Each distinct scalar attribute (a learning rate, say) is cached for good: bound that.
+    os.environ.setdefault("ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE", "1000")
+
+
+def processor_flags() -> set[str]:
+    """Returns the instruction sets that the first processor reports (empty where unknown)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+def give_interrupts_to_python() -> None:
+    """Installs Python's SIGINT handler again: oneflow's import replaces it by ``exit(-1)``.
+
+    The replacement happens in C, behind Python's back, so Python's own idea of the handler is
+    still right and only needs to be put in force.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.default_int_handler)
+
+
+def turn_sigterm_into_exception() -> None:
+    """Makes SIGTERM raise ``Terminated``, so that callbacks close their files before the end."""
+
+    def raise_terminated(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, raise_terminated)
+
+
+def resolve_device(name: str) -> str:
+    """Returns ``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    CUDA is not touched until a usable GPU is known to be there, because OneFlow aborts the process
+    otherwise.
+
+    Raises:
+        UsageError: ``"cuda"`` was asked for and there is no usable GPU.
+    """
+    if name == "cpu":
+        return "cpu"
+    obstacle = _gpu_obstacle()
+    if obstacle is None:
+        return "cuda"
+    if name == "cuda":
+        raise UsageError(f"--device cuda: {obstacle}. Use --device cpu.")
+    return "cpu"
+
+
+def _gpu_obstacle() -> str | None:
+    """Returns why no GPU can be used, or None."""
+    cuda = import_oneflow().cuda
+    if not cuda.is_available():  # the one question that is safe without a driver
+        return "oneflow finds no GPU with a working driver"
+    properties = cuda.get_device_properties(0)
+    capability = (properties.major, properties.minor)
+    lowest, highest = _COMPUTE_CAPABILITIES
+    if not lowest <= capability <= highest:
+        return f"{properties.name} has compute capability {capability[0]}.{capability[1]}, oneflow's kernels 6.0 to 8.9"
+    return None
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Returns a 63-bit seed for one purpose, independent of the seeds for all other purposes.
+
+    Weights, data order and dropout each draw from a stream of their own, named by ``purpose`` (and
+    the epoch), so that none of them depends on how much another one has drawn before.
+    """
+    words = [seed, *(int.from_bytes(str(part).encode(), "little") for part in purpose)]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

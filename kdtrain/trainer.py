@@ -1,0 +1,130 @@
+"""The training loop, and the events that it emits."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from kdtrain.callback import Callback, CallbackList
+from kdtrain.data.loader import Batch, Loader
+from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+from kdtrain.metrics import MeanLosses, accuracy, cross_entropy
+from kdtrain.objective import Objective, Output
+from kdtrain.predict import predict_logits
+from kdtrain.run import Progress, Run
+from kdtrain.runtime import derive_seed, flow
+
+OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]
+
+
+class Trainer:
+    """Trains a network on an objective and tells callbacks about it; knows nothing of any mode.
+
+    Args:
+        model: the network, on the device where it is to be trained.
+        optimizer: makes the optimizer from the parameters to train, which are the network's and
+            those of terms that callbacks add: ``functools.partial(flow.optim.Adam, lr=1e-3)``.
+        callbacks: called in this order.
+        objective: what to minimise before callbacks have had their say; cross-entropy by default.
+        seed: what dropout follows.
+    """
+
+    def __init__(
+        self,
+        model: flow.nn.Module,
+        optimizer: OptimizerFactory,
+        callbacks: Sequence[Callback] = (),
+        *,
+        objective: Objective | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.make_optimizer = optimizer
+        self.callbacks = CallbackList(callbacks)
+        self.objective = objective or Objective.task()
+        self.seed = seed
+
+    def fit(self, train: Loader, validation: Loader, *, epochs: int, directory: Path) -> FitEnd:
+        """Trains for ``epochs`` epochs, or until a callback asks for a stop.
+
+        Args:
+            train: the images to train on.
+            validation: the held-out images, evaluated after each epoch.
+            epochs: how often each training image is seen.
+            directory: where callbacks put their files.
+
+        Returns:
+            How the fit ended.
+
+        Raises:
+            CallbackError: a hook raised. Every callback that was started has been told the end.
+        """
+        objective = self.callbacks.configure(self.objective)
+        modules = (self.model, *objective.modules())
+        optimizer = self.make_optimizer([p for module in modules for p in module.parameters()])
+        progress, states = Progress(), self.callbacks.state_dict
+        run = Run(self.model, optimizer, objective, train, validation, epochs, directory, states, progress)
+        started = time.perf_counter()
+        try:
+            self.callbacks.on_fit_start(run)
+            self._train(run, progress)
+        except BaseException as error:
+            status = Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self._end(run, status, reason, started)
+            raise
+        return self._end(run, Status.STOPPED if run.stop_reason else Status.COMPLETED, run.stop_reason, started)
+
+    def _train(self, run: Run, progress: Progress) -> None:
+        """The loop."""
+        while progress.epoch < run.epochs and not run.stop_reason:
+            progress.epoch += 1
+            flow.manual_seed(derive_seed(self.seed, "dropout", progress.epoch))
+            self.model.train()
+            means, rate, started = MeanLosses(), run.learning_rate, time.perf_counter()
+            for batch in run.train.epoch(progress.epoch):
+                rate = run.learning_rate
+                losses = self._step(run, batch)
+                progress.step += 1
+                means.add(losses, len(batch))
+                self.callbacks.tell("on_batch", run, BatchEnd(run.epoch, run.step, batch, losses, rate))
+                if run.stop_reason:
+                    break
+            losses_of_epoch, trained = means.compute(), time.perf_counter()
+
+            metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
+            seconds = time.perf_counter() - trained
+            self.callbacks.tell("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
+
+            end = EpochEnd(run.epoch, run.step, metrics, means.images, trained - started, seconds, rate)
+            self.callbacks.tell("on_epoch_end", run, end)
+
+    def _step(self, run: Run, batch: Batch) -> Mapping[str, flow.Tensor]:
+        """Makes one optimizer step; returns the losses before it."""
+        run.optimizer.zero_grad()
+        output = Output(self.model(batch.inputs))
+        losses = run.objective(batch, output, epochs_done=run.step / len(run.train))
+        losses["total"].backward()
+        run.optimizer.step()
+        return MappingProxyType({name: loss.detach() for name, loss in losses.items()})
+
+    def evaluate(self, loader: Loader) -> dict[str, float]:
+        """Returns ``eval/accuracy`` and ``eval/cross_entropy`` over all of ``loader``'s images.
+
+        They measure the task, whatever the objective is, so that runs can be compared.
+        """
+        logits = predict_logits(self.model, loader)
+        return {
+            "eval/accuracy": accuracy(logits, loader.targets),
+            "eval/cross_entropy": cross_entropy(logits, loader.targets),
+        }
+
+    def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:
+        """Tells the callbacks that were started how the fit ended."""
+        end = FitEnd(status, reason, run.epoch, run.step, time.perf_counter() - started)
+        self.callbacks.on_fit_end(run, end)
+        return end
