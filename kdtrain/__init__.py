@@ -1,3 +1,70 @@
-"""kdtrain: a plugin-style trainer for knowledge distillation on OneFlow."""
+"""kdtrain: a plugin-style trainer for knowledge distillation on OneFlow.
+
+What is listed here is the public API, the one that plugins are written against. Names are imported
+when they are first used, because importing oneflow takes a second or two.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kdtrain.callback import Callback
+    from kdtrain.callbacks import DistillationCallback
+    from kdtrain.data.loader import Batch, Loader
+    from kdtrain.errors import KdtrainError, UsageError
+    from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+    from kdtrain.losses.soft_targets import soft_target_loss
+    from kdtrain.objective import Objective, Output
+    from kdtrain.run import Run
+    from kdtrain.runtime import flow
+    from kdtrain.trainer import Trainer
+
+_HOME = {
+    "Batch": "kdtrain.data.loader",
+    "BatchEnd": "kdtrain.events",
+    "Callback": "kdtrain.callback",
+    "DistillationCallback": "kdtrain.callbacks",
+    "EpochEnd": "kdtrain.events",
+    "EvalEnd": "kdtrain.events",
+    "FitEnd": "kdtrain.events",
+    "KdtrainError": "kdtrain.errors",
+    "Loader": "kdtrain.data.loader",
+    "Objective": "kdtrain.objective",
+    "Output": "kdtrain.objective",
+    "Run": "kdtrain.run",
+    "Status": "kdtrain.events",
+    "Trainer": "kdtrain.trainer",
+    "UsageError": "kdtrain.errors",
+    "flow": "kdtrain.runtime",
+    "soft_target_loss": "kdtrain.losses.soft_targets",
+}
+
+__all__ = [
+    "Batch",
+    "BatchEnd",
+    "Callback",
+    "DistillationCallback",
+    "EpochEnd",
+    "EvalEnd",
+    "FitEnd",
+    "KdtrainError",
+    "Loader",
+    "Objective",
+    "Output",
+    "Run",
+    "Status",
+    "Trainer",
+    "UsageError",
+    "flow",
+    "soft_target_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

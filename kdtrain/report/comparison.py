@@ -105,7 +105,7 @@ def compare(results: Sequence[ModelResult]) -> Comparison:
     """Returns the comparison of the three models; the two students are paired by their seeds.
 
     Raises:
-        KdtrainError: a model or one half of a pair is missing or there twice, the models were
+        KdtrainError: a model or one half of a pair is missing, a seed is there twice, the models were
             tested on different numbers of images, or a figure is inconsistent or not finite.
     """
     by_model = {model: _of_model(results, model) for model in MODELS}
@@ -160,10 +160,9 @@ def _test_images(results: Sequence[ModelResult]) -> int:
         name = f"{result.model}, seed {result.seed}"
         if result.test_images != images:
             raise KdtrainError(f"{name} was tested on {result.test_images} images, others on {images}.")
-        if not np.isfinite([result.test_cross_entropy, result.seconds]).all():
-            raise KdtrainError(
-                f"{name} has a test cross-entropy of {result.test_cross_entropy}: it diverged."
-            )
+        losses = [result.test_cross_entropy, *(point.cross_entropy for point in result.history)]
+        if not np.isfinite(losses).all():
+            raise KdtrainError(f"{name} has a cross-entropy that is not finite: its training diverged.")
         wrong = [(1 - result.test_accuracy) * images]
         if result.correct is not None:
             wrong.append(float((~result.correct).sum()))
@@ -201,8 +200,8 @@ def _verdict(outcome: str, gain: Interval, removed: float, errors: float, test: 
         return f"One seed: {points} ({change}){chance}; more seeds (`--seeds 5`) would give an interval."
     if gain.sd == 0:
         return (
-            f"Not distinguishable: {points} with each of {gain.n} seeds; "
-            "without any spread between them there is no interval to judge by."
+            f"Not distinguishable: {points}, {interval_text(gain)}; "
+            "without any spread there is no interval to judge by."
         )
     if outcome == "undecided":
         return (
@@ -218,28 +217,22 @@ def _count(errors: float) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Returns the table for a terminal of 80 columns; standard deviations stand below the means."""
-    gain, teachers = comparison.gain, comparison.summaries["teacher"].accuracy.n
+    gain, percent = comparison.gain, comparison.errors_removed_percent
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     if gain.n > 1:
-        table.caption = f"Means over {gain.n} seeds, standard deviations below; gain with its 95 % interval."
-    if teachers == 1 < gain.n:
+        table.caption = (
+            f"Means over {gain.n} seeds, standard deviations below; gain with its confidence interval."
+        )
+    if comparison.summaries["teacher"].accuracy.n == 1 < gain.n:
         table.caption = f"{table.caption} All students had the same teacher."
     table.add_column("model", no_wrap=True)
-    headers = (
-        "test\naccuracy %",
-        "cross-\nentropy",
-        "parameters",
-        "seconds",
-        "gain in\npoints",
-        "errors\nremoved",
-    )
-    for header in headers:
+    headers = ("test\naccuracy %", "cross-\nentropy", "parameters", "seconds")
+    for header in (*headers, "gain in\npoints", "errors\nremoved"):
         table.add_column(header, justify="right", no_wrap=True)
     for model, summary in comparison.summaries.items():
         gained, removed = "", ""
         if model == "student_kd":
             gained = f"{gain_text(gain)}\n{bounds_text(gain)}"
-            percent = comparison.errors_removed_percent
             removed = _count(comparison.errors_removed) + ("" if percent is None else f"\n{percent:.1f} %")
         table.add_row(
             model,

@@ -30,10 +30,9 @@ class _Curve:
     def mean(self) -> npt.NDArray[np.float64]:
         return np.asarray(self.values.mean(axis=0))
 
-    @property
-    def late(self) -> npt.NDArray[np.float64]:
-        """Each seed's values in the second half of the training, without stray dips."""
-        values = self.values[:, len(self.epochs) // 2 :]
+    def late(self, longest: int) -> npt.NDArray[np.float64]:
+        """Each seed's values in the second half of its epochs, without stray dips; of few epochs, all."""
+        values = self.values[:, len(self.epochs) // 2 if longest > 4 else 0 :]
         low, high = np.percentile(values, [25, 75])
         reach = 3 * (high - low)
         near = values[(values >= low - reach) & (values <= high + reach)]
@@ -49,16 +48,22 @@ def comparison_figure(comparison: Comparison, title_extra: str = "") -> Figure:
     """
     with house_style():
         figure = Figure(figsize=(11, 5.6), layout="constrained")
-        accuracy_axes, loss_axes = figure.subplots(1, 2)
+        accuracy_axes, loss_axes = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
         _draw(accuracy_axes, _curves(comparison, "accuracy", 100.0), ceiling=100.0, smallest=0.2)
-        _draw(loss_axes, _curves(comparison, "cross_entropy", 1.0), ceiling=None, smallest=0.005)
-        accuracy_axes.set_title("accuracy, %")
-        loss_axes.set_title("cross-entropy, nats per image")
+        _draw(loss_axes, _curves(comparison, "cross_entropy", 1.0), ceiling=np.inf, smallest=0.005)
+        accuracy_axes.set_title("held-out accuracy, %")
+        loss_axes.set_title("held-out cross-entropy, nats")
         handles, labels = accuracy_axes.get_legend_handles_labels()
         seeds = comparison.gain.n
         spread = f"lines: mean of {seeds} seeds, bands: lowest to highest" if seeds > 1 else None
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=4, title=spread, handlelength=3.5, fontsize=10.5
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=4,
+            title=spread,
+            handlelength=3.5,
+            fontsize=10.5,
         )
         figure.suptitle(_title(comparison, title_extra), fontsize=12)
     return figure
@@ -93,37 +98,48 @@ def _curves(comparison: Comparison, figure: str, scale: float) -> list[_Curve]:
     return curves
 
 
-def _draw(axes: Axes, curves: Sequence[_Curve], ceiling: float | None, smallest: float) -> None:
+def _draw(axes: Axes, curves: Sequence[_Curve], ceiling: float, smallest: float) -> None:
+    axes.set_xlabel("epoch")
+    axes.grid(True)
     for curve in curves:
         line = LINES[curve.model]
         axes.plot(
             curve.epochs,
             curve.mean,
             color=line.colour,
-            marker=line.marker,
             linestyle=line.dashes,
             linewidth=1.8,
-            markersize=5,
+            marker=line.marker,
+            markerfacecolor=line.face,
+            markevery=max(1, len(curve.epochs) // 20),
             label=curve.model,
         )
         if len(curve.values) > 1:
             low, high = curve.values.min(axis=0), curve.values.max(axis=0)
             axes.fill_between(curve.epochs, low, high, color=line.colour, alpha=0.18, linewidth=0)
-        if curve.model == "teacher":
-            axes.axhline(curve.mean[-1], color=line.colour, linewidth=1, linestyle=":", label="teacher's last epoch")
-    axes.set_xlabel("epoch, on the held-out set")
-    axes.grid(True)
+    if curves and curves[0].model == "teacher":
+        final, colour = curves[0].mean[-1], LINES["teacher"].colour
+        axes.axhline(final, color=colour, linewidth=1.4, linestyle=":", label="teacher's last epoch")
     if curves:
         _focus(axes, curves, ceiling, smallest)
 
 
-def _focus(axes: Axes, curves: Sequence[_Curve], ceiling: float | None, smallest: float) -> None:
-    """Limits the axes to the late epochs, at least ``smallest`` high, and says what is left out."""
-    late = np.concatenate([curve.late for curve in curves])
+def _focus(axes: Axes, curves: Sequence[_Curve], ceiling: float, smallest: float) -> None:
+    """Limits the axes to the late epochs, at least ``smallest`` high, and says what leaves them."""
+    longest = max(len(curve.epochs) for curve in curves)
+    late = np.concatenate([curve.late(longest) for curve in curves])
     low, high = float(late.min()), float(late.max())
     margin = max(0.08 * (high - low), (smallest - (high - low)) / 2)
-    low, high = low - margin, high + margin
-    axes.set_ylim(max(low, 0.0), high)
+    axes.set_ylim(low - margin, high + margin)
+    # Room for a marker at 100 % or at a loss of 0 is fine, figures beyond them are not.
+    ticks = axes.get_yticks()
+    axes.set_yticks(ticks[(ticks >= max(low - margin, 0)) & (ticks <= min(high + margin, ceiling))])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    last = max(int(curve.epochs[-1]) for curve in curves)
-    axes.set_xlim(0.5, last + 0.5)
+    axes.set_xlim(0.5, max(int(curve.epochs[-1]) for curve in curves) + 0.5)
+    means = np.concatenate([curve.mean for curve in curves])
+    outside = [f"down to {means.min():.3g}"] if means.min() < low - margin else []
+    outside += [f"up to {means.max():.3g}"] if means.max() > high + margin else []
+    if outside:
+        axes.set_title(
+            f"off the axis: {', '.join(outside)}", loc="right", fontsize=9, fontweight="normal", color=GREY
+        )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev  # the standard library's: exact, so equal values have an sd of 0
+from statistics import mean, stdev
 
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
-
 
 CONFIDENCE = 0.95
 
@@ -40,6 +39,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
         raise ValueError(f"an interval needs one or more finite values, got {numbers}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    # The standard library's mean and stdev are exact: equal values have an sd of exactly 0.
     n, centre = len(numbers), mean(numbers)
     if n == 1:
         return Interval(centre, None, None, None, 1)
@@ -66,8 +66,8 @@ def gain_text(interval: Interval) -> str:
 
 
 def bounds_text(interval: Interval) -> str:
-    """Returns ``"0.10 to 0.26"``, or ``""`` where there are no bounds."""
-    if interval.low is None or interval.high is None:
+    """Returns ``"0.10 to 0.26"``, or ``""`` where there is no interval of any width."""
+    if interval.low is None or interval.high is None or interval.sd == 0:
         return ""
     decimals = _decimals(interval)
     # Adding zero turns a rounded "-0.00" into "0.00".
@@ -77,9 +77,11 @@ def bounds_text(interval: Interval) -> str:
 
 
 def interval_text(interval: Interval) -> str:
-    """Returns ``"95 % interval 0.10 to 0.26 over 5 seeds"``; for a single seed ``"one seed"``."""
+    """Returns ``"95 % interval 0.10 to 0.26 over 5 seeds"``; without one, says why."""
     if interval.n == 1:
         return "one seed"
+    if interval.sd == 0:
+        return f"the same in each of {interval.n} seeds"
     return f"{100 * CONFIDENCE:.0f} % interval {bounds_text(interval)} over {interval.n} seeds"
 
 

@@ -22,24 +22,27 @@ HIGHLIGHT = "#0072B2"
 
 @dataclass(frozen=True)
 class Line:
-    """How one model's curve is drawn: told apart by colour, by marker and by dashes."""
+    """How one model's curve is drawn: told apart by colour, marker and dashes."""
 
     colour: str
     marker: str
     dashes: str
+    face: str
 
 
 # Okabe and Ito's palette, which the common kinds of colour-blindness leave distinct.
 LINES = {
-    "teacher": Line("#009E73", "s", "--"),
-    "student_kd": Line("#0072B2", "o", "-"),
-    "student": Line("#D55E00", "^", "-."),
+    "teacher": Line("#009E73", "s", "--", "#009E73"),
+    "student_kd": Line("#0072B2", "o", "-", "#0072B2"),
+    "student": Line("#D55E00", "^", "-.", "white"),
 }
 
 _RC = {
     "figure.dpi": DPI,
     "font.family": "DejaVu Sans",
     "font.size": 10.0,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.08,
     "axes.titlesize": 11.0,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

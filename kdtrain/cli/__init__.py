@@ -1,0 +1,5 @@
+"""The command line: ``kdtrain COMMAND``. Each command has a module of its own."""
+
+from kdtrain.cli.main import main
+
+__all__ = ["main"]

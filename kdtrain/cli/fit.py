@@ -1,0 +1,63 @@
+"""``kdtrain fit``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kdtrain.config import FitConfig, load_config
+from kdtrain.runtime import turn_sigterm_into_exception
+from kdtrain.store.atomic import write_bytes
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, and prints how the models did."""
+    flags = {name: value for name, value in vars(options).items() if name not in ("command", "debug", "config")}
+    config = load_config(flags, options.config)
+    turn_sigterm_into_exception()
+    if config.mode == "compare":
+        _compare(config)
+    else:
+        _single(config)
+    return 0
+
+
+def _single(config: FitConfig) -> None:
+    from kdtrain.fitting import Session
+
+    trained = Session(config).fit_one()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("test accuracy", f"{trained.test.accuracy:.2%} ({trained.test.errors} errors in {trained.test.images:,})")
+    table.add_row("cross-entropy", f"{trained.test.cross_entropy:.4f}")
+    table.add_row("parameters", f"{trained.parameters:,}")
+    table.add_row("seconds", f"{trained.seconds:.1f}")
+    table.add_row("best weights", str(trained.saved.path))
+    Console().print(table)
+
+
+def _compare(config: FitConfig) -> None:
+    from kdtrain.comparing import run_comparison
+    from kdtrain.fitting import Session
+    from kdtrain.report.comparison import comparison_table
+
+    comparison, directory = run_comparison(Session(config))
+    picture = directory / "compare.png"
+    if config.image_save_dir is not None or config.image_save_name is not None:
+        copy = picture_path(config.image_save_dir, config.image_save_name, Path("compare.png"))
+        write_bytes(copy, picture.read_bytes())
+        picture = copy
+    console = Console()
+    console.print(comparison_table(comparison))
+    console.print(comparison.verdict, highlight=False)
+    console.print(f"Picture: {picture}", highlight=False, soft_wrap=True)
+    console.print(f"Figures: {directory / 'compare.json'}", highlight=False, soft_wrap=True)
+
+
+def picture_path(folder: Path | None, name: Path | None, default: Path) -> Path:
+    """Returns where a picture goes: a name alone is a path of its own, as in the sample."""
+    if name is None:
+        return (folder or Path()) / default
+    return folder / name if folder is not None else name

@@ -1,0 +1,129 @@
+"""``kdtrain infer``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.console import Console
+
+from kdtrain.cli.common import open_data, open_model
+from kdtrain.cli.fit import picture_path
+from kdtrain.data.datasets import Normalization
+from kdtrain.data.photo import read_photo, to_mnist
+from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.report.prediction import prediction_figure, probabilities
+from kdtrain.report.style import save_figure
+from kdtrain.runtime import flow, resolve_device
+from kdtrain.store.checkpoint import SavedModel
+from kdtrain.teachers import default_model_path
+
+
+@dataclass(frozen=True)
+class Question:
+    """An image to be recognised, (C, H, W) as the network sees it, and where it comes from."""
+
+    name: str
+    pixels: npt.NDArray[np.uint8]
+    original: Image.Image | None = None
+    truth: str | None = None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Recognises images; prints the answers and draws a picture of each."""
+    _check(options)
+    path = options.checkpoint or default_model_path(options.model_save_dir, options.model_type)
+    if options.checkpoint is None and not path.exists():
+        raise CheckpointError(
+            f"there is no {options.model_type} model in {options.model_save_dir}: train one with "
+            f"`kdtrain fit --mode {options.model_type}`, or name a file with --checkpoint."
+        )
+    device = resolve_device(options.device)
+    saved = open_model(path, options.model_type)
+    questions = _questions(options, saved)
+    model = saved.build(device)
+    answers = [_answer(question, model, saved, options, device) for question in questions]
+    if options.json:
+        print(json.dumps(answers, indent=2))
+    else:
+        for answer in answers:
+            _print(answer)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if (options.picture_index is None) == (not options.images):
+        raise UsageError("name image files, or one image of the test set with --picture-index N.")
+    if not 0 < options.temperature < math.inf:
+        raise UsageError(f"--temperature is {options.temperature}: it must be above 0.")
+    if options.image_save_name is not None and len(options.images) > 1:
+        raise UsageError("--image-save-name names one picture, but there are several images: use --image-save-dir.")
+
+
+def _questions(options: argparse.Namespace, saved: SavedModel) -> list[Question]:
+    if options.picture_index is None:
+        channels, *size = saved.card.image_shape
+        if channels != 1:
+            raise CheckpointError(f"{saved.path} takes colour images: only grey digits can be read from a file.")
+        photos = [(path, read_photo(path)) for path in options.images]
+        return [
+            Question(str(path), to_mnist(photo, (size[0], size[1]))[np.newaxis], original=photo)
+            for path, photo in photos
+        ]
+    data = open_data(saved, options.dataset, options.data_dir)
+    index = options.picture_index
+    if not 0 <= index < len(data.test):
+        raise UsageError(f"--picture-index {index}: the test set has images 0 to {len(data.test) - 1}.")
+    truth = data.classes[int(data.test.labels[index])]
+    return [Question(f"test image {index}", data.test.images[index], truth=truth)]
+
+
+def _answer(
+    question: Question, model: flow.nn.Module, saved: SavedModel, options: argparse.Namespace, device: str
+) -> dict[str, Any]:
+    """Asks the network, draws the picture, and returns what to print."""
+    card = saved.card
+    inputs = Normalization(card.mean, card.std).apply(question.pixels[np.newaxis])
+    with flow.no_grad():
+        logits = model(flow.tensor(inputs).to(device)).numpy()[0].astype(np.float64)
+    hard, soft = probabilities(logits, 1.0), probabilities(logits, options.temperature)
+    best = int(hard.argmax())
+    name = f"{options.model_type if options.checkpoint is None else saved.path.stem}_{_stem(question, options)}.png"
+    folder = options.image_save_dir or (None if options.image_save_name else Path("logs/images"))
+    picture = picture_path(folder, options.image_save_name, Path(name))
+    title = f"{question.name}: {card.classes[best]} with {hard[best]:.1%} ({card.mode}, {card.arch})"
+    figure = prediction_figure(
+        question.pixels, logits, card.classes, options.temperature, title, question.original, question.truth
+    )
+    save_figure(figure, picture)
+    return {
+        "image": question.name,
+        "prediction": card.classes[best],
+        "truth": question.truth,
+        "temperature": options.temperature,
+        "probabilities": dict(zip(card.classes, hard.tolist(), strict=True)),
+        "softened": dict(zip(card.classes, soft.tolist(), strict=True)),
+        "model": str(saved.path),
+        "picture": str(picture),
+    }
+
+
+def _stem(question: Question, options: argparse.Namespace) -> str:
+    return str(options.picture_index) if options.picture_index is not None else Path(question.name).stem
+
+
+def _print(answer: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    truth = f" (it is {answer['truth']})" if answer["truth"] is not None else ""
+    console.print(f"{answer['image']}: [bold]{answer['prediction']}[/bold]{truth}", soft_wrap=True)
+    console.print(f"  {'class':<12} {'T=1':>8} {'T=' + format(answer['temperature'], 'g'):>8}")
+    for name, hard in sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:10]:
+        console.print(f"  {name:<12} {hard:>8.2%} {answer['softened'][name]:>8.2%}", markup=False)
+    console.print(f"  picture: {answer['picture']}", markup=False, soft_wrap=True)

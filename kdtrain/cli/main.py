@@ -1,0 +1,51 @@
+"""Entry point: runs a command, and turns what goes wrong into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+from kdtrain.cli.parser import parse
+from kdtrain.errors import KdtrainError, Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``kdtrain`` with the given words, by default those of the process; returns the exit code.
+
+    0 done or stopped early, 1 failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = parse(words)
+        code: int = importlib.import_module(f"kdtrain.cli.{options.command}").run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has enough, as `| head` does. Python would complain once more
+        # when it flushes at exit, so give it somewhere to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        terminated = isinstance(error, Terminated)
+        print("kdtrain: terminated." if terminated else "kdtrain: interrupted.", file=sys.stderr)
+        return 143 if terminated else 130
+    except Exception as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        print(f"kdtrain: {_sentence(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, KdtrainError) else 1
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, KdtrainError):
+        return str(error)
+    # OneFlow puts colours and a long stack of C++ calls into its messages.
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    last = text.splitlines()[-1].strip() if text else "no message"
+    return f"unexpected {type(error).__name__}: {last} (run again with --debug for the traceback)."

@@ -1,0 +1,127 @@
+"""The argument parser: all commands, and help for people who mistype."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import kdtrain
+from kdtrain.config import MODES, FitConfig, add_flags
+from kdtrain.errors import UsageError, did_you_mean
+
+COMMANDS = {
+    "fit": "train a teacher, a student, a distilled student, or compare all three",
+    "eval": "test a checkpoint: accuracy, cross-entropy, per class, confusion matrix",
+    "infer": "say which digit an image shows, and draw the probabilities",
+    "plugins": "list the callbacks that can be plugged in",
+    "doctor": "check this installation and say how to mend it",
+}
+
+_EXAMPLES = """examples:
+  kdtrain fit --mode compare                     teacher, student with and without KD, and a picture
+  kdtrain fit --mode student_kd --temperature 4  distil the best teacher into a student
+  kdtrain infer --picture-index 9999             ask the distilled student about a test image
+  kdtrain infer my_digit.jpg --model-type teacher
+  tensorboard --logdir logs                      watch the curves
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UsageError, with the nearest flag where one was mistyped."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
+        if unknown:
+            message = f"there is no flag {unknown[1]}{did_you_mean(unknown[1], self._option_string_actions)}"
+        raise UsageError(f"{message}. See `{self.prog} --help`.")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses; leaves nothing unrecognised to the caller, so that each command names its own flags."""
+        known, extras = self.parse_known_args(args, namespace)
+        if extras:
+            self.error(f"unrecognized arguments: {' '.join(extras)}")
+        return known
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Returns the parsed command line, with ``command`` set.
+
+    Raises:
+        UsageError: something in it is unknown or not allowed.
+    """
+    top = _Parser(prog="kdtrain", description=kdtrain.__doc__.partition("\n")[0], epilog=_EXAMPLES)
+    top.add_argument("--version", action="version", version=f"kdtrain {kdtrain.__version__}")
+    listed = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    top.usage = "kdtrain COMMAND [flags]"
+    top.description = f"{top.description}\n\ncommands (`kdtrain COMMAND --help` for the flags of each):\n{listed}"
+    if not words:
+        top.print_help(sys.stderr)
+        raise UsageError("say what to do, such as `kdtrain fit`.")
+    command, *rest = words
+    if command not in COMMANDS:
+        if not command.startswith("-"):
+            raise UsageError(f"there is no command {command!r}{did_you_mean(command, COMMANDS)} ({', '.join(COMMANDS)}).")
+        top.parse_args([command])
+    parser = _Parser(prog=f"kdtrain {command}", description=f"{COMMANDS[command].capitalize()}.")
+    _FLAGS[command](parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    namespace: argparse.Namespace = parser.parse_args([_dashed(word) for word in rest])
+    namespace.command = command
+    return namespace
+
+
+def _dashed(word: str) -> str:
+    """Turns --batch_size=64 into --batch-size=64: the sample spells its flags with underscores."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
+def _fit(parser: _Parser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="read settings from a TOML file; flags win")
+    add_flags(parser, FitConfig)
+
+
+def _eval(parser: _Parser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file, or a OneFlow checkpoint directory")
+    _data_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _infer(parser: _Parser) -> None:
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="photos or scans of single digits")
+    parser.add_argument("--picture-index", type=int, metavar="N", help="take image N of the test set instead")
+    models = tuple(mode for mode in MODES if mode != "compare")
+    parser.add_argument("--model-type", choices=models, default="student_kd", help="which of the trained models to ask [student_kd]")
+    parser.add_argument("--checkpoint", "--model-load-dir", type=Path, metavar="FILE", help="ask this model instead")
+    parser.add_argument("--model-save-dir", type=Path, default=Path("logs/models"), metavar="DIR", help="where the trained models are [logs/models]")
+    parser.add_argument("--temperature", type=float, default=10.0, metavar="T", help="how soft the third panel is [10]")
+    parser.add_argument("--image-save-dir", type=Path, metavar="DIR", help="where pictures go [logs/images]")
+    parser.add_argument("--image-save-name", type=Path, metavar="FILE", help="name of the picture [MODEL_IMAGE.png]")
+    _data_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _data_flags(parser: _Parser) -> None:
+    parser.add_argument("--dataset", metavar="NAME", help="mnist or fashion_mnist [what the model was trained on]")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="read the four IDX files from here")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]")
+
+
+def _plugins(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+
+
+def _doctor(parser: _Parser) -> None:
+    """It has no flags."""
+
+
+_FLAGS = {"fit": _fit, "eval": _eval, "infer": _infer, "plugins": _plugins, "doctor": _doctor}
+

@@ -1,0 +1,199 @@
+"""One schema for the flags of ``kdtrain fit``, its TOML file and its defaults."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+import tomli_w
+
+from kdtrain.errors import UsageError, did_you_mean
+
+MODES = ("teacher", "student_kd", "student", "compare")
+OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
+"""Each optimizer's default for the (highest) learning rate."""
+
+Check = tuple[Callable[[Any], bool], str]
+
+POSITIVE: Check = (lambda value: 0 < value < math.inf, "must be above 0")
+NOT_NEGATIVE: Check = (lambda value: value >= 0, "must not be negative")
+AT_LEAST_ONE: Check = (lambda value: value >= 1, "must be at least 1")
+FRACTION: Check = (lambda value: 0 <= value <= 1, "must be from 0 to 1")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    check: Check | None = None,
+    metavar: str | None = None,
+    also: tuple[str, ...] = (),
+) -> Any:
+    """Declares one setting: its default, what is allowed, and further spellings of its flag."""
+    metadata = {"help": help, "choices": choices, "check": check, "metavar": metavar, "also": also}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What ``kdtrain fit`` is to do. None means: the mode, or another setting, decides."""
+
+    mode: str = setting(
+        "compare", "what to train", choices=MODES, also=("--model-type",)
+    )
+    epochs: int | None = setting(None, "epochs for every network [3 for the teacher, 20 for students]", check=AT_LEAST_ONE)
+    teacher_epochs: int | None = setting(None, "epochs for the teacher alone", check=AT_LEAST_ONE)
+    batch_size: int = setting(128, "images in a training step", check=AT_LEAST_ONE)
+    optimizer: str = setting("adam", "how weights are updated", choices=tuple(OPTIMIZERS))
+    lr: float | None = setting(None, "highest learning rate [adam 0.003, adadelta 1, sgd 0.1]", check=POSITIVE)
+    schedule: str = setting(
+        "one_cycle", "how the learning rate changes", choices=("one_cycle", "cosine", "constant")
+    )
+    teacher_arch: str = setting("teacher_cnn", "the large network", metavar="NAME")
+    student_arch: str = setting("student_mlp", "the small network", metavar="NAME")
+    teacher_checkpoint: Path | None = setting(
+        None, "a trained teacher [the one in --model-save-dir]", metavar="FILE", also=("--load-teacher-checkpoint-dir",)
+    )
+    temperature: float = setting(4.0, "how soft the teacher's labels are made", metavar="T", check=POSITIVE)
+    alpha: float = setting(0.9, "weight of the soft labels, 0 to 1", check=FRACTION)
+    dataset: str = setting("mnist", "mnist or fashion_mnist", metavar="NAME")
+    data_dir: Path | None = setting(None, "read the four IDX files, plain or gzipped, from here", metavar="DIR")
+    val_size: int = setting(
+        5000, "training images held out to choose by; 0 chooses on the test set", metavar="N", check=NOT_NEGATIVE
+    )
+    limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=AT_LEAST_ONE)
+    seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=NOT_NEGATIVE)
+    seeds: int = setting(1, "compare over this many seeds, from --seed on", metavar="N", check=AT_LEAST_ONE)
+    early_stopping: int | None = setting(
+        None, "stop after this many epochs without a better accuracy", metavar="EPOCHS", check=AT_LEAST_ONE
+    )
+    plugin: tuple[str, ...] = setting(
+        (), "a callback: NAME or FILE.py:CLASS, with ,key=value arguments (repeatable)", metavar="PLUGIN"
+    )
+    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    logdir: Path = setting(Path("logs"), "where run directories go", metavar="DIR")
+    model_save_dir: Path | None = setting(None, "where the best models go [LOGDIR/models]", metavar="DIR")
+    image_save_dir: Path | None = setting(None, "put a copy of the comparison picture here", metavar="DIR")
+    image_save_name: Path | None = setting(None, "name of that copy [compare.png]", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if self.seeds > 1 and self.mode != "compare":
+            raise UsageError(f"--seeds {self.seeds} is for --mode compare; use --seed to choose one for {self.mode}.")
+
+    @property
+    def models(self) -> Path:
+        """Where the best models go."""
+        return self.model_save_dir or self.logdir / "models"
+
+    def resolved(self) -> FitConfig:
+        """Returns this configuration with nothing left to be decided by the mode or the optimizer."""
+        return dataclasses.replace(
+            self,
+            teacher_epochs=self.teacher_epochs or self.epochs or 3,
+            epochs=self.epochs or 20,
+            lr=self.lr or OPTIMIZERS[self.optimizer],
+            model_save_dir=self.models,
+        )
+
+    def to_toml(self) -> str:
+        """Returns the configuration as a file that ``--config`` reads."""
+        values = {name: _plain(value) for name, value in vars(self).items() if value is not None}
+        return tomli_w.dumps(values)
+
+    def for_display(self) -> dict[str, str | float | int | bool]:
+        """Returns the settings as TensorBoard's HParams tab takes them."""
+        plain = {name: _plain(value) for name, value in vars(self).items() if value is not None}
+        return {name: " ".join(value) if isinstance(value, list) else value for name, value in plain.items()}
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type[FitConfig] = FitConfig) -> None:
+    """Adds a flag for every setting; a flag that is not given leaves no trace in the namespace."""
+    for field in dataclasses.fields(config):
+        kind, repeatable = _kind(config, field.name)
+        options: dict[str, Any] = {"action": "append"} if repeatable else {}
+        if field.metadata["choices"]:
+            options["choices"] = field.metadata["choices"]
+        shown = field.default if field.default not in (None, ()) and "[" not in field.metadata["help"] else None
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            *field.metadata["also"],
+            dest=field.name,
+            type=kind,
+            default=argparse.SUPPRESS,
+            help=field.metadata["help"] + (f" [{shown}]" if shown is not None else ""),
+            metavar=field.metadata["metavar"] or (None if field.metadata["choices"] else kind.__name__.upper()),
+            **options,
+        )
+
+
+def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
+    """Returns the configuration: flags over file over defaults.
+
+    Raises:
+        UsageError: the file cannot be read, or a value in it or in a flag is not allowed.
+    """
+    from_file = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
+    from_flags = {name: _checked(name, value, f"--{name.replace('_', '-')}") for name, value in flags.items()}
+    return FitConfig(**(from_file | from_flags))
+
+
+def _read_toml(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        values = tomli.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"--config {file}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
+        raise UsageError(f"--config {file} cannot be read: {error}.") from error
+    known = [field.name for field in dataclasses.fields(FitConfig)]
+    for name in values:
+        if name not in known:
+            raise UsageError(f"{file}: there is no setting {name!r}{did_you_mean(name, known)}.")
+    return values
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """Returns ``value`` in the setting's own type, or says what is wrong with it."""
+    field = next(field for field in dataclasses.fields(FitConfig) if field.name == name)
+    kind, repeatable = _kind(FitConfig, name)
+    values = list(value) if repeatable and isinstance(value, (list, tuple)) else [value]
+    for index, item in enumerate(values):
+        if kind is float and isinstance(item, int) and not isinstance(item, bool):
+            item = float(item)
+        if kind is Path and isinstance(item, str):
+            item = Path(item)
+        if not isinstance(item, kind) or isinstance(item, bool):
+            raise UsageError(f"{where} is {item!r}: it must be of type {kind.__name__}.")
+        choices, check = field.metadata["choices"], field.metadata["check"]
+        if choices and item not in choices:
+            raise UsageError(f"{where} is {item!r}{did_you_mean(item, choices)} ({', '.join(choices)}).")
+        if check is not None and not check[0](item):
+            raise UsageError(f"{where} is {item}: it {check[1]}.")
+        values[index] = item
+    return tuple(values) if repeatable else values[0]
+
+
+def _kind(config: type[FitConfig], name: str) -> tuple[type, bool]:
+    """Returns a setting's type, without None, and whether it takes several values."""
+    hint = typing.get_type_hints(config)[name]
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

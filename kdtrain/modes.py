@@ -1,0 +1,93 @@
+"""The modes: which network each trains, and which callbacks make the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from kdtrain.callback import Callback
+from kdtrain.callbacks import (
+    Checkpoint,
+    DistillationCallback,
+    EarlyStopping,
+    LearningRateSchedule,
+    Progress,
+    RunLog,
+    StopOnNonFinite,
+    TensorBoard,
+)
+from kdtrain.config import FitConfig
+from kdtrain.plugin_loader import load_plugin
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import ModelCard
+from kdtrain.trainer import OptimizerFactory
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What callbacks are made from."""
+
+    config: FitConfig
+    card: ModelCard
+    teacher: flow.nn.Module | None = None
+
+
+def common(setup: Setup) -> list[Callback]:
+    """Returns what every mode has."""
+    config = setup.config
+    callbacks: list[Callback] = [
+        StopOnNonFinite(),
+        LearningRateSchedule(config.schedule, config.lr),
+        Checkpoint(setup.card),
+        TensorBoard(config.to_toml()),
+        RunLog(),
+        Progress(setup.card.mode),
+    ]
+    if config.early_stopping is not None:
+        callbacks.append(EarlyStopping(config.early_stopping))
+    return callbacks + [load_plugin(spec) for spec in config.plugin]
+
+
+def distillation(setup: Setup) -> list[Callback]:
+    """Returns what makes a student learn from its teacher."""
+    config, cache = setup.config, setup.config.logdir / "cache" / "teacher_logits"
+    return [DistillationCallback(setup.teacher, config.temperature, config.alpha, cache_directory=cache)]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way of training a network."""
+
+    network: str
+    callbacks: Callable[[Setup], list[Callback]]
+    has_teacher: bool = False
+
+
+MODES = {
+    "teacher": Mode("teacher", common),
+    "student": Mode("student", common),
+    "student_kd": Mode("student", lambda setup: common(setup) + distillation(setup), has_teacher=True),
+}
+COMPARE = ("teacher", "student_kd", "student")
+"""What mode ``compare`` trains, in this order, on the same batches from the same initial weights."""
+
+
+def architecture(mode: str, config: FitConfig) -> str:
+    """Returns the name of the network that ``mode`` trains."""
+    return config.teacher_arch if MODES[mode].network == "teacher" else config.student_arch
+
+
+def epochs(mode: str, config: FitConfig) -> int | None:
+    """Returns how many epochs ``mode`` trains for."""
+    return config.teacher_epochs if MODES[mode].network == "teacher" else config.epochs
+
+
+def optimizer(config: FitConfig) -> OptimizerFactory:
+    """Returns what makes the optimizer that the configuration names."""
+    factories: dict[str, OptimizerFactory] = {
+        "adam": partial(flow.optim.Adam, lr=config.lr),
+        "adadelta": partial(flow.optim.Adadelta, lr=config.lr),
+        "sgd": partial(flow.optim.SGD, lr=config.lr, momentum=0.9),
+    }
+    return factories[config.optimizer]

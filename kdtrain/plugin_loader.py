@@ -1,0 +1,163 @@
+"""Finds callbacks by name or file, and makes them from the words of a --plugin flag."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import inspect
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, UnionType
+from typing import Any
+
+from kdtrain.callback import HOOKS, Callback
+from kdtrain.errors import KdtrainError, UsageError, did_you_mean
+
+GROUP = "kdtrain.plugins"
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """A plugin that is installed.
+
+    Attributes:
+        name: what ``--plugin`` calls it.
+        source: the distribution and the class that it comes from.
+        summary: the first line of its docstring, or why it cannot be loaded.
+        arguments: its constructor's, with defaults.
+        hooks: those that it overrides.
+    """
+
+    name: str
+    source: str
+    summary: str
+    arguments: str = ""
+    hooks: tuple[str, ...] = ()
+
+
+def load_plugin(spec: str) -> Callback:
+    """Returns the callback that ``NAME[,key=value...]`` or ``FILE.py:CLASS[,key=value...]`` describes.
+
+    Raises:
+        UsageError: there is no such plugin, or it does not take these arguments.
+        KdtrainError: it cannot be imported or made.
+    """
+    target, *words = spec.split(",")
+    cls = _from_file(target) if ":" in target or target.endswith(".py") else _from_entry_point(target)
+    if not (inspect.isclass(cls) and issubclass(cls, Callback)):
+        raise UsageError(f"--plugin {target}: it is not a subclass of kdtrain.Callback.")
+    arguments = _arguments(cls, words, target)
+    try:
+        return cls(**arguments)
+    except KdtrainError:
+        raise
+    except Exception as error:
+        raise UsageError(f"--plugin {spec}: {cls.__name__} refused its arguments: {error}") from error
+
+
+def list_plugins() -> list[PluginInfo]:
+    """Returns all plugins that are installed, by name, including those that cannot be loaded."""
+    return [_describe(point) for point in sorted(_entry_points(), key=lambda point: point.name)]
+
+
+def _entry_points() -> tuple[importlib.metadata.EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=GROUP))
+
+
+def _describe(point: importlib.metadata.EntryPoint) -> PluginInfo:
+    distribution = point.dist.name if point.dist is not None else "unknown"
+    source = f"{distribution} ({point.value})"
+    try:
+        cls = point.load()
+        signature = inspect.signature(cls)
+    except Exception as error:
+        return PluginInfo(point.name, source, f"cannot be loaded: {error}")
+    arguments = ", ".join(str(parameter).replace("'", "") for parameter in signature.parameters.values())
+    hooks = tuple(h for h in ("configure", *HOOKS) if getattr(cls, h) is not getattr(Callback, h))
+    summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+    return PluginInfo(point.name, source, summary, arguments, hooks)
+
+
+def _from_entry_point(name: str) -> Any:
+    points = {point.name: point for point in _entry_points()}
+    if name not in points:
+        listed = ", ".join(sorted(points)) or "none is installed"
+        raise UsageError(f"there is no plugin {name!r}{did_you_mean(name, points)} ({listed}).")
+    try:
+        return points[name].load()
+    except Exception as error:
+        raise KdtrainError(f"the plugin {name} ({points[name].value}) cannot be imported: {error!r}") from error
+
+
+def _from_file(target: str) -> Any:
+    file, _, name = target.rpartition(":") if ":" in target else (target, "", "")
+    path = Path(file)
+    if not name:
+        raise UsageError(f"--plugin {target}: say which class, as {path.name}:CLASS.")
+    if not path.is_file():
+        raise UsageError(f"--plugin {target}: there is no file {path}.")
+    module = _import_file(path)
+    if not hasattr(module, name):
+        classes = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Callback)]
+        own = [key for key in classes if vars(module)[key].__module__ == module.__name__]
+        raise UsageError(f"{path} has no class {name!r}{did_you_mean(name, own)} (it has {', '.join(own) or 'none'}).")
+    return getattr(module, name)
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"kdtrain_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--plugin {path}: it is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise KdtrainError(f"the plugin {path} cannot be imported: {error!r}") from error
+    return module
+
+
+def _arguments(cls: type[Callback], words: list[str], target: str) -> dict[str, Any]:
+    """Turns ``key=value`` words into arguments of the types in the constructor's signature."""
+    parameters = {} if cls.__init__ is object.__init__ else dict(inspect.signature(cls).parameters)
+    hints = typing.get_type_hints(cls.__init__) if parameters else {}
+    arguments: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UsageError(f"--plugin {target}: {word!r} should be key=value.")
+        if key not in parameters:
+            listed = ", ".join(parameters) or "none"
+            raise UsageError(
+                f"--plugin {target}: there is no argument {key!r}{did_you_mean(key, parameters)} (it takes {listed})."
+            )
+        if key in arguments:
+            raise UsageError(f"--plugin {target}: {key} is given twice.")
+        arguments[key] = _value(text, hints.get(key, str), f"--plugin {target}: {key}={text}")
+    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments and p.kind < p.VAR_POSITIONAL]
+    if missing:
+        raise UsageError(f"--plugin {target}: it needs {', '.join(f'{name}=…' for name in missing)}.")
+    return arguments
+
+
+def _value(text: str, hint: Any, where: str) -> Any:
+    """Returns ``text`` as the first type of ``hint`` that it can be read as."""
+    kinds = typing.get_args(hint) if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    for kind in kinds:
+        if kind is bool:
+            if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+            continue
+        if typing.get_origin(kind) is typing.Literal:
+            if text in typing.get_args(kind):
+                return text
+            continue
+        if kind in (int, float, str, Path):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None))
+    raise UsageError(f"{where} is not of type {names}.")

@@ -1,0 +1,34 @@
+"""Label smoothing: the control that a distilled student has to beat."""
+
+from __future__ import annotations
+
+from kdtrain import Batch, Callback, Objective, Output, UsageError, flow
+
+
+class LabelSmoothing(Callback):
+    """Trains on labels that give epsilon / (classes - 1) to every wrong class.
+
+    Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), section 7,
+    in the form that leaves 1 - epsilon on the label. It takes the place of the cross-entropy, under
+    whatever weight that has, so it combines with distillation.
+
+    Args:
+        epsilon: the probability taken away from the label, from 0 up to, not including, 1.
+    """
+
+    def __init__(self, epsilon: float = 0.1) -> None:
+        if not 0.0 <= epsilon < 1.0:
+            raise UsageError(f"epsilon={epsilon}: it must be from 0 to below 1.")
+        self.epsilon = epsilon
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective with smoothed labels in the task term."""
+        return objective.replace("task", self.smoothed_cross_entropy)
+
+    def smoothed_cross_entropy(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the mean cross-entropy against the smoothed labels, in nats per image."""
+        classes = output.logits.shape[1]
+        log_p = flow.nn.functional.log_softmax(output.logits, dim=1)
+        right = log_p.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+        wrong = (log_p.sum(dim=1) - right) * (self.epsilon / (classes - 1))
+        return -(right * (1.0 - self.epsilon) + wrong).mean()
