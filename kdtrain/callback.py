@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from kdtrain.errors import CallbackError, KdtrainError, did_you_mean
+from kdtrain.errors import CallbackError, KdtrainError, no_such
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.objective import Objective
 from kdtrain.run import Run
@@ -24,7 +24,7 @@ class Callback:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):
             if name.startswith("on_") and not hasattr(Callback, name):
-                raise TypeError(f"{cls.__name__}.{name} is not a hook{did_you_mean(name, HOOKS)} ({', '.join(HOOKS)})")
+                raise TypeError(f"{cls.__name__}.{name}: {no_such('hook', name, HOOKS)}")
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective to train on; called once, before training."""
@@ -101,7 +101,9 @@ class CallbackList:
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Returns every callback's state by its name, in an order that does not depend on theirs."""
-        return {name: callback.state_dict() for name, callback in sorted(self._named, key=lambda pair: pair[0])}
+        return {
+            name: callback.state_dict() for name, callback in sorted(self._named, key=lambda pair: pair[0])
+        }
 
 
 def _names(callbacks: Sequence[Callback]) -> list[tuple[str, Callback]]:

@@ -65,7 +65,8 @@ def _result(trained: Trained) -> ModelResult:
         parameters=trained.parameters,
         seconds=trained.seconds,
         history=tuple(
-            EpochPoint(row["epoch"], row["eval/accuracy"], row["eval/cross_entropy"]) for row in trained.history
+            EpochPoint(row["epoch"], row["eval/accuracy"], row["eval/cross_entropy"])
+            for row in trained.history
         ),
         correct=trained.test.correct,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import tomli
 import tomli_w
 
-from kdtrain.errors import UsageError, did_you_mean
+from kdtrain.errors import UsageError, no_such
 
 MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
@@ -47,28 +47,38 @@ def setting(
 class FitConfig:
     """What ``kdtrain fit`` is to do. None means: the mode, or another setting, decides."""
 
-    mode: str = setting(
-        "compare", "what to train", choices=MODES, also=("--model-type",)
+    mode: str = setting("compare", "what to train", choices=MODES, also=("--model-type",))
+    epochs: int | None = setting(
+        None, "epochs for every network [3 for the teacher, 20 for students]", check=AT_LEAST_ONE
     )
-    epochs: int | None = setting(None, "epochs for every network [3 for the teacher, 20 for students]", check=AT_LEAST_ONE)
     teacher_epochs: int | None = setting(None, "epochs for the teacher alone", check=AT_LEAST_ONE)
     batch_size: int = setting(128, "images in a training step", check=AT_LEAST_ONE)
     optimizer: str = setting("adam", "how weights are updated", choices=tuple(OPTIMIZERS))
-    lr: float | None = setting(None, "highest learning rate [adam 0.003, adadelta 1, sgd 0.1]", check=POSITIVE)
+    lr: float | None = setting(
+        None, "highest learning rate [adam 0.003, adadelta 1, sgd 0.1]", check=POSITIVE
+    )
     schedule: str = setting(
         "one_cycle", "how the learning rate changes", choices=("one_cycle", "cosine", "constant")
     )
     teacher_arch: str = setting("teacher_cnn", "the large network", metavar="NAME")
     student_arch: str = setting("student_mlp", "the small network", metavar="NAME")
     teacher_checkpoint: Path | None = setting(
-        None, "a trained teacher [the one in --model-save-dir]", metavar="FILE", also=("--load-teacher-checkpoint-dir",)
+        None,
+        "a trained teacher [the one in --model-save-dir]",
+        metavar="FILE",
+        also=("--load-teacher-checkpoint-dir",),
     )
     temperature: float = setting(4.0, "how soft the teacher's labels are made", metavar="T", check=POSITIVE)
     alpha: float = setting(0.9, "weight of the soft labels, 0 to 1", check=FRACTION)
     dataset: str = setting("mnist", "mnist or fashion_mnist", metavar="NAME")
-    data_dir: Path | None = setting(None, "read the four IDX files, plain or gzipped, from here", metavar="DIR")
+    data_dir: Path | None = setting(
+        None, "read the four IDX files, plain or gzipped, from here", metavar="DIR"
+    )
     val_size: int = setting(
-        5000, "training images held out to choose by; 0 chooses on the test set", metavar="N", check=NOT_NEGATIVE
+        5000,
+        "training images held out to choose by; 0 chooses on the test set",
+        metavar="N",
+        check=NOT_NEGATIVE,
     )
     limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=AT_LEAST_ONE)
     seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=NOT_NEGATIVE)
@@ -87,52 +97,58 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         if self.seeds > 1 and self.mode != "compare":
-            raise UsageError(f"--seeds {self.seeds} is for --mode compare; use --seed to choose one for {self.mode}.")
+            raise UsageError(
+                f"--seeds {self.seeds} is for --mode compare; use --seed to choose one for {self.mode}."
+            )
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate."""
+        return self.lr or OPTIMIZERS[self.optimizer]
 
     @property
     def models(self) -> Path:
         """Where the best models go."""
         return self.model_save_dir or self.logdir / "models"
 
-    def resolved(self) -> FitConfig:
-        """Returns this configuration with nothing left to be decided by the mode or the optimizer."""
-        return dataclasses.replace(
+    def epochs_for(self, network: str) -> int:
+        """Returns how many epochs the ``teacher`` or the ``student`` is trained for."""
+        if network == "teacher":
+            return self.teacher_epochs or self.epochs or 3
+        return self.epochs or 20
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns all settings as plain values, with nothing left for the mode to decide."""
+        decided = dataclasses.replace(
             self,
-            teacher_epochs=self.teacher_epochs or self.epochs or 3,
-            epochs=self.epochs or 20,
-            lr=self.lr or OPTIMIZERS[self.optimizer],
+            teacher_epochs=self.epochs_for("teacher"),
+            epochs=self.epochs_for("student"),
+            lr=self.peak_lr,
             model_save_dir=self.models,
         )
+        return {name: _plain(value) for name, value in vars(decided).items() if value is not None}
 
     def to_toml(self) -> str:
-        """Returns the configuration as a file that ``--config`` reads."""
-        values = {name: _plain(value) for name, value in vars(self).items() if value is not None}
-        return tomli_w.dumps(values)
-
-    def for_display(self) -> dict[str, str | float | int | bool]:
-        """Returns the settings as TensorBoard's HParams tab takes them."""
-        plain = {name: _plain(value) for name, value in vars(self).items() if value is not None}
-        return {name: " ".join(value) if isinstance(value, list) else value for name, value in plain.items()}
+        """Returns the resolved configuration as a file that ``--config`` reads."""
+        return tomli_w.dumps(self.resolved())
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type[FitConfig] = FitConfig) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for every setting; a flag that is not given leaves no trace in the namespace."""
-    for field in dataclasses.fields(config):
-        kind, repeatable = _kind(config, field.name)
+    for field in dataclasses.fields(FitConfig):
+        kind, repeatable = _kind(field.name)
         options: dict[str, Any] = {"action": "append"} if repeatable else {}
-        if field.metadata["choices"]:
-            options["choices"] = field.metadata["choices"]
-        shown = field.default if field.default not in (None, ()) and "[" not in field.metadata["help"] else None
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            *field.metadata["also"],
-            dest=field.name,
-            type=kind,
-            default=argparse.SUPPRESS,
-            help=field.metadata["help"] + (f" [{shown}]" if shown is not None else ""),
-            metavar=field.metadata["metavar"] or (None if field.metadata["choices"] else kind.__name__.upper()),
-            **options,
+        options |= {"dest": field.name, "type": kind, "default": argparse.SUPPRESS}
+        text, choices = field.metadata["help"], field.metadata["choices"]
+        if field.default not in (None, ()):
+            text += f" [{field.default}]"
+        # The choices are checked by load_config, whose error says more than argparse's.
+        metavar = (
+            f"{{{','.join(choices)}}}" if choices else field.metadata["metavar"] or kind.__name__.upper()
         )
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, metavar=metavar, **options)
+        for spelling in field.metadata["also"]:
+            parser.add_argument(spelling, help=argparse.SUPPRESS, **options)
 
 
 def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
@@ -158,14 +174,14 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(FitConfig)]
     for name in values:
         if name not in known:
-            raise UsageError(f"{file}: there is no setting {name!r}{did_you_mean(name, known)}.")
+            raise UsageError(f"{file}: {no_such('setting', name, known)}")
     return values
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
     """Returns ``value`` in the setting's own type, or says what is wrong with it."""
     field = next(field for field in dataclasses.fields(FitConfig) if field.name == name)
-    kind, repeatable = _kind(FitConfig, name)
+    kind, repeatable = _kind(name)
     values = list(value) if repeatable and isinstance(value, (list, tuple)) else [value]
     for index, item in enumerate(values):
         if kind is float and isinstance(item, int) and not isinstance(item, bool):
@@ -176,16 +192,16 @@ def _checked(name: str, value: Any, where: str) -> Any:
             raise UsageError(f"{where} is {item!r}: it must be of type {kind.__name__}.")
         choices, check = field.metadata["choices"], field.metadata["check"]
         if choices and item not in choices:
-            raise UsageError(f"{where} is {item!r}{did_you_mean(item, choices)} ({', '.join(choices)}).")
+            raise UsageError(f"{where}: {no_such(name, str(item), choices)}")
         if check is not None and not check[0](item):
             raise UsageError(f"{where} is {item}: it {check[1]}.")
         values[index] = item
     return tuple(values) if repeatable else values[0]
 
 
-def _kind(config: type[FitConfig], name: str) -> tuple[type, bool]:
+def _kind(name: str) -> tuple[type, bool]:
     """Returns a setting's type, without None, and whether it takes several values."""
-    hint = typing.get_type_hints(config)[name]
+    hint = typing.get_type_hints(FitConfig)[name]
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is tuple:

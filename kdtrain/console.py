@@ -22,7 +22,13 @@ def note(message: str) -> None:
 def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
     """Returns a bar that vanishes when it is closed, and is not drawn at all without a terminal."""
     return tqdm(
-        desc=description, total=total, unit=unit, leave=False, file=sys.stderr, disable=None, dynamic_ncols=True
+        desc=description,
+        total=total,
+        unit=unit,
+        leave=False,
+        file=sys.stderr,
+        disable=None,
+        dynamic_ncols=True,
     )
 
 

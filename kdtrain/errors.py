@@ -38,6 +38,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Returns ``", did you mean 'x'?"`` for the option closest to ``name``, or ``""``."""
+    """Returns ``" (did you mean 'x'?)"`` for the option closest to ``name``, or ``""``."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.55)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def no_such(kind: str, name: str, options: Iterable[str]) -> str:
+    """Returns the sentence that says that there is no ``kind`` of this name, and which there are."""
+    options = list(options)
+    listed = ", ".join(options) or "none"
+    return f"there is no {kind} {name!r}{did_you_mean(name, options)}; there are: {listed}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from kdtrain.config import FitConfig
 from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, prepare
-from kdtrain.models.registry import build_model, count_parameters
-from kdtrain.modes import MODES, Setup, architecture, epochs, optimizer
+from kdtrain.models.registry import build_model, check_architecture, count_parameters
+from kdtrain.modes import MODES, Setup, architecture, optimizer
+from kdtrain.plugin_loader import load_plugin
 from kdtrain.predict import predict_logits
 from kdtrain.report.evaluation import Evaluation
 from kdtrain.runtime import derive_seed, flow, resolve_device
-from kdtrain.store.atomic import write_bytes, write_text
+from kdtrain.store.atomic import ensure_writable, write_bytes, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 from kdtrain.store.run_directory import claim_run_directory
 from kdtrain.teachers import default_model_path, find_teacher, model_card
@@ -50,10 +52,20 @@ class Trained:
 
 
 class Session:
-    """What the runs of one command share: the resolved configuration, the device, the data."""
+    """What the runs of one command share: the configuration, the device, the data.
+
+    Whatever can be found wrong with them is found when it is made, before any work is done.
+    """
 
     def __init__(self, config: FitConfig) -> None:
-        self.config = config.resolved()
+        self.config = config
+        for arch in (config.teacher_arch, config.student_arch):
+            check_architecture(arch)
+        for spec in config.plugin:
+            load_plugin(spec)
+        for folder in (config.logdir, config.models, config.image_save_dir):
+            if folder is not None:
+                ensure_writable(folder)
         self.device = resolve_device(config.device)
         self.dataset = load_dataset(config.dataset, config.data_dir)
 
@@ -76,14 +88,18 @@ class Session:
         Its first weights are drawn by seed and network, so a student starts from the same ones with
         and without a teacher.
         """
-        config = self.config
+        config = dataclasses.replace(
+            self.config, mode=mode, seed=seed, seeds=1, teacher_checkpoint=teacher.path if teacher else None
+        )
         card = model_card(mode, architecture(mode, config), self.dataset)
         flow.manual_seed(derive_seed(seed, "weights", MODES[mode].network))
         model = build_model(card.arch, card.image_shape, len(card.classes)).to(self.device)
         setup = Setup(config, card, teacher.build(self.device) if teacher else None)
         trainer = Trainer(model, optimizer(config), MODES[mode].callbacks(setup), seed=seed)
         write_text(directory / "config.toml", config.to_toml())
-        end = trainer.fit(data.train, data.validation, epochs=epochs(mode, config), directory=directory)
+        end = trainer.fit(
+            data.train, data.validation, epochs=config.epochs_for(MODES[mode].network), directory=directory
+        )
 
         best = directory / "checkpoints" / "best.safetensors"
         history = tuple(json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines())
@@ -137,4 +153,4 @@ def _file_results(trained: Trained, directory: Path, config: FitConfig, step: in
     }
     write_text(path, json.dumps(result, indent=2) + "\n")
     metrics = {"test/accuracy": test.accuracy, "test/cross_entropy": test.cross_entropy}
-    write_results(directory, config.for_display() | {"mode": trained.mode, "seed": trained.seed}, metrics, step)
+    write_results(directory, config.resolved(), metrics, step)

@@ -38,7 +38,7 @@ def common(setup: Setup) -> list[Callback]:
     config = setup.config
     callbacks: list[Callback] = [
         StopOnNonFinite(),
-        LearningRateSchedule(config.schedule, config.lr),
+        LearningRateSchedule(config.schedule, config.peak_lr),
         Checkpoint(setup.card),
         TensorBoard(config.to_toml()),
         RunLog(),
@@ -78,16 +78,11 @@ def architecture(mode: str, config: FitConfig) -> str:
     return config.teacher_arch if MODES[mode].network == "teacher" else config.student_arch
 
 
-def epochs(mode: str, config: FitConfig) -> int | None:
-    """Returns how many epochs ``mode`` trains for."""
-    return config.teacher_epochs if MODES[mode].network == "teacher" else config.epochs
-
-
 def optimizer(config: FitConfig) -> OptimizerFactory:
     """Returns what makes the optimizer that the configuration names."""
     factories: dict[str, OptimizerFactory] = {
-        "adam": partial(flow.optim.Adam, lr=config.lr),
-        "adadelta": partial(flow.optim.Adadelta, lr=config.lr),
-        "sgd": partial(flow.optim.SGD, lr=config.lr, momentum=0.9),
+        "adam": partial(flow.optim.Adam, lr=config.peak_lr),
+        "adadelta": partial(flow.optim.Adadelta, lr=config.peak_lr),
+        "sgd": partial(flow.optim.SGD, lr=config.peak_lr, momentum=0.9),
     }
     return factories[config.optimizer]

@@ -64,7 +64,9 @@ class Objective:
 
     def blend(self, name: str, term: Term, weight: Weight) -> Objective:
         """Returns (1 - ``weight``) times this objective plus ``weight`` times ``term``."""
-        scaled = {key: WeightedTerm(old, _complement(factor, weight)) for key, (old, factor) in self.terms.items()}
+        scaled = {
+            key: WeightedTerm(old, _complement(factor, weight)) for key, (old, factor) in self.terms.items()
+        }
         return Objective(scaled).add(name, term, weight)
 
     def replace(self, name: str, term: Term) -> Objective:
@@ -74,7 +76,9 @@ class Objective:
             ValueError: there is no term of that name.
         """
         if name not in self.terms:
-            raise ValueError(f"the objective has no term {name!r} to replace (it has {', '.join(self.terms)}).")
+            raise ValueError(
+                f"the objective has no term {name!r} to replace (it has {', '.join(self.terms)})."
+            )
         return Objective({**self.terms, name: WeightedTerm(term, self.terms[name].weight)})
 
     def __call__(self, batch: Batch, output: Output, epochs_done: float = 0.0) -> dict[str, flow.Tensor]:

@@ -12,7 +12,7 @@ from types import ModuleType, UnionType
 from typing import Any
 
 from kdtrain.callback import HOOKS, Callback
-from kdtrain.errors import KdtrainError, UsageError, did_you_mean
+from kdtrain.errors import KdtrainError, UsageError, no_such
 
 GROUP = "kdtrain.plugins"
 
@@ -82,12 +82,13 @@ def _describe(point: importlib.metadata.EntryPoint) -> PluginInfo:
 def _from_entry_point(name: str) -> Any:
     points = {point.name: point for point in _entry_points()}
     if name not in points:
-        listed = ", ".join(sorted(points)) or "none is installed"
-        raise UsageError(f"there is no plugin {name!r}{did_you_mean(name, points)} ({listed}).")
+        raise UsageError(no_such("plugin", name, sorted(points)))
     try:
         return points[name].load()
     except Exception as error:
-        raise KdtrainError(f"the plugin {name} ({points[name].value}) cannot be imported: {error!r}") from error
+        raise KdtrainError(
+            f"the plugin {name} ({points[name].value}) cannot be imported: {error!r}"
+        ) from error
 
 
 def _from_file(target: str) -> Any:
@@ -99,9 +100,13 @@ def _from_file(target: str) -> Any:
         raise UsageError(f"--plugin {target}: there is no file {path}.")
     module = _import_file(path)
     if not hasattr(module, name):
-        classes = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Callback)]
+        classes = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, Callback)
+        ]
         own = [key for key in classes if vars(module)[key].__module__ == module.__name__]
-        raise UsageError(f"{path} has no class {name!r}{did_you_mean(name, own)} (it has {', '.join(own) or 'none'}).")
+        raise UsageError(f"--plugin {path}: {no_such('callback class', name, own)}")
     return getattr(module, name)
 
 
@@ -127,14 +132,15 @@ def _arguments(cls: type[Callback], words: list[str], target: str) -> dict[str, 
         if not equals:
             raise UsageError(f"--plugin {target}: {word!r} should be key=value.")
         if key not in parameters:
-            listed = ", ".join(parameters) or "none"
-            raise UsageError(
-                f"--plugin {target}: there is no argument {key!r}{did_you_mean(key, parameters)} (it takes {listed})."
-            )
+            raise UsageError(f"--plugin {target}: {no_such('argument', key, parameters)}")
         if key in arguments:
             raise UsageError(f"--plugin {target}: {key} is given twice.")
         arguments[key] = _value(text, hints.get(key, str), f"--plugin {target}: {key}={text}")
-    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments and p.kind < p.VAR_POSITIONAL]
+    missing = [
+        k
+        for k, p in parameters.items()
+        if p.default is p.empty and k not in arguments and p.kind < p.VAR_POSITIONAL
+    ]
     if missing:
         raise UsageError(f"--plugin {target}: it needs {', '.join(f'{name}=…' for name in missing)}.")
     return arguments
@@ -142,7 +148,11 @@ def _arguments(cls: type[Callback], words: list[str], target: str) -> dict[str, 
 
 def _value(text: str, hint: Any, where: str) -> Any:
     """Returns ``text`` as the first type of ``hint`` that it can be read as."""
-    kinds = typing.get_args(hint) if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    kinds = (
+        typing.get_args(hint)
+        if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     if type(None) in kinds and text.lower() == "none":
         return None
     for kind in kinds:

@@ -7,6 +7,7 @@ reasons for each step.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -14,6 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,16 @@ from kdtrain.errors import KdtrainError, Terminated, UsageError
 
 if TYPE_CHECKING:
     import oneflow as flow
+
+__all__ = [
+    "derive_seed",
+    "flow",
+    "import_oneflow",
+    "prepare_environment",
+    "processor_flags",
+    "resolve_device",
+    "turn_sigterm_into_exception",
+]
 
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
 _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
@@ -43,7 +55,7 @@ def import_oneflow() -> ModuleType:
         KdtrainError: oneflow cannot be imported; the text says why.
     """
     prepare_environment()
-    with tempfile.TemporaryFile() as heard:
+    with _interrupts_held_back(), tempfile.TemporaryFile() as heard:
         sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(heard.fileno(), 2)  # oneflow's C++ part writes to the descriptor, not to sys.stderr
@@ -60,7 +72,6 @@ def import_oneflow() -> ModuleType:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
-    give_interrupts_to_python()
     return module
 
 
@@ -83,14 +94,22 @@ def processor_flags() -> set[str]:
     return next((set(line.split()) for line in lines if line.startswith("flags")), set())
 
 
-def give_interrupts_to_python() -> None:
-    """Installs Python's SIGINT handler again: oneflow's import replaces it by ``exit(-1)``.
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Keeps SIGINT waiting, and then puts Python's handler in force again.
 
-    The replacement happens in C, behind Python's back, so Python's own idea of the handler is
-    still right and only needs to be put in force.
+    oneflow's import replaces the handler by ``exit(-1)``, in C and behind Python's back: Python's
+    own idea of it is still right. A Ctrl-C meanwhile is delivered at the end.
     """
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def turn_sigterm_into_exception() -> None:
@@ -131,7 +150,8 @@ def _gpu_obstacle() -> str | None:
     capability = (properties.major, properties.minor)
     lowest, highest = _COMPUTE_CAPABILITIES
     if not lowest <= capability <= highest:
-        return f"{properties.name} has compute capability {capability[0]}.{capability[1]}, oneflow's kernels 6.0 to 8.9"
+        theirs = "{}.{}".format(*capability)
+        return f"{properties.name} has compute capability {theirs}, oneflow's kernels are for 6.0 to 8.9"
     return None
 
 

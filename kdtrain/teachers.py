@@ -44,7 +44,8 @@ def _check(teacher: SavedModel, config: FitConfig, dataset: Dataset) -> None:
     card, remedy = teacher.card, "Choose another with --teacher-checkpoint, or train one with --mode teacher."
     if card.arch != config.teacher_arch:
         raise CheckpointError(
-            f"the teacher in {teacher.path} is a {card.arch}, but --teacher-arch is {config.teacher_arch}. {remedy}"
+            f"the teacher in {teacher.path} is a {card.arch}, "
+            f"but --teacher-arch is {config.teacher_arch}. {remedy}"
         )
     if len(card.classes) != dataset.num_classes:
         raise CheckpointError(

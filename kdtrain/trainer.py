@@ -77,7 +77,9 @@ class Trainer:
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._end(run, status, reason, started)
             raise
-        return self._end(run, Status.STOPPED if run.stop_reason else Status.COMPLETED, run.stop_reason, started)
+        return self._end(
+            run, Status.STOPPED if run.stop_reason else Status.COMPLETED, run.stop_reason, started
+        )
 
     def _train(self, run: Run, progress: Progress) -> None:
         """The loop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from kdtrain.errors import UsageError, did_you_mean
+from kdtrain.errors import UsageError, no_such
 
 Mode = Literal["max", "min"]
 
@@ -36,10 +36,7 @@ class Monitor:
             UsageError: the evaluation has no such metric.
         """
         if self.metric not in metrics:
-            raise UsageError(
-                f"there is no metric {self.metric!r} to monitor{did_you_mean(self.metric, metrics)} "
-                f"(there are {', '.join(sorted(metrics))})."
-            )
+            raise UsageError(no_such("metric", self.metric, sorted(metrics)))
         value = metrics[self.metric]
         if self.best is None:
             better = value == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+
 from kdtrain.callback import Callback
 from kdtrain.events import EpochEnd, FitEnd
 from kdtrain.run import Run

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 from kdtrain.callback import Callback
-from kdtrain.errors import UsageError, did_you_mean
+from kdtrain.errors import UsageError, no_such
 from kdtrain.events import BatchEnd
 from kdtrain.run import Run
 
-Schedule = Literal["one_cycle", "cosine", "constant"]
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
+SCHEDULES = ("one_cycle", "cosine", "constant")
 
 # As in the paper's common implementations: up for 30 % of the steps from 1/25 of the peak, then
 # down to 1/250,000 of it.
@@ -30,9 +28,9 @@ class LearningRateSchedule(Callback):
         lr: the highest rate.
     """
 
-    def __init__(self, schedule: Schedule, lr: float) -> None:
+    def __init__(self, schedule: str, lr: float) -> None:
         if schedule not in SCHEDULES:
-            raise UsageError(f"no schedule {schedule!r}{did_you_mean(schedule, SCHEDULES)} ({', '.join(SCHEDULES)}).")
+            raise UsageError(no_such("schedule", schedule, SCHEDULES))
         self.schedule = schedule
         self.lr = lr
 
@@ -49,7 +47,7 @@ class LearningRateSchedule(Callback):
             group["lr"] = learning_rate(self.schedule, self.lr, run.step, run.total_steps)
 
 
-def learning_rate(schedule: Schedule, peak: float, step: int, total_steps: int) -> float:
+def learning_rate(schedule: str, peak: float, step: int, total_steps: int) -> float:
     """Returns the rate for the step after ``step`` steps, of ``total_steps`` in all."""
     done = min(step / max(total_steps - 1, 1), 1.0)
     if schedule == "constant":

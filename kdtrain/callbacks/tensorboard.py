@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdtrain.callback import Callback
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
@@ -12,8 +12,6 @@ from kdtrain.run import Run
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
-
-HParam = str | float | int | bool
 
 
 class TensorBoard(Callback):
@@ -75,7 +73,9 @@ def open_writer(directory: Path, suffix: str = "") -> SummaryWriter:
     return SummaryWriter(logdir=str(directory), filename_suffix=suffix)
 
 
-def write_results(directory: Path, hparams: Mapping[str, HParam], metrics: Mapping[str, float], step: int) -> None:
+def write_results(
+    directory: Path, hparams: Mapping[str, Any], metrics: Mapping[str, float], step: int
+) -> None:
     """Adds a finished run's final metrics and its line in the HParams tab."""
     from tensorboardX.summary import hparams as hparams_summaries
 
@@ -84,7 +84,10 @@ def write_results(directory: Path, hparams: Mapping[str, HParam], metrics: Mappi
         for name, value in metrics.items():
             writer.add_scalar(name, value, step)
         # add_hparams would make a run of its own, under a time stamp: these belong to this one.
-        for summary in hparams_summaries(dict(hparams), dict(metrics)):
+        plain = {
+            name: " ".join(value) if isinstance(value, list) else value for name, value in hparams.items()
+        }
+        for summary in hparams_summaries(plain, dict(metrics)):
             writer.file_writer.add_summary(summary)
     finally:
         writer.close()

@@ -21,7 +21,13 @@ def run(options: argparse.Namespace) -> int:
     saved = open_model(options.checkpoint)
     data = open_data(saved, options.dataset, options.data_dir)
     normalization = Normalization(saved.card.mean, saved.card.std)
-    test = Loader(normalization.apply(data.test.images), data.test.labels, 250, num_classes=data.num_classes, device=device)
+    test = Loader(
+        normalization.apply(data.test.images),
+        data.test.labels,
+        250,
+        num_classes=data.num_classes,
+        device=device,
+    )
     logits = predict_logits(saved.build(device), test, description="test set")
     evaluation = Evaluation.from_logits(logits, data.test.labels)
     if options.json:

@@ -15,7 +15,9 @@ from kdtrain.store.atomic import write_bytes
 
 def run(options: argparse.Namespace) -> int:
     """Trains, and prints how the models did."""
-    flags = {name: value for name, value in vars(options).items() if name not in ("command", "debug", "config")}
+    flags = {
+        name: value for name, value in vars(options).items() if name not in ("command", "debug", "config")
+    }
     config = load_config(flags, options.config)
     turn_sigterm_into_exception()
     if config.mode == "compare":
@@ -30,7 +32,10 @@ def _single(config: FitConfig) -> None:
 
     trained = Session(config).fit_one()
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("test accuracy", f"{trained.test.accuracy:.2%} ({trained.test.errors} errors in {trained.test.images:,})")
+    table.add_row(
+        "test accuracy",
+        f"{trained.test.accuracy:.2%} ({trained.test.errors} errors in {trained.test.images:,})",
+    )
     table.add_row("cross-entropy", f"{trained.test.cross_entropy:.4f}")
     table.add_row("parameters", f"{trained.parameters:,}")
     table.add_row("seconds", f"{trained.seconds:.1f}")

@@ -64,14 +64,18 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 < options.temperature < math.inf:
         raise UsageError(f"--temperature is {options.temperature}: it must be above 0.")
     if options.image_save_name is not None and len(options.images) > 1:
-        raise UsageError("--image-save-name names one picture, but there are several images: use --image-save-dir.")
+        raise UsageError(
+            "--image-save-name names one picture, but there are several images: use --image-save-dir."
+        )
 
 
 def _questions(options: argparse.Namespace, saved: SavedModel) -> list[Question]:
     if options.picture_index is None:
         channels, *size = saved.card.image_shape
         if channels != 1:
-            raise CheckpointError(f"{saved.path} takes colour images: only grey digits can be read from a file.")
+            raise CheckpointError(
+                f"{saved.path} takes colour images: only grey digits can be read from a file."
+            )
         photos = [(path, read_photo(path)) for path in options.images]
         return [
             Question(str(path), to_mnist(photo, (size[0], size[1]))[np.newaxis], original=photo)
@@ -95,9 +99,8 @@ def _answer(
         logits = model(flow.tensor(inputs).to(device)).numpy()[0].astype(np.float64)
     hard, soft = probabilities(logits, 1.0), probabilities(logits, options.temperature)
     best = int(hard.argmax())
-    name = f"{options.model_type if options.checkpoint is None else saved.path.stem}_{_stem(question, options)}.png"
     folder = options.image_save_dir or (None if options.image_save_name else Path("logs/images"))
-    picture = picture_path(folder, options.image_save_name, Path(name))
+    picture = picture_path(folder, options.image_save_name, _picture_name(question, saved, options))
     title = f"{question.name}: {card.classes[best]} with {hard[best]:.1%} ({card.mode}, {card.arch})"
     figure = prediction_figure(
         question.pixels, logits, card.classes, options.temperature, title, question.original, question.truth
@@ -115,8 +118,9 @@ def _answer(
     }
 
 
-def _stem(question: Question, options: argparse.Namespace) -> str:
-    return str(options.picture_index) if options.picture_index is not None else Path(question.name).stem
+def _picture_name(question: Question, saved: SavedModel, options: argparse.Namespace) -> Path:
+    asked = Path(question.name).stem if question.original is not None else str(options.picture_index)
+    return Path(f"{saved.path.stem}_{asked}.png")
 
 
 def _print(answer: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import kdtrain
-from kdtrain.config import MODES, FitConfig, add_flags
-from kdtrain.errors import UsageError, did_you_mean
+from kdtrain.config import MODES, add_flags
+from kdtrain.errors import UsageError, did_you_mean, no_such
 
 COMMANDS = {
     "fit": "train a teacher, a student, a distilled student, or compare all three",
@@ -41,6 +41,10 @@ class _Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             message = f"there is no flag {unknown[1]}{did_you_mean(unknown[1], self._option_string_actions)}"
+        choice = re.search(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            options = re.findall(r"'(.*?)'", choice[3])
+            message = f"{choice[1]}: {no_such('choice', choice[2], options)}".rstrip(".")
         raise UsageError(f"{message}. See `{self.prog} --help`.")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -61,14 +65,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     top.add_argument("--version", action="version", version=f"kdtrain {kdtrain.__version__}")
     listed = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
     top.usage = "kdtrain COMMAND [flags]"
-    top.description = f"{top.description}\n\ncommands (`kdtrain COMMAND --help` for the flags of each):\n{listed}"
+    top.description = (
+        f"{top.description}\n\ncommands (`kdtrain COMMAND --help` for the flags of each):\n{listed}"
+    )
     if not words:
         top.print_help(sys.stderr)
         raise UsageError("say what to do, such as `kdtrain fit`.")
     command, *rest = words
     if command not in COMMANDS:
         if not command.startswith("-"):
-            raise UsageError(f"there is no command {command!r}{did_you_mean(command, COMMANDS)} ({', '.join(COMMANDS)}).")
+            raise UsageError(no_such("command", command, COMMANDS))
         top.parse_args([command])
     parser = _Parser(prog=f"kdtrain {command}", description=f"{COMMANDS[command].capitalize()}.")
     _FLAGS[command](parser)
@@ -85,34 +91,64 @@ def _dashed(word: str) -> str:
 
 
 def _fit(parser: _Parser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help="read settings from a TOML file; flags win")
-    add_flags(parser, FitConfig)
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="read settings from a TOML file; flags win"
+    )
+    add_flags(parser)
 
 
 def _eval(parser: _Parser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file, or a OneFlow checkpoint directory")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, or a OneFlow checkpoint directory",
+    )
     _data_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _infer(parser: _Parser) -> None:
-    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="photos or scans of single digits")
+    parser.add_argument(
+        "images", nargs="*", type=Path, metavar="IMAGE", help="photos or scans of single digits"
+    )
     parser.add_argument("--picture-index", type=int, metavar="N", help="take image N of the test set instead")
     models = tuple(mode for mode in MODES if mode != "compare")
-    parser.add_argument("--model-type", choices=models, default="student_kd", help="which of the trained models to ask [student_kd]")
-    parser.add_argument("--checkpoint", "--model-load-dir", type=Path, metavar="FILE", help="ask this model instead")
-    parser.add_argument("--model-save-dir", type=Path, default=Path("logs/models"), metavar="DIR", help="where the trained models are [logs/models]")
-    parser.add_argument("--temperature", type=float, default=10.0, metavar="T", help="how soft the third panel is [10]")
+    parser.add_argument(
+        "--model-type",
+        choices=models,
+        default="student_kd",
+        help="which of the trained models to ask [student_kd]",
+    )
+    parser.add_argument(
+        "--checkpoint", "--model-load-dir", type=Path, metavar="FILE", help="ask this model instead"
+    )
+    parser.add_argument(
+        "--model-save-dir",
+        type=Path,
+        default=Path("logs/models"),
+        metavar="DIR",
+        help="where the trained models are [logs/models]",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=10.0, metavar="T", help="how soft the third panel is [10]"
+    )
     parser.add_argument("--image-save-dir", type=Path, metavar="DIR", help="where pictures go [logs/images]")
-    parser.add_argument("--image-save-name", type=Path, metavar="FILE", help="name of the picture [MODEL_IMAGE.png]")
+    parser.add_argument(
+        "--image-save-name", type=Path, metavar="FILE", help="name of the picture [MODEL_IMAGE.png]"
+    )
     _data_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _data_flags(parser: _Parser) -> None:
-    parser.add_argument("--dataset", metavar="NAME", help="mnist or fashion_mnist [what the model was trained on]")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="mnist or fashion_mnist [what the model was trained on]"
+    )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="read the four IDX files from here")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
+    )
 
 
 def _plugins(parser: _Parser) -> None:
@@ -124,4 +160,3 @@ def _doctor(parser: _Parser) -> None:
 
 
 _FLAGS = {"fit": _fit, "eval": _eval, "infer": _infer, "plugins": _plugins, "doctor": _doctor}
-

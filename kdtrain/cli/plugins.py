@@ -20,7 +20,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     console = Console(highlight=False)
     for plugin in plugins:
-        console.print(f"[bold]{escape(plugin.name)}[/bold]({escape(plugin.arguments)})  {escape(plugin.summary)}")
+        console.print(
+            f"[bold]{escape(plugin.name)}[/bold]({escape(plugin.arguments)})  {escape(plugin.summary)}"
+        )
         console.print(f"    hooks: {', '.join(plugin.hooks) or 'none'}    from: {escape(plugin.source)}")
     if not plugins:
         console.print("No plugin is installed. A file of your own: --plugin FILE.py:CLASS")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import DataError
 from kdtrain.runtime import derive_seed, flow
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Loader:
         else:
             order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
         bounds = self._bounds()
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             yield self._batch(order[start:stop])
 
     def in_order(self, batch_size: int) -> Loader:
@@ -100,7 +104,9 @@ class Loader:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the images as a network sees them (normalised), in order."""
-        return hashlib.sha256(repr(self.inputs.shape).encode() + self.inputs.tobytes()).hexdigest()
+        digest = hashlib.sha256(repr(self.inputs.shape).encode())
+        digest.update(self.inputs.data)
+        return digest.hexdigest()
 
     def _bounds(self) -> list[int]:
         """Where batches begin and end. A lone last image joins the batch before it.
@@ -121,7 +127,7 @@ class Loader:
         )
 
 
-def _frozen(array: npt.NDArray[np.generic], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
+def _frozen(array: npt.NDArray[_Value], dtype: type[_Value]) -> npt.NDArray[_Value]:
     array = np.ascontiguousarray(array, dtype=dtype).view()
     array.setflags(write=False)
     return array

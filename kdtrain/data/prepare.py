@@ -41,7 +41,9 @@ def prepare(dataset: Dataset, config: FitConfig, seed: int, device: str) -> RunD
     training, held_out = hold_out(dataset.train, config.val_size, seed)
     if config.limit_train is not None:
         if config.limit_train > len(training):
-            raise UsageError(f"--limit-train {config.limit_train}: there are only {len(training)} training images.")
+            raise UsageError(
+                f"--limit-train {config.limit_train}: there are only {len(training)} training images."
+            )
         training = training[: config.limit_train]
     test = loader(dataset.test, None)
     if config.val_size == 0:

@@ -7,7 +7,9 @@ from kdtrain.runtime import flow
 F = flow.nn.functional
 
 
-def soft_target_loss(student_logits: flow.Tensor, teacher_logits: flow.Tensor, temperature: float) -> flow.Tensor:
+def soft_target_loss(
+    student_logits: flow.Tensor, teacher_logits: flow.Tensor, temperature: float
+) -> flow.Tensor:
     """Returns T^2 * KL(softmax(teacher / T) || softmax(student / T)), the mean over the images.
 
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2: the

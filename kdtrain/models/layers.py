@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from kdtrain.runtime import flow
 
-nn = flow.nn
 F = flow.nn.functional
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(flow.nn.Conv2d):
     """OneFlow's convolution with the bias added by a broadcast.
 
     The bias inside ``nn.Conv2d`` goes through a reference loop on the CPU: for a batch of 128 it
@@ -21,7 +20,7 @@ class Conv2d(nn.Conv2d):
         return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
 
 
-class Dropout(nn.Module):
+class Dropout(flow.nn.Module):
     """Dropout that follows ``flow.manual_seed``.
 
     Each ``nn.Dropout`` owns a generator that starts at a constant: no seed reaches it, and two

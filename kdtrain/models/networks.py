@@ -5,14 +5,13 @@ from __future__ import annotations
 from kdtrain.models.layers import Conv2d, Dropout
 from kdtrain.runtime import flow
 
-nn = flow.nn
 F = flow.nn.functional
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
 
 
-class TeacherCnn(nn.Module):
+class TeacherCnn(flow.nn.Module):
     """Two convolutions and two fully connected layers with dropout (1,199,882 parameters on MNIST)."""
 
     def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
@@ -22,8 +21,8 @@ class TeacherCnn(nn.Module):
         self.conv2 = Conv2d(32, 64, 3)
         self.dropout1 = Dropout(0.3)
         self.dropout2 = Dropout(0.5)
-        self.fc1 = nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128)
-        self.fc2 = nn.Linear(128, num_classes)
+        self.fc1 = flow.nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128)
+        self.fc2 = flow.nn.Linear(128, num_classes)
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
@@ -34,7 +33,7 @@ class TeacherCnn(nn.Module):
         return self.fc2(self.dropout2(x))
 
 
-class StudentMlp(nn.Module):
+class StudentMlp(flow.nn.Module):
     """Three fully connected layers, 128 and 64 units wide (109,386 parameters on MNIST).
 
     The last layer's logits stay as they are: a ReLU on them, as in the sample, can silence a class
@@ -44,9 +43,9 @@ class StudentMlp(nn.Module):
     def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
         super().__init__()
         channels, height, width = image_shape
-        self.fc1 = nn.Linear(channels * height * width, 128)
-        self.fc2 = nn.Linear(128, 64)
-        self.fc3 = nn.Linear(64, num_classes)
+        self.fc1 = flow.nn.Linear(channels * height * width, 128)
+        self.fc2 = flow.nn.Linear(128, 64)
+        self.fc3 = flow.nn.Linear(64, num_classes)
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
@@ -55,7 +54,7 @@ class StudentMlp(nn.Module):
         return self.fc3(x)
 
 
-class HintonMlp(nn.Module):
+class HintonMlp(flow.nn.Module):
     """Two hidden layers of equal width (Hinton, Vinyals, Dean 2015, section 3).
 
     Args:
@@ -68,9 +67,9 @@ class HintonMlp(nn.Module):
     def __init__(self, image_shape: ImageShape, num_classes: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         channels, height, width_in = image_shape
-        self.fc1 = nn.Linear(channels * height * width_in, width)
-        self.fc2 = nn.Linear(width, width)
-        self.fc3 = nn.Linear(width, num_classes)
+        self.fc1 = flow.nn.Linear(channels * height * width_in, width)
+        self.fc2 = flow.nn.Linear(width, width)
+        self.fc3 = flow.nn.Linear(width, num_classes)
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
 

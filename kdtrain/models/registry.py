@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from kdtrain.errors import UsageError, did_you_mean
+from kdtrain.errors import UsageError, no_such
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
 from kdtrain.runtime import flow
 
@@ -25,16 +25,19 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
     Raises:
         UsageError: there is no such architecture, or the images are too small for it.
     """
-    if arch not in ARCHITECTURES:
-        raise UsageError(
-            f"no architecture {arch!r}{did_you_mean(arch, ARCHITECTURES)} (there are {', '.join(ARCHITECTURES)})."
-        )
+    check_architecture(arch)
     if arch == "teacher_cnn" and min(image_shape[1:]) < 6:
         raise UsageError(
             f"teacher_cnn needs images of at least 6x6 pixels, these are {image_shape[1]}x{image_shape[2]}: "
             "choose hinton_1200 with --teacher-arch."
         )
     return ARCHITECTURES[arch](image_shape, num_classes)
+
+
+def check_architecture(arch: str) -> None:
+    """Raises UsageError if there is no architecture of this name."""
+    if arch not in ARCHITECTURES:
+        raise UsageError(no_such("architecture", arch, ARCHITECTURES))
 
 
 def count_parameters(model: flow.nn.Module) -> int:

@@ -43,6 +43,20 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def ensure_writable(folder: Path) -> None:
+    """Makes ``folder`` if need be, and tries to write there.
+
+    Raises:
+        KdtrainError: it cannot be made or written; better to know before hours of work.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        raise KdtrainError(f"cannot write in the directory {folder}: {error.strerror or error}.") from error
+
+
 def _umask() -> int:
     """The process's file mode mask, which ``mkstemp`` does not honour (it makes 0600)."""
     mask = os.umask(0)

@@ -155,10 +155,14 @@ def load_model(path: Path, fallback: ModelCard | None = None) -> SavedModel:
         weights = read_oneflow_directory(path)
         if fallback is None:
             raise CheckpointError(f"{path} does not say what it is for, and there is nothing to go by.")
-        return SavedModel(path, dataclasses.replace(fallback, arch=_recognise(weights, fallback, path)), weights)
+        return SavedModel(
+            path, dataclasses.replace(fallback, arch=_recognise(weights, fallback, path)), weights
+        )
     weights, header = load_tensors(path)
     header = header.get("model", header)  # `last` holds a model among other things
-    weights = {name.removeprefix("model/"): w for name, w in weights.items() if not name.startswith("optimizer/")}
+    weights = {
+        name.removeprefix("model/"): w for name, w in weights.items() if not name.startswith("optimizer/")
+    }
     return SavedModel(path, _card(header, path), weights)
 
 
@@ -179,7 +183,9 @@ def _card(header: dict[str, Any], path: Path) -> ModelCard:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error!r}.") from error
     if card.arch not in ARCHITECTURES:
-        raise CheckpointError(f"{path} is for the architecture {card.arch!r}, which this kdtrain does not have.")
+        raise CheckpointError(
+            f"{path} is for the architecture {card.arch!r}, which this kdtrain does not have."
+        )
     return card
 
 

@@ -17,6 +17,15 @@ import numpy.typing as npt
 from kdtrain.errors import CheckpointError
 
 _MAX_PICKLE = 16 * 1024 * 1024
+_TYPE_NAMES = {
+    "kFloat": "float32",
+    "kDouble": "float64",
+    "kInt8": "int8",
+    "kInt32": "int32",
+    "kInt64": "int64",
+    "kUInt8": "uint8",
+    "kBool": "bool",
+}
 
 
 class _TensorReference:
@@ -31,19 +40,20 @@ class _TensorReference:
         self.folder = str(state["path"])
 
 
+_ADMITTED: dict[tuple[str, str], type] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("oneflow.nn", "Parameter"): _TensorReference,
+    ("oneflow", "Tensor"): _TensorReference,
+    ("oneflow._oneflow_internal", "Tensor"): _TensorReference,
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Admits the two classes that a saved state dict is made of, and nothing else."""
 
-    _ADMITTED: dict[tuple[str, str], type] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("oneflow.nn", "Parameter"): _TensorReference,
-        ("oneflow", "Tensor"): _TensorReference,
-        ("oneflow._oneflow_internal", "Tensor"): _TensorReference,
-    }
-
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self._ADMITTED[module, name]
+            return _ADMITTED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs") from None
 
@@ -69,7 +79,9 @@ def read_oneflow_directory(directory: Path) -> dict[str, npt.NDArray[np.generic]
     except Exception as error:  # a damaged pickle raises almost anything
         raise CheckpointError(f"{names} was refused: {error}.") from error
     state = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, _TensorReference) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, _TensorReference) for value in state.values()
+    ):
         raise CheckpointError(f"{directory} does not hold a model's state dict.")
     return {str(name): _read_tensor(directory / reference.folder) for name, reference in state.items()}
 
@@ -86,16 +98,7 @@ def _read_tensor(folder: Path) -> npt.NDArray[np.generic]:
         raise CheckpointError(f"{folder / 'meta'} names no data type that weights can have.")
     kind = np.dtype(_TYPE_NAMES[dtype[1]])
     if len(values) != kind.itemsize * int(np.prod(shape, dtype=object)):
-        raise CheckpointError(f"{folder / 'out'} holds {len(values)} bytes, which does not fit the shape {shape}.")
+        raise CheckpointError(
+            f"{folder / 'out'} holds {len(values)} bytes, which does not fit the shape {shape}."
+        )
     return np.frombuffer(values, dtype=kind).reshape(shape)
-
-
-_TYPE_NAMES = {
-    "kFloat": "float32",
-    "kDouble": "float64",
-    "kInt8": "int8",
-    "kInt32": "int32",
-    "kInt64": "int64",
-    "kUInt8": "uint8",
-    "kBool": "bool",
-}
