@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 
 Check = tuple[Callable[[Any], bool], str]
 
-POSITIVE: Check = (lambda value: 0 < value < math.inf, "must be above 0")
+POSITIVE: Check = (lambda value: 0 < value < math.inf, "must be above 0, and finite")
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "must not be negative")
 AT_LEAST_ONE: Check = (lambda value: value >= 1, "must be at least 1")
 FRACTION: Check = (lambda value: 0 <= value <= 1, "must be from 0 to 1")
@@ -169,7 +170,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
         values = tomli.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"--config {file}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
         raise UsageError(f"--config {file} cannot be read: {error}.") from error
     known = [field.name for field in dataclasses.fields(FitConfig)]
     for name in values:
@@ -185,7 +186,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
     values = list(value) if repeatable and isinstance(value, (list, tuple)) else [value]
     for index, item in enumerate(values):
         if kind is float and isinstance(item, int) and not isinstance(item, bool):
-            item = float(item)
+            item = float(item) if abs(item) < sys.float_info.max else math.inf
         if kind is Path and isinstance(item, str):
             item = Path(item)
         if not isinstance(item, kind) or isinstance(item, bool):

@@ -13,11 +13,11 @@ from kdtrain.config import FitConfig
 from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, prepare
+from kdtrain.metrics import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_parameters
 from kdtrain.modes import MODES, Setup, architecture, optimizer
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.predict import predict_logits
-from kdtrain.report.evaluation import Evaluation
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, write_bytes, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model

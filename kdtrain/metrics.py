@@ -1,25 +1,85 @@
-"""Accuracy and cross-entropy over many images, and the mean losses of an epoch."""
+"""A network's figures on a data set, and the mean losses of an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
+from kdtrain.errors import DataError, KdtrainError
 from kdtrain.runtime import flow
 
 
-def accuracy(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> float:
-    """Returns the fraction of images whose largest logit is their label's; (N, C) and (N,)."""
-    return float((logits.argmax(axis=1) == targets).mean())
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A network's figures on one data set; made by ``Evaluation.from_logits``.
+
+    Attributes:
+        images: number of images.
+        errors: number of images whose most probable class is not the true one.
+        accuracy: fraction 0..1.
+        cross_entropy: nats per image.
+        per_class_accuracy: (classes) fraction 0..1 of each class's images; None where it has none.
+        confusion: (classes, classes) counts; rows are the truth, columns the prediction.
+        correct: (images,) whether each image was recognised.
+    """
+
+    images: int
+    errors: int
+    accuracy: float
+    cross_entropy: float
+    per_class_accuracy: tuple[float | None, ...]
+    confusion: npt.NDArray[np.int64]
+    correct: npt.NDArray[np.bool_]
+
+    @classmethod
+    def from_logits(cls, logits: npt.ArrayLike, labels: npt.ArrayLike) -> Evaluation:
+        """Returns the figures for ``logits`` (images, classes) and ``labels`` (images,), in float64.
+
+        Raises:
+            DataError: no images, counts that differ, or a label outside 0..classes-1.
+            KdtrainError: a logit is not finite.
+        """
+        scores, truth = _checked(logits, labels)
+        images, classes = scores.shape
+        predicted = scores.argmax(axis=1)
+        correct = predicted == truth
+        confusion = np.bincount(truth * classes + predicted, minlength=classes * classes)
+        confusion = confusion.reshape(classes, classes).astype(np.int64)
+        hits, totals = confusion.diagonal().tolist(), confusion.sum(axis=1).tolist()
+        return cls(
+            images=images,
+            errors=images - int(correct.sum()),
+            accuracy=int(correct.sum()) / images,
+            cross_entropy=float(-log_softmax(scores, axis=1)[np.arange(images), truth].mean()),
+            per_class_accuracy=tuple(
+                hit / total if total else None for hit, total in zip(hits, totals, strict=True)
+            ),
+            confusion=confusion,
+            correct=correct,
+        )
 
 
-def cross_entropy(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> float:
-    """Returns the mean of -log p(label), in nats per image; (N, C) and (N,), computed in float64."""
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
-    return float(-log_p[np.arange(len(targets)), targets].mean())
+def _checked(
+    logits: npt.ArrayLike, labels: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if scores.ndim != 2 or scores.size == 0 or truth.shape != scores.shape[:1]:
+        raise DataError(
+            f"nothing to evaluate: outputs of shape {scores.shape} do not go with labels of shape "
+            f"{truth.shape}; expected (images, classes) and (images,), with at least one image."
+        )
+    if truth.min() < 0 or truth.max() >= scores.shape[1]:
+        raise DataError(
+            f"labels {truth.min()} to {truth.max()} do not go with a network of {scores.shape[1]} classes; "
+            "use the data set that the network was trained for."
+        )
+    if not np.isfinite(scores).all():
+        raise KdtrainError("the network's outputs are not finite numbers: its weights are not usable.")
+    return scores, truth.astype(np.int64)
 
 
 class MeanLosses:

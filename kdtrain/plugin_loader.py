@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import inspect
+import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Any
+from typing import Any, TypeGuard
 
 from kdtrain.callback import HOOKS, Callback
 from kdtrain.errors import KdtrainError, UsageError, no_such
@@ -45,15 +46,15 @@ def load_plugin(spec: str) -> Callback:
     """
     target, *words = spec.split(",")
     cls = _from_file(target) if ":" in target or target.endswith(".py") else _from_entry_point(target)
-    if not (inspect.isclass(cls) and issubclass(cls, Callback)):
+    if not _is_callback(cls):
         raise UsageError(f"--plugin {target}: it is not a subclass of kdtrain.Callback.")
     arguments = _arguments(cls, words, target)
     try:
         return cls(**arguments)
-    except KdtrainError:
-        raise
-    except Exception as error:
-        raise UsageError(f"--plugin {spec}: {cls.__name__} refused its arguments: {error}") from error
+    except KdtrainError as error:
+        raise UsageError(f"--plugin {spec}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"--plugin {spec}: {cls.__name__} cannot be made: {_reason(error)}.") from error
 
 
 def list_plugins() -> list[PluginInfo]:
@@ -70,12 +71,13 @@ def _describe(point: importlib.metadata.EntryPoint) -> PluginInfo:
     source = f"{distribution} ({point.value})"
     try:
         cls = point.load()
-        signature = inspect.signature(cls)
-    except Exception as error:
-        return PluginInfo(point.name, source, f"cannot be loaded: {error}")
-    arguments = ", ".join(str(parameter).replace("'", "") for parameter in signature.parameters.values())
+    except (Exception, SystemExit) as error:
+        return PluginInfo(point.name, source, f"cannot be loaded: {_reason(error)}")
+    if not _is_callback(cls):
+        return PluginInfo(point.name, source, "cannot be used: it is not a subclass of kdtrain.Callback")
+    arguments = ", ".join(str(parameter).replace("'", "") for parameter in _parameters(cls).values())
     hooks = tuple(h for h in ("configure", *HOOKS) if getattr(cls, h) is not getattr(Callback, h))
-    summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+    summary = inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
     return PluginInfo(point.name, source, summary, arguments, hooks)
 
 
@@ -85,9 +87,9 @@ def _from_entry_point(name: str) -> Any:
         raise UsageError(no_such("plugin", name, sorted(points)))
     try:
         return points[name].load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise KdtrainError(
-            f"the plugin {name} ({points[name].value}) cannot be imported: {error!r}"
+            f"the plugin {name} ({points[name].value}) cannot be imported: {_reason(error)}."
         ) from error
 
 
@@ -100,12 +102,8 @@ def _from_file(target: str) -> Any:
         raise UsageError(f"--plugin {target}: there is no file {path}.")
     module = _import_file(path)
     if not hasattr(module, name):
-        classes = [
-            key
-            for key, value in vars(module).items()
-            if inspect.isclass(value) and issubclass(value, Callback)
-        ]
-        own = [key for key in classes if vars(module)[key].__module__ == module.__name__]
+        callbacks = {key: value for key, value in vars(module).items() if _is_callback(value)}
+        own = [key for key, value in callbacks.items() if value.__module__ == module.__name__]
         raise UsageError(f"--plugin {path}: {no_such('callback class', name, own)}")
     return getattr(module, name)
 
@@ -115,17 +113,46 @@ def _import_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: it is not a Python file.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the annotations of their fields
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise KdtrainError(f"the plugin {path} cannot be imported: {error!r}") from error
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise KdtrainError(f"the plugin {path} cannot be imported: {_reason(error)}.") from error
     return module
+
+
+def _is_callback(value: object) -> TypeGuard[type[Callback]]:
+    return inspect.isclass(value) and issubclass(value, Callback)
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the error on one line, to go into a sentence."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _parameters(cls: type[Callback]) -> dict[str, inspect.Parameter]:
+    """Returns the constructor's arguments that can be given by name."""
+    if cls.__init__ is object.__init__:
+        return {}
+    parameters = inspect.signature(cls).parameters
+    return {k: p for k, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _hints(cls: type[Callback], target: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except Exception as error:  # such as a name that is imported for type checkers only
+        raise UsageError(
+            f"--plugin {target}: the types of its arguments are unknown: {_reason(error)}."
+        ) from error
 
 
 def _arguments(cls: type[Callback], words: list[str], target: str) -> dict[str, Any]:
     """Turns ``key=value`` words into arguments of the types in the constructor's signature."""
-    parameters = {} if cls.__init__ is object.__init__ else dict(inspect.signature(cls).parameters)
-    hints = typing.get_type_hints(cls.__init__) if parameters else {}
+    parameters = _parameters(cls)
+    hints = _hints(cls, target) if words else {}
     arguments: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -135,12 +162,10 @@ def _arguments(cls: type[Callback], words: list[str], target: str) -> dict[str, 
             raise UsageError(f"--plugin {target}: {no_such('argument', key, parameters)}")
         if key in arguments:
             raise UsageError(f"--plugin {target}: {key} is given twice.")
-        arguments[key] = _value(text, hints.get(key, str), f"--plugin {target}: {key}={text}")
-    missing = [
-        k
-        for k, p in parameters.items()
-        if p.default is p.empty and k not in arguments and p.kind < p.VAR_POSITIONAL
-    ]
+        default = parameters[key].default
+        kind = str if default is None or default is inspect.Parameter.empty else type(default)
+        arguments[key] = _value(text, hints.get(key, kind), f"--plugin {target}: {key}={text}")
+    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
     if missing:
         raise UsageError(f"--plugin {target}: it needs {', '.join(f'{name}=…' for name in missing)}.")
     return arguments

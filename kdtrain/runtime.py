@@ -7,22 +7,22 @@ reasons for each step.
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import functools
 import importlib
+import importlib.util
 import os
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdtrain.errors import KdtrainError, Terminated, UsageError
+from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.interrupts import interrupts_put_off, take_interrupts_back
 
 if TYPE_CHECKING:
     import oneflow as flow
@@ -34,7 +34,6 @@ __all__ = [
     "prepare_environment",
     "processor_flags",
     "resolve_device",
-    "turn_sigterm_into_exception",
 ]
 
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
@@ -55,12 +54,15 @@ def import_oneflow() -> ModuleType:
         KdtrainError: oneflow cannot be imported; the text says why.
     """
     prepare_environment()
-    with _interrupts_held_back(), tempfile.TemporaryFile() as heard:
+    with interrupts_put_off(), tempfile.TemporaryFile() as heard:
         sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(heard.fileno(), 2)  # oneflow's C++ part writes to the descriptor, not to sys.stderr
         try:
-            module = importlib.import_module("oneflow")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # its sources have escape sequences that Python deprecates
+                _load_library()
+                module = importlib.import_module("oneflow")
         except Exception as error:
             heard.seek(0)
             noise = heard.read().decode(errors="replace").strip()
@@ -94,32 +96,17 @@ def processor_flags() -> set[str]:
     return next((set(line.split()) for line in lines if line.startswith("flags")), set())
 
 
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Keeps SIGINT waiting, and then puts Python's handler in force again.
+def _load_library() -> None:
+    """Loads oneflow's library ahead of the package, and puts Python's SIGINT handler in force again.
 
-    oneflow's import replaces the handler by ``exit(-1)``, in C and behind Python's back: Python's
-    own idea of it is still right. A Ctrl-C meanwhile is delivered at the end.
+    The library replaces it by ``exit(-1)`` as soon as it is loaded. Half of the import's time comes
+    afterwards, and a Ctrl-C in it must not end the process like that.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def turn_sigterm_into_exception() -> None:
-    """Makes SIGTERM raise ``Terminated``, so that callbacks close their files before the end."""
-
-    def raise_terminated(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, raise_terminated)
+    spec = importlib.util.find_spec("oneflow")
+    folders = spec.submodule_search_locations if spec is not None else None
+    for library in (path for folder in folders or () for path in Path(folder).glob("_oneflow_internal*.so")):
+        ctypes.CDLL(str(library))
+    take_interrupts_back()
 
 
 def resolve_device(name: str) -> str:

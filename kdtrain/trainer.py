@@ -11,7 +11,7 @@ from types import MappingProxyType
 from kdtrain.callback import Callback, CallbackList
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
-from kdtrain.metrics import MeanLosses, accuracy, cross_entropy
+from kdtrain.metrics import Evaluation, MeanLosses
 from kdtrain.objective import Objective, Output
 from kdtrain.predict import predict_logits
 from kdtrain.run import Progress, Run
@@ -119,11 +119,8 @@ class Trainer:
 
         They measure the task, whatever the objective is, so that runs can be compared.
         """
-        logits = predict_logits(self.model, loader)
-        return {
-            "eval/accuracy": accuracy(logits, loader.targets),
-            "eval/cross_entropy": cross_entropy(logits, loader.targets),
-        }
+        evaluation = Evaluation.from_logits(predict_logits(self.model, loader), loader.targets)
+        return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
 
     def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:
         """Tells the callbacks that were started how the fit ended."""

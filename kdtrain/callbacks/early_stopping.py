@@ -35,7 +35,8 @@ class EarlyStopping(Callback):
         self.waited = 0 if self.monitor.improved(event.metrics) else self.waited + 1
         if self.waited >= self.patience:
             epochs = "epoch" if self.patience == 1 else f"{self.patience} epochs"
-            run.stop(f"no better {self.monitor.metric} for {epochs} (best {self.monitor.best:.4f})")
+            best = "no number at all" if self.monitor.best is None else f"best {self.monitor.best:.4f}"
+            run.stop(f"no better {self.monitor.metric} for {epochs} ({best})")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best value and the epochs waited."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdtrain.config import FitConfig, load_config
-from kdtrain.runtime import turn_sigterm_into_exception
+from kdtrain.interrupts import turn_sigterm_into_exception
 from kdtrain.store.atomic import write_bytes
 
 

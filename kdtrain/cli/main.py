@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from kdtrain.cli.parser import parse
 from kdtrain.errors import KdtrainError, Terminated
+from kdtrain.interrupts import interrupts_put_off
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = parse(words)
-        code: int = importlib.import_module(f"kdtrain.cli.{options.command}").run(options)
+        with interrupts_put_off():
+            command = importlib.import_module(f"kdtrain.cli.{options.command}")
+        code: int = command.run(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:

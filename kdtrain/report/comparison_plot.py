@@ -13,9 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kdtrain.report.comparison import MODELS, Comparison, Model
 from kdtrain.report.statistics import Interval, gain_text, interval_text
-from kdtrain.report.style import GREY, LINES, house_style, save_figure
-
-__all__ = ["comparison_figure", "save_figure"]
+from kdtrain.report.style import GREY, LINES, house_style
 
 
 @dataclass(frozen=True, eq=False)

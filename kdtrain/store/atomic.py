@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import uuid
 from pathlib import Path
 
 from kdtrain.errors import KdtrainError
@@ -19,23 +20,20 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         KdtrainError: the file cannot be written; ``path`` is as it was before.
     """
-    temporary: str | None = None
+    _make_folder(path.parent)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
     except OSError as error:
         raise KdtrainError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _flush_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,25 +47,28 @@ def ensure_writable(folder: Path) -> None:
     Raises:
         KdtrainError: it cannot be made or written; better to know before hours of work.
     """
+    _make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0" * 4096)
     except OSError as error:
         raise KdtrainError(f"cannot write in the directory {folder}: {error.strerror or error}.") from error
 
 
-def _umask() -> int:
-    """The process's file mode mask, which ``mkstemp`` does not honour (it makes 0600)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise KdtrainError(f"cannot make the directory {folder}: there is a file of that name.") from None
+    except OSError as error:
+        raise KdtrainError(f"cannot make the directory {folder}: {error.strerror or error}.") from error
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Makes the rename itself survive a power cut, on file systems that let directories be flushed."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -6,6 +6,7 @@ Nothing that is read here can run code.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ import safetensors
 import safetensors.numpy
 
 import kdtrain
-from kdtrain.errors import CheckpointError
+from kdtrain.data.datasets import LARGEST_SIDE
+from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.models.registry import ARCHITECTURES, build_model
 from kdtrain.runtime import flow
 from kdtrain.store.atomic import write_bytes
@@ -27,6 +29,19 @@ from kdtrain.store.oneflow_directory import read_oneflow_directory
 Weights = dict[str, npt.NDArray[np.generic]]
 
 _HEADER = "kdtrain"  # one key only: safetensors does not keep the order of several
+_MOST_CLASSES = 10_000  # far more than labels can tell apart, few enough to allocate a network for
+_ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
+    "mode": (str, str),
+    "arch": (str, str),
+    "dataset": (str, str),
+    "image_shape": (list, int),
+    "classes": (list, str),
+    "mean": (list, (int, float)),
+    "std": (list, (int, float)),
+    "metrics": (dict, (int, float)),
+    "versions": (dict, str),
+}
+"""What a model's header holds: the type of each entry, and the one of what is in it."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +109,35 @@ def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
     Raises:
         CheckpointError: names or shapes differ; the text lists which.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [f"missing {name}" for name in own if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in own]
+    own = {name: _describe(array) for name, array in snapshot(model).items()}
+    given = {name: _describe(array) for name, array in weights.items()}
+    problems = [f"missing {name}" for name in own if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in own]
     problems += [
-        f"{name} is {_shape(weights[name].shape)} instead of {_shape(shape)}"
-        for name, shape in own.items()
-        if name in weights and weights[name].shape != shape
+        f"{name} is {given[name]} instead of {wanted}"
+        for name, wanted in own.items()
+        if given.get(name, wanted) != wanted
     ]
     if problems:
         raise CheckpointError(f"the weights in {source} do not fit the network: {'; '.join(problems)}.")
-    model.load_state_dict({name: flow.tensor(np.ascontiguousarray(array)) for name, array in weights.items()})
+    model.load_state_dict({name: flow.tensor(np.array(array, order="C")) for name, array in weights.items()})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]], header: dict[str, Any]) -> None:
     """Writes tensors and a header of plain values into one safetensors file, atomically."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}
-    write_bytes(path, safetensors.numpy.save(contiguous, {_HEADER: json.dumps(header, sort_keys=True)}))
+    arrays = {name: np.asarray(array, order="C") for name, array in sorted(tensors.items())}
+    header = json.loads(json.dumps(header))  # as it will be read: every key is a text then
+    header["sha256"] = fingerprint(arrays, header)
+    write_bytes(path, safetensors.numpy.save(arrays, {_HEADER: json.dumps(header, sort_keys=True)}))
+
+
+def fingerprint(tensors: Mapping[str, npt.NDArray[np.generic]], header: object) -> str:
+    """Returns the SHA-256 of the tensors, with their names, types and shapes, and of a JSON value."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def save_model(path: Path, weights: Weights, card: ModelCard) -> None:
@@ -127,16 +154,17 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            if _HEADER not in metadata:
+                raise CheckpointError(f"{path} is a safetensors file, but not one that kdtrain wrote.")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         header = json.loads(metadata[_HEADER])
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}.") from None
-    except KeyError:
-        raise CheckpointError(f"{path} is a safetensors file, but not one that kdtrain wrote.") from None
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {error}.") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a damaged header: it should be a table of values.")
+    stated = header.pop("sha256", None) if isinstance(header, dict) else None
+    if stated is None or stated != fingerprint(weights, header):
+        raise CheckpointError(f"{path} is damaged: its content does not have the checksum that it states.")
     return weights, header
 
 
@@ -155,9 +183,7 @@ def load_model(path: Path, fallback: ModelCard | None = None) -> SavedModel:
         weights = read_oneflow_directory(path)
         if fallback is None:
             raise CheckpointError(f"{path} does not say what it is for, and there is nothing to go by.")
-        return SavedModel(
-            path, dataclasses.replace(fallback, arch=_recognise(weights, fallback, path)), weights
-        )
+        return SavedModel(path, dataclasses.replace(fallback, arch=_recognise(weights, fallback)), weights)
     weights, header = load_tensors(path)
     header = header.get("model", header)  # `last` holds a model among other things
     weights = {
@@ -166,38 +192,49 @@ def load_model(path: Path, fallback: ModelCard | None = None) -> SavedModel:
     return SavedModel(path, _card(header, path), weights)
 
 
-def _card(header: dict[str, Any], path: Path) -> ModelCard:
-    try:
-        channels, height, width = (int(n) for n in header["image_shape"])
-        card = ModelCard(
-            mode=str(header["mode"]),
-            arch=str(header["arch"]),
-            dataset=str(header["dataset"]),
-            image_shape=(channels, height, width),
-            classes=tuple(str(name) for name in header["classes"]),
-            mean=tuple(float(x) for x in header["mean"]),
-            std=tuple(float(x) for x in header["std"]),
-            metrics={str(k): float(v) for k, v in header["metrics"].items()},
-            versions={str(k): str(v) for k, v in header["versions"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} has a damaged header: {error!r}.") from error
+def _card(header: Any, path: Path) -> ModelCard:
+    """Returns the card in a header, once all in it is of the right type and of a size that can be."""
+    header = header if isinstance(header, dict) else {}
+    values: dict[str, Any] = {}
+    for name, (kind, inner) in _ENTRIES.items():
+        value = header.get(name)
+        inside = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, kind) or not all(isinstance(item, inner) for item in inside):
+            raise CheckpointError(
+                f"{path} is not a model that kdtrain can use: its header has no valid {name}."
+            )
+        values[name] = tuple(value) if isinstance(value, list) else value
+    card = ModelCard(**values)
     if card.arch not in ARCHITECTURES:
         raise CheckpointError(
             f"{path} is for the architecture {card.arch!r}, which this kdtrain does not have."
         )
+    if not (
+        len(card.image_shape) == 3
+        and all(1 <= length <= LARGEST_SIDE for length in card.image_shape)
+        and len(card.mean) == len(card.std) == card.image_shape[0]
+        and all(0 <= mean <= 1 for mean in card.mean)
+        and all(0 < std <= 1 for std in card.std)
+        and 2 <= len(card.classes) <= _MOST_CLASSES
+    ):
+        raise CheckpointError(f"{path} is not a model that kdtrain can use: its header contradicts itself.")
     return card
 
 
-def _recognise(weights: Weights, card: ModelCard, path: Path) -> str:
+def _recognise(weights: Weights, card: ModelCard) -> str:
     """Returns the architecture whose parameters have just these names and shapes."""
     shapes = {name: array.shape for name, array in weights.items()}
-    for arch in (card.arch, *ARCHITECTURES):
-        model = build_model(arch, card.image_shape, len(card.classes))
+    for arch in dict.fromkeys((card.arch, *ARCHITECTURES)):
+        try:
+            model = build_model(arch, card.image_shape, len(card.classes))
+        except UsageError:
+            continue  # not made for images of this size
         if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes:
             return arch
     return card.arch  # building it will list what does not fit
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(str(n) for n in shape) or "a scalar"
+def _describe(array: npt.NDArray[np.generic]) -> str:
+    """Returns an array's shape, and its type if it is not the one that weights usually have."""
+    shape = "x".join(str(n) for n in array.shape) or "a scalar"
+    return shape if array.dtype == np.float32 else f"{shape} of {array.dtype}"

@@ -11,16 +11,12 @@ import numpy.typing as npt
 
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import load_tensors, save_tensors, snapshot
+from kdtrain.store.checkpoint import fingerprint, load_tensors, save_tensors, snapshot
 
 
 def weights_fingerprint(model: flow.nn.Module) -> str:
     """Returns the SHA-256 of the network's structure and of all its weights' bytes."""
-    digest = hashlib.sha256(repr(model).encode())
-    for name, array in sorted(snapshot(model).items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    return fingerprint(snapshot(model), repr(model))
 
 
 def cached_logits(

@@ -5,9 +5,12 @@ OneFlow writes the names as a pickle and each tensor as a folder with raw values
 
 from __future__ import annotations
 
+import io
+import math
+import os
 import pickle
+import pickletools
 import re
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ import numpy.typing as npt
 
 from kdtrain.errors import CheckpointError
 
-_MAX_PICKLE = 16 * 1024 * 1024
+_MAX_PICKLE = 1024 * 1024
+_MAX_META = 4096
 _TYPE_NAMES = {
     "kFloat": "float32",
     "kDouble": "float64",
@@ -27,21 +31,35 @@ _TYPE_NAMES = {
     "kBool": "bool",
 }
 
+# All that a state dict is pickled with, by any protocol from 2 on. What is left out could not run
+# code either, but make a short file fill the memory.
+_OPCODES = re.compile(
+    "PROTO|FRAME|STOP|MARK|MEMOIZE|(LONG_)?BIN(PUT|GET)|BININT1|(SHORT_)?BINUNICODE|"
+    "EMPTY_(DICT|TUPLE)|(STACK_)?GLOBAL|REDUCE|NEWOBJ|BUILD|SETITEMS?"
+)
+
 
 class _TensorReference:
     """Stands in for oneflow's tensor class: only remembers which folder holds the values."""
 
-    def __init__(self) -> None:
-        self.folder = ""
+    folder = ""
 
     def __setstate__(self, state: object) -> None:
-        if not (isinstance(state, dict) and re.fullmatch(r"tensor_\d+", str(state.get("path", "")))):
+        path = state.get("path") if isinstance(state, dict) else None
+        if not (isinstance(path, str) and re.fullmatch(r"tensor_\d+", path)):
             raise pickle.UnpicklingError("a tensor without a folder of its own")
-        self.folder = str(state["path"])
+        self.folder = path
+
+
+class _StateDict(dict[object, object]):
+    """Stands in for the ordered dict, which a pickle could give attributes that hide its methods."""
+
+    def __setstate__(self, state: object) -> None:
+        """Ignores the versions of modules that oneflow keeps in an attribute."""
 
 
 _ADMITTED: dict[tuple[str, str], type] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _StateDict,
     ("oneflow.nn", "Parameter"): _TensorReference,
     ("oneflow", "Tensor"): _TensorReference,
     ("oneflow._oneflow_internal", "Tensor"): _TensorReference,
@@ -65,40 +83,62 @@ def read_oneflow_directory(directory: Path) -> dict[str, npt.NDArray[np.generic]
         CheckpointError: it is not such a directory, is damaged, or asks for code to be run.
     """
     names = directory / "pickled_data"
-    try:
-        if names.stat().st_size > _MAX_PICKLE:
-            raise CheckpointError(f"{names} is far larger than a list of tensor names can be.")
-        with names.open("rb") as file:
-            content = _Unpickler(file).load()
-    except FileNotFoundError:
+    if not os.path.isfile(names):
         raise CheckpointError(
             f"{directory} is not a checkpoint: a directory written by oneflow.save has a file pickled_data."
-        ) from None
-    except CheckpointError:
-        raise
+        )
+    data = _read(names, _MAX_PICKLE)
+    try:
+        _check_opcodes(data)
+        content = _Unpickler(io.BytesIO(data)).load()
     except Exception as error:  # a damaged pickle raises almost anything
         raise CheckpointError(f"{names} was refused: {error}.") from error
     state = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(value, _TensorReference) for value in state.values()
-    ):
+    if not isinstance(state, dict):
         raise CheckpointError(f"{directory} does not hold a model's state dict.")
-    return {str(name): _read_tensor(directory / reference.folder) for name, reference in state.items()}
+    tensors = {}
+    for name, reference in state.items():
+        if not (isinstance(name, str) and isinstance(reference, _TensorReference) and reference.folder):
+            raise CheckpointError(f"{directory} does not hold a model's state dict.")
+        tensors[name] = _read_tensor(directory / reference.folder)
+    return tensors
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Raises UnpicklingError, without executing any, if one is not among those that are needed."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if not _OPCODES.fullmatch(opcode.name):
+            raise pickle.UnpicklingError(f"it uses {opcode.name}, which no state dict needs")
+        if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(data):
+            raise pickle.UnpicklingError("it asks for more memory than it can need")
 
 
 def _read_tensor(folder: Path) -> npt.NDArray[np.generic]:
-    try:
-        description = (folder / "meta").read_text(encoding="utf-8")
-        values = (folder / "out").read_bytes()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"the tensor in {folder} cannot be read: {error}.") from error
-    shape = tuple(int(size) for size in re.findall(r"\bdim:\s*(\d+)", description))
+    meta, out = folder / "meta", folder / "out"
+    description = _read(meta, _MAX_META).decode("utf-8", errors="replace")
     dtype = re.search(r"\bdata_type:\s*(\w+)", description)
     if dtype is None or dtype[1] not in _TYPE_NAMES:
-        raise CheckpointError(f"{folder / 'meta'} names no data type that weights can have.")
+        raise CheckpointError(f"{meta} names no data type that weights can have.")
     kind = np.dtype(_TYPE_NAMES[dtype[1]])
-    if len(values) != kind.itemsize * int(np.prod(shape, dtype=object)):
+    shape = tuple(int(size) for size in re.findall(r"\bdim:\s*(\d+)", description))
+    values = _read(out, limit=kind.itemsize * math.prod(shape))
+    try:
+        return np.frombuffer(values, dtype=kind).reshape(shape)
+    except (ValueError, OverflowError):
         raise CheckpointError(
-            f"{folder / 'out'} holds {len(values)} bytes, which does not fit the shape {shape}."
-        )
-    return np.frombuffer(values, dtype=kind).reshape(shape)
+            f"{out} holds {len(values)} bytes, which does not fit the shape {shape}."
+        ) from None
+
+
+def _read(file: Path, limit: int) -> bytes:
+    """Returns the content of an ordinary file of at most ``limit`` bytes."""
+    try:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing, or not a file.")
+        if file.stat().st_size > limit:
+            raise CheckpointError(
+                f"{file} holds {file.stat().st_size} bytes, and should hold at most {limit}."
+            )
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error

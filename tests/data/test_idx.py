@@ -1,0 +1,188 @@
+"""read_idx gives the exact array of a valid file, and one clear sentence for anything else."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from kdtrain.data.idx import content_sha256, read_idx
+from kdtrain.errors import DataError
+
+arrays = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6))
+
+
+def idx_bytes(array: NDArray[np.uint8], kind: int = 0x08) -> bytes:
+    """Writes the format as its description says: 00 00, type, dimensions, big-endian lengths, data."""
+    lengths = b"".join(length.to_bytes(4, "big") for length in array.shape)
+    return bytes([0, 0, kind, array.ndim]) + lengths + array.tobytes()
+
+
+def read_bytes(content: bytes) -> NDArray[np.uint8]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(content)
+        return read_idx(path)
+
+
+def refusal(path: Path) -> str:
+    """The sentence with which ``path`` is refused; it names the file and is one line."""
+    with pytest.raises(DataError) as caught:
+        read_idx(path)
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+def refuse(tmp_path: Path, content: bytes) -> str:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    return refusal(path)
+
+
+@given(array=arrays, zipped=st.booleans())
+def test_a_valid_file_gives_the_exact_array(array: NDArray[np.uint8], zipped: bool) -> None:
+    content = idx_bytes(array)
+    result = read_bytes(gzip.compress(content) if zipped else content)
+    assert result.dtype == np.uint8
+    assert result.shape == array.shape
+    assert (result == array).all()
+    assert result.flags.writeable
+    assert content_sha256(result) == hashlib.sha256(content).hexdigest()
+
+
+def test_gzip_is_recognised_by_content_not_by_name(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    (tmp_path / "plain.gz").write_bytes(idx_bytes(array))
+    (tmp_path / "zipped").write_bytes(gzip.compress(idx_bytes(array)))
+    assert (read_idx(tmp_path / "plain.gz") == array).all()
+    assert (read_idx(tmp_path / "zipped") == array).all()
+
+
+def test_content_sha256_reads_a_transposed_array_in_its_own_order() -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3).T
+    assert content_sha256(array) == hashlib.sha256(idx_bytes(array)).hexdigest()
+
+
+@settings(max_examples=300)
+@given(array=arrays, zipped=st.booleans(), data=st.data())
+def test_a_mutated_file_gives_an_exact_array_or_a_data_error(
+    array: NDArray[np.uint8], zipped: bool, data: st.DataObject
+) -> None:
+    content = idx_bytes(array)
+    mutated = bytearray(gzip.compress(content) if zipped else content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(mutated) - 1))
+        match data.draw(st.sampled_from(["change", "cut", "insert"])):
+            case "change":
+                mutated[place] = data.draw(st.integers(0, 255))
+            case "cut":
+                del mutated[place : place + data.draw(st.integers(1, 20))]
+            case "insert":
+                mutated[place:place] = data.draw(st.binary(min_size=1, max_size=20))
+        if not mutated:
+            break
+    check_exact_or_refused(bytes(mutated))
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda tail: b"\0\0\x08\1\0\0\0" + tail))
+def test_random_bytes_give_an_exact_array_or_a_data_error(content: bytes) -> None:
+    check_exact_or_refused(content)
+    check_exact_or_refused(gzip.compress(content))
+
+
+def check_exact_or_refused(content: bytes) -> None:
+    """An array is right only if writing it again gives the very content that was read."""
+    try:
+        result = read_bytes(content)
+    except DataError:
+        return
+    plain = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    assert idx_bytes(result) == plain
+
+
+@given(array=arrays, zipped=st.booleans(), data=st.data())
+def test_every_truncation_is_refused(array: NDArray[np.uint8], zipped: bool, data: st.DataObject) -> None:
+    content = gzip.compress(idx_bytes(array)) if zipped else idx_bytes(array)
+    cut = content[: data.draw(st.integers(0, len(content) - 1))]
+    with pytest.raises(DataError):
+        read_bytes(cut)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "ends inside the IDX header"),
+        (b"\0\0\x08", "ends inside the IDX header"),
+        (b"\0\0\x08\2\0\0\0\1\0\0", "ends inside the IDX header"),
+        (b"\x89PNG....", "starts with 89 50 4e 47"),
+        (b"\0\0\x0d\1\0\0\0\1abcd", "32-bit floats (type 0x0d)"),
+        (b"\0\0\x77\1\0\0\0\1a", "an unknown type (type 0x77)"),
+        (b"\0\0\x08\0a", "0 dimensions"),
+        (b"\0\0\x08\5" + b"\0\0\0\1" * 5 + b"a", "5 dimensions"),
+        (b"\0\0\x08\1\0\0\0\3ab", "truncated: its header announces 3 bytes of data, it has 2"),
+        (b"\0\0\x08\1\0\0\0\3abcd", "too long: its header announces 3 bytes of data, it has more"),
+        (b"\0\0\x08\3\0\0\0\0" + b"\xff" * 8, "0 x 4294967295 x 4294967295"),
+    ],
+)
+def test_each_fault_of_the_content_is_named(tmp_path: Path, content: bytes, words: str, zipped: bool) -> None:
+    assert words in refuse(tmp_path, gzip.compress(content) if zipped else content)
+
+
+def test_each_fault_of_the_compression_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(idx_bytes(np.arange(250, dtype=np.uint8)))
+    wrong_crc = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    for content in (
+        whole[:40],
+        whole[:-1],
+        wrong_crc,
+        whole + b"tail",
+        b"\x1f\x8b",
+        b"\x1f\x8b\x08\0" + b"?" * 40,
+    ):
+        assert "cannot be unzipped" in refuse(tmp_path, content)
+
+
+def test_what_is_no_readable_file_is_named(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "absent")
+    assert "is not a file" in refusal(tmp_path)
+    assert "name too long" in refusal(tmp_path / ("x" * 300))
+    (tmp_path / "loop").symlink_to("loop")
+    assert "symbolic links" in refusal(tmp_path / "loop")
+
+
+def test_a_small_file_that_claims_ten_gigabytes_costs_no_memory(tmp_path: Path) -> None:
+    header = b"\0\0\x08\2" + struct.pack(">II", 100_000, 100_000)
+    assert "more than the 2 GiB" in refuse_in_little_memory(tmp_path, header + bytes(188))
+    just_allowed = b"\0\0\x08\1" + struct.pack(">I", 2 << 30)
+    assert "truncated" in refuse_in_little_memory(tmp_path, just_allowed + bytes(192))
+    assert "truncated" in refuse_in_little_memory(tmp_path, gzip.compress(just_allowed + bytes(192)))
+
+
+def test_a_gzip_bomb_is_not_inflated_beyond_what_its_header_states(tmp_path: Path) -> None:
+    bomb = gzip.compress(b"\0\0\x08\1" + struct.pack(">I", 1000) + bytes(100_000_000))
+    assert len(bomb) < 200_000
+    assert "too long" in refuse_in_little_memory(tmp_path, bomb)
+
+
+def refuse_in_little_memory(tmp_path: Path, content: bytes) -> str:
+    tracemalloc.start()
+    try:
+        text = refuse(tmp_path, content)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+    return text

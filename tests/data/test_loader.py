@@ -1,0 +1,91 @@
+"""Loaders: every image once, orders by seed and epoch, and memory that nobody writes again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdtrain.data.loader import Loader
+from kdtrain.errors import DataError
+from kdtrain.runtime import flow
+from tests.conftest import LoaderFactory
+
+
+def _loader(images: int, batch_size: int, seed: int | None = 0) -> Loader:
+    inputs = np.arange(images, dtype=np.float32).reshape(-1, 1, 1, 1)
+    return Loader(inputs, np.arange(images) % 3, batch_size, num_classes=3, seed=seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 5), st.integers(1, 5))
+def test_an_epoch_holds_every_image_once_with_its_label(
+    images: int, size: int, seed: int, epoch: int
+) -> None:
+    loader = _loader(images, size, seed)
+    batches = list(loader.epoch(epoch))
+    indices = np.concatenate([batch.indices.numpy() for batch in batches])
+    assert sorted(indices) == list(range(images))
+    assert len(batches) == len(loader)
+    for batch in batches:
+        np.testing.assert_array_equal(batch.inputs.numpy().ravel(), batch.indices.numpy())
+        np.testing.assert_array_equal(batch.targets.numpy(), batch.indices.numpy() % 3)
+
+
+def test_the_order_follows_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return [int(i) for batch in _loader(100, 32, seed).epoch(epoch) for i in batch.indices.numpy()]
+
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
+    assert [int(i) for batch in _loader(10, 4, None).epoch(3) for i in batch.indices.numpy()] == list(
+        range(10)
+    )
+
+
+def test_a_lone_last_image_joins_the_batch_before_it() -> None:
+    assert [len(batch) for batch in _loader(9, 4).epoch(1)] == [4, 5]
+    assert [len(batch) for batch in _loader(10, 4).epoch(1)] == [4, 4, 2]
+    assert [len(batch) for batch in _loader(1, 4).epoch(1)] == [1]
+    assert [len(batch) for batch in _loader(3, 1).epoch(1)] == [1, 1, 1]
+
+
+def test_no_batch_shares_memory_with_another_one_or_can_be_written_through_the_data() -> None:
+    """OneFlow may still be reading a batch when the next one is made."""
+    loader = _loader(64, 16)
+    batches = [batch.inputs.numpy() for batch in loader.epoch(1)]
+    for index, first in enumerate(batches):
+        assert not np.shares_memory(first, loader.inputs)
+        assert not any(np.shares_memory(first, other) for other in batches[index + 1 :])
+    with pytest.raises(ValueError, match="read-only"):
+        loader.inputs[0] = 1.0
+
+
+def test_queued_operations_see_the_batch_that_they_were_given(make_loader: LoaderFactory) -> None:
+    """The race itself: many products queued without waiting, against each one waited for."""
+    loader = make_loader(4096, batch_size=64)
+    weight = flow.ones(784, 512)
+    queued = [(flow.flatten(batch.inputs, 1) @ weight).sum() for batch in loader.epoch(1)]
+    waited = [(flow.flatten(batch.inputs, 1) @ weight).sum().item() for batch in loader.epoch(1)]
+    assert [total.item() for total in queued] == waited
+    assert len(set(waited)) == len(waited)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_is_found_before_oneflow_sees_it(label: int) -> None:
+    targets = np.array([0, 1, label, 2])
+    with pytest.raises(DataError, match=rf"label {label} of image 2 is not one of 0\.\.2"):
+        Loader(np.zeros((4, 1, 2, 2), np.float32), targets, 2, num_classes=3)
+
+
+def test_lengths_must_agree_and_not_be_zero() -> None:
+    with pytest.raises(DataError, match="4 images and 3 labels"):
+        Loader(np.zeros((4, 1, 2, 2), np.float32), np.zeros(3, np.int64), 2, num_classes=3)
+    with pytest.raises(DataError, match="at least one"):
+        Loader(np.zeros((0, 1, 2, 2), np.float32), np.zeros(0, np.int64), 2, num_classes=3)
+
+
+def test_the_fingerprint_follows_the_pixels_and_not_the_order_of_batches() -> None:
+    first, same, other = _loader(8, 4, 0), _loader(8, 2, 1), _loader(9, 4, 0)
+    assert first.fingerprint == same.fingerprint != other.fingerprint

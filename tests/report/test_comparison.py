@@ -1,0 +1,300 @@
+"""What a comparison claims, its table, its file and its picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from rich.console import Console
+
+from kdtrain.errors import KdtrainError
+from kdtrain.report import comparison as module
+from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare, comparison_table
+from kdtrain.report.comparison_plot import comparison_figure
+from kdtrain.report.style import save_figure
+
+IMAGES = 10_000
+
+
+def result(
+    model: module.Model, seed: int, errors: int, epochs: int = 20, correct: bool = False, images: int = IMAGES
+) -> ModelResult:
+    """A model whose accuracy rises from 94 % to the final one, as on MNIST."""
+    random = np.random.default_rng([seed, module.MODELS.index(model)])
+    final = errors / images
+    history = []
+    for epoch in range(1, epochs + 1):
+        rate = final + (0.06 - final) * np.exp(1 - epoch) + random.uniform(0, 0.0004)
+        history.append(EpochPoint(epoch, 1 - float(rate), 3 * float(rate)))
+    parameters, seconds = 1_199_882 if model == "teacher" else 109_386, 40.0 + seed
+    known = np.arange(images) >= errors if correct else None
+    return ModelResult(
+        model, seed, 1 - final, 3 * final, images, errors, parameters, seconds, tuple(history), known
+    )
+
+
+def three(
+    teacher: list[int], distilled: list[int], plain: list[int], epochs: int = 20, correct: bool = False
+) -> list[ModelResult]:
+    """Results with these test errors, by seed; the teacher trains for 3 epochs at most."""
+    results = [result("teacher", seed, errors, min(3, epochs)) for seed, errors in enumerate(teacher)]
+    results += [result("student_kd", seed, errors, epochs, correct) for seed, errors in enumerate(distilled)]
+    return results + [result("student", seed, errors, epochs, correct) for seed, errors in enumerate(plain)]
+
+
+HELPED = three([98, 101, 95, 99, 100], [152, 149, 158, 150, 155], [171, 166, 172, 170, 176])
+
+
+def rendered(comparison: Comparison) -> str:
+    text = io.StringIO()
+    Console(file=text, width=80).print(comparison_table(comparison))
+    return text.getvalue()
+
+
+def heights(line: Line2D) -> npt.NDArray[np.float64]:
+    return np.asarray(line.get_ydata(), dtype=np.float64)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
+
+
+def test_gain_is_the_paired_difference_of_the_students() -> None:
+    found = compare(HELPED)
+    gains = np.array([19.0, 17.0, 14.0, 20.0, 21.0]) / IMAGES * 100
+    half = 2.77644511 * gains.std(ddof=1) / np.sqrt(5)
+    assert found.gain.mean == pytest.approx(gains.mean())
+    assert found.gain.low == pytest.approx(gains.mean() - half)
+    assert found.gain.high == pytest.approx(gains.mean() + half)
+    assert found.errors_removed == pytest.approx(18.2)
+    assert found.errors_removed_percent == pytest.approx(100 * 18.2 / 171)
+    assert found.gap_closed == pytest.approx(18.2 / (171 - 98.6))
+    assert found.outcome == "helped"
+    assert found.verdict == (
+        "Distillation helped: +0.18 points, 95 % interval 0.15 to 0.22 over 5 seeds "
+        "(18.2 of 171 errors removed on average)."
+    )
+
+
+def test_pairs_go_by_seed_not_by_order() -> None:
+    assert compare(HELPED[::-1]).gain == compare(HELPED).gain
+
+
+def test_a_loss_is_called_a_loss() -> None:
+    found = compare(three([90, 90, 90], [171, 166, 172], [152, 149, 158]))
+    assert found.outcome == "hurt"
+    assert found.verdict.startswith("Distillation hurt: -0.17 points, 95 % interval -0.")
+    assert "(16.7 errors more than the student's 153 on average)" in found.verdict
+    assert (found.gap_closed or 0) < 0
+
+
+def test_an_interval_with_zero_in_it_claims_nothing() -> None:
+    found = compare(three([90, 90], [150, 170], [171, 172]))
+    assert found.outcome == "undecided"
+    assert found.verdict.startswith("Not distinguishable with 2 seeds: +0.11 points")
+    assert found.verdict.endswith("includes zero.")
+    assert "helped" not in found.verdict
+
+
+@pytest.mark.parametrize(("distilled", "points"), [([171, 172], "0"), ([161, 162], "+0.10")])
+def test_gains_without_spread_claim_nothing(distilled: list[int], points: str) -> None:
+    found = compare(three([90, 90], distilled, [171, 172]))
+    assert found.outcome == "undecided"
+    assert found.verdict == (
+        f"Not distinguishable: {points} points, the same in each of 2 seeds; "
+        "without any spread there is no interval to judge by."
+    )
+
+
+def test_one_seed_has_mcnemars_test_and_no_spread() -> None:
+    found = compare(three([98], [153], [171], correct=True))
+    assert found.mcnemar is not None
+    assert (found.mcnemar.only_first, found.mcnemar.only_second) == (18, 0)
+    assert found.outcome == "undecided"
+    assert found.gain.sd is None
+    assert found.verdict == (
+        "One seed: +0.18 points (18 of 171 errors removed), a difference between these two networks "
+        "that chance hardly explains (McNemar's exact p < 0.0001); "
+        "more seeds (`--seeds 5`) would give an interval."
+    )
+    assert "±" not in rendered(found) + " ".join(texts(comparison_figure(found)))
+    assert "seeds" not in rendered(found)
+
+
+def test_only_a_single_seed_with_known_images_has_mcnemars_test() -> None:
+    without = compare(three([98], [153], [171]))
+    assert without.mcnemar is None
+    assert "McNemar" not in without.verdict
+    assert "`--seeds 5`" in without.verdict
+    assert compare(three([98, 99], [153, 152], [171, 172], correct=True)).mcnemar is None
+
+
+def test_a_perfect_student_and_a_worse_teacher_leave_no_ratio() -> None:
+    found = compare(three([9, 8], [0, 0], [0, 0]))
+    assert found.errors_removed_percent is None
+    assert found.gap_closed is None
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], "no result of teacher"),
+        (HELPED[:-5], "no result of student"),
+        (HELPED[:-1], r"student_kd has the seeds \[0, 1, 2, 3, 4\], student has \[0, 1, 2, 3\]"),
+        ([*HELPED, HELPED[-1], HELPED[9]], "each seed is needed once"),
+        ([*HELPED[:-1], result("student", 4, 17, images=1000)], "tested on 1000 images"),
+        ([*HELPED[:-1], dataclasses.replace(HELPED[-1], test_errors=99)], "is not 99 errors"),
+        ([*HELPED[:-1], dataclasses.replace(HELPED[-1], correct=np.ones(IMAGES, bool))], "is not 176"),
+        ([*HELPED[:-1], dataclasses.replace(HELPED[-1], test_cross_entropy=np.nan)], "diverged"),
+        ([*HELPED[:-1], dataclasses.replace(HELPED[-1], history=(EpochPoint(1, 0.1, np.inf),))], "diverged"),
+    ],
+)
+def test_results_that_do_not_compare_are_refused(results: list[ModelResult], message: str) -> None:
+    with pytest.raises(KdtrainError, match=message):
+        compare(results)
+
+
+def test_table_holds_every_figure_within_80_columns() -> None:
+    text = rendered(compare(HELPED))
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert not {"\x1b", "…"} & set(text)
+    lines = text.splitlines()
+    row = next(number for number, line in enumerate(lines) if "student_kd" in line)
+    assert lines[row].split() == ["student_kd", "98.47", "0.0458", "109,386", "42", "+0.18", "18.2"]
+    assert lines[row + 1].split() == ["±", "0.04", "±", "0.0011", "±", "2", "0.15", "to", "0.22", "10.6", "%"]
+    assert lines[row + 2].split() == ["student", "98.29", "0.0513", "109,386", "42"]
+    assert "5 seeds" in text
+
+
+def test_table_says_when_all_students_had_one_teacher() -> None:
+    assert "same teacher" in " ".join(rendered(compare(HELPED[:1] + HELPED[5:])).split())
+    assert "same teacher" not in rendered(compare(HELPED))
+
+
+def test_json_is_plain_and_exact() -> None:
+    single = dataclasses.replace(HELPED[0], seconds=cast(float, np.float32(40)))
+    found = compare([single, *HELPED[1:]])
+    back = json.loads(json.dumps(module.to_json(found), allow_nan=False))
+    assert back["gain_percentage_points"] == dataclasses.asdict(found.gain)
+    assert back["verdict"] == found.verdict
+    assert back["outcome"] == "helped"
+    assert back["models"]["student"]["test_errors"]["mean"] == 171
+    assert back["models"]["teacher"]["parameters"] == 1_199_882
+    assert back["mcnemar_student_kd_vs_student"] is None
+    assert len(back["results"]) == 15
+    for written, given in zip(back["results"], HELPED, strict=True):
+        assert (written["model"], written["seed"]) == (given.model, given.seed)
+        assert written["test_accuracy_fraction"] == given.test_accuracy
+        curve = [tuple(point.values()) for point in written["held_out_history"]]
+        assert curve == [(p.epoch, p.accuracy, p.cross_entropy) for p in given.history]
+    one = module.to_json(compare(three([98], [153], [171], correct=True)))
+    assert json.loads(json.dumps(one))["mcnemar_student_kd_vs_student"]["only_first"] == 18
+
+
+def test_picture_carries_the_figures_and_names_the_lines() -> None:
+    figure = comparison_figure(compare(HELPED), "mnist, T = 4")
+    (title,) = [text for text in texts(figure) if "test accuracy" in text]
+    assert "teacher 99.01 ± 0.02 %" in title
+    assert "student_kd 98.47 ± 0.04 %" in title
+    assert "student 98.29 ± 0.04 %" in title
+    assert "+0.18 points, 95 % interval 0.15 to 0.22 over 5 seeds" in title
+    assert title.endswith("\nmnist, T = 4")
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == [*module.MODELS, "teacher's last epoch"]
+    assert "5 seeds" in legend.get_title().get_text()
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines[:3]]
+    assert all(len(set(look)) == 3 for look in zip(*looks, strict=True))
+
+
+def test_curves_are_means_over_seeds_within_their_range() -> None:
+    axes = comparison_figure(compare(HELPED)).axes[0]
+    accuracies = 100 * np.array([[p.accuracy for p in r.history] for r in HELPED if r.model == "student"])
+    np.testing.assert_allclose(heights(axes.lines[2]), accuracies.mean(axis=0))
+    corners = np.asarray(axes.collections[2].get_paths()[0].vertices)
+    assert corners[:, 1].min() == pytest.approx(accuracies.min())
+    assert corners[:, 1].max() == pytest.approx(accuracies.max())
+
+
+def test_axes_make_the_difference_of_the_students_visible() -> None:
+    figure = comparison_figure(compare(HELPED))
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        ends = [heights(line)[-1] for line in axes.lines]
+        assert all(low < end < high for end in ends)
+        assert abs(ends[1] - ends[2]) > 0.1 * (high - low)
+    assert figure.axes[0].get_ylim()[0] > 97
+    assert "off the axis: down to 94" in texts(figure)
+
+
+def test_a_stray_dip_does_not_flatten_the_curves() -> None:
+    history = list(HELPED[7].history)
+    history[15] = EpochPoint(16, 0.5, 9.0)
+    results = [*HELPED[:7], dataclasses.replace(HELPED[7], history=tuple(history)), *HELPED[8:]]
+    figure = comparison_figure(compare(results))
+    assert figure.axes[0].get_ylim()[0] > 97
+    assert figure.axes[1].get_ylim()[1] < 0.2
+
+
+def test_seeds_that_stopped_early_shorten_the_mean() -> None:
+    results = [*HELPED[:14], dataclasses.replace(HELPED[14], history=HELPED[14].history[:12])]
+    axes = comparison_figure(compare(results)).axes[0]
+    assert [len(heights(line)) for line in axes.lines[:3]] == [3, 20, 12]
+
+
+def constant(accuracy: float, loss: float) -> list[ModelResult]:
+    errors = round((1 - accuracy) * IMAGES)
+    return [
+        dataclasses.replace(r, history=tuple(EpochPoint(p.epoch, accuracy, loss) for p in r.history))
+        for r in three([errors] * 2, [errors] * 2, [errors] * 2)
+    ]
+
+
+CASES = {
+    "five seeds": HELPED,
+    "one seed": three([98], [153], [171]),
+    "one epoch": three([98], [153], [171], epochs=1),
+    "two epochs": three([98], [153], [171], epochs=2),
+    "ten epochs": three([98, 99], [153, 152], [171, 180], epochs=10),
+    "equal": constant(0.98, 0.06),
+    "perfect": constant(1.0, 0.0),
+    "hopeless": constant(0.0, 1e4),
+    "teacher from elsewhere": [dataclasses.replace(r, history=()) for r in HELPED[:5]] + HELPED[5:],
+    "no histories": [dataclasses.replace(r, history=()) for r in HELPED],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_file_is_a_png_of_1000_pixels_or_more_that_is_not_blank(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "compare.png"
+    figure = comparison_figure(compare(CASES[case]), case)
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert all(low <= heights(line)[-1] <= high for line in axes.lines)
+    assert max(figure.axes[0].get_yticks()) <= 100
+    assert min(figure.axes[1].get_yticks()) >= 0
+    save_figure(figure, path)
+    with PIL.Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.width >= 1000
+        assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_drawing_needs_neither_pyplot_nor_oneflow() -> None:
+    code = (
+        "import sys, kdtrain.report.comparison_plot, kdtrain.report.prediction, kdtrain.report.evaluation; "
+        "print([name for name in ('matplotlib.pyplot', 'oneflow', 'flowvision') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

@@ -1,0 +1,130 @@
+"""Intervals and tests against textbook tables and formulas written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdtrain.report.statistics import (
+    Interval,
+    bounds_text,
+    distinguishable,
+    gain_text,
+    interval_text,
+    mcnemar,
+    p_text,
+    t_interval,
+)
+
+# Student's t, two-sided 95 %, by degrees of freedom: from printed tables.
+T_95 = {1: 12.7062047, 2: 4.30265273, 3: 3.18244631, 4: 2.77644511, 9: 2.26215716, 15: 2.13144955}
+
+values_of_a_table_size = st.sampled_from(sorted(T_95)).flatmap(
+    lambda df: st.lists(st.floats(-100, 100), min_size=df + 1, max_size=df + 1)
+)
+
+
+@given(values_of_a_table_size)
+def test_interval_is_mean_plus_minus_t_times_standard_error(values: list[float]) -> None:
+    array = np.array(values, dtype=np.float64)
+    mean = array.sum() / len(array)
+    sd = np.sqrt(((array - mean) ** 2).sum() / (len(array) - 1))
+    half = T_95[len(array) - 1] * sd / np.sqrt(len(array))
+    found = t_interval(values)
+    expected = [mean, sd, mean - half, mean + half]
+    assert [found.mean, found.sd, found.low, found.high] == pytest.approx(expected, rel=1e-6, abs=1e-5)
+    assert found.n == len(values)
+
+
+def test_confidence_is_two_sided() -> None:
+    # With one degree of freedom Student's t is Cauchy's distribution: its 50 % quantiles are -1 and 1.
+    found = t_interval([0.0, 2.0], confidence=0.5)
+    assert (found.low, found.high) == pytest.approx((0.0, 2.0), abs=1e-9)
+
+
+def test_one_value_has_no_spread() -> None:
+    assert t_interval([3.5]) == Interval(3.5, None, None, None, 1)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(2, 20))
+def test_equal_values_have_a_spread_of_exactly_zero(value: float, n: int) -> None:
+    assert t_interval([value] * n) == Interval(value, 0.0, value, value, n)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
+def test_values_that_have_no_interval_are_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite values"):
+        t_interval(values)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
+def test_confidence_must_be_a_fraction(confidence: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        t_interval([1.0, 2.0], confidence)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sd", "expected"),
+    [
+        (0.1, 0.3, 0.1, True),
+        (-0.3, -0.1, 0.1, True),
+        (-0.1, 0.3, 0.1, False),
+        (0.0, 0.3, 0.1, False),
+        (0.2, 0.2, 0.0, False),
+        (None, None, None, False),
+    ],
+)
+def test_only_an_interval_without_zero_distinguishes(
+    low: float | None, high: float | None, sd: float | None, expected: bool
+) -> None:
+    assert distinguishable(Interval(0.2, sd, low, high, 3)) is expected
+
+
+@pytest.mark.parametrize(
+    ("interval", "gain", "bounds"),
+    [
+        (Interval(0.18, 0.06, 0.10, 0.26, 5), "+0.18", "0.10 to 0.26"),
+        (Interval(-0.18, 0.06, -0.26, -0.10, 5), "-0.18", "-0.26 to -0.10"),
+        # A bound that excludes zero must not be shown as zero.
+        (Interval(0.18, 0.1, 0.0031, 0.36, 5), "+0.180", "0.003 to 0.360"),
+        (Interval(1e-18, 0.06, -0.1, 0.1, 5), "0", "-0.10 to 0.10"),
+        (Interval(0.1, 0.06, -1e-9, 0.2, 5), "+0.10", "0.00 to 0.20"),
+        (Interval(0.5, None, None, None, 1), "+0.50", ""),
+        (Interval(0.5, 0.0, 0.5, 0.5, 2), "+0.50", ""),
+    ],
+)
+def test_texts_round_without_misleading(interval: Interval, gain: str, bounds: str) -> None:
+    assert (gain_text(interval), bounds_text(interval)) == (gain, bounds)
+
+
+def test_interval_text_says_why_there_is_none() -> None:
+    assert interval_text(Interval(0.18, 0.06, 0.1, 0.26, 5)) == "95 % interval 0.10 to 0.26 over 5 seeds"
+    assert interval_text(t_interval([1.0])) == "one seed"
+    assert interval_text(t_interval([1.0, 1.0])) == "the same in each of 2 seeds"
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 30), st.integers(0, 30))
+def test_mcnemar_is_the_binomial_sum(only_first: int, only_second: int, both: int, none: int) -> None:
+    first = np.array([True] * only_first + [False] * only_second + [True] * both + [False] * none)
+    second = np.array([False] * only_first + [True] * only_second + [True] * both + [False] * none)
+    n = only_first + only_second
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1)) / 2**n
+    found = mcnemar(first, second)
+    assert (found.only_first, found.only_second) == (only_first, only_second)
+    assert found.p_value == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
+
+
+def test_mcnemar_needs_the_same_images() -> None:
+    with pytest.raises(ValueError, match="tested on"):
+        mcnemar(np.ones(3, bool), np.ones(4, bool))
+
+
+def test_p_text_claims_what_the_p_value_allows() -> None:
+    likely = mcnemar(np.array([True, False]), np.array([False, True]))
+    assert p_text(likely) == "that chance may explain (McNemar's exact p = 1)"
+    unlikely = mcnemar(np.ones(30, bool), np.zeros(30, bool))
+    assert p_text(unlikely) == "that chance hardly explains (McNemar's exact p < 0.0001)"

@@ -1,0 +1,237 @@
+"""Events: order, stopping and errors (rules 1, 4, 5 of the contract for callbacks)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdtrain.callback import Callback
+from kdtrain.callbacks import (
+    Checkpoint,
+    DistillationCallback,
+    EarlyStopping,
+    LearningRateSchedule,
+    Progress,
+    RunLog,
+    StopOnNonFinite,
+    TensorBoard,
+)
+from kdtrain.data.loader import Batch, Loader
+from kdtrain.errors import CallbackError, KdtrainError
+from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+from kdtrain.models.registry import build_model
+from kdtrain.objective import Objective, Output
+from kdtrain.run import Run
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import ModelCard
+from kdtrain.trainer import Trainer
+from tests.conftest import ADAM, Fit
+
+EVENTS = ("on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end")
+
+
+class Recorder(Callback):
+    """Notes every event; does what it is told to at one of them."""
+
+    def __init__(
+        self, name: str, log: list[tuple[str, str]], at: str = "", act: Callable[[Run], None] | None = None
+    ):
+        self.name, self.log, self.at, self.act = name, log, at, act
+        self.end: FitEnd | None = None
+
+    def _note(self, hook: str, run: Run) -> None:
+        self.log.append((self.name, hook))
+        if hook == self.at and self.act is not None:
+            self.act(run)
+
+    def on_fit_start(self, run: Run) -> None:
+        self._note("on_fit_start", run)
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        self._note("on_batch", run)
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        self._note("on_eval", run)
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        self._note("on_epoch_end", run)
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        self.end = event
+        self._note("on_fit_end", run)
+
+
+def _raise(error: BaseException) -> Callable[[Run], None]:
+    def act(run: Run) -> None:
+        raise error
+
+    return act
+
+
+# ---------------------------------------- rule 1: order
+
+
+def test_callbacks_run_in_the_order_given_and_end_in_reverse(fit: Fit) -> None:
+    log: list[tuple[str, str]] = []
+    fit(Recorder("b", log), Recorder("a", log))
+    one_epoch = ["on_fit_start", *["on_batch"] * 4, "on_eval", "on_epoch_end"]
+    assert log == [(name, hook) for hook in one_epoch for name in "ba"] + [("a", EVENTS[4]), ("b", EVENTS[4])]
+
+
+class StopAt(Callback):
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        if event.epoch == self.epoch:
+            run.stop("enough")
+
+
+def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
+    make_loader: Callable[..., Loader], card: ModelCard, tmp_path: Path
+) -> None:
+    """All neighbours swapped, all rotations, and the reverse: 8 + 7 + 1 orders of 8 callbacks."""
+    train, validation = make_loader(96, batch_size=32), make_loader(64, start=512, seed=None)
+    flow.manual_seed(5)
+    teacher = build_model("hinton_800", (1, 28, 28), 10)
+
+    def artefacts(order: tuple[int, ...], folder: Path) -> Any:
+        callbacks = [
+            StopOnNonFinite(),
+            LearningRateSchedule("one_cycle", 3e-3),
+            Checkpoint(card),
+            EarlyStopping(patience=1, min_delta=1.0),
+            TensorBoard("x = 1", every=2),
+            RunLog(),
+            Progress("student"),
+            DistillationCallback(teacher, cache_directory=tmp_path / "cache"),
+        ]
+        flow.manual_seed(0)
+        model = build_model("student_mlp", (1, 28, 28), 10)
+        trainer = Trainer(model, ADAM, [callbacks[i] for i in order])
+        end = trainer.fit(train, validation, epochs=4, directory=folder)
+        files = {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
+        untimed = {"images_per_second", "train_seconds", "eval_seconds"}
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [{key: value for key, value in row.items() if key not in untimed} for row in rows]
+        return (end.status, end.reason, end.epoch, end.step), files, rows, _scalars(folder)
+
+    identity = tuple(range(8))
+    orders = {identity, identity[::-1]}
+    orders |= {identity[k:] + identity[:k] for k in range(8)}
+    orders |= {(*identity[:k], k + 1, k, *identity[k + 2 :]) for k in range(7)}
+    results = [artefacts(order, tmp_path / str(number)) for number, order in enumerate(sorted(orders))]
+    assert results[0][0][:3] == (
+        Status.STOPPED,
+        f"no better eval/accuracy for epoch (best {results[0][2][0]['eval/accuracy']:.4f})",
+        2,
+    )
+    for result in results[1:]:
+        assert result == results[0]
+
+
+def _scalars(folder: Path) -> list[tuple[str, int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "images_per_second"]
+    return sorted((tag, e.step, e.value) for tag in tags for e in events.Scalars(tag))
+
+
+# ---------------------------------------- rule 4: stop
+
+
+@pytest.mark.parametrize(("at", "batches"), [("on_batch", 1), ("on_eval", 4), ("on_epoch_end", 4)])
+def test_a_stop_takes_effect_after_everyone_saw_the_event_and_the_epoch_is_ended(
+    fit: Fit, at: str, batches: int
+) -> None:
+    log: list[tuple[str, str]] = []
+    end = fit(Recorder("a", log, at, lambda run: run.stop("had enough")), Recorder("b", log), epochs=3)
+    hooks = ["on_fit_start", *["on_batch"] * batches, "on_eval", "on_epoch_end"]
+    assert log[:-2] == [(name, hook) for hook in hooks for name in "ab"]
+    assert (end.status, end.reason, end.epoch, end.step) == (Status.STOPPED, "had enough", 1, batches)
+
+
+def test_reasons_add_up_and_a_stop_before_the_first_epoch_counts(fit: Fit) -> None:
+    log: list[tuple[str, str]] = []
+    first = Recorder("a", log, "on_fit_start", lambda run: run.stop("one"))
+    second = Recorder("b", log, "on_fit_start", lambda run: run.stop("two"))
+    end = fit(first, second)
+    assert (end.reason, end.epoch, end.step) == ("one; two", 0, 0)
+    assert first.end == end
+
+
+# ---------------------------------------- rule 5: errors
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("hook", EVENTS)
+@pytest.mark.parametrize(
+    "error", [CrashError("oops"), StopIteration("oops"), SystemExit(0), KdtrainError("oops")]
+)
+def test_what_a_hook_raises_is_named_and_everyone_started_is_told(
+    fit: Fit, hook: str, error: BaseException
+) -> None:
+    log: list[tuple[str, str]] = []
+    before, after = Recorder("before", log), Recorder("after", log)
+    with pytest.raises(CallbackError, match=rf"Recorder#2\.{hook}") as caught:
+        fit(before, Recorder("bad", log, hook, _raise(error)), after, epochs=2)
+    assert caught.value.__cause__ is error
+    assert before.end is not None
+    if hook == "on_fit_start":
+        assert after.end is None
+        assert log == [("before", hook), ("bad", hook), ("before", "on_fit_end")]
+    else:
+        assert after.end is not None
+    if hook != "on_fit_end":
+        assert before.end.status is Status.FAILED
+        assert "oops" in str(before.end.reason) or isinstance(error, SystemExit)
+
+
+@pytest.mark.parametrize("hook", EVENTS)
+def test_ctrl_c_passes_through_and_everyone_started_is_told(fit: Fit, hook: str) -> None:
+    log: list[tuple[str, str]] = []
+    before = Recorder("before", log)
+    with pytest.raises(KeyboardInterrupt):
+        fit(before, Recorder("bad", log, hook, _raise(KeyboardInterrupt())), epochs=2)
+    assert before.end is not None
+    assert before.end.status is (Status.COMPLETED if hook == "on_fit_end" else Status.INTERRUPTED)
+
+
+def test_the_first_error_is_reported_also_when_ending_fails(fit: Fit) -> None:
+    log: list[tuple[str, str]] = []
+
+    class BadEnd(Callback):
+        def on_fit_end(self, run: Run, event: FitEnd) -> None:
+            raise CrashError("second")
+
+    first = Recorder("first", log)
+    with pytest.raises(CallbackError, match="first"):
+        fit(first, BadEnd(), Recorder("bad", log, "on_eval", _raise(CrashError("first"))))
+    assert first.end is not None
+
+
+def test_an_error_in_configure_or_in_a_term_is_not_swallowed(fit: Fit) -> None:
+    class BadConfigure(Callback):
+        def configure(self, objective: Objective) -> Objective:
+            return None  # type: ignore[return-value]
+
+    class BadTerm(Callback):
+        def configure(self, objective: Objective) -> Objective:
+            return objective.replace("task", self.term)
+
+        def term(self, batch: Batch, output: Output) -> flow.Tensor:
+            raise CrashError("in the loss")
+
+    with pytest.raises(CallbackError, match=r"BadConfigure\.configure returned None"):
+        fit(BadConfigure())
+    with pytest.raises(CrashError, match="in the loss"):
+        fit(BadTerm())

@@ -1,0 +1,256 @@
+"""The loop, its metrics and payloads (rules 2, 3, 6 to 9 of the contract), and determinism."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdtrain.callback import Callback
+from kdtrain.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    Progress,
+    StopOnNonFinite,
+)
+from kdtrain.data.loader import Batch, Loader
+from kdtrain.errors import CallbackError, UsageError
+from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, Status
+from kdtrain.models.registry import build_model
+from kdtrain.objective import Objective, Output
+from kdtrain.run import Run
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import ModelCard, snapshot
+from kdtrain.trainer import Trainer
+from tests.conftest import ADAM, Fit
+
+# ---------------------------------------- rule 2: the step is the loop's
+
+
+def test_without_any_callback_the_network_is_trained(fit: Fit, student: flow.nn.Module) -> None:
+    before = snapshot(student)
+    end = fit()
+    assert (end.status, end.epoch, end.step) == (Status.COMPLETED, 1, 4)
+    assert all(not np.array_equal(before[name], after) for name, after in snapshot(student).items())
+
+
+def test_the_loop_is_the_textbook_one(fit: Fit, student: flow.nn.Module, train: Loader) -> None:
+    """The same steps by hand, with OneFlow alone: bit for bit the same weights."""
+    flow.manual_seed(0)
+    model = build_model("student_mlp", (1, 28, 28), 10)
+    optimizer = ADAM(model.parameters())
+    for epoch in (1, 2):
+        for batch in train.epoch(epoch):
+            optimizer.zero_grad()
+            flow.nn.functional.cross_entropy(model(batch.inputs), batch.targets).backward()
+            optimizer.step()
+    fit(StopOnNonFinite(), epochs=2)
+    for name, expected in snapshot(model).items():
+        np.testing.assert_array_equal(snapshot(student)[name], expected)
+
+
+# ---------------------------------------- rule 3: metrics come from the loop
+
+
+def test_metrics_are_complete_and_equal_for_the_first_and_the_last_callback(fit: Fit) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Reader(Callback):
+        def on_eval(self, run: Run, event: EvalEnd) -> None:
+            seen.append(dict(event.metrics))
+
+        def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+            seen.append(dict(event.metrics))
+
+    fit(Reader(), Reader())
+    assert set(seen[0]) == {"eval/accuracy", "eval/cross_entropy", "loss/task", "loss/total"}
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+
+
+def test_evaluation_measures_the_task_whatever_the_objective(
+    fit: Fit, student: flow.nn.Module, validation: Loader
+) -> None:
+    class Swamp(Callback):
+        def configure(self, objective: Objective) -> Objective:
+            return objective.blend("large", lambda batch, output: output.logits.mean() * 0.0 + 1e6, 0.5)
+
+    metrics: dict[str, float] = {}
+
+    class Reader(Callback):
+        def on_eval(self, run: Run, event: EvalEnd) -> None:
+            metrics.update(event.metrics)
+
+    fit(Swamp(), Reader())
+    logits = student(flow.tensor(validation.inputs)).numpy().astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = -log_p[np.arange(len(log_p)), validation.targets].mean()
+    assert metrics["eval/cross_entropy"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["eval/accuracy"] == (logits.argmax(axis=1) == validation.targets).mean()
+    assert metrics["loss/large"] == 1e6
+
+
+def test_training_losses_are_means_over_images_and_not_over_batches(
+    make_loader: Callable[..., Loader], validation: Loader, student: flow.nn.Module, tmp_path: Path
+) -> None:
+    class PerImage(Callback):
+        def configure(self, objective: Objective) -> Objective:
+            return objective.add("first_pixel", lambda batch, output: batch.indices.double().mean())
+
+    metrics: dict[str, float] = {}
+
+    class Reader(Callback):
+        def on_eval(self, run: Run, event: EvalEnd) -> None:
+            metrics.update(event.metrics)
+
+    Trainer(student, ADAM, [PerImage(), Reader()]).fit(
+        make_loader(300), validation, epochs=1, directory=tmp_path
+    )
+    assert metrics["loss/first_pixel"] == pytest.approx(np.arange(300).mean(), rel=1e-6)
+
+
+# ---------------------------------------- rules 6 and 7: names
+
+
+def test_a_method_that_looks_like_a_hook_but_is_none_is_refused_when_the_class_is_defined() -> None:
+    with pytest.raises(TypeError, match=r"Typo\.on_epoch_and.*did you mean 'on_epoch_end'"):
+
+        class Typo(Callback):
+            def on_epoch_and(self, run: Run, event: EpochEnd) -> None:
+                """Never called."""
+
+
+def test_a_class_in_place_of_an_instance_is_refused(student: flow.nn.Module) -> None:
+    with pytest.raises(TypeError, match="Progress is not a Callback: pass an instance"):
+        Trainer(student, ADAM, [Progress])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda card: Checkpoint(card, "eval/acuracy"), lambda card: EarlyStopping(monitor="eval/acuracy")],
+)
+def test_a_monitored_metric_that_does_not_exist_is_an_error_that_lists_those_that_do(
+    fit: Fit, card: ModelCard, make: Callable[[ModelCard], Callback]
+) -> None:
+    with pytest.raises(
+        CallbackError, match=r"did you mean 'eval/accuracy'.*eval/cross_entropy, loss/task"
+    ) as caught:
+        fit(make(card))
+    assert caught.value.exit_code == UsageError.exit_code
+
+
+# ---------------------------------------- rules 8 and 9: payloads
+
+
+def test_losses_in_events_are_tensors_and_payloads_are_frozen(fit: Fit) -> None:
+    events: list[Any] = []
+
+    class Reader(Callback):
+        def on_batch(self, run: Run, event: BatchEnd) -> None:
+            events.append((run, event))
+
+        on_eval = on_epoch_end = on_fit_end = on_batch  # type: ignore[assignment]
+
+    fit(Reader())
+    run, batch_end = events[0]
+    assert all(isinstance(loss, flow.Tensor) and not loss.requires_grad for loss in batch_end.losses.values())
+    for _, event in events:
+        for field in dataclasses.fields(event):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(event, field.name, None)
+    with pytest.raises(TypeError):
+        batch_end.losses["total"] = None
+    with pytest.raises(TypeError):
+        events[-2][1].metrics["eval/accuracy"] = 1.0
+    for name in ("model", "epoch", "step", "trainer"):
+        with pytest.raises(AttributeError):
+            setattr(run, name, None)
+    assert not any(isinstance(value, Trainer) for value in vars(run).values())
+
+
+def test_the_gradients_are_still_there_on_batch(fit: Fit) -> None:
+    norms: list[float] = []
+
+    class Reader(Callback):
+        def on_batch(self, run: Run, event: BatchEnd) -> None:
+            norms.append(max(float(abs(p.grad.numpy()).max()) for p in run.model.parameters()))
+
+    fit(Reader())
+    assert len(norms) == 4
+    assert min(norms) > 0
+
+
+# ---------------------------------------- determinism, dropout, terms with parameters
+
+
+def _train_hinton(
+    train: Loader, validation: Loader, folder: Path, seed: int, epochs: int = 2
+) -> dict[str, Any]:
+    flow.manual_seed(0)
+    model = build_model("hinton_1200", (1, 28, 28), 10)
+    Trainer(model, ADAM, seed=seed).fit(train, validation, epochs=epochs, directory=folder)
+    return snapshot(model)
+
+
+def test_two_fits_with_one_seed_agree_bit_for_bit_and_with_another_do_not(
+    train: Loader, validation: Loader, tmp_path: Path
+) -> None:
+    first = _train_hinton(train, validation, tmp_path, seed=1)
+    flow.rand(1000)  # whatever the generator has drawn before must not matter
+    second = _train_hinton(train, validation, tmp_path, seed=1)
+    other = _train_hinton(train, validation, tmp_path, seed=2)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not any(np.array_equal(first[name], other[name]) for name in first if name.endswith("weight"))
+
+
+def test_dropout_differs_from_epoch_to_epoch(
+    validation: Loader, tmp_path: Path, make_loader: Callable[..., Loader]
+) -> None:
+    masks: list[Any] = []
+
+    class Mask(flow.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = flow.nn.Linear(784, 10)
+
+        def forward(self, x: flow.Tensor) -> flow.Tensor:
+            if self.training:
+                masks.append(flow.nn.functional.dropout(flow.ones(1000), 0.5, True).numpy().copy())
+            return self.fc(flow.flatten(x, 1))
+
+    Trainer(Mask(), ADAM).fit(make_loader(256), validation, epochs=2, directory=tmp_path)
+    assert len(masks) == 4
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(masks, 2))
+
+
+def test_a_term_with_parameters_has_them_trained(fit: Fit) -> None:
+    class Scale(flow.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = flow.nn.Parameter(flow.ones(1))
+
+        def forward(self, batch: Batch, output: Output) -> flow.Tensor:
+            return ((output.logits.detach() * self.factor) ** 2).mean()
+
+    term = Scale()
+
+    class Adds(Callback):
+        def configure(self, objective: Objective) -> Objective:
+            return objective.add("scale", term)
+
+    fit(Adds())
+    assert term.factor.item() != 1.0
+
+
+def test_the_network_is_in_training_mode_in_steps_and_in_evaluation_mode_in_evaluation(
+    fit: Fit, student: flow.nn.Module
+) -> None:
+    modes: list[bool] = []
+    student.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    fit()
+    assert modes == [True] * 4 + [False] * 2
+    assert student.training
