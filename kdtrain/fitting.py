@@ -13,7 +13,7 @@ from kdtrain.config import FitConfig
 from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, prepare
-from kdtrain.metrics import Evaluation
+from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_parameters
 from kdtrain.modes import MODES, Setup, architecture, optimizer
 from kdtrain.plugin_loader import load_plugin

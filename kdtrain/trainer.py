@@ -10,8 +10,9 @@ from types import MappingProxyType
 
 from kdtrain.callback import Callback, CallbackList
 from kdtrain.data.loader import Batch, Loader
+from kdtrain.evaluation import Evaluation
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
-from kdtrain.metrics import Evaluation, MeanLosses
+from kdtrain.mean_losses import MeanLosses
 from kdtrain.objective import Objective, Output
 from kdtrain.predict import predict_logits
 from kdtrain.run import Progress, Run

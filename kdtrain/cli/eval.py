@@ -10,7 +10,7 @@ from rich.console import Console
 from kdtrain.cli.common import open_data, open_model
 from kdtrain.data.datasets import Normalization
 from kdtrain.data.loader import Loader
-from kdtrain.metrics import Evaluation
+from kdtrain.evaluation import Evaluation
 from kdtrain.predict import predict_logits
 from kdtrain.report.evaluation import evaluation_report, to_json
 from kdtrain.runtime import resolve_device

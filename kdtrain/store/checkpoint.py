@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
+from safetensors import SafetensorError
 
 import kdtrain
 from kdtrain.data.datasets import LARGEST_SIDE
@@ -160,7 +161,8 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
         header = json.loads(metadata[_HEADER])
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}.") from None
-    except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError, SafetensorError) as error:
+        # TypeError and AttributeError: the tensor has a type that NumPy does not know
         raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {error}.") from error
     stated = header.pop("sha256", None) if isinstance(header, dict) else None
     if stated is None or stated != fingerprint(weights, header):

@@ -112,7 +112,10 @@ def test_failed_write_keeps_the_previous_content_and_leaves_nothing_behind(
         folder.chmod(0o555)
     said, _ = python(WRITE_ONCE, path, how).communicate(timeout=60)
     folder.chmod(0o755)
-    assert [str(folder) in line and line.endswith(f": {reason}.") for line in said.splitlines()] == [True, True]
+    assert [str(folder) in line and line.endswith(f": {reason}.") for line in said.splitlines()] == [
+        True,
+        True,
+    ]
     assert path.read_bytes() == b"previous"
     assert os.listdir(folder) == ["file"]
 

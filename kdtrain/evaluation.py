@@ -1,8 +1,7 @@
-"""A network's figures on a data set, and the mean losses of an epoch."""
+"""A network's figures on a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,6 @@ import numpy.typing as npt
 from scipy.special import log_softmax
 
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.runtime import flow
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,34 +78,3 @@ def _checked(
     if not np.isfinite(scores).all():
         raise KdtrainError("the network's outputs are not finite numbers: its weights are not usable.")
     return scores, truth.astype(np.int64)
-
-
-class MeanLosses:
-    """Means of the losses over an epoch's images.
-
-    The losses stay on the device until ``compute``: no step waits for another one's number.
-    """
-
-    def __init__(self) -> None:
-        self._losses: dict[str, list[flow.Tensor]] = {}
-        self._sizes: list[int] = []
-
-    def add(self, losses: Mapping[str, flow.Tensor], images: int) -> None:
-        """Notes the losses of one batch of ``images`` images."""
-        for name, loss in losses.items():
-            self._losses.setdefault(name, []).append(loss)
-        self._sizes.append(images)
-
-    @property
-    def images(self) -> int:
-        """How many images have been counted."""
-        return sum(self._sizes)
-
-    def compute(self) -> dict[str, float]:
-        """Returns the mean over all images, as ``loss/NAME``."""
-        return {
-            f"loss/{name}": float(
-                np.average(flow.stack(values).numpy().astype(np.float64), weights=self._sizes)
-            )
-            for name, values in self._losses.items()
-        }

@@ -1,0 +1,383 @@
+"""Checkpoints give back what was put in, or say what is wrong with them; they never run code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import re
+import resource
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from kdtrain.errors import CheckpointError
+from kdtrain.models.registry import build_model
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import (
+    ModelCard,
+    Weights,
+    load_model,
+    load_tensors,
+    load_weights,
+    save_model,
+    save_tensors,
+    snapshot,
+)
+
+DTYPES = (np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_)
+ARRAYS = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3))
+)
+HEADERS = st.dictionaries(
+    st.text(),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    ),
+    max_size=4,
+).filter(lambda header: "sha256" not in header)
+
+CARD = ModelCard(
+    mode="student_kd",
+    arch="student_mlp",
+    dataset="mnist",
+    image_shape=(1, 28, 28),
+    classes=tuple("0123456789"),
+    mean=(0.13066,),
+    std=(0.3081,),
+    metrics={"eval/accuracy": 0.9876543210123456, "eval/cross_entropy": 1 / 3},
+    versions={"kdtrain": "0.1.0", "oneflow": "0.9.0"},
+)
+
+
+def same(left: Weights, right: Weights) -> bool:
+    """Whether names, types, shapes and bits are the same."""
+    return left.keys() == right.keys() and all(
+        (left[name].dtype, left[name].shape, left[name].tobytes())
+        == (right[name].dtype, right[name].shape, right[name].tobytes())
+        for name in left
+    )
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, student: flow.nn.Module) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_model(path, snapshot(student), CARD)
+    return path
+
+
+def test_model_comes_back_bit_for_bit_with_its_card(saved: Path, student: flow.nn.Module) -> None:
+    loaded = load_model(saved)
+    assert loaded.path == saved
+    assert loaded.card == CARD
+    assert same(loaded.weights, snapshot(student))
+    rebuilt = loaded.build("cpu")
+    assert same(snapshot(rebuilt), snapshot(student))
+    assert not rebuilt.training
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tensors=st.dictionaries(st.text(min_size=1), ARRAYS, max_size=4), header=HEADERS)
+def test_tensors_and_header_come_back(tmp_path: Path, tensors: Weights, header: dict[str, Any]) -> None:
+    tensors.pop("__metadata__", None)  # the one name that safetensors keeps for itself
+    path = tmp_path / "tensors.safetensors"
+    save_tensors(path, tensors, header)
+    loaded, loaded_header = load_tensors(path)
+    assert same(loaded, tensors)
+    assert json.dumps(loaded_header, sort_keys=True) == json.dumps(header, sort_keys=True)  # NaN, too
+
+
+def test_a_transposed_tensor_is_saved_as_what_it_shows(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    save_tensors(tmp_path / "t.safetensors", {"x": array}, {})
+    assert load_tensors(tmp_path / "t.safetensors")[0]["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_equal_content_makes_equal_files(tmp_path: Path, student: flow.nn.Module) -> None:
+    weights = snapshot(student)
+    turned = dict(reversed(weights.items()))
+    save_model(tmp_path / "a.safetensors", weights, CARD)
+    save_model(
+        tmp_path / "b.safetensors",
+        turned,
+        dataclasses.replace(CARD, metrics=dict(reversed(CARD.metrics.items()))),
+    )
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_other_programs_can_read_the_weights(saved: Path, student: flow.nn.Module) -> None:
+    assert same(safetensors.numpy.load_file(saved), snapshot(student))
+
+
+def test_snapshot_does_not_change_under_later_steps(student: flow.nn.Module) -> None:
+    optimizer = flow.optim.SGD(student.parameters(), lr=0.5)
+    before = snapshot(student)
+    kept = {name: array.tobytes() for name, array in before.items()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        student(flow.ones(4, 1, 28, 28)).sum().backward()
+        optimizer.step()
+    after = snapshot(student)
+    assert {name: array.tobytes() for name, array in before.items()} == kept
+    assert all(after[name].tobytes() != kept[name] for name in ("fc3.weight", "fc3.bias"))
+
+
+def test_loaded_weights_are_the_networks_own(student: flow.nn.Module) -> None:
+    weights = snapshot(student)
+    load_weights(student, weights, "here")
+    weights["fc3.bias"] += 1.0
+    assert not np.array_equal(snapshot(student)["fc3.bias"], weights["fc3.bias"])
+
+
+def test_everything_that_does_not_fit_is_listed(student: flow.nn.Module) -> None:
+    weights = snapshot(student)
+    before = snapshot(student)
+    del weights["fc1.bias"], weights["fc2.bias"]
+    weights["fc1.weight"] = np.zeros((128, 100), np.float32)
+    weights["fc3.bias"] = np.zeros((), np.float32)
+    weights["fc3.weight"] = weights["fc3.weight"].astype(np.float64)
+    weights["conv1.weight"] = weights["conv2.weight"] = np.zeros(3, np.float32)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(student, weights, "FILE (student_mlp)")
+    assert str(caught.value) == (
+        "the weights in FILE (student_mlp) do not fit the network: missing fc1.bias; missing fc2.bias; "
+        "unexpected conv1.weight; unexpected conv2.weight; fc1.weight is 128x100 instead of 128x784; "
+        "fc3.weight is 10x64 of float64 instead of 10x64; fc3.bias is a scalar instead of 10."
+    )
+    assert same(snapshot(student), before), "nothing is loaded when anything is wrong"
+
+
+def test_weights_of_another_network_are_refused_when_it_is_built(tmp_path: Path) -> None:
+    teacher = build_model("teacher_cnn", (1, 28, 28), 10)
+    save_model(tmp_path / "m.safetensors", snapshot(teacher), CARD)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors \(student_mlp\).*unexpected conv1\.weight"):
+        load_model(tmp_path / "m.safetensors").build("cpu")
+
+
+def test_model_is_found_among_what_a_resumed_fit_needs(tmp_path: Path, student: flow.nn.Module) -> None:
+    path = tmp_path / "last.safetensors"
+    weights = snapshot(student)
+    tensors = {f"model/{name}": array for name, array in weights.items()}
+    tensors["optimizer/0/exp_avg"] = np.ones(3, np.float32)
+    save_tensors(path, tensors, {"model": dataclasses.asdict(CARD), "epoch": 3})
+    assert same(load_model(path).weights, weights)
+    assert load_model(path).card == CARD
+
+
+# What is not a checkpoint
+
+
+def header_of(length: int, text: bytes) -> bytes:
+    return struct.pack("<Q", length) + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0",
+        b"not a checkpoint at all, but a line of text\n",
+        np.random.default_rng(0).bytes(5000),
+        header_of(10_000_000_000, b"{}"),
+        header_of(2**64 - 1, b"{}"),
+        header_of(100_000, b"[" * 100_000),
+        header_of(2, b"{}"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_at_once(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 50_000, f"took {grown} KB to see that"
+
+
+def test_missing_file_is_called_missing(tmp_path: Path) -> None:
+    path = tmp_path / "none.safetensors"
+    assert refusal(path) == f"there is no checkpoint {path}."
+
+
+def test_every_truncation_is_noticed(saved: Path) -> None:
+    content = saved.read_bytes()
+    for length in (1, 7, 8, 9, 100, 1500, len(content) // 2, len(content) - 1):
+        saved.write_bytes(content[:length])
+        assert "is not a checkpoint, or it is damaged" in refusal(saved)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_reads_the_same(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "small.safetensors"
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}
+    header = dataclasses.asdict(CARD)
+    save_tensors(path, tensors, header)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(0, len(content) - 1))
+        how = data.draw(st.sampled_from(["flip", "set", "cut", "insert"]))
+        if how == "flip":
+            content[position] ^= 1 << data.draw(st.integers(0, 7))
+        elif how == "set":
+            content[position] = data.draw(st.integers(0, 255))
+        elif how == "cut":
+            del content[position : position + data.draw(st.integers(1, 20))]
+        else:
+            content[position:position] = data.draw(st.binary(min_size=1, max_size=9))
+        content = content or bytearray(b"\0")
+    path.write_bytes(content)
+    try:
+        loaded, loaded_header = load_tensors(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)  # noqa: PT017 (raising or not, both are right)
+    else:
+        assert same(loaded, tensors)
+        assert loaded_header == json.loads(json.dumps(header))
+
+
+def test_every_single_bit_of_the_weights_counts(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    save_tensors(path, {"a": np.zeros(4, np.float32)}, {})
+    content = path.read_bytes()
+    for bit in range(4 * 32):
+        damaged = bytearray(content)
+        damaged[len(content) - 16 + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert "checksum" in refusal(path)
+
+
+def test_safetensors_of_others_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.safetensors"
+    expected = f"{path} is a safetensors file, but not one that kdtrain wrote."
+    for metadata in (None, {"format": "pt"}):
+        safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, path, metadata)
+        assert refusal(path) == expected
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F4", "F7"])
+def test_types_that_numpy_lacks_are_refused(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "x.safetensors"
+    header = {
+        "__metadata__": {"kdtrain": "{}"},
+        "x": {"dtype": dtype, "shape": [1 if dtype == "BF16" else 2], "data_offsets": [0, 2]},
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(header_of(len(text), text) + b"ab")
+    assert "is not a checkpoint, or it is damaged" in refusal(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", "[" * 100_000, '{"sha256": null}'])
+def test_metadata_that_is_no_header_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, path, {"kdtrain": text})
+    assert "damaged" in refusal(path)
+
+
+WRONG_ENTRIES: list[tuple[str, Any]] = [
+    *[(name, None) for name in ("mode", "arch", "dataset", "image_shape", "classes", "mean", "std")],
+    ("metrics", None),
+    ("versions", None),
+    ("mode", 3),
+    ("arch", ["student_mlp"]),
+    ("image_shape", "123"),
+    ("image_shape", [1, 28, 28.0]),
+    ("classes", "0123456789"),
+    ("classes", list(range(10))),
+    ("mean", {"a": 0.1}),
+    ("std", ["0.3"]),
+    ("metrics", {"eval/accuracy": "0.9"}),
+    ("versions", {"kdtrain": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_ENTRIES)
+def test_wrong_types_in_the_card_are_named(
+    tmp_path: Path, student: flow.nn.Module, name: str, value: Any
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_tensors(path, snapshot(student), {**dataclasses.asdict(CARD), name: value})
+    assert refusal(path) == f"{path} is not a model that kdtrain can use: its header has no valid {name}."
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_shape": (1, 28)},
+        {"image_shape": (1, 0, 28)},
+        {"image_shape": (1, -28, -28)},
+        {"image_shape": (1, 30_000, 30_000)},
+        {"classes": ("only one",)},
+        {"classes": tuple(map(str, range(100_000)))},
+        {"mean": (0.1, 0.2)},
+        {"mean": (float("nan"),)},
+        {"mean": (10**400,)},
+        {"std": (0.0,)},
+        {"std": (float("inf"),)},
+        {"std": ()},
+    ],
+)
+def test_cards_that_cannot_be_are_refused_before_a_network_is_built(
+    tmp_path: Path, student: flow.nn.Module, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, snapshot(student), dataclasses.replace(CARD, **changes))
+    assert "its header contradicts itself" in refusal(path)
+
+
+def test_unknown_architecture_is_named(tmp_path: Path, student: flow.nn.Module) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, snapshot(student), dataclasses.replace(CARD, arch="student_mlpp"))
+    assert "for the architecture 'student_mlpp', which this kdtrain does not have" in refusal(path)
+
+
+def test_tensors_without_a_model_are_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "logits.safetensors"
+    save_tensors(path, {"logits": np.zeros((3, 10), np.float32)}, {"teacher": "abc", "data": "def"})
+    assert "is not a model" in refusal(path)
+    for header in ({"model": 5}, {"model": None}, {"model": "student_mlp"}):
+        save_tensors(path, {}, header)
+        assert "is not a model" in refusal(path)
+
+
+class Bomb:
+    """Pickles to an order to create a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.target}'",)
+
+
+def test_a_pickle_under_our_name_runs_nothing(tmp_path: Path) -> None:
+    path, target = tmp_path / "model.safetensors", tmp_path / "exploded"
+    bomb = pickle.dumps(Bomb(target))
+    pickle.loads(bomb)
+    assert target.exists(), "the bomb works"
+    target.unlink()
+    for content in (bomb, header_of(len(bomb), bomb), struct.pack("<Q", 2) + b"{}" + bomb):
+        path.write_bytes(content)
+        assert re.search("damaged|not one that kdtrain wrote", refusal(path))
+    array: npt.NDArray[Any] = np.array([Bomb(target)], dtype=object)
+    np.save(tmp_path / "array.npy", array, allow_pickle=True)
+    os.replace(tmp_path / "array.npy", path)
+    refusal(path)
+    assert not target.exists()
