@@ -200,9 +200,7 @@ def _terminal() -> list[Check]:
 
 
 def _print_table(checks: list[Check]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "what", "found"):
-        table.add_column(heading, overflow="fold")
+    table = Table.grid(padding=(0, 2))
     remedies = Table.grid(padding=(0, 2))
     for check in checks:
         mark = Text("good", "green") if check.good else Text("BAD", "bold red")

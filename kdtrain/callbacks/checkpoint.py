@@ -18,8 +18,9 @@ from kdtrain.store.checkpoint import ModelCard, Weights, save_model, save_tensor
 class Checkpoint(Callback):
     """Writes ``checkpoints/best.safetensors`` and ``checkpoints/last.safetensors``.
 
-    ``best`` is written after each epoch that beats all earlier ones; of equals the first is kept.
-    ``last`` is written after every epoch and holds the optimizer's and the callbacks' state as well.
+    ``best`` is written after each epoch that no earlier one beats: of equals the latest is kept,
+    because while the learning rate falls, later weights wander less. ``last`` is written after
+    every epoch and holds the optimizer's and the callbacks' state as well.
 
     Args:
         card: what the weights are for; the epoch's metrics are added.
@@ -34,7 +35,8 @@ class Checkpoint(Callback):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Decides whether these weights are the best so far."""
-        self._is_best = self.monitor.improved(event.metrics)
+        improved = self.monitor.improved(event.metrics)
+        self._is_best = improved or event.metrics[self.monitor.metric] == self.monitor.best
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the files."""

@@ -72,7 +72,7 @@ def to_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> NDArray[np
     detail = max(ink[_box_around(ink)].shape) / max(box)
     if detail > 2:  # else faint pixels are not soft edges of the strokes, but all there is of them
         ink = _thicken(ink, detail)
-        ink = ink[_box_around(ink, at_least=0.5)]
+        ink = ink[_box_around(ink, at_least=0.4)]
     else:
         ink = ink[_box_around(ink)]
     shrink = min(box[0] / ink.shape[0], box[1] / ink.shape[1])
@@ -167,20 +167,20 @@ def _separate_ink(grey: Floats) -> Floats:
     paper = _paper(grey)
     contrast = grey - paper
     noise = 1.4826 * float(np.median(np.abs(contrast)))
-    certain = max(_CERTAIN * noise, _FAINTEST)
+    certain = max(_CERTAIN * noise, 1.0)
     dark, light = (np.square(side[side > certain]).sum() for side in (-contrast, contrast))
     if dark >= light:  # paper in the shade makes the difference to dark ink smaller, in proportion
         contrast = -contrast * (paper.max() / np.maximum(paper, _FAINTEST))
-    candidates = contrast[contrast > certain]
+    candidates = contrast[contrast > max(certain, _FAINTEST)]
     if not len(candidates):
         raise DataError("no digit found: nothing stands out from the paper.")
-    level = float(candidates[candidates >= _otsu(candidates)].mean())
+    level = float(np.percentile(candidates[candidates >= _otsu(candidates)], 75))
     digit = _without_specks(contrast > level / 2)
     # The strokes' soft edges belong to them: as far as one pixel of the result.
     rows, columns = np.nonzero(digit)
     reach = max(1, round(max(np.ptp(rows), np.ptp(columns)) / 20))
     digit = ndimage.binary_dilation(digit, iterations=reach)
-    return np.where(digit & (contrast > level / 10), (contrast / level).clip(0, 1), 0.0)
+    return np.where(digit & (contrast > certain), (contrast / level).clip(0, 1), 0.0)
 
 
 def _paper(grey: Floats) -> Floats:
@@ -190,16 +190,16 @@ def _paper(grey: Floats) -> Floats:
     """
     height, width = grey.shape
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1).reshape(-1, 6)
-    values = grey.ravel()
-    chosen = np.maximum(np.abs(x), np.abs(y)).ravel() > 0.8
+    surface = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+    step = max(1, max(grey.shape) // 100)  # a hundred points a side are plenty for six numbers
+    terms, values = surface[::step, ::step].reshape(-1, 6), grey[::step, ::step].ravel()
+    chosen = np.abs(terms[:, 1:3]).max(axis=1) > 0.8
     fit = _fit_median(terms[chosen], values[chosen])
     for _ in range(5):
         error = np.abs(values - terms @ fit)
         chosen = error <= max(3 * 1.4826 * float(np.median(error[chosen])), 2.0)
         fit = np.linalg.lstsq(terms[chosen], values[chosen], rcond=None)[0]
-    surface: Floats = (terms @ fit).reshape(grey.shape)
-    return surface
+    return np.asarray(surface @ fit)
 
 
 def _fit_median(terms: Floats, values: Floats) -> Floats:

@@ -121,7 +121,7 @@ def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
     ]
     if problems:
         raise CheckpointError(f"the weights in {source} do not fit the network: {'; '.join(problems)}.")
-    model.load_state_dict({name: flow.tensor(np.array(array, order="C")) for name, array in weights.items()})
+    model.load_state_dict({name: flow.tensor(np.asarray(array, order="C")) for name, array in weights.items()})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]], header: dict[str, Any]) -> None:

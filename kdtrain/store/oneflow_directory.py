@@ -108,7 +108,7 @@ def _check_opcodes(data: bytes) -> None:
     """Raises UnpicklingError, without executing any, if one is not among those that are needed."""
     for opcode, argument, _ in pickletools.genops(data):
         if not _OPCODES.fullmatch(opcode.name):
-            raise pickle.UnpicklingError(f"it uses {opcode.name}, which no state dict needs")
+            raise pickle.UnpicklingError(f"it holds more than a state dict (opcode {opcode.name})")
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(data):
             raise pickle.UnpicklingError("it asks for more memory than it can need")
 

@@ -1,0 +1,122 @@
+"""Checkpoints: which epoch is the best, and what `last` holds."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdtrain.callback import Callback
+from kdtrain.callbacks import Checkpoint, EarlyStopping
+from kdtrain.callbacks.checkpoint import flatten_optimizer
+from kdtrain.data.loader import Loader
+from kdtrain.events import EvalEnd
+from kdtrain.run import Run
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import ModelCard, Weights, load_model, load_tensors, snapshot
+from kdtrain.trainer import Trainer
+from tests.conftest import Fit
+
+
+class Keeper(Callback):
+    """Keeps every epoch's weights and metrics."""
+
+    def __init__(self) -> None:
+        self.weights: list[Weights] = []
+        self.accuracies: list[float] = []
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        self.weights.append(snapshot(run.model))
+        self.accuracies.append(event.metrics["eval/accuracy"])
+
+
+def _same(first: Weights, second: Weights) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_best_is_the_latest_of_the_epochs_with_the_highest_accuracy(
+    fit: Fit, card: ModelCard, tmp_path: Path
+) -> None:
+    keeper = Keeper()
+    fit(keeper, Checkpoint(card), epochs=8)
+    accuracies = np.array(keeper.accuracies)
+    latest = int(np.flatnonzero(accuracies == accuracies.max())[-1])
+    best = load_model(tmp_path / "checkpoints" / "best.safetensors")
+    assert _same(best.weights, keeper.weights[latest])
+    assert best.card.metrics["eval/accuracy"] == accuracies.max()
+    last = load_model(tmp_path / "checkpoints" / "last.safetensors")
+    assert _same(last.weights, keeper.weights[-1])
+
+
+@pytest.mark.parametrize(("mode", "chosen"), [("max", 2), ("min", 4)])
+def test_of_given_metrics_the_right_epoch_is_kept(
+    student: flow.nn.Module,
+    train: Loader,
+    validation: Loader,
+    card: ModelCard,
+    tmp_path: Path,
+    mode: str,
+    chosen: int,
+) -> None:
+    """The accuracies are made up, the evaluation that reports them is not called by a callback."""
+    values = iter([0.5, 0.7, 0.7, 0.3, 0.3, 0.6])
+
+    class Scripted(Trainer):
+        def evaluate(self, loader: Loader) -> dict[str, float]:
+            return {"eval/accuracy": next(values)}
+
+    keeper = Keeper()
+    checkpoint = Checkpoint(card, mode=mode)  # type: ignore[arg-type]
+    trainer = Scripted(student, partial(flow.optim.SGD, lr=0.1), [keeper, checkpoint])
+    trainer.fit(train, validation, epochs=6, directory=tmp_path)
+    assert _same(load_model(tmp_path / "checkpoints" / "best.safetensors").weights, keeper.weights[chosen])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "state"),
+    [
+        (partial(flow.optim.Adam, lr=1e-3), {"exp_avg", "exp_avg_sq"}),
+        (partial(flow.optim.Adadelta, lr=1.0), {"square_avgs", "acc_deltas"}),
+        (partial(flow.optim.SGD, lr=0.1, momentum=0.9), {"momentum_buf"}),
+    ],
+)
+def test_last_holds_what_a_resume_needs(
+    student: flow.nn.Module,
+    train: Loader,
+    validation: Loader,
+    card: ModelCard,
+    tmp_path: Path,
+    optimizer: object,
+    state: set[str],
+) -> None:
+    callbacks = [EarlyStopping(patience=7), Checkpoint(card)]
+    Trainer(student, optimizer, callbacks).fit(train, validation, epochs=2, directory=tmp_path)  # type: ignore[arg-type]
+    tensors, header = load_tensors(tmp_path / "checkpoints" / "last.safetensors")
+    assert (header["epoch"], header["step"]) == (2, 8)
+    assert set(header["callbacks"]) == {"EarlyStopping", "Checkpoint"}
+    assert header["callbacks"]["EarlyStopping"] == callbacks[0].state_dict()
+    assert {name.split("/")[2] for name in tensors if name.startswith("optimizer/")} == state
+    assert {name for name in tensors if name.startswith("model/")} == {
+        f"model/{name}" for name in student.state_dict()
+    }
+    assert header["optimizer"]["param_groups"][0]["params"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_optimizers_state_is_copied_and_not_shared(student: flow.nn.Module, train: Loader) -> None:
+    optimizer = flow.optim.Adam(student.parameters(), lr=1e-3)
+
+    def step() -> None:
+        batch = next(iter(train.epoch(1)))
+        optimizer.zero_grad()
+        flow.nn.functional.cross_entropy(student(batch.inputs), batch.targets).backward()
+        optimizer.step()
+
+    step()
+    saved, values = flatten_optimizer(optimizer)
+    before = {name: array.copy() for name, array in saved.items()}
+    step()
+    assert _same(before, saved)
+    assert not _same(before, flatten_optimizer(optimizer)[0])
+    assert values["step"] + 1 == flatten_optimizer(optimizer)[1]["step"]
