@@ -13,7 +13,6 @@ from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compa
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.style import save_figure
 from kdtrain.store.atomic import write_text
-from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import claim_run_directory
 from kdtrain.teachers import find_teacher
 
@@ -24,14 +23,15 @@ def run_comparison(session: Session) -> tuple[Comparison, Path]:
     The directory gets ``compare.json``, ``compare.png`` and a run directory per seed and model.
     """
     config = session.config
+    given = _given_teacher(session)
     directory = claim_run_directory(config.logdir, "compare")
     write_text(directory / "config.toml", config.to_toml())
-    results = []
+    trained = [given] if given is not None else []
     for seed in range(config.seed, config.seed + config.seeds):
         if config.seeds > 1:
             note(f"Seed {seed} ({seed - config.seed + 1} of {config.seeds})")
-        results += [_result(trained) for trained in _one_seed(session, seed, directory / f"seed_{seed}")]
-    comparison = compare(results)
+        trained += _one_seed(session, seed, directory / f"seed_{seed}", given)
+    comparison = compare([_result(model) for model in trained])
     write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
     picture = directory / "compare.png"
     save_figure(comparison_figure(comparison, title_extra=session.dataset.name), picture)
@@ -39,19 +39,25 @@ def run_comparison(session: Session) -> tuple[Comparison, Path]:
     return comparison, directory
 
 
-def _one_seed(session: Session, seed: int, directory: Path) -> list[Trained]:
-    """Trains the three models of one seed on the same images in the same order."""
+def _given_teacher(session: Session) -> Trained | None:
+    """Tests the teacher of --teacher-checkpoint, one for all seeds; None if each seed trains its own."""
+    config = session.config
+    saved = find_teacher(config, session.dataset) if config.teacher_checkpoint is not None else None
+    if saved is None:
+        return None
+    note(f"The teacher is {saved.path}.")
+    return session.test("teacher", config.seed, saved, session.data(config.seed))
+
+
+def _one_seed(session: Session, seed: int, directory: Path, given: Trained | None) -> list[Trained]:
+    """Trains the models of one seed on the same images in the same order."""
     data = session.data(seed)
-    trained: dict[str, Trained] = {}
+    trained = {"teacher": given} if given is not None else {}
     for mode in COMPARE:
-        teacher: SavedModel | None = trained["teacher"].saved if MODES[mode].has_teacher else None
-        if mode == "teacher" and session.config.teacher_checkpoint is not None:
-            given = find_teacher(session.config, session.dataset)
-            assert given is not None, "a checkpoint that was named is there, or it is an error"
-            trained[mode] = session.test(mode, seed, given, data)
-        else:
+        if mode not in trained:
+            teacher = trained["teacher"].saved if MODES[mode].has_teacher else None
             trained[mode] = session.train(mode, seed, data, directory / mode, teacher)
-    return list(trained.values())
+    return [model for model in trained.values() if model is not given]
 
 
 def _result(trained: Trained) -> ModelResult:

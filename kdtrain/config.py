@@ -50,7 +50,7 @@ class FitConfig:
 
     mode: str = setting("compare", "what to train", choices=MODES, also=("--model-type",))
     epochs: int | None = setting(
-        None, "epochs for every network [3 for the teacher, 20 for students]", check=AT_LEAST_ONE
+        None, "epochs for every network [3 for the teacher, 30 for students]", check=AT_LEAST_ONE
     )
     teacher_epochs: int | None = setting(None, "epochs for the teacher alone", check=AT_LEAST_ONE)
     batch_size: int = setting(128, "images in a training step", check=AT_LEAST_ONE)
@@ -116,7 +116,7 @@ class FitConfig:
         """Returns how many epochs the ``teacher`` or the ``student`` is trained for."""
         if network == "teacher":
             return self.teacher_epochs or self.epochs or 3
-        return self.epochs or 20
+        return self.epochs or 30
 
     def resolved(self) -> dict[str, Any]:
         """Returns all settings as plain values, with nothing left for the mode to decide."""

@@ -12,7 +12,7 @@ from kdtrain.callbacks.tensorboard import write_results
 from kdtrain.config import FitConfig
 from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.prepare import RunData, prepare
+from kdtrain.data.prepare import RunData, check_sizes, prepare
 from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_parameters
 from kdtrain.modes import MODES, Setup, architecture, optimizer
@@ -68,6 +68,12 @@ class Session:
                 ensure_writable(folder)
         self.device = resolve_device(config.device)
         self.dataset = load_dataset(config.dataset, config.data_dir)
+        check_sizes(self.dataset, config)
+        for network in ("teacher", "student") if config.mode in ("student_kd", "compare") else (config.mode,):
+            arch = architecture(network, config)
+            build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
+        if config.val_size == 0:
+            note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
 
     def data(self, seed: int) -> RunData:
         """Returns the loaders for a seed."""

@@ -22,6 +22,7 @@ def find_teacher(config: FitConfig, dataset: Dataset) -> SavedModel | None:
         return None
     teacher = load_model(path, fallback=model_card("teacher", config.teacher_arch, dataset))
     _check(teacher, config, dataset)
+    teacher.build("cpu")  # finds out whether the weights are those of this architecture
     if teacher.card.dataset != dataset.name:
         note(f"The teacher in {path} was trained on {teacher.card.dataset}; here it teaches {dataset.name}.")
     return teacher

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from kdtrain.callback import Callback
 from kdtrain.console import note, progress_bar
-from kdtrain.events import BatchEnd, EpochEnd, FitEnd
+from kdtrain.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.run import Run
 
 _REFRESH_STEPS = 20
@@ -44,10 +44,10 @@ class Progress(Callback):
         )
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
-        """Takes the bar away; says why a fit ended early."""
+        """Takes the bar away; says why a fit was stopped. Errors are for whoever catches them to show."""
         self._close()
-        if event.reason is not None:
-            note(f"{self.name}: {event.status.value} after epoch {event.epoch}: {event.reason}")
+        if event.status is Status.STOPPED:
+            note(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")
 
     def _close(self) -> None:
         if self._bar is not None:

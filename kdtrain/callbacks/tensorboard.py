@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdtrain.callback import Callback
+from kdtrain.errors import KdtrainError
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.run import Run
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
 
 
 class TensorBoard(Callback):
@@ -28,13 +28,15 @@ class TensorBoard(Callback):
     def __init__(self, config: str = "", every: int = 50) -> None:
         self.config = config
         self.every = every
-        self._writer: SummaryWriter | None = None
+        self._file: EventFile | None = None
 
     def on_fit_start(self, run: Run) -> None:
         """Opens the event file in the run's directory."""
-        self._writer = open_writer(run.directory)
+        from tensorboardX import summary
+
+        self._file = EventFile(run.directory)
         if self.config:
-            self._writer.add_text("config", f"```toml\n{self.config}\n```", 0)
+            self._file.add(summary.text("config", f"```toml\n{self.config}\n```"))
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Writes the losses at the first step and at every ``every``-th."""
@@ -52,55 +54,95 @@ class TensorBoard(Callback):
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the throughput, and brings the file up to date on disk."""
         self._scalar("images_per_second", event.images_per_second, event.step)
-        if self._writer is not None:
-            self._writer.flush()
+        if self._file is not None:
+            self._file.flush()
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Closes the file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
-        if self._writer is not None:
-            self._writer.add_scalar(tag, value, step)
+        if self._file is not None:
+            self._file.add_scalar(tag, value, step)
 
 
-def open_writer(directory: Path, suffix: str = "") -> SummaryWriter:
-    """Returns a writer for one more event file in ``directory``."""
-    from tensorboardX import SummaryWriter  # imports protobuf: not needed by most commands
+class EventFile:
+    """One of TensorBoard's event files, written by whoever calls.
 
-    return SummaryWriter(logdir=str(directory), filename_suffix=suffix)
+    tensorboardX's ``SummaryWriter`` leaves that to a thread, whose errors reach nobody: on a full
+    disk it ends with a traceback, and the next events wait for it without end.
+
+    Args:
+        directory: where the file goes; TensorBoard takes it for the run.
+        suffix: tells several files of one directory apart.
+    """
+
+    def __init__(self, directory: Path, suffix: str = "") -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # imports protobuf: not for every command
+
+        self.directory = directory
+        with self._explained():
+            self._events = EventsWriter(str(directory / "events"), suffix)
+
+    def add(self, summary: Any, step: int = 0) -> None:
+        """Writes one of tensorboardX's summaries.
+
+        Raises:
+            KdtrainError: the file cannot be written, here as in the methods below.
+        """
+        from tensorboardX.proto.event_pb2 import Event
+
+        with self._explained():
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Writes one point of a curve."""
+        from tensorboardX import summary
+
+        self.add(summary.scalar(tag, value), step)
+
+    def flush(self) -> None:
+        """Brings the file up to date on disk."""
+        with self._explained():
+            self._events.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        with self._explained():
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KdtrainError(
+                f"cannot write TensorBoard's file in {self.directory}: {error.strerror or error}."
+            ) from error
 
 
 def write_results(
     directory: Path, hparams: Mapping[str, Any], metrics: Mapping[str, float], step: int
 ) -> None:
     """Adds a finished run's final metrics and its line in the HParams tab."""
-    from tensorboardX.summary import hparams as hparams_summaries
+    from tensorboardX import summary
 
-    writer = open_writer(directory, ".results")
-    try:
+    plain = {name: " ".join(value) if isinstance(value, list) else value for name, value in hparams.items()}
+    with contextlib.closing(EventFile(directory, ".results")) as file:
         for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
+            file.add_scalar(name, value, step)
         # add_hparams would make a run of its own, under a time stamp: these belong to this one.
-        plain = {
-            name: " ".join(value) if isinstance(value, list) else value for name, value in hparams.items()
-        }
-        for summary in hparams_summaries(plain, dict(metrics)):
-            writer.file_writer.add_summary(summary)
-    finally:
-        writer.close()
+        for line in summary.hparams(plain, dict(metrics)):
+            file.add(line)
 
 
 def write_picture(directory: Path, tag: str, png: Path) -> None:
     """Adds a picture to the images of the run in ``directory``."""
     import numpy as np
     from PIL import Image
+    from tensorboardX import summary
 
-    writer = open_writer(directory, ".picture")
-    try:
-        with Image.open(png) as image:
-            writer.add_image(tag, np.asarray(image.convert("RGB")), 0, dataformats="HWC")
-    finally:
-        writer.close()
+    with contextlib.closing(EventFile(directory, ".picture")) as file, Image.open(png) as image:
+        file.add(summary.image(tag, np.asarray(image.convert("RGB")), dataformats="HWC"))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from rich.console import Console
-
 from kdtrain.cli.common import open_data, open_model
+from kdtrain.cli.output import Output
 from kdtrain.data.datasets import Normalization
 from kdtrain.data.loader import Loader
 from kdtrain.evaluation import Evaluation
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         about = {"checkpoint": str(saved.path), "arch": saved.card.arch, "dataset": data.name}
         print(json.dumps(about | to_json(evaluation, saved.card.classes), indent=2))
     else:
-        console = Console(highlight=False)
-        console.print(f"{saved.path} ({saved.card.arch}) on the test set of {data.name}", soft_wrap=True)
-        console.print(evaluation_report(evaluation, saved.card.classes))
+        output = Output()
+        output.text(f"{saved.path} ({saved.card.arch}) on the test set of {data.name}")
+        output.print(evaluation_report(evaluation, saved.card.classes))
     return 0

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from kdtrain.cli.output import Output
 from kdtrain.config import FitConfig, load_config
 from kdtrain.interrupts import turn_sigterm_into_exception
 from kdtrain.store.atomic import write_bytes
@@ -31,16 +29,17 @@ def _single(config: FitConfig) -> None:
     from kdtrain.fitting import Session
 
     trained = Session(config).fit_one()
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row(
-        "test accuracy",
-        f"{trained.test.accuracy:.2%} ({trained.test.errors} errors in {trained.test.images:,})",
-    )
-    table.add_row("cross-entropy", f"{trained.test.cross_entropy:.4f}")
-    table.add_row("parameters", f"{trained.parameters:,}")
-    table.add_row("seconds", f"{trained.seconds:.1f}")
-    table.add_row("best weights", str(trained.saved.path))
-    Console().print(table)
+    test = trained.test
+    rows = {
+        "test accuracy": f"{test.accuracy:.2%} ({test.errors:,} errors in {test.images:,})",
+        "cross-entropy": f"{test.cross_entropy:.4f}",
+        "parameters": f"{trained.parameters:,}",
+        "seconds": f"{trained.seconds:.1f}",
+        "best weights": trained.saved.path,
+    }
+    output = Output()
+    for name, value in rows.items():
+        output.text(f"{name:<13}  {value}")
 
 
 def _compare(config: FitConfig) -> None:
@@ -54,11 +53,11 @@ def _compare(config: FitConfig) -> None:
         copy = picture_path(config.image_save_dir, config.image_save_name, Path("compare.png"))
         write_bytes(copy, picture.read_bytes())
         picture = copy
-    console = Console()
-    console.print(comparison_table(comparison))
-    console.print(comparison.verdict, highlight=False)
-    console.print(f"Picture: {picture}", highlight=False, soft_wrap=True)
-    console.print(f"Figures: {directory / 'compare.json'}", highlight=False, soft_wrap=True)
+    output = Output()
+    output.print(comparison_table(comparison))
+    output.sentence(comparison.verdict)
+    output.text(f"Picture: {picture}")
+    output.text(f"Figures: {directory / 'compare.json'}")
 
 
 def picture_path(folder: Path | None, name: Path | None, default: Path) -> Path:

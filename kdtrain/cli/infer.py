@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from rich.console import Console
+from rich.text import Text
 
 from kdtrain.cli.common import open_data, open_model
 from kdtrain.cli.fit import picture_path
+from kdtrain.cli.output import Output
 from kdtrain.data.datasets import Normalization
 from kdtrain.data.photo import read_photo, to_mnist
 from kdtrain.errors import CheckpointError, UsageError
@@ -124,10 +125,10 @@ def _picture_name(question: Question, saved: SavedModel, options: argparse.Names
 
 
 def _print(answer: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    output = Output()
     truth = f" (it is {answer['truth']})" if answer["truth"] is not None else ""
-    console.print(f"{answer['image']}: [bold]{answer['prediction']}[/bold]{truth}", soft_wrap=True)
-    console.print(f"  {'class':<12} {'T=1':>8} {'T=' + format(answer['temperature'], 'g'):>8}")
+    output.text(Text.assemble(f"{answer['image']}: ", (answer["prediction"], "bold"), truth))
+    output.text(f"  {'class':<12} {'T=1':>8} {'T=' + format(answer['temperature'], 'g'):>8}")
     for name, hard in sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:10]:
-        console.print(f"  {name:<12} {hard:>8.2%} {answer['softened'][name]:>8.2%}", markup=False)
-    console.print(f"  picture: {answer['picture']}", markup=False, soft_wrap=True)
+        output.text(f"  {name:<12} {hard:>8.2%} {answer['softened'][name]:>8.2%}")
+    output.text(f"  picture: {answer['picture']}")

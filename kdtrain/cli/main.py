@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import sys
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done or stopped early, 1 failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # no answer fails on a name that stdout cannot show
     try:
         options = parse(words)
         with interrupts_put_off():

@@ -41,6 +41,10 @@ class _Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             message = f"there is no flag {unknown[1]}{did_you_mean(unknown[1], self._option_string_actions)}"
+        number = re.match(r"argument (\S+): invalid (int|float) value: (.*)", message)
+        if number:
+            wanted = {"int": "a whole number", "float": "a number"}[number[2]]
+            message = f"{number[1]} is {number[3]}: it must be {wanted}"
         choice = re.search(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
             options = re.findall(r"'(.*?)'", choice[3])

@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import json
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from kdtrain.cli.output import Output
 from kdtrain.plugin_loader import list_plugins
 
 
@@ -18,12 +18,10 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(plugin) for plugin in plugins], indent=2))
         return 0
-    console = Console(highlight=False)
+    output = Output()
     for plugin in plugins:
-        console.print(
-            f"[bold]{escape(plugin.name)}[/bold]({escape(plugin.arguments)})  {escape(plugin.summary)}"
-        )
-        console.print(f"    hooks: {', '.join(plugin.hooks) or 'none'}    from: {escape(plugin.source)}")
+        output.text(Text.assemble((plugin.name, "bold"), f"({plugin.arguments})  {plugin.summary}"))
+        output.text(f"    hooks: {', '.join(plugin.hooks) or 'none'}    from: {plugin.source}")
     if not plugins:
-        console.print("No plugin is installed. A file of your own: --plugin FILE.py:CLASS")
+        output.text("No plugin is installed. A file of your own: --plugin FILE.py:CLASS")
     return 0

@@ -16,7 +16,7 @@ _MOST_PIXELS = 50_000_000
 _WORKING_SIDE = 400  # pixels; a larger picture is searched at this size and then looked at more closely
 _FAINTEST = 12  # grey levels of 255 between ink and paper; compression alone makes differences below
 _THINNEST = 1.75  # pixels of the result; 95 of 100 digits of MNIST have wider strokes
-_CERTAIN = 4.0  # standard deviations of the paper's noise
+_CERTAIN = 6.0  # standard deviations of the paper's noise
 
 Floats = NDArray[np.float64]
 
@@ -167,20 +167,22 @@ def _separate_ink(grey: Floats) -> Floats:
     paper = _paper(grey)
     contrast = grey - paper
     noise = 1.4826 * float(np.median(np.abs(contrast)))
-    certain = max(_CERTAIN * noise, 1.0)
+    certain = max(_CERTAIN * noise, _FAINTEST)
     dark, light = (np.square(side[side > certain]).sum() for side in (-contrast, contrast))
+    shade = np.ones_like(paper)
     if dark >= light:  # paper in the shade makes the difference to dark ink smaller, in proportion
-        contrast = -contrast * (paper.max() / np.maximum(paper, _FAINTEST))
-    candidates = contrast[contrast > max(certain, _FAINTEST)]
-    if not len(candidates):
+        contrast, shade = -contrast, np.maximum(paper, _FAINTEST) / paper.max()
+    candidates = contrast > certain
+    if not candidates.any():
         raise DataError("no digit found: nothing stands out from the paper.")
-    level = float(np.percentile(candidates[candidates >= _otsu(candidates)], 75))
-    digit = _without_specks(contrast > level / 2)
+    strength = contrast / shade
+    level = float(np.percentile(_upper_group(strength[candidates]), 75))
+    digit = _without_specks(candidates & (strength > level / 2))
     # The strokes' soft edges belong to them: as far as one pixel of the result.
     rows, columns = np.nonzero(digit)
     reach = max(1, round(max(np.ptp(rows), np.ptp(columns)) / 20))
     digit = ndimage.binary_dilation(digit, iterations=reach)
-    return np.where(digit & (contrast > certain), (contrast / level).clip(0, 1), 0.0)
+    return np.where(digit & (contrast > max(3 * noise, 1.0)), (strength / level).clip(0, 1), 0.0)
 
 
 def _paper(grey: Floats) -> Floats:
@@ -193,13 +195,17 @@ def _paper(grey: Floats) -> Floats:
     surface = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
     step = max(1, max(grey.shape) // 100)  # a hundred points a side are plenty for six numbers
     terms, values = surface[::step, ::step].reshape(-1, 6), grey[::step, ::step].ravel()
-    chosen = np.abs(terms[:, 1:3]).max(axis=1) > 0.8
+    border = np.abs(terms[:, 1:3]).max(axis=1) > 0.9
+    chosen = border
     fit = _fit_median(terms[chosen], values[chosen])
     for _ in range(5):
         error = np.abs(values - terms @ fit)
         chosen = error <= max(3 * 1.4826 * float(np.median(error[chosen])), 2.0)
         fit = np.linalg.lstsq(terms[chosen], values[chosen], rcond=None)[0]
-    return np.asarray(surface @ fit)
+    paper = np.asarray(surface @ fit)
+    if np.median(np.abs(grey - paper)) > 2 * _FAINTEST:  # a large digit at the border has bent the surface
+        paper[:] = np.median(values[border])
+    return paper
 
 
 def _fit_median(terms: Floats, values: Floats) -> Floats:
@@ -211,16 +217,15 @@ def _fit_median(terms: Floats, values: Floats) -> Floats:
     return fit
 
 
-def _otsu(values: Floats) -> float:
-    """Returns the threshold that parts ``values`` into the two groups of least variance (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=256)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    sums = np.cumsum(counts * centres)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * np.square(sums / below - (sums[-1] - sums) / above)
-    return float(edges[1 + int(np.nanargmax(np.append(between[:-1], 0.0)))])
+def _upper_group(values: Floats) -> Floats:
+    """Returns the larger values, parted from the smaller ones where both vary least (Otsu, 1979)."""
+    ordered = np.sort(values)
+    below = np.arange(1, len(ordered))
+    above = len(ordered) - below
+    sums = np.cumsum(ordered)
+    means = sums[:-1] / below, (sums[-1] - sums[:-1]) / above
+    between = below * above * np.square(means[1] - means[0])
+    return ordered[1 + int(np.argmax(between)) :] if len(between) else ordered
 
 
 def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdtrain.config import FitConfig
-from kdtrain.console import note
 from kdtrain.data.datasets import Dataset, Split, hold_out
 from kdtrain.data.loader import Loader
 from kdtrain.errors import UsageError
@@ -21,11 +20,20 @@ class RunData:
     test: Loader
 
 
+def check_sizes(dataset: Dataset, config: FitConfig) -> None:
+    """Raises UsageError if --val-size or --limit-train does not fit the data."""
+    training, _ = hold_out(dataset.train, config.val_size, config.seed)
+    if config.limit_train is not None and config.limit_train > len(training):
+        raise UsageError(
+            f"--limit-train {config.limit_train}: there are only {len(training)} training images."
+        )
+
+
 def prepare(dataset: Dataset, config: FitConfig, seed: int, device: str) -> RunData:
     """Holds out the validation images by seed, and normalises everything.
 
     Raises:
-        UsageError: --val-size or --limit-train does not fit the data.
+        UsageError: --val-size does not fit the data.
     """
 
     def loader(split: Split, shuffle: int | None) -> Loader:
@@ -39,14 +47,7 @@ def prepare(dataset: Dataset, config: FitConfig, seed: int, device: str) -> RunD
         )
 
     training, held_out = hold_out(dataset.train, config.val_size, seed)
-    if config.limit_train is not None:
-        if config.limit_train > len(training):
-            raise UsageError(
-                f"--limit-train {config.limit_train}: there are only {len(training)} training images."
-            )
-        training = training[: config.limit_train]
+    training = training[: config.limit_train]
     test = loader(dataset.test, None)
-    if config.val_size == 0:
-        note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
     validation = loader(dataset.train.take(held_out), None) if config.val_size else test
     return RunData(dataset, loader(dataset.train.take(training), seed), validation, test)
