@@ -100,10 +100,8 @@ class CallbackList:
             raise errors[0]
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Returns every callback's state by its name, in an order that does not depend on theirs."""
-        return {
-            name: callback.state_dict() for name, callback in sorted(self._named, key=lambda pair: pair[0])
-        }
+        """Returns every callback's state, by its name."""
+        return {name: callback.state_dict() for name, callback in self._named}
 
 
 def _names(callbacks: Sequence[Callback]) -> list[tuple[str, Callback]]:

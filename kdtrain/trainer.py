@@ -55,7 +55,7 @@ class Trainer:
             train: the images to train on.
             validation: the held-out images, evaluated after each epoch.
             epochs: how often each training image is seen.
-            directory: where callbacks put their files.
+            directory: where callbacks put their files; made if it is not there.
 
         Returns:
             How the fit ended.
@@ -63,6 +63,7 @@ class Trainer:
         Raises:
             CallbackError: a hook raised. Every callback that was started has been told the end.
         """
+        directory.mkdir(parents=True, exist_ok=True)
         objective = self.callbacks.configure(self.objective)
         modules = (self.model, *objective.modules())
         optimizer = self.make_optimizer([p for module in modules for p in module.parameters()])

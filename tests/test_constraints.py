@@ -1,0 +1,53 @@
+"""What constraints.txt promises: exactly the versions that are tested, all of them and no other."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+import tomli
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def project() -> dict[str, object]:
+    content: dict[str, dict[str, object]] = tomli.loads((ROOT / "pyproject.toml").read_text())
+    return content["project"]
+
+
+def closure(requirements: list[str]) -> dict[str, str]:
+    """Returns the installed version of all that the requirements lead to, as pip would follow them."""
+    versions: dict[str, str] = {}
+    waiting = [Requirement(line) for line in requirements]
+    seen: set[str] = set()
+    while waiting:
+        needed = waiting.pop()
+        if str(needed) in seen:
+            continue
+        seen.add(str(needed))
+        versions[normal(needed.name)] = metadata.version(needed.name)
+        for line in metadata.requires(needed.name) or []:
+            further = Requirement(line)
+            extras = needed.extras or {""}
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(further)
+    return versions
+
+
+def test_every_version_in_use_is_pinned_and_every_pin_is_in_use() -> None:
+    about = project()
+    dependencies, extras = about["dependencies"], about["optional-dependencies"]
+    assert isinstance(dependencies, list)
+    assert isinstance(extras, dict)
+    assert pins() == closure([*dependencies, *extras["dev"]])
