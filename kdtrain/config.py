@@ -22,6 +22,8 @@ MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """Each optimizer's default for the (highest) learning rate."""
 
+_WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
 Check = tuple[Callable[[Any], bool], str]
 
 POSITIVE: Check = (lambda value: 0 < value < math.inf, "must be above 0, and finite")
@@ -190,7 +192,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
         if kind is Path and isinstance(item, str):
             item = Path(item)
         if not isinstance(item, kind) or isinstance(item, bool):
-            raise UsageError(f"{where} is {item!r}: it must be of type {kind.__name__}.")
+            raise UsageError(f"{where} is {item!r}: it must be {_WANTED[kind]}.")
         choices, check = field.metadata["choices"], field.metadata["check"]
         if choices and item not in choices:
             raise UsageError(f"{where}: {no_such(name, str(item), choices)}")

@@ -159,4 +159,25 @@ def _file_results(trained: Trained, directory: Path, config: FitConfig, step: in
     }
     write_text(path, json.dumps(result, indent=2) + "\n")
     metrics = {"test/accuracy": test.accuracy, "test/cross_entropy": test.cross_entropy}
-    write_results(directory, config.resolved(), metrics, step)
+    write_results(directory, _hyperparameters(trained, config), metrics, step)
+
+
+def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int | float]:
+    """Returns what the HParams tab shows: the same names for every mode, and nothing that decides nothing."""
+    mode = MODES[trained.mode]
+    return {
+        "mode": trained.mode,
+        "arch": trained.saved.card.arch,
+        "dataset": trained.saved.card.dataset,
+        "val_size": config.val_size,
+        "limit_train": config.limit_train or 0,
+        "seed": trained.seed,
+        "epochs": config.epochs_for(mode.network),
+        "batch_size": config.batch_size,
+        "optimizer": config.optimizer,
+        "lr": config.peak_lr,
+        "schedule": config.schedule,
+        "alpha": config.alpha if mode.has_teacher else 0.0,  # without soft labels their weight is 0
+        "temperature": config.temperature,
+        "plugin": " ".join(config.plugin),
+    }

@@ -28,7 +28,8 @@ class LabelSmoothing(Callback):
     def smoothed_cross_entropy(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the mean cross-entropy against the smoothed labels, in nats per image."""
         classes = output.logits.shape[1]
-        log_p = flow.nn.functional.log_softmax(output.logits, dim=1)
+        # In float64: the difference of sums below would cost float32 its last digits.
+        log_p = flow.nn.functional.log_softmax(output.logits.double(), dim=1)
         right = log_p.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
         wrong = (log_p.sum(dim=1) - right) * (self.epsilon / (classes - 1))
-        return -(right * (1.0 - self.epsilon) + wrong).mean()
+        return -(right * (1.0 - self.epsilon) + wrong).mean().float()

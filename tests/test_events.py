@@ -127,7 +127,7 @@ def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
     results = [artefacts(order, tmp_path / str(number)) for number, order in enumerate(sorted(orders))]
     assert results[0][0][:3] == (
         Status.STOPPED,
-        f"no better eval/accuracy for epoch (best {results[0][2][0]['eval/accuracy']:.4f})",
+        f"no better eval/accuracy for an epoch (best {results[0][2][0]['eval/accuracy']:.4f})",
         2,
     )
     for result in results[1:]:

@@ -67,6 +67,13 @@ def test_the_environment_is_prepared_before_and_a_users_value_is_kept(tmp_path: 
     assert _python(code, tmp_path, OPENBLAS_CORETYPE="Sandybridge").stdout.strip() == "Sandybridge"
 
 
+def test_oneflows_cache_of_scalars_is_bounded(tmp_path: Path) -> None:
+    """Each learning rate that a schedule sets would stay in it for good."""
+    name = "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE"
+    code = f"import os; from kdtrain.runtime import flow; print(os.environ['{name}'])"
+    assert _python(code, tmp_path).stdout == "1000\n"
+
+
 def test_ctrl_c_reaches_python_after_the_import(tmp_path: Path) -> None:
     code = """
 import os, signal

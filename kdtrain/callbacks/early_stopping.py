@@ -34,7 +34,7 @@ class EarlyStopping(Callback):
         """Counts the epochs since the last improvement."""
         self.waited = 0 if self.monitor.improved(event.metrics) else self.waited + 1
         if self.waited >= self.patience:
-            epochs = "epoch" if self.patience == 1 else f"{self.patience} epochs"
+            epochs = "an epoch" if self.patience == 1 else f"{self.patience} epochs"
             best = "no number at all" if self.monitor.best is None else f"best {self.monitor.best:.4f}"
             run.stop(f"no better {self.monitor.metric} for {epochs} ({best})")
 

@@ -32,11 +32,11 @@ class Progress(Callback):
             self._bar.set_postfix_str(f"loss {event.losses['total'].item():.4f}", refresh=False)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Prints the epoch's line."""
+        """Prints the epoch's line, short enough for a terminal of 80 columns."""
         self._close()
         width = len(str(run.epochs))
         note(
-            f"{self.name:<10} epoch {event.epoch:>{width}}/{run.epochs}"
+            f"{self.name:<10} {event.epoch:>{width}}/{run.epochs}"
             f"  loss {event.metrics['loss/total']:.4f}"
             f"  accuracy {event.metrics['eval/accuracy']:.2%}"
             f"  cross-entropy {event.metrics['eval/cross_entropy']:.4f}"

@@ -21,7 +21,7 @@ class TensorBoard(Callback):
     images per second once an epoch.
 
     Args:
-        config: the resolved configuration, shown as text; left out when empty.
+        config: the resolved configuration (TOML), shown as text; left out when empty.
         every: steps between two points of the losses.
     """
 
@@ -36,7 +36,7 @@ class TensorBoard(Callback):
 
         self._file = EventFile(run.directory)
         if self.config:
-            self._file.add(summary.text("config", f"```toml\n{self.config}\n```"))
+            self._file.add(summary.text("config", f"```toml\n{self.config.strip()}\n```"))
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Writes the losses at the first step and at every ``every``-th."""
@@ -129,12 +129,11 @@ def write_results(
     """Adds a finished run's final metrics and its line in the HParams tab."""
     from tensorboardX import summary
 
-    plain = {name: " ".join(value) if isinstance(value, list) else value for name, value in hparams.items()}
     with contextlib.closing(EventFile(directory, ".results")) as file:
         for name, value in metrics.items():
             file.add_scalar(name, value, step)
         # add_hparams would make a run of its own, under a time stamp: these belong to this one.
-        for line in summary.hparams(plain, dict(metrics)):
+        for line in summary.hparams(dict(hparams), dict(metrics)):
             file.add(line)
 
 

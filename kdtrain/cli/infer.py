@@ -19,7 +19,7 @@ from kdtrain.cli.fit import picture_path
 from kdtrain.cli.output import Output
 from kdtrain.data.datasets import Normalization
 from kdtrain.data.photo import read_photo, to_mnist
-from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.errors import CheckpointError, DataError, UsageError
 from kdtrain.report.prediction import prediction_figure, probabilities
 from kdtrain.report.style import save_figure
 from kdtrain.runtime import flow, resolve_device
@@ -29,9 +29,13 @@ from kdtrain.teachers import default_model_path
 
 @dataclass(frozen=True)
 class Question:
-    """An image to be recognised, (C, H, W) as the network sees it, and where it comes from."""
+    """An image to be recognised, (C, H, W) as the network sees it, and where it comes from.
+
+    ``label`` goes into the name of the picture that is drawn of it.
+    """
 
     name: str
+    label: str
     pixels: npt.NDArray[np.uint8]
     original: Image.Image | None = None
     truth: str | None = None
@@ -77,17 +81,22 @@ def _questions(options: argparse.Namespace, saved: SavedModel) -> list[Question]
             raise CheckpointError(
                 f"{saved.path} takes colour images: only grey digits can be read from a file."
             )
-        photos = [(path, read_photo(path)) for path in options.images]
-        return [
-            Question(str(path), to_mnist(photo, (size[0], size[1]))[np.newaxis], original=photo)
-            for path, photo in photos
-        ]
+        return [_photo(path, label, (size[0], size[1])) for path, label in _labelled(options.images)]
     data = open_data(saved, options.dataset, options.data_dir)
     index = options.picture_index
     if not 0 <= index < len(data.test):
         raise UsageError(f"--picture-index {index}: the test set has images 0 to {len(data.test) - 1}.")
     truth = data.classes[int(data.test.labels[index])]
-    return [Question(f"test image {index}", data.test.images[index], truth=truth)]
+    return [Question(f"test image {index}", str(index), data.test.images[index], truth=truth)]
+
+
+def _photo(path: Path, label: str, size: tuple[int, int]) -> Question:
+    photo = read_photo(path)
+    try:
+        pixels = to_mnist(photo, size)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return Question(str(path), label, pixels[np.newaxis], original=photo)
 
 
 def _answer(
@@ -101,7 +110,7 @@ def _answer(
     hard, soft = probabilities(logits, 1.0), probabilities(logits, options.temperature)
     best = int(hard.argmax())
     folder = options.image_save_dir or (None if options.image_save_name else Path("logs/images"))
-    picture = picture_path(folder, options.image_save_name, _picture_name(question, saved, options))
+    picture = picture_path(folder, options.image_save_name, Path(f"{saved.path.stem}_{question.label}.png"))
     title = f"{question.name}: {card.classes[best]} with {hard[best]:.1%} ({card.mode}, {card.arch})"
     figure = prediction_figure(
         question.pixels, logits, card.classes, options.temperature, title, question.original, question.truth
@@ -119,9 +128,13 @@ def _answer(
     }
 
 
-def _picture_name(question: Question, saved: SavedModel, options: argparse.Namespace) -> Path:
-    asked = Path(question.name).stem if question.original is not None else str(options.picture_index)
-    return Path(f"{saved.path.stem}_{asked}.png")
+def _labelled(paths: list[Path]) -> list[tuple[Path, str]]:
+    """Returns each file with its name, numbered where several have the same: no picture replaces another."""
+    names = [path.stem for path in paths]
+    return [
+        (path, path.stem if names.count(path.stem) == 1 else f"{path.stem}_{number}")
+        for number, path in enumerate(paths, start=1)
+    ]
 
 
 def _print(answer: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdtrain.data import fashion
 from kdtrain.data.idx import content_sha256, read_idx
-from kdtrain.errors import DataError, UsageError, did_you_mean
+from kdtrain.errors import DataError, UsageError, no_such
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -161,9 +161,7 @@ def load_dataset(name: str = "mnist", data_dir: Path | None = None, cache_dir: P
         DataError: files are missing, damaged or inconsistent, or cannot be downloaded.
     """
     if name not in DATASETS:
-        raise UsageError(
-            f"no data set {name!r}{did_you_mean(name, DATASETS)} (there are {', '.join(DATASETS)})."
-        )
+        raise UsageError(no_such("data set", name, DATASETS))
     if data_dir is not None:
         return _load_folder(data_dir)
     if name == "fashion_mnist":

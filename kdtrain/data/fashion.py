@@ -101,7 +101,7 @@ def _loader() -> Any:
     import_oneflow()
     from flowvision.datasets import FashionMNIST
 
-    class Download(FashionMNIST):  # type: ignore[misc]
+    class Download(FashionMNIST):
         """Its constructor neither unpickles (``processed/*.pt``) nor builds tensors."""
 
         def _check_legacy_exist(self) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdtrain.errors import DataError
 
-_FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
 _MOST_PIXELS = 50_000_000
 _WORKING_SIDE = 400  # pixels; a larger picture is searched at this size and then looked at more closely
 _FAINTEST = 12  # grey levels of 255 between ink and paper; compression alone makes differences below
@@ -212,7 +212,7 @@ def _fit_median(terms: Floats, values: Floats) -> Floats:
     """Fits by least absolute error, which a digit that reaches into the border does not draw away."""
     weights = np.ones_like(values)
     for _ in range(20):
-        fit = np.linalg.lstsq(terms * weights[:, None], values * weights, rcond=None)[0]
+        fit: Floats = np.linalg.lstsq(terms * weights[:, None], values * weights, rcond=None)[0]
         weights = 1 / np.sqrt(np.maximum(np.abs(values - terms @ fit), 0.5))
     return fit
 

@@ -32,7 +32,7 @@ def evaluation_report(evaluation: Evaluation, classes: Sequence[str]) -> Rendera
 
 def _matrix_table(evaluation: Evaluation, classes: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.caption = "Rows: the truth. Columns: the prediction, in the same order."
+    table.caption, table.caption_justify = "Rows: the truth. Columns: the prediction.", "left"
     # Long names would not fit above columns of four digits: number both sides instead.
     numbered = any(len(name) > 4 for name in classes)
     labels = [f"{number} {name}" if numbered else name for number, name in enumerate(classes)]

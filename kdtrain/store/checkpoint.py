@@ -108,7 +108,7 @@ def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
     """Puts ``weights`` into ``model``.
 
     Raises:
-        CheckpointError: names or shapes differ; the text lists which.
+        CheckpointError: names, shapes or types differ; the text lists which.
     """
     own = {name: _describe(array) for name, array in snapshot(model).items()}
     given = {name: _describe(array) for name, array in weights.items()}
@@ -121,11 +121,13 @@ def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
     ]
     if problems:
         raise CheckpointError(f"the weights in {source} do not fit the network: {'; '.join(problems)}.")
-    model.load_state_dict({name: flow.tensor(np.asarray(array, order="C")) for name, array in weights.items()})
+    model.load_state_dict(
+        {name: flow.tensor(np.asarray(array, order="C")) for name, array in weights.items()}
+    )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]], header: dict[str, Any]) -> None:
-    """Writes tensors and a header of plain values into one safetensors file, atomically."""
+    """Writes tensors, a header of plain values and a checksum of both to a safetensors file, atomically."""
     arrays = {name: np.asarray(array, order="C") for name, array in sorted(tensors.items())}
     header = json.loads(json.dumps(header))  # as it will be read: every key is a text then
     header["sha256"] = fingerprint(arrays, header)

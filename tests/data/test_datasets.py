@@ -204,7 +204,7 @@ def test_an_empty_split_is_named(tmp_path: Path, part: int) -> None:
 
 def test_an_unknown_name_is_a_usage_error() -> None:
     with pytest.raises(
-        UsageError, match=r"no data set 'mnits', did you mean 'mnist'\? \(there are mnist, fashion_mnist\)"
+        UsageError, match=r"no data set 'mnits' \(did you mean 'mnist'\?\); there are: mnist, fashion_mnist\."
     ):
         load_dataset("mnits")
 
@@ -252,7 +252,7 @@ def test_the_fingerprint_changes_with_every_part_of_the_data() -> None:
     labels = np.array([0, 1])
     split = Split(images, labels)
     variants = [
-        Split(images ^ 1, labels),
+        Split(images ^ np.uint8(1), labels),
         Split(images.reshape(2, 1, 4, 3), labels),
         Split(images, labels[::-1]),
     ]

@@ -136,7 +136,7 @@ def test_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 def test_folder_in_the_place_of_a_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "name"
     (path / "inside").mkdir(parents=True)
-    with pytest.raises(KdtrainError, match="cannot write .*name: Is a directory"):
+    with pytest.raises(KdtrainError, match=r"cannot write .*name: Is a directory"):
         write_bytes(path, b"new")
     assert os.listdir(tmp_path) == ["name"]
     assert os.listdir(path) == ["inside"]

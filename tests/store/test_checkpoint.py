@@ -105,6 +105,12 @@ def test_tensors_and_header_come_back(tmp_path: Path, tensors: Weights, header: 
     assert json.dumps(loaded_header, sort_keys=True) == json.dumps(header, sort_keys=True)  # NaN, too
 
 
+def test_numbered_entries_of_a_header_come_back_under_text(tmp_path: Path) -> None:
+    numbered: Any = dict.fromkeys((1, 10, 2), "x")
+    save_tensors(tmp_path / "t.safetensors", {}, {"entries": numbered})
+    assert load_tensors(tmp_path / "t.safetensors")[1] == {"entries": {"1": "x", "10": "x", "2": "x"}}
+
+
 def test_a_transposed_tensor_is_saved_as_what_it_shows(tmp_path: Path) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     save_tensors(tmp_path / "t.safetensors", {"x": array}, {})
@@ -143,7 +149,7 @@ def test_snapshot_does_not_change_under_later_steps(student: flow.nn.Module) -> 
 def test_loaded_weights_are_the_networks_own(student: flow.nn.Module) -> None:
     weights = snapshot(student)
     load_weights(student, weights, "here")
-    weights["fc3.bias"] += 1.0
+    weights["fc3.bias"].fill(1.0)
     assert not np.array_equal(snapshot(student)["fc3.bias"], weights["fc3.bias"])
 
 
@@ -227,7 +233,7 @@ def test_every_truncation_is_noticed(saved: Path) -> None:
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_reads_the_same(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "small.safetensors"
-    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}
+    tensors: Weights = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}
     header = dataclasses.asdict(CARD)
     save_tensors(path, tensors, header)
     content = bytearray(path.read_bytes())

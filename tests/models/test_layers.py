@@ -1,0 +1,105 @@
+"""Our layers compute what OneFlow's do, and dropout follows the seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kdtrain.models.layers import Conv2d, Dropout
+from kdtrain.models.networks import TeacherCnn
+from kdtrain.runtime import flow
+
+Array = npt.NDArray[np.float32]
+
+
+def forward_and_backward(layer: flow.nn.Module, images: Array, toward: Array) -> list[Array]:
+    """The output, and the gradients of sum(output * toward) for images and parameters."""
+    inputs = flow.tensor(images, requires_grad=True)
+    output = layer(inputs)
+    (output * flow.tensor(toward)).sum().backward()
+    return [tensor.numpy().copy() for tensor in (output, inputs.grad, *(p.grad for p in layer.parameters()))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"stride": 2, "padding": 1},
+        {"dilation": 2, "padding": (2, 1)},
+        {"groups": 2},
+    ],
+)
+def test_convolution_equals_oneflows(options: dict[str, object]) -> None:
+    random = np.random.default_rng(0)
+    theirs = flow.nn.Conv2d(4, 6, 3, **options)
+    ours = Conv2d(4, 6, 3, **options)
+    ours.load_state_dict(theirs.state_dict())
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    images = random.normal(size=(5, 4, 11, 9)).astype(np.float32)
+    toward = random.normal(size=tuple(theirs(flow.tensor(images)).shape)).astype(np.float32)
+    pairs = zip(
+        forward_and_backward(ours, images, toward), forward_and_backward(theirs, images, toward), strict=True
+    )
+    for our, their in pairs:
+        assert our.shape == their.shape
+        np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-5)
+
+
+def dropped(layer: flow.nn.Module, shape: tuple[int, ...] = (64, 100)) -> npt.NDArray[np.bool_]:
+    """Which units the layer sets to 0."""
+    zeros: npt.NDArray[np.bool_] = layer(flow.ones(*shape)).numpy() == 0
+    return zeros
+
+
+def test_dropout_follows_the_seed() -> None:
+    masks = []
+    for seed in (1, 1, 2):
+        flow.manual_seed(seed)
+        masks.append(dropped(Dropout(0.5)))
+    assert np.array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[0], masks[2])
+
+
+def test_dropout_differs_between_layers_and_between_calls() -> None:
+    flow.manual_seed(0)
+    first, second = Dropout(0.5), Dropout(0.5)
+    masks = [dropped(first), dropped(second), dropped(first), dropped(second)]
+    for number, mask in enumerate(masks):
+        for other in masks[:number]:
+            assert 0.4 < (mask == other).mean() < 0.6, "two masks have something to do with each other"
+
+
+def test_both_dropouts_of_the_teacher_follow_the_seed() -> None:
+    teacher = TeacherCnn((1, 28, 28), 10).train()
+    images = flow.tensor(np.random.default_rng(0).normal(size=(8, 1, 28, 28)).astype(np.float32))
+    outputs = []
+    for seed in (1, 1, 2):
+        flow.manual_seed(seed)
+        outputs.append(teacher(images).numpy().copy())
+    assert np.array_equal(outputs[0], outputs[1])
+    assert not np.array_equal(outputs[0], outputs[2])
+    teacher.eval()
+    assert np.array_equal(teacher(images).numpy(), teacher(images).numpy())
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
+def test_dropout_drops_its_fraction_and_scales_the_rest(rate: float) -> None:
+    flow.manual_seed(3)
+    inputs = flow.ones(200, 500, requires_grad=True)
+    output = Dropout(rate)(inputs)
+    output.sum().backward()
+    values = output.numpy()
+    zeros = (values == 0).mean()
+    deviation = np.sqrt(rate * (1 - rate) / values.size)
+    assert abs(zeros - rate) < 5 * deviation
+    np.testing.assert_allclose(values[values != 0], 1 / (1 - rate), rtol=1e-6)
+    np.testing.assert_array_equal(inputs.grad.numpy(), values)  # the gradient passes where the value did
+
+
+def test_dropout_changes_nothing_where_it_should_not() -> None:
+    inputs = flow.tensor(np.random.default_rng(0).normal(size=(7, 9)).astype(np.float32))
+    for layer in (Dropout(0.5).eval(), Dropout(0.0)):
+        assert np.array_equal(layer(inputs).numpy(), inputs.numpy())
+    assert str(Dropout(0.3)) == "Dropout(p=0.3)"

@@ -1,0 +1,142 @@
+"""The networks have the sample's parameters, and compute what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kdtrain.data.datasets import Dataset
+from kdtrain.models.layers import Dropout
+from kdtrain.models.registry import ARCHITECTURES, build_model, count_parameters
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import snapshot
+
+Array = npt.NDArray[np.float64]
+
+SHAPES = {
+    "teacher_cnn": {
+        "conv1.weight": (32, 1, 3, 3),
+        "conv1.bias": (32,),
+        "conv2.weight": (64, 32, 3, 3),
+        "conv2.bias": (64,),
+        "fc1.weight": (128, 9216),
+        "fc1.bias": (128,),
+        "fc2.weight": (10, 128),
+        "fc2.bias": (10,),
+    },
+    "student_mlp": {
+        "fc1.weight": (128, 784),
+        "fc1.bias": (128,),
+        "fc2.weight": (64, 128),
+        "fc2.bias": (64,),
+        "fc3.weight": (10, 64),
+        "fc3.bias": (10,),
+    },
+    "hinton_1200": {
+        "fc1.weight": (1200, 784),
+        "fc1.bias": (1200,),
+        "fc2.weight": (1200, 1200),
+        "fc2.bias": (1200,),
+        "fc3.weight": (10, 1200),
+        "fc3.bias": (10,),
+    },
+    "hinton_800": {
+        "fc1.weight": (800, 784),
+        "fc1.bias": (800,),
+        "fc2.weight": (800, 800),
+        "fc2.bias": (800,),
+        "fc3.weight": (10, 800),
+        "fc3.bias": (10,),
+    },
+}
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, 0.0)
+
+
+def convolve(x: Array, weight: Array, bias: Array) -> Array:
+    height, width = x.shape[2] - 2, x.shape[3] - 2
+    y = np.zeros((len(x), len(weight), height, width)) + bias[:, None, None]
+    for i in range(3):
+        for j in range(3):
+            y += np.einsum("nchw,oc->nohw", x[:, :, i : i + height, j : j + width], weight[:, :, i, j])
+    return y
+
+
+def reference(arch: str, weights: dict[str, Array], images: Array) -> Array:
+    """What the network should answer, in float64."""
+
+    def linear(name: str, x: Array) -> Array:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    if arch != "teacher_cnn":
+        flat = images.reshape(len(images), -1)
+        return linear("fc3", relu(linear("fc2", relu(linear("fc1", flat)))))
+    x = images
+    for name in ("conv1", "conv2"):
+        x = relu(convolve(x, weights[f"{name}.weight"], weights[f"{name}.bias"]))
+    n, c, h, w = x.shape
+    pooled = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
+    return linear("fc2", relu(linear("fc1", pooled.reshape(n, -1))))
+
+
+@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+def test_parameters_have_the_samples_names_and_shapes(arch: str) -> None:
+    model = build_model(arch, (1, 28, 28), 10)
+    assert {name: array.shape for name, array in snapshot(model).items()} == SHAPES[arch]
+
+
+def test_numbers_of_parameters() -> None:
+    counts = {arch: count_parameters(build_model(arch, (1, 28, 28), 10)) for arch in ARCHITECTURES}
+    assert counts == {
+        "teacher_cnn": 1_199_882,
+        "student_mlp": 109_386,
+        "hinton_1200": 2_395_210,
+        "hinton_800": 1_276_810,
+    }
+
+
+@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((1, 28, 28), 10), ((1, 6, 6), 2), ((1, 7, 12), 3), ((3, 32, 32), 100)]
+)
+def test_answers_equal_an_independent_formula(arch: str, shape: tuple[int, int, int], classes: int) -> None:
+    flow.manual_seed(5)
+    model = build_model(arch, shape, classes).eval()
+    images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    answer = model(flow.tensor(images))
+    assert tuple(answer.shape) == (3, classes)
+    weights = {name: array.astype(np.float64) for name, array in snapshot(model).items()}
+    expected = reference(arch, weights, images.astype(np.float64))
+    np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("arch", list(ARCHITECTURES))
+def test_logits_may_be_negative_and_every_class_learns(arch: str, mnist: Dataset) -> None:
+    flow.manual_seed(0)
+    model = build_model(arch, mnist.image_shape, 10)
+    logits = model(flow.tensor(mnist.normalization.apply(mnist.train.images[:64])))
+    assert 0.2 < (logits.numpy() < 0).mean() < 0.8
+    flow.nn.functional.cross_entropy(logits, flow.tensor(mnist.train.labels[:64])).backward()
+    last = list(model.parameters())[-1]
+    assert (last.grad.numpy() != 0).all(), "a class that gets no gradient can never come back"
+
+
+@pytest.mark.parametrize(
+    ("arch", "rates"),
+    [("teacher_cnn", [0.3, 0.5]), ("hinton_1200", [0.5, 0.5]), ("hinton_800", [0, 0]), ("student_mlp", [])],
+)
+def test_each_dropout_acts_in_training_only(arch: str, rates: list[float]) -> None:
+    images = flow.ones(2, 1, 28, 28)
+    model = build_model(arch, (1, 28, 28), 10)
+    dropouts = [layer for layer in model.modules() if isinstance(layer, Dropout)]
+    assert [layer.p for layer in dropouts] == rates
+    evaluation = model.eval()(images).numpy().copy()
+    model.train()
+    for chosen, rate in enumerate(rates):
+        for number, layer in enumerate(dropouts):
+            layer.p = rate if number == chosen else 0.0
+        assert np.array_equal(model(images).numpy(), evaluation) == (rate == 0)
+    assert np.array_equal(model.eval()(images).numpy(), evaluation)

@@ -1,0 +1,53 @@
+"""Networks are made by name, from the seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kdtrain.config import FitConfig
+from kdtrain.errors import UsageError
+from kdtrain.models.registry import ARCHITECTURES, build_model, check_architecture, count_parameters
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import snapshot
+
+
+def test_initial_weights_follow_the_seed() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        flow.manual_seed(seed)
+        drawn.append(snapshot(build_model("student_mlp", (1, 28, 28), 10)))
+    for name in drawn[0]:
+        assert np.array_equal(drawn[0][name], drawn[1][name])
+        assert not np.array_equal(drawn[0][name], drawn[2][name])
+
+
+def test_unknown_architecture_is_refused_with_those_that_there_are() -> None:
+    expected = (
+        r"there is no architecture 'student_mpl' \(did you mean 'student_mlp'\?\); "
+        r"there are: teacher_cnn, student_mlp, hinton_1200, hinton_800\."
+    )
+    with pytest.raises(UsageError, match=expected):
+        check_architecture("student_mpl")
+    with pytest.raises(UsageError, match=expected):
+        build_model("student_mpl", (1, 28, 28), 10)
+
+
+def test_default_architectures_are_there() -> None:
+    check_architecture(FitConfig().teacher_arch)
+    check_architecture(FitConfig().student_arch)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 5), (1, 28, 5), (1, 5, 28), (1, 1, 1)])
+def test_images_too_small_for_convolutions_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(UsageError, match=rf"at least 6x6 pixels, these are {shape[1]}x{shape[2]}: choose"):
+        build_model("teacher_cnn", shape, 10)
+    for arch in ARCHITECTURES.keys() - {"teacher_cnn"}:
+        assert tuple(build_model(arch, shape, 3)(flow.ones(2, *shape)).shape) == (2, 3)
+
+
+def test_frozen_parameters_are_not_counted() -> None:
+    model = flow.nn.Linear(3, 4)
+    assert count_parameters(model) == 16
+    model.bias.requires_grad = False
+    assert count_parameters(model) == 12

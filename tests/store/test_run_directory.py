@@ -1,0 +1,86 @@
+"""Every run gets a directory of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdtrain.errors import KdtrainError
+from kdtrain.store.run_directory import claim_run_directory
+
+ROOT = Path(__file__).parents[2]
+
+CLAIM_SOME = """
+import sys
+from pathlib import Path
+from kdtrain.store.run_directory import claim_run_directory
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(5):
+    print(claim_run_directory(Path(sys.argv[1]), "student").name)
+"""
+
+
+def test_versions_are_counted_for_each_mode(tmp_path: Path) -> None:
+    logdir = tmp_path / "deep" / "logs"
+    claimed = [claim_run_directory(logdir, mode) for mode in ("student", "student", "teacher", "student")]
+    assert [str(path.relative_to(logdir)) for path in claimed] == [
+        "student/version_0",
+        "student/version_1",
+        "teacher/version_0",
+        "student/version_2",
+    ]
+    assert all(path.is_dir() and not os.listdir(path) for path in claimed)
+
+
+def test_runs_that_start_at_the_same_moment_get_different_directories(tmp_path: Path) -> None:
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLAIM_SOME, str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(20)
+    ]
+    for run in runs:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    claimed = [name for run in runs for name in run.communicate(timeout=60)[0].split()]
+    assert len(claimed) == 100
+    assert len(set(claimed)) == 100
+    assert sorted(os.listdir(tmp_path / "student")) == sorted(claimed)
+
+
+def test_other_names_do_not_disturb(tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    for name in ("version_x", "version_", "version_-7", "version_5.old", "version_²", "Version_9", "40"):
+        (folder / name).mkdir(parents=True)
+    (folder / "version_3").write_text("a file")
+    assert claim_run_directory(tmp_path, "student") == folder / "version_4"
+    (folder / "version_0012").mkdir()
+    assert claim_run_directory(tmp_path, "student") == folder / "version_13"
+
+
+def test_removed_run_in_the_middle_is_not_given_away_again(tmp_path: Path) -> None:
+    for _ in range(3):
+        claim_run_directory(tmp_path, "student")
+    (tmp_path / "student" / "version_1").rmdir()
+    assert claim_run_directory(tmp_path, "student").name == "version_3"
+
+
+def test_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "student").write_text("a file")
+    with pytest.raises(KdtrainError) as caught:
+        claim_run_directory(tmp_path, "student")
+    assert str(caught.value) == f"cannot make a run directory in {tmp_path / 'student'}: File exists."
+    assert (tmp_path / "student").read_text() == "a file"

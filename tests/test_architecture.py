@@ -1,0 +1,84 @@
+"""What may import what, and how large things may grow."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kdtrain
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = sorted((ROOT / "kdtrain").rglob("*.py"))
+PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+MOST_LINES = 300
+MOST_LINES_OF_A_FUNCTION = 40
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Every import of a file, also inside functions: the module, and the name taken from it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert ROOT / "kdtrain" / "trainer.py" in PACKAGE
+    assert ROOT / "plugins" / "grad_norm.py" in PLUGINS
+    assert ("kdtrain.errors", "KdtrainError") in imports(ROOT / "kdtrain" / "store" / "atomic.py")
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_the_package_imports_no_plugin(path: Path) -> None:
+    roots = {module.partition(".")[0] for module, _ in imports(path)}
+    assert not roots & {"plugins", "kdtrain_plugins"}
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=name_of)
+def test_plugins_use_the_public_api_only(path: Path) -> None:
+    for module, name in imports(path):
+        assert not module.startswith((".", "plugins", "kdtrain_plugins")), "each plugin is one file"
+        assert module != "oneflow", "it comes as kdtrain.flow, imported with care"
+        if module.partition(".")[0] == "kdtrain":
+            assert module == "kdtrain", f"{module} is not public"
+            assert name in kdtrain.__all__, f"{name} is not public"
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_only_runtime_imports_oneflow(path: Path) -> None:
+    roots = {module.partition(".")[0] for module, _ in imports(path)}
+    assert "oneflow" not in roots or path == ROOT / "kdtrain" / "runtime.py"
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_nothing_needs_a_display(path: Path) -> None:
+    assert not any("pyplot" in (module + str(name)) for module, name in imports(path))
+
+
+@pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            documented = ast.get_docstring(node) is not None
+            first, last = node.body[1 if documented and len(node.body) > 1 else 0], node.body[-1]
+            assert last.end_lineno is not None
+            lines = last.end_lineno - first.lineno + 1  # of code: a long docstring is no fault
+            assert lines <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {lines} lines"
+
+
+def test_public_names_are_there() -> None:
+    for name in kdtrain.__all__:
+        assert getattr(kdtrain, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        kdtrain.Nonsense  # noqa: B018 (asking for it is the point)

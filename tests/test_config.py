@@ -1,0 +1,311 @@
+"""Flags win over the file, the file over defaults; what is not allowed is named with where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kdtrain.cli.parser import parse
+from kdtrain.config import OPTIMIZERS, FitConfig, load_config
+from kdtrain.errors import UsageError
+
+TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
+PATHS = TEXTS.filter(lambda text: "\0" not in text).map(Path)
+NUMBERS = st.integers(1, 10**12)
+POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
+OPTIONAL = {
+    "epochs": NUMBERS,
+    "teacher_epochs": NUMBERS,
+    "lr": POSITIVE,
+    "teacher_checkpoint": PATHS,
+    "data_dir": PATHS,
+    "limit_train": NUMBERS,
+    "early_stopping": NUMBERS,
+    "model_save_dir": PATHS,
+    "image_save_dir": PATHS,
+    "image_save_name": PATHS,
+}
+SETTINGS: dict[str, st.SearchStrategy[Any]] = {
+    "mode": st.sampled_from(["teacher", "student", "student_kd", "compare"]),
+    "batch_size": NUMBERS,
+    "optimizer": st.sampled_from(["adam", "adadelta", "sgd"]),
+    "schedule": st.sampled_from(["one_cycle", "cosine", "constant"]),
+    "teacher_arch": TEXTS,
+    "student_arch": TEXTS,
+    "temperature": POSITIVE,
+    "alpha": st.floats(0, 1),
+    "dataset": TEXTS,
+    "val_size": st.integers(0, 10**6),
+    "seed": st.integers(0, 2**63 - 1),
+    "seeds": st.just(1),
+    "plugin": st.lists(TEXTS, max_size=3).map(tuple),
+    "device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "logdir": PATHS,
+    **{name: st.none() | strategy for name, strategy in OPTIONAL.items()},
+}
+CONFIGS = st.fixed_dictionaries(SETTINGS).map(lambda values: FitConfig(**values))
+
+
+def flags(*words: str) -> dict[str, Any]:
+    """What the command line makes of the words after ``kdtrain fit``."""
+    namespace = vars(parse(["fit", *words]))
+    return {name: namespace[name] for name in namespace if name not in ("command", "debug", "config")}
+
+
+def from_words(*words: str) -> FitConfig:
+    return load_config(flags(*words))
+
+
+def refusal_of_words(*words: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        from_words(*words)
+    return str(caught.value)
+
+
+def refusal_of_file(path: Path, content: str) -> str:
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        load_config({}, path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_setting_is_generated() -> None:
+    assert SETTINGS.keys() == {field.name for field in dataclasses.fields(FitConfig)}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=CONFIGS)
+def test_resolved_settings_come_back_from_their_file(tmp_path: Path, config: FitConfig) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(config.to_toml().encode())
+    again = load_config({}, file)
+    assert again.resolved() == config.resolved()
+    assert again.to_toml() == config.to_toml()
+    for name in ("teacher", "student"):
+        assert again.epochs_for(name) == config.epochs_for(name)
+
+
+def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:
+    values = tomli.loads(
+        FitConfig(mode="student_kd", optimizer="adadelta", logdir=Path("elsewhere")).to_toml()
+    )
+    assert values["epochs"] == 30
+    assert values["teacher_epochs"] == 3
+    assert values["lr"] == 1.0
+    assert values["model_save_dir"] == "elsewhere/models"
+
+
+def test_defaults() -> None:
+    config = from_words()
+    assert config == FitConfig()
+    assert (config.mode, config.temperature, config.alpha, config.batch_size) == ("compare", 4.0, 0.9, 128)
+    assert (config.epochs_for("teacher"), config.epochs_for("student")) == (3, 30)
+    assert (config.logdir, config.models) == (Path("logs"), Path("logs/models"))
+    assert {name: from_words("--optimizer", name).peak_lr for name in OPTIMIZERS} == {
+        "adam": 3e-3,
+        "adadelta": 1.0,
+        "sgd": 0.1,
+    }
+
+
+def test_epochs_are_for_all_networks_and_teacher_epochs_for_one() -> None:
+    config = from_words("--epochs", "7")
+    assert (config.epochs_for("teacher"), config.epochs_for("student")) == (7, 7)
+    config = from_words("--epochs", "7", "--teacher-epochs", "2")
+    assert (config.epochs_for("teacher"), config.epochs_for("student")) == (2, 7)
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('epochs = 5\nalpha = 1\nlogdir = "from file"\nplugin = ["a", "b"]\nmode = "student"\n')
+    config = load_config(flags("--epochs", "9", "--plugin", "c"), file)
+    assert (config.epochs, config.plugin) == (9, ("c",))
+    assert (config.alpha, config.logdir, config.mode) == (1.0, Path("from file"), "student")
+    assert isinstance(config.alpha, float)
+    assert config.batch_size == 128
+
+
+def test_flag_with_the_default_value_still_wins(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("batch_size = 64\n")
+    assert load_config(flags("--batch-size", "128"), file).batch_size == 128
+
+
+def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('plugin = "grad_norm,every=10"\n')
+    assert load_config({}, file).plugin == ("grad_norm,every=10",)
+    assert from_words("--plugin", "a", "--plugin", "b,c=d").plugin == ("a", "b,c=d")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--alpha", "1.5"], "--alpha is 1.5: it must be from 0 to 1."),
+        (["--alpha", "-0.1"], "--alpha is -0.1: it must be from 0 to 1."),
+        (["--alpha", "nan"], "--alpha is nan: it must be from 0 to 1."),
+        (["--temperature", "0"], "--temperature is 0.0: it must be above 0, and finite."),
+        (["--temperature", "-4"], "--temperature is -4.0: it must be above 0, and finite."),
+        (["--temperature", "nan"], "--temperature is nan: it must be above 0, and finite."),
+        (["--temperature", "inf"], "--temperature is inf: it must be above 0, and finite."),
+        (["--lr", "0"], "--lr is 0.0: it must be above 0, and finite."),
+        (["--lr", "1e999"], "--lr is inf: it must be above 0, and finite."),
+        (["--epochs", "0"], "--epochs is 0: it must be at least 1."),
+        (["--epochs", "-3"], "--epochs is -3: it must be at least 1."),
+        (["--teacher-epochs", "0"], "--teacher-epochs is 0: it must be at least 1."),
+        (["--batch-size", "0"], "--batch-size is 0: it must be at least 1."),
+        (["--limit-train", "0"], "--limit-train is 0: it must be at least 1."),
+        (["--early-stopping", "0"], "--early-stopping is 0: it must be at least 1."),
+        (["--val-size", "-1"], "--val-size is -1: it must not be negative."),
+        (["--seed", "-1"], "--seed is -1: it must not be negative."),
+        (["--seeds", "0"], "--seeds is 0: it must be at least 1."),
+        (["--mode", "student", "--seeds", "3"], "--seeds 3 is for --mode compare; use --seed"),
+        (["--mode", "studnet"], "--mode: there is no mode 'studnet' (did you mean 'student'?); there are: "),
+        (["--optimizer", "Adam"], "--optimizer: there is no optimizer 'Adam' (did you mean 'adam'?)"),
+        (
+            ["--schedule", "onecycle"],
+            "--schedule: there is no schedule 'onecycle' (did you mean 'one_cycle'?)",
+        ),
+        (["--device", "gpu"], "--device: there is no device 'gpu'"),
+        (["--epochs", "many"], "--epochs is 'many': it must be a whole number."),
+        (["--epochs", "1e3"], "--epochs is '1e3': it must be a whole number."),
+        (["--epochs", "2.5"], "--epochs is '2.5': it must be a whole number."),
+        (["--epochs", ""], "--epochs is '': it must be a whole number."),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--alpha", "half"], "--alpha is 'half': it must be a number."),
+        (["--epoch", "3"], "there is no flag --epoch (did you mean '--epochs'?)"),
+        (["--temprature=3"], "there is no flag --temprature (did you mean '--temperature'?)"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_flags_are_named(words: Sequence[str], expected: str) -> None:
+    assert expected in refusal_of_words(*words)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("epochs = true", "is True: it must be a whole number"),
+        ("alpha = true", "is True: it must be a number"),
+        ('mode = ["student"]', "is ['student']: it must be a text"),
+        ("epochs = [1, 2]", "is [1, 2]: it must be a whole number"),
+        ("epochs = 2.0", "is 2.0: it must be a whole number"),
+        ('epochs = "2"', "is '2': it must be a whole number"),
+        ("epochs = {a = 1}", "is {'a': 1}: it must be a whole number"),
+        ("epochs = 2024-01-01", "it must be a whole number"),
+        ('alpha = "0.5"', "is '0.5': it must be a number"),
+        ("logdir = 5", "is 5: it must be a path"),
+        ('logdir = ["a"]', "is ['a']: it must be a path"),
+        ("dataset = 1", "is 1: it must be a text"),
+        ("plugin = 5", "is 5: it must be a text"),
+        ("plugin = [5]", "is 5: it must be a text"),
+        ('plugin = ["a", ["b"]]', "is ['b']: it must be a text"),
+        ("plugin = {a = 1}", "is {'a': 1}: it must be a text"),
+        ("alpha = nan", "is nan: it must be from 0 to 1"),
+        ("temperature = inf", "is inf: it must be above 0, and finite"),
+        ("temperature = 1" + "0" * 400, "is inf: it must be above 0, and finite"),
+        ("lr = -1" + "0" * 400, "it must be above 0, and finite"),
+        ("epochs = 0", "is 0: it must be at least 1"),
+        ('mode = "studnet"', "there is no mode 'studnet' (did you mean 'student'?)"),
+    ],
+)
+def test_bad_values_in_a_file_are_named(tmp_path: Path, content: str, expected: str) -> None:
+    text = refusal_of_file(tmp_path / "run.toml", content)
+    assert expected in text
+    assert text.startswith(f"{content.partition(' ')[0]} in {tmp_path / 'run.toml'}")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("epoch = 3", "there is no setting 'epoch' (did you mean 'epochs'?); there are: mode, epochs, "),
+        ('"batch-size" = 3', "there is no setting 'batch-size' (did you mean 'batch_size'?)"),
+        ("[fit]\nepochs = 3", "there is no setting 'fit'"),
+        ("epochs = ", "cannot be read"),
+        ("epochs = 1\nepochs = 2", "cannot be read"),
+        ("plugin = " + "[" * 5000, "cannot be read"),
+        ("epochs = 1" + "0" * 5000, "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(tmp_path: Path, content: str, expected: str) -> None:
+    assert expected in refusal_of_file(tmp_path / "run.toml", content)
+
+
+def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder").mkdir()
+    for name, expected in (
+        ("none.toml", "there is no such file"),
+        ("bytes.toml", "cannot be read"),
+        ("folder", "cannot be read"),
+        ("bytes.toml/deeper", "cannot be read"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            load_config({}, tmp_path / name)
+        assert str(caught.value).startswith(f"--config {tmp_path / name}")
+        assert expected in str(caught.value)
+
+
+def test_text_in_a_file_becomes_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('teacher_checkpoint = "models/teacher"\nlogdir = "a b"\n')
+    config = load_config({}, file)
+    assert (config.teacher_checkpoint, config.logdir) == (Path("models/teacher"), Path("a b"))
+
+
+# The sample's spellings
+
+
+def test_training_takes_the_samples_flags() -> None:
+    config = from_words(
+        "--model_type",
+        "student_kd",
+        "--epochs",
+        "10",
+        "--batch_size=64",
+        "--temperature",
+        "5",
+        "--alpha",
+        "0.7",
+        "--load_teacher_checkpoint_dir",
+        "./output/model_save/teacher",
+        "--model_save_dir",
+        "./output/model_save",
+        "--image_save_name",
+        "./output/images/compare.jpg",
+    )
+    assert config == FitConfig(
+        mode="student_kd",
+        epochs=10,
+        batch_size=64,
+        temperature=5.0,
+        alpha=0.7,
+        teacher_checkpoint=Path("output/model_save/teacher"),
+        model_save_dir=Path("output/model_save"),
+        image_save_name=Path("output/images/compare.jpg"),
+    )
+    assert from_words("--model_type", "compare") == FitConfig()
+
+
+def test_inference_takes_the_samples_flags() -> None:
+    words = "--model_load_dir out/teacher --picture_index 9999 --model_type teacher --temperature 10"
+    pictures = "--image_save_name out/images/inference.jpg --image_save_dir out"
+    options = parse(["infer", *words.split(), *pictures.split()])
+    assert options.checkpoint == Path("out/teacher")
+    assert (options.picture_index, options.model_type, options.temperature) == (9999, "teacher", 10.0)
+    assert options.image_save_name == Path("out/images/inference.jpg")
+    assert options.image_save_dir == Path("out")
+
+
+def test_underscores_in_values_stay_as_they_are() -> None:
+    config = from_words("--teacher_arch=hinton_1200", "--logdir", "my_logs", "--plugin=a_b,every_n=1")
+    assert (config.teacher_arch, config.logdir) == ("hinton_1200", Path("my_logs"))
+    assert config.plugin == ("a_b,every_n=1",)
