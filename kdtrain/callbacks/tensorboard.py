@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -80,11 +81,16 @@ class EventFile:
     """
 
     def __init__(self, directory: Path, suffix: str = "") -> None:
-        from tensorboardX.event_file_writer import EventsWriter  # imports protobuf: not for every command
+        from tensorboardX import RecordWriter  # imports protobuf: not for every command
+        from tensorboardX.proto.event_pb2 import Event
 
         self.directory = directory
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}{suffix}"
         with self._explained():
-            self._events = EventsWriter(str(directory / "events"), suffix)
+            self._records = RecordWriter(str(directory / name))
+            self._records.write(
+                Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
+            )
 
     def add(self, summary: Any, step: int = 0) -> None:
         """Writes one of tensorboardX's summaries.
@@ -94,8 +100,9 @@ class EventFile:
         """
         from tensorboardX.proto.event_pb2 import Event
 
+        event = Event(wall_time=time.time(), step=step, summary=summary)
         with self._explained():
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._records.write(event.SerializeToString())
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Writes one point of a curve."""
@@ -106,12 +113,15 @@ class EventFile:
     def flush(self) -> None:
         """Brings the file up to date on disk."""
         with self._explained():
-            self._events.flush()
+            self._records.flush()
 
     def close(self) -> None:
         """Ends the file."""
         with self._explained():
-            self._events.close()
+            try:
+                self._records.flush()
+            finally:
+                self._records.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

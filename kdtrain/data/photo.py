@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,18 +48,19 @@ def read_photo(path: Path) -> Image.Image:
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder, not a picture.") from error
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        raise DataError(f"{path} cannot be read as a picture: {error}.") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{path} cannot be read as a picture: {reason.rstrip('.')}.") from error
 
 
 def to_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> NDArray[np.uint8]:
     """Brings a picture of a digit to the form in which MNIST shows digits.
 
-    Bright ink on black, whichever is brighter in the picture; paper, lighting and noise taken away; cropped
-    to the ink; scaled, keeping its proportions, to a box of 20/28 of the field; the ink's centre of
-    mass in the middle of the field.
+    Bright ink on black, whichever of ink and paper is brighter in the picture; paper, light and noise
+    taken away; scaled, keeping its proportions, into a box of 20 of the 28 pixels of the field; its
+    centre of mass in the middle of the field (http://yann.lecun.com/exdb/mnist/ describes it so).
 
     Args:
-        image: a picture with one digit, of any size and mode; the paper fills most of its border.
+        image: a picture with one digit, of any size and mode.
         size: height and width of the result.
 
     Returns:
@@ -70,32 +72,38 @@ def to_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> NDArray[np
     ink = _find_ink(image if image.mode == "L" else _to_grey(image))
     box = [max(1, round(side * 20 / 28)) for side in size]
     detail = max(ink[_box_around(ink)].shape) / max(box)
-    if detail > 2:  # else faint pixels are not soft edges of the strokes, but all there is of them
+    if detail > 2:
         ink = _thicken(ink, detail)
         ink = ink[_box_around(ink, at_least=0.4)]
-    else:
+    else:  # faint pixels are not soft edges of the strokes, but all there is of them
         ink = ink[_box_around(ink)]
-    shrink = min(box[0] / ink.shape[0], box[1] / ink.shape[1])
-    height, width = (max(1, min(round(n * shrink), limit)) for n, limit in zip(ink.shape, box, strict=True))
-    kernel = Image.Resampling.BOX if shrink < 1 else Image.Resampling.BILINEAR
-    scaled = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), kernel))
-    field = np.zeros(size, np.float32)
-    top, left = (_offset(scaled, axis, size[axis]) for axis in (0, 1))
-    field[top : top + height, left : left + width] = scaled / scaled.max()
+    ink = _scale(ink, box[0], box[1])
+    field = np.zeros(size)
+    top, left = (_offset(ink, axis, size[axis]) for axis in (0, 1))
+    field[top : top + ink.shape[0], left : left + ink.shape[1]] = ink / ink.max()
     result: NDArray[np.uint8] = np.rint(255 * field.clip(0, 1)).astype(np.uint8)
     return result
 
 
-def _offset(ink: NDArray[np.float32], axis: int, length: int) -> int:
+def _scale(ink: Floats, height: int, width: int) -> Floats:
+    """Scales to the largest size within ``height`` and ``width`` that keeps the proportions."""
+    factor = min(height / ink.shape[0], width / ink.shape[1])
+    rows = max(1, min(round(ink.shape[0] * factor), height))
+    columns = max(1, min(round(ink.shape[1] * factor), width))
+    kernel = Image.Resampling.BOX if factor < 1 else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(ink.astype(np.float32)).resize((columns, rows), kernel), np.float64)
+
+
+def _offset(ink: Floats, axis: int, length: int) -> int:
     """Where the ink has to begin for its centre of mass to be in the middle (MNIST's is pixel 14)."""
-    profile = ink.sum(axis=1 - axis, dtype=np.float64)
+    profile = ink.sum(axis=1 - axis)
     centre = profile @ np.arange(len(profile)) / profile.sum()
     return int(min(max(round(length // 2 - centre), 0), length - len(profile)))
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 bits and more, which convert("L") would cut off at 255
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        values = np.nan_to_num(np.asarray(image)).astype(np.float64)
         low, high = 0.0, 65535.0
         if image.mode == "F" or values.min() < low or values.max() > high:
             low, high = values.min(), values.max()
@@ -112,18 +120,25 @@ def _find_ink(image: Image.Image) -> Floats:
     """Returns the amount of ink, 0 to 1, in a picture of the digit with some paper around it.
 
     A digit that is small in ``image`` is looked at again, enlarged.
+
+    Raises:
+        DataError: nothing stands out from the paper.
     """
+    ink: Floats | None = None
     while True:
         shrink = min(1.0, _WORKING_SIDE / max(image.size))
         working = image
         if shrink < 1:
             width, height = (max(1, round(side * shrink)) for side in image.size)
             working = image.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
-        ink = _separate_ink(np.asarray(working, dtype=np.float64))
+        found = _look_for_ink(np.asarray(working, dtype=np.float64), closer=ink is not None)
+        if found is None:
+            break  # enlarged, a faint digit may drown in noise that was averaged away before
+        ink = found
         rows, columns = _box_around(ink)
         longest = max(rows.stop - rows.start, columns.stop - columns.start)
         if shrink == 1 or 2 * longest > max(working.size):
-            return ink
+            break
         margin = longest / 3
         image = image.crop(
             (
@@ -133,9 +148,12 @@ def _find_ink(image: Image.Image) -> Floats:
                 min(image.height, int((rows.stop + margin) / shrink)),
             )
         )
+    if ink is None:
+        raise DataError("no digit found: nothing stands out from the paper.")
+    return ink
 
 
-def _box_around(ink: Floats, at_least: float = 1e-9) -> tuple[slice, slice]:
+def _box_around(ink: NDArray[Any], at_least: float = 1e-9) -> tuple[slice, slice]:
     rows, columns = (np.flatnonzero(ink.max(axis=axis) >= at_least) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
@@ -155,66 +173,96 @@ def _thicken(ink: Floats, detail: float) -> Floats:
     return widened
 
 
-def _separate_ink(grey: Floats) -> Floats:
-    """Returns the amount of ink in every pixel, 0 to 1, and exactly 0 off the digit.
+def _look_for_ink(grey: Floats, closer: bool) -> Floats | None:
+    """Returns the amount of ink in every pixel, 0 to 1, exactly 0 off the digit; None without ink.
 
-    Raises:
-        DataError: nothing stands out from the paper.
+    Args:
+        grey: brightness, 0 to 255.
+        closer: this is a part cut out around a digit, so that none of it touches the border.
     """
     from scipy import ndimage
 
-    grey = ndimage.gaussian_filter(grey, max(grey.shape) / _WORKING_SIDE)
-    paper = _paper(grey)
-    contrast = grey - paper
-    noise = 1.4826 * float(np.median(np.abs(contrast)))
-    certain = max(_CERTAIN * noise, _FAINTEST)
-    dark, light = (np.square(side[side > certain]).sum() for side in (-contrast, contrast))
-    shade = np.ones_like(paper)
-    if dark >= light:  # paper in the shade makes the difference to dark ink smaller, in proportion
-        contrast, shade = -contrast, np.maximum(paper, _FAINTEST) / paper.max()
-    candidates = contrast > certain
-    if not candidates.any():
-        raise DataError("no digit found: nothing stands out from the paper.")
-    strength = contrast / shade
-    level = float(np.percentile(_upper_group(strength[candidates]), 75))
-    digit = _without_specks(candidates & (strength > level / 2))
-    # The strokes' soft edges belong to them: as far as one pixel of the result.
-    rows, columns = np.nonzero(digit)
-    reach = max(1, round(max(np.ptp(rows), np.ptp(columns)) / 20))
-    digit = ndimage.binary_dilation(digit, iterations=reach)
-    return np.where(digit & (contrast > max(3 * noise, 1.0)), (strength / level).clip(0, 1), 0.0)
+    side = max(grey.shape)
+    grey = ndimage.gaussian_filter(grey, side / _WORKING_SIDE)
+    relief = grey - _paper(grey)
+    ink = _darker_or_lighter(grey, relief, side // 5, closer)
+    if not closer and (ink is None or 2 * max(ink[_box_around(ink)].shape) > side):
+        # A digit that fills the picture may have strokes as wide as a shadow elsewhere.
+        ink = _darker_or_lighter(grey, relief, side // 3, closer)
+    return ink
 
 
 def _paper(grey: Floats) -> Floats:
-    """Fits the paper's brightness by a surface of second degree, so that uneven light is followed.
+    """Fits a plane to the brightness of the border, so that light from one side is taken away.
 
-    It starts from the border, where the paper is, and goes on with all pixels close to the last fit.
+    It is the plane of least absolute error, a median of a kind: a digit that reaches into the border
+    does not bend it.
     """
-    height, width = grey.shape
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    surface = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    step = max(1, max(grey.shape) // 100)  # a hundred points a side are plenty for six numbers
-    terms, values = surface[::step, ::step].reshape(-1, 6), grey[::step, ::step].ravel()
-    border = np.abs(terms[:, 1:3]).max(axis=1) > 0.9
-    chosen = border
-    fit = _fit_median(terms[chosen], values[chosen])
-    for _ in range(5):
-        error = np.abs(values - terms @ fit)
-        chosen = error <= max(3 * 1.4826 * float(np.median(error[chosen])), 2.0)
-        fit = np.linalg.lstsq(terms[chosen], values[chosen], rcond=None)[0]
-    paper = np.asarray(surface @ fit)
-    if np.median(np.abs(grey - paper)) > 2 * _FAINTEST:  # a large digit at the border has bent the surface
-        paper[:] = np.median(values[border])
-    return paper
-
-
-def _fit_median(terms: Floats, values: Floats) -> Floats:
-    """Fits by least absolute error, which a digit that reaches into the border does not draw away."""
+    y, x = (np.linspace(-1, 1, length) for length in grey.shape)
+    plane = np.stack(np.broadcast_arrays(1.0, x, y[:, None]), axis=-1)
+    border = np.maximum(np.abs(x), np.abs(y)[:, None]) > 0.9
+    terms, values = plane[border], grey[border]
     weights = np.ones_like(values)
-    for _ in range(20):
-        fit: Floats = np.linalg.lstsq(terms * weights[:, None], values * weights, rcond=None)[0]
+    for _ in range(20):  # least squares, weighted to count each error by its size
+        fit = np.linalg.lstsq(terms * weights[:, None], values * weights, rcond=None)[0]
         weights = 1 / np.sqrt(np.maximum(np.abs(values - terms @ fit), 0.5))
-    return fit
+    return np.asarray(plane @ fit)
+
+
+def _darker_or_lighter(grey: Floats, relief: Floats, widest: int, closer: bool) -> Floats | None:
+    """Returns the dark strokes or the light ones, whichever are the ink."""
+    dark = _strokes(-relief, widest, closer, shade_of=grey)
+    light = _strokes(relief, widest, closer)
+    if dark is None or light is None:
+        return light if dark is None else dark
+    # Paper enclosed by dark strokes looks like light strokes, and the other way round.
+    if _encloses(dark, light) != _encloses(light, dark):
+        return dark if _encloses(dark, light) else light
+    return max(dark, light, key=lambda ink: _standing_out(ink, grey))
+
+
+def _encloses(outer: Floats, inner: Floats) -> bool:
+    """Whether the box around the one holds the other; grains of noise do not enclose anything."""
+    pairs = zip(_box_around(outer), _box_around(inner), strict=True)
+    boxed = all(a.start <= b.start + 2 and b.stop - 2 <= a.stop for a, b in pairs)
+    return boxed and bool(20 * outer.sum() > inner.sum())
+
+
+def _standing_out(ink: Floats, grey: Floats) -> float:
+    """Returns the difference in brightness between the ink and what is just outside its box."""
+    rows, columns = _box_around(ink)
+    around = np.zeros(ink.shape, dtype=bool)
+    around[max(0, rows.start - 2) : rows.stop + 2, max(0, columns.start - 2) : columns.stop + 2] = True
+    around[rows.start + 1 : rows.stop - 1, columns.start + 1 : columns.stop - 1] = False
+    return abs(float(np.median(grey[ink > 0.5]) - np.median(grey[around])))
+
+
+def _strokes(relief: Floats, widest: int, closer: bool, shade_of: Floats | None = None) -> Floats | None:
+    """Returns how much ink there is, 0 to 1, where ``relief`` rises in ridges up to ``widest`` wide.
+
+    What is wider is no stroke: the desk beside the paper, a shadow on it.
+    """
+    from scipy import ndimage
+
+    widest = max(9, widest)
+    padded = np.pad(relief, widest)
+    height = (padded - ndimage.grey_opening(padded, size=widest))[widest:-widest, widest:-widest]
+    usual = float(np.median(height))
+    height -= usual
+    noise = 1.4826 * float(np.median(np.abs(height)))
+    candidates = height > max(_CERTAIN * noise, _FAINTEST)
+    if not candidates.any():
+        return None
+    strength = height
+    if shade_of is not None:  # paper in the shade makes the difference to dark ink smaller, in proportion
+        paper = shade_of + height
+        strength = height * paper.max() / np.maximum(paper, _FAINTEST)
+    level = float(np.percentile(_upper_group(strength[candidates]), 75))
+    digit = _without_specks(candidates & (strength > level / 2), closer)
+    # The strokes' soft edges belong to them: as far as one pixel of the result.
+    reach = max(1, round(max(digit[_box_around(digit)].shape) / 20))
+    digit = ndimage.binary_dilation(digit, iterations=reach)
+    return np.where(digit & (height > max(3 * noise, 1.0)), (strength / level).clip(0, 1), 0.0)
 
 
 def _upper_group(values: Floats) -> Floats:
@@ -228,12 +276,20 @@ def _upper_group(values: Floats) -> Floats:
     return ordered[1 + int(np.argmax(between)) :] if len(between) else ordered
 
 
-def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Drops the spots smaller than a twentieth of the largest one: dust, and remains of noise."""
+def _without_specks(mask: NDArray[np.bool_], closer: bool) -> NDArray[np.bool_]:
+    """Drops the paper's edges, and spots smaller than a twentieth of the largest one: dust."""
     from scipy import ndimage
 
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    areas = np.bincount(labels.ravel())
-    areas[0] = 0
-    kept: NDArray[np.bool_] = (areas >= areas.max() / 20)[labels]
+    spots, number = ndimage.label(mask, structure=np.ones((3, 3)))
+    margin = max(1, max(mask.shape) // 12)
+    interior, rim = np.zeros_like(mask), np.ones_like(mask)
+    interior[margin:-margin, margin:-margin] = True
+    rim[1:-1, 1:-1] = False
+    area, inside, touching = (
+        np.bincount(spots[part], minlength=number + 1) for part in (mask, mask & interior, mask & rim)
+    )
+    edge = (touching > 0) & (closer | (2 * inside < area))
+    if not edge[area > 0].all():
+        area[edge] = 0
+    kept: NDArray[np.bool_] = mask & (area >= area.max() / 20)[spots]
     return kept

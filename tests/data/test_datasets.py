@@ -84,9 +84,8 @@ def test_the_embedded_mnist_is_the_published_one(mnist: Dataset) -> None:
         assert split.labels.dtype == np.int64
         assert split.images.shape == (len(split), 1, 28, 28)
     # How often each digit occurs, and the first labels, as published.
-    assert np.bincount(mnist.train.labels).tolist() == [
-        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
-    ]  # fmt: skip
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(mnist.train.labels).tolist() == counts
     assert mnist.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     # What others compute for the 60,000 training images, to float32's precision.
     assert mnist.normalization.mean == pytest.approx((0.13066048,), abs=5e-9)
@@ -209,11 +208,7 @@ def test_an_unknown_name_is_a_usage_error() -> None:
         load_dataset("mnits")
 
 
-images_of_any_kind = hnp.arrays(
-    np.uint8,
-    st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
-    elements=st.integers(0, 255),
-)
+images_of_any_kind = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=4, max_dims=4, max_side=5))
 
 
 @given(images_of_any_kind)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -186,3 +188,12 @@ def refuse_in_little_memory(tmp_path: Path, content: bytes) -> str:
     finally:
         tracemalloc.stop()
     return text
+
+
+def test_importing_the_data_side_is_light() -> None:
+    code = (
+        "import sys, kdtrain.data.datasets, kdtrain.data.photo\n"
+        "heavy = {'oneflow', 'flowvision', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

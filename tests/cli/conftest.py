@@ -1,0 +1,108 @@
+"""What the tests of the command line share: small data, and runs that many tests look at."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from kdtrain.cli import main
+from kdtrain.data.datasets import Dataset
+from kdtrain.models.registry import build_model
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import save_model, snapshot
+from kdtrain.teachers import model_card
+from tests.conftest import RunKdtrain
+from tests.tools import write_digits, write_tiles
+
+Finished = subprocess.CompletedProcess[str]
+CallKdtrain = Callable[..., Finished]
+
+LOGDIR = Path("läufe [b] 1")  # blanks, letters beyond ASCII, and what could be taken for markup
+MODES = ("teacher", "student_kd", "student")
+EPOCH = re.compile(
+    r"(teacher|student_kd|student) +(\d+)/(\d+)  loss [\d.]+  "
+    r"accuracy [\d.]+%  cross-entropy [\d.]+  [\d.]+ s"
+)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One run of each mode, in this order, in processes of their own.
+
+    Attributes:
+        folder: where they were started.
+        flags: what all of them were given, but for the mode.
+        processes: how they ended, by mode.
+    """
+
+    folder: Path
+    flags: tuple[str | Path, ...]
+    processes: dict[str, Finished] = field(default_factory=dict)
+
+    def run(self, mode: str) -> Path:
+        return self.folder / LOGDIR / mode / "version_0"
+
+    def model(self, mode: str) -> Path:
+        return self.folder / LOGDIR / "models" / f"{mode}.safetensors"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
+    return write_digits(tmp_path_factory.mktemp("data") / "digits", mnist)
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
+    return write_tiles(tmp_path_factory.mktemp("data") / "tiles", mnist)
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Fitted:
+    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "3", "--batch-size", "64")
+    fitted = Fitted(tmp_path_factory.mktemp("fitted"), flags)
+    for mode in MODES:
+        fitted.processes[mode] = run_kdtrain(
+            "fit", "--mode", mode, "--logdir", LOGDIR, *flags, cwd=fitted.folder
+        )
+    return fitted
+
+
+@pytest.fixture
+def call_kdtrain(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[CallKdtrain]:
+    """Runs the command line in this process, which has oneflow loaded already."""
+
+    def call(*words: str | Path, cwd: Path) -> Finished:
+        monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        arguments = [str(word) for word in words]
+        code = main(arguments)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+def untrained_teacher(path: Path, dataset: Dataset, arch: str = "teacher_cnn") -> Path:
+    """Writes a checkpoint of a network with its first weights: all that a test of reading needs."""
+    flow.manual_seed(0)
+    model = build_model(arch, dataset.image_shape, dataset.num_classes)
+    save_model(path, snapshot(model), model_card("teacher", arch, dataset))
+    return path
+
+
+def assert_explained(finished: Finished, code: int, *words: str) -> None:
+    """Asserts that a command failed as it should: with ``code``, and one line that holds ``words``."""
+    assert (finished.returncode, finished.stdout) == (code, "")
+    lines = [line for line in finished.stderr.splitlines() if not EPOCH.fullmatch(line)]
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("kdtrain: ")
+    for word in words:
+        assert word in lines[0]

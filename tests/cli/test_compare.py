@@ -1,0 +1,255 @@
+"""``kdtrain fit --mode compare``: three models per seed, the students paired, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+from PIL import Image
+
+from kdtrain.config import FitConfig
+from kdtrain.data.datasets import load_dataset
+from kdtrain.data.prepare import prepare
+from kdtrain.models.registry import build_model
+from kdtrain.runtime import derive_seed, flow
+from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted
+from tests.conftest import RunKdtrain
+from tests.tools import read_scalars
+
+
+@dataclass(frozen=True)
+class Compared:
+    folder: Path
+    process: Finished
+
+    @property
+    def directory(self) -> Path:
+        return self.folder / "logs/compare/version_0"
+
+    @property
+    def figures(self) -> Any:
+        return json.loads((self.directory / "compare.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
+    """A comparison over two seeds, with defaults but for the size of everything."""
+    folder = tmp_path_factory.mktemp("compare")
+    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "2", "--batch-size", "64")
+    pictures = ("--image-save-dir", "pictures", "--image-save-name", "three models.png")
+    finished = run_kdtrain("fit", "--mode", "compare", "--seeds", "2", *flags, *pictures, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return Compared(folder, finished)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
+    """The recipe and the spellings of OneFlow's sample."""
+    folder = tmp_path_factory.mktemp("sample")
+    recipe = "--epochs 2 --optimizer adadelta --lr 1.0 --schedule constant --val-size 0"
+    distilled = "--temperature 5 --alpha 0.7"
+    spellings = (
+        "--model_type=compare",
+        "--model_save_dir=output/models",
+        "--image_save_name=output/images/c.png",
+    )
+    finished = run_kdtrain(
+        "fit",
+        *spellings,
+        "--batch_size=64",
+        f"--data_dir={tiles}",
+        *recipe.split(),
+        *distilled.split(),
+        cwd=folder,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return Compared(folder, finished)
+
+
+def result(run: Path) -> Any:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_three_runs_per_seed(two_seeds: Compared) -> None:
+    for seed in (0, 1):
+        for mode in MODES:
+            run = two_seeds.directory / f"seed_{seed}" / mode
+            assert (result(run)["mode"], result(run)["seed"]) == (mode, seed)
+            config = tomli.loads((run / "config.toml").read_text())
+            assert (config["mode"], config["seed"], config["seeds"]) == (mode, seed, 1)
+            assert {path.name for path in (run / "checkpoints").iterdir()} == {
+                "best.safetensors", "last.safetensors"
+            }  # fmt: skip
+    config = tomli.loads((two_seeds.directory / "config.toml").read_text())
+    assert (config["mode"], config["seeds"]) == ("compare", 2)
+    last = two_seeds.directory / "seed_1"
+    for mode in MODES:
+        kept = two_seeds.folder / "logs/models" / f"{mode}.safetensors"
+        assert kept.read_bytes() == (last / mode / "checkpoints/best.safetensors").read_bytes()
+
+
+def test_students_start_from_the_same_weights_and_batch(two_seeds: Compared) -> None:
+    first = {
+        (seed, mode): read_scalars(two_seeds.directory / f"seed_{seed}" / mode)["loss/task"][1]
+        for seed in (0, 1)
+        for mode in ("student_kd", "student")
+    }
+    for seed in (0, 1):
+        assert first[seed, "student_kd"] == first[seed, "student"]
+    assert first[0, "student"] != first[1, "student"]
+
+
+def test_seed_of_a_run_decides_its_weights_order_and_dropout(two_seeds: Compared, tiles: Path) -> None:
+    """The loss of the first step, worked out once more from the seed alone."""
+    dataset = load_dataset(data_dir=tiles)
+    for seed in (0, 1):
+        flow.manual_seed(derive_seed(seed, "weights", "teacher"))
+        teacher = build_model("teacher_cnn", dataset.image_shape, dataset.num_classes).train()
+        data = prepare(dataset, FitConfig(val_size=300, batch_size=64), seed, "cpu")
+        batch = next(data.train.epoch(1))
+        flow.manual_seed(derive_seed(seed, "dropout", 1))
+        loss = flow.nn.functional.cross_entropy(teacher(batch.inputs), batch.targets)
+        logged = read_scalars(two_seeds.directory / f"seed_{seed}/teacher")["loss/task"][1]
+        assert logged == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_each_student_has_the_teacher_of_its_seed(two_seeds: Compared) -> None:
+    for seed in (0, 1):
+        config = tomli.loads((two_seeds.directory / f"seed_{seed}/student_kd/config.toml").read_text())
+        teacher = two_seeds.folder / config["teacher_checkpoint"]
+        assert teacher == two_seeds.directory / f"seed_{seed}/teacher/checkpoints/best.safetensors"
+
+
+def test_figures_agree_with_the_runs(two_seeds: Compared) -> None:
+    figures = two_seeds.figures
+    assert [(row["model"], row["seed"]) for row in figures["results"]] == [
+        (mode, seed) for seed in (0, 1) for mode in MODES
+    ]
+    for row in figures["results"]:
+        run = two_seeds.directory / f"seed_{row['seed']}" / row["model"]
+        assert row["test_accuracy_fraction"] == result(run)["test"]["accuracy"]
+        assert row["test_cross_entropy_nats"] == result(run)["test"]["cross_entropy"]
+        assert row["test_errors"] == result(run)["test"]["errors"]
+        assert row["parameters"] == result(run)["parameters"]
+        assert row["seconds"] == pytest.approx(result(run)["seconds"], abs=1e-3)
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert row["held_out_history"] == [
+            {
+                "epoch": epoch["epoch"],
+                "accuracy_fraction": epoch["eval/accuracy"],
+                "cross_entropy_nats": epoch["eval/cross_entropy"],
+            }
+            for epoch in metrics
+        ]
+
+
+def test_gain_is_the_mean_difference_of_the_pairs(two_seeds: Compared) -> None:
+    errors = {(row["model"], row["seed"]): row["test_errors"] for row in two_seeds.figures["results"]}
+    gains = [(errors["student", seed] - errors["student_kd", seed]) / 3 for seed in (0, 1)]  # of 300, in %
+    gain = two_seeds.figures["gain_percentage_points"]
+    assert gain["mean"] == pytest.approx(statistics.mean(gains))
+    assert gain["sd"] == pytest.approx(statistics.stdev(gains))
+    # Student's t with one degree of freedom is Cauchy's distribution, whose quantile is a tangent.
+    half_width = math.tan(math.pi * (0.975 - 0.5)) * statistics.stdev(gains) / math.sqrt(2)
+    assert gain["high"] - gain["mean"] == pytest.approx(half_width)
+    assert gain["mean"] - gain["low"] == pytest.approx(half_width)
+
+
+def test_table_verdict_and_paths_on_stdout(two_seeds: Compared) -> None:
+    out, figures = two_seeds.process.stdout, two_seeds.figures
+    for mode in MODES:
+        row = next(line for line in out.splitlines() if line.split()[:1] == [mode])
+        model = figures["models"][mode]
+        assert float(row.split()[1]) == pytest.approx(model["test_accuracy_percent"]["mean"], abs=0.005)
+        assert f"{model['parameters']:,}" in row
+    *_, verdict, picture, json_file = out.splitlines()
+    assert verdict == figures["verdict"]
+    assert picture == "Picture: pictures/three models.png"
+    assert json_file == "Figures: logs/compare/version_0/compare.json"
+    lines = two_seeds.process.stderr.splitlines()
+    assert [line for line in lines if not EPOCH.fullmatch(line)] == ["Seed 0 (1 of 2)", "Seed 1 (2 of 2)"]
+    assert len(lines) == 2 + 2 * 3 * 2
+
+
+def test_picture_is_large_enough_to_read_and_copied(two_seeds: Compared) -> None:
+    picture = two_seeds.directory / "compare.png"
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+        assert image.width >= 1000
+        assert len(image.convert("L").getcolors(256) or ()) > 20  # not blank
+    assert (two_seeds.folder / "pictures/three models.png").read_bytes() == picture.read_bytes()
+
+
+def test_recipe_of_the_sample(sample: Compared) -> None:
+    first, *epochs = sample.process.stderr.splitlines()
+    assert first.startswith("--val-size 0: the test set chooses")
+    assert "optimistic" in first
+    assert len(epochs) == 3 * 2
+    assert all(EPOCH.fullmatch(line) for line in epochs)
+    config = tomli.loads((sample.directory / "seed_0/student_kd/config.toml").read_text())
+    assert (config["optimizer"], config["lr"], config["schedule"]) == ("adadelta", 1.0, "constant")
+    assert (config["temperature"], config["alpha"], config["batch_size"]) == (5.0, 0.7, 64)
+    models = {path.name for path in (sample.folder / "output/models").iterdir()}
+    assert models == {f"{mode}.safetensors" for mode in MODES}
+    picture = (sample.directory / "compare.png").read_bytes()
+    assert (sample.folder / "output/images/c.png").read_bytes() == picture
+
+
+def test_without_held_out_images_the_test_set_is_what_chooses(sample: Compared) -> None:
+    for mode in MODES:
+        run = sample.directory / "seed_0" / mode
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert result(run)["test"]["accuracy"] == max(row["eval/accuracy"] for row in metrics)
+        assert result(run)["steps"] == 2 * 24  # all 1,500 images, in batches of 64
+
+
+def test_one_seed_is_judged_by_its_test_images(sample: Compared) -> None:
+    figures = sample.figures
+    assert figures["gain_percentage_points"]["low"] is None
+    assert figures["outcome"] == "undecided"
+    errors = {row["model"]: row["test_errors"] for row in figures["results"]}
+    test = figures["mcnemar_student_kd_vs_student"]
+    assert test["only_first"] - test["only_second"] == errors["student"] - errors["student_kd"]
+    assert figures["verdict"] in sample.process.stdout
+
+
+def test_given_teacher_is_tested_once_and_not_trained(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    teacher = fitted.model("teacher")
+    flags = ("--seeds", "2", "--teacher-checkpoint", teacher, "--epochs", "1")
+    finished = call_kdtrain("fit", "--mode", "compare", *fitted.flags, *flags, cwd=tmp_path)
+    assert finished.returncode == 0
+    assert finished.stderr.splitlines()[0] == f"The teacher is {teacher}."
+    compared = Compared(tmp_path, finished)
+    rows = [(row["model"], row["seed"]) for row in compared.figures["results"]]
+    students = [(mode, seed) for seed in (0, 1) for mode in ("student_kd", "student")]
+    assert rows == [("teacher", 0), *students]
+    tested = compared.figures["results"][0]
+    assert tested["test_errors"] == result(fitted.run("teacher"))["test"]["errors"]
+    assert tested["held_out_history"] == []
+    assert {path.name for path in compared.directory.glob("seed_*/*")} == {"student_kd", "student"}
+    assert not (tmp_path / "logs/models/teacher.safetensors").exists()
+
+
+def test_early_stopping_ends_each_model_by_itself(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    flags = ("--teacher-checkpoint", fitted.model("teacher"), "--epochs", "40", "--early-stopping", "1")
+    finished = call_kdtrain("fit", "--mode", "compare", *fitted.flags, *flags, cwd=tmp_path)
+    assert finished.returncode == 0
+    compared = Compared(tmp_path, finished)
+    for mode in ("student_kd", "student"):
+        ended = result(compared.directory / "seed_0" / mode)
+        assert ended["status"] == "stopped"
+        assert ended["epochs"] < 40
+        line = f"{mode}: stopped after epoch {ended['epochs']}: {ended['reason']}"
+        assert line in finished.stderr.splitlines()
+    histories = {row["model"]: len(row["held_out_history"]) for row in compared.figures["results"]}
+    assert histories["student_kd"] == result(compared.directory / "seed_0/student_kd")["epochs"]

@@ -1,0 +1,224 @@
+"""``kdtrain fit`` for one network: what it prints, what it leaves behind, what it starts from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tomli
+
+from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import load_model, load_tensors
+from tests.cli.conftest import (
+    EPOCH,
+    LOGDIR,
+    MODES,
+    CallKdtrain,
+    Fitted,
+    assert_explained,
+    untrained_teacher,
+)
+from tests.tools import files_in
+
+ONE_EPOCH = ("--val-size", "300", "--epochs", "1", "--batch-size", "64")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: str) -> None:
+    finished = fitted.processes[mode]
+    assert finished.returncode == 0
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in finished.stdout.splitlines())
+    assert list(rows) == ["test accuracy", "cross-entropy", "parameters", "seconds", "best weights"]
+    test = json.loads((fitted.run(mode) / "result.json").read_text())["test"]
+    assert rows["test accuracy"] == f"{test['accuracy']:.2%} ({test['errors']} errors in 300)"
+    assert float(rows["cross-entropy"]) == pytest.approx(test["cross_entropy"], abs=1e-4)
+    assert (fitted.folder / rows["best weights"]).samefile(fitted.run(mode) / "checkpoints/best.safetensors")
+    lines = finished.stderr.splitlines()
+    if mode == "student_kd":
+        assert lines.pop(0) == f"The teacher is {LOGDIR}/models/teacher.safetensors."
+    epochs = [EPOCH.fullmatch(line) for line in lines]
+    assert [match and match.groups() for match in epochs] == [(mode, str(n), "3") for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
+    run = fitted.run(mode)
+    files = {re.sub(r"events\.out\.tfevents\.\d+\.[^.]+", "events", name) for name in files_in(run)}
+    checkpoints = {"checkpoints/best.safetensors", "checkpoints/last.safetensors"}
+    assert files == {
+        "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints
+    }  # fmt: skip
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in metrics] == [1, 2, 3]
+    losses = {"loss/task", "loss/total"} | ({"loss/kd"} if mode == "student_kd" else set())
+    assert {name for name in metrics[0] if name.startswith("loss/")} == losses
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["reason"], result["epochs"]) == ("completed", None, 3)
+    assert result["steps"] == metrics[-1]["step"] == 3 * 19  # 1,200 images in batches of 64
+    assert (result["mode"], result["seed"]) == (mode, 0)
+    best = max(metrics, key=lambda row: (row["eval/accuracy"], row["epoch"]))
+    assert result["best"] == {name: best[name] for name in result["best"]}
+    assert load_tensors(run / "checkpoints/last.safetensors")[1]["epoch"] == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_figures_are_those_of_the_saved_model(fitted: Fitted, mode: str, call_kdtrain: CallKdtrain) -> None:
+    best = fitted.run(mode) / "checkpoints/best.safetensors"
+    assert fitted.model(mode).read_bytes() == best.read_bytes()
+    evaluated = json.loads(
+        call_kdtrain("eval", best, "--data-dir", fitted.flags[1], "--json", cwd=fitted.folder).stdout
+    )
+    test = json.loads((fitted.run(mode) / "result.json").read_text())["test"]
+    assert test == {
+        "accuracy": evaluated["accuracy_fraction"],
+        "cross_entropy": pytest.approx(evaluated["cross_entropy_nats"], rel=1e-6),
+        "errors": evaluated["errors"],
+        "images": evaluated["images"],
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_config_of_a_run_reproduces_it(
+    fitted: Fitted, mode: str, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    config = fitted.run(mode) / "config.toml"
+    before = files_in(fitted.folder)
+    again = call_kdtrain("fit", "--config", config, "--logdir", tmp_path, cwd=fitted.folder)
+    assert again.returncode == 0
+    best = "checkpoints/best.safetensors"
+    assert (tmp_path / mode / "version_0" / best).read_bytes() == (fitted.run(mode) / best).read_bytes()
+    assert files_in(fitted.folder) == before
+
+
+def test_seed_decides_the_weights_and_runs_are_numbered(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "version_7").mkdir()
+    student = ("fit", "--mode", "student", "--logdir", tmp_path, *fitted.flags)
+    for number, seed in ((8, "0"), (9, "1")):
+        before = files_in(tmp_path / "student")
+        assert call_kdtrain(*student, "--seed", seed, cwd=tmp_path).returncode == 0
+        after = files_in(tmp_path / "student")
+        assert {name: after[name] for name in before} == before
+        assert {Path(name).parts[0] for name in after.keys() - before.keys()} == {f"version_{number}"}
+    weights = [
+        run.joinpath("checkpoints/best.safetensors").read_bytes()
+        for run in (fitted.run("student"), tmp_path / "student/version_8", tmp_path / "student/version_9")
+    ]
+    assert weights[0] == weights[1]
+    assert weights[1] != weights[2]
+
+
+def test_without_weight_for_the_teacher_student_kd_is_the_student_bit_for_bit(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    flags = ("--alpha", "0", "--teacher-checkpoint", fitted.model("teacher"), "--logdir", tmp_path)
+    finished = call_kdtrain("fit", "--mode", "student_kd", *flags, *fitted.flags, cwd=tmp_path)
+    assert finished.returncode == 0
+    for which in ("best", "last"):
+        path = f"checkpoints/{which}.safetensors"
+        with_teacher, alone = (
+            load_model(run / path).weights
+            for run in (tmp_path / "student_kd/version_0", fitted.run("student"))
+        )
+        assert {name: array.tobytes() for name, array in with_teacher.items()} == {
+            name: array.tobytes() for name, array in alone.items()
+        }
+
+
+def test_teacher_makes_a_difference(fitted: Fitted) -> None:
+    distilled, alone = (load_model(fitted.model(mode)).weights for mode in ("student_kd", "student"))
+    assert all((distilled[name] != alone[name]).any() for name in alone)
+
+
+def test_student_kd_trains_a_teacher_where_there_is_none(
+    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    words = ("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH, "--model-save-dir", "best")
+    first = call_kdtrain(*words, cwd=tmp_path)
+    assert first.stderr.splitlines()[0] == "There is no teacher in best yet: training one first."
+    assert [line.split()[0] for line in first.stderr.splitlines()[1:]] == ["teacher", "student_kd"]
+    second = call_kdtrain(*words, cwd=tmp_path)
+    assert second.stderr.splitlines()[0] == "The teacher is best/teacher.safetensors."
+    assert not (tmp_path / "logs/teacher/version_1").exists()
+    best = [tmp_path / f"logs/student_kd/version_{n}/checkpoints/best.safetensors" for n in (0, 1)]
+    assert best[0].read_bytes() == best[1].read_bytes()
+    # The run says which teacher taught it.
+    config = tomli.loads((tmp_path / "logs/student_kd/version_0/config.toml").read_text())
+    assert config["teacher_checkpoint"] == "logs/teacher/version_0/checkpoints/best.safetensors"
+
+
+@pytest.mark.parametrize("mode", ["student_kd", "compare"])
+@pytest.mark.parametrize(
+    ("kind", "sides"),
+    [
+        ("other architecture", ("is a student_mlp", "--teacher-arch is teacher_cnn")),
+        ("other classes", ("knows 10 classes", "tiles has 4")),
+        ("other images", ("images of 1x12x12", "those of digits are 1x28x28")),
+        ("other weights", ("conv1.weight", "do not fit")),
+        ("no checkpoint", ("notes.txt", "not a checkpoint")),
+        ("nothing", ("there is no checkpoint", "nothing.safetensors")),
+    ],
+)
+def test_unfit_teacher_is_refused_before_any_work(
+    fitted: Fitted,
+    tiles: Path,
+    digits: Path,
+    mnist: Dataset,
+    call_kdtrain: CallKdtrain,
+    tmp_path: Path,
+    mode: str,
+    kind: str,
+    sides: tuple[str, str],
+) -> None:
+    data, teacher = tiles, tmp_path / "nothing.safetensors"
+    if kind == "other architecture":
+        teacher = fitted.model("student")
+    elif kind == "other classes":
+        teacher = untrained_teacher(tmp_path / "ten.safetensors", mnist)
+    elif kind == "other images":
+        ten = load_dataset(data_dir=tiles)
+        ten = Dataset(ten.name, ten.train, ten.test, classes=tuple("0123456789"))
+        data, teacher = digits, untrained_teacher(tmp_path / "small.safetensors", ten)
+    elif kind == "other weights":
+        teacher = tmp_path / "directory"
+        flow.save({"conv1.weight": flow.zeros(2, 2)}, str(teacher))
+    elif kind == "no checkpoint":
+        teacher = tmp_path / "notes.txt"
+        teacher.write_text("Teach them well.")
+    flags = ("--data-dir", data, "--teacher-checkpoint", teacher, "--logdir", tmp_path / "logs")
+    assert_explained(call_kdtrain("fit", "--mode", mode, *flags, *ONE_EPOCH, cwd=tmp_path), 1, *sides)
+    assert files_in(tmp_path / "logs") == {}
+    assert not (tmp_path / "logs" / mode).exists()
+
+
+def test_unfit_teacher_in_the_model_directory_is_refused_too(
+    tiles: Path, mnist: Dataset, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    (tmp_path / "logs/models").mkdir(parents=True)
+    untrained_teacher(tmp_path / "logs/models/teacher.safetensors", mnist)
+    finished = call_kdtrain("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH, cwd=tmp_path)
+    assert_explained(finished, 1, "logs/models/teacher.safetensors", "--teacher-checkpoint")
+
+
+def test_early_stopping_ends_the_run_and_says_why(
+    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    words = ("fit", "--mode", "student", "--data-dir", tiles, "--val-size", "300", "--epochs", "40")
+    finished = call_kdtrain(*words, "--early-stopping", "1", cwd=tmp_path)
+    assert finished.returncode == 0
+    run = tmp_path / "logs/student/version_0"
+    result = json.loads((run / "result.json").read_text())
+    accuracies = [
+        json.loads(line)["eval/accuracy"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert result["status"] == "stopped"
+    assert result["epochs"] == len(accuracies) < 40
+    assert accuracies[-1] <= max(accuracies[:-1])
+    assert result["reason"] == f"no better eval/accuracy for an epoch (best {max(accuracies):.4f})"
+    *_, last = finished.stderr.splitlines()
+    assert last == f"student: stopped after epoch {len(accuracies)}: {result['reason']}"

@@ -1,0 +1,115 @@
+"""Ctrl-C and SIGTERM: the process ends soon, with the right code, and leaves nothing half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.store.checkpoint import load_model, load_tensors
+from tests.cli.conftest import EPOCH, Finished, Fitted, untrained_teacher
+from tests.conftest import ROOT
+from tests.tools import files_in, write_digits
+
+SIGNALS = pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [
+        (signal.SIGINT, 130, "kdtrain: interrupted."),
+        (signal.SIGTERM, 143, "kdtrain: terminated."),
+    ],
+    ids=["SIGINT", "SIGTERM"],
+)
+
+# Says how far the fit has come, and makes the third epoch last.
+PLUGIN = """
+import time
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Signpost(Callback):
+    def on_fit_start(self, run):
+        Path("started").touch()
+
+    def on_batch(self, run, event):
+        if event.epoch == 3:
+            Path("third epoch").touch()
+            time.sleep(0.2)
+"""
+
+
+def interrupt(folder: Path, number: signal.Signals, at: str, *words: str | Path) -> Finished:
+    """Starts ``kdtrain fit``, sends it a signal once ``at`` is there, and expects it to end within 5 s."""
+    (folder / "signpost.py").write_text(PLUGIN)
+    command = [sys.executable, "-m", "kdtrain", "fit", "--plugin", "signpost.py:Signpost", *map(str, words)]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (folder / at).exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=5)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@SIGNALS
+def test_in_the_middle_of_an_epoch(
+    fitted: Fitted, tmp_path: Path, number: signal.Signals, code: int, message: str
+) -> None:
+    words = ("--mode", "student", *fitted.flags, "--epochs", "9")
+    finished = interrupt(tmp_path, number, "third epoch", *words)
+    assert (finished.returncode, finished.stdout) == (code, "")
+    *epochs, last = finished.stderr.splitlines()
+    assert last == message
+    assert len(epochs) == 2
+    assert all(EPOCH.fullmatch(line) for line in epochs)
+
+    run = tmp_path / "logs/student/version_0"
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["epochs"]) == ("interrupted", 3)
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in metrics] == [1, 2]
+    load_model(run / "checkpoints/best.safetensors").build("cpu")
+    _, header = load_tensors(run / "checkpoints/last.safetensors")
+    assert header["epoch"] == 2
+    assert header["step"] == metrics[-1]["step"] < result["steps"]
+    assert not (tmp_path / "logs/models/student.safetensors").exists()
+    assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]
+
+
+@pytest.fixture(scope="module")
+def many_digits(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
+    """Enough for the convolutional teacher to be busy for many seconds."""
+    return write_digits(tmp_path_factory.mktemp("many") / "digits", mnist, train=12_000)
+
+
+@SIGNALS
+def test_while_the_teacher_labels_the_training_images(
+    many_digits: Path, tmp_path: Path, number: signal.Signals, code: int, message: str
+) -> None:
+    teacher = untrained_teacher(tmp_path / "teacher.safetensors", load_dataset(data_dir=many_digits))
+    words = ("--mode", "student_kd", "--data-dir", many_digits, "--teacher-checkpoint", teacher)
+    finished = interrupt(tmp_path, number, "started", *words)
+    assert (finished.returncode, finished.stdout) == (code, "")
+    assert finished.stderr.splitlines() == [f"The teacher is {teacher}.", message]
+    result = json.loads((tmp_path / "logs/student_kd/version_0/result.json").read_text())
+    assert (result["status"], result["epochs"], result["steps"]) == ("interrupted", 0, 0)
+    assert not (tmp_path / "logs/cache").exists()
+    assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]

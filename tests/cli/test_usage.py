@@ -1,0 +1,232 @@
+"""Wrong words, bad plugins, full disks, odd terminals: exit codes, and sentences instead of tracebacks."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import EPOCH, CallKdtrain, Fitted, assert_explained
+from tests.conftest import ROOT, RunKdtrain
+from tests.tools import files_in
+
+KDTRAIN = (sys.executable, "-m", "kdtrain")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("fitt", "there is no command 'fitt' (did you mean 'fit'?)"),
+        ("--vresion", "there is no flag --vresion (did you mean '--version'?)"),
+        ("fit --moed student", "there is no flag --moed (did you mean '--mode'?)"),
+        ("eval model --jsn", "there is no flag --jsn (did you mean '--json'?)"),
+        ("fit --mode studnt", "there is no mode 'studnt' (did you mean 'student'?)"),
+        ("fit --optimizer adm", "there is no optimizer 'adm' (did you mean 'adam'?)"),
+        (
+            "fit --teacher-arch teacher_cn",
+            "there is no architecture 'teacher_cn' (did you mean 'teacher_cnn'?)",
+        ),
+        ("fit --dataset mnits", "no data set 'mnits' (did you mean 'mnist'?)"),
+        ("fit stray", "unrecognized arguments: stray"),
+        ("fit --epochs", "--epochs: expected one argument"),
+        ("fit --epochs two", "--epochs is 'two': it must be a whole number"),
+        ("fit --epochs 1.5", "--epochs is '1.5': it must be a whole number"),
+        ("fit --epochs 0", "--epochs is 0: it must be at least 1"),
+        ("fit --epochs -3", "--epochs is -3: it must be at least 1"),
+        ("fit --batch_size=0", "--batch-size is 0: it must be at least 1"),
+        ("fit --alpha 1.01", "--alpha is 1.01: it must be from 0 to 1"),
+        ("fit --alpha -0.1", "--alpha is -0.1: it must be from 0 to 1"),
+        ("fit --alpha nan", "--alpha is nan: it must be from 0 to 1"),
+        ("fit --alpha much", "--alpha is 'much': it must be a number"),
+        ("fit --temperature 0", "--temperature is 0.0: it must be above 0"),
+        ("fit --temperature -1", "--temperature is -1.0: it must be above 0"),
+        ("fit --temperature inf", "--temperature is inf: it must be above 0, and finite"),
+        ("fit --lr 0", "--lr is 0.0: it must be above 0"),
+        ("fit --val-size 60000", "--val-size 60000: give 0 to 59999"),
+        ("fit --limit-train 55001", "--limit-train 55001: there are only 55000 training images"),
+        ("fit --mode student --seeds 2", "--seeds 2 is for --mode compare"),
+        ("fit --config none.toml", "--config none.toml: there is no such file"),
+        ("fit --plugin nothing", "there is no plugin 'nothing'"),
+        ("eval", "the following arguments are required: CHECKPOINT"),
+    ],
+)
+def test_wrong_words_are_explained(
+    call_kdtrain: CallKdtrain, tmp_path: Path, words: str, reason: str
+) -> None:
+    assert_explained(call_kdtrain(*words.split(), cwd=tmp_path), 2, reason)
+    assert files_in(tmp_path) == {}
+
+
+def test_exit_code_of_the_process_is_that_of_the_error(run_kdtrain: RunKdtrain, tmp_path: Path) -> None:
+    assert_explained(run_kdtrain("fit", "--alpha", "2", cwd=tmp_path), 2, "--alpha is 2.0")
+    assert_explained(run_kdtrain("eval", "nowhere", cwd=tmp_path), 1, "there is no checkpoint nowhere.")
+
+
+def test_no_words_get_the_help(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    finished = call_kdtrain(cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    *help_text, last = finished.stderr.splitlines()
+    assert {"fit", "eval", "infer", "plugins", "doctor"} <= {line.split()[0] for line in help_text if line}
+    assert last == "kdtrain: say what to do, such as `kdtrain fit`."
+
+
+def test_help_imports_nothing_slow(tmp_path: Path) -> None:
+    program = """
+import sys
+from kdtrain.cli import main
+for words in (["--help"], ["--version"], ["fit", "--help"], ["infer", "--help"]):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert end.code == 0
+print({"oneflow", "numpy", "matplotlib", "tensorboardX", "PIL"} & sys.modules.keys(), file=sys.stderr)
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert finished.stderr == "set()\n"
+    assert "usage: kdtrain COMMAND" in finished.stdout
+    assert "--teacher-checkpoint FILE" in finished.stdout
+
+
+@pytest.mark.parametrize("flag", ["--logdir", "--model-save-dir", "--image-save-dir"])
+def test_directory_that_cannot_be_written_is_found_before_any_work(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, flag: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in ("file", "file/below"):
+        finished = call_kdtrain("fit", "--mode", "student", *fitted.flags, flag, place, cwd=tmp_path)
+        assert_explained(finished, 1, f"cannot make the directory {place}")
+    assert not list(tmp_path.glob("logs/student*"))
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_full_disk_ends_the_run_and_harms_nothing(fitted: Fitted, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the best weights take 109 KB, it ends at 64."""
+    (tmp_path / "logs/models").mkdir(parents=True)
+    (tmp_path / "logs/models/student.safetensors").write_bytes(fitted.model("student").read_bytes())
+    before = files_in(tmp_path)
+    words = [*KDTRAIN, "fit", "--mode", "student", *fitted.flags]
+    limited = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", *map(str, words)]
+    finished = subprocess.run(
+        limited, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert_explained(
+        finished, 1, "cannot write logs/student/version_0/checkpoints/best.safetensors", "too large"
+    )
+    after = files_in(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert not [name for name in after if name.endswith(".tmp")]
+    result = json.loads(after["logs/student/version_0/result.json"])
+    assert (result["status"], result["epochs"]) == ("failed", 1)
+
+
+@pytest.mark.parametrize("hook", ["configure", "on_fit_start", "on_batch", "on_eval", "on_epoch_end"])
+def test_plugin_that_raises_is_named(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, hook: str
+) -> None:
+    plugin = f"""
+from kdtrain import Callback
+
+class Clumsy(Callback):
+    def {hook}(self, *told):
+        if {hook!r} in ("configure", "on_fit_start") or told[0].epoch == 2:
+            raise ZeroDivisionError("two left hands")
+"""
+    (tmp_path / "mine.py").write_text(plugin)
+    words = ("fit", "--mode", "student", *fitted.flags, "--plugin", "mine.py:Clumsy")
+    finished = call_kdtrain(*words, cwd=tmp_path)
+    assert_explained(finished, 1, f"Clumsy.{hook} raised ZeroDivisionError: two left hands")
+    assert not (tmp_path / "logs/models/student.safetensors").exists()
+    run = tmp_path / "logs/student/version_0"
+    if hook == "configure":
+        return
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert f"Clumsy.{hook}" in result["reason"]
+    if hook != "on_fit_start":
+        assert (run / "checkpoints/best.safetensors").exists()  # of the first epoch
+
+
+def test_debug_shows_the_traceback(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from elsewhere import Callback")
+    words = ("fit", "--mode", "student", *fitted.flags, "--plugin", "mine.py:Mine")
+    assert_explained(call_kdtrain(*words, cwd=tmp_path), 1, "mine.py", "No module named 'elsewhere'")
+    finished = call_kdtrain(*words, "--debug", cwd=tmp_path)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("Traceback (most recent call last):")
+    assert 'mine.py", line 1' in finished.stderr
+
+
+def test_reader_that_has_enough_is_no_error(fitted: Fitted, tmp_path: Path) -> None:
+    """As with ``kdtrain eval … | head -1``: stdout is closed while there is more to say."""
+    model = fitted.model("student")
+    for words in (["--help"], ["plugins"], ["eval", model, "--data-dir", fitted.flags[1]]):
+        read, write = os.pipe()
+        os.close(read)
+        finished = subprocess.run(
+            [*KDTRAIN, *map(str, words)], cwd=tmp_path, env=ENVIRONMENT, stdout=write, stderr=subprocess.PIPE,
+            check=False,
+        )  # fmt: skip
+        os.close(write)
+        assert (finished.returncode, finished.stderr) == (0, b""), words
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"LC_ALL": "POSIX", "LANG": "C", "TERM": "dumb"},
+        {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "40"},
+    ],
+    ids=["posix", "ascii"],
+)
+def test_any_locale_will_do(
+    fitted: Fitted, run_kdtrain: RunKdtrain, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    folder = tmp_path / "Läufe vom 1. März"
+    flags = (*fitted.flags, "--epochs", "1", "--logdir", folder)
+    finished = run_kdtrain("fit", "--mode", "student", *flags, cwd=tmp_path, **variables)
+    assert finished.returncode == 0, finished.stderr
+    assert (folder / "models/student.safetensors").exists()
+    assert finished.stdout.splitlines()[-1].endswith("/student/version_0/checkpoints/best.safetensors")
+    assert all(EPOCH.fullmatch(line) for line in finished.stderr.splitlines())
+
+
+def read_terminal(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux reports that nobody has the other end open any more
+        return b""
+
+
+def test_terminal_gets_a_bar_that_leaves_one_line_per_epoch(fitted: Fitted, tmp_path: Path) -> None:
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    words = [*KDTRAIN, "fit", "--mode", "student", *fitted.flags, "--epochs", "10"]
+    with subprocess.Popen(
+        list(map(str, words)), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=end, text=True
+    ) as process:
+        os.close(end)
+        shown = b"".join(iter(lambda: read_terminal(terminal), b""))
+        assert process.stdout is not None
+        answer = process.stdout.read()
+    os.close(terminal)
+    assert process.returncode == 0
+    # What a terminal shows at last: each carriage return begins the line again.
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in shown.decode().split("\n")]
+    kept = [line for line in lines if line]
+    assert [bool(EPOCH.fullmatch(line)) for line in kept] == [True] * 10
+    assert max(map(len, kept)) <= 80
+    assert re.search(r"student +1/10: +\d+%\|", shown.decode())
+    assert answer.startswith("test accuracy  ")
+    assert "\x1b" not in answer
