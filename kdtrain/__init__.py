@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdtrain.callback import Callback
     from kdtrain.callbacks import DistillationCallback
+    from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
@@ -30,6 +31,7 @@ _HOME = {
     "DistillationCallback": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
+    "EventFile": "kdtrain.callbacks.tensorboard",
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
     "Loader": "kdtrain.data.loader",
@@ -50,6 +52,7 @@ __all__ = [
     "DistillationCallback",
     "EpochEnd",
     "EvalEnd",
+    "EventFile",
     "FitEnd",
     "KdtrainError",
     "Loader",

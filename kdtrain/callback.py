@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from kdtrain.errors import CallbackError, KdtrainError, no_such
+from kdtrain.errors import CallbackError, KdtrainError, describe, no_such
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.objective import Objective
 from kdtrain.run import Run
@@ -134,4 +134,4 @@ def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
         failure.exit_code = error.exit_code
         raise failure from error
     except BaseException as error:
-        raise CallbackError(f"{name}.{hook} raised {type(error).__name__}: {error}") from error
+        raise CallbackError(f"{name}.{hook} raised {describe(error)}") from error

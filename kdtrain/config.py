@@ -127,7 +127,6 @@ class FitConfig:
             teacher_epochs=self.epochs_for("teacher"),
             epochs=self.epochs_for("student"),
             lr=self.peak_lr,
-            model_save_dir=self.models,
         )
         return {name: _plain(value) for name, value in vars(decided).items() if value is not None}
 

@@ -37,6 +37,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: an interruption like Ctrl-C, except for its exit code."""
 
 
+def describe(error: BaseException) -> str:
+    """Returns an exception's type and text, for errors that were not written for people to read."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Returns ``" (did you mean 'x'?)"`` for the option closest to ``name``, or ``""``."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.55)

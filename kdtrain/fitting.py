@@ -108,27 +108,23 @@ class Session:
         )
 
         best = directory / "checkpoints" / "best.safetensors"
-        history = tuple(json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines())
-        trained = self.test(mode, seed, load_model(best), data, end.seconds, history, directory)
+        history = (directory / "metrics.jsonl").read_text().splitlines()
+        trained = dataclasses.replace(
+            self.test(mode, seed, load_model(best), data),
+            seconds=end.seconds,
+            history=tuple(json.loads(line) for line in history),
+            directory=directory,
+        )
         write_bytes(default_model_path(config.models, mode), best.read_bytes())
         _file_results(trained, directory, config, end.step)
         return trained
 
-    def test(
-        self,
-        mode: str,
-        seed: int,
-        saved: SavedModel,
-        data: RunData,
-        seconds: float = 0.0,
-        history: tuple[dict[str, Any], ...] = (),
-        directory: Path | None = None,
-    ) -> Trained:
+    def test(self, mode: str, seed: int, saved: SavedModel, data: RunData) -> Trained:
         """Evaluates a model on the test set."""
         model = saved.build(self.device)
         logits = predict_logits(model, data.test, description=f"{mode} on the test set")
         evaluation = Evaluation.from_logits(logits, data.test.targets)
-        return Trained(mode, seed, saved, count_parameters(model), evaluation, seconds, history, directory)
+        return Trained(mode, seed, saved, count_parameters(model), evaluation)
 
     def _teacher_for_student(self, data: RunData) -> SavedModel:
         """Returns the teacher that is there, or trains one."""

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from kdtrain.callback import Callback, CallbackList
 from kdtrain.data.loader import Batch, Loader
+from kdtrain.errors import KdtrainError, describe
 from kdtrain.evaluation import Evaluation
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
 from kdtrain.mean_losses import MeanLosses
@@ -75,7 +76,7 @@ class Trainer:
             self._train(run, progress)
         except BaseException as error:
             status = Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
-            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            reason = str(error) if isinstance(error, KdtrainError) else describe(error)
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._end(run, status, reason, started)
             raise

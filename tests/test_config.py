@@ -100,7 +100,14 @@ def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:
     assert values["epochs"] == 30
     assert values["teacher_epochs"] == 3
     assert values["lr"] == 1.0
-    assert values["model_save_dir"] == "elsewhere/models"
+
+
+def test_the_models_folder_follows_a_new_logdir_unless_it_was_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(FitConfig(logdir=Path("first")).to_toml())
+    assert load_config({"logdir": Path("second")}, file).models == Path("second/models")
+    file.write_text(FitConfig(logdir=Path("first"), model_save_dir=Path("shelf")).to_toml())
+    assert load_config({"logdir": Path("second")}, file).models == Path("shelf")
 
 
 def test_defaults() -> None:

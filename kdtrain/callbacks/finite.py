@@ -26,7 +26,8 @@ class StopOnNonFinite(Callback):
         if math.isfinite(event.losses["total"].item()):
             return
         values = ", ".join(f"{name} = {loss.item():g}" for name, loss in event.losses.items())
+        kept = "The last good checkpoint is kept" if event.epoch > 1 else "There is no checkpoint yet"
         raise KdtrainError(
             f"the loss is not finite at step {event.step} (epoch {event.epoch}): {values}. "
-            f"The last good checkpoint is kept; try a lower --lr than {event.learning_rate:g}."
+            f"{kept}; try a lower --lr than {event.learning_rate:g}."
         )

@@ -229,12 +229,13 @@ def _encloses(outer: Floats, inner: Floats) -> bool:
 
 
 def _standing_out(ink: Floats, grey: Floats) -> float:
-    """Returns the difference in brightness between the ink and what is just outside its box."""
+    """Returns the ratio in brightness between the ink and what is just outside its box."""
     rows, columns = _box_around(ink)
     around = np.zeros(ink.shape, dtype=bool)
     around[max(0, rows.start - 2) : rows.stop + 2, max(0, columns.start - 2) : columns.stop + 2] = True
     around[rows.start + 1 : rows.stop - 1, columns.start + 1 : columns.stop - 1] = False
-    return abs(float(np.median(grey[ink > 0.5]) - np.median(grey[around])))
+    darker, lighter = sorted((float(np.median(grey[ink > 0.5])), float(np.median(grey[around]))))
+    return lighter / (darker + _FAINTEST)
 
 
 def _strokes(relief: Floats, widest: int, closer: bool, shade_of: Floats | None = None) -> Floats | None:

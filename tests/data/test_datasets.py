@@ -223,7 +223,7 @@ def test_normalization_agrees_with_numpy_in_float64(images: NDArray[np.uint8]) -
     result = normalization.apply(images)
     assert result.dtype == np.float32
     assert result.shape == images.shape
-    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6 * max(1, np.abs(mean / std).max()))
+    assert (np.abs(result - expected) * std[:, None, None]).max() < 3e-7  # float32
 
 
 def test_apply_gives_a_fresh_contiguous_array() -> None:
