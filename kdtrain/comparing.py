@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from kdtrain.callbacks.tensorboard import write_picture
+from kdtrain.children import Job
 from kdtrain.console import note
 from kdtrain.fitting import Session, Trained
 from kdtrain.modes import COMPARE, MODES
@@ -13,6 +14,7 @@ from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compa
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.style import save_figure
 from kdtrain.store.atomic import write_text
+from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import claim_run_directory
 from kdtrain.teachers import find_teacher
 
@@ -26,11 +28,7 @@ def run_comparison(session: Session) -> tuple[Comparison, Path]:
     given = _given_teacher(session)
     directory = claim_run_directory(config.logdir, "compare")
     write_text(directory / "config.toml", config.to_toml())
-    trained = [given] if given is not None else []
-    for seed in range(config.seed, config.seed + config.seeds):
-        if config.seeds > 1:
-            note(f"Seed {seed} ({seed - config.seed + 1} of {config.seeds})")
-        trained += _one_seed(session, seed, directory / f"seed_{seed}", given)
+    trained = _train_all(session, directory, given)
     comparison = compare([_result(model) for model in trained])
     write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
     picture = directory / "compare.png"
@@ -46,18 +44,35 @@ def _given_teacher(session: Session) -> Trained | None:
     if saved is None:
         return None
     note(f"The teacher is {saved.path}.")
-    return session.test("teacher", config.seed, saved, session.data(config.seed))
+    return session.run([session.testing("teacher", config.seed, saved)])[0]
 
 
-def _one_seed(session: Session, seed: int, directory: Path, given: Trained | None) -> list[Trained]:
-    """Trains the models of one seed on the same images in the same order."""
-    data = session.data(seed)
-    trained = {"teacher": given} if given is not None else {}
-    for mode in COMPARE:
-        if mode not in trained:
-            teacher = trained["teacher"].saved if MODES[mode].has_teacher else None
-            trained[mode] = session.train(mode, seed, data, directory / mode, teacher)
-    return [model for model in trained.values() if model is not given]
+def _train_all(session: Session, directory: Path, given: Trained | None) -> list[Trained]:
+    """Trains the teachers, then all the students, as many side by side as there are cores.
+
+    The models of one seed see the same images in the same order.
+    """
+    config = session.config
+    seeds = range(config.seed, config.seed + config.seeds)
+
+    if len(seeds) > 1:
+        note(f"Seeds {seeds[0]} to {seeds[-1]}: each line begins with the model and its seed.")
+
+    def training(mode: str, seed: int, teacher: SavedModel | None = None) -> Job[Trained]:
+        label = mode if len(seeds) == 1 else f"{mode}/{seed}"
+        return session.training(mode, seed, directory / f"seed_{seed}" / mode, teacher, label)
+
+    teachers = [given] if given is not None else session.run([training("teacher", seed) for seed in seeds])
+    taught_by = {seed: teachers[0 if given is not None else i].saved for i, seed in enumerate(seeds)}
+    session.prepare_soft_labels(taught_by)
+    students = [
+        training(mode, seed, taught_by[seed] if MODES[mode].has_teacher else None)
+        for seed in seeds
+        for mode in COMPARE
+        if mode != "teacher"
+    ]
+    trained = teachers + session.run(students)
+    return sorted(trained, key=lambda model: (model.seed, COMPARE.index(model.mode)))
 
 
 def _result(trained: Trained) -> ModelResult:

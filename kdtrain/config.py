@@ -29,6 +29,10 @@ Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: 0 < value < math.inf, "must be above 0, and finite")
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "must not be negative")
 AT_LEAST_ONE: Check = (lambda value: value >= 1, "must be at least 1")
+AUGMENTATION: Check = (
+    lambda value: value == "none" or (value[:6] == "shift=" and value[6:] in set("123456789")),
+    "must be none, or shift=1 to shift=9 (pixels)",
+)
 FRACTION: Check = (lambda value: 0 <= value <= 1, "must be from 0 to 1")
 
 
@@ -84,6 +88,15 @@ class FitConfig:
         check=NOT_NEGATIVE,
     )
     limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=AT_LEAST_ONE)
+    augment: str | None = setting(
+        None,
+        "move training images at random by up to so many pixels [shift=2 for the teacher, none for students]",
+        metavar="none|shift=N",
+        check=AUGMENTATION,
+    )
+    teacher_augment: str | None = setting(
+        None, "the same for the teacher alone", metavar="none|shift=N", check=AUGMENTATION
+    )
     seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=NOT_NEGATIVE)
     seeds: int = setting(1, "compare over this many seeds, from --seed on", metavar="N", check=AT_LEAST_ONE)
     early_stopping: int | None = setting(
@@ -120,6 +133,12 @@ class FitConfig:
             return self.teacher_epochs or self.epochs or 3
         return self.epochs or 30
 
+    def augment_for(self, network: str) -> str:
+        """Returns how the training images of the ``teacher`` or the ``student`` are changed."""
+        if network == "teacher":
+            return self.teacher_augment or self.augment or "shift=2"
+        return self.augment or "none"
+
     def resolved(self) -> dict[str, Any]:
         """Returns all settings as plain values, with nothing left for the mode to decide."""
         decided = dataclasses.replace(
@@ -127,6 +146,8 @@ class FitConfig:
             teacher_epochs=self.epochs_for("teacher"),
             epochs=self.epochs_for("student"),
             lr=self.peak_lr,
+            teacher_augment=self.augment_for("teacher"),
+            augment=self.augment_for("student"),
         )
         return {name: _plain(value) for name, value in vars(decided).items() if value is not None}
 

@@ -6,6 +6,7 @@ stdout is for answers.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -13,9 +14,25 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+_ERASE_TO_END_OF_LINE = "\x1b[K"
+_row = 0
+_quiet = False
+
+
+def enter_child(row: int, *, quiet: bool) -> None:
+    """Makes this forked process draw its bars in a row of its own, or draw and say nothing at all."""
+    global _row, _quiet
+    _row, _quiet = row, quiet
+    # tqdm's own lock spans processes: one that is killed while it draws would stop all the others.
+    tqdm.set_lock(threading.RLock())
+
 
 def note(message: str) -> None:
-    """Prints a line, above a progress bar if there is one."""
+    """Prints a line, above the progress bars if there are any."""
+    if _quiet:
+        return
+    if sys.stderr.isatty():
+        message += _ERASE_TO_END_OF_LINE  # what was there may be another process's bar
     tqdm.write(message, file=sys.stderr)
 
 
@@ -27,8 +44,9 @@ def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
         unit=unit,
         leave=False,
         file=sys.stderr,
-        disable=None,
+        disable=_quiet or None,
         dynamic_ncols=True,
+        position=_row or None,
     )
 
 

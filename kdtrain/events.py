@@ -26,9 +26,10 @@ class BatchEnd:
     Attributes:
         epoch: number of the epoch, from 1.
         step: optimizer steps made so far in the whole fit, this one included.
-        batch: the images trained on.
-        losses: each term and ``total``; scalar tensors on the device. ``.item()`` waits for the
-            step to be computed: it is up to each callback when to pay for that.
+        batch: the images trained on; where processes share the work, this one's part of them.
+        losses: each term and ``total`` over the whole batch; scalar tensors on the device.
+            ``.item()`` waits for the step to be computed: it is up to each callback when to pay for
+            that.
         learning_rate: the rate that this step used.
     """
 

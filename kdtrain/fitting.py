@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from kdtrain.callbacks.distillation import logits_over
 from kdtrain.callbacks.tensorboard import write_results
+from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
 from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.prepare import RunData, check_sizes, prepare
+from kdtrain.data.loader import Loader
+from kdtrain.data.prepare import check_sizes, prepare
 from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_parameters
-from kdtrain.modes import MODES, Setup, architecture, optimizer
+from kdtrain.modes import MODES, Setup, architecture, logit_cache, optimizer
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.predict import predict_logits
+from kdtrain.ranks import Ranks
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, write_bytes, write_text
-from kdtrain.store.checkpoint import SavedModel, load_model
+from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 from kdtrain.store.run_directory import claim_run_directory
 from kdtrain.teachers import default_model_path, find_teacher, model_card
 from kdtrain.trainer import Trainer
+
+T = TypeVar("T")
+
+_MOST_CORES = 4  # more have not been tried: adding up gradients takes longer with each
+_FEWEST_IMAGES = 16  # per process and batch
 
 
 @dataclass(frozen=True)
@@ -75,58 +87,109 @@ class Session:
         if config.val_size == 0:
             note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
 
-    def data(self, seed: int) -> RunData:
-        """Returns the loaders for a seed."""
-        return prepare(self.dataset, self.config, seed, self.device)
+    def run(self, jobs: Sequence[Job[T]]) -> list[T]:
+        """Runs jobs side by side on the CPU's cores, or one after another on a GPU."""
+        if self.device == "cpu":
+            return run_jobs(jobs)
+        return [job.work(Ranks()) for job in jobs]
 
     def fit_one(self) -> Trained:
         """Trains the network of mode teacher, student or student_kd."""
         mode, seed = self.config.mode, self.config.seed
-        data = self.data(seed)
-        teacher = self._teacher_for_student(data) if MODES[mode].has_teacher else None
-        return self.train(mode, seed, data, claim_run_directory(self.config.logdir, mode), teacher)
+        teacher = self._teacher_for_student() if MODES[mode].has_teacher else None
+        if teacher is not None:
+            self.prepare_soft_labels({seed: teacher})
+        directory = claim_run_directory(self.config.logdir, mode)
+        return self.run([self.training(mode, seed, directory, teacher)])[0]
 
-    def train(
-        self, mode: str, seed: int, data: RunData, directory: Path, teacher: SavedModel | None = None
-    ) -> Trained:
-        """Trains a network, tests its best weights, and keeps a copy of them as the mode's model.
+    def training(
+        self, mode: str, seed: int, directory: Path, teacher: SavedModel | None = None, label: str = ""
+    ) -> Job[Trained]:
+        """Returns the job that trains a network, tests its best weights, and keeps them as the mode's model.
 
-        Its first weights are drawn by seed and network, so a student starts from the same ones with
-        and without a teacher.
+        Args:
+            mode: teacher, student or student_kd.
+            seed: of the first weights, the held-out images, the order and dropout.
+            directory: the run directory.
+            teacher: of a student_kd.
+            label: what progress calls the run; the mode by default.
         """
         config = dataclasses.replace(
             self.config, mode=mode, seed=seed, seeds=1, teacher_checkpoint=teacher.path if teacher else None
         )
         card = model_card(mode, architecture(mode, config), self.dataset)
-        flow.manual_seed(derive_seed(seed, "weights", MODES[mode].network))
+
+        def work(ranks: Ranks) -> Trained:
+            with _run_directory(directory, ranks) as own:
+                return self._train(config, card, ranks, own, teacher, label or mode)
+
+        return Job(f"training {label or mode}", work, self._cores(card.arch))
+
+    def prepare_soft_labels(self, teachers: Mapping[int, SavedModel]) -> None:
+        """Puts each seed's teacher's logits over the training images into the cache, on all cores."""
+        if self.config.augment_for("student") == "none":
+            self.run([self._soft_labels(seed, teacher) for seed, teacher in teachers.items()])
+
+    def _soft_labels(self, seed: int, teacher: SavedModel) -> Job[None]:
+        def work(ranks: Ranks) -> None:
+            train = prepare(self.dataset, self.config, "student", seed, self.device, ranks).train
+            logits_over(teacher.build(self.device), train, logit_cache(self.config))
+
+        return Job("the teacher's soft labels", work, self._cores(teacher.card.arch))
+
+    def testing(self, mode: str, seed: int, saved: SavedModel) -> Job[Trained]:
+        """Returns the job that evaluates a model on the test set."""
+
+        def work(ranks: Ranks) -> Trained:
+            test = prepare(self.dataset, self.config, MODES[mode].network, seed, self.device, ranks).test
+            return self._test(mode, seed, saved, test)
+
+        return Job(f"testing {mode}", work, self._cores(saved.card.arch))
+
+    def _train(
+        self,
+        config: FitConfig,
+        card: ModelCard,
+        ranks: Ranks,
+        directory: Path,
+        teacher: SavedModel | None,
+        label: str,
+    ) -> Trained:
+        """Trains and tests a network in this process, alone or as one of several.
+
+        Its first weights are drawn by seed and network, so a student starts from the same ones with
+        and without a teacher.
+        """
+        mode = MODES[card.mode]
+        data = prepare(self.dataset, config, mode.network, config.seed, self.device, ranks)
+        flow.manual_seed(derive_seed(config.seed, "weights", mode.network))
         model = build_model(card.arch, card.image_shape, len(card.classes)).to(self.device)
-        setup = Setup(config, card, teacher.build(self.device) if teacher else None)
-        trainer = Trainer(model, optimizer(config), MODES[mode].callbacks(setup), seed=seed)
+        setup = Setup(config, card, label, teacher.build(self.device) if teacher else None)
+        trainer = Trainer(model, optimizer(config), mode.callbacks(setup), seed=config.seed)
         write_text(directory / "config.toml", config.to_toml())
-        end = trainer.fit(
-            data.train, data.validation, epochs=config.epochs_for(MODES[mode].network), directory=directory
-        )
+        epochs = config.epochs_for(mode.network)
+        end = trainer.fit(data.train, data.validation, epochs=epochs, directory=directory)
 
         best = directory / "checkpoints" / "best.safetensors"
         history = (directory / "metrics.jsonl").read_text().splitlines()
         trained = dataclasses.replace(
-            self.test(mode, seed, load_model(best), data),
+            self._test(card.mode, config.seed, load_model(best), data.test),
             seconds=end.seconds,
             history=tuple(json.loads(line) for line in history),
             directory=directory,
         )
-        write_bytes(default_model_path(config.models, mode), best.read_bytes())
-        _file_results(trained, directory, config, end.step)
+        if ranks.rank == 0:
+            write_bytes(default_model_path(config.models, card.mode), best.read_bytes())
+            _file_results(trained, directory, config, end.step)
         return trained
 
-    def test(self, mode: str, seed: int, saved: SavedModel, data: RunData) -> Trained:
-        """Evaluates a model on the test set."""
+    def _test(self, mode: str, seed: int, saved: SavedModel, test: Loader) -> Trained:
         model = saved.build(self.device)
-        logits = predict_logits(model, data.test, description=f"{mode} on the test set")
-        evaluation = Evaluation.from_logits(logits, data.test.targets)
+        logits = predict_logits(model, test, description=f"{mode} on the test set")
+        evaluation = Evaluation.from_logits(logits, test.targets)
         return Trained(mode, seed, saved, count_parameters(model), evaluation)
 
-    def _teacher_for_student(self, data: RunData) -> SavedModel:
+    def _teacher_for_student(self) -> SavedModel:
         """Returns the teacher that is there, or trains one."""
         teacher = find_teacher(self.config, self.dataset)
         if teacher is not None:
@@ -134,7 +197,30 @@ class Session:
             return teacher
         note(f"There is no teacher in {self.config.models} yet: training one first.")
         directory = claim_run_directory(self.config.logdir, "teacher")
-        return self.train("teacher", self.config.seed, data, directory).saved
+        return self.run([self.training("teacher", self.config.seed, directory)])[0].saved
+
+    def _cores(self, arch: str) -> int:
+        """Returns how many processes should share the work on a network.
+
+        A convolution uses each weight once per pixel, so that computing takes far longer than adding
+        up the processes' gradients. A fully connected network is faster on a core of its own.
+        """
+        model = build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
+        if not any(isinstance(module, flow.nn.Conv2d) for module in model.modules()):
+            return 1
+        sizes = (self.config.batch_size, self.config.limit_train, self.config.val_size)
+        images = min(size for size in (*sizes, len(self.dataset.test)) if size)
+        return max(1, min(len(available_cores()), _MOST_CORES, images // _FEWEST_IMAGES))
+
+
+@contextlib.contextmanager
+def _run_directory(directory: Path, ranks: Ranks) -> Iterator[Path]:
+    """Yields where a rank's callbacks write: rank 0's files stay, those of the others are copies."""
+    if ranks.rank == 0:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="kdtrain-") as copies:
+        yield Path(copies)
 
 
 def _file_results(trained: Trained, directory: Path, config: FitConfig, step: int) -> None:
@@ -173,6 +259,7 @@ def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int
         "optimizer": config.optimizer,
         "lr": config.peak_lr,
         "schedule": config.schedule,
+        "augment": config.augment_for(mode.network),
         "alpha": config.alpha if mode.has_teacher else 0.0,  # without soft labels their weight is 0
         "temperature": config.temperature,
         "plugin": " ".join(config.plugin),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from kdtrain.callback import Callback
 from kdtrain.callbacks import (
@@ -30,6 +31,7 @@ class Setup:
 
     config: FitConfig
     card: ModelCard
+    label: str
     teacher: flow.nn.Module | None = None
 
 
@@ -42,7 +44,7 @@ def common(setup: Setup) -> list[Callback]:
         Checkpoint(setup.card),
         TensorBoard(config.to_toml()),
         RunLog(),
-        Progress(setup.card.mode),
+        Progress(setup.label),
     ]
     if config.early_stopping is not None:
         callbacks.append(EarlyStopping(config.early_stopping))
@@ -51,8 +53,14 @@ def common(setup: Setup) -> list[Callback]:
 
 def distillation(setup: Setup) -> list[Callback]:
     """Returns what makes a student learn from its teacher."""
-    config, cache = setup.config, setup.config.logdir / "cache" / "teacher_logits"
+    config = setup.config
+    cache = logit_cache(config)
     return [DistillationCallback(setup.teacher, config.temperature, config.alpha, cache_directory=cache)]
+
+
+def logit_cache(config: FitConfig) -> Path:
+    """Returns where teachers' logits are kept."""
+    return config.logdir / "cache" / "teacher_logits"
 
 
 @dataclass(frozen=True)

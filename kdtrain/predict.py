@@ -21,7 +21,8 @@ def predict_logits(
 
     Args:
         model: the network.
-        loader: the images; its own batch size and order do not matter.
+        loader: the images; its own batch size and order do not matter. Its ranks share the work, and
+            all get all the logits.
         description: if given, a progress bar shows it.
     """
     ordered = loader.in_order(_BATCH_SIZE)
@@ -33,6 +34,7 @@ def predict_logits(
     try:
         with flow.no_grad():
             # The copy matters: .numpy() is a view of memory that OneFlow may use again.
-            return np.concatenate([model(batch.inputs).numpy().copy() for batch in batches])
+            logits = [model(batch.inputs).numpy().copy() for batch in batches]
     finally:
         model.train(was_training)
+    return np.concatenate([loader.ranks.gather(rows) for rows in logits])

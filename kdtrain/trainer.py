@@ -86,18 +86,18 @@ class Trainer:
 
     def _train(self, run: Run, progress: Progress) -> None:
         """The loop."""
-        while progress.epoch < run.epochs and not run.stop_reason:
+        while progress.epoch < run.epochs and not _stopping(run):
             progress.epoch += 1
-            flow.manual_seed(derive_seed(self.seed, "dropout", progress.epoch))
+            flow.manual_seed(derive_seed(self.seed, "dropout", progress.epoch, run.train.ranks.rank))
             self.model.train()
             means, rate, started = MeanLosses(), run.learning_rate, time.perf_counter()
             for batch in run.train.epoch(progress.epoch):
                 rate = run.learning_rate
-                losses = self._step(run, batch)
+                losses, images = self._step(run, batch)
                 progress.step += 1
-                means.add(losses, len(batch))
+                means.add(losses, images)
                 self.callbacks.tell("on_batch", run, BatchEnd(run.epoch, run.step, batch, losses, rate))
-                if run.stop_reason:
+                if _stopping(run):
                     break
             losses_of_epoch, trained = means.compute(), time.perf_counter()
 
@@ -108,14 +108,17 @@ class Trainer:
             end = EpochEnd(run.epoch, run.step, metrics, means.images, trained - started, seconds, rate)
             self.callbacks.tell("on_epoch_end", run, end)
 
-    def _step(self, run: Run, batch: Batch) -> Mapping[str, flow.Tensor]:
-        """Makes one optimizer step; returns the losses before it."""
+    def _step(self, run: Run, batch: Batch) -> tuple[Mapping[str, flow.Tensor], int]:
+        """Makes one optimizer step; returns the losses before it, and how many images they are of."""
         run.optimizer.zero_grad()
         output = Output(self.model(batch.inputs))
         losses = run.objective(batch, output, epochs_done=run.step / len(run.train))
         losses["total"].backward()
+        detached = MappingProxyType({name: loss.detach() for name, loss in losses.items()})
+        parameters = [p for group in run.optimizer.param_groups for p in group.parameters]
+        of_batch = run.train.ranks.average(parameters, detached, len(batch))
         run.optimizer.step()
-        return MappingProxyType({name: loss.detach() for name, loss in losses.items()})
+        return of_batch
 
     def evaluate(self, loader: Loader) -> dict[str, float]:
         """Returns ``eval/accuracy`` and ``eval/cross_entropy`` over all of ``loader``'s images.
@@ -130,3 +133,11 @@ class Trainer:
         end = FitEnd(status, reason, run.epoch, run.step, time.perf_counter() - started)
         self.callbacks.on_fit_end(run, end)
         return end
+
+
+def _stopping(run: Run) -> bool:
+    """Returns whether the fit is to stop. All ranks agree, also where only one of them was asked."""
+    stopping = run.train.ranks.any(run.stop_reason is not None)
+    if stopping and run.stop_reason is None:
+        run.stop("a callback of another process asked for it")
+    return stopping

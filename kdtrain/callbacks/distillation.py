@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.callback import Callback
+from kdtrain.console import note
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.events import FitEnd, Status
@@ -86,7 +87,7 @@ class DistillationCallback(Callback):
         return objective.blend("kd", self.soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
-        """Asks the teacher about every training image, once.
+        """Asks the teacher about every training image, once, unless each epoch changes the images.
 
         Raises:
             CheckpointError: the teacher knows another number of classes.
@@ -94,12 +95,10 @@ class DistillationCallback(Callback):
         teacher = self.soft_targets.teacher
         self._check_classes(run.train)
         self._fingerprint = weights_fingerprint(teacher)
-        logits = cached_logits(
-            self.cache_directory,
-            self._fingerprint,
-            run.train.fingerprint,
-            compute=lambda: predict_logits(teacher, run.train, description="teacher's soft labels"),
-        )
+        if run.train.augment is not None:
+            note("The images are augmented, so the teacher is asked at every step: that is slow.")
+            return
+        logits = logits_over(teacher, run.train, self.cache_directory)
         self.soft_targets.use_table(logits, run.train.device)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
@@ -120,3 +119,14 @@ class DistillationCallback(Callback):
                 f"the teacher knows {classes} classes, the data have {train.num_classes}: "
                 "choose a teacher that was trained on these data with --teacher-checkpoint."
             )
+
+
+def logits_over(teacher: flow.nn.Module, train: Loader, cache_directory: Path) -> npt.NDArray[np.float32]:
+    """Returns the teacher's logits over the training images, (N, classes), from the cache if it can."""
+    return cached_logits(
+        cache_directory,
+        weights_fingerprint(teacher),
+        train.fingerprint,
+        compute=lambda: predict_logits(teacher, train, description="teacher's soft labels"),
+        ranks=train.ranks,
+    )

@@ -36,7 +36,7 @@ class Progress(Callback):
         self._close()
         width = len(str(run.epochs))
         note(
-            f"{self.name:<10} {event.epoch:>{width}}/{run.epochs}"
+            f"{self.name:<12} {event.epoch:>{width}}/{run.epochs}"
             f"  loss {event.metrics['loss/total']:.4f}"
             f"  accuracy {event.metrics['eval/accuracy']:.2%}"
             f"  cross-entropy {event.metrics['eval/cross_entropy']:.4f}"

@@ -77,6 +77,11 @@ class Normalization:
         normalized -= (mean / std).astype(np.float32)
         return normalized
 
+    @property
+    def background(self) -> tuple[float, ...]:
+        """The value of a black pixel, per channel."""
+        return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+
 
 @dataclass(frozen=True, eq=False)
 class Split:

@@ -12,7 +12,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.data.augmentation import Augmentation
 from kdtrain.errors import DataError
+from kdtrain.ranks import Ranks
 from kdtrain.runtime import derive_seed, flow
 
 _Value = TypeVar("_Value", bound=np.generic)
@@ -46,6 +48,8 @@ class Loader:
         num_classes: how many classes there are.
         seed: shuffles each epoch by a permutation of its own; None keeps the order.
         device: where the batches are put.
+        augment: changes the images of each batch at random, by seed and epoch.
+        ranks: the processes that share each batch; every one of them gets its part.
 
     Raises:
         DataError: lengths differ, there is no image, or a label is out of range. OneFlow would not
@@ -61,6 +65,8 @@ class Loader:
         num_classes: int,
         seed: int | None = None,
         device: str = "cpu",
+        augment: Augmentation | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise DataError(
@@ -77,6 +83,8 @@ class Loader:
         self.num_classes = num_classes
         self.seed = seed
         self.device = device
+        self.augment = augment
+        self.ranks = ranks or Ranks()
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -88,18 +96,28 @@ class Loader:
         return len(self.targets)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yields the batches of epoch number ``epoch``; every image is in exactly one of them."""
+        """Yields the batches of epoch number ``epoch``; every image is in exactly one of them.
+
+        Where several ranks share the batches, these are this rank's parts of them.
+        """
         if self.seed is None:
             order = np.arange(self.num_images)
         else:
             order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
-        bounds = self._bounds()
-        for start, stop in itertools.pairwise(bounds):
-            yield self._batch(order[start:stop])
+        rng = np.random.default_rng(derive_seed(self.seed or 0, "augment", epoch, self.ranks.rank))
+        for start, stop in itertools.pairwise(self._bounds()):
+            yield self._batch(self.ranks.share(order[start:stop]), rng)
 
     def in_order(self, batch_size: int) -> Loader:
-        """Returns a loader over the same images that does not shuffle."""
-        return Loader(self.inputs, self.targets, batch_size, num_classes=self.num_classes, device=self.device)
+        """Returns a loader over the same images that neither shuffles nor changes them."""
+        return Loader(
+            self.inputs,
+            self.targets,
+            batch_size,
+            num_classes=self.num_classes,
+            device=self.device,
+            ranks=self.ranks,
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -109,19 +127,24 @@ class Loader:
         return digest.hexdigest()
 
     def _bounds(self) -> list[int]:
-        """Where batches begin and end. A lone last image joins the batch before it.
+        """Where batches begin and end. Too small a last batch joins the one before it.
 
-        A batch normalisation over a single image has no variance: OneFlow makes NaN of it.
+        A batch normalisation over a single image has no variance: OneFlow makes NaN of it. So
+        every rank gets two images at least, unless whole batches are smaller than that.
         """
         bounds = [*range(0, self.num_images, self.batch_size), self.num_images]
-        if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1 and self.batch_size > 1:
+        smallest = min(self.batch_size, 2 * self.ranks.size)
+        if len(bounds) > 2 and bounds[-1] - bounds[-2] < smallest:
             del bounds[-2]
         return bounds
 
-    def _batch(self, indices: npt.NDArray[np.int64]) -> Batch:
+    def _batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
         # Indexing by an array copies, so from_numpy shares memory that no one else ever sees.
+        images = self.inputs[indices]
+        if self.augment is not None:
+            images = self.augment(images, rng)
         return Batch(
-            inputs=_to(flow.from_numpy(self.inputs[indices]), self.device),
+            inputs=_to(flow.from_numpy(images), self.device),
             targets=_to(flow.from_numpy(self.targets[indices]), self.device),
             indices=_to(flow.tensor(indices), self.device),
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdtrain.config import FitConfig
+from kdtrain.data.augmentation import Augmentation, augmentation
 from kdtrain.data.datasets import Dataset, Split, hold_out
 from kdtrain.data.loader import Loader
 from kdtrain.errors import UsageError
+from kdtrain.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,24 @@ def check_sizes(dataset: Dataset, config: FitConfig) -> None:
         )
 
 
-def prepare(dataset: Dataset, config: FitConfig, seed: int, device: str) -> RunData:
+def prepare(
+    dataset: Dataset, config: FitConfig, network: str, seed: int, device: str, ranks: Ranks | None = None
+) -> RunData:
     """Holds out the validation images by seed, and normalises everything.
+
+    Args:
+        dataset: the images.
+        config: says how many are held out, how many make a batch, and how they are augmented.
+        network: ``teacher`` or ``student``.
+        seed: which are held out, and in which order the others come.
+        device: where batches are put.
+        ranks: the processes that share each batch.
 
     Raises:
         UsageError: --val-size does not fit the data.
     """
 
-    def loader(split: Split, shuffle: int | None) -> Loader:
+    def loader(split: Split, shuffle: int | None = None, augment: Augmentation | None = None) -> Loader:
         return Loader(
             dataset.normalization.apply(split.images),
             split.labels,
@@ -44,10 +56,13 @@ def prepare(dataset: Dataset, config: FitConfig, seed: int, device: str) -> RunD
             num_classes=dataset.num_classes,
             seed=shuffle,
             device=device,
+            augment=augment,
+            ranks=ranks,
         )
 
     training, held_out = hold_out(dataset.train, config.val_size, seed)
-    training = training[: config.limit_train]
-    test = loader(dataset.test, None)
-    validation = loader(dataset.train.take(held_out), None) if config.val_size else test
-    return RunData(dataset, loader(dataset.train.take(training), seed), validation, test)
+    changed = augmentation(config.augment_for(network), dataset.normalization.background)
+    train = loader(dataset.train.take(training[: config.limit_train]), seed, changed)
+    test = loader(dataset.test)
+    validation = loader(dataset.train.take(held_out)) if config.val_size else test
+    return RunData(dataset, train, validation, test)

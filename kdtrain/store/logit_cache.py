@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import CheckpointError
+from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import fingerprint, load_tensors, save_tensors, snapshot
 
@@ -20,7 +21,11 @@ def weights_fingerprint(model: flow.nn.Module) -> str:
 
 
 def cached_logits(
-    directory: Path, teacher: str, data: str, compute: Callable[[], npt.NDArray[np.float32]]
+    directory: Path,
+    teacher: str,
+    data: str,
+    compute: Callable[[], npt.NDArray[np.float32]],
+    ranks: Ranks | None = None,
 ) -> npt.NDArray[np.float32]:
     """Returns the logits that were computed for this teacher on these data, or computes them.
 
@@ -28,16 +33,27 @@ def cached_logits(
         directory: where the files are kept.
         teacher: the fingerprint of its weights.
         data: the fingerprint of the normalised images.
-        compute: called when there is no file for the two, or a damaged one.
+        compute: called when there is no file for the two, or a damaged one; on every rank if it is
+            on any.
+        ranks: the processes that ask together.
     """
+    ranks = ranks or Ranks()
     key = hashlib.sha256(f"{teacher} {data}".encode()).hexdigest()[:32]
     path = directory / f"{key}.safetensors"
-    if path.exists():
-        try:
-            tensors, _ = load_tensors(path)
-            return tensors["logits"].astype(np.float32, copy=False)
-        except (CheckpointError, KeyError):
-            pass  # damaged: computing them again replaces the file
+    known = _load(path)
+    if not ranks.any(known is None) and known is not None:
+        return known
     logits = compute()
-    save_tensors(path, {"logits": logits}, {"teacher": teacher, "data": data})
+    if ranks.rank == 0:
+        save_tensors(path, {"logits": logits}, {"teacher": teacher, "data": data})
     return logits
+
+
+def _load(path: Path) -> npt.NDArray[np.float32] | None:
+    """Returns the logits in a file; None where there are none, or damaged ones."""
+    if not path.exists():
+        return None
+    try:
+        return load_tensors(path)[0]["logits"].astype(np.float32, copy=False)
+    except (CheckpointError, KeyError):
+        return None

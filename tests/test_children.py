@@ -1,0 +1,202 @@
+"""Jobs in forked children: results in order, every kind of end reported, nothing left behind."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kdtrain.children import Job, available_cores, run_jobs
+from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.ranks import Ranks
+from kdtrain.runtime import flow
+
+two_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
+
+
+def test_results_come_in_the_order_of_the_jobs_whichever_ends_first() -> None:
+    def job(number: int) -> Job[int]:
+        def work(ranks: Ranks) -> int:
+            time.sleep(0.2 if number == 0 else 0.0)
+            return number * 10
+
+        return Job(f"job {number}", work)
+
+    assert run_jobs([job(number) for number in range(5)]) == [0, 10, 20, 30, 40]
+    assert run_jobs([]) == []
+
+
+@two_cores
+def test_as_many_run_at_once_as_there_are_cores_each_on_its_own() -> None:
+    def work(ranks: Ranks) -> tuple[set[int], float, float]:
+        start = time.monotonic()
+        time.sleep(0.3)
+        return os.sched_getaffinity(0), start, time.monotonic()
+
+    cores = len(available_cores())
+    spans = run_jobs([Job("nap", work)] * (cores + 1))
+    assert all(len(affinity) == 1 for affinity, _, _ in spans)
+    assert len({min(affinity) for affinity, _, _ in spans[:cores]}) == cores
+    latest_start, first_end = max(start for _, start, _ in spans[:cores]), min(end for _, _, end in spans)
+    assert latest_start < first_end  # they overlapped
+    assert spans[cores][1] > first_end  # the last one had to wait for a core
+    assert len(available_cores()) == cores
+
+
+def test_oneflow_computes_the_same_bits_in_a_child() -> None:
+    flow.manual_seed(0)
+    x = flow.randn(64, 100)
+
+    def work(ranks: Ranks) -> npt.NDArray[np.float32]:
+        probabilities: npt.NDArray[np.float32] = flow.nn.functional.softmax(x @ x.T, dim=1).numpy().copy()
+        return probabilities
+
+    np.testing.assert_array_equal(run_jobs([Job("softmax", work)])[0], work(Ranks()))
+
+
+def test_an_error_reaches_the_parent_as_it_was_with_its_traceback() -> None:
+    def work(ranks: Ranks) -> None:
+        raise UsageError("--alpha 7: too much.")
+
+    with pytest.raises(UsageError, match=r"--alpha 7: too much\.") as caught:
+        run_jobs([Job("failing", work)])
+    assert "in work" in str(caught.value.__cause__)
+
+
+def test_an_error_that_cannot_travel_is_described() -> None:
+    class LocalError(Exception):
+        pass
+
+    def work(ranks: Ranks) -> None:
+        raise LocalError("only known here")
+
+    with pytest.raises(RuntimeError, match="LocalError: only known here"):
+        run_jobs([Job("failing", work)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_child_is_named_with_its_signal(number: signal.Signals) -> None:
+    def work(ranks: Ranks) -> None:
+        faulthandler.disable()  # pytest's would print where this test stands
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    with pytest.raises(KdtrainError, match=f"training x: its process was ended by signal {number.name}"):
+        run_jobs([Job("training x", work)])
+
+
+def test_a_child_that_leaves_without_a_word_is_an_error() -> None:
+    def work(ranks: Ranks) -> None:
+        os._exit(7)
+
+    with pytest.raises(KdtrainError, match="exit code 7"):
+        run_jobs([Job("training x", work)])
+
+
+@two_cores
+def test_when_one_fails_the_others_are_interrupted_and_close_their_files(tmp_path: Path) -> None:
+    def failing(ranks: Ranks) -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        raise KdtrainError("no more")
+
+    def working(ranks: Ranks) -> None:
+        try:
+            (tmp_path / "started").touch()
+            time.sleep(60)
+        finally:
+            (tmp_path / "closed").touch()
+
+    with pytest.raises(KdtrainError, match="no more"):
+        run_jobs([Job("failing", failing), Job("working", working)])
+    assert (tmp_path / "closed").exists()
+
+
+@two_cores
+def test_a_rank_that_dies_is_what_is_reported_and_the_others_end() -> None:
+    def work(ranks: Ranks) -> None:
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.total(np.ones(2_000_000, np.float32))
+        time.sleep(60)
+
+    start = time.monotonic()
+    with pytest.raises(KdtrainError, match="teacher: its process was ended by signal SIGKILL"):
+        run_jobs([Job("teacher", work, cores=2)])
+    assert time.monotonic() - start < 30
+
+
+@two_cores
+def test_an_error_of_a_rank_is_what_is_reported() -> None:
+    def work(ranks: Ranks) -> None:
+        if ranks.rank == 1:
+            raise KdtrainError("the disk is full")
+        ranks.total(np.ones(10, np.float32))
+
+    with pytest.raises(KdtrainError, match="the disk is full"):
+        run_jobs([Job("teacher", work, cores=2)])
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from kdtrain.children import Job, run_jobs
+from kdtrain.interrupts import turn_sigterm_into_exception
+
+folder = Path(sys.argv[1])
+
+def work(ranks):
+    try:
+        (folder / "started").touch()
+        time.sleep(60)
+    except BaseException as error:
+        time.sleep(0.5)
+        (folder / "ended").write_text(type(error).__name__)
+        raise
+
+turn_sigterm_into_exception()
+run_jobs([Job("work", work)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "to_group", "expected"),
+    [
+        (signal.SIGINT, True, "KeyboardInterrupt"),
+        (signal.SIGINT, False, "KeyboardInterrupt"),
+        (signal.SIGTERM, True, "Terminated"),
+        (signal.SIGTERM, False, "Terminated"),
+        (signal.SIGKILL, False, "Terminated"),
+    ],
+)
+def test_signals_reach_the_children_once(
+    tmp_path: Path, number: signal.Signals, to_group: bool, expected: str
+) -> None:
+    """Also when a terminal sends the signal to everybody, and when the parent is simply gone."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for(tmp_path / "started")
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        process.wait(30)
+        _wait_for(tmp_path / "ended")
+        assert (tmp_path / "ended").read_text() == expected
+    finally:
+        process.kill()
+
+
+def _wait_for(path: Path) -> None:
+    for _ in range(1500):
+        if path.exists() and (path.name != "ended" or path.read_text()):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not appear")
