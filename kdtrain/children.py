@@ -21,12 +21,15 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from kdtrain import console
 from kdtrain.errors import KdtrainError, Terminated, describe
-from kdtrain.ranks import ForkedRanks, RankLostError, Ranks
+from kdtrain.interrupts import Interrupts, interrupts_as_messages
+from kdtrain.ranks import ForkedRanks, RankLostError, Ranks, shared_memory
 
 T = TypeVar("T")
 
 _FORK = multiprocessing.get_context("fork")
 _PATIENCE = 30.0  # seconds that an interrupted child has to close its files
+_INTERRUPT = signal.SIGUSR1  # how the parent passes on Ctrl-C
+_FROM_PARENT = (_INTERRUPT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 
@@ -59,29 +62,49 @@ def run_jobs(jobs: Sequence[Job[T]]) -> list[T]:
         BaseException: whatever a job raised. The other jobs have been interrupted by then, and have
             ended.
     """
+    with interrupts_as_messages() as interrupts:
+        running: list[_Child] = []
+        try:
+            return _run(jobs, running, interrupts)
+        except BaseException as error:
+            _stop(running, error, interrupts)
+            raise
+
+
+def _run(jobs: Sequence[Job[T]], running: list[_Child], interrupts: Interrupts) -> list[T]:
+    """Runs the jobs; ``running`` always tells which children there are."""
     waiting = list(enumerate(jobs))
     free = available_cores()
-    running: list[_Child] = []
     results: dict[int, T] = {}
-    try:
-        while waiting or running:
-            while waiting and (len(free) >= waiting[0][1].cores or not running):
-                index, job = waiting.pop(0)
-                cores, free = free[: job.cores], free[job.cores :]
-                running += _start(index, job, cores)
-            ready = wait([child.messages for child in running])
-            for child in [child for child in running if child.messages in ready]:
-                message = child.receive()
-                running.remove(child)
-                free = sorted([*free, child.core])
-                if message.error is not None:
-                    raise message.error from _ChildError(message.trace)
-                if child.rank == 0:
-                    results[child.index] = message.value
-    except BaseException as error:
-        _stop(running, error)
-        raise
+    while waiting or running:
+        while waiting and (len(free) >= waiting[0][1].cores or not running):
+            index, job = waiting.pop(0)
+            cores, free = free[: job.cores], free[job.cores :]
+            _start(index, job, cores, running)
+        for child in _wait_for_any(running, interrupts):
+            message = child.receive()
+            running.remove(child)
+            free = sorted([*free, child.core])
+            if message.error is not None:
+                raise message.error from _ChildError(message.trace)
+            if child.rank == 0:
+                results[child.index] = message.value
     return [results[index] for index in range(len(jobs))]
+
+
+def _wait_for_any(
+    running: Sequence[_Child], interrupts: Interrupts, timeout: float | None = None
+) -> list[_Child]:
+    """Returns the children that have sent something, or have died, once there are any.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM came first.
+    """
+    messages = [child.messages for child in running]
+    ready = wait([*messages, *([] if interrupts.reader is None else [interrupts.reader])], timeout)
+    if interrupts.reader in ready:
+        interrupts.raise_first()
+    return [child for child in running if child.messages in ready]
 
 
 class _ChildError(Exception):
@@ -112,10 +135,11 @@ class _Child:
         """Waits for the child's end; returns what it has sent, or what has ended it."""
         try:
             message: _Message = pickle.loads(self.messages.recv_bytes())
-            self.process.join()
         except EOFError:
             self.process.join()
             message = _Message(error=KdtrainError(f"{self.name}: its process was ended by {self._cause()}."))
+        self.process.join()
+        self.messages.close()
         return message
 
     def _cause(self) -> str:
@@ -126,23 +150,24 @@ class _Child:
         return f"signal {signal.Signals(-code).name}{hint}"
 
 
-def _start(index: int, job: Job[T], cores: Sequence[int]) -> list[_Child]:
+def _start(index: int, job: Job[T], cores: Sequence[int], running: list[_Child]) -> None:
     """Starts a job's processes, with a pipe between rank 0 and each of the others."""
     pipes = [Pipe() for _ in cores[1:]]
-    children = []
+    memory = shared_memory(len(cores))
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_PARENT)  # children unblock them when ready
     for rank, core in enumerate(cores):
         own = [near for near, _ in pipes] if rank == 0 else [pipes[rank - 1][1]]
-        ranks = ForkedRanks(rank, len(cores), own) if len(cores) > 1 else Ranks()
+        ranks = ForkedRanks(rank, len(cores), own, memory) if len(cores) > 1 else Ranks()
         receiver, sender = Pipe(duplex=False)
         foreign = [receiver, *(end for pair in pipes for end in pair if end not in own)]
         process = _FORK.Process(target=_child, args=(job, ranks, core, sender, foreign))
         process.start()
         sender.close()
-        children.append(_Child(index, job.name, rank, core, process, receiver))
+        running.append(_Child(index, job.name, rank, core, process, receiver))
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     for pair in pipes:
         for end in pair:
             end.close()
-    return children
 
 
 def _child(job: Job[T], ranks: Ranks, core: int, messages: Connection, foreign: list[Connection]) -> None:
@@ -171,18 +196,20 @@ def _interrupted_by_parent_only() -> Iterator[None]:
     """
 
     def deaf() -> None:
-        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        for number in (signal.SIGINT, *_FROM_PARENT):
             signal.signal(number, signal.SIG_IGN)
 
     def interrupted(number: int, frame: object) -> NoReturn:
         deaf()
-        raise KeyboardInterrupt if number == signal.SIGUSR1 else Terminated
+        raise KeyboardInterrupt if number == _INTERRUPT else Terminated
 
+    signal.set_wakeup_fd(-1)
     deaf()
-    signal.signal(signal.SIGUSR1, interrupted)
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in _FROM_PARENT:
+        signal.signal(number, interrupted)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_PARENT)
         yield
     finally:
         deaf()
@@ -197,24 +224,24 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-def _stop(running: Sequence[_Child], error: BaseException) -> None:
+def _stop(running: Sequence[_Child], error: BaseException, interrupts: Interrupts) -> None:
     """Interrupts what still runs, and waits for its end.
 
     Raises:
         BaseException: what ended a rank, where ``error`` is only that another one has lost it.
     """
-    number = signal.SIGUSR1 if type(error) is KeyboardInterrupt else signal.SIGTERM
+    left, messages = list(running), []
     try:
-        for child in running:
+        for child in left:
             if child.process.is_alive() and child.process.pid is not None:
-                os.kill(child.process.pid, number)
-        messages = [child.receive() for child in running if wait([child.messages], _PATIENCE)]
-    finally:  # also at a second Ctrl-C
-        for child in running:
+                os.kill(child.process.pid, _INTERRUPT if type(error) is KeyboardInterrupt else signal.SIGTERM)
+        while ended := _wait_for_any(left, interrupts, _PATIENCE) if left else []:
+            messages += [child.receive() for child in ended]
+            left = [child for child in left if child not in ended]
+    finally:  # out of patience, or a second Ctrl-C
+        for child in left:
             child.process.kill()
     if isinstance(error, RankLostError):
         for message in messages:
-            if message.error is not None and not isinstance(
-                message.error, (RankLostError, KeyboardInterrupt)
-            ):
+            if not isinstance(message.error, (type(None), RankLostError, KeyboardInterrupt)):
                 raise message.error from _ChildError(message.trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -47,3 +48,51 @@ def turn_sigterm_into_exception() -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, raise_terminated)
+
+
+@contextlib.contextmanager
+def interrupts_as_messages() -> Iterator[Interrupts]:
+    """Lets Ctrl-C and SIGTERM raise nothing in the block: they wait to be asked for.
+
+    An exception that may come up between any two instructions can be lost in a ``__del__``, or
+    come between a fork and the note that a child has been forked.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield Interrupts(None)  # only the main thread may set handlers, and only it is interrupted
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    handlers = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield Interrupts(reader)
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        os.close(reader)
+        os.close(writer)
+
+
+class Interrupts:
+    """The signals that have arrived in a block of ``interrupts_as_messages``.
+
+    Attributes:
+        reader: a descriptor that becomes readable when one arrives; None where none can.
+    """
+
+    def __init__(self, reader: int | None) -> None:
+        self.reader = reader
+
+    def raise_first(self) -> None:
+        """Raises what the first signal stands for; to be called when ``reader`` is readable.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; or its subclass ``Terminated`` for SIGTERM.
+        """
+        if self.reader is not None:
+            raise KeyboardInterrupt if os.read(self.reader, 1)[0] == signal.SIGINT else Terminated
+
+
+def _ignore(number: int, frame: object) -> None:
+    """A handler that leaves everything to the wake-up descriptor."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from kdtrain.errors import KdtrainError
 from kdtrain.runtime import flow
 
 Floats = npt.NDArray[np.float32]
+
+_CHUNK = 1 << 20  # numbers that are added up at once: 4 MB per rank
 
 
 class RankLostError(KdtrainError):
@@ -69,46 +71,82 @@ class Ranks:
         gradients = [p.grad for p in parameters if p.grad is not None]
         values = [gradient.numpy().ravel() for gradient in gradients]
         values.append(np.array([*(loss.item() for loss in losses.values()), 1.0], np.float32))
-        summed = self.total(np.concatenate(values) * np.float32(images))
-        mean = summed / summed[-1]
+        flat = np.concatenate(values)
+        flat *= np.float32(images)
+        mean = self.total(flat)
+        total_images = mean[-1]
+        mean /= total_images
         for gradient in gradients:
             gradient.copy_(mean[: gradient.numel()].reshape(gradient.shape))
             mean = mean[gradient.numel() :]
         of_batch = {name: flow.tensor(float(value)) for name, value in zip(losses, mean[:-1], strict=True)}
-        return MappingProxyType(of_batch), round(float(summed[-1]))
+        return MappingProxyType(of_batch), round(float(total_images))
 
 
 class ForkedRanks(Ranks):
-    """Ranks that one process has forked, with a pipe between rank 0 and each of the others.
+    """Ranks that one process has forked: they add up in memory that they share.
 
     Args:
         rank: this process's number.
         size: how many there are.
         pipes: to ranks 1, 2, ... on rank 0; to rank 0 on the others.
+        memory: what ``shared_memory(size)`` has returned before the ranks were forked.
     """
 
-    def __init__(self, rank: int, size: int, pipes: Sequence[Connection]) -> None:
+    def __init__(self, rank: int, size: int, pipes: Sequence[Connection], memory: mmap.mmap) -> None:
         self.rank = rank
         self.size = size
         self.pipes = pipes
+        self._buffers = np.frombuffer(memory, np.float32).reshape(2, size, _CHUNK)
+        self._turn = 0
 
     def total(self, values: Floats) -> Floats:
         """Returns the sum of every rank's ``values``, to all of them."""
-        return self._combine(values, functools.partial(functools.reduce, np.add))
+        result = np.empty_like(values)
+        for start in range(0, len(values), _CHUNK):
+            # Two buffers, in turn: nobody writes into one while another rank may still read it,
+            # because everyone has to arrive at the other buffer's meeting in between.
+            self._turn = 1 - self._turn
+            part = values[start : start + _CHUNK]
+            buffer = self._buffers[self._turn, :, : len(part)]
+            buffer[self.rank] = part
+            self._meet()
+            np.sum(buffer, axis=0, out=result[start : start + _CHUNK])
+        return result
 
     def gather(self, rows: Floats) -> Floats:
         """Returns every rank's rows, those of rank 0 first, to all of them."""
-        return self._combine(rows, np.concatenate)
+        with _loss_explained():
+            if self.rank > 0:
+                self.pipes[0].send(rows)
+                gathered: Floats = self.pipes[0].recv()
+                return gathered
+            gathered = np.concatenate([rows, *(pipe.recv() for pipe in self.pipes)])
+            for pipe in self.pipes:
+                pipe.send(gathered)
+            return gathered
 
-    def _combine(self, values: Floats, combine: Callable[[list[Floats]], Any]) -> Floats:
-        """Returns what rank 0 makes of every rank's values."""
-        try:
-            if self.rank == 0:
-                result: Floats = combine([values, *(pipe.recv() for pipe in self.pipes)])
-                for pipe in self.pipes:
-                    pipe.send(result)
-                return result
-            self.pipes[0].send(values)
-            return self.pipes[0].recv()  # type: ignore[no-any-return]
-        except (EOFError, OSError) as error:
-            raise RankLostError("a process that trains a share of each batch has ended.") from error
+    def _meet(self) -> None:
+        """Waits until every rank has come here."""
+        with _loss_explained():
+            if self.rank > 0:
+                self.pipes[0].send_bytes(b"here")
+                self.pipes[0].recv_bytes()
+                return
+            for pipe in self.pipes:
+                pipe.recv_bytes()
+            for pipe in self.pipes:
+                pipe.send_bytes(b"all here")
+
+
+def shared_memory(size: int) -> mmap.mmap:
+    """Returns what ``size`` ranks add up in; pages that nobody uses take no memory."""
+    return mmap.mmap(-1, 2 * size * _CHUNK * np.dtype(np.float32).itemsize)
+
+
+@contextlib.contextmanager
+def _loss_explained() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise RankLostError("a process that trains a share of each batch has ended.") from error

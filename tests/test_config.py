@@ -20,6 +20,7 @@ TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
 PATHS = TEXTS.filter(lambda text: "\0" not in text).map(Path)
 NUMBERS = st.integers(1, 10**12)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
+AUGMENTATIONS = st.sampled_from(["none", "shift=1", "shift=9"])
 OPTIONAL = {
     "epochs": NUMBERS,
     "teacher_epochs": NUMBERS,
@@ -28,6 +29,8 @@ OPTIONAL = {
     "data_dir": PATHS,
     "limit_train": NUMBERS,
     "early_stopping": NUMBERS,
+    "augment": AUGMENTATIONS,
+    "teacher_augment": AUGMENTATIONS,
     "model_save_dir": PATHS,
     "image_save_dir": PATHS,
     "image_save_name": PATHS,
@@ -158,6 +161,11 @@ def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
     [
         (["--alpha", "1.5"], "--alpha is 1.5: it must be from 0 to 1."),
         (["--alpha", "-0.1"], "--alpha is -0.1: it must be from 0 to 1."),
+        (["--augment", "shift"], "--augment is shift: it must be none, or shift=1 to shift=9 (pixels)."),
+        (
+            ["--teacher-augment", "shift=10"],
+            "--teacher-augment is shift=10: it must be none, or shift=1 to shift=9 (pixels).",
+        ),
         (["--alpha", "nan"], "--alpha is nan: it must be from 0 to 1."),
         (["--temperature", "0"], "--temperature is 0.0: it must be above 0, and finite."),
         (["--temperature", "-4"], "--temperature is -4.0: it must be above 0, and finite."),

@@ -19,7 +19,7 @@ from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import prepare
 from kdtrain.models.registry import build_model
-from kdtrain.ranks import ForkedRanks
+from kdtrain.ranks import ForkedRanks, shared_memory
 from kdtrain.runtime import derive_seed, flow
 from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted
 from tests.conftest import RunKdtrain
@@ -117,7 +117,7 @@ def test_seed_of_a_run_decides_its_weights_order_and_dropout(two_seeds: Compared
         size = min(4, len(available_cores()))  # a batch of 64 is shared by so many processes
         losses = []
         for rank in range(size):
-            ranks = ForkedRanks(rank, size, [])
+            ranks = ForkedRanks(rank, size, [], shared_memory(size))
             data = prepare(dataset, FitConfig(val_size=300, batch_size=64), "teacher", seed, "cpu", ranks)
             batch = next(data.train.epoch(1))
             flow.manual_seed(derive_seed(seed, "dropout", 1, rank))

@@ -222,8 +222,9 @@ def test_terminal_gets_a_bar_that_leaves_one_line_per_epoch(fitted: Fitted, tmp_
         answer = process.stdout.read()
     os.close(terminal)
     assert process.returncode == 0
-    # What a terminal shows at last: each carriage return begins the line again.
-    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in shown.decode().split("\n")]
+    # What a terminal shows at last: each carriage return begins the line again; ESC [K clears its rest.
+    text = shown.decode().replace("\x1b[K", "")
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
     kept = [line for line in lines if line]
     assert [bool(EPOCH.fullmatch(line)) for line in kept] == [True] * 10
     assert max(map(len, kept)) <= 80
