@@ -51,15 +51,15 @@ class Ranks:
 
     def share(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Returns this rank's part of ``items``; the parts' lengths differ by one at most."""
-        return np.array_split(items, self.size)[self.rank]
+        return items if self.size == 1 else np.array_split(items, self.size)[self.rank]
 
     def average(
-        self, parameters: Sequence[flow.Tensor], losses: Mapping[str, flow.Tensor], images: int
+        self, optimizer: flow.optim.Optimizer, losses: Mapping[str, flow.Tensor], images: int
     ) -> tuple[Mapping[str, flow.Tensor], int]:
         """Makes gradients and losses those of the whole batch: means over all ranks' images.
 
         Args:
-            parameters: their gradients are replaced.
+            optimizer: its parameters' gradients are replaced.
             losses: mean losses over this rank's images.
             images: how many those are.
 
@@ -68,6 +68,7 @@ class Ranks:
         """
         if self.size == 1:
             return losses, images
+        parameters = [p for group in optimizer.param_groups for p in group.parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
         values = [gradient.numpy().ravel() for gradient in gradients]
         values.append(np.array([*(loss.item() for loss in losses.values()), 1.0], np.float32))

@@ -115,8 +115,7 @@ class Trainer:
         losses = run.objective(batch, output, epochs_done=run.step / len(run.train))
         losses["total"].backward()
         detached = MappingProxyType({name: loss.detach() for name, loss in losses.items()})
-        parameters = [p for group in run.optimizer.param_groups for p in group.parameters]
-        of_batch = run.train.ranks.average(parameters, detached, len(batch))
+        of_batch = run.train.ranks.average(run.optimizer, detached, len(batch))
         run.optimizer.step()
         return of_batch
 

@@ -88,7 +88,7 @@ class Loader:
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return len(self._bounds()) - 1
+        return len(self._bounds) - 1
 
     @property
     def num_images(self) -> int:
@@ -105,7 +105,7 @@ class Loader:
         else:
             order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
         rng = np.random.default_rng(derive_seed(self.seed or 0, "augment", epoch, self.ranks.rank))
-        for start, stop in itertools.pairwise(self._bounds()):
+        for start, stop in itertools.pairwise(self._bounds):
             yield self._batch(self.ranks.share(order[start:stop]), rng)
 
     def in_order(self, batch_size: int) -> Loader:
@@ -126,6 +126,7 @@ class Loader:
         digest.update(self.inputs.data)
         return digest.hexdigest()
 
+    @functools.cached_property
     def _bounds(self) -> list[int]:
         """Where batches begin and end. Too small a last batch joins the one before it.
 

@@ -1,0 +1,99 @@
+"""Runs the measurements and prints their table, as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from measures import MEASURES, NEED_PEER, Bench
+from tools import ROOT, Row
+
+PEER = ROOT / ".venv-torch"
+TORCH = "2.13.0"
+
+
+def main() -> int:
+    """Measures what the arguments ask for; returns 1 if a promise was not kept."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures kdtrain's speed.")
+    parser.add_argument("measure", nargs="*", help=f"which ones, of {', '.join(MEASURES)} [all]")
+    parser.add_argument(
+        "--peer", choices=["torch"], help="compare with PyTorch, in an environment of its own"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements [5]")
+    parser.add_argument(
+        "--images", type=int, default=11_000, help="images in an epoch of the slow ones [11000]"
+    )
+    parser.add_argument("--output", type=Path, help="also write the table here")
+    options = parser.parse_args()
+    unknown = [name for name in options.measure if name not in MEASURES]
+    if unknown:
+        parser.error(f"there is no measurement {unknown[0]!r}; there are: {', '.join(MEASURES)}")
+    names = options.measure or [name for name in MEASURES if options.peer or name not in NEED_PEER]
+    if not options.peer and set(names) & set(NEED_PEER):
+        parser.error(f"{', '.join(NEED_PEER)} are measured against --peer torch")
+
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="kdtrain-bench-") as folder:
+        bench = Bench(Path(folder), options.repeats, options.images, _peer() if options.peer else None)
+        for name in names:
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            rows += MEASURES[name](bench)
+            print(f"  {rows[-1].result}", file=sys.stderr, flush=True)
+    table = _table(rows)
+    print(table)
+    if options.output is not None:
+        options.output.write_text(f"{_heading()}\n{table}\n")
+    return 0 if all(row.kept is not False for row in rows) else 1
+
+
+def _peer() -> Path:
+    """Returns the Python of an environment with PyTorch, which is made if need be."""
+    python = PEER / "bin" / "python"
+    if subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode != 0:
+        print(f"installing PyTorch {TORCH} into {PEER.name} ...", file=sys.stderr, flush=True)
+        maker = next(name for name in ("python3.11", "python3") if _runs(name))
+        subprocess.run([maker, "-m", "venv", "--clear", PEER], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={TORCH}", "numpy"], check=True)
+    return python
+
+
+def _runs(name: str) -> bool:
+    try:
+        return subprocess.run([name, "-c", ""], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def _heading() -> str:
+    with open("/proc/cpuinfo") as file:
+        model = next(
+            (line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown"
+        )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return (
+        "# Benchmarks\n\n"
+        f"`scripts/bench {' '.join(sys.argv[1:])}`, {datetime.date.today()}, commit {commit.stdout.strip()}, "
+        f"{len(os.sched_getaffinity(0))} cores of {model}, {platform.system()} {platform.machine()}. "
+        "Two contestants are measured in turn; a ratio is the median over the pairs, with its range.\n"
+    )
+
+
+def _table(rows: list[Row]) -> str:
+    verdicts = {True: "yes", False: "**no**", None: ""}
+    lines = ["| what | measured | promised | kept |", "|---|---|---|---|"]
+    lines += [f"| {row.what} | {row.result} | {row.target} | {verdicts[row.kept]} |" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""The measurements, one function each; every one returns lines of the table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
+
+from kdtrain.callback import Callback
+from kdtrain.callbacks import Checkpoint, LearningRateSchedule, Progress, StopOnNonFinite, TensorBoard
+from kdtrain.callbacks.schedule import learning_rate
+from kdtrain.children import Job, run_jobs
+from kdtrain.config import FitConfig
+from kdtrain.data.datasets import load_dataset
+from kdtrain.data.prepare import RunData, prepare
+from kdtrain.events import EpochEnd
+from kdtrain.models.registry import build_model
+from kdtrain.ranks import Ranks
+from kdtrain.run import Run
+from kdtrain.runtime import flow
+from kdtrain.teachers import model_card
+from kdtrain.trainer import Trainer
+
+HERE = Path(__file__).parent
+MNIST = ROOT / "kdtrain" / "data" / "mnist"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How to measure.
+
+    Attributes:
+        folder: for everything that is written.
+        repeats: pairs of measurements.
+        images: training images of an epoch of the slow contestants.
+        peer: PyTorch's Python; None leaves it out.
+    """
+
+    folder: Path
+    repeats: int
+    images: int
+    peer: Path | None
+
+    def fresh(self) -> Path:
+        """Returns a folder that does not exist yet."""
+        return self.folder / f"{time.time_ns()}"
+
+    def teacher(self) -> Path:
+        """Returns a teacher of one short epoch: its weights do not matter for speed."""
+        path = self.folder / "models" / "teacher.safetensors"
+        if not path.exists():
+            words = ("--mode", "teacher", "--epochs", "1", "--limit-train", "2000")
+            kdtrain("fit", *words, "--logdir", self.fresh(), "--model-save-dir", path.parent)
+        return path
+
+    def torch(self, task: str, images: int, epochs: int) -> list[float]:
+        """Returns PyTorch's seconds per epoch."""
+        data = self.folder / "mnist.npz"
+        if not data.exists():
+            run = _run_data()
+            np.savez(
+                data,
+                images=run.train.inputs,
+                labels=run.train.targets,
+                held_images=run.validation.inputs,
+                held_labels=run.validation.targets,
+            )
+        work = {"task": task, "images": images, "epochs": epochs, "data": str(data)}
+        assert self.peer is not None
+        seconds: list[float] = answer([self.peer, HERE / "torch_peer.py", json.dumps(work)])
+        return seconds
+
+
+class Stopwatch(Callback):
+    """Keeps the seconds of an epoch's training."""
+
+    seconds = 0.0
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        """Notes them."""
+        self.seconds = event.seconds
+
+
+def teacher_epoch(bench: Bench) -> list[Row]:
+    """A teacher's epoch on both cores, against PyTorch's two threads."""
+
+    def ours() -> float:
+        folder = bench.fresh()
+        words = ("--mode", "teacher", "--epochs", "1", "--limit-train", str(bench.images))
+        kdtrain("fit", *words, "--teacher-augment", "none", "--logdir", folder)
+        return epochs_of(folder / "teacher" / "version_0")[0]
+
+    what = f"teacher, an epoch of {bench.images:,} images and an evaluation of 5,000"
+    pairs = side_by_side(ours, lambda: bench.torch("teacher", bench.images, 1)[0], bench.repeats)
+    return [ratio_row(what, *pairs, 2.0, "PyTorch")]
+
+
+def student_epoch(bench: Bench) -> list[Row]:
+    """A student's epoch on one core, against PyTorch's two threads."""
+
+    def ours() -> float:
+        folder = bench.fresh()
+        kdtrain("fit", "--mode", "student", "--epochs", "5", "--logdir", folder)
+        return statistics.median(epochs_of(folder / "student" / "version_0")[1:])
+
+    def theirs() -> float:
+        return statistics.median(bench.torch("student", 55_000, 5)[1:])
+
+    what = "student, an epoch of 55,000 images and an evaluation of 5,000"
+    return [ratio_row(what, *side_by_side(ours, theirs, bench.repeats), 2.0, "PyTorch")]
+
+
+def student_kd(bench: Bench) -> list[Row]:
+    """Ten epochs with a teacher: the teacher's logits included, against asking it at every step."""
+    teacher, images = bench.teacher(), str(bench.images)
+
+    def ours() -> float:
+        words = ("--mode", "student_kd", "--epochs", "10", "--limit-train", images)
+        return kdtrain("fit", *words, "--teacher-checkpoint", teacher, "--logdir", bench.fresh())
+
+    what = f"student_kd, 10 epochs of {bench.images:,} images, from the start of the command"
+    pairs = side_by_side(ours, lambda: sum(bench.torch("student_kd", bench.images, 10)), bench.repeats)
+    return [ratio_row(what, *pairs, 0.35, "PyTorch's epochs")]
+
+
+def seeds_side_by_side(bench: Bench) -> list[Row]:
+    """The students of four seeds on all cores, against one core."""
+    teacher = bench.teacher()
+    weights: list[set[bytes]] = []
+
+    def run(cores: str | None) -> float:
+        folder = bench.fresh()
+        words = ("--mode", "compare", "--seeds", "4", "--epochs", "10", "--logdir", folder)
+        seconds = kdtrain("fit", *words, "--teacher-checkpoint", teacher, cores=cores)
+        weights.append({path.read_bytes() for path in folder.glob("compare/*/*/*/checkpoints/best*")})
+        return seconds
+
+    many, one = side_by_side(lambda: run(None), lambda: run("0"), min(bench.repeats, 3))
+    ratios = sorted(b / a for a, b in zip(many, one, strict=True))
+    ratio, identical = statistics.median(ratios), all(found == weights[0] for found in weights)
+    result = f"{ratio:.2f} x faster ({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)}), weights "
+    result += "identical" if identical else "NOT identical"
+    what = "compare --seeds 4 with a given teacher, on all cores and on one"
+    return [Row(what, result, "at least 1.7 x, identical", ratio >= 1.7 and identical)]
+
+
+def overhead(bench: Bench) -> list[Row]:
+    """The Trainer with five callbacks, against a bare loop that makes the same steps."""
+    dataset = load_dataset()
+    card = model_card("student", "student_mlp", dataset)
+
+    def model() -> flow.nn.Module:
+        flow.manual_seed(0)
+        return build_model("student_mlp", dataset.image_shape, dataset.num_classes)
+
+    def bare(data: RunData) -> float:
+        network = model()
+        optimizer = flow.optim.Adam(network.parameters(), lr=3e-3)
+        start = time.perf_counter()
+        network.train()
+        for step, batch in enumerate(data.train.epoch(1)):
+            optimizer.param_groups[0]["lr"] = learning_rate("one_cycle", 3e-3, step, len(data.train))
+            optimizer.zero_grad()
+            loss = flow.nn.functional.cross_entropy(network(batch.inputs), batch.targets)
+            loss.backward()
+            optimizer.step()
+        loss.item()
+        return time.perf_counter() - start
+
+    def trainer(data: RunData) -> float:
+        stopwatch = Stopwatch()
+        callbacks = [
+            stopwatch,
+            StopOnNonFinite(),
+            LearningRateSchedule("one_cycle", 3e-3),
+            Checkpoint(card),
+            TensorBoard(),
+            Progress("student"),
+        ]
+        adam = partial(flow.optim.Adam, lr=3e-3)
+        Trainer(model(), adam, callbacks).fit(data.train, data.validation, epochs=1, directory=bench.fresh())
+        return stopwatch.seconds
+
+    def work(ranks: Ranks) -> tuple[list[float], list[float]]:
+        data = _run_data()
+        bare(data)  # warms up
+        return side_by_side(lambda: trainer(data), lambda: bare(data), 3 * bench.repeats)
+
+    ((ours, theirs),) = run_jobs([Job("overhead", work)])
+    what = "student, an epoch in the Trainer with five callbacks, evaluation and files not counted"
+    return [ratio_row(what, ours, theirs, 1.02, "a bare loop")]
+
+
+def loader(bench: Bench) -> list[Row]:
+    """How fast batches come."""
+
+    def work(ranks: Ranks) -> list[float]:
+        train = _run_data().train
+        rates = []
+        for epoch in range(bench.repeats + 1):
+            start = time.perf_counter()
+            for _ in train.epoch(epoch):
+                pass
+            rates.append(train.num_images / (time.perf_counter() - start))
+        return sorted(rates[1:])
+
+    (rates,) = run_jobs([Job("loader", work)])
+    rate = statistics.median(rates)
+    result = f"{rate:,.0f} images/s ({rates[0]:,.0f} to {rates[-1]:,.0f}, n = {len(rates)})"
+    return [Row("the loader alone", result, "at least 300,000 images/s", rate >= 300_000)]
+
+
+def growth(bench: Bench) -> list[Row]:
+    """Seconds per image and memory, from few images to many and from few steps to many."""
+    seconds, memory = {}, {}
+    for images in (5_000, 20_000, 60_000):
+        runs = []
+        for _ in range(bench.repeats):
+            folder = bench.fresh()
+            words = ("--mode", "student", "--epochs", "4", "--limit-train", str(images), "--val-size", "0")
+            watched = PeakMemory([*KDTRAIN, "fit", *words, "--logdir", folder])
+            peak = watched.wait()
+            run = folder / "student" / "version_0"
+            runs.append((statistics.median(_training_seconds(run)[1:]) / images, peak))
+        data = images * 28 * 28 * (4 + 1) / 1e6  # as floats, and the bytes that they were taken from
+        seconds[images] = statistics.median(one for one, _ in runs) * 1e6
+        memory[images] = statistics.median(peak for _, peak in runs) - data
+    return [
+        _flat("student, microseconds per image", seconds),
+        _flat("student, peak megabytes beyond the training images", memory),
+        _no_leak(bench),
+    ]
+
+
+def _no_leak(bench: Bench) -> Row:
+    def peak(epochs: int) -> float:
+        words = ("--mode", "student", "--epochs", str(epochs), "--limit-train", "12800")
+        return PeakMemory([*KDTRAIN, "fit", *words, "--logdir", bench.fresh()]).wait()
+
+    few, many = side_by_side(lambda: peak(5), lambda: peak(25), bench.repeats)
+    grown = statistics.median(b - a for a, b in zip(few, many, strict=True))
+    spread = sorted(b - a for a, b in zip(few, many, strict=True))
+    result = f"{grown:+.0f} MB ({spread[0]:+.0f} to {spread[-1]:+.0f}, n = {len(spread)})"
+    return Row("student, memory after 2,500 steps against 500", result, "no growth (20 MB)", grown < 20)
+
+
+def _flat(what: str, values: dict[int, float]) -> Row:
+    spread = max(values.values()) / min(values.values()) - 1
+    result = ", ".join(f"{images:,}: {value:.3g}" for images, value in values.items())
+    return Row(what, f"{result} ({spread:.0%} apart)", "within 15 %", spread <= 0.15)
+
+
+def start(bench: Bench) -> list[Row]:
+    """How long the short commands take."""
+    model = bench.teacher()
+
+    def row(what: str, most: float, *words: str | Path) -> Row:
+        times = sorted(kdtrain(*words) for _ in range(bench.repeats))
+        median = statistics.median(times)
+        result = f"{median:.2f} s ({times[0]:.2f} to {times[-1]:.2f}, n = {len(times)})"
+        return Row(what, result, f"under {most:g} s", median < most)
+
+    picture = bench.folder / "infer.png"
+    infer = ("infer", "--checkpoint", model, "--picture-index", "9999", "--image-save-name", picture)
+    return [row("kdtrain --help", 0.5, "--help"), row("kdtrain infer", 3.0, *infer)]
+
+
+def compare(bench: Bench) -> list[Row]:
+    """The default comparison from start to picture, and what the sample's way takes for 10 epochs."""
+    began = time.perf_counter()
+    peak = PeakMemory([*KDTRAIN, "fit", "--mode", "compare", "--logdir", bench.fresh()]).wait()
+    seconds = time.perf_counter() - began
+    steps = answer([sys.executable, HERE / "sample.py", MNIST, "30", "200"], PYTHONPATH=str(ROOT))
+    sample = 10 * 469 * sum(steps.values())
+    each = ", ".join(f"{mode} {1000 * step:.0f} ms" for mode, step in steps.items())
+    return [
+        Row("compare, from start to picture", f"{seconds:.0f} s (once)", "at most 360 s", seconds <= 360),
+        Row(
+            "compare, peak memory of all processes",
+            f"{peak:,.0f} MB (once)",
+            "at most 2,048 MB",
+            peak <= 2048,
+        ),
+        Row(
+            "the sample's way, 10 epochs of its compare",
+            f"{sample:,.0f} s by its median steps ({each}), without tests: {sample / seconds:.0f} x",
+            "at least 20 x",
+            sample / seconds >= 20,
+        ),
+    ]
+
+
+MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
+    "teacher": teacher_epoch,
+    "student": student_epoch,
+    "student_kd": student_kd,
+    "compare": compare,
+    "seeds": seeds_side_by_side,
+    "overhead": overhead,
+    "loader": loader,
+    "growth": growth,
+    "start": start,
+}
+NEED_PEER = ("teacher", "student", "student_kd")
+
+
+def _run_data() -> RunData:
+    return prepare(load_dataset(), FitConfig(mode="student"), "student", 0, "cpu")
+
+
+def _training_seconds(run: Path) -> list[float]:
+    """Returns the seconds of each epoch's training."""
+    return [json.loads(line)["train_seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
