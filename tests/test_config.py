@@ -101,7 +101,7 @@ def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:
         FitConfig(mode="student_kd", optimizer="adadelta", logdir=Path("elsewhere")).to_toml()
     )
     assert values["epochs"] == 60
-    assert values["teacher_epochs"] == 5
+    assert values["teacher_epochs"] == 4
     assert values["lr"] == 1.0
 
 
@@ -117,7 +117,7 @@ def test_defaults() -> None:
     config = from_words()
     assert config == FitConfig()
     assert (config.mode, config.temperature, config.alpha, config.batch_size) == ("compare", 4.0, 0.9, 128)
-    assert (config.epochs_for("teacher"), config.epochs_for("student")) == (5, 60)
+    assert (config.epochs_for("teacher"), config.epochs_for("student")) == (4, 60)
     assert (config.logdir, config.models) == (Path("logs"), Path("logs/models"))
     assert {name: from_words("--optimizer", name).peak_lr for name in OPTIMIZERS} == {
         "adam": 3e-3,
