@@ -106,6 +106,9 @@ class FitConfig:
         (), "a callback: NAME or FILE.py:CLASS, with ,key=value arguments (repeatable)", metavar="PLUGIN"
     )
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    nproc_per_node: int = setting(
+        1, "processes that train together through OneFlow; --batch-size is for each", check=AT_LEAST_ONE
+    )
     logdir: Path = setting(Path("logs"), "where run directories go", metavar="DIR")
     model_save_dir: Path | None = setting(None, "where the best models go [LOGDIR/models]", metavar="DIR")
     image_save_dir: Path | None = setting(None, "put a copy of the comparison picture here", metavar="DIR")

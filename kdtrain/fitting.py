@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdtrain import launch
 from kdtrain.callbacks.distillation import logits_over
 from kdtrain.callbacks.tensorboard import write_results
 from kdtrain.children import Job, available_cores, run_jobs
@@ -24,7 +25,7 @@ from kdtrain.models.registry import build_model, check_architecture, count_param
 from kdtrain.modes import MODES, Setup, architecture, logit_cache, optimizer
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.predict import predict_logits
-from kdtrain.ranks import Ranks
+from kdtrain.ranks import OneFlowRanks, Ranks
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, write_bytes, write_text
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
@@ -79,6 +80,7 @@ class Session:
             if folder is not None:
                 ensure_writable(folder)
         self.device = resolve_device(config.device)
+        self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
         self.dataset = load_dataset(config.dataset, config.data_dir)
         check_sizes(self.dataset, config)
         for network in ("teacher", "student") if config.mode in ("student_kd", "compare") else (config.mode,):
@@ -88,10 +90,13 @@ class Session:
             note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
 
     def run(self, jobs: Sequence[Job[T]]) -> list[T]:
-        """Runs jobs side by side on the CPU's cores, or one after another on a GPU."""
-        if self.device == "cpu":
+        """Runs jobs side by side on the CPU's cores, or here and one after another.
+
+        The latter on a GPU, and where this process is one of several that train together.
+        """
+        if self.ranks.size == 1 and self.device == "cpu":
             return run_jobs(jobs)
-        return [job.work(Ranks()) for job in jobs]
+        return [job.work(self.ranks) for job in jobs]
 
     def fit_one(self) -> Trained:
         """Trains the network of mode teacher, student or student_kd."""

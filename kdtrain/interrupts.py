@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 from kdtrain.errors import Terminated
@@ -83,6 +85,13 @@ class Interrupts:
 
     def __init__(self, reader: int | None) -> None:
         self.reader = reader
+
+    def raise_within(self, seconds: float) -> None:
+        """Waits so long for a signal, and raises it as ``raise_first`` does."""
+        if self.reader is None:
+            time.sleep(seconds)
+        elif select.select([self.reader], [], [], seconds)[0]:
+            self.raise_first()
 
     def raise_first(self) -> None:
         """Raises what the first signal stands for; to be called when ``reader`` is readable.

@@ -32,10 +32,12 @@ class Ranks:
     Attributes:
         rank: this process's number, from 0. Only rank 0 writes files that last.
         size: how many processes there are.
+        batches: how many times ``--batch-size`` all of them see in a step.
     """
 
     rank = 0
     size = 1
+    batches = 1
 
     def total(self, values: Floats) -> Floats:
         """Returns the sum of every rank's ``values``, to all of them."""
@@ -138,6 +140,35 @@ class ForkedRanks(Ranks):
                 pipe.recv_bytes()
             for pipe in self.pipes:
                 pipe.send_bytes(b"all here")
+
+
+class OneFlowRanks(Ranks):
+    """Ranks that oneflow has connected, in processes that ``--nproc-per-node`` or its launcher has started.
+
+    Args:
+        device: where collectives work: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.rank = flow.env.get_rank()
+        self.size = self.batches = flow.env.get_world_size()
+        self.device = device
+
+    def total(self, values: Floats) -> Floats:
+        """Returns the sum of every rank's ``values``, to all of them."""
+        summed = flow.tensor(values).to(self.device)
+        flow.comm.all_reduce(summed)
+        result: Floats = summed.numpy().copy()
+        return result
+
+    def gather(self, rows: Floats) -> Floats:
+        """Returns every rank's rows, those of rank 0 first, to all of them."""
+        counts = np.zeros(self.size, np.float32)
+        counts[self.rank] = len(rows)
+        start = np.concatenate([[0], np.cumsum(self.total(counts))]).astype(int)
+        everything = np.zeros((start[-1], *rows.shape[1:]), np.float32)
+        everything[start[self.rank] : start[self.rank + 1]] = rows
+        return self.total(everything)
 
 
 def shared_memory(size: int) -> mmap.mmap:

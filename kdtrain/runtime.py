@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdtrain import launch
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.interrupts import interrupts_put_off, take_interrupts_back
 
@@ -54,6 +55,7 @@ def import_oneflow() -> ModuleType:
         KdtrainError: oneflow cannot be imported; the text says why.
     """
     prepare_environment()
+    launch.prepare_rank()
     with interrupts_put_off(), tempfile.TemporaryFile() as heard:
         sys.stderr.flush()
         stderr = os.dup(2)

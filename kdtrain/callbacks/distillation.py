@@ -112,7 +112,7 @@ class DistillationCallback(Callback):
             raise KdtrainError("the teacher's weights changed during the fit: the result cannot be trusted.")
 
     def _check_classes(self, train: Loader) -> None:
-        first = next(iter(train.in_order(1).epoch(1)))
+        first = next(iter(train.in_order(train.ranks.size).epoch(1)))
         classes = int(self.soft_targets.teacher_logits(first).shape[1])
         if classes != train.num_classes:
             raise CheckpointError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
+from kdtrain import launch
 from kdtrain.cli.output import Output
 from kdtrain.config import FitConfig, load_config
 from kdtrain.interrupts import turn_sigterm_into_exception
@@ -13,16 +15,22 @@ from kdtrain.store.atomic import write_bytes
 
 def run(options: argparse.Namespace) -> int:
     """Trains, and prints how the models did."""
-    flags = {
-        name: value for name, value in vars(options).items() if name not in ("command", "debug", "config")
-    }
+    settings = {field.name for field in dataclasses.fields(FitConfig)}
+    flags = {name: value for name, value in vars(options).items() if name in settings}
     config = load_config(flags, options.config)
     turn_sigterm_into_exception()
+    if config.nproc_per_node > 1 and launch.rank() is None:
+        return launch.launch(options.words, config.nproc_per_node)
+    with launch.as_rank(config) as config:
+        _fit(config)
+    return 0
+
+
+def _fit(config: FitConfig) -> None:
     if config.mode == "compare":
         _compare(config)
     else:
         _single(config)
-    return 0
 
 
 def _single(config: FitConfig) -> None:

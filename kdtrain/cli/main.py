@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from kdtrain import launch
 from kdtrain.cli.parser import parse
 from kdtrain.errors import KdtrainError, Terminated
 from kdtrain.interrupts import interrupts_put_off
@@ -20,11 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done or stopped early, 1 failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    return launch.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(words: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # no answer fails on a name that stdout cannot show
     try:
         options = parse(words)
+        options.words = words
         with interrupts_put_off():
             command = importlib.import_module(f"kdtrain.cli.{options.command}")
         code: int = command.run(options)

@@ -52,8 +52,9 @@ class Loader:
         ranks: the processes that share each batch; every one of them gets its part.
 
     Raises:
-        DataError: lengths differ, there is no image, or a label is out of range. OneFlow would not
-            say: a wrong label counts as loss 0 there.
+        DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
+            image. OneFlow would not say: a wrong label counts as loss 0 there, and a convolution of
+            no image ends the process.
     """
 
     def __init__(
@@ -75,6 +76,12 @@ class Loader:
         if targets.min() < 0 or targets.max() >= num_classes:
             wrong = int(np.flatnonzero((targets < 0) | (targets >= num_classes))[0])
             raise DataError(f"label {targets[wrong]} of image {wrong} is not one of 0..{num_classes - 1}.")
+        ranks = ranks or Ranks()
+        if min(len(targets), batch_size) < ranks.size:
+            raise DataError(
+                f"{len(targets)} images in batches of {batch_size} cannot be shared by {ranks.size} "
+                "processes: each needs one at least."
+            )
         # OneFlow's operations may still read a batch after the next one was asked for, and a
         # slice shares memory with the whole: nobody may write here any more.
         self.inputs = _frozen(inputs, np.float32)
@@ -84,7 +91,7 @@ class Loader:
         self.seed = seed
         self.device = device
         self.augment = augment
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""

@@ -52,7 +52,7 @@ def prepare(
         return Loader(
             dataset.normalization.apply(split.images),
             split.labels,
-            config.batch_size,
+            config.batch_size * (ranks.batches if ranks else 1),
             num_classes=dataset.num_classes,
             seed=shuffle,
             device=device,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kdtrain.data.loader import Loader
 from kdtrain.errors import DataError
+from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
 from tests.conftest import LoaderFactory
 
@@ -89,3 +90,34 @@ def test_lengths_must_agree_and_not_be_zero() -> None:
 def test_the_fingerprint_follows_the_pixels_and_not_the_order_of_batches() -> None:
     first, same, other = _loader(8, 4, 0), _loader(8, 2, 1), _loader(9, 4, 0)
     assert first.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_no_rank_is_left_without_an_image() -> None:
+    """A convolution of an empty batch ends the process."""
+    inputs, targets = np.zeros((3, 1, 1, 1), np.float32), np.zeros(3, np.int64)
+    ranks = Ranks()
+    ranks.size = 4
+    with pytest.raises(DataError, match=r"3 images in batches of 8 cannot be shared by 4 processes"):
+        Loader(inputs, targets, 8, num_classes=3, ranks=ranks)
+    ranks.size = 3
+    with pytest.raises(DataError, match=r"3 images in batches of 2 cannot be shared by 3 processes"):
+        Loader(inputs, targets, 2, num_classes=3, ranks=ranks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
+def test_ranks_share_every_batch(images: int, size: int, ranks: int) -> None:
+    if min(images, size) < ranks:
+        return
+    inputs, targets = np.zeros((images, 1, 1, 1), np.float32), np.zeros(images, np.int64)
+    shares = []
+    for rank in range(ranks):
+        group = Ranks()
+        group.rank, group.size = rank, ranks
+        loader = Loader(inputs, targets, size, num_classes=1, seed=0, ranks=group)
+        shares.append([batch.indices.numpy() for batch in loader.epoch(1)])
+    assert {len(batches) for batches in shares} == {len(loader)}
+    for batch in zip(*shares, strict=True):
+        assert min(map(len, batch)) >= 1
+        assert max(map(len, batch)) - min(map(len, batch)) <= 1
+    assert sorted(np.concatenate([i for batches in shares for i in batches])) == list(range(images))

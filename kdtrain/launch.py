@@ -1,0 +1,175 @@
+"""Starts one process per device for ``--nproc-per-node``, and tells a process whether it is one of them.
+
+The processes find each other by the same environment variables as under
+``python -m oneflow.distributed.launch``, which serves several machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from kdtrain import console
+from kdtrain.config import FitConfig
+from kdtrain.errors import KdtrainError, Terminated
+from kdtrain.interrupts import interrupts_as_messages
+
+_GRACE = 5.0  # seconds that the others have to notice that one has failed
+_PATIENCE = 15.0  # seconds that they have to close their files once they were told
+_POLL = 0.05
+_PR_SET_PDEATHSIG = 1
+
+
+def rank() -> int | None:
+    """Returns this process's number among those that train together, or None if it is on its own.
+
+    oneflow itself sets RANK to -1 in a process that is on its own.
+    """
+    number, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    together = number.isdecimal() and size.isdecimal() and int(size) > 1
+    return int(number) if together else None
+
+
+def prepare_rank() -> None:
+    """Does what one of several processes has to do before it imports oneflow."""
+    number = rank()
+    if number is None:
+        return
+    if os.environ.get("MASTER_ADDR", "").startswith(("127.", "localhost")):
+        # oneflow counts processes with one address as one machine, whichever launcher has started
+        # them, and aborts if two of them have the same local number.
+        os.environ["LOCAL_RANK"] = str(number)
+    if number > 0:
+        time.sleep(0.5)  # who looks for rank 0 before it listens waits ten seconds for the next try
+
+
+def end(code: int) -> int:
+    """Returns the exit code; but a process that has failed beside others ends here and now.
+
+    Leaving the usual way it would wait for the others, which wait for it.
+    """
+    if rank() is not None and code != 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def launch(words: Sequence[str], processes: int) -> int:
+    """Runs ``kdtrain`` with the same words in so many processes; returns the exit code.
+
+    Raises:
+        KdtrainError: one of them was killed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; all of them have ended by then.
+    """
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    with interrupts_as_messages() as interrupts:
+        ranks = [_Rank(number, words, address) for number in range(processes)]
+        try:
+            while any(one.code is None for one in ranks) and not any(one.code for one in ranks):
+                interrupts.raise_within(_POLL)
+            _end_all(ranks, signal.SIGTERM, grace=_GRACE)
+        except KeyboardInterrupt as error:
+            _end_all(ranks, signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+            raise
+    return _outcome(ranks)
+
+
+@contextlib.contextmanager
+def as_rank(config: FitConfig) -> Iterator[FitConfig]:
+    """Yields the configuration for this process, which is changed where its rank is not 0.
+
+    Such a process says nothing, and writes into a folder that is removed in the end.
+    """
+    number = rank()
+    if number is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(os.environ.get("LOCAL_RANK", number)) % len(cores)]})
+    if not number:
+        yield config
+        return
+    console.enter_child(0, quiet=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="kdtrain-") as copies,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        yield dataclasses.replace(
+            config,
+            logdir=Path(copies),
+            model_save_dir=config.models,
+            image_save_dir=None,
+            image_save_name=None,
+        )
+
+
+class _Rank:
+    """One of the processes. Rank 0 speaks; what the others say on stderr is kept for the worst case."""
+
+    def __init__(self, number: int, words: Sequence[str], address: dict[str, str]) -> None:
+        self.number = number
+        self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this object
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kdtrain", *words],
+            env=os.environ | address | {"RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=None if number == 0 else subprocess.DEVNULL,
+            stderr=None if number == 0 else self.said,
+            start_new_session=True,  # Ctrl-C is the parent's to pass on
+            preexec_fn=_die_with_parent,
+        )
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; negative for a signal, None while it runs."""
+        return self.process.poll()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _end_all(ranks: Sequence[_Rank], number: signal.Signals, grace: float = 0.0) -> None:
+    """Waits for the ranks to end by themselves, then after a signal, then kills what is left."""
+    for patience, then in ((grace, number), (_PATIENCE, signal.SIGKILL)):
+        deadline = time.monotonic() + patience
+        while any(one.code is None for one in ranks) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        for one in ranks:
+            if one.code is None:
+                one.process.send_signal(then)
+    for one in ranks:
+        one.process.wait()
+
+
+def _outcome(ranks: Sequence[_Rank]) -> int:
+    """Returns the exit code of all, or raises what only a rank that was silent can tell."""
+    failed = [one for one in ranks if one.code]
+    if not failed:
+        return 0
+    # Who is killed takes the others along: they abort, or are told to end. So those tell least.
+    first = min(failed, key=lambda one: (one.code in (-signal.SIGABRT, 143), one.number))
+    code = first.code or 0
+    if code < 0:
+        raise KdtrainError(f"process {first.number} was ended by signal {signal.Signals(-code).name}.")
+    if first.number > 0:
+        first.said.seek(0)
+        lines = first.said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise KdtrainError(f"process {first.number} failed: {lines[-1].removeprefix('kdtrain: ')}")
+    return code

@@ -1,0 +1,222 @@
+"""Several processes train together: the same result, one set of files, and nobody hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdtrain.launch import _free_port
+from kdtrain.store.checkpoint import load_tensors
+from tests.cli.conftest import EPOCH, MODES, Finished, assert_explained
+from tests.conftest import ROOT, RunKdtrain
+from tests.tools import files_in, read_scalars
+
+SGD = ("--mode", "student", "--val-size", "300", "--epochs", "3", "--optimizer", "sgd", "--lr", "0.05")
+TWO = ("--nproc-per-node", "2")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Path:
+    """A folder where two processes have trained a student on batches of 2 x 32."""
+    folder = tmp_path_factory.mktemp("together")
+    finished = run_kdtrain("fit", *SGD, "--data-dir", tiles, "--batch-size", "32", *TWO, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("test accuracy  ")
+    assert [bool(EPOCH.fullmatch(line)) for line in finished.stderr.splitlines()] == [True] * 3
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Path:
+    """A folder where one process has trained the same student on batches of 64."""
+    folder = tmp_path_factory.mktemp("alone")
+    finished = run_kdtrain("fit", *SGD, "--data-dir", tiles, "--batch-size", "64", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+def assert_same_training(first: Path, second: Path) -> None:
+    """Asserts equal weights, optimizer state and metrics, but for rounding."""
+    run = Path("logs/student/version_0")
+    ours, _ = load_tensors(first / run / "checkpoints/last.safetensors")
+    theirs, _ = load_tensors(second / run / "checkpoints/last.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_allclose(array.astype(float), theirs[name].astype(float), rtol=0, atol=1e-4)
+    lines = [(folder / run / "metrics.jsonl").read_text().splitlines() for folder in (first, second)]
+    for one, other in zip(*(map(json.loads, rows) for rows in lines), strict=True):
+        for name in one.keys() - {"images_per_second", "train_seconds", "eval_seconds"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+
+
+def test_two_processes_train_as_one_with_the_same_batches(together: Path, alone: Path) -> None:
+    assert_same_training(together, alone)
+    losses = [read_scalars(folder / "logs/student/version_0")["loss/total"] for folder in (together, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_only_one_process_writes(together: Path, alone: Path) -> None:
+    def names(folder: Path) -> list[str]:
+        return sorted(name for name in files_in(folder) if "tfevents" not in name)
+
+    assert names(together) == names(alone)
+    runs = [folder / "logs/student/version_0" for folder in (together, alone)]
+    assert len({len(list(run.glob("events.*"))) for run in runs}) == 1
+
+
+def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path, alone: Path) -> None:
+    words = ["fit", *SGD, "--data-dir", str(tiles), "--batch-size", "32"]
+    port = str(_free_port())
+    nodes = []
+    for node in ("0", "1"):
+        launcher = [
+            sys.executable,
+            "-m",
+            "oneflow.distributed.launch",
+            "--nproc_per_node",
+            "1",
+            "--nnodes",
+            "2",
+        ]
+        where = ["--node_rank", node, "--master_addr", "127.0.0.1", "--master_port", port]
+        folder = tmp_path / node
+        folder.mkdir()
+        nodes.append(
+            subprocess.Popen(
+                [*launcher, *where, "-m", "kdtrain", *words],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    said = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert "test accuracy" in said[0]
+    assert "test accuracy" not in said[1]
+    assert files_in(tmp_path / "1") == {}
+    assert_same_training(tmp_path / "0", alone)
+
+
+def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain) -> None:
+    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "1", "--batch-size", "32")
+    finished = run_kdtrain("fit", "--mode", "compare", *flags, *TWO, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.endswith("Figures: logs/compare/version_0/compare.json\n")
+    results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["results"]
+    assert [row["model"] for row in results] == list(MODES)
+    assert not (tmp_path / "logs/compare/version_1").exists()
+
+
+def test_a_wrong_flag_is_explained_once(tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
+    finished = run_kdtrain("fit", "--mode", "student", "--student-arch", "student_mpl", *TWO, cwd=tmp_path)
+    assert_explained(finished, 2, "student_mpl", "student_mlp")
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Slow(Callback):
+    def __init__(self, fail: str = ""):
+        self.fail = fail
+
+    def on_batch(self, run, event):
+        Path(f"rank {os.environ['RANK']} is {os.getpid()}").touch()
+        if self.fail == os.environ["RANK"]:
+            raise RuntimeError("no more")
+        time.sleep(0.05)
+"""
+
+
+def start(folder: Path, tiles: Path, plugin: str = "slow.py:Slow") -> subprocess.Popen[str]:
+    """Starts two processes that train slowly."""
+    (folder / "slow.py").write_text(SLOW)
+    flags = [
+        "--mode",
+        "student",
+        "--data-dir",
+        str(tiles),
+        "--val-size",
+        "300",
+        "--epochs",
+        "50",
+        "--plugin",
+        plugin,
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdtrain", "fit", *flags, *TWO],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ranks_of(folder: Path) -> dict[int, int]:
+    """Waits until both ranks train; returns their process numbers."""
+    for _ in range(600):
+        found = [path.name.split() for path in folder.glob("rank *")]
+        if len(found) == 2:
+            return {int(words[1]): int(words[3]) for words in found}
+        time.sleep(0.1)
+    raise AssertionError("the ranks did not start")
+
+
+def finish(process: subprocess.Popen[str], ranks: dict[int, int]) -> Finished:
+    """Expects everybody to end within 30 s."""
+    out, err = process.communicate(timeout=30)
+    assert not [number for number in ranks.values() if Path(f"/proc/{number}").exists()]
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_process_is_killed_the_others_end(tmp_path: Path, tiles: Path, victim: int) -> None:
+    with start(tmp_path, tiles) as process:
+        ranks = ranks_of(tmp_path)
+        os.kill(ranks[victim], signal.SIGKILL)
+        finished = finish(process, ranks)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.splitlines()[-1] == f"kdtrain: process {victim} was ended by signal SIGKILL."
+    assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]
+    assert not (tmp_path / "logs/models").exists() or not list((tmp_path / "logs/models").iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_plugin_fails_in_one_process_its_error_is_shown(
+    tmp_path: Path, tiles: Path, rank: int
+) -> None:
+    with start(tmp_path, tiles, f"slow.py:Slow,fail={rank}") as process:
+        finished = finish(process, {})
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert "Slow.on_batch raised RuntimeError: no more" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [(signal.SIGINT, 130, "kdtrain: interrupted."), (signal.SIGTERM, 143, "kdtrain: terminated.")],
+)
+def test_an_interruption_ends_all_of_them(
+    tmp_path: Path, tiles: Path, number: signal.Signals, code: int, message: str
+) -> None:
+    with start(tmp_path, tiles) as process:
+        ranks = ranks_of(tmp_path)
+        process.send_signal(number)
+        finished = finish(process, ranks)
+    assert finished.returncode == code
+    assert finished.stderr.splitlines()[-1] == message
+    result = json.loads((tmp_path / "logs/student/version_0/result.json").read_text())
+    assert result["status"] == "interrupted"
