@@ -80,7 +80,8 @@ def _run(jobs: Sequence[Job[T]], running: list[_Child], interrupts: Interrupts) 
         while waiting and (len(free) >= waiting[0][1].cores or not running):
             index, job = waiting.pop(0)
             cores, free = free[: job.cores], free[job.cores :]
-            _start(index, job, cores, running)
+            alone = not running and not (waiting and free)
+            _start(index, job, cores, alone, running)
         for child in _wait_for_any(running, interrupts):
             message = child.receive()
             running.remove(child)
@@ -150,7 +151,7 @@ class _Child:
         return f"signal {signal.Signals(-code).name}{hint}"
 
 
-def _start(index: int, job: Job[T], cores: Sequence[int], running: list[_Child]) -> None:
+def _start(index: int, job: Job[T], cores: Sequence[int], alone: bool, running: list[_Child]) -> None:
     """Starts a job's processes, with a pipe between rank 0 and each of the others."""
     pipes = [Pipe() for _ in cores[1:]]
     memory = shared_memory(len(cores))
@@ -160,7 +161,7 @@ def _start(index: int, job: Job[T], cores: Sequence[int], running: list[_Child])
         ranks = ForkedRanks(rank, len(cores), own, memory) if len(cores) > 1 else Ranks()
         receiver, sender = Pipe(duplex=False)
         foreign = [receiver, *(end for pair in pipes for end in pair if end not in own)]
-        process = _FORK.Process(target=_child, args=(job, ranks, core, sender, foreign))
+        process = _FORK.Process(target=_child, args=(job, ranks, core, alone, sender, foreign))
         process.start()
         sender.close()
         running.append(_Child(index, job.name, rank, core, process, receiver))
@@ -170,13 +171,14 @@ def _start(index: int, job: Job[T], cores: Sequence[int], running: list[_Child])
             end.close()
 
 
-def _child(job: Job[T], ranks: Ranks, core: int, messages: Connection, foreign: list[Connection]) -> None:
+def _child(
+    job: Job[T], ranks: Ranks, core: int, alone: bool, messages: Connection, foreign: list[Connection]
+) -> None:
     """What a child does: the job, and then to send its result or its error."""
     for end in foreign:
         end.close()  # a reader sees the end of a pipe once nobody holds the writing side
-    row = available_cores().index(core)
     os.sched_setaffinity(0, {core})
-    console.enter_child(row, quiet=ranks.rank > 0)
+    console.enter_child(notes=ranks.rank == 0, bars=alone)
     try:
         with _interrupted_by_parent_only():
             value = job.work(ranks)

@@ -14,26 +14,25 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
-_ERASE_TO_END_OF_LINE = "\x1b[K"
-_row = 0
-_quiet = False
+_notes = True
+_bars = True
 
 
-def enter_child(row: int, *, quiet: bool) -> None:
-    """Makes this forked process draw its bars in a row of its own, or draw and say nothing at all."""
-    global _row, _quiet
-    _row, _quiet = row, quiet
+def enter_child(*, notes: bool, bars: bool) -> None:
+    """Makes this forked process show notes and progress bars, or notes alone, or nothing at all.
+
+    Two processes that draw bars on one terminal would draw over each other's lines.
+    """
+    global _notes, _bars
+    _notes, _bars = notes, notes and bars
     # tqdm's own lock spans processes: one that is killed while it draws would stop all the others.
     tqdm.set_lock(threading.RLock())
 
 
 def note(message: str) -> None:
-    """Prints a line, above the progress bars if there are any."""
-    if _quiet:
-        return
-    if sys.stderr.isatty():
-        message += _ERASE_TO_END_OF_LINE  # what was there may be another process's bar
-    tqdm.write(message, file=sys.stderr)
+    """Prints a line, above the progress bar if there is one."""
+    if _notes:
+        tqdm.write(message, file=sys.stderr)
 
 
 def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
@@ -44,9 +43,8 @@ def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
         unit=unit,
         leave=False,
         file=sys.stderr,
-        disable=_quiet or None,
+        disable=None if _bars else True,
         dynamic_ncols=True,
-        position=_row or None,
     )
 
 

@@ -99,7 +99,7 @@ def as_rank(config: FitConfig) -> Iterator[FitConfig]:
     if not number:
         yield config
         return
-    console.enter_child(0, quiet=True)
+    console.enter_child(notes=False, bars=False)
     with (
         tempfile.TemporaryDirectory(prefix="kdtrain-") as copies,
         open(os.devnull, "w") as nowhere,

@@ -11,6 +11,7 @@ exec "$(dirname -- "${BASH_SOURCE[0]}")/kdtrain" fit \
     --batch_size=128 \
     --optimizer=adadelta --lr=1.0 --schedule=constant \
     --val_size=0 \
+    --teacher_augment=none \
     --temperature=5.0 \
     --alpha=0.7 \
     "$@"

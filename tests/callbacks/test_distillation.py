@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kdtrain.callback import Callback
 from kdtrain.callbacks import DistillationCallback
 from kdtrain.callbacks.distillation import SoftTargets
+from kdtrain.data.augmentation import Shift
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.errors import CallbackError, UsageError
 from kdtrain.events import BatchEnd, EvalEnd
@@ -169,6 +170,36 @@ def test_the_table_holds_what_the_teacher_says_about_each_batch(
     for batch in train.epoch(3):
         cached = callback.soft_targets.teacher_logits(batch).numpy()
         np.testing.assert_allclose(cached, live.teacher_logits(batch).numpy(), atol=1e-5)
+
+
+def test_with_augmentation_the_teacher_sees_each_batch_as_the_student_does_and_says_so(
+    train: Loader,
+    validation: Loader,
+    tmp_path: Path,
+    teacher: flow.nn.Module,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[bytes] = []
+    teacher.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numpy().tobytes()))
+
+    class Watch(Callback):
+        def on_batch(self, run: Run, event: BatchEnd) -> None:
+            assert seen[-1] == event.batch.inputs.numpy().tobytes()
+
+    shifted = Loader(
+        train.inputs,
+        train.targets,
+        128,
+        num_classes=10,
+        seed=0,
+        augment=Shift(2, (float(train.inputs.min()),)),
+    )
+    cache = tmp_path / "cache"
+    _fit(shifted, validation, tmp_path, DistillationCallback(teacher, cache_directory=cache), Watch())
+    assert len(set(seen)) == len(seen) == 1 + 2 * len(shifted)  # one to count the classes, then every batch
+    assert not cache.exists()
+    said = "The images are augmented, so the teacher is asked at every step: that is slow.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_teacher_of_other_classes_is_refused(train: Loader, validation: Loader, tmp_path: Path) -> None:

@@ -209,6 +209,33 @@ def read_terminal(terminal: int) -> bytes:
         return b""
 
 
+def lines_left(shown: str) -> list[str]:
+    """What a terminal shows at last: each carriage return begins the line again."""
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in shown.split("\n")]
+    return [line for line in lines if line]
+
+
+def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, tmp_path: Path) -> None:
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    words = [*KDTRAIN, "fit", "--mode", "compare", *fitted.flags, "--seeds", "2", "--epochs", "8"]
+    command = [*map(str, words), "--teacher-epochs", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=end
+    ) as process:
+        os.close(end)
+        shown = b"".join(iter(lambda: read_terminal(terminal), b"")).decode()
+    os.close(terminal)
+    assert process.returncode == 0
+    first, *epochs = lines_left(shown)
+    assert first.startswith("Seeds 0 to 1")
+    assert [line for line in epochs if not EPOCH.fullmatch(line)] == []
+    assert len(epochs) == 2 * (1 + 8 + 8)
+    assert max(map(len, epochs)) <= 80
+    assert re.search(r"teacher/1 1/1: +\d+%\|", shown)  # one at a time has a bar
+    assert not re.search(r"student(_kd)?/\d \d/\d: +\d+%\|", shown)
+
+
 def test_terminal_gets_a_bar_that_leaves_one_line_per_epoch(fitted: Fitted, tmp_path: Path) -> None:
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -222,10 +249,7 @@ def test_terminal_gets_a_bar_that_leaves_one_line_per_epoch(fitted: Fitted, tmp_
         answer = process.stdout.read()
     os.close(terminal)
     assert process.returncode == 0
-    # What a terminal shows at last: each carriage return begins the line again; ESC [K clears its rest.
-    text = shown.decode().replace("\x1b[K", "")
-    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    kept = [line for line in lines if line]
+    kept = lines_left(shown.decode())
     assert [bool(EPOCH.fullmatch(line)) for line in kept] == [True] * 10
     assert max(map(len, kept)) <= 80
     assert re.search(r"student +1/10: +\d+%\|", shown.decode())
