@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,9 @@ from kdtrain.data.prepare import prepare
 from kdtrain.models.registry import build_model
 from kdtrain.ranks import ForkedRanks, shared_memory
 from kdtrain.runtime import derive_seed, flow
+from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted
-from tests.conftest import RunKdtrain
+from tests.conftest import ROOT, RunKdtrain
 from tests.tools import read_scalars
 
 
@@ -264,3 +268,37 @@ def test_early_stopping_ends_each_model_by_itself(
         assert line in finished.stderr.splitlines()
     histories = {row["model"]: len(row["held_out_history"]) for row in compared.figures["results"]}
     assert histories["student_kd"] == result(compared.directory / "seed_0/student_kd")["epochs"]
+
+
+@pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
+def test_side_by_side_and_one_after_another_give_the_same_weights(
+    tmp_path: Path, fitted: Fitted, run_kdtrain: RunKdtrain
+) -> None:
+    """The teacher's logits too: they come from two processes here, and from one there."""
+    folders = {"one": {available_cores()[0]}, "all": set(available_cores())}
+    flags = [*fitted.flags, "--seeds", "2", "--teacher-checkpoint", fitted.model("teacher")]
+    for name, cores in folders.items():
+        pinned = f"import os, sys; os.sched_setaffinity(0, {cores}); from kdtrain.cli import main; "
+        command = [
+            sys.executable,
+            "-c",
+            f"{pinned}sys.exit(main())",
+            "fit",
+            "--mode",
+            "compare",
+            *map(str, flags),
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        (tmp_path / name).mkdir()
+        subprocess.run(command, cwd=tmp_path / name, env=environment, check=True, capture_output=True)
+    one, every = (
+        {
+            path.relative_to(tmp_path / name): load_model(path).weights
+            for path in (tmp_path / name).glob("logs/compare/*/*/*/checkpoints/best.safetensors")
+        }
+        for name in folders
+    )
+    assert len(one) == 4
+    assert one.keys() == every.keys()
+    for path, weights in one.items():
+        assert all(np.array_equal(array, every[path][name]) for name, array in weights.items()), path
