@@ -57,17 +57,17 @@ def main() -> int:
 def _peer() -> Path:
     """Returns the Python of an environment with PyTorch, which is made if need be."""
     python = PEER / "bin" / "python"
-    if subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode != 0:
+    if not _runs(python, "import torch"):
         print(f"installing PyTorch {TORCH} into {PEER.name} ...", file=sys.stderr, flush=True)
-        maker = next(name for name in ("python3.11", "python3") if _runs(name))
+        maker = next(name for name in ("python3.11", "python3") if _runs(name, ""))
         subprocess.run([maker, "-m", "venv", "--clear", PEER], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={TORCH}", "numpy"], check=True)
     return python
 
 
-def _runs(name: str) -> bool:
+def _runs(python: str | Path, code: str) -> bool:
     try:
-        return subprocess.run([name, "-c", ""], capture_output=True, check=False).returncode == 0
+        return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
     except OSError:
         return False
 
