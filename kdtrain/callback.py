@@ -103,6 +103,12 @@ class CallbackList:
         """Returns every callback's state, by its name."""
         return {name: callback.state_dict() for name, callback in self._named}
 
+    def load_state_dict(self, states: dict[str, dict[str, Any]]) -> None:
+        """Gives every callback back what it had."""
+        for name, callback in self._named:
+            if name in states:
+                _call(name, callback, "load_state_dict", states[name])
+
 
 def _names(callbacks: Sequence[Callback]) -> list[tuple[str, Callback]]:
     """Names each callback by its class, with a number from the second of a class on."""

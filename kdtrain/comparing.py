@@ -8,7 +8,7 @@ from pathlib import Path
 from kdtrain.callbacks.tensorboard import write_picture
 from kdtrain.children import Job
 from kdtrain.console import note
-from kdtrain.fitting import Session, Trained
+from kdtrain.fitting import Session, Trained, resumable
 from kdtrain.modes import COMPARE, MODES
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare, to_json
 from kdtrain.report.comparison_plot import comparison_figure
@@ -19,22 +19,34 @@ from kdtrain.store.run_directory import claim_run_directory
 from kdtrain.teachers import find_teacher
 
 
-def run_comparison(session: Session) -> tuple[Comparison, Path]:
+def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:
     """Trains the three models for every seed; returns the comparison and its directory.
 
     The directory gets ``compare.json``, ``compare.png`` and a run directory per seed and model.
+
+    Args:
+        session: the configuration and the data.
+        resume: the directory of a comparison to go on with: what is trained already is only tested.
     """
     config = session.config
     given = _given_teacher(session)
-    directory = claim_run_directory(config.logdir, "compare")
-    write_text(directory / "config.toml", config.to_toml())
-    trained = _train_all(session, directory, given)
+    directory = resume or claim_run_directory(config.logdir, "compare")
+    if resume is None:
+        write_text(directory / "config.toml", config.to_toml())
+    with resumable(directory):
+        trained = _train_all(session, directory, given)
     comparison = compare([_result(model) for model in trained])
+    if session.ranks.rank == 0:
+        _file(comparison, directory, session.dataset.name)
+    return comparison, directory
+
+
+def _file(comparison: Comparison, directory: Path, dataset: str) -> None:
+    """Writes the comparison's figures and picture."""
     write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
     picture = directory / "compare.png"
-    save_figure(comparison_figure(comparison, title_extra=session.dataset.name), picture)
+    save_figure(comparison_figure(comparison, title_extra=dataset), picture)
     write_picture(directory, "comparison", picture)
-    return comparison, directory
 
 
 def _given_teacher(session: Session) -> Trained | None:

@@ -188,6 +188,37 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     return FitConfig(**(from_file | from_flags))
 
 
+def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
+    """Returns the configuration of a run that is to be resumed, from its directory.
+
+    More epochs are allowed where the schedule does not depend on how many there are.
+
+    Raises:
+        UsageError: the directory is no run's, or a flag asks for something else than the run was begun with.
+    """
+    file = directory / "config.toml"
+    if not file.exists():
+        raise UsageError(f"--resume {directory}: there is no run, since it has no config.toml.")
+    begun = load_config({}, file)
+    asked = load_config(flags, file)
+    if begun.mode == "compare" and (directory.parent.name.startswith("seed_")):
+        raise UsageError(f"--resume {directory}: resume the comparison as a whole, {directory.parents[1]}.")
+    free = {"epochs"} if begun.schedule == "constant" else set()
+    for name in flags:
+        before, now = getattr(begun, name), getattr(asked, name)
+        if before == now or (name in free and now > before):
+            continue
+        why = "what is trained already cannot be changed"
+        if name == "epochs":
+            why = f"the {begun.schedule} schedule ends with the epochs that it was begun with"
+            why = "there can only be more" if name in free else why
+        raise UsageError(
+            f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, and {why}. "
+            "Leave the flag out, or start a new run."
+        )
+    return asked
+
+
 def _read_toml(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}

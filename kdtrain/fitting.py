@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.data.prepare import check_sizes, prepare
+from kdtrain.errors import DataError
 from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_parameters
 from kdtrain.modes import MODES, Setup, architecture, logit_cache, optimizer
@@ -29,6 +31,7 @@ from kdtrain.ranks import OneFlowRanks, Ranks
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, write_bytes, write_text
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
+from kdtrain.store.resume import FitState, load_state
 from kdtrain.store.run_directory import claim_run_directory
 from kdtrain.teachers import default_model_path, find_teacher, model_card
 from kdtrain.trainer import Trainer
@@ -49,7 +52,7 @@ class Trained:
         saved: its best weights.
         parameters: how many values the network has.
         test: on the test set.
-        seconds: what the fit took, evaluations included; 0 for a model that was there before.
+        seconds: what its epochs took, evaluations included; 0 for a model that was there before.
         history: a row of figures per epoch, as in metrics.jsonl.
         directory: the run directory; None for a model that was there before.
     """
@@ -98,19 +101,26 @@ class Session:
             return run_jobs(jobs)
         return [job.work(self.ranks) for job in jobs]
 
-    def fit_one(self) -> Trained:
-        """Trains the network of mode teacher, student or student_kd."""
+    def fit_one(self, resume: Path | None = None) -> Trained:
+        """Trains the network of mode teacher, student or student_kd.
+
+        Args:
+            resume: the directory of a run to go on with.
+        """
         mode, seed = self.config.mode, self.config.seed
         teacher = self._teacher_for_student() if MODES[mode].has_teacher else None
         if teacher is not None:
             self.prepare_soft_labels({seed: teacher})
-        directory = claim_run_directory(self.config.logdir, mode)
-        return self.run([self.training(mode, seed, directory, teacher)])[0]
+        directory = resume or claim_run_directory(self.config.logdir, mode)
+        with resumable(directory):
+            return self.run([self.training(mode, seed, directory, teacher)])[0]
 
     def training(
         self, mode: str, seed: int, directory: Path, teacher: SavedModel | None = None, label: str = ""
     ) -> Job[Trained]:
         """Returns the job that trains a network, tests its best weights, and keeps them as the mode's model.
+
+        A run that has been begun in the directory is gone on with, after its last finished epoch.
 
         Args:
             mode: teacher, student or student_kd.
@@ -126,7 +136,9 @@ class Session:
 
         def work(ranks: Ranks) -> Trained:
             with _run_directory(directory, ranks) as own:
-                return self._train(config, card, ranks, own, teacher, label or mode)
+                last = directory / "checkpoints" / "last.safetensors"
+                state = load_state(last) if last.exists() else None
+                return self._train(config, card, ranks, own, teacher, label or mode, state)
 
         return Job(f"training {label or mode}", work, self._cores(card.arch))
 
@@ -159,6 +171,7 @@ class Session:
         directory: Path,
         teacher: SavedModel | None,
         label: str,
+        state: FitState | None,
     ) -> Trained:
         """Trains and tests a network in this process, alone or as one of several.
 
@@ -173,14 +186,16 @@ class Session:
         trainer = Trainer(model, optimizer(config), mode.callbacks(setup), seed=config.seed)
         write_text(directory / "config.toml", config.to_toml())
         epochs = config.epochs_for(mode.network)
-        end = trainer.fit(data.train, data.validation, epochs=epochs, directory=directory)
+        if state is not None and state.data != data.train.fingerprint:
+            raise DataError(f"the training images are not those that the run in {directory} was begun with.")
+        end = trainer.fit(data.train, data.validation, epochs=epochs, directory=directory, resume=state)
 
         best = directory / "checkpoints" / "best.safetensors"
-        history = (directory / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         trained = dataclasses.replace(
             self._test(card.mode, config.seed, load_model(best), data.test),
-            seconds=end.seconds,
-            history=tuple(json.loads(line) for line in history),
+            seconds=sum(row["train_seconds"] + row["eval_seconds"] for row in rows),
+            history=tuple(rows),
             directory=directory,
         )
         if ranks.rank == 0:
@@ -202,7 +217,8 @@ class Session:
             return teacher
         note(f"There is no teacher in {self.config.models} yet: training one first.")
         directory = claim_run_directory(self.config.logdir, "teacher")
-        return self.run([self.training("teacher", self.config.seed, directory)])[0].saved
+        with resumable(directory):
+            return self.run([self.training("teacher", self.config.seed, directory)])[0].saved
 
     def _cores(self, arch: str) -> int:
         """Returns how many processes should share the work on a network.
@@ -219,12 +235,25 @@ class Session:
 
 
 @contextlib.contextmanager
+def resumable(directory: Path) -> Iterator[None]:
+    """Adds to an interruption how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.args = (f"Go on with: kdtrain fit --resume {shlex.quote(str(directory))}",)
+        raise
+
+
+@contextlib.contextmanager
 def _run_directory(directory: Path, ranks: Ranks) -> Iterator[Path]:
     """Yields where a rank's callbacks write: rank 0's files stay, those of the others are copies."""
     if ranks.rank == 0:
         yield directory
         return
     with tempfile.TemporaryDirectory(prefix="kdtrain-") as copies:
+        best = Path("checkpoints") / "best.safetensors"  # of a resumed run, if no later epoch is better
+        if (directory / best).exists():
+            write_bytes(Path(copies) / best, (directory / best).read_bytes())
         yield Path(copies)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.data.loader import Loader
+from kdtrain.events import EpochEnd
 from kdtrain.objective import Objective
 from kdtrain.runtime import flow
 
@@ -34,6 +35,7 @@ class Run:
         epochs: how many epochs the fit is to last.
         directory: where this run's files go.
         callback_states: returns every callback's ``state_dict``, by callback.
+        resumed: how the last epoch before this process ended; None where the fit begins here.
     """
 
     model: flow.nn.Module
@@ -44,6 +46,7 @@ class Run:
     epochs: int
     directory: Path
     callback_states: Callable[[], dict[str, dict[str, Any]]]
+    resumed: EpochEnd | None = None
     _progress: Progress = field(default_factory=Progress, repr=False)
 
     @property

@@ -18,6 +18,7 @@ from kdtrain.objective import Objective, Output
 from kdtrain.predict import predict_logits
 from kdtrain.run import Progress, Run
 from kdtrain.runtime import derive_seed, flow
+from kdtrain.store.resume import FitState
 
 OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]
 
@@ -49,7 +50,15 @@ class Trainer:
         self.objective = objective or Objective.task()
         self.seed = seed
 
-    def fit(self, train: Loader, validation: Loader, *, epochs: int, directory: Path) -> FitEnd:
+    def fit(
+        self,
+        train: Loader,
+        validation: Loader,
+        *,
+        epochs: int,
+        directory: Path,
+        resume: FitState | None = None,
+    ) -> FitEnd:
         """Trains for ``epochs`` epochs, or until a callback asks for a stop.
 
         Args:
@@ -57,6 +66,7 @@ class Trainer:
             validation: the held-out images, evaluated after each epoch.
             epochs: how often each training image is seen.
             directory: where callbacks put their files; made if it is not there.
+            resume: goes on from there instead of from the beginning.
 
         Returns:
             How the fit ended.
@@ -69,7 +79,14 @@ class Trainer:
         modules = (self.model, *objective.modules())
         optimizer = self.make_optimizer([p for module in modules for p in module.parameters()])
         progress, states = Progress(), self.callbacks.state_dict
-        run = Run(self.model, optimizer, objective, train, validation, epochs, directory, states, progress)
+        resumed = resume.end if resume is not None else None
+        run = Run(
+            self.model, optimizer, objective, train, validation, epochs, directory, states, resumed, progress
+        )
+        if resume is not None:
+            resume.restore(modules, optimizer)
+            self.callbacks.load_state_dict(resume.callbacks)
+            progress.epoch, progress.step = resume.end.epoch, resume.end.step
         started = time.perf_counter()
         try:
             self.callbacks.on_fit_start(run)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from kdtrain.callback import Callback
 from kdtrain.callbacks.monitor import Mode, Monitor
 from kdtrain.events import EpochEnd, EvalEnd
 from kdtrain.run import Run
-from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, Weights, save_model, save_tensors, snapshot
+from kdtrain.store.checkpoint import ModelCard, save_model, snapshot
+from kdtrain.store.resume import save_state
 
 
 class Checkpoint(Callback):
@@ -41,20 +39,18 @@ class Checkpoint(Callback):
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the files."""
         card = dataclasses.replace(self.card, metrics=dict(event.metrics))
-        weights = snapshot(run.model)
         folder = run.directory / "checkpoints"
         if self._is_best:
-            save_model(folder / "best.safetensors", weights, card)
-        optimizer_tensors, optimizer_values = flatten_optimizer(run.optimizer)
-        tensors = {f"model/{name}": array for name, array in weights.items()} | optimizer_tensors
-        header = {
-            "model": dataclasses.asdict(card),
-            "epoch": run.epoch,
-            "step": run.step,
-            "optimizer": optimizer_values,
-            "callbacks": run.callback_states(),
-        }
-        save_tensors(folder / "last.safetensors", tensors, header)
+            save_model(folder / "best.safetensors", snapshot(run.model), card)
+        save_state(
+            folder / "last.safetensors",
+            card,
+            (run.model, *run.objective.modules()),
+            run.optimizer,
+            run.callback_states(),
+            run.train.fingerprint,
+            event,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best value so far."""
@@ -63,20 +59,3 @@ class Checkpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back the best value."""
         self.monitor.load_state_dict(state)
-
-
-def flatten_optimizer(optimizer: flow.optim.Optimizer) -> tuple[Weights, dict[str, Any]]:
-    """Returns the optimizer's state as tensors by name, and as plain values.
-
-    The tensors are copies: those in oneflow's ``state_dict`` are the live ones, which the next step
-    changes.
-    """
-    state = optimizer.state_dict()
-    tensors = {
-        f"optimizer/{index}/{name}": tensor.numpy().copy()
-        for index, entry in state["state"].items()
-        if isinstance(entry, dict)
-        for name, tensor in entry.items()
-    }
-    groups = [{**group["_options"], "params": group["params"]} for group in state["param_groups"]]
-    return tensors, {"step": int(np.asarray(state["state"].get("step", 0))), "param_groups": groups}

@@ -30,13 +30,14 @@ class EarlyStopping(Callback):
         self.monitor = Monitor(monitor, mode, min_delta)
         self.waited = 0
 
+    def on_fit_start(self, run: Run) -> None:
+        """Stops a resumed fit that had been stopped."""
+        self._stop_if_due(run)
+
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Counts the epochs since the last improvement."""
         self.waited = 0 if self.monitor.improved(event.metrics) else self.waited + 1
-        if self.waited >= self.patience:
-            epochs = "an epoch" if self.patience == 1 else f"{self.patience} epochs"
-            best = "no number at all" if self.monitor.best is None else f"best {self.monitor.best:.4f}"
-            run.stop(f"no better {self.monitor.metric} for {epochs} ({best})")
+        self._stop_if_due(run)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best value and the epochs waited."""
@@ -46,3 +47,9 @@ class EarlyStopping(Callback):
         """Takes back what ``state_dict`` returned."""
         self.monitor.load_state_dict(state)
         self.waited = state["waited"]
+
+    def _stop_if_due(self, run: Run) -> None:
+        if self.waited >= self.patience:
+            epochs = "an epoch" if self.patience == 1 else f"{self.patience} epochs"
+            best = "no number at all" if self.monitor.best is None else f"best {self.monitor.best:.4f}"
+            run.stop(f"no better {self.monitor.metric} for {epochs} ({best})")

@@ -17,22 +17,21 @@ class RunLog(Callback):
         self.lines: list[str] = []
 
     def on_fit_start(self, run: Run) -> None:
-        """Says that the run is under way: a result that still says so was killed."""
+        """Says that the run is under way: a result that still says so was killed.
+
+        Of a resumed run's file, the lines up to its last finished epoch are kept. That one's own line
+        is written anew, since the checkpoint may have been written when the line had not been.
+        """
+        if run.resumed is not None:
+            file = run.directory / "metrics.jsonl"
+            known = file.read_text().splitlines() if file.exists() else []
+            self.lines = [line for line in known if json.loads(line)["epoch"] < run.resumed.epoch]
+            self._add(run, run.resumed)
         write_text(run.directory / "result.json", json.dumps({"status": "running"}, indent=2) + "\n")
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Adds the epoch's line, and writes the file as a whole."""
-        line = {
-            "epoch": event.epoch,
-            "step": event.step,
-            **event.metrics,
-            "learning_rate": event.learning_rate,
-            "images_per_second": round(event.images_per_second, 1),
-            "train_seconds": round(event.seconds, 3),
-            "eval_seconds": round(event.eval_seconds, 3),
-        }
-        self.lines.append(json.dumps(line))
-        write_text(run.directory / "metrics.jsonl", "\n".join(self.lines) + "\n")
+        self._add(run, event)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Writes how the fit ended."""
@@ -44,3 +43,16 @@ class RunLog(Callback):
             "seconds": round(event.seconds, 3),
         }
         write_text(run.directory / "result.json", json.dumps(result, indent=2) + "\n")
+
+    def _add(self, run: Run, event: EpochEnd) -> None:
+        line = {
+            "epoch": event.epoch,
+            "step": event.step,
+            **event.metrics,
+            "learning_rate": event.learning_rate,
+            "images_per_second": round(event.images_per_second, 1),
+            "train_seconds": round(event.seconds, 3),
+            "eval_seconds": round(event.eval_seconds, 3),
+        }
+        self.lines.append(json.dumps(line))
+        write_text(run.directory / "metrics.jsonl", "\n".join(self.lines) + "\n")

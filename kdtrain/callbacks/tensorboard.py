@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,23 @@ class TensorBoard(Callback):
         self._file: EventFile | None = None
 
     def on_fit_start(self, run: Run) -> None:
-        """Opens the event file in the run's directory."""
+        """Opens the event file in the run's directory; a resumed run's points are taken along.
+
+        A process that was killed may have written points of an epoch that is now repeated, and not
+        the last one of the epoch that it had finished.
+        """
         from tensorboardX import summary
 
+        earlier = [path for path in sorted(run.directory.glob("events.*")) if path.suffix[1:].isdecimal()]
         self._file = EventFile(run.directory)
-        if self.config:
+        tags = self._file.copy(earlier, up_to=run.step)
+        for path in earlier:
+            path.unlink()
+        if self.config and not tags:
             self._file.add(summary.text("config", f"```toml\n{self.config.strip()}\n```"))
+        if run.resumed is not None and ("images_per_second", run.step) not in tags:
+            self._scalar("images_per_second", run.resumed.images_per_second, run.step)
+        self._file.flush()
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Writes the losses at the first step and at every ``every``-th."""
@@ -51,6 +63,8 @@ class TensorBoard(Callback):
         for name, value in event.metrics.items():
             if name.startswith("eval/"):
                 self._scalar(name, value, event.step)
+        if self._file is not None:
+            self._file.flush()  # before a checkpoint says that this epoch is finished
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the throughput, and brings the file up to date on disk."""
@@ -85,7 +99,7 @@ class EventFile:
         from tensorboardX.proto.event_pb2 import Event
 
         self.directory = directory
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}{suffix}"
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}{suffix}"
         with self._explained():
             self._records = RecordWriter(str(directory / name))
             self._records.write(
@@ -103,6 +117,27 @@ class EventFile:
         event = Event(wall_time=time.time(), step=step, summary=summary)
         with self._explained():
             self._records.write(event.SerializeToString())
+
+    def copy(self, files: Sequence[Path], up_to: int) -> set[tuple[str, int]]:
+        """Copies other files' points up to a step, each once; returns their tags and steps.
+
+        A file's end that was cut off by a crash is left out.
+        """
+        tags: set[tuple[str, int]] = set()
+        if not files:
+            return tags
+        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+        from tensorboardX.proto.event_pb2 import Event
+
+        for file in files:
+            for record in RawEventFileLoader(str(file)).Load():
+                event = Event.FromString(record)
+                own = {(value.tag, event.step) for value in event.summary.value}
+                if own and event.step <= up_to and not own & tags:
+                    tags |= own
+                    with self._explained():
+                        self._records.write(record)
+        return tags
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Writes one point of a curve."""

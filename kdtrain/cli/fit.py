@@ -8,7 +8,8 @@ from pathlib import Path
 
 from kdtrain import launch
 from kdtrain.cli.output import Output
-from kdtrain.config import FitConfig, load_config
+from kdtrain.config import FitConfig, load_config, resumed_config
+from kdtrain.errors import UsageError
 from kdtrain.interrupts import turn_sigterm_into_exception
 from kdtrain.store.atomic import write_bytes
 
@@ -17,26 +18,42 @@ def run(options: argparse.Namespace) -> int:
     """Trains, and prints how the models did."""
     settings = {field.name for field in dataclasses.fields(FitConfig)}
     flags = {name: value for name, value in vars(options).items() if name in settings}
-    config = load_config(flags, options.config)
+    resume: Path | None = getattr(options, "resume", None)
+    if resume is not None and options.config is not None:
+        raise UsageError("--resume takes the configuration of the run: leave --config out.")
+    if resume is None:
+        config = load_config(flags, options.config)
+    else:
+        resume = _latest(load_config(flags)) if resume == Path() else resume
+        config = resumed_config(flags, resume)
     turn_sigterm_into_exception()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
     with launch.as_rank(config) as config:
-        _fit(config)
+        if config.mode == "compare":
+            _compare(config, resume)
+        else:
+            _single(config, resume)
     return 0
 
 
-def _fit(config: FitConfig) -> None:
-    if config.mode == "compare":
-        _compare(config)
-    else:
-        _single(config)
+def _latest(config: FitConfig) -> Path:
+    """Returns the mode's latest run directory.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = config.logdir / config.mode
+    runs = [path for path in folder.glob("version_*") if path.name[8:].isdecimal()]
+    if not runs:
+        raise UsageError(f"--resume: there is no run in {folder} yet.")
+    return max(runs, key=lambda path: int(path.name[8:]))
 
 
-def _single(config: FitConfig) -> None:
+def _single(config: FitConfig, resume: Path | None) -> None:
     from kdtrain.fitting import Session
 
-    trained = Session(config).fit_one()
+    trained = Session(config).fit_one(resume)
     test = trained.test
     rows = {
         "test accuracy": f"{test.accuracy:.2%} ({test.errors:,} errors in {test.images:,})",
@@ -50,12 +67,12 @@ def _single(config: FitConfig) -> None:
         output.text(f"{name:<13}  {value}")
 
 
-def _compare(config: FitConfig) -> None:
+def _compare(config: FitConfig, resume: Path | None) -> None:
     from kdtrain.comparing import run_comparison
     from kdtrain.fitting import Session
     from kdtrain.report.comparison import comparison_table
 
-    comparison, directory = run_comparison(Session(config))
+    comparison, directory = run_comparison(Session(config), resume)
     picture = directory / "compare.png"
     if config.image_save_dir is not None or config.image_save_name is not None:
         copy = picture_path(config.image_save_dir, config.image_save_name, Path("compare.png"))

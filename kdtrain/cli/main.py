@@ -44,7 +44,8 @@ def _run(words: list[str]) -> int:
         if "--debug" in words:
             traceback.print_exc()
         terminated = isinstance(error, Terminated)
-        print("kdtrain: terminated." if terminated else "kdtrain: interrupted.", file=sys.stderr)
+        said = ["kdtrain: terminated." if terminated else "kdtrain: interrupted.", *map(str, error.args)]
+        print(" ".join(said), file=sys.stderr)
         return 143 if terminated else 130
     except Exception as error:
         if "--debug" in words:

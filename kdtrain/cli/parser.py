@@ -98,6 +98,15 @@ def _fit(parser: _Parser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="read settings from a TOML file; flags win"
     )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        default=argparse.SUPPRESS,
+        metavar="RUN_DIR",
+        help="go on with a run that was interrupted [the mode's latest one in --logdir]",
+    )
     add_flags(parser)
 
 

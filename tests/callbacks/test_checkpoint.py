@@ -10,12 +10,12 @@ import pytest
 
 from kdtrain.callback import Callback
 from kdtrain.callbacks import Checkpoint, EarlyStopping
-from kdtrain.callbacks.checkpoint import flatten_optimizer
 from kdtrain.data.loader import Loader
 from kdtrain.events import EvalEnd
 from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, Weights, load_model, load_tensors, snapshot
+from kdtrain.store.resume import flatten_optimizer
 from kdtrain.trainer import Trainer
 from tests.conftest import Fit
 
@@ -94,7 +94,7 @@ def test_last_holds_what_a_resume_needs(
     callbacks = [EarlyStopping(patience=7), Checkpoint(card)]
     Trainer(student, optimizer, callbacks).fit(train, validation, epochs=2, directory=tmp_path)  # type: ignore[arg-type]
     tensors, header = load_tensors(tmp_path / "checkpoints" / "last.safetensors")
-    assert (header["epoch"], header["step"]) == (2, 8)
+    assert (header["end"]["epoch"], header["end"]["step"]) == (2, 8)
     assert set(header["callbacks"]) == {"EarlyStopping", "Checkpoint"}
     assert header["callbacks"]["EarlyStopping"] == callbacks[0].state_dict()
     assert {name.split("/")[2] for name in tensors if name.startswith("optimizer/")} == state

@@ -46,7 +46,7 @@ def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: s
 @pytest.mark.parametrize("mode", MODES)
 def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     run = fitted.run(mode)
-    files = {re.sub(r"events\.out\.tfevents\.\d+\.[^.]+", "events", name) for name in files_in(run)}
+    files = {re.sub(r"events\.out\.tfevents\.\d+\.[^.]+\.\d+", "events", name) for name in files_in(run)}
     checkpoints = {"checkpoints/best.safetensors", "checkpoints/last.safetensors"}
     assert files == {
         "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints
@@ -61,7 +61,7 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     assert (result["mode"], result["seed"]) == (mode, 0)
     best = max(metrics, key=lambda row: (row["eval/accuracy"], row["epoch"]))
     assert result["best"] == {name: best[name] for name in result["best"]}
-    assert load_tensors(run / "checkpoints/last.safetensors")[1]["epoch"] == 3
+    assert load_tensors(run / "checkpoints/last.safetensors")[1]["end"]["epoch"] == 3
 
 
 @pytest.mark.parametrize("mode", MODES)

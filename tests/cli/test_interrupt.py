@@ -80,7 +80,7 @@ def test_in_the_middle_of_an_epoch(
     finished = interrupt(tmp_path, number, lambda pid: (tmp_path / "third epoch").exists(), *words)
     assert (finished.returncode, finished.stdout) == (code, "")
     *epochs, last = finished.stderr.splitlines()
-    assert last == message
+    assert last == f"{message} Go on with: kdtrain fit --resume logs/student/version_0"
     assert len(epochs) == 2
     assert all(EPOCH.fullmatch(line) for line in epochs)
 
@@ -91,8 +91,8 @@ def test_in_the_middle_of_an_epoch(
     assert [row["epoch"] for row in metrics] == [1, 2]
     load_model(run / "checkpoints/best.safetensors").build("cpu")
     _, header = load_tensors(run / "checkpoints/last.safetensors")
-    assert header["epoch"] == 2
-    assert header["step"] == metrics[-1]["step"] < result["steps"]
+    assert header["end"]["epoch"] == 2
+    assert header["end"]["step"] == metrics[-1]["step"] < result["steps"]
     assert not (tmp_path / "logs/models/student.safetensors").exists()
     assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]
 

@@ -1,0 +1,279 @@
+"""``--resume``: k epochs, a kill, and the rest give bit for bit what all epochs at once give."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdtrain.store.checkpoint import load_tensors
+from tests.cli.conftest import MODES, CallKdtrain, Fitted, assert_explained
+from tests.conftest import ROOT, RunKdtrain
+from tests.tools import Scalars, files_in, read_scalars
+
+TIMES = {"images_per_second", "train_seconds", "eval_seconds"}
+
+# Kills its own process: in the third epoch, or at a given moment of the end of the second.
+KILLER = """
+import os, signal
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Killer(Callback):
+    def __init__(self, at: str = "step"):
+        self.at = at
+
+    def _kill(self, at):
+        if self.at == at and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_batch(self, run, event):
+        if event.epoch == 3:
+            self._kill("step")
+
+    def on_eval(self, run, event):
+        if event.epoch == 2:
+            self._kill("eval")
+
+    def on_epoch_end(self, run, event):
+        if event.epoch == 2:
+            self._kill("end")
+"""
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def curves(run: Path) -> Scalars:
+    return {tag: points for tag, points in read_scalars(run).items() if tag != "images_per_second"}
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Asserts that nothing tells two runs apart but times and places."""
+    assert metrics(first) == metrics(second)
+    assert curves(first) == curves(second)
+    throughput = [set(read_scalars(run)["images_per_second"]) for run in (first, second)]
+    assert throughput[0] == throughput[1]
+    for name in ("best", "last"):
+        (ours, header), (theirs, expected) = (
+            load_tensors(run / f"checkpoints/{name}.safetensors") for run in (first, second)
+        )
+        assert ours.keys() == theirs.keys()
+        assert [key for key, array in ours.items() if not np.array_equal(array, theirs[key])] == []
+        for entry in ("metrics", "optimizer", "callbacks", "data"):
+            assert header.get(entry) == expected.get(entry)
+    results = [json.loads((run / "result.json").read_text()) for run in (first, second)]
+    for entry in ("status", "reason", "epochs", "steps", "test", "best"):
+        assert results[0][entry] == results[1][entry]
+
+
+def count_points(run: Path) -> dict[tuple[str, int], int]:
+    """How often each point of each curve is in the event files."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboardX.proto.event_pb2 import Event
+
+    points: dict[tuple[str, int], int] = {}
+    for file in run.glob("events.*"):
+        for record in RawEventFileLoader(str(file)).Load():
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    points[value.tag, event.step] = points.get((value.tag, event.step), 0) + 1
+    return points
+
+
+CASES = {
+    "teacher, shifted": ("teacher", "step", ()),
+    "student, Adadelta": ("student", "step", ("--optimizer", "adadelta", "--schedule", "cosine")),
+    "student, SGD, shifted": ("student", "step", ("--optimizer", "sgd", "--augment", "shift=1")),
+    "student, before the checkpoint": ("student", "eval", ("--early-stopping", "3")),
+    "student, around the checkpoint": ("student", "end", ("--schedule", "constant")),
+    "student_kd": ("student_kd", "step", ()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_ends_like_one_that_was_not(
+    case: str, tmp_path: Path, fitted: Fitted, run_kdtrain: RunKdtrain
+) -> None:
+    mode, at, more = CASES[case]
+    (tmp_path / "killer.py").write_text(KILLER)
+    teacher = ("--teacher-checkpoint", fitted.model("teacher")) if mode == "student_kd" else ()
+    flags = (
+        "--mode",
+        mode,
+        *fitted.flags,
+        "--epochs",
+        "4",
+        *more,
+        *teacher,
+        "--plugin",
+        f"killer.py:Killer,at={at}",
+    )
+    killed = run_kdtrain("fit", *flags, cwd=tmp_path)
+    assert killed.returncode == 1
+    assert "its process was ended by signal SIGKILL" in killed.stderr
+    run = tmp_path / f"logs/{mode}/version_0"
+    assert json.loads((run / "result.json").read_text()) == {"status": "running"}
+
+    resumed = run_kdtrain("fit", "--resume", run.relative_to(tmp_path), cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    undisturbed = run_kdtrain("fit", *flags, cwd=tmp_path)  # the killer kills only once
+    assert undisturbed.returncode == 0
+    assert_same_run(run, tmp_path / f"logs/{mode}/version_1")
+    assert set(count_points(run).values()) == {1}
+    assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]
+
+
+def test_a_comparison_goes_on_with_what_is_not_trained_yet(
+    tmp_path: Path, fitted: Fitted, run_kdtrain: RunKdtrain
+) -> None:
+    flags = ["--mode", "compare", *fitted.flags, "--seeds", "2", "--epochs", "4"]
+    assert run_kdtrain("fit", *flags, "--logdir", "whole", cwd=tmp_path).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdtrain", "fit", *map(str, flags)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    compared = Path("logs/compare/version_0")
+    for _ in range(1200):
+        if (tmp_path / compared / "seed_0/student_kd/checkpoints/last.safetensors").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    hint = f"kdtrain: terminated. Go on with: kdtrain fit --resume {compared}"
+    assert said.splitlines()[-1] == hint
+
+    finished = run_kdtrain(*hint.partition("kdtrain ")[2].split()[-3:], cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    for seed in (0, 1):
+        for mode in MODES:
+            path = f"compare/version_0/seed_{seed}/{mode}"
+            assert_same_run(tmp_path / "logs" / path, tmp_path / "whole" / path)
+    results = [
+        json.loads((tmp_path / folder / "compare/version_0/compare.json").read_text())["results"]
+        for folder in ("logs", "whole")
+    ]
+    for ours, theirs in zip(*results, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_without_a_directory_the_latest_run_of_the_mode_goes_on(
+    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    for name in ("version_0", "version_9", "version_10"):
+        shutil.copytree(fitted.run("student"), tmp_path / "logs/student" / name)
+    config = tmp_path / "logs/student/version_10/config.toml"
+    config.write_text(config.read_text().replace("epochs = 3", "epochs = 3"))
+    before = files_in(tmp_path / "logs/student/version_9")
+    finished = call_kdtrain("fit", "--mode", "student", "--resume", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "logs/student/version_10/checkpoints/best.safetensors" in finished.stdout
+    assert files_in(tmp_path / "logs/student/version_9") == before
+
+
+def test_a_finished_run_is_only_tested_again(
+    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    run = Path("logs/student/version_0")
+    shutil.copytree(fitted.run("student"), tmp_path / run)
+    before = metrics(tmp_path / run)
+    finished = call_kdtrain("fit", "--resume", run, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert metrics(tmp_path / run) == before
+    assert "test accuracy" in finished.stdout
+
+
+def test_more_epochs_where_the_schedule_is_constant(
+    tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain, call_kdtrain: CallKdtrain
+) -> None:
+    flags = ("--mode", "student", "--data-dir", tiles, "--val-size", "300", "--schedule", "constant")
+    assert call_kdtrain("fit", *flags, "--epochs", "2", cwd=tmp_path).returncode == 0
+    run = Path("logs/student/version_0")
+    finished = call_kdtrain("fit", "--resume", run, "--epochs", "4", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert call_kdtrain("fit", *flags, "--epochs", "4", cwd=tmp_path).returncode == 0
+    assert_same_run(tmp_path / run, tmp_path / "logs/student/version_1")
+    assert_explained(
+        call_kdtrain("fit", "--resume", run, "--epochs", "3", cwd=tmp_path),
+        2,
+        "--epochs 3",
+        "with 4",
+        "only be more",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--batch-size", "32"), ("--batch-size 32", "begun with 64")),
+        (("--student-arch", "hinton_800"), ("--student-arch hinton_800", "begun with student_mlp")),
+        (("--seed", "1"), ("--seed 1", "begun with 0")),
+        (("--epochs", "9"), ("--epochs 9", "begun with 3", "one_cycle")),
+        (("--config", "run.toml"), ("--config",)),
+    ],
+)
+def test_what_must_not_change_is_refused_with_the_difference(
+    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    shutil.copytree(fitted.run("student"), tmp_path / "run")
+    before = files_in(tmp_path)
+    assert_explained(call_kdtrain("fit", "--resume", "run", *flags, cwd=tmp_path), 2, *words)
+    assert files_in(tmp_path) == before
+
+
+def test_other_images_are_refused(
+    fitted: Fitted, tmp_path: Path, digits: Path, call_kdtrain: CallKdtrain
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fitted.run("student"), run)
+    config = run / "config.toml"
+    moved = tmp_path / "images"
+    shutil.copytree(fitted.flags[1], moved)
+    config.write_text(config.read_text().replace(str(fitted.flags[1]), str(moved)))
+    labels = moved / "train-labels-idx1-ubyte.gz"
+    images = moved / "train-images-idx3-ubyte.gz"
+    import gzip
+
+    content = bytearray(gzip.decompress(images.read_bytes()))
+    content[16:5000] = bytes(5000 - 16)
+    images.write_bytes(gzip.compress(bytes(content)))
+    assert labels.exists()
+    assert_explained(
+        call_kdtrain("fit", "--resume", run, cwd=tmp_path), 1, "training images are not those", str(run)
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"\xff" * 200])
+def test_a_damaged_state_is_refused(
+    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain, content: bytes | None
+) -> None:
+    shutil.copytree(fitted.run("student"), tmp_path / "run")
+    last = tmp_path / "run/checkpoints/last.safetensors"
+    if content is None:  # a model, but no state
+        content = (tmp_path / "run/checkpoints/best.safetensors").read_bytes()
+    last.write_bytes(content)
+    assert_explained(call_kdtrain("fit", "--resume", "run", cwd=tmp_path), 1, "last.safetensors")
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
+    assert_explained(call_kdtrain("fit", "--resume", "nowhere", cwd=tmp_path), 2, "nowhere", "config.toml")
+    assert_explained(call_kdtrain("fit", "--resume", "--mode", "teacher", cwd=tmp_path), 2, "logs/teacher")
