@@ -77,11 +77,12 @@ def epochs_of(run: Path) -> list[float]:
 
 
 def answer(command: Sequence[str | Path], **environment: str) -> Any:
-    """Runs a program that prints JSON; returns that."""
+    """Runs a program that prints JSON; returns that. What kdtrain has set for oneflow is unset for it."""
+    ours = ("OPENBLAS_CORETYPE", "GLOG_minloglevel", "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE")
     finished = subprocess.run(
         [*map(str, command)],
         cwd=ROOT,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if name not in ours} | environment,
         capture_output=True,
         text=True,
         check=False,
