@@ -174,6 +174,8 @@ def write_results(
     """Adds a finished run's final metrics and its line in the HParams tab."""
     from tensorboardX import summary
 
+    for earlier in directory.glob("events.*.results"):
+        earlier.unlink()  # of the same run, before it was resumed
     with contextlib.closing(EventFile(directory, ".results")) as file:
         for name, value in metrics.items():
             file.add_scalar(name, value, step)
