@@ -31,8 +31,8 @@ def enter_child(*, notes: bool, bars: bool) -> None:
 
 def note(message: str) -> None:
     """Prints a line, above the progress bar if there is one."""
-    if _notes:
-        tqdm.write(message, file=sys.stderr)
+    if _notes:  # in one piece: other processes write to the same terminal
+        tqdm.write(f"{message}\n", file=sys.stderr, end="")
 
 
 def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:

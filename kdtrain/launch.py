@@ -26,7 +26,7 @@ from kdtrain.errors import KdtrainError, Terminated
 from kdtrain.interrupts import interrupts_as_messages
 
 _GRACE = 5.0  # seconds that the others have to notice that one has failed
-_PATIENCE = 15.0  # seconds that they have to close their files once they were told
+_PATIENCE = 10.0  # seconds that each has to close their files once they were told
 _POLL = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -146,16 +146,26 @@ def _free_port() -> int:
 
 
 def _end_all(ranks: Sequence[_Rank], number: signal.Signals, grace: float = 0.0) -> None:
-    """Waits for the ranks to end by themselves, then after a signal, then kills what is left."""
-    for patience, then in ((grace, number), (_PATIENCE, signal.SIGKILL)):
-        deadline = time.monotonic() + patience
-        while any(one.code is None for one in ranks) and time.monotonic() < deadline:
-            time.sleep(_POLL)
-        for one in ranks:
+    """Waits for the ranks to end by themselves, then after a signal, then kills what is left.
+
+    Rank 0 comes first: as soon as one rank is gone oneflow aborts the others, and this one has files
+    to close.
+    """
+    _wait(ranks, grace)
+    for some in (ranks[:1], ranks[1:]):
+        for one in some:
             if one.code is None:
-                one.process.send_signal(then)
+                one.process.send_signal(number)
+        _wait(some, _PATIENCE)
     for one in ranks:
+        one.process.kill()
         one.process.wait()
+
+
+def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(one.code is None for one in ranks) and time.monotonic() < deadline:
+        time.sleep(_POLL)
 
 
 def _outcome(ranks: Sequence[_Rank]) -> int:

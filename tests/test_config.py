@@ -50,6 +50,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "seeds": st.just(1),
     "plugin": st.lists(TEXTS, max_size=3).map(tuple),
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "nproc_per_node": NUMBERS,
     "logdir": PATHS,
     **{name: st.none() | strategy for name, strategy in OPTIONAL.items()},
 }
