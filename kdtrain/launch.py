@@ -26,7 +26,7 @@ from kdtrain.errors import KdtrainError, Terminated
 from kdtrain.interrupts import interrupts_as_messages
 
 _GRACE = 5.0  # seconds that the others have to notice that one has failed
-_PATIENCE = 10.0  # seconds that each has to close their files once they were told
+_PATIENCE = 10.0  # seconds that a process has to close its files once it was told
 _POLL = 0.05
 _PR_SET_PDEATHSIG = 1
 

@@ -33,8 +33,6 @@ class MeanLosses:
     def compute(self) -> dict[str, float]:
         """Returns the mean over all images, as ``loss/NAME``."""
         return {
-            f"loss/{name}": float(
-                np.average(flow.stack(values).numpy().astype(np.float64), weights=self._sizes)
-            )
+            f"loss/{name}": float(np.average([value.item() for value in values], weights=self._sizes))
             for name, values in self._losses.items()
         }

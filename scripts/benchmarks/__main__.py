@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import os
 import platform
@@ -45,7 +46,8 @@ def main() -> int:
         bench = Bench(Path(folder), options.repeats, options.images, _peer() if options.peer else None)
         for name in names:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
-            rows += MEASURES[name](bench)
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+                rows += MEASURES[name](bench)
             print(f"  {rows[-1].result}", file=sys.stderr, flush=True)
     table = _table(rows)
     print(table)

@@ -118,7 +118,7 @@ class PeakMemory:
         while self.process.poll() is None:
             held = sum(_proportional_kilobytes(pid) for pid in _family(self.process.pid))
             self.megabytes = max(self.megabytes, held / 1024)
-            time.sleep(0.25)
+            time.sleep(1.0)  # reading the maps takes time from what is watched
 
 
 def _family(pid: int) -> list[int]:
