@@ -201,19 +201,16 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
         raise UsageError(f"--resume {directory}: there is no run, since it has no config.toml.")
     begun = load_config({}, file)
     asked = load_config(flags, file)
-    if begun.mode == "compare" and (directory.parent.name.startswith("seed_")):
-        raise UsageError(f"--resume {directory}: resume the comparison as a whole, {directory.parents[1]}.")
-    free = {"epochs"} if begun.schedule == "constant" else set()
+    why = dict.fromkeys(flags, "what is trained already cannot be changed")
+    why["epochs"] = f"the {begun.schedule} schedule ends with the epochs that it was begun with"
+    if begun.schedule == "constant":
+        why["epochs"] = "there can only be more"
     for name in flags:
         before, now = getattr(begun, name), getattr(asked, name)
-        if before == now or (name in free and now > before):
+        if before == now or (name == "epochs" and begun.schedule == "constant" and now > before):
             continue
-        why = "what is trained already cannot be changed"
-        if name == "epochs":
-            why = f"the {begun.schedule} schedule ends with the epochs that it was begun with"
-            why = "there can only be more" if name in free else why
         raise UsageError(
-            f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, and {why}. "
+            f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, and {why[name]}. "
             "Leave the flag out, or start a new run."
         )
     return asked

@@ -46,7 +46,7 @@ class FitState:
         state: dict[Any, Any] = {"step": self.optimizer["step"]}
         for name, array in self._part("optimizer/").items():
             index, _, key = name.partition("/")
-            # A copy of one dimension less or more would be another state: as it was, and nobody else's.
+            # A copy, because oneflow keeps these very tensors as the live state.
             state.setdefault(int(index), {})[key] = flow.tensor(np.array(array, order="C"))
         own = optimizer.state_dict()["param_groups"]
         groups = [
