@@ -210,8 +210,8 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
         if before == now or (name == "epochs" and begun.schedule == "constant" and now > before):
             continue
         raise UsageError(
-            f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, and {why[name]}. "
-            "Leave the flag out, or start a new run."
+            f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, "
+            f"and {why[name]}. Leave the flag out, or start a new run."
         )
     return asked
 
