@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdtrain.errors import CallbackError, KdtrainError, describe, no_such
@@ -54,6 +54,7 @@ class Callback:
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+_EVENTS = ("on_batch", "on_eval", "on_epoch_end")  # those that CallbackList.tell knows
 
 
 class CallbackList:
@@ -61,6 +62,7 @@ class CallbackList:
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._named = _names(callbacks)
+        self._listeners = {hook: _listeners(self._named, hook) for hook in _EVENTS}
         self._started: list[tuple[str, Callback]] = []
 
     def configure(self, objective: Objective) -> Objective:
@@ -80,8 +82,13 @@ class CallbackList:
 
     def tell(self, hook: str, run: Run, event: BatchEnd | EvalEnd | EpochEnd) -> None:
         """Calls ``hook`` on every callback, in order."""
-        for name, callback in self._named:
-            _call(name, callback, hook, run, event)
+        for name, method in self._listeners[hook]:  # many times a second: as little as possible
+            try:
+                method(run, event)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                raise _failure(name, hook, error) from error
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Ends every callback that was started, in reverse order, even where one of them raises.
@@ -125,19 +132,31 @@ def _names(callbacks: Sequence[Callback]) -> list[tuple[str, Callback]]:
     return named
 
 
-def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
-    """Calls one hook. Whatever it raises, but for an interruption, becomes a CallbackError.
+def _listeners(named: Sequence[tuple[str, Callback]], hook: str) -> list[tuple[str, Callable[..., None]]]:
+    """Returns the methods of those callbacks that do anything in a hook."""
+    methods = [(name, getattr(callback, hook)) for name, callback in named]
+    idle = getattr(Callback, hook)
+    return [(name, method) for name, method in methods if getattr(method, "__func__", None) is not idle]
 
-    That includes StopIteration, which a loop around us would take for its own end, and SystemExit,
-    which would end the process as if nothing were wrong.
-    """
+
+def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
+    """Calls one hook. Whatever it raises, but for an interruption, becomes a CallbackError."""
     try:
         return getattr(callback, hook)(*arguments)
     except KeyboardInterrupt:
         raise
-    except KdtrainError as error:
-        failure = CallbackError(f"{error} (in {name}.{hook})")
-        failure.exit_code = error.exit_code
-        raise failure from error
     except BaseException as error:
-        raise CallbackError(f"{name}.{hook} raised {describe(error)}") from error
+        raise _failure(name, hook, error) from error
+
+
+def _failure(name: str, hook: str, error: BaseException) -> CallbackError:
+    """Returns the error that names the hook in which another one came up.
+
+    That one may be StopIteration, which a loop around us would take for its own end, or SystemExit,
+    which would end the process as if nothing were wrong.
+    """
+    if not isinstance(error, KdtrainError):
+        return CallbackError(f"{name}.{hook} raised {describe(error)}")
+    failure = CallbackError(f"{error} (in {name}.{hook})")
+    failure.exit_code = error.exit_code
+    return failure

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -177,6 +178,7 @@ def _child(
     """What a child does: the job, and then to send its result or its error."""
     for end in foreign:
         end.close()  # a reader sees the end of a pipe once nobody holds the writing side
+    gc.freeze()  # what the parent has loaded is no garbage: looking through it again and again takes time
     os.sched_setaffinity(0, {core})
     console.enter_child(notes=ranks.rank == 0, bars=alone)
     try:

@@ -17,7 +17,7 @@ from kdtrain.mean_losses import MeanLosses
 from kdtrain.objective import Objective, Output
 from kdtrain.predict import predict_logits
 from kdtrain.run import Progress, Run
-from kdtrain.runtime import derive_seed, flow
+from kdtrain.runtime import clear_wide_registers, derive_seed, flow
 from kdtrain.store.resume import FitState
 
 OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]
@@ -127,10 +127,12 @@ class Trainer:
 
     def _step(self, run: Run, batch: Batch) -> tuple[Mapping[str, flow.Tensor], int]:
         """Makes one optimizer step; returns the losses before it, and how many images they are of."""
-        run.optimizer.zero_grad()
+        run.optimizer.zero_grad(set_to_none=True)
         output = Output(self.model(batch.inputs))
+        clear_wide_registers()
         losses = run.objective(batch, output, epochs_done=run.step / len(run.train))
         losses["total"].backward()
+        clear_wide_registers()
         detached = MappingProxyType({name: loss.detach() for name, loss in losses.items()})
         of_batch = run.train.ranks.average(run.optimizer, detached, len(batch))
         run.optimizer.step()
@@ -153,7 +155,10 @@ class Trainer:
 
 def _stopping(run: Run) -> bool:
     """Returns whether the fit is to stop. All ranks agree, also where only one of them was asked."""
-    stopping = run.train.ranks.any(run.stop_reason is not None)
-    if stopping and run.stop_reason is None:
+    asked = run.stop_reason is not None
+    if run.train.ranks.size == 1:
+        return asked
+    stopping = run.train.ranks.any(asked)
+    if stopping and not asked:
         run.stop("a callback of another process asked for it")
     return stopping

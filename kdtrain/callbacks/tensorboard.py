@@ -48,27 +48,25 @@ class TensorBoard(Callback):
         if self.config and not tags:
             self._file.add(summary.text("config", f"```toml\n{self.config.strip()}\n```"))
         if run.resumed is not None and ("images_per_second", run.step) not in tags:
-            self._scalar("images_per_second", run.resumed.images_per_second, run.step)
+            self._scalars({"images_per_second": run.resumed.images_per_second}, run.step)
         self._file.flush()
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Writes the losses at the first step and at every ``every``-th."""
         if event.step == 1 or event.step % self.every == 0:
-            for name, loss in event.losses.items():
-                self._scalar(f"loss/{name}", loss.item(), event.step)
-            self._scalar("learning_rate", event.learning_rate, event.step)
+            losses = {f"loss/{name}": loss.item() for name, loss in event.losses.items()}
+            self._scalars({**losses, "learning_rate": event.learning_rate}, event.step)
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Writes the evaluation against the same steps."""
-        for name, value in event.metrics.items():
-            if name.startswith("eval/"):
-                self._scalar(name, value, event.step)
+        evaluation = {name: value for name, value in event.metrics.items() if name.startswith("eval/")}
+        self._scalars(evaluation, event.step)
         if self._file is not None:
             self._file.flush()  # before a checkpoint says that this epoch is finished
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the throughput, and brings the file up to date on disk."""
-        self._scalar("images_per_second", event.images_per_second, event.step)
+        self._scalars({"images_per_second": event.images_per_second}, event.step)
         if self._file is not None:
             self._file.flush()
 
@@ -78,9 +76,9 @@ class TensorBoard(Callback):
             self._file.close()
             self._file = None
 
-    def _scalar(self, tag: str, value: float, step: int) -> None:
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
         if self._file is not None:
-            self._file.add_scalar(tag, value, step)
+            self._file.add_scalars(values, step)
 
 
 class EventFile:
@@ -139,11 +137,12 @@ class EventFile:
                         self._records.write(record)
         return tags
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Writes one point of a curve."""
-        from tensorboardX import summary
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Writes a point of each of several curves, as one record."""
+        from tensorboardX.proto.summary_pb2 import Summary
 
-        self.add(summary.scalar(tag, value), step)
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.add(Summary(value=points), step)
 
     def flush(self) -> None:
         """Brings the file up to date on disk."""
@@ -177,8 +176,7 @@ def write_results(
     for earlier in directory.glob("events.*.results"):
         earlier.unlink()  # of the same run, before it was resumed
     with contextlib.closing(EventFile(directory, ".results")) as file:
-        for name, value in metrics.items():
-            file.add_scalar(name, value, step)
+        file.add_scalars(metrics, step)
         # add_hparams would make a run of its own, under a time stamp: these belong to this one.
         for line in summary.hparams(dict(hparams), dict(metrics)):
             file.add(line)

@@ -38,8 +38,14 @@ class Row:
 def side_by_side(
     first: Callable[[], float], second: Callable[[], float], repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Measures two things in turn, so that a machine's moods meet both."""
-    pairs = [(first(), second()) for _ in range(repeats)]
+    """Measures two things in turn, and each as often before the other, so that a machine's moods meet both."""
+    pairs = []
+    for number in range(repeats):
+        if number % 2:
+            later = second()
+            pairs.append((first(), later))
+        else:
+            pairs.append((first(), second()))
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 
