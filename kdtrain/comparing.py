@@ -8,11 +8,12 @@ from pathlib import Path
 from kdtrain.callbacks.tensorboard import write_picture
 from kdtrain.children import Job
 from kdtrain.console import note
-from kdtrain.fitting import Session, Trained, resumable
+from kdtrain.fitting import Session, resumable
 from kdtrain.modes import COMPARE, MODES
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare, to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.style import save_figure
+from kdtrain.results import Trained
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import claim_run_directory

@@ -38,7 +38,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def describe(error: BaseException) -> str:
-    """Returns an exception's type and text, for errors that were not written for people to read."""
+    """Returns what a person should read of an exception: its text, with its type where that tells more."""
+    if isinstance(error, Terminated):
+        return "SIGTERM"
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C"
+    if isinstance(error, KdtrainError):
+        return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

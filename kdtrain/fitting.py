@@ -8,13 +8,11 @@ import json
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kdtrain import launch
 from kdtrain.callbacks.distillation import logits_over
-from kdtrain.callbacks.tensorboard import write_results
 from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
 from kdtrain.console import note
@@ -28,8 +26,9 @@ from kdtrain.modes import MODES, Setup, architecture, logit_cache, optimizer
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.predict import predict_logits
 from kdtrain.ranks import OneFlowRanks, Ranks
+from kdtrain.results import Trained, file_results
 from kdtrain.runtime import derive_seed, flow, resolve_device
-from kdtrain.store.atomic import ensure_writable, write_bytes, write_text
+from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 from kdtrain.store.resume import FitState, load_state
 from kdtrain.store.run_directory import claim_run_directory
@@ -40,31 +39,6 @@ T = TypeVar("T")
 
 _MOST_CORES = 4  # more have not been tried: adding up gradients takes longer with each
 _FEWEST_IMAGES = 16  # per process and batch
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model, and how it did on the test set.
-
-    Attributes:
-        mode: how it was trained.
-        seed: the seed it was trained with.
-        saved: its best weights.
-        parameters: how many values the network has.
-        test: on the test set.
-        seconds: what its epochs took, evaluations included; 0 for a model that was there before.
-        history: a row of figures per epoch, as in metrics.jsonl.
-        directory: the run directory; None for a model that was there before.
-    """
-
-    mode: str
-    seed: int
-    saved: SavedModel
-    parameters: int
-    test: Evaluation
-    seconds: float = 0.0
-    history: tuple[dict[str, Any], ...] = ()
-    directory: Path | None = None
 
 
 class Session:
@@ -133,6 +107,9 @@ class Session:
             self.config, mode=mode, seed=seed, seeds=1, teacher_checkpoint=teacher.path if teacher else None
         )
         card = model_card(mode, architecture(mode, config), self.dataset)
+        if self.ranks.rank == 0:  # at once, so that the run can be resumed from its first moment on
+            make_folder(directory)
+            write_text(directory / "config.toml", config.to_toml())
 
         def work(ranks: Ranks) -> Trained:
             with _run_directory(directory, ranks) as own:
@@ -184,7 +161,6 @@ class Session:
         model = build_model(card.arch, card.image_shape, len(card.classes)).to(self.device)
         setup = Setup(config, card, label, teacher.build(self.device) if teacher else None)
         trainer = Trainer(model, optimizer(config), mode.callbacks(setup), seed=config.seed)
-        write_text(directory / "config.toml", config.to_toml())
         epochs = config.epochs_for(mode.network)
         if state is not None and state.data != data.train.fingerprint:
             raise DataError(f"the training images are not those that the run in {directory} was begun with.")
@@ -199,8 +175,9 @@ class Session:
             directory=directory,
         )
         if ranks.rank == 0:
+            make_folder(config.models)
             write_bytes(default_model_path(config.models, card.mode), best.read_bytes())
-            _file_results(trained, directory, config, end.step)
+            file_results(trained, directory, config, end.step)
         return trained
 
     def _test(self, mode: str, seed: int, saved: SavedModel, test: Loader) -> Trained:
@@ -250,51 +227,9 @@ def _run_directory(directory: Path, ranks: Ranks) -> Iterator[Path]:
     if ranks.rank == 0:
         yield directory
         return
-    with tempfile.TemporaryDirectory(prefix="kdtrain-") as copies:
+    with temporary_folder(Path(tempfile.gettempdir())) as copies:
         best = Path("checkpoints") / "best.safetensors"  # of a resumed run, if no later epoch is better
         if (directory / best).exists():
-            write_bytes(Path(copies) / best, (directory / best).read_bytes())
-        yield Path(copies)
-
-
-def _file_results(trained: Trained, directory: Path, config: FitConfig, step: int) -> None:
-    """Adds the test figures to result.json and to TensorBoard."""
-    test = trained.test
-    path = directory / "result.json"
-    result = json.loads(path.read_text()) | {
-        "mode": trained.mode,
-        "seed": trained.seed,
-        "parameters": trained.parameters,
-        "best": trained.saved.card.metrics,
-        "test": {
-            "accuracy": test.accuracy,
-            "cross_entropy": test.cross_entropy,
-            "errors": test.errors,
-            "images": test.images,
-        },
-    }
-    write_text(path, json.dumps(result, indent=2) + "\n")
-    metrics = {"test/accuracy": test.accuracy, "test/cross_entropy": test.cross_entropy}
-    write_results(directory, _hyperparameters(trained, config), metrics, step)
-
-
-def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int | float]:
-    """Returns what the HParams tab shows: the same names for every mode, and nothing that decides nothing."""
-    mode = MODES[trained.mode]
-    return {
-        "mode": trained.mode,
-        "arch": trained.saved.card.arch,
-        "dataset": trained.saved.card.dataset,
-        "val_size": config.val_size,
-        "limit_train": config.limit_train or 0,
-        "seed": trained.seed,
-        "epochs": config.epochs_for(mode.network),
-        "batch_size": config.batch_size,
-        "optimizer": config.optimizer,
-        "lr": config.peak_lr,
-        "schedule": config.schedule,
-        "augment": config.augment_for(mode.network),
-        "alpha": config.alpha if mode.has_teacher else 0.0,  # without soft labels their weight is 0
-        "temperature": config.temperature,
-        "plugin": " ".join(config.plugin),
-    }
+            make_folder((copies / best).parent)
+            write_bytes(copies / best, (directory / best).read_bytes())
+        yield copies

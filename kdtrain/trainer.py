@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from kdtrain.callback import Callback, CallbackList
 from kdtrain.data.loader import Batch, Loader
-from kdtrain.errors import KdtrainError, describe
+from kdtrain.errors import describe
 from kdtrain.evaluation import Evaluation
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
 from kdtrain.mean_losses import MeanLosses
@@ -93,7 +93,7 @@ class Trainer:
             self._train(run, progress)
         except BaseException as error:
             status = Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
-            reason = str(error) if isinstance(error, KdtrainError) else describe(error)
+            reason = describe(error)
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._end(run, status, reason, started)
             raise

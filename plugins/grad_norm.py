@@ -29,7 +29,7 @@ class GradNorm(Callback):
         if self.file is not None and event.step % self.every == 0:
             squares = [(p.grad.double() ** 2).sum() for p in run.model.parameters() if p.grad is not None]
             norm = flow.stack(squares).sum().sqrt().item()
-            self.file.add_scalar("grad_norm", norm, event.step)
+            self.file.add_scalars({"grad_norm": norm}, event.step)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Lets TensorBoard see it."""

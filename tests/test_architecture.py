@@ -65,6 +65,12 @@ def test_nothing_needs_a_display(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)
+def test_nothing_relies_on_the_context_of_an_autograd_function(path: Path) -> None:
+    names = [node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    assert "Function" not in names, "its context frees what is kept there: see models/layers.py"
+
+
+@pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES

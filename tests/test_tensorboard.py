@@ -186,7 +186,7 @@ def test_hyperparameters_stand_beside_the_final_metrics(tensorboard: TensorBoard
 
 def test_curve_can_be_followed_while_the_run_goes_on(tmp_path: Path) -> None:
     file = EventFile(tmp_path)
-    file.add_scalar("loss", 0.5, 1)
+    file.add_scalars({"loss": 0.5}, 1)
     file.flush()
     assert read_scalars(tmp_path) == {"loss": {1: 0.5}}
     file.close()
@@ -194,7 +194,7 @@ def test_curve_can_be_followed_while_the_run_goes_on(tmp_path: Path) -> None:
 
 def write_until_full(file: EventFile) -> None:
     for step in range(1000):
-        file.add_scalar("loss", 0.5, step)
+        file.add_scalars({"loss": 0.5}, step)
     file.flush()
 
 

@@ -9,6 +9,7 @@ from kdtrain.callback import Callback
 from kdtrain.callbacks.monitor import Mode, Monitor
 from kdtrain.events import EpochEnd, EvalEnd
 from kdtrain.run import Run
+from kdtrain.store.atomic import make_folder
 from kdtrain.store.checkpoint import ModelCard, save_model, snapshot
 from kdtrain.store.resume import save_state
 
@@ -30,6 +31,10 @@ class Checkpoint(Callback):
         self.card = card
         self.monitor = Monitor(monitor, mode)
         self._is_best = False
+
+    def on_fit_start(self, run: Run) -> None:
+        """Makes the folder; it is not made again if somebody deletes it later."""
+        make_folder(run.directory / "checkpoints")
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Decides whether these weights are the best so far."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from kdtrain.callback import Callback
+from kdtrain.errors import KdtrainError
 from kdtrain.events import EpochEnd, FitEnd
 from kdtrain.run import Run
 from kdtrain.store.atomic import write_text
@@ -24,8 +25,11 @@ class RunLog(Callback):
         """
         if run.resumed is not None:
             file = run.directory / "metrics.jsonl"
-            known = file.read_text().splitlines() if file.exists() else []
-            self.lines = [line for line in known if json.loads(line)["epoch"] < run.resumed.epoch]
+            try:
+                known = file.read_text().splitlines() if file.exists() else []
+                self.lines = [line for line in known if json.loads(line)["epoch"] < run.resumed.epoch]
+            except (ValueError, TypeError, KeyError) as error:  # ValueError: not UTF-8, not JSON
+                raise KdtrainError(f"{file} is damaged ({error}): mend it, or move it away.") from error
             self._add(run, run.resumed)
         write_text(run.directory / "result.json", json.dumps({"status": "running"}, indent=2) + "\n")
 

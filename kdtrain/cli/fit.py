@@ -11,7 +11,7 @@ from kdtrain.cli.output import Output
 from kdtrain.config import FitConfig, load_config, resumed_config
 from kdtrain.errors import UsageError
 from kdtrain.interrupts import turn_sigterm_into_exception
-from kdtrain.store.atomic import write_bytes
+from kdtrain.store.atomic import make_folder, write_bytes
 
 
 def run(options: argparse.Namespace) -> int:
@@ -76,6 +76,7 @@ def _compare(config: FitConfig, resume: Path | None) -> None:
     picture = directory / "compare.png"
     if config.image_save_dir is not None or config.image_save_name is not None:
         copy = picture_path(config.image_save_dir, config.image_save_name, Path("compare.png"))
+        make_folder(copy.parent)
         write_bytes(copy, picture.read_bytes())
         picture = copy
     output = Output()

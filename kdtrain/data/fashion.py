@@ -8,12 +8,12 @@ import http.client
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import DataError
+from kdtrain.store.atomic import temporary_folder
 
 CLASSES = (
     "T-shirt/top",
@@ -34,6 +34,9 @@ CONTENT_SHA256 = (
     "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 )
+
+# Asked after flowvision's own: the folder of the data set's authors.
+_MORE_MIRRORS = ("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",)
 
 _PATIENCE = 30.0  # seconds without a byte; flowvision itself would wait for ever
 
@@ -57,8 +60,8 @@ def fetch_fashion_mnist(cache_dir: Path) -> Path:
         return folder
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fashion_mnist.", dir=cache_dir) as temporary:
-            downloaded = _download(Path(temporary))
+        with temporary_folder(cache_dir) as temporary:
+            downloaded = _download(temporary)
             try:
                 downloaded.rename(folder)
             except OSError:
@@ -76,22 +79,25 @@ def _download(folder: Path) -> Path:
     """Lets flowvision download the files into ``folder``; returns the folder with the gzipped ones."""
     loader = _loader()
     raw: Path = folder / loader.__name__ / "raw"
-    try:
-        with contextlib.redirect_stdout(sys.stderr), _patience(_PATIENCE):
-            loader(root=str(folder), download=True)
+    reasons = []
+    for mirror in (*loader.mirrors, *_MORE_MIRRORS):  # flowvision itself would give up at the first bad file
+        try:
+            with contextlib.redirect_stdout(sys.stderr), _patience(_PATIENCE):
+                loader(root=str(folder), download=True, source_url=mirror)  # only what is not there yet
+        except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+            damaged = [
+                name for name, md5 in loader.resources if (raw / name).exists() and _md5(raw / name) != md5
+            ]
+            reasons.append(f"{damaged[0]} arrived incomplete or damaged" if damaged else str(error))
+            continue
         for name, _ in loader.resources:
             (raw / name).with_suffix("").unlink()  # flowvision unzips; the gzipped file is half the size
-    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        damaged = [
-            name for name, md5 in loader.resources if (raw / name).exists() and _md5(raw / name) != md5
-        ]
-        reason = f"{damaged[0]} arrived incomplete or damaged" if damaged else str(error)
-        files = ", ".join(name for name, _ in loader.resources)
-        raise DataError(
-            f"Fashion-MNIST cannot be downloaded ({reason}). Try again where there is a network, or get "
-            f"{files} elsewhere and name their folder with --data-dir."
-        ) from error
-    return raw
+        return raw
+    files = ", ".join(name for name, _ in loader.resources)
+    raise DataError(
+        f"Fashion-MNIST cannot be downloaded ({'; '.join(dict.fromkeys(reasons))}). Try again where there "
+        f"is a network, or get {files} elsewhere and name their folder with --data-dir."
+    )
 
 
 def _loader() -> Any:

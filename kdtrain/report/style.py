@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.style
 from matplotlib.figure import Figure
 
-from kdtrain.store.atomic import write_bytes
+from kdtrain.store.atomic import make_folder, write_bytes
 
 DPI = 120
 GREY = "#5f5f5f"
@@ -81,4 +81,5 @@ def save_figure(figure: Figure, path: Path) -> None:
         # Names in a script that the font lacks come out as boxes: no reason to lose the picture.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    make_folder(path.parent)
     write_bytes(path, buffer.getvalue())

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kdtrain.errors import CheckpointError
 from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
+from kdtrain.store.atomic import make_folder
 from kdtrain.store.checkpoint import fingerprint, load_tensors, save_tensors, snapshot
 
 
@@ -45,6 +46,7 @@ def cached_logits(
         return known
     logits = compute()
     if ranks.rank == 0:
+        make_folder(directory)
         save_tensors(path, {"logits": logits}, {"teacher": teacher, "data": data})
     return logits
 

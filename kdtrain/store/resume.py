@@ -14,6 +14,8 @@ from kdtrain.events import EpochEnd
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, Weights, load_tensors, load_weights, save_tensors, snapshot
 
+_AN_END = EpochEnd(1, 1, {}, 1, 1.0, 1.0, 1.0)  # for the types of its fields
+
 
 @dataclass(frozen=True)
 class FitState:
@@ -43,16 +45,28 @@ class FitState:
         """
         for prefix, module in zip(_prefixes(), modules, strict=False):
             load_weights(module, self._part(prefix), str(self.source))
-        state: dict[Any, Any] = {"step": self.optimizer["step"]}
+        try:
+            self._restore_optimizer(optimizer)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"{self.source} does not hold the state of this optimizer: {error}."
+            ) from error
+
+    def _restore_optimizer(self, optimizer: flow.optim.Optimizer) -> None:
+        """Checks everything first: oneflow would read beyond a tensor that is too short."""
+        parameters = [p for group in optimizer.param_groups for p in group.parameters]
+        state: dict[Any, Any] = {"step": _checked("step", self.optimizer["step"], 0)}
         for name, array in self._part("optimizer/").items():
             index, _, key = name.partition("/")
+            shape = tuple(dict(enumerate(parameters))[int(index)].shape)
+            if array.shape != shape or array.dtype != np.float32:
+                raise ValueError(f"{name} has the shape {array.shape} ({array.dtype}), its parameter {shape}")
             # A copy, because oneflow keeps these very tensors as the live state.
             state.setdefault(int(index), {})[key] = flow.tensor(np.array(array, order="C"))
-        own = optimizer.state_dict()["param_groups"]
-        groups = [
-            {**group, "_options": {k: v for k, v in options.items() if k != "params"}}
-            for group, options in zip(own, self.optimizer["param_groups"], strict=True)
-        ]
+        groups = optimizer.state_dict()["param_groups"]
+        for group, options in zip(groups, self.optimizer["param_groups"], strict=True):
+            own = group["_options"]
+            group["_options"] = {name: _checked(name, options[name], value) for name, value in own.items()}
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _part(self, prefix: str) -> Weights:
@@ -91,9 +105,11 @@ def load_state(path: Path) -> FitState:
     """
     tensors, header = load_tensors(path)
     try:
-        end = EpochEnd(**header["end"])
-        return FitState(path, tensors, header["optimizer"], header["callbacks"], header["data"], end)
-    except (KeyError, TypeError) as error:
+        end = {name: _checked(name, header["end"][name], value) for name, value in vars(_AN_END).items()}
+        optimizer, callbacks = (_checked(name, header[name], {}) for name in ("optimizer", "callbacks"))
+        callbacks = {name: _checked(name, state, {}) for name, state in callbacks.items()}
+        return FitState(path, tensors, optimizer, callbacks, header["data"], EpochEnd(**end))
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold the state of a fit: {error}.") from error
 
 
@@ -112,6 +128,24 @@ def flatten_optimizer(optimizer: flow.optim.Optimizer) -> tuple[Weights, dict[st
     }
     groups = [{**group["_options"], "params": group["params"]} for group in state["param_groups"]]
     return tensors, {"step": int(np.asarray(state["state"].get("step", 0))), "param_groups": groups}
+
+
+def _checked(name: str, value: Any, like: Any) -> Any:
+    """Returns ``value`` if it is of the same kind as ``like``, as it comes back from JSON.
+
+    Raises:
+        ValueError: it is not, or it is a number that cannot be.
+    """
+    if isinstance(like, (tuple, list)):
+        if not isinstance(value, list) or len(value) != len(like):
+            raise ValueError(f"{name} is {value!r}")
+        return type(like)(_checked(name, item, one) for item, one in zip(value, like, strict=True))
+    number = isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool)
+    if not number and type(value) is not type(like):
+        raise ValueError(f"{name} is {value!r}")
+    if isinstance(like, (int, float)) and not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}")
+    return value
 
 
 def _prefixes() -> Iterable[str]:

@@ -38,7 +38,7 @@ class Row:
 def side_by_side(
     first: Callable[[], float], second: Callable[[], float], repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Measures two things in turn, and each as often before the other, so that a machine's moods meet both."""
+    """Measures two things in turn, each as often first, so that a machine's moods meet both."""
     pairs = []
     for number in range(repeats):
         if number % 2:

@@ -10,17 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from kdtrain.store.checkpoint import load_tensors
 from tests.cli.conftest import MODES, CallKdtrain, Fitted, assert_explained
 from tests.conftest import ROOT, RunKdtrain
-from tests.tools import Scalars, files_in, read_scalars
-
-TIMES = {"images_per_second", "train_seconds", "eval_seconds"}
+from tests.runs import assert_same_run, count_points, metrics
+from tests.tools import files_in
 
 # Kills its own process: in the third epoch, or at a given moment of the end of the second.
 KILLER = """
@@ -50,49 +46,6 @@ class Killer(Callback):
         if event.epoch == 2:
             self._kill("end")
 """
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-
-
-def curves(run: Path) -> Scalars:
-    return {tag: points for tag, points in read_scalars(run).items() if tag != "images_per_second"}
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """Asserts that nothing tells two runs apart but times and places."""
-    assert metrics(first) == metrics(second)
-    assert curves(first) == curves(second)
-    throughput = [set(read_scalars(run)["images_per_second"]) for run in (first, second)]
-    assert throughput[0] == throughput[1]
-    for name in ("best", "last"):
-        (ours, header), (theirs, expected) = (
-            load_tensors(run / f"checkpoints/{name}.safetensors") for run in (first, second)
-        )
-        assert ours.keys() == theirs.keys()
-        assert [key for key, array in ours.items() if not np.array_equal(array, theirs[key])] == []
-        for entry in ("metrics", "optimizer", "callbacks", "data"):
-            assert header.get(entry) == expected.get(entry)
-    results = [json.loads((run / "result.json").read_text()) for run in (first, second)]
-    for entry in ("status", "reason", "epochs", "steps", "test", "best"):
-        assert results[0][entry] == results[1][entry]
-
-
-def count_points(run: Path) -> dict[tuple[str, int], int]:
-    """How often each point of each curve is in the event files."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboardX.proto.event_pb2 import Event
-
-    points: dict[tuple[str, int], int] = {}
-    for file in run.glob("events.*"):
-        for record in RawEventFileLoader(str(file)).Load():
-            event = Event.FromString(record)
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    points[value.tag, event.step] = points.get((value.tag, event.step), 0) + 1
-    return points
 
 
 CASES = {

@@ -97,6 +97,7 @@ def server(flowvision_class: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
         md5s = [(name, hashlib.md5(body).hexdigest()) for name, body in GZIPPED.items()]
         sha256s = tuple(hashlib.sha256(CONTENTS[name]).hexdigest() for name in FILES)
         monkeypatch.setattr(flowvision_class, "mirrors", [server.address])
+        monkeypatch.setattr(fashion, "_MORE_MIRRORS", ())
         monkeypatch.setattr(flowvision_class, "resources", md5s)
         monkeypatch.setitem(datasets.DATASETS, "fashion_mnist", Known(fashion.CLASSES, sha256s))
         yield server
@@ -181,6 +182,36 @@ def test_a_first_mirror_that_fails_is_passed_over(
         address = refusing.address
     monkeypatch.setattr(flowvision_class, "mirrors", [address, server.address])
     assert len(load_dataset("fashion_mnist", cache_dir=tmp_path).train) == 30
+
+
+@pytest.mark.parametrize("fault", ["cut", "wrong", "silent"])
+def test_a_mirror_that_serves_nothing_useful_is_passed_over(
+    fault: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "t10k-images-idx3-ubyte.gz"
+    silence = threading.Event()
+    with Server() as second:
+        thread = threading.Thread(target=second.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setattr(fashion, "_MORE_MIRRORS", (second.address,))
+        monkeypatch.setattr(fashion, "_PATIENCE", 0.5)
+        if fault == "cut":
+            server.cut.add(name)
+        elif fault == "wrong":
+            server.files[name] = gzip.compress(b"something else")
+        else:
+            server.before_answer = silence.wait
+        try:
+            assert len(load_dataset("fashion_mnist", cache_dir=tmp_path).train) == 30
+        finally:
+            silence.set()
+            second.shutdown()
+            thread.join()
+    if fault != "silent":
+        assert name in second.asked
+        assert "train-images-idx3-ubyte.gz" not in second.asked, "it had arrived from the first"
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "fashion_mnist").iterdir()}
+    assert kept == GZIPPED
 
 
 class Trap:

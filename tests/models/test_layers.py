@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kdtrain.models.layers import Conv2d, Dropout
+from kdtrain.models.layers import Conv2d, Dropout, max_pool2d
 from kdtrain.models.networks import TeacherCnn
 from kdtrain.runtime import flow
 
@@ -45,6 +50,55 @@ def test_convolution_equals_oneflows(options: dict[str, object]) -> None:
     for our, their in pairs:
         assert our.shape == their.shape
         np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_of_images_that_need_no_gradient() -> None:
+    random = np.random.default_rng(0)
+    images = flow.tensor(random.normal(size=(3, 1, 6, 6)).astype(np.float32))
+    gradients = []
+    for kind in (Conv2d, flow.nn.Conv2d):
+        flow.manual_seed(0)
+        layer = kind(1, 2, 3)
+        (layer(images) ** 2).sum().backward()
+        gradients.append([layer.weight.grad.numpy().copy(), layer.bias.grad.numpy().copy()])
+    assert images.grad is None
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)),
+    seed=st.integers(0, 2**32 - 1),
+    levels=st.sampled_from([1, 2, 3, 1000]),
+)
+def test_pooling_equals_oneflows_in_bits_whoever_of_equal_pixels_gets_the_gradient(
+    shape: tuple[int, int, int, int], seed: int, levels: int
+) -> None:
+    random = np.random.default_rng(seed)
+    images = random.integers(0, levels, shape).astype(np.float32)
+    toward = random.normal(size=(*shape[:2], shape[2] // 2, shape[3] // 2)).astype(np.float32)
+    results = []
+    for pool in (max_pool2d, partial(flow.nn.functional.max_pool2d, kernel_size=2)):
+        inputs = flow.tensor(images, requires_grad=True)
+        output = pool(inputs)
+        output.backward(flow.tensor(toward))
+        results.append((output.numpy().copy(), inputs.grad.numpy().copy()))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_a_backward_pass_needs_survives_until_then() -> None:
+    """Attributes of oneflow's own context would be freed by the first read: see docs/oneflow.md."""
+    inputs = flow.tensor(np.random.default_rng(0).normal(size=(4, 2, 8, 8)).astype(np.float32))
+    layer = Conv2d(2, 2, 3)
+    losses = [max_pool2d(layer(inputs)).sum() for _ in range(50)]
+    gc.collect()
+    for loss in losses:
+        loss.backward()
+    alone = Conv2d(2, 2, 3)
+    alone.load_state_dict(layer.state_dict())
+    max_pool2d(alone(inputs)).sum().backward()
+    np.testing.assert_allclose(layer.weight.grad.numpy(), 50 * alone.weight.grad.numpy(), rtol=1e-4)
 
 
 def dropped(layer: flow.nn.Module, shape: tuple[int, ...] = (64, 100)) -> npt.NDArray[np.bool_]:

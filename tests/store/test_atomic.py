@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.errors import KdtrainError
-from kdtrain.store.atomic import ensure_writable, write_bytes, write_text
+from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
 
 ROOT = Path(__file__).parents[2]
 SIZE = 2_000_000
@@ -65,14 +67,21 @@ def wait_for(path: Path, writer: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def test_content_is_written_and_replaced_and_folders_are_made(tmp_path: Path) -> None:
+def test_content_is_written_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
+    make_folder(path.parent)
     write_bytes(path, b"first, and longer")
     write_bytes(path, b"second")
     assert path.read_bytes() == b"second"
     write_text(path, "dritter Inhalt: äöü\n")
     assert path.read_bytes() == "dritter Inhalt: äöü\n".encode()
     assert os.listdir(path.parent) == ["file"]
+
+
+def test_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(KdtrainError, match=r"the folder .*gone is not there, or not any more"):
+        write_bytes(tmp_path / "gone" / "file", b"content")
+    assert os.listdir(tmp_path) == []
 
 
 def test_reader_sees_a_whole_file_while_it_is_written_over_and_over(tmp_path: Path) -> None:
@@ -101,12 +110,67 @@ def test_killed_writer_leaves_the_previous_content_or_the_new_one(tmp_path: Path
         assert is_whole(path.read_bytes())
 
 
+# Does nothing but die: after its file is written, before it gets its name.
+DIE_BEFORE_THE_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from kdtrain.store.atomic import temporary_folder, write_bytes
+os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+with temporary_folder(Path(sys.argv[1]).parent):
+    write_bytes(Path(sys.argv[1]), b"new")
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"previous")
+    writer = python(DIE_BEFORE_THE_RENAME, path)
+    writer.communicate(timeout=60)
+    assert writer.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"previous"
+    assert len(os.listdir(tmp_path)) == 3, "the killed writer left a file and a folder"
+    write_bytes(tmp_path / "another", b"content")
+    assert sorted(os.listdir(tmp_path)) == ["another", "file"]
+
+
+def test_what_belongs_to_others_is_left_alone(tmp_path: Path) -> None:
+    writer = python("import time; time.sleep(600)")
+    start = Path(f"/proc/{writer.pid}/stat").read_text().split()[21]
+    others = [
+        f".file.12345678.{socket.gethostname()}-{writer.pid}-{start}.tmp",  # its owner still lives
+        f".file.12345678.another-host-{writer.pid}-1.tmp",
+        ".file.tmp",
+        "file.tmp",
+    ]
+    try:
+        for name in others:
+            (tmp_path / name).touch()
+        write_bytes(tmp_path / "file", b"content")
+        assert sorted(os.listdir(tmp_path)) == sorted(["file", *others])
+    finally:
+        writer.kill()
+        writer.communicate()
+    write_bytes(tmp_path / "file", b"content")
+    assert sorted(os.listdir(tmp_path)) == sorted(["file", *others[1:]])
+
+
+def test_temporary_folder_is_gone_afterwards(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path) as folder:
+        (folder / "file").touch()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        with temporary_folder(tmp_path) as another:
+            assert another != folder
+        assert folder.is_dir()
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(("how", "reason"), [("full", "File too large"), ("denied", "Permission denied")])
 def test_failed_write_keeps_the_previous_content_and_leaves_nothing_behind(
     tmp_path: Path, how: str, reason: str
 ) -> None:
     folder = tmp_path / "folder"
     path = folder / "file"
+    make_folder(folder)
     write_bytes(path, b"previous")
     if how == "denied":
         folder.chmod(0o555)
@@ -124,12 +188,10 @@ def test_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"previous")
     for folder, reason in (("file", "there is a file of that name"), ("file/deeper", "Not a directory")):
         expected = f"cannot make the directory {tmp_path / folder}: {reason}."
-        with pytest.raises(KdtrainError) as caught:
-            write_bytes(tmp_path / folder / "name", b"new")
-        assert str(caught.value) == expected
-        with pytest.raises(KdtrainError) as caught:
-            ensure_writable(tmp_path / folder)
-        assert str(caught.value) == expected
+        for attempt in (make_folder, ensure_writable):
+            with pytest.raises(KdtrainError) as caught:
+                attempt(tmp_path / folder)
+            assert str(caught.value) == expected
     assert (tmp_path / "file").read_bytes() == b"previous"
 
 

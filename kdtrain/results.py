@@ -1,0 +1,83 @@
+"""What a trained model is reported by: the figures that a run's files and tables are made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdtrain.callbacks.tensorboard import write_results
+from kdtrain.config import FitConfig
+from kdtrain.evaluation import Evaluation
+from kdtrain.modes import MODES
+from kdtrain.store.atomic import write_text
+from kdtrain.store.checkpoint import SavedModel
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, and how it did on the test set.
+
+    Attributes:
+        mode: how it was trained.
+        seed: the seed it was trained with.
+        saved: its best weights.
+        parameters: how many values the network has.
+        test: on the test set.
+        seconds: what its epochs took, evaluations included; 0 for a model that was there before.
+        history: a row of figures per epoch, as in metrics.jsonl.
+        directory: the run directory; None for a model that was there before.
+    """
+
+    mode: str
+    seed: int
+    saved: SavedModel
+    parameters: int
+    test: Evaluation
+    seconds: float = 0.0
+    history: tuple[dict[str, Any], ...] = ()
+    directory: Path | None = None
+
+
+def file_results(trained: Trained, directory: Path, config: FitConfig, step: int) -> None:
+    """Adds the test figures to result.json and to TensorBoard."""
+    test = trained.test
+    path = directory / "result.json"
+    result = json.loads(path.read_text()) | {
+        "mode": trained.mode,
+        "seed": trained.seed,
+        "parameters": trained.parameters,
+        "best": trained.saved.card.metrics,
+        "test": {
+            "accuracy": test.accuracy,
+            "cross_entropy": test.cross_entropy,
+            "errors": test.errors,
+            "images": test.images,
+        },
+    }
+    write_text(path, json.dumps(result, indent=2) + "\n")
+    metrics = {"test/accuracy": test.accuracy, "test/cross_entropy": test.cross_entropy}
+    write_results(directory, _hyperparameters(trained, config), metrics, step)
+
+
+def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int | float]:
+    """Returns what the HParams tab shows: the same names for every mode, and nothing that decides nothing."""
+    mode = MODES[trained.mode]
+    return {
+        "mode": trained.mode,
+        "arch": trained.saved.card.arch,
+        "dataset": trained.saved.card.dataset,
+        "val_size": config.val_size,
+        "limit_train": config.limit_train or 0,
+        "seed": trained.seed,
+        "epochs": config.epochs_for(mode.network),
+        "batch_size": config.batch_size,
+        "optimizer": config.optimizer,
+        "lr": config.peak_lr,
+        "schedule": config.schedule,
+        "augment": config.augment_for(mode.network),
+        "alpha": config.alpha if mode.has_teacher else 0.0,  # without soft labels their weight is 0
+        "temperature": config.temperature,
+        "plugin": " ".join(config.plugin),
+    }

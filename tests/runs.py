@@ -1,0 +1,61 @@
+"""When two runs are the same but for times and places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboardX.proto.event_pb2 import Event
+
+from kdtrain.store.checkpoint import load_tensors
+from tests.tools import Scalars, read_scalars
+
+TIMES = {"images_per_second", "train_seconds", "eval_seconds"}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, without times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def curves(run: Path) -> Scalars:
+    """What TensorBoard draws, without times."""
+    return {tag: points for tag, points in read_scalars(run).items() if tag != "images_per_second"}
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Asserts that nothing tells two runs apart but times and places."""
+    assert metrics(first) == metrics(second)
+    assert curves(first) == curves(second)
+    throughput = [set(read_scalars(run)["images_per_second"]) for run in (first, second)]
+    assert throughput[0] == throughput[1]
+    for name in ("best", "last"):
+        (ours, header), (theirs, expected) = (
+            load_tensors(run / f"checkpoints/{name}.safetensors") for run in (first, second)
+        )
+        assert ours.keys() == theirs.keys()
+        assert [key for key, array in ours.items() if not np.array_equal(array, theirs[key])] == []
+        for entry in ("metrics", "optimizer", "data"):
+            assert header.get(entry) == expected.get(entry)
+        states = [one.get("callbacks", {}) for one in (header, expected)]
+        states = [{name: state for name, state in one.items() if state} for one in states]
+        assert states[0] == states[1]
+    results = [json.loads((run / "result.json").read_text()) for run in (first, second)]
+    for entry in ("status", "reason", "epochs", "steps", "test", "best"):
+        assert results[0][entry] == results[1][entry]
+
+
+def count_points(run: Path) -> dict[tuple[str, int], int]:
+    """How often each point of each curve is in the event files."""
+    points: dict[tuple[str, int], int] = {}
+    for file in run.glob("events.*"):
+        for record in RawEventFileLoader(str(file)).Load():
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    points[value.tag, event.step] = points.get((value.tag, event.step), 0) + 1
+    return points
