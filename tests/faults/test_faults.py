@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,44 @@ class Witness(Callback):
     expected = "completed" if hook == "on_fit_end" else expected
     assert (tmp_path / "witness").read_text() == expected
     assert json.loads((tmp_path / RUN / "result.json").read_text())["status"] == expected
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiles: Path) -> None:
+    (tmp_path / "slow.py").write_text("""
+import time
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Slow(Callback):
+    def on_batch(self, run, event):
+        Path("training").touch()
+        time.sleep(0.1)
+
+    def on_fit_end(self, run, event):
+        Path("closing").touch()
+        time.sleep(60)
+""")
+    with subprocess.Popen(
+        words(tiles, "--plugin", "slow.py:Slow"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            for sign in ("training", "closing"):
+                deadline = time.monotonic() + 60
+                while not (tmp_path / sign).exists() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            _, said = process.communicate(timeout=30)
+        except BaseException:
+            process.kill()
+            raise
+    assert (process.returncode, time.monotonic() - began < 5) == (130, True)
+    assert said.splitlines()[-1] == f"kdtrain: interrupted. Go on with: kdtrain fit --resume {RUN}"
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "</dev/null | head -1"])
