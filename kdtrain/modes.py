@@ -39,11 +39,11 @@ def common(setup: Setup) -> list[Callback]:
     """Returns what every mode has."""
     config = setup.config
     callbacks: list[Callback] = [
+        RunLog(),  # begins first and ends last: whatever happens in between is in result.json
         StopOnNonFinite(),
         LearningRateSchedule(config.schedule, config.peak_lr),
         Checkpoint(setup.card),
         TensorBoard(config.to_toml()),
-        RunLog(),
         Progress(setup.label),
     ]
     if config.early_stopping is not None:
