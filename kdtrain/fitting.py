@@ -32,7 +32,7 @@ from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder,
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 from kdtrain.store.resume import FitState, load_state
 from kdtrain.store.run_directory import claim_run_directory
-from kdtrain.teachers import default_model_path, find_teacher, model_card
+from kdtrain.teachers import default_model_path, find_teacher, model_card, networks_to_train
 from kdtrain.trainer import Trainer
 
 T = TypeVar("T")
@@ -49,8 +49,8 @@ class Session:
 
     def __init__(self, config: FitConfig) -> None:
         self.config = config
-        for arch in (config.teacher_arch, config.student_arch):
-            check_architecture(arch)
+        for network in ("teacher", "student"):
+            check_architecture(config.architecture_for(network))
         for spec in config.plugin:
             load_plugin(spec)
         for folder in (config.logdir, config.models, config.image_save_dir):
@@ -60,9 +60,8 @@ class Session:
         self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
         self.dataset = load_dataset(config.dataset, config.data_dir)
         check_sizes(self.dataset, config)
-        for network in ("teacher", "student") if config.mode in ("student_kd", "compare") else (config.mode,):
-            arch = architecture(network, config)
-            build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
+        for network in networks_to_train(config):
+            build_model(config.architecture_for(network), self.dataset.image_shape, self.dataset.num_classes)
         if config.val_size == 0:
             note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
 
@@ -104,7 +103,12 @@ class Session:
             label: what progress calls the run; the mode by default.
         """
         config = dataclasses.replace(
-            self.config, mode=mode, seed=seed, seeds=1, teacher_checkpoint=teacher.path if teacher else None
+            self.config,
+            mode=mode,
+            seed=seed,
+            seeds=1,
+            teacher_checkpoint=teacher.path if teacher else None,
+            teacher_arch=teacher.card.arch if teacher else self.config.teacher_arch,
         )
         card = model_card(mode, architecture(mode, config), self.dataset)
         if self.ranks.rank == 0:  # at once, so that the run can be resumed from its first moment on
@@ -117,7 +121,7 @@ class Session:
                 state = load_state(last) if last.exists() else None
                 return self._train(config, card, ranks, own, teacher, label or mode, state)
 
-        return Job(f"training {label or mode}", work, self._cores(card.arch))
+        return Job(f"training {label or mode}", work, self._cores(card.arch, trained=True))
 
     def prepare_soft_labels(self, teachers: Mapping[int, SavedModel]) -> None:
         """Puts each seed's teacher's logits over the training images into the cache, on all cores."""
@@ -169,7 +173,7 @@ class Session:
         best = directory / "checkpoints" / "best.safetensors"
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         trained = dataclasses.replace(
-            self._test(card.mode, config.seed, load_model(best), data.test),
+            self._test(card.mode, config.seed, load_model(best, arch=card.arch), data.test),
             seconds=sum(row["train_seconds"] + row["eval_seconds"] for row in rows),
             history=tuple(rows),
             directory=directory,
@@ -197,14 +201,17 @@ class Session:
         with resumable(directory):
             return self.run([self.training("teacher", self.config.seed, directory)])[0].saved
 
-    def _cores(self, arch: str) -> int:
+    def _cores(self, arch: str, trained: bool = False) -> int:
         """Returns how many processes should share the work on a network.
 
         A convolution uses each weight once per pixel, so that computing takes far longer than adding
-        up the processes' gradients. A fully connected network is faster on a core of its own.
+        up the processes' gradients. A fully connected network is faster on a core of its own. So is
+        one with a batch normalisation trained: over a part of each batch it would be another one.
         """
         model = build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
         if not any(isinstance(module, flow.nn.Conv2d) for module in model.modules()):
+            return 1
+        if trained and any(True for _ in model.buffers()):
             return 1
         sizes = (self.config.batch_size, self.config.limit_train, self.config.val_size)
         images = min(size for size in (*sizes, len(self.dataset.test)) if size)

@@ -117,6 +117,7 @@ class Trainer:
                 if _stopping(run):
                     break
             losses_of_epoch, trained = means.compute(), time.perf_counter()
+            run.train.ranks.average_buffers(self.model)
 
             metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
             seconds = time.perf_counter() - trained
