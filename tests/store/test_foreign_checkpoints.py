@@ -106,3 +106,11 @@ def test_a_classifier_of_flowvisions_comes_back(card: ModelCard, tmp_path: Path)
     images = flow.randn(3, 1, 28, 28)
     again = load_model(tmp_path / "m.safetensors").build("cpu")
     assert np.array_equal(again(images).numpy(), model.eval()(images).numpy())
+
+
+def test_directory_is_taken_for_what_the_user_says(card: ModelCard, tmp_path: Path) -> None:
+    flow.save(build_model("student_mlp", (1, 28, 28), 10).state_dict(), str(tmp_path / "saved"))
+    assert load_model(tmp_path / "saved", card).card.arch == "student_mlp"
+    taken = load_model(tmp_path / "saved", card, arch="hinton_800")
+    with pytest.raises(CheckpointError, match="do not fit the network"):
+        taken.build("cpu")
