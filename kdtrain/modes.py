@@ -83,7 +83,7 @@ COMPARE = ("teacher", "student_kd", "student")
 
 def architecture(mode: str, config: FitConfig) -> str:
     """Returns the name of the network that ``mode`` trains."""
-    return config.teacher_arch if MODES[mode].network == "teacher" else config.student_arch
+    return config.architecture_for(MODES[mode].network)
 
 
 def optimizer(config: FitConfig) -> OptimizerFactory:

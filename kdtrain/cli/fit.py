@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 from pathlib import Path
 
 from kdtrain import launch
 from kdtrain.cli.output import Output
+from kdtrain.cli.parser import settings_in
 from kdtrain.config import FitConfig, load_config, resumed_config
 from kdtrain.errors import UsageError
 from kdtrain.interrupts import interrupts_put_off, turn_sigterm_into_exception
@@ -24,8 +24,7 @@ _NEEDED = (
 
 def run(options: argparse.Namespace) -> int:
     """Trains, and prints how the models did."""
-    settings = {field.name for field in dataclasses.fields(FitConfig)}
-    flags = {name: value for name, value in vars(options).items() if name in settings}
+    flags = settings_in(options)
     resume: Path | None = getattr(options, "resume", None)
     if resume is not None and options.config is not None:
         raise UsageError("--resume takes the configuration of the run: leave --config out.")
