@@ -190,8 +190,9 @@ def load_model(path: Path, fallback: ModelCard | None = None) -> SavedModel:
         return SavedModel(path, dataclasses.replace(fallback, arch=_recognise(weights, fallback)), weights)
     weights, header = load_tensors(path)
     header = header.get("model", header)  # `last` holds a model among other things
+    others = ("optimizer/", "term/")
     weights = {
-        name.removeprefix("model/"): w for name, w in weights.items() if not name.startswith("optimizer/")
+        name.removeprefix("model/"): array for name, array in weights.items() if not name.startswith(others)
     }
     return SavedModel(path, _card(header, path), weights)
 
