@@ -14,12 +14,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdtrain.callback import Callback
     from kdtrain.callbacks import DistillationCallback
+    from kdtrain.callbacks.distillation import NeedsTeacher
     from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
     from kdtrain.losses.soft_targets import soft_target_loss
+    from kdtrain.models.layers import Conv2d
     from kdtrain.objective import Objective, Output
+    from kdtrain.recording import Recorder, Shape, Teacher
     from kdtrain.run import Run
     from kdtrain.runtime import flow
     from kdtrain.trainer import Trainer
@@ -28,6 +31,7 @@ _HOME = {
     "Batch": "kdtrain.data.loader",
     "BatchEnd": "kdtrain.events",
     "Callback": "kdtrain.callback",
+    "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
@@ -35,10 +39,14 @@ _HOME = {
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
     "Loader": "kdtrain.data.loader",
+    "NeedsTeacher": "kdtrain.callbacks.distillation",
     "Objective": "kdtrain.objective",
     "Output": "kdtrain.objective",
+    "Recorder": "kdtrain.recording",
     "Run": "kdtrain.run",
+    "Shape": "kdtrain.recording",
     "Status": "kdtrain.events",
+    "Teacher": "kdtrain.recording",
     "Trainer": "kdtrain.trainer",
     "UsageError": "kdtrain.errors",
     "flow": "kdtrain.runtime",
@@ -49,6 +57,7 @@ __all__ = [
     "Batch",
     "BatchEnd",
     "Callback",
+    "Conv2d",
     "DistillationCallback",
     "EpochEnd",
     "EvalEnd",
@@ -56,10 +65,14 @@ __all__ = [
     "FitEnd",
     "KdtrainError",
     "Loader",
+    "NeedsTeacher",
     "Objective",
     "Output",
+    "Recorder",
     "Run",
+    "Shape",
     "Status",
+    "Teacher",
     "Trainer",
     "UsageError",
     "flow",
