@@ -64,8 +64,9 @@ def attention_map(features: flow.Tensor, size: Shape) -> flow.Tensor:
     if tuple(features.shape[2:]) != size:
         features = F.adaptive_avg_pool2d(features, size)
     strength = (features * features).mean(dim=1).double().reshape(len(features), -1)
-    length = (strength * strength).sum(dim=1, keepdim=True).sqrt()
-    return strength / length.clamp(min=1e-12)
+    # Of a map of zeros it is not 0, so that the root has a slope.
+    length = (strength * strength).sum(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
+    return strength / length
 
 
 def _record_maps(network: Recorder, layer: str) -> None:
