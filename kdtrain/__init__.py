@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from kdtrain.callbacks import DistillationCallback
     from kdtrain.callbacks.distillation import NeedsTeacher
     from kdtrain.callbacks.tensorboard import EventFile
+    from kdtrain.console import claim_terminal
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
     from kdtrain.losses.soft_targets import soft_target_loss
     from kdtrain.models.layers import Conv2d
     from kdtrain.objective import Objective, Output
+    from kdtrain.predict import predict_logits
     from kdtrain.recording import Recorder, Shape, Teacher
     from kdtrain.run import Run
     from kdtrain.runtime import flow
+    from kdtrain.store.atomic import write_text
     from kdtrain.trainer import Trainer
 
 _HOME = {
@@ -49,8 +52,11 @@ _HOME = {
     "Teacher": "kdtrain.recording",
     "Trainer": "kdtrain.trainer",
     "UsageError": "kdtrain.errors",
+    "claim_terminal": "kdtrain.console",
     "flow": "kdtrain.runtime",
+    "predict_logits": "kdtrain.predict",
     "soft_target_loss": "kdtrain.losses.soft_targets",
+    "write_text": "kdtrain.store.atomic",
 }
 
 __all__ = [
@@ -75,8 +81,11 @@ __all__ = [
     "Teacher",
     "Trainer",
     "UsageError",
+    "claim_terminal",
     "flow",
+    "predict_logits",
     "soft_target_loss",
+    "write_text",
 ]
 
 

@@ -52,6 +52,7 @@ class Objective:
         terms: each term and its weight by name.
         student: the network in training; set by the fit.
         teacher: the network that teaches it; set by ``taught_by``.
+        stand_in: the network to evaluate instead of the student; set by ``represented_by``.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Objective:
         terms: dict[str, WeightedTerm],
         student: Recorder | None = None,
         teacher: Teacher | None = None,
+        stand_in: flow.nn.Module | None = None,
     ) -> None:
         self.terms = dict(terms)
+        self.stand_in = stand_in
         self._student = student
         self._teacher = teacher
 
@@ -96,13 +99,25 @@ class Objective:
 
     def for_student(self, student: Recorder) -> Objective:
         """Returns this objective for a fit of ``student``."""
-        return Objective(self.terms, student, self._teacher)
+        return Objective(self.terms, student, self._teacher, self.stand_in)
 
     def taught_by(self, teacher: Teacher) -> Objective:
         """Returns this objective with a teacher for terms to ask."""
         if self._student is not None:
             teacher.images = self._student.images
-        return Objective(self.terms, self._student, teacher)
+        return Objective(self.terms, self._student, teacher, self.stand_in)
+
+    def represented_by(self, network: flow.nn.Module) -> Objective:
+        """Returns this objective with a network that stands in for the student outside the steps.
+
+        It is what is evaluated, and kept as the best model; its weights are for a callback to change.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        if self.stand_in is not None:
+            raise ValueError("another callback has put a network in the student's place already.")
+        return Objective(self.terms, self._student, self._teacher, network)
 
     def add(self, name: str, term: Term, weight: Weight = 1.0) -> Objective:
         """Returns this objective plus ``weight`` times ``term``.
@@ -178,7 +193,7 @@ class Objective:
                 yield term
 
     def _with(self, terms: dict[str, WeightedTerm]) -> Objective:
-        return Objective(terms, self._student, self._teacher)
+        return Objective(terms, self._student, self._teacher, self.stand_in)
 
 
 def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:

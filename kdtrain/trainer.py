@@ -80,6 +80,7 @@ class Trainer:
         flow.manual_seed(derive_seed(self.seed, "weights", "terms"))
         self._student = Recorder(self.model, "student", _example(train))
         objective = self.callbacks.configure(self.objective.for_student(self._student))
+        objective = objective.for_student(self._student)  # also where one made an objective of its own
         modules = (self.model, *(term.to(train.device) for term in objective.modules()))
         optimizer = self.make_optimizer([p for module in modules for p in module.parameters()])
         progress, states = Progress(), self.callbacks.state_dict
@@ -88,7 +89,7 @@ class Trainer:
             self.model, optimizer, objective, train, validation, epochs, directory, states, resumed, progress
         )
         if resume is not None:
-            resume.restore(modules, optimizer)
+            resume.restore(run.modules, optimizer)
             self.callbacks.load_state_dict(resume.callbacks)
             progress.epoch, progress.step = resume.end.epoch, resume.end.step
         started = time.perf_counter()
@@ -122,7 +123,7 @@ class Trainer:
                     break
             losses_of_epoch, trained = means.compute(), time.perf_counter()
 
-            metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
+            metrics = MappingProxyType({**_evaluate(run.evaluated, run.validation), **losses_of_epoch})
             seconds = time.perf_counter() - trained
             self.callbacks.tell("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
 
@@ -147,14 +148,18 @@ class Trainer:
 
         They measure the task, whatever the objective is, so that runs can be compared.
         """
-        evaluation = Evaluation.from_logits(predict_logits(self.model, loader), loader.targets)
-        return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
+        return _evaluate(self.model, loader)
 
     def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:
         """Tells the callbacks that were started how the fit ended."""
         end = FitEnd(status, reason, run.epoch, run.step, time.perf_counter() - started)
         self.callbacks.on_fit_end(run, end)
         return end
+
+
+def _evaluate(model: flow.nn.Module, loader: Loader) -> dict[str, float]:
+    evaluation = Evaluation.from_logits(predict_logits(model, loader), loader.targets)
+    return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
 
 
 def _example(train: Loader) -> flow.Tensor:
