@@ -77,6 +77,14 @@ class FitConfig:
     )
     temperature: float = setting(4.0, "how soft the teacher's labels are made", metavar="T", check=POSITIVE)
     alpha: float = setting(0.9, "weight of the soft labels, 0 to 1", check=FRACTION)
+    assistant_arch: tuple[str, ...] = setting(
+        (),
+        "a network of a size in between: taught by the teacher, it teaches the student (repeatable)",
+        metavar="NAME",
+    )
+    generations: int = setting(
+        1, "students, each taught by the one before, the first by the teacher", check=AT_LEAST_ONE
+    )
     dataset: str = setting("mnist", "mnist or fashion_mnist", metavar="NAME")
     data_dir: Path | None = setting(
         None, "read the four IDX files, plain or gzipped, from here", metavar="DIR"
@@ -119,6 +127,15 @@ class FitConfig:
             raise UsageError(
                 f"--seeds {self.seeds} is for --mode compare; use --seed to choose one for {self.mode}."
             )
+
+        if self.is_chain and self.mode != "student_kd":
+            flag = "--generations" if self.generations > 1 else "--assistant-arch"
+            raise UsageError(f"{flag} is for --mode student_kd, not for {self.mode}.")
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether several networks are trained one after another, each with the one before as its teacher."""
+        return self.generations > 1 or bool(self.assistant_arch)
 
     @property
     def peak_lr(self) -> float:

@@ -8,11 +8,13 @@ import json
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from kdtrain import launch
 from kdtrain.callbacks.distillation import logits_over
+from kdtrain.chain import run_chain
 from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
 from kdtrain.console import note
@@ -40,6 +42,18 @@ _MOST_CORES = 4  # more have not been tried: adding up gradients takes longer wi
 _FEWEST_IMAGES = 16  # per process and batch
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be trained, and from which first weights."""
+
+    config: FitConfig
+    card: ModelCard
+    label: str
+    teacher: SavedModel | None
+    draw: int
+    keep: bool
+
+
 class Session:
     """What the runs of one command share: the configuration, the device, the data.
 
@@ -48,7 +62,8 @@ class Session:
 
     def __init__(self, config: FitConfig) -> None:
         self.config = config
-        for arch in (config.teacher_arch, config.student_arch):
+        every = [config.teacher_arch, *config.assistant_arch, config.student_arch]
+        for arch in every:
             check_architecture(arch)
         check_plugins(config)
         for folder in (config.logdir, config.models, config.image_save_dir):
@@ -58,8 +73,10 @@ class Session:
         self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
         self.dataset = load_dataset(config.dataset, config.data_dir)
         check_sizes(self.dataset, config)
-        for network in ("teacher", "student") if config.mode in ("student_kd", "compare") else (config.mode,):
-            arch = architecture(network, config)
+        archs = {"teacher": [config.teacher_arch], "student": [config.student_arch]}
+        for arch in archs.get(
+            config.mode, [config.teacher_arch, *config.assistant_arch, config.student_arch]
+        ):
             build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
         if config.val_size == 0:
             note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
@@ -85,10 +102,21 @@ class Session:
             self.prepare_soft_labels({seed: teacher})
         directory = resume or claim_run_directory(self.config.logdir, mode)
         with resumable(directory):
+            if self.config.is_chain and teacher is not None:
+                return run_chain(self, directory, teacher)
             return self.run([self.training(mode, seed, directory, teacher)])[0]
 
     def training(
-        self, mode: str, seed: int, directory: Path, teacher: SavedModel | None = None, label: str = ""
+        self,
+        mode: str,
+        seed: int,
+        directory: Path,
+        teacher: SavedModel | None = None,
+        label: str = "",
+        *,
+        arch: str | None = None,
+        draw: int = 0,
+        keep: bool = True,
     ) -> Job[Trained]:
         """Returns the job that trains a network, tests its best weights, and keeps them as the mode's model.
 
@@ -100,20 +128,31 @@ class Session:
             directory: the run directory.
             teacher: of a student_kd.
             label: what progress calls the run; the mode by default.
+            arch: another student than the configuration's.
+            draw: which of a seed's first weights.
+            keep: whether the best weights become the mode's model in the model-save directory.
         """
         config = dataclasses.replace(
-            self.config, mode=mode, seed=seed, seeds=1, teacher_checkpoint=teacher.path if teacher else None
+            self.config,
+            mode=mode,
+            seed=seed,
+            seeds=1,
+            teacher_checkpoint=teacher.path if teacher else None,
+            student_arch=arch or self.config.student_arch,
+            generations=1,
+            assistant_arch=(),
         )
         card = model_card(mode, architecture(mode, config), self.dataset)
         if self.ranks.rank == 0:  # at once, so that the run can be resumed from its first moment on
             make_folder(directory)
             write_text(directory / "config.toml", config.to_toml())
 
+        plan = _Plan(config, card, label or mode, teacher, draw, keep)
+
         def work(ranks: Ranks) -> Trained:
             with _run_directory(directory, ranks) as own:
                 last = directory / "checkpoints" / "last.safetensors"
-                state = load_state(last) if last.exists() else None
-                return self._train(config, card, ranks, own, teacher, label or mode, state)
+                return self._train(plan, ranks, own, load_state(last) if last.exists() else None)
 
         return Job(f"training {label or mode}", work, self._cores(card.arch))
 
@@ -138,26 +177,17 @@ class Session:
 
         return Job(f"testing {mode}", work, self._cores(saved.card.arch))
 
-    def _train(
-        self,
-        config: FitConfig,
-        card: ModelCard,
-        ranks: Ranks,
-        directory: Path,
-        teacher: SavedModel | None,
-        label: str,
-        state: FitState | None,
-    ) -> Trained:
+    def _train(self, plan: _Plan, ranks: Ranks, directory: Path, state: FitState | None) -> Trained:
         """Trains and tests a network in this process, alone or as one of several.
 
         Its first weights are drawn by seed and network, so a student starts from the same ones with
         and without a teacher.
         """
-        mode = MODES[card.mode]
+        config, card, mode = plan.config, plan.card, MODES[plan.card.mode]
         data = prepare(self.dataset, config, mode.network, config.seed, self.device, ranks)
-        flow.manual_seed(derive_seed(config.seed, "weights", mode.network))
+        flow.manual_seed(derive_seed(config.seed, "weights", mode.network, *[plan.draw] * bool(plan.draw)))
         model = build_model(card.arch, card.image_shape, len(card.classes)).to(self.device)
-        setup = Setup(config, card, label, teacher.build(self.device) if teacher else None)
+        setup = Setup(config, card, plan.label, plan.teacher.build(self.device) if plan.teacher else None)
         trainer = Trainer(model, optimizer(config), mode.callbacks(setup), seed=config.seed)
         epochs = config.epochs_for(mode.network)
         if state is not None and state.data != data.train.fingerprint:
@@ -173,8 +203,9 @@ class Session:
             directory=directory,
         )
         if ranks.rank == 0:
-            make_folder(config.models)
-            write_bytes(default_model_path(config.models, card.mode), best.read_bytes())
+            if plan.keep:
+                make_folder(config.models)
+                write_bytes(default_model_path(config.models, card.mode), best.read_bytes())
             file_results(trained, directory, config, end.step)
         return trained
 

@@ -24,6 +24,7 @@ from kdtrain import console
 from kdtrain.config import FitConfig
 from kdtrain.errors import KdtrainError, Terminated
 from kdtrain.interrupts import interrupts_as_messages
+from kdtrain.store.atomic import temporary_folder
 
 _GRACE = 5.0  # seconds that the others have to notice that one has failed
 _PATIENCE = 10.0  # seconds that a process has to close its files once it was told
@@ -101,13 +102,13 @@ def as_rank(config: FitConfig) -> Iterator[FitConfig]:
         return
     console.enter_child(notes=False, bars=False)
     with (
-        tempfile.TemporaryDirectory(prefix="kdtrain-") as copies,
+        temporary_folder(Path(tempfile.gettempdir())) as copies,
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
     ):
         yield dataclasses.replace(
             config,
-            logdir=Path(copies),
+            logdir=copies,
             model_save_dir=config.models,
             image_save_dir=None,
             image_save_name=None,

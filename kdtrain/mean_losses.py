@@ -16,23 +16,23 @@ class MeanLosses:
     """
 
     def __init__(self) -> None:
-        self._losses: dict[str, list[flow.Tensor]] = {}
-        self._sizes: list[int] = []
+        self._batches: list[tuple[Mapping[str, flow.Tensor], int]] = []
 
     def add(self, losses: Mapping[str, flow.Tensor], images: int) -> None:
         """Notes the losses of one batch of ``images`` images."""
-        for name, loss in losses.items():
-            self._losses.setdefault(name, []).append(loss)
-        self._sizes.append(images)
+        self._batches.append((losses, images))
 
     @property
     def images(self) -> int:
         """How many images have been counted."""
-        return sum(self._sizes)
+        return sum(images for _, images in self._batches)
 
     def compute(self) -> dict[str, float]:
         """Returns the mean over all images, as ``loss/NAME``."""
+        sizes = [images for _, images in self._batches]
         return {
-            f"loss/{name}": float(np.average([value.item() for value in values], weights=self._sizes))
-            for name, values in self._losses.items()
+            f"loss/{name}": float(
+                np.average([losses[name].item() for losses, _ in self._batches], weights=sizes)
+            )
+            for name in (self._batches[0][0] if self._batches else ())
         }

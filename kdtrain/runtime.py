@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import resource
 import sys
 import tempfile
 import warnings
@@ -42,6 +43,8 @@ __all__ = [
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
 _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
 
+_OPEN_FILES = 64  # some 25 are enough for two processes that train together
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 _A_REGISTER = np.ones(16, np.float32)  # as much as the widest holds
@@ -61,6 +64,7 @@ def import_oneflow() -> ModuleType:
     Raises:
         KdtrainError: oneflow cannot be imported; the text says why.
     """
+    _allow_open_files()
     prepare_environment()
     launch.prepare_rank()
     with interrupts_put_off(), tempfile.TemporaryFile() as heard:
@@ -117,6 +121,24 @@ def clear_wide_registers() -> None:
     optimizers, dropout and additions take 2 to 4 times as long. NumPy's addition clears them.
     """
     np.add(_A_REGISTER, _A_REGISTER, out=_ITS_SUM)
+
+
+def _allow_open_files() -> None:
+    """Makes sure that enough files can be open at once: oneflow aborts the process where they cannot.
+
+    Raises:
+        KdtrainError: the limit is too low and cannot be raised.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft == resource.RLIM_INFINITY or soft >= _OPEN_FILES:
+        return
+    if most < _OPEN_FILES:
+        raise KdtrainError(
+            f"Too many open files would be needed: the limit is {hard}, kdtrain needs {_OPEN_FILES}. "
+            f"Raise it with `ulimit -n {_OPEN_FILES}`."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
 
 
 def processor_flags() -> set[str]:

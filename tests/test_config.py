@@ -44,6 +44,8 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "student_arch": TEXTS,
     "temperature": POSITIVE,
     "alpha": st.floats(0, 1),
+    "assistant_arch": st.lists(TEXTS, max_size=2).map(tuple),
+    "generations": NUMBERS,
     "dataset": TEXTS,
     "val_size": st.integers(0, 10**6),
     "seed": st.integers(0, 2**63 - 1),
@@ -54,7 +56,14 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "logdir": PATHS,
     **{name: st.none() | strategy for name, strategy in OPTIONAL.items()},
 }
-CONFIGS = st.fixed_dictionaries(SETTINGS).map(lambda values: FitConfig(**values))
+
+
+def config_of(values: dict[str, Any]) -> FitConfig:
+    no_chain = {} if values["mode"] == "student_kd" else {"assistant_arch": (), "generations": 1}
+    return FitConfig(**(values | no_chain))
+
+
+CONFIGS = st.fixed_dictionaries(SETTINGS).map(config_of)
 
 
 def flags(*words: str) -> dict[str, Any]:

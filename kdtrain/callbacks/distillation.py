@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +109,22 @@ class DistillationCallback(Callback):
         finished = event.status in (Status.COMPLETED, Status.STOPPED)
         if finished and weights_fingerprint(self.teacher.network) != self._fingerprint:
             raise KdtrainError("the teacher's weights changed during the fit: the result cannot be trusted.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the teacher can be known by."""
+        return {"teacher": self._fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes sure that the teacher is the one that the run was begun with.
+
+        Raises:
+            CheckpointError: its weights are others.
+        """
+        if state["teacher"] != weights_fingerprint(self.soft_targets.teacher):
+            raise CheckpointError(
+                "the teacher is not the one that the run was begun with: its weights are others. "
+                "Put that one back, or start a new run."
+            )
 
     def _check_classes(self, train: Loader) -> None:
         first = next(iter(train.in_order(train.ranks.size).epoch(1)))

@@ -21,7 +21,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done or stopped early, 1 failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM.
     """
+    _open_missing_streams()
     return launch.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _open_missing_streams() -> None:
+    """Puts the null device in the place of standard streams that were closed before we began.
+
+    Otherwise the next file that is opened gets the number 1 or 2, and what is meant for people is
+    written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _run(words: list[str]) -> int:

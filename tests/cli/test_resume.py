@@ -55,6 +55,7 @@ CASES = {
     "student, before the checkpoint": ("student", "eval", ("--early-stopping", "3")),
     "student, around the checkpoint": ("student", "end", ("--schedule", "constant")),
     "student_kd": ("student_kd", "step", ()),
+    "student_kd, shifted": ("student_kd", "step", ("--augment", "shift=1", "--epochs", "4")),
 }
 
 

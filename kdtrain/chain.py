@@ -1,0 +1,45 @@
+"""Distils several times in a row: through teacher assistants, over generations of students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdtrain.console import note
+from kdtrain.results import Trained
+from kdtrain.store.atomic import write_text
+from kdtrain.store.checkpoint import SavedModel
+
+if TYPE_CHECKING:
+    from kdtrain.fitting import Session
+
+
+def run_chain(session: Session, directory: Path, teacher: SavedModel) -> Trained:
+    """Trains each network of a chain with the one before as its teacher; returns the last.
+
+    Teacher assistants are networks of sizes in between (Mirzadeh et al. 2020, "Improved Knowledge
+    Distillation via Teacher Assistant", section 3); generations are students of one architecture,
+    each from first weights of its own (Furlanello et al. 2018, "Born Again Neural Networks",
+    section 3).
+
+    Args:
+        session: the configuration and the data.
+        directory: gets a run directory per network; what one of them holds already is gone on with.
+        teacher: of the first network.
+    """
+    config = session.config
+    write_text(directory / "config.toml", config.to_toml())
+    stages = [(f"assistant_{i}", arch, 0) for i, arch in enumerate(config.assistant_arch, 1)]
+    stages += [(f"generation_{i + 1}", config.student_arch, i) for i in range(config.generations)]
+    trained = []
+    for number, (name, arch, draw) in enumerate(stages, 1):
+        session.prepare_soft_labels({config.seed: teacher})
+        is_last = number == len(stages)
+        job = session.training(
+            "student_kd", config.seed, directory / name, teacher, name, arch=arch, draw=draw, keep=is_last
+        )
+        trained += session.run([job])
+        teacher = trained[-1].saved
+        if not is_last:
+            note(f"{name} ({arch}): test accuracy {trained[-1].test.accuracy:.2%}; it teaches the next one.")
+    return trained[-1]

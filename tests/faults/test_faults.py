@@ -1,0 +1,260 @@
+"""What goes wrong around a fit is named, and what was saved before stays as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdtrain.store.checkpoint import load_model
+from kdtrain.store.resume import load_state
+from tests.cli.conftest import EPOCH, CallKdtrain, Finished, assert_explained
+from tests.conftest import ROOT
+from tests.tools import files_in
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+RUN = Path("logs/student/version_0")
+MOUNTS = shutil.which("unshare") is not None and (
+    subprocess.run(["unshare", "--map-root-user", "--mount", "true"], check=False).returncode == 0
+)
+
+# Does something to the world in the third epoch.
+MEDDLER = """
+import os, shutil, subprocess
+from pathlib import Path
+
+from kdtrain import Callback
+
+def fill(run):
+    with open("logs/filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+def protect(run):
+    here = str(run.directory)  # a second mount over the first, on which a file is open for writing
+    subprocess.run(["mount", "--bind", here, here], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", here], check=True)
+
+def delete(run):
+    shutil.rmtree(run.directory)
+
+def delete_all(run):
+    shutil.rmtree("logs")
+
+def spoil(run):
+    next(iter(run.model.parameters())).data.fill_(float("nan"))
+
+class Meddler(Callback):
+    def __init__(self, how: str):
+        self.how = globals()[how]
+
+    def on_batch(self, run, event):
+        if event.epoch == 3 and not self.how.__dict__.get("done"):
+            self.how.done = True
+            self.how(run)
+"""
+
+
+def words(tiles: Path, *more: str) -> list[str]:
+    flags = ("--data-dir", str(tiles), "--val-size", "300", "--epochs", "4", "--batch-size", "64")
+    return [sys.executable, "-m", "kdtrain", "fit", "--mode", "student", *flags, *more]
+
+
+def fit(folder: Path, command: list[str]) -> Finished:
+    (folder / "meddler.py").write_text(MEDDLER)
+    return subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def fit_on_small_disk(folder: Path, command: list[str], megabytes: int = 16, options: str = "rw") -> Finished:
+    """Runs a command whose ``logs`` are on a disk of their own, and copies from it what is left there."""
+    if not MOUNTS:
+        pytest.skip("making a small disk is not allowed here")
+    script = f"""
+        mkdir logs && mount -t tmpfs -o size={megabytes}m,{options} small logs || exit 99
+        "$@"; code=$?
+        rm -f logs/filler; cp -r logs copy; umount -R logs; rmdir logs; mv copy logs; exit $code
+    """
+    return fit(folder, ["unshare", "--map-root-user", "--mount", "bash", "-c", script, "bash", *command])
+
+
+def assert_second_epoch_is_kept(folder: Path, status: str | None = "failed") -> None:
+    run = folder / RUN
+    load_model(run / "checkpoints/best.safetensors")
+    assert load_state(run / "checkpoints/last.safetensors").end.epoch == 2
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not [name for name in files_in(folder) if name.endswith(".tmp")]
+    if status is not None:
+        assert json.loads((run / "result.json").read_text())["status"] == status
+
+
+def test_soak_in_short() -> None:
+    counts = ("--kills", "4", "--renames", "2", "--interrupts", "4", "--pairs", "1")
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.faults.inject", *counts],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "Lost: nothing" in finished.stdout
+    for fault in ("SIGKILL, ", "SIGKILL between write and rename", "SIGINT", "two fits at once"):
+        assert f"| {fault}" in finished.stdout
+
+
+def test_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path: Path, tiles: Path) -> None:
+    finished = fit_on_small_disk(tmp_path, words(tiles, "--plugin", "meddler.py:Meddler,how=fill"))
+    assert_explained(finished, 1, "cannot write", "No space left on device", str(RUN))
+    assert_second_epoch_is_kept(tmp_path, status=None)  # there is no room for a word about it either
+
+
+def test_disk_that_is_too_small_from_the_beginning(tmp_path: Path, tiles: Path) -> None:
+    finished = fit_on_small_disk(tmp_path, words(tiles, "--student-arch", "hinton_1200"), megabytes=4)
+    assert_explained(finished, 1, "cannot write", "No space left on device", ".safetensors")
+    assert files_in(tmp_path / "logs/models") == {}
+
+
+def test_disk_that_becomes_read_only(tmp_path: Path, tiles: Path) -> None:
+    finished = fit_on_small_disk(tmp_path, words(tiles, "--plugin", "meddler.py:Meddler,how=protect"))
+    assert_explained(finished, 1, "cannot write", "Read-only file system", str(RUN))
+    assert_second_epoch_is_kept(tmp_path, status="running")
+
+
+def test_disk_that_is_read_only(tmp_path: Path, tiles: Path) -> None:
+    finished = fit_on_small_disk(tmp_path, words(tiles), options="ro")
+    assert_explained(finished, 1, "Read-only file system", "logs")
+    assert files_in(tmp_path).keys() == {"meddler.py"}
+
+
+@pytest.mark.parametrize("how", ["delete", "delete_all"])
+def test_directory_that_is_deleted_is_not_made_again(tmp_path: Path, tiles: Path, how: str) -> None:
+    finished = fit(tmp_path, words(tiles, "--plugin", f"meddler.py:Meddler,how={how}"))
+    assert_explained(finished, 1, f"the folder {RUN}", "not there, or not any more")
+    assert not (tmp_path / RUN).exists()
+
+
+@pytest.mark.parametrize("handles", [8, 16, 32])
+def test_too_few_file_handles_are_an_error(tmp_path: Path, tiles: Path, handles: int) -> None:
+    limited = ["bash", "-c", f'ulimit -n {handles} && exec "$@"', "bash", *words(tiles)]
+    finished = fit(tmp_path, limited)
+    assert_explained(finished, 1, "Too many open files", f"the limit is {handles}", "ulimit -n 64")
+    assert files_in(tmp_path).keys() == {"meddler.py"}
+
+
+@pytest.mark.parametrize("limits", ["-n 64", "-S -n 16"])
+@pytest.mark.parametrize("mode", ["student", "teacher"])
+def test_few_file_handles_are_enough_or_raised(tmp_path: Path, tiles: Path, limits: str, mode: str) -> None:
+    limited = ["bash", "-c", f'ulimit {limits} && exec "$@"', "bash", *words(tiles, "--epochs", "1")]
+    finished = fit(tmp_path, [mode if word == "student" else word for word in limited])
+    assert finished.returncode == 0, finished.stderr
+    load_model(tmp_path / f"logs/models/{mode}.safetensors")
+
+
+def test_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path: Path, tiles: Path) -> None:
+    finished = fit(tmp_path, words(tiles, "--plugin", "meddler.py:Meddler,how=spoil"))
+    assert_explained(
+        finished, 1, "not finite at step", "(epoch 3)", "task = nan", "checkpoint is kept", "--lr"
+    )
+    assert_second_epoch_is_kept(tmp_path)
+    assert not (tmp_path / "logs/models/student.safetensors").exists()
+
+
+@pytest.mark.parametrize("error", ["Exception", "KeyboardInterrupt", "StopIteration", "SystemExit"])
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end"])
+def test_whatever_a_plugin_raises_everyone_else_is_told(
+    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain, hook: str, error: str
+) -> None:
+    (tmp_path / "clumsy.py").write_text(f"""
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Clumsy(Callback):
+    def {hook}(self, run, *event):
+        raise {error}("two left hands")
+
+class Witness(Callback):
+    def on_fit_end(self, run, event):
+        Path("witness").write_text(event.status.value)
+""")
+    plugins = ("--plugin", "clumsy.py:Witness", "--plugin", "clumsy.py:Clumsy")
+    finished = call_kdtrain(*words(tiles, *plugins)[3:], cwd=tmp_path)
+    ctrl_c = error == "KeyboardInterrupt"
+    if ctrl_c:
+        assert_explained(finished, 130, "kdtrain: interrupted.")
+    else:
+        assert_explained(finished, 1, f"Clumsy.{hook} raised {error}: two left hands")
+    expected = "interrupted" if ctrl_c else "failed"
+    expected = "completed" if hook == "on_fit_end" else expected
+    assert (tmp_path / "witness").read_text() == expected
+    assert json.loads((tmp_path / RUN / "result.json").read_text())["status"] == expected
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiles: Path) -> None:
+    (tmp_path / "slow.py").write_text("""
+import time
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Slow(Callback):
+    def on_batch(self, run, event):
+        Path("training").touch()
+        time.sleep(0.1)
+
+    def on_fit_end(self, run, event):
+        Path("closing").touch()
+        time.sleep(60)
+""")
+    with subprocess.Popen(
+        words(tiles, "--plugin", "slow.py:Slow"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            for sign in ("training", "closing"):
+                deadline = time.monotonic() + 60
+                while not (tmp_path / sign).exists() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            _, said = process.communicate(timeout=30)
+        except BaseException:
+            process.kill()
+            raise
+    assert (process.returncode, time.monotonic() - began < 5) == (130, True)
+    assert said.splitlines()[-1] == f"kdtrain: interrupted. Go on with: kdtrain fit --resume {RUN}"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "</dev/null | head -1"])
+def test_nobody_has_to_listen(tmp_path: Path, tiles: Path, closed: str) -> None:
+    finished = fit(tmp_path, ["bash", "-c", f'set -o pipefail; "$@" {closed}', "bash", *words(tiles)])
+    assert finished.returncode == 0, finished.stderr
+    assert all(EPOCH.fullmatch(line) for line in finished.stderr.splitlines())
+    load_model(tmp_path / "logs/models/student.safetensors")
+
+
+def test_same_seed_twice_gives_the_same_weights(tmp_path: Path, tiles: Path) -> None:
+    shapes = []
+    for _ in range(2):
+        finished = fit(tmp_path, words(tiles, "--augment", "shift=1"))
+        assert finished.returncode == 0, finished.stderr
+        weights = load_model(tmp_path / "logs/models/student.safetensors").weights
+        shapes.append({name: array.tobytes() for name, array in weights.items()})
+    assert shapes[0] == shapes[1]
