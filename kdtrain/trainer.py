@@ -51,6 +51,7 @@ class Trainer:
         self.objective = objective or Objective.task()
         self.seed = seed
         self._student = Recorder(model, "student")
+        self._evaluated = model
 
     def fit(
         self,
@@ -88,6 +89,7 @@ class Trainer:
         run = Run(
             self.model, optimizer, objective, train, validation, epochs, directory, states, resumed, progress
         )
+        self._evaluated = run.evaluated
         if resume is not None:
             resume.restore(run.modules, optimizer)
             self.callbacks.load_state_dict(resume.callbacks)
@@ -123,7 +125,7 @@ class Trainer:
                     break
             losses_of_epoch, trained = means.compute(), time.perf_counter()
 
-            metrics = MappingProxyType({**_evaluate(run.evaluated, run.validation), **losses_of_epoch})
+            metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
             seconds = time.perf_counter() - trained
             self.callbacks.tell("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
 
@@ -146,20 +148,17 @@ class Trainer:
     def evaluate(self, loader: Loader) -> dict[str, float]:
         """Returns ``eval/accuracy`` and ``eval/cross_entropy`` over all of ``loader``'s images.
 
-        They measure the task, whatever the objective is, so that runs can be compared.
+        They measure the task, whatever the objective is, so that runs can be compared; of the network
+        that stands in for the model, where the last fit had one.
         """
-        return _evaluate(self.model, loader)
+        evaluation = Evaluation.from_logits(predict_logits(self._evaluated, loader), loader.targets)
+        return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
 
     def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:
         """Tells the callbacks that were started how the fit ended."""
         end = FitEnd(status, reason, run.epoch, run.step, time.perf_counter() - started)
         self.callbacks.on_fit_end(run, end)
         return end
-
-
-def _evaluate(model: flow.nn.Module, loader: Loader) -> dict[str, float]:
-    evaluation = Evaluation.from_logits(predict_logits(model, loader), loader.targets)
-    return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
 
 
 def _example(train: Loader) -> flow.Tensor:

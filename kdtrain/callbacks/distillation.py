@@ -120,7 +120,7 @@ class DistillationCallback(Callback):
         Raises:
             CheckpointError: its weights are others.
         """
-        if state["teacher"] != weights_fingerprint(self.soft_targets.teacher):
+        if state["teacher"] != weights_fingerprint(self.teacher.network):
             raise CheckpointError(
                 "the teacher is not the one that the run was begun with: its weights are others. "
                 "Put that one back, or start a new run."
