@@ -20,16 +20,22 @@ if TYPE_CHECKING:
         LearningRateSchedule,
         Progress,
     )
+    from kdtrain.callbacks.distillation import NeedsTeacher
     from kdtrain.callbacks.tensorboard import EventFile
+    from kdtrain.console import claim_terminal
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
     from kdtrain.losses.soft_targets import soft_target_loss
+    from kdtrain.models.layers import Conv2d
     from kdtrain.models.registry import build_model
     from kdtrain.notebook import load_data
     from kdtrain.objective import Objective, Output
+    from kdtrain.predict import predict_logits
+    from kdtrain.recording import Recorder, Shape, Teacher
     from kdtrain.run import Run
     from kdtrain.runtime import flow
+    from kdtrain.store.atomic import write_text
     from kdtrain.store.checkpoint import load_model
     from kdtrain.teachers import model_card
     from kdtrain.trainer import Trainer
@@ -39,6 +45,7 @@ _HOME = {
     "BatchEnd": "kdtrain.events",
     "Callback": "kdtrain.callback",
     "Checkpoint": "kdtrain.callbacks",
+    "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
     "EarlyStopping": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
@@ -48,19 +55,26 @@ _HOME = {
     "KdtrainError": "kdtrain.errors",
     "LearningRateSchedule": "kdtrain.callbacks",
     "Loader": "kdtrain.data.loader",
+    "NeedsTeacher": "kdtrain.callbacks.distillation",
     "Objective": "kdtrain.objective",
     "Output": "kdtrain.objective",
     "Progress": "kdtrain.callbacks",
+    "Recorder": "kdtrain.recording",
     "Run": "kdtrain.run",
+    "Shape": "kdtrain.recording",
     "Status": "kdtrain.events",
+    "Teacher": "kdtrain.recording",
     "Trainer": "kdtrain.trainer",
     "UsageError": "kdtrain.errors",
     "build_model": "kdtrain.models.registry",
+    "claim_terminal": "kdtrain.console",
     "flow": "kdtrain.runtime",
     "load_data": "kdtrain.notebook",
     "load_model": "kdtrain.store.checkpoint",
     "model_card": "kdtrain.teachers",
+    "predict_logits": "kdtrain.predict",
     "soft_target_loss": "kdtrain.losses.soft_targets",
+    "write_text": "kdtrain.store.atomic",
 }
 
 __all__ = [
@@ -68,6 +82,7 @@ __all__ = [
     "BatchEnd",
     "Callback",
     "Checkpoint",
+    "Conv2d",
     "DistillationCallback",
     "EarlyStopping",
     "EpochEnd",
@@ -77,19 +92,26 @@ __all__ = [
     "KdtrainError",
     "LearningRateSchedule",
     "Loader",
+    "NeedsTeacher",
     "Objective",
     "Output",
     "Progress",
+    "Recorder",
     "Run",
+    "Shape",
     "Status",
+    "Teacher",
     "Trainer",
     "UsageError",
     "build_model",
+    "claim_terminal",
     "flow",
     "load_data",
     "load_model",
     "model_card",
+    "predict_logits",
     "soft_target_loss",
+    "write_text",
 ]
 
 

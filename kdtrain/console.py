@@ -29,6 +29,19 @@ def enter_child(*, notes: bool, bars: bool) -> None:
     tqdm.set_lock(threading.RLock())
 
 
+def claim_terminal() -> bool:
+    """Asks for the terminal, for a display of one's own; no progress bar is drawn from then on.
+
+    Returns:
+        Whether it is to be had: not without a terminal, nor where other processes work beside this one.
+    """
+    global _bars
+    free = _bars and sys.stderr.isatty()
+    if free:
+        _bars = False
+    return free
+
+
 def note(message: str) -> None:
     """Prints a line, above the progress bar if there is one."""
     if _notes:  # in one piece: other processes write to the same terminal

@@ -24,8 +24,7 @@ from kdtrain.data.prepare import check_sizes, prepare
 from kdtrain.errors import DataError
 from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_parameters
-from kdtrain.modes import MODES, Setup, architecture, logit_cache, optimizer
-from kdtrain.plugin_loader import load_plugin
+from kdtrain.modes import MODES, Setup, architecture, check_plugins, logit_cache, optimizer
 from kdtrain.predict import predict_logits
 from kdtrain.ranks import OneFlowRanks, Ranks
 from kdtrain.results import Trained, file_results
@@ -65,8 +64,7 @@ class Session:
         self.config = config
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
-        for spec in config.plugin:
-            load_plugin(spec)
+        check_plugins(config)
         for folder in (config.logdir, config.models, config.image_save_dir):
             if folder is not None:
                 ensure_writable(folder)

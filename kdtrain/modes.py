@@ -18,7 +18,9 @@ from kdtrain.callbacks import (
     StopOnNonFinite,
     TensorBoard,
 )
+from kdtrain.callbacks.distillation import NeedsTeacher
 from kdtrain.config import FitConfig
+from kdtrain.errors import UsageError
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard
@@ -48,7 +50,23 @@ def common(setup: Setup) -> list[Callback]:
     ]
     if config.early_stopping is not None:
         callbacks.append(EarlyStopping(config.early_stopping))
-    return callbacks + [load_plugin(spec) for spec in config.plugin]
+    return callbacks
+
+
+def plugins(setup: Setup) -> list[Callback]:
+    """Returns what --plugin asks for. They come last, so that they find the teacher in the objective."""
+    loaded = [load_plugin(spec) for spec in setup.config.plugin]
+    return [plugin for plugin in loaded if setup.teacher is not None or not isinstance(plugin, NeedsTeacher)]
+
+
+def check_plugins(config: FitConfig) -> None:
+    """Raises UsageError if a plugin cannot be made, or needs a teacher where the mode has none."""
+    for spec in config.plugin:
+        if isinstance(load_plugin(spec), NeedsTeacher) and config.mode in ("teacher", "student"):
+            raise UsageError(
+                f"--plugin {spec}: it needs a teacher, and --mode {config.mode} has none: "
+                "choose student_kd or compare."
+            )
 
 
 def distillation(setup: Setup) -> list[Callback]:
@@ -73,9 +91,11 @@ class Mode:
 
 
 MODES = {
-    "teacher": Mode("teacher", common),
-    "student": Mode("student", common),
-    "student_kd": Mode("student", lambda setup: common(setup) + distillation(setup), has_teacher=True),
+    "teacher": Mode("teacher", lambda setup: common(setup) + plugins(setup)),
+    "student": Mode("student", lambda setup: common(setup) + plugins(setup)),
+    "student_kd": Mode(
+        "student", lambda setup: common(setup) + distillation(setup) + plugins(setup), has_teacher=True
+    ),
 }
 COMPARE = ("teacher", "student_kd", "student")
 """What mode ``compare`` trains, in this order, on the same batches from the same initial weights."""

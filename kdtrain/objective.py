@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kdtrain.data.loader import Batch
+from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import flow
+
+if TYPE_CHECKING:
+    from kdtrain.recording import Recorder, Teacher
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Output:
 
     Attributes:
         logits: (B, classes) float32.
-        features: activations of inner layers, by name, where a callback records them.
+        features: outputs of inner layers, by name, where a callback records them.
     """
 
     logits: flow.Tensor
@@ -42,15 +46,78 @@ class WeightedTerm(NamedTuple):
 
 
 class Objective:
-    """Named, weighted terms; immutable, so a callback returns a new one from ``configure``."""
+    """Named, weighted terms; immutable, so a callback returns a new one from ``configure``.
 
-    def __init__(self, terms: dict[str, WeightedTerm]) -> None:
+    Args:
+        terms: each term and its weight by name.
+        student: the network in training; set by the fit.
+        teacher: the network that teaches it; set by ``taught_by``.
+        stand_in: the network to evaluate instead of the student; set by ``represented_by``.
+    """
+
+    def __init__(
+        self,
+        terms: dict[str, WeightedTerm],
+        student: Recorder | None = None,
+        teacher: Teacher | None = None,
+        stand_in: flow.nn.Module | None = None,
+    ) -> None:
         self.terms = dict(terms)
+        self.stand_in = stand_in
+        self._student = student
+        self._teacher = teacher
 
     @classmethod
     def task(cls) -> Objective:
         """Returns the plain objective: cross-entropy against the labels, as the term ``task``."""
         return cls({"task": WeightedTerm(cross_entropy, 1.0)})
+
+    @property
+    def student(self) -> Recorder:
+        """The network in training, whose layers a term can have recorded.
+
+        Raises:
+            KdtrainError: the objective does not belong to a fit.
+        """
+        if self._student is None:
+            raise KdtrainError("this objective does not belong to a fit, so it has no student.")
+        return self._student
+
+    @property
+    def teacher(self) -> Teacher:
+        """The network that teaches.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self._teacher is None:
+            raise UsageError(
+                "it needs a teacher: choose --mode student_kd or compare "
+                "(in Python, put it after the DistillationCallback)."
+            )
+        return self._teacher
+
+    def for_student(self, student: Recorder) -> Objective:
+        """Returns this objective for a fit of ``student``."""
+        return Objective(self.terms, student, self._teacher, self.stand_in)
+
+    def taught_by(self, teacher: Teacher) -> Objective:
+        """Returns this objective with a teacher for terms to ask."""
+        if self._student is not None:
+            teacher.images = self._student.images
+        return Objective(self.terms, self._student, teacher, self.stand_in)
+
+    def represented_by(self, network: flow.nn.Module) -> Objective:
+        """Returns this objective with a network that stands in for the student outside the steps.
+
+        It is what is evaluated, and kept as the best model; its weights are for a callback to change.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        if self.stand_in is not None:
+            raise ValueError("another callback has put a network in the student's place already.")
+        return Objective(self.terms, self._student, self._teacher, network)
 
     def add(self, name: str, term: Term, weight: Weight = 1.0) -> Objective:
         """Returns this objective plus ``weight`` times ``term``.
@@ -60,26 +127,43 @@ class Objective:
         """
         if name in self.terms or name == "total":
             raise ValueError(f"the objective has a term {name!r} already: give the new one another name.")
-        return Objective({**self.terms, name: WeightedTerm(term, weight)})
+        return self._with({**self.terms, name: WeightedTerm(term, weight)})
 
     def blend(self, name: str, term: Term, weight: Weight) -> Objective:
         """Returns (1 - ``weight``) times this objective plus ``weight`` times ``term``."""
         scaled = {
-            key: WeightedTerm(old, _complement(factor, weight)) for key, (old, factor) in self.terms.items()
+            key: WeightedTerm(old, _product(factor, _complement(weight)))
+            for key, (old, factor) in self.terms.items()
         }
-        return Objective(scaled).add(name, term, weight)
+        return self._with(scaled).add(name, term, weight)
 
-    def replace(self, name: str, term: Term) -> Objective:
+    def replace(self, name: str, term: Term, *, rename: str | None = None, factor: Weight = 1.0) -> Objective:
         """Returns this objective with another term in the place, and under the weight, of ``name``.
 
+        Args:
+            name: the term to replace.
+            term: what comes in its place.
+            rename: what that is called; ``name`` by default.
+            factor: the weight is multiplied by it.
+
         Raises:
-            ValueError: there is no term of that name.
+            ValueError: there is no term of that name (another callback may have replaced it), or there
+                is one of the new name already, or that is ``total``.
         """
         if name not in self.terms:
             raise ValueError(
                 f"the objective has no term {name!r} to replace (it has {', '.join(self.terms)})."
             )
-        return Objective({**self.terms, name: WeightedTerm(term, self.terms[name].weight)})
+        new = rename or name
+        if new != name and (new in self.terms or new == "total"):
+            raise ValueError(f"the objective has a term {new!r} already: give the new one another name.")
+        replaced = WeightedTerm(term, _product(self.terms[name].weight, factor))
+        return self._with(
+            {
+                (new if key == name else key): (replaced if key == name else old)
+                for key, old in self.terms.items()
+            }
+        )
 
     def __call__(self, batch: Batch, output: Output, epochs_done: float = 0.0) -> dict[str, flow.Tensor]:
         """Returns each term's loss, unweighted, under its name, and their weighted sum as ``total``.
@@ -108,20 +192,31 @@ class Objective:
             if isinstance(term, flow.nn.Module):
                 yield term
 
+    def _with(self, terms: dict[str, WeightedTerm]) -> Objective:
+        return Objective(terms, self._student, self._teacher, self.stand_in)
+
 
 def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
     """Returns the mean cross-entropy of the labels, in nats per image."""
     return flow.nn.functional.cross_entropy(output.logits, batch.targets)
 
 
-def _complement(factor: Weight, weight: Weight) -> Weight:
-    """Returns ``factor * (1 - weight)``, as a schedule where either of them is one."""
-    if not callable(factor) and not callable(weight):
-        return factor * (1.0 - weight)
+def _product(first: Weight, second: Weight) -> Weight:
+    """Returns the product of two weights, as a schedule where either of them is one."""
+    if not callable(first) and not callable(second):
+        return first * second
 
     def product(epochs_done: float) -> float:
-        first = factor(epochs_done) if callable(factor) else factor
-        second = weight(epochs_done) if callable(weight) else weight
-        return first * (1.0 - second)
+        one = first(epochs_done) if callable(first) else first
+        other = second(epochs_done) if callable(second) else second
+        return one * other
 
     return product
+
+
+def _complement(weight: Weight) -> Weight:
+    """Returns ``1 - weight``, as a schedule where it is one."""
+    if not callable(weight):
+        return 1.0 - weight
+    schedule = weight
+    return lambda epochs_done: 1.0 - schedule(epochs_done)

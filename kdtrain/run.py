@@ -50,6 +50,17 @@ class Run:
     _progress: Progress = field(default_factory=Progress, repr=False)
 
     @property
+    def evaluated(self) -> flow.nn.Module:
+        """The network that is evaluated and kept as the best: ``model``, unless another stands in."""
+        return self.model if self.objective.stand_in is None else self.objective.stand_in
+
+    @property
+    def modules(self) -> tuple[flow.nn.Module, ...]:
+        """All that has weights: the model, terms that have some, the network that stands in."""
+        stand_in = self.objective.stand_in
+        return (self.model, *self.objective.modules(), *(() if stand_in is None else (stand_in,)))
+
+    @property
     def epoch(self) -> int:
         """Number of the current epoch, from 1; 0 before the first."""
         return self._progress.epoch

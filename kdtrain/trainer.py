@@ -14,8 +14,9 @@ from kdtrain.errors import describe
 from kdtrain.evaluation import Evaluation
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
 from kdtrain.mean_losses import MeanLosses
-from kdtrain.objective import Objective, Output
+from kdtrain.objective import Objective
 from kdtrain.predict import predict_logits
+from kdtrain.recording import Recorder
 from kdtrain.run import Progress, Run
 from kdtrain.runtime import clear_wide_registers, derive_seed, flow
 from kdtrain.store.resume import FitState
@@ -32,7 +33,7 @@ class Trainer:
             those of terms that callbacks add: ``functools.partial(flow.optim.Adam, lr=1e-3)``.
         callbacks: called in this order.
         objective: what to minimise before callbacks have had their say; cross-entropy by default.
-        seed: what dropout follows.
+        seed: what dropout follows, and the first weights of terms that have some.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class Trainer:
         self.callbacks = CallbackList(callbacks)
         self.objective = objective or Objective.task()
         self.seed = seed
+        self._student = Recorder(model, "student")
+        self._evaluated = model
 
     def fit(
         self,
@@ -76,16 +79,20 @@ class Trainer:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        objective = self.callbacks.configure(self.objective)
-        modules = (self.model, *objective.modules())
+        flow.manual_seed(derive_seed(self.seed, "weights", "terms"))
+        self._student = Recorder(self.model, "student", _example(train))
+        objective = self.callbacks.configure(self.objective.for_student(self._student))
+        objective = objective.for_student(self._student)  # also where one made an objective of its own
+        modules = (self.model, *(term.to(train.device) for term in objective.modules()))
         optimizer = self.make_optimizer([p for module in modules for p in module.parameters()])
         progress, states = Progress(), self.callbacks.state_dict
         resumed = resume.end if resume is not None else None
         run = Run(
             self.model, optimizer, objective, train, validation, epochs, directory, states, resumed, progress
         )
+        self._evaluated = run.evaluated
         if resume is not None:
-            resume.restore(modules, optimizer)
+            resume.restore(run.modules, optimizer)
             self.callbacks.load_state_dict(resume.callbacks)
             progress.epoch, progress.step = resume.end.epoch, resume.end.step
         started = time.perf_counter()
@@ -130,7 +137,7 @@ class Trainer:
     def _step(self, run: Run, batch: Batch) -> tuple[Mapping[str, flow.Tensor], int]:
         """Makes one optimizer step; returns the losses before it, and how many images they are of."""
         run.optimizer.zero_grad(set_to_none=True)
-        output = Output(self.model(batch.inputs))
+        output = self._student(batch.inputs)
         clear_wide_registers()
         losses = run.objective(batch, output, epochs_done=run.step / len(run.train))
         losses["total"].backward()
@@ -143,9 +150,10 @@ class Trainer:
     def evaluate(self, loader: Loader) -> dict[str, float]:
         """Returns ``eval/accuracy`` and ``eval/cross_entropy`` over all of ``loader``'s images.
 
-        They measure the task, whatever the objective is, so that runs can be compared.
+        They measure the task, whatever the objective is, so that runs can be compared; of the network
+        that stands in for the model, where the last fit had one.
         """
-        evaluation = Evaluation.from_logits(predict_logits(self.model, loader), loader.targets)
+        evaluation = Evaluation.from_logits(predict_logits(self._evaluated, loader), loader.targets)
         return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
 
     def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:
@@ -153,6 +161,11 @@ class Trainer:
         end = FitEnd(status, reason, run.epoch, run.step, time.perf_counter() - started)
         self.callbacks.on_fit_end(run, end)
         return end
+
+
+def _example(train: Loader) -> flow.Tensor:
+    """Returns the first image as a batch, for layers' shapes to be found out with."""
+    return flow.tensor(train.inputs[:1]).to(train.device)
 
 
 def _stopping(run: Run) -> bool:

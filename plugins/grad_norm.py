@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kdtrain import BatchEnd, Callback, EpochEnd, EventFile, FitEnd, Run, UsageError, flow
 
 
 class GradNorm(Callback):
-    """Shows the gradient's Euclidean norm in TensorBoard, as grad_norm.
+    """Shows the gradient's Euclidean norm in TensorBoard: grad_norm, and grad_norm/TERM for each term.
 
-    The norm is over all of the network's parameters together, as the optimizer has just used them.
+    The norms are over all of the network's parameters together. ``grad_norm`` is that of the gradient
+    which the optimizer has just used. A term's is of its part in the total, weight included; it is
+    worked out anew on the same images, with the weights after the step and without dropout.
 
     Args:
         every: optimizer steps between two measurements.
@@ -27,9 +31,8 @@ class GradNorm(Callback):
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Measures now and then."""
         if self.file is not None and event.step % self.every == 0:
-            squares = [(p.grad.double() ** 2).sum() for p in run.model.parameters() if p.grad is not None]
-            norm = flow.stack(squares).sum().sqrt().item()
-            self.file.add_scalars({"grad_norm": norm}, event.step)
+            norms = {"grad_norm": _norm([p.grad for p in run.model.parameters() if p.grad is not None])}
+            self.file.add_scalars({**norms, **_norms_of_terms(run, event)}, event.step)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Lets TensorBoard see it."""
@@ -40,3 +43,28 @@ class GradNorm(Callback):
         """Closes the file."""
         if self.file is not None:
             self.file.close()
+
+
+def _norms_of_terms(run: Run, event: BatchEnd) -> dict[str, float]:
+    """Returns each weighted term's norm; where processes share a batch, over this one's part of it."""
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    norms = {}
+    run.model.eval()  # so that nothing is drawn, and no statistics are changed
+    try:
+        for name, (term, weight) in run.objective.terms.items():
+            factor = weight((event.step - 1) / len(run.train)) if callable(weight) else weight
+            if factor == 0.0:
+                norms[f"grad_norm/{name}"] = 0.0
+                continue
+            loss = term(event.batch, run.objective.student(event.batch.inputs)) * float(factor)
+            for parameter in parameters:  # oneflow refuses one that the loss has nothing to do with
+                loss = loss + parameter.sum() * 0.0
+            norms[f"grad_norm/{name}"] = _norm(flow.autograd.grad(loss, parameters))
+    finally:
+        run.model.train()
+    return norms
+
+
+def _norm(gradients: Iterable[flow.Tensor]) -> float:
+    squares = [(gradient.double() ** 2).sum() for gradient in gradients]
+    return float(flow.stack(squares).sum().sqrt().item()) if squares else 0.0

@@ -48,7 +48,7 @@ def follow(command: str, folder: Path, run_kdtrain: RunKdtrain) -> Path:
     done = run_kdtrain(*words, *TINY, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    return folder / "logs" / "student" / "version_0"
+    return folder / "logs" / words[words.index("--mode") + 1] / "version_0"
 
 
 def test_everything_on_the_page_is_tried_here() -> None:
@@ -56,11 +56,14 @@ def test_everything_on_the_page_is_tried_here() -> None:
         "loss_csv.py",
         "stop_at.py",
         "confidence_penalty.py",
+        "logit_l1.py",
+        "hint.py",
         "test_loss_csv.py",
         "pyproject.toml",
     }
-    assert len(re.findall(r"^```\w", TEXT, re.MULTILINE)) == len(FILES) + 3
+    assert len(re.findall(r"^```\w", TEXT, re.MULTILINE)) == len(FILES) + 4
     assert [command.split()[0] for command in COMMANDS] == [
+        "scripts/kdtrain",
         "scripts/kdtrain",
         "scripts/kdtrain",
         ".venv/bin/python",
@@ -86,6 +89,16 @@ def test_second_plugin_changes_what_is_minimised(folder: Path, run_kdtrain: RunK
     assert json.loads((run / "result.json").read_text())["status"] == "completed"
 
 
+def test_methods_that_ask_the_teacher_train_a_student(folder: Path, run_kdtrain: RunKdtrain) -> None:
+    run = follow(COMMANDS[2], folder, run_kdtrain)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        expected = 0.1 * row["loss/task"] + 0.9 * row["loss/logit_l1"] + row["loss/hint"]
+        assert row["loss/total"] == pytest.approx(expected, abs=1e-5)
+    assert rows[1]["loss/hint"] < rows[0]["loss/hint"] < 1.0
+    assert rows[1]["loss/logit_l1"] < rows[0]["loss/logit_l1"]
+
+
 def test_third_plugin_ends_a_fit_that_is_good_enough(
     folder: Path, student: flow.nn.Module, train: Loader, validation: Loader
 ) -> None:
@@ -100,7 +113,7 @@ def test_third_plugin_ends_a_fit_that_is_good_enough(
 
 
 def test_test_of_the_page_passes(folder: Path) -> None:
-    _, *words = shlex.split(COMMANDS[2])
+    _, *words = shlex.split(COMMANDS[3])
     done = subprocess.run(
         [sys.executable, *words, "-p", "no:cacheprovider"],
         cwd=folder,
@@ -144,5 +157,7 @@ def test_mistyped_hook_is_refused_as_the_page_says(folder: Path) -> None:
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!http)(.+?)\)", TEXT)
     assert links
+    headings = re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)
+    places = {re.sub(r"[^a-z0-9 ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for link in links:
-        assert (ROOT / "docs" / link).exists(), link
+        assert link.removeprefix("#") in places or (ROOT / "docs" / link).exists(), link

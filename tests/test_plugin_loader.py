@@ -335,6 +335,9 @@ def test_command_lists_plugins_even_when_some_are_broken(
 # The plugins that come with kdtrain
 
 
+FEATURE_METHODS = ("attention", "fitnet", "rkd", "similarity")
+
+
 def declared() -> dict[str, str]:
     project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
     entry_points: dict[str, str] = project["entry-points"]["kdtrain.plugins"]
@@ -345,11 +348,13 @@ def test_declared_plugins_are_in_their_folder() -> None:
     layout = configparser.ConfigParser()
     layout.read(ROOT / "setup.cfg")
     assert layout["options"]["package_dir"].split() == ["kdtrain_plugins", "=", "plugins"]
-    assert set(declared()) == {"grad_norm", "label_smoothing"}
+    files = {path.stem for path in (ROOT / "plugins").glob("*.py")} - {"__init__"}
+    assert set(declared()) == files
     for name, target in declared().items():
         module, _, cls = target.partition(":")
         assert module == f"kdtrain_plugins.{name}"
-        assert type(load_plugin(f"{ROOT}/plugins/{name}.py:{cls}")).__name__ == cls
+        layers = ",student_layer=a,teacher_layer=b" if name in FEATURE_METHODS else ""
+        assert type(load_plugin(f"{ROOT}/plugins/{name}.py:{cls}{layers}")).__name__ == cls
 
 
 def is_installed() -> bool:

@@ -46,11 +46,11 @@ class Checkpoint(Callback):
         card = dataclasses.replace(self.card, metrics=dict(event.metrics))
         folder = run.directory / "checkpoints"
         if self._is_best:
-            save_model(folder / "best.safetensors", snapshot(run.model), card)
+            save_model(folder / "best.safetensors", snapshot(run.evaluated), card)
         save_state(
             folder / "last.safetensors",
             card,
-            (run.model, *run.objective.modules()),
+            run.modules,
             run.optimizer,
             run.callback_states(),
             run.train.fingerprint,

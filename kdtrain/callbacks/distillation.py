@@ -16,6 +16,7 @@ from kdtrain.events import FitEnd, Status
 from kdtrain.losses.soft_targets import soft_target_loss
 from kdtrain.objective import Objective, Output
 from kdtrain.predict import predict_logits
+from kdtrain.recording import Teacher
 from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.store.logit_cache import cached_logits, weights_fingerprint
@@ -24,34 +25,30 @@ from kdtrain.store.logit_cache import cached_logits, weights_fingerprint
 class SoftTargets:
     """The term that compares a student's softened probabilities with its teacher's.
 
-    The teacher is asked about each batch, on exactly the student's inputs, unless its logits over
-    all the training images are known already (``use_table``).
-
     Args:
-        teacher: put into evaluation mode; gets no gradient.
+        teacher: a trained network; put into evaluation mode, and gets no gradient.
         temperature: T, above 0.
     """
 
     def __init__(self, teacher: flow.nn.Module, temperature: float) -> None:
-        self.teacher = teacher.eval()
+        self.teacher = Teacher(teacher)
         self.temperature = temperature
-        self._table: flow.Tensor | None = None
-
-    def use_table(self, logits: npt.NDArray[np.float32], device: str) -> None:
-        """Looks the logits up from here on: row i of ``logits`` belongs to index i of the batches."""
-        self._table = flow.tensor(logits).to(device)
 
     def teacher_logits(self, batch: Batch) -> flow.Tensor:
         """Returns the teacher's logits for a batch, (B, classes)."""
-        if self._table is not None:
-            return self._table.index_select(0, batch.indices)
-        self.teacher.eval()
-        with flow.no_grad():
-            return self.teacher(batch.inputs)
+        return self.teacher.logits(batch)
 
     def __call__(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the loss of ``soft_target_loss`` for a batch."""
         return soft_target_loss(output.logits, self.teacher_logits(batch), self.temperature)
+
+
+class NeedsTeacher(Callback):
+    """A callback that takes part only where there is a teacher.
+
+    From the command line it is left out of a comparison's other networks, and refused in the modes
+    that train without a teacher. It finds the teacher as ``objective.teacher``.
+    """
 
 
 class DistillationCallback(Callback):
@@ -79,13 +76,14 @@ class DistillationCallback(Callback):
         if not 0.0 <= alpha <= 1.0:
             raise UsageError(f"alpha {alpha}: it must be from 0 to 1.")
         self.soft_targets = SoftTargets(teacher, temperature)
+        self.teacher = self.soft_targets.teacher
         self.alpha = alpha
         self.cache_directory = cache_directory
         self._fingerprint = ""
 
     def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the soft targets blended in, as the term ``kd``."""
-        return objective.blend("kd", self.soft_targets, weight=self.alpha)
+        """Returns the objective with the soft targets blended in, as the term ``kd``, and the teacher."""
+        return objective.taught_by(self.teacher).blend("kd", self.soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
         """Asks the teacher about every training image, once, unless each epoch changes the images.
@@ -93,14 +91,14 @@ class DistillationCallback(Callback):
         Raises:
             CheckpointError: the teacher knows another number of classes.
         """
-        teacher = self.soft_targets.teacher
+        teacher = self.teacher.network
         self._check_classes(run.train)
         self._fingerprint = weights_fingerprint(teacher)
         if run.train.augment is not None:
             note("The images are augmented, so the teacher is asked at every step: that is slow.")
             return
         logits = logits_over(teacher, run.train, self.cache_directory)
-        self.soft_targets.use_table(logits, run.train.device)
+        self.teacher.use_table(logits, run.train.device)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Makes sure that the teacher is the one that it was.
@@ -109,7 +107,7 @@ class DistillationCallback(Callback):
             KdtrainError: something has changed the teacher's weights during the fit.
         """
         finished = event.status in (Status.COMPLETED, Status.STOPPED)
-        if finished and weights_fingerprint(self.soft_targets.teacher) != self._fingerprint:
+        if finished and weights_fingerprint(self.teacher.network) != self._fingerprint:
             raise KdtrainError("the teacher's weights changed during the fit: the result cannot be trusted.")
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,7 +120,7 @@ class DistillationCallback(Callback):
         Raises:
             CheckpointError: its weights are others.
         """
-        if state["teacher"] != weights_fingerprint(self.soft_targets.teacher):
+        if state["teacher"] != weights_fingerprint(self.teacher.network):
             raise CheckpointError(
                 "the teacher is not the one that the run was begun with: its weights are others. "
                 "Put that one back, or start a new run."
@@ -130,7 +128,7 @@ class DistillationCallback(Callback):
 
     def _check_classes(self, train: Loader) -> None:
         first = next(iter(train.in_order(train.ranks.size).epoch(1)))
-        classes = int(self.soft_targets.teacher_logits(first).shape[1])
+        classes = int(self.teacher.logits(first).shape[1])
         if classes != train.num_classes:
             raise CheckpointError(
                 f"the teacher knows {classes} classes, the data have {train.num_classes}: "

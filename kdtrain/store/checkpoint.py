@@ -202,8 +202,9 @@ def load_model(
         return SavedModel(path, dataclasses.replace(fallback, arch=known), weights)
     weights, header = load_tensors(path)
     header = header.get("model", header)  # `last` holds a model among other things
+    others = ("optimizer/", "term/")
     weights = {
-        name.removeprefix("model/"): w for name, w in weights.items() if not name.startswith("optimizer/")
+        name.removeprefix("model/"): array for name, array in weights.items() if not name.startswith(others)
     }
     card = _card(header, path)
     _check_architecture(card.arch, path, arch, flag)

@@ -1,0 +1,101 @@
+"""Watches whether a network is as sure as it is right."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tensorboardX import summary
+
+from kdtrain import Callback, EpochEnd, EventFile, FitEnd, Run, UsageError, predict_logits
+
+Array = npt.NDArray[np.float64]
+
+
+class Calibration(Callback):
+    """Shows the calibration error, and now and then a reliability diagram, in TensorBoard.
+
+    Guo et al., "On Calibration of Modern Neural Networks" (2017), section 2: held-out images are
+    sorted into bins by the probability of the predicted class; ``calibration/ece`` is the mean distance
+    between a bin's accuracy and its mean probability, weighted by the bin's images.
+
+    Args:
+        bins: of equal width, over 0 to 1.
+        every: epochs between two diagrams; the last epoch always has one.
+    """
+
+    def __init__(self, bins: int = 15, every: int = 5) -> None:
+        for name, value in (("bins", bins), ("every", every)):
+            if value < 1:
+                raise UsageError(f"{name}={value}: it must be at least 1.")
+        self.bins = bins
+        self.every = every
+        self.file: EventFile | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        """Opens an event file beside the run's own."""
+        self.file = EventFile(run.directory, suffix=".calibration")
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        """Measures; draws if it is time to."""
+        found = reliability(predict_logits(run.evaluated, run.validation), run.validation.targets, self.bins)
+        if self.file is None:
+            return
+        self.file.add_scalars({"calibration/ece": found.error}, event.step)
+        if event.epoch % self.every == 0 or event.epoch == run.epochs or run.stop_reason:
+            picture = summary.image("calibration/reliability", diagram(found), dataformats="HWC")
+            self.file.add(picture, event.step)
+        self.file.flush()
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        """Closes the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+class Reliability(NamedTuple):
+    """What is in each bin, and the expected calibration error (0 to 1).
+
+    Accuracy and confidence are 0 where a bin has no images.
+    """
+
+    counts: npt.NDArray[np.int64]
+    accuracy: Array
+    confidence: Array
+    error: float
+
+
+def reliability(logits: npt.ArrayLike, targets: npt.NDArray[np.int64], bins: int) -> Reliability:
+    """Returns the figures for logits (N, classes) and labels (N,); a bin includes its upper end."""
+    scores = np.asarray(logits, np.float64)
+    odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+    confidence = 1.0 / odds.sum(axis=1)  # of the largest, whose odds are 1
+    right = scores.argmax(axis=1) == targets
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    sums = [np.bincount(index, values, bins) for values in (right, confidence)]
+    means = [np.divide(total, counts, out=np.zeros(bins), where=counts > 0) for total in sums]
+    error = float(np.abs(sums[0] - sums[1]).sum() / len(targets))
+    return Reliability(counts, means[0], means[1], error)
+
+
+def diagram(found: Reliability) -> npt.NDArray[np.uint8]:
+    """Returns the picture, (H, W, 3)."""
+    bins = len(found.counts)
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    places = (np.arange(bins) + 0.5) / bins
+    upper.bar(places, found.accuracy, 1 / bins, edgecolor="white", label="accuracy")
+    filled = found.counts > 0
+    upper.plot(found.confidence[filled], found.confidence[filled], "k_", label="mean probability")
+    upper.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"calibration error {found.error:.2%}")
+    upper.legend(loc="upper left")
+    lower.bar(places, found.counts, 1 / bins, edgecolor="white")
+    lower.set(xlabel="probability of the predicted class", ylabel="images")
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.array(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]

@@ -1,0 +1,48 @@
+"""Writes a run's figures as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from kdtrain import Callback, EpochEnd, KdtrainError, Run, write_text
+
+
+class Csv(Callback):
+    """Keeps a row per epoch in ``metrics.csv``, in the run's directory, for spreadsheets and plots."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, str]] = []
+
+    def on_fit_start(self, run: Run) -> None:
+        """Of a resumed run's table, keeps the rows before its last finished epoch, and adds that one's."""
+        self.rows = []
+        if run.resumed is None:
+            return
+        file = run.directory / "metrics.csv"
+        try:
+            known = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
+            self.rows = [row for row in known if int(row["epoch"]) < run.resumed.epoch]
+        except (ValueError, KeyError, TypeError) as error:
+            raise KdtrainError(f"{file} is damaged ({error}): mend it, or move it away.") from error
+        self._add(run, run.resumed)
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        """Adds the epoch's row, and writes the file as a whole."""
+        self._add(run, event)
+
+    def _add(self, run: Run, event: EpochEnd) -> None:
+        values = {
+            "epoch": event.epoch,
+            "step": event.step,
+            **event.metrics,
+            "learning_rate": event.learning_rate,
+            "train_seconds": round(event.seconds, 3),
+            "eval_seconds": round(event.eval_seconds, 3),
+        }
+        self.rows.append({name: str(value) for name, value in values.items()})
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(self.rows[-1]), lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(run.directory / "metrics.csv", table.getvalue())

@@ -1,0 +1,112 @@
+"""Shows a whole fit on one screen."""
+
+from __future__ import annotations
+
+import time
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from kdtrain import BatchEnd, Callback, EvalEnd, FitEnd, Run, claim_terminal
+
+_LEVELS = " ▁▂▃▄▅▆▇█"
+
+
+class Dashboard(Callback):
+    """Draws losses, accuracy, progress and the time left, on a terminal, instead of progress bars.
+
+    Elsewhere, and where several fits run side by side, everything is as without it: a line per epoch.
+
+    Args:
+        seconds: at least so long between two drawings, which wait for the losses to be computed.
+    """
+
+    def __init__(self, seconds: float = 0.25) -> None:
+        self.seconds = seconds
+        self.live: Live | None = None
+        self.losses: dict[str, float] = {}
+        self.means: dict[str, float] = {}
+        self.accuracies: list[float] = []
+        self.first_step = 0
+        self.started = self.drawn = 0.0
+
+    def on_fit_start(self, run: Run) -> None:
+        """Takes the screen if it may."""
+        self.started, self.first_step = time.perf_counter(), run.step
+        if claim_terminal():
+            # Without a thread of its own: drawing is left to on_batch.
+            self.live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self.live.start()
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        """Draws, now and then."""
+        if self.live is None or time.perf_counter() - self.drawn < self.seconds:
+            return
+        self.losses = {name: loss.item() for name, loss in event.losses.items()}
+        self._draw(run)
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        """Takes the epoch's figures."""
+        self.accuracies.append(event.metrics["eval/accuracy"])
+        self.means = {
+            name.removeprefix("loss/"): value
+            for name, value in event.metrics.items()
+            if name.startswith("loss/")
+        }
+        if self.live is not None:
+            self._draw(run)
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        """Gives the screen back, whatever has happened."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _draw(self, run: Run) -> None:
+        self.drawn = time.perf_counter()
+        if self.live is not None:
+            self.live.update(self.screen(run, self.drawn - self.started), refresh=True)
+
+    def screen(self, run: Run, elapsed: float) -> RenderableType:
+        """Returns what is shown after ``elapsed`` seconds."""
+        steps = len(run.train)
+        progress = Table.grid(padding=(0, 1))
+        in_epoch = run.step - (run.epoch - 1) * steps
+        rows = (("epoch", run.epoch, run.epochs, in_epoch / steps), ("step", run.step, run.total_steps, None))
+        for name, done, total, part in rows:
+            share = done / total if part is None else part
+            progress.add_row(name, f"{done}/{total}", ProgressBar(total=1.0, completed=share, width=40))
+        losses = Table("loss", "now", "last epoch", box=box.SIMPLE_HEAD)
+        for name in self.losses | self.means:
+            losses.add_row(name, _number(self.losses.get(name)), _number(self.means.get(name)))
+        done = run.step - self.first_step
+        left = elapsed / done * (run.total_steps - run.step) if done else None
+        accuracy = "accuracy comes after the first epoch"
+        if self.accuracies:
+            best = max(self.accuracies)
+            accuracy = f"accuracy {self.accuracies[-1]:.2%}, best {best:.2%}  {bars(self.accuracies[-40:])}"
+        clock = f"{_time(elapsed)} gone, {_time(left)} left, learning rate {run.learning_rate:.2g}"
+        return Panel(Group(progress, losses, accuracy, clock), title=str(run.directory), expand=False)
+
+
+def bars(values: list[float]) -> str:
+    """Returns a bar per value, from the least to the greatest of them."""
+    low, high = min(values), max(values)
+    span = high - low or 1.0
+    return "".join(_LEVELS[1 + round((value - low) / span * (len(_LEVELS) - 2))] for value in values)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,82 @@
+"""FitNets: an inner layer of the student is to predict one of the teacher's."""
+
+from __future__ import annotations
+
+import math
+
+from kdtrain import Batch, Conv2d, NeedsTeacher, Objective, Output, Shape, Teacher, UsageError, flow
+
+
+class FitNet(NeedsTeacher):
+    """Adds the squared distance between a teacher's layer and what a regressor makes of the student's.
+
+    Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), section 2.2, equation 3. The hint is not
+    a stage of its own but a term beside the others, with the weight and the mean over all values of
+    megvii-research/mdistiller. The regressor is trained along with the student and is no part of it.
+    For the paper's objective, without soft targets, ``--alpha 0``.
+
+    Args:
+        student_layer: name of the guided layer, in the student.
+        teacher_layer: name of the hint layer, in the teacher.
+        weight: above 0.
+    """
+
+    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 100.0) -> None:
+        if not 0.0 < weight < float("inf"):
+            raise UsageError(f"weight={weight}: it must be above 0.")
+        self.student_layer = student_layer
+        self.teacher_layer = teacher_layer
+        self.weight = weight
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective with the term ``fitnet``."""
+        teacher = objective.teacher
+        regressor = make_regressor(
+            objective.student.record(self.student_layer), teacher.record(self.teacher_layer)
+        )
+        return objective.add(
+            "fitnet", Hint(regressor, self.student_layer, self.teacher_layer, teacher), self.weight
+        )
+
+
+class Hint(flow.nn.Module):
+    """The mean squared difference between regressed student's and teacher's features."""
+
+    def __init__(
+        self, regressor: flow.nn.Module, student_layer: str, teacher_layer: str, teacher: Teacher
+    ) -> None:
+        super().__init__()
+        self.regressor = regressor
+        self.student_layer = student_layer
+        self.teacher_layer = teacher_layer
+        self.teacher = teacher  # not a module: its weights are none of this one's
+
+    def forward(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the mean over all images and features."""
+        hint = self.teacher.features(batch)[self.teacher_layer]
+        difference = self.regressor(output.features[self.student_layer]) - hint.reshape(len(batch), -1)
+        return (difference * difference).mean()
+
+
+def make_regressor(student: Shape, teacher: Shape) -> flow.nn.Module:
+    """Returns a new layer from features of one shape to (B, features of the other).
+
+    Between maps it is a convolution without padding, whose kernel takes the student's size to the
+    teacher's, as in the paper; otherwise a fully connected layer.
+
+    Raises:
+        UsageError: the student's map is smaller than the teacher's.
+    """
+    if len(student) == len(teacher) == 3:
+        kernel = tuple(own - other + 1 for own, other in zip(student[1:], teacher[1:], strict=True))
+        if min(kernel) < 1:
+            sizes = " and the ".join(
+                f"{who}'s {' x '.join(map(str, shape[1:]))}"
+                for who, shape in (("student", student), ("teacher", teacher))
+            )
+            raise UsageError(
+                f"the {sizes}: a regressor makes maps smaller only. "
+                "Choose an earlier layer of the student or a later one of the teacher."
+            )
+        return flow.nn.Sequential(Conv2d(student[0], teacher[0], kernel), flow.nn.Flatten())
+    return flow.nn.Sequential(flow.nn.Flatten(), flow.nn.Linear(math.prod(student), math.prod(teacher)))

@@ -1,0 +1,33 @@
+"""Logit matching: the squared distance between the logits themselves."""
+
+from __future__ import annotations
+
+from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+
+
+class LogitMse(NeedsTeacher):
+    """Moves the student's logits to the teacher's, up to a constant per image.
+
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.1: what
+    T^2 KL tends to for a high temperature, 1/(2 classes) times the squared distance of logits that
+    have mean 0. The loss takes the place of the soft targets, under their weight.
+
+    Args:
+        weight: multiplies the loss, above 0.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        if not 0.0 < weight < float("inf"):
+            raise UsageError(f"weight={weight}: it must be above 0.")
+        self.weight = weight
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective with the term ``logit_mse`` instead of ``kd``."""
+        self.teacher = objective.teacher
+        return objective.replace("kd", self.loss, rename="logit_mse", factor=self.weight)
+
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns half the squared distance of centred logits per class, the mean over the images."""
+        difference = output.logits.double() - self.teacher.logits(batch).double()
+        difference = difference - difference.mean(dim=1, keepdim=True)
+        return (difference * difference).mean().float() * 0.5

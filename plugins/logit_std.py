@@ -1,0 +1,52 @@
+"""Logit standardisation: the soft targets of logits with mean 0 and deviation 1."""
+
+from __future__ import annotations
+
+from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow, soft_target_loss
+
+_EPSILON = 1e-7
+
+
+class LogitStd(NeedsTeacher):
+    """Compares the shapes of the logits: each image's are standardised, on both sides, before softmax.
+
+    Sun et al., "Logit Standardization in Knowledge Distillation" (2024), algorithm 1; T and the
+    weights, .1 for the labels and 9 for this loss, are those of the authors' code
+    (sunshangquan/logit-standardization-KD), which with kdtrain's default ``--alpha 0.9`` are these
+    defaults. They are for 100 classes: with fewer, others may suit better. The loss takes the place of
+    the soft targets, under their weight.
+
+    Args:
+        temperature: T, above 0.
+        weight: multiplies the loss, above 0.
+    """
+
+    def __init__(self, temperature: float = 2.0, weight: float = 10.0) -> None:
+        if not 0.0 < temperature < float("inf"):
+            raise UsageError(f"temperature={temperature}: it must be above 0.")
+        if not 0.0 < weight < float("inf"):
+            raise UsageError(f"weight={weight}: it must be above 0.")
+        self.temperature = temperature
+        self.weight = weight
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective with the term ``logit_std`` instead of ``kd``."""
+        self.teacher = objective.teacher
+        return objective.replace("kd", self.loss, rename="logit_std", factor=self.weight)
+
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the loss of ``soft_target_loss`` for standardised logits."""
+        teacher = standardised(self.teacher.logits(batch))
+        return soft_target_loss(standardised(output.logits), teacher, self.temperature)
+
+
+def standardised(logits: flow.Tensor) -> flow.Tensor:
+    """Returns (z - mean) / (deviation + 1e-7) of each row, in float64.
+
+    The deviation is that of a sample, divided by classes - 1, as in the authors' code. Equal logits
+    give zeros.
+    """
+    centred = logits.double()
+    centred = centred - centred.mean(dim=1, keepdim=True)
+    variance = (centred * centred).sum(dim=1, keepdim=True) / (logits.shape[1] - 1)
+    return centred / (variance.clamp(min=_EPSILON**4).sqrt() + _EPSILON)

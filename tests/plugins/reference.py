@@ -1,0 +1,90 @@
+"""What the tests of the methods share: formulas in float64 with exact gradients, and small networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain import Batch, Objective, Output, Recorder, Teacher, flow
+from kdtrain.callbacks.distillation import SoftTargets
+
+Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+Formula = Callable[[Any], Any]
+
+
+def gradient_of(formula: Formula, x: Array) -> Array:
+    """The gradient of an analytic formula, to the last digits: its slope along the imaginary axis."""
+    gradient = np.empty(x.shape)
+    for index in np.ndindex(*x.shape):
+        moved = x.astype(np.complex128)
+        moved[index] += 1e-30j
+        gradient[index] = formula(moved).imag / 1e-30
+    return gradient
+
+
+def log_softmax(z: Any) -> Any:
+    """Row by row, also of complex numbers."""
+    z = z - z.real.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def huber(x: Any) -> Any:
+    return np.where(np.abs(x.real) <= 1, x * x / 2, x * np.sign(x.real) - 0.5)
+
+
+def assert_agrees(
+    loss: Callable[[flow.Tensor], flow.Tensor], formula: Formula, student: Floats, tolerance: float = 1e-6
+) -> None:
+    """Asserts that value and gradient of a loss at ``student`` are those of the formula."""
+    x = flow.tensor(student, requires_grad=True)
+    value = loss(x)
+    value.backward()
+    exact = student.astype(np.float64)
+    assert value.dtype == flow.float32
+    np.testing.assert_allclose(value.item(), formula(exact).real, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(x.grad.numpy(), gradient_of(formula, exact), rtol=tolerance, atol=tolerance)
+
+
+def batch_of(images: Floats, seed: int = 0, classes: int = 3) -> Batch:
+    targets = np.random.default_rng(seed).integers(0, classes, len(images))
+    return Batch(flow.tensor(images), flow.tensor(targets), flow.tensor(np.arange(len(images))))
+
+
+class Convolutional(flow.nn.Module):
+    """Two convolutions, a fully connected layer, and one that is never used."""
+
+    def __init__(self, channels: int, hidden: int = 5, classes: int = 3) -> None:
+        super().__init__()
+        self.conv1 = flow.nn.Conv2d(1, channels, 3)
+        self.conv2 = flow.nn.Conv2d(channels, channels, 3)
+        self.fc1 = flow.nn.Linear(channels * 16, hidden)
+        self.fc2 = flow.nn.Linear(hidden, classes)
+        self.unused = flow.nn.Linear(1, 1)
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns logits of 8 x 8 pixels."""
+        x = flow.nn.functional.relu(self.conv2(flow.nn.functional.relu(self.conv1(x))))
+        return self.fc2(flow.nn.functional.relu(self.fc1(flow.flatten(x, 1))))
+
+
+def images_of(seed: int = 0, count: int = 6) -> Floats:
+    return np.random.default_rng(seed).normal(size=(count, 1, 8, 8)).astype(np.float32)
+
+
+def objective_for(student: flow.nn.Module, teacher: flow.nn.Module, alpha: float = 0.9) -> Objective:
+    """What a plugin is given in ``configure`` when the mode is student_kd."""
+    soft = SoftTargets(teacher, 4.0)
+    recorder = Recorder(student, "student", flow.tensor(images_of(count=1)))
+    return Objective.task().for_student(recorder).taught_by(soft.teacher).blend("kd", soft, alpha)
+
+
+def output_of(objective: Objective, batch: Batch) -> Output:
+    return objective.student(batch.inputs)
+
+
+def teacher_of(network: flow.nn.Module) -> Teacher:
+    return Teacher(network)

@@ -1,0 +1,135 @@
+"""What the objective offers plugins: networks that record layers, a teacher, another name and weight."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdtrain import (
+    Callback,
+    KdtrainError,
+    Loader,
+    Objective,
+    Recorder,
+    Run,
+    Teacher,
+    Trainer,
+    UsageError,
+    flow,
+)
+from kdtrain.objective import cross_entropy
+from tests.conftest import ADAM
+from tests.plugins.reference import Convolutional, batch_of, images_of, objective_for
+
+
+def test_a_recorded_layer_is_what_the_network_computes_and_keeps_its_gradient() -> None:
+    network = Convolutional(2)
+    recorder = Recorder(network, "student", flow.tensor(images_of(count=1)))
+    assert [recorder.record(layer) for layer in ("conv1", "fc1")] == [(2, 6, 6), (5,)]
+    images = flow.tensor(images_of())
+    output = recorder(images)
+    np.testing.assert_array_equal(output.logits.numpy(), network(images).numpy())
+    np.testing.assert_array_equal(output.features["conv1"].numpy(), network.conv1(images).numpy())
+    output.features["fc1"].sum().backward()
+    assert np.abs(network.conv1.weight.grad.numpy()).max() > 0
+    assert network.fc2.weight.grad is None
+
+
+def test_recording_leaves_nothing_in_the_network_even_after_an_error() -> None:
+    network = Convolutional(2)
+    recorder = Recorder(network, "student", flow.tensor(images_of(count=1)))
+    recorder.record("conv1")
+    with pytest.raises(Exception, match="30 vs 32"):
+        recorder(flow.zeros(1, 1, 9, 7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # copying a network that has hooks warns
+        copy.deepcopy(network)
+    seen: list[int] = []
+    network.conv1.register_forward_hook(lambda *_: seen.append(1))
+    recorder(flow.tensor(images_of()))
+    network(flow.tensor(images_of()))
+    assert seen == [1, 1], "somebody else's hook stays"
+
+
+def test_finding_shapes_out_draws_nothing_and_leaves_the_mode() -> None:
+    network = flow.nn.Sequential(flow.nn.Flatten(), flow.nn.BatchNorm1d(64), flow.nn.Linear(64, 3))
+    before = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
+    recorder = Recorder(network.train(), "student", flow.tensor(images_of(count=1)))
+    assert recorder.record("2") == (3,)
+    assert network.training
+    for name, tensor in network.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), before[name])
+
+
+def test_outside_a_fit_nothing_can_be_recorded() -> None:
+    with pytest.raises(KdtrainError, match=r"in configure, within a fit, only"):
+        Teacher(Convolutional(2)).record("conv1")
+
+
+def test_a_teacher_is_asked_once_a_batch_without_gradient_and_in_evaluation_mode() -> None:
+    network = Convolutional(2).train()
+    teacher = objective_for(Convolutional(2), network).teacher
+    teacher.record("fc1")
+    asked: list[bool] = []
+    network.register_forward_hook(lambda module, *_: asked.append(module.training))
+    first, second = batch_of(images_of(0)), batch_of(images_of(1))
+    for batch in (first, first, second, first):
+        features, logits = teacher.features(batch)["fc1"], teacher.logits(batch)
+        assert not features.requires_grad
+        np.testing.assert_array_equal(logits.numpy(), network(batch.inputs).numpy())
+        asked.pop()  # our own question
+    assert asked == [False] * 3
+    teacher.use_table(np.zeros((6, 3), np.float32), "cpu")
+    assert not teacher.logits(first).numpy().any(), "the table has precedence"
+
+
+def test_a_replaced_term_keeps_its_place_and_gets_another_name_and_weight() -> None:
+    objective = Objective.task().add("kd", cross_entropy, 0.5).add("extra", cross_entropy)
+    renamed = objective.replace("kd", cross_entropy, rename="method", factor=4.0)
+    assert {name: term.weight for name, term in renamed.terms.items()} == {
+        "task": 1.0,
+        "method": 2.0,
+        "extra": 1.0,
+    }
+    scheduled = objective.replace("kd", cross_entropy, factor=lambda epochs: epochs).terms["kd"].weight
+    assert callable(scheduled)
+    assert scheduled(3.0) == 1.5
+    for taken in ("task", "total"):
+        with pytest.raises(ValueError, match=f"a term '{taken}' already"):
+            objective.replace("kd", cross_entropy, rename=taken)
+    assert list(objective.terms) == ["task", "kd", "extra"], "the first one is as it was"
+
+
+def test_networks_stay_through_every_change_of_the_objective() -> None:
+    objective = objective_for(Convolutional(2), Convolutional(3))
+    stand_in = Convolutional(2)
+    changed = objective.represented_by(stand_in).add("a", cross_entropy).blend("b", cross_entropy, 0.5)
+    changed = changed.replace("a", cross_entropy).taught_by(objective.teacher).for_student(objective.student)
+    assert changed.student is objective.student
+    assert changed.teacher is objective.teacher
+    assert changed.stand_in is stand_in
+    with pytest.raises(ValueError, match="put a network in the student's place already"):
+        changed.represented_by(stand_in)
+    with pytest.raises(UsageError, match="needs a teacher"):
+        _ = Objective.task().teacher
+
+
+def test_an_objective_made_anew_belongs_to_the_fit_as_well(
+    train: Loader, validation: Loader, tmp_path: Path, student: flow.nn.Module
+) -> None:
+    found: list[Any] = []
+
+    class Anew(Callback):
+        def configure(self, objective: Objective) -> Objective:
+            return Objective.task()
+
+        def on_fit_start(self, run: Run) -> None:
+            found.append((run.objective.student.network, run.evaluated, run.modules))
+
+    Trainer(student, ADAM, [Anew()]).fit(train, validation, epochs=1, directory=tmp_path)
+    assert found == [(student, student, (student,))]

@@ -1,0 +1,127 @@
+"""Averaged weights: the right ones, evaluated and kept in place of the raw ones, and resumed."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdtrain import BatchEnd, Callback, EvalEnd, Loader, Run, Trainer, UsageError, flow
+from kdtrain.callbacks import Checkpoint
+from kdtrain.models.registry import build_model
+from kdtrain.store.checkpoint import ModelCard, load_tensors, snapshot
+from kdtrain.store.resume import load_state
+from plugins.ema import Ema
+from tests.conftest import RunKdtrain
+
+ADAM = partial(flow.optim.Adam, lr=1e-2)
+
+
+class Witness(Callback):
+    """Averages by NumPy, in float64."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.average: dict[str, Any] = {}
+        self.metrics: list[float] = []
+
+    def on_fit_start(self, run: Run) -> None:
+        self.average = {name: array.astype(np.float64) for name, array in snapshot(run.model).items()}
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        keep = min(self.decay, event.step / (event.step + 9))
+        weights: dict[str, Any] = snapshot(run.model)
+        for name, array in weights.items():
+            self.average[name] = keep * self.average[name] + (1 - keep) * array
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        self.metrics.append(event.metrics["eval/cross_entropy"])
+
+
+class Broken(Callback):
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        if event.epoch == 3:
+            raise KeyboardInterrupt
+
+
+def network() -> flow.nn.Module:
+    flow.manual_seed(0)
+    return build_model("student_mlp", (1, 28, 28), 10)
+
+
+def test_the_average_is_evaluated_and_kept_and_training_does_not_notice(
+    train: Loader, validation: Loader, tmp_path: Path, card: ModelCard
+) -> None:
+    raw = network()
+    Trainer(raw, ADAM).fit(train, validation, epochs=3, directory=tmp_path / "raw")
+    model, witness = network(), Witness(0.9)
+    trainer = Trainer(model, ADAM, [Checkpoint(card), Ema(0.9), witness])
+    trainer.fit(train, validation, epochs=3, directory=tmp_path)
+    for name, array in snapshot(raw).items():
+        np.testing.assert_array_equal(array, snapshot(model)[name])
+    best, header = load_tensors(tmp_path / "checkpoints/best.safetensors")
+    last, _ = load_tensors(tmp_path / "checkpoints/last.safetensors")
+    for name, average in witness.average.items():
+        np.testing.assert_allclose(best[name].astype(np.float64), average, atol=1e-6)
+        np.testing.assert_array_equal(last[f"model/{name}"], snapshot(model)[name])
+        np.testing.assert_array_equal(last[f"term/0/{name}"], best[name])
+    averaged = network()
+    averaged.load_state_dict({name: flow.tensor(array) for name, array in best.items()})
+    measured = Trainer(averaged, ADAM).evaluate(validation)["eval/cross_entropy"]
+    assert measured == witness.metrics[-1] == header["metrics"]["eval/cross_entropy"]
+
+
+def test_a_resumed_average_goes_on_bit_for_bit(
+    train: Loader, validation: Loader, tmp_path: Path, card: ModelCard
+) -> None:
+    def fit(name: str, *more: Callback, **options: Any) -> None:
+        trainer = Trainer(network(), ADAM, [Checkpoint(card), Ema(0.9), *more])
+        trainer.fit(train, validation, epochs=4, directory=tmp_path / name, **options)
+
+    fit("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit("halves", Broken())
+    fit("halves", resume=load_state(tmp_path / "halves/checkpoints/last.safetensors"))
+    for file in ("best", "last"):
+        (ours, _), (theirs, _) = (
+            load_tensors(tmp_path / run / f"checkpoints/{file}.safetensors") for run in ("halves", "whole")
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(array, theirs[name]) for name, array in ours.items())
+
+
+def test_statistics_are_copied(train: Loader, validation: Loader, tmp_path: Path) -> None:
+    flow.manual_seed(0)
+    layers = (flow.nn.Flatten(), flow.nn.BatchNorm1d(784), flow.nn.Linear(784, 10))
+    model, ema = flow.nn.Sequential(*layers), Ema()
+    Trainer(model, ADAM, [ema]).fit(train, validation, epochs=1, directory=tmp_path)
+    for average, value in zip(ema.average.buffers(), model.buffers(), strict=True):
+        np.testing.assert_array_equal(average.numpy(), value.numpy())
+
+
+def test_only_one_network_can_stand_in(train: Loader, validation: Loader, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="another callback has put a network in the student's place"):
+        Trainer(network(), ADAM, [Ema(), Ema()]).fit(train, validation, epochs=1, directory=tmp_path)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_decay_must_leave_something_to_new_weights(decay: float) -> None:
+    with pytest.raises(UsageError, match="it must be from 0 to below 1"):
+        Ema(decay)
+
+
+def test_from_the_command_line_the_tested_model_is_the_average(
+    tmp_path: Path, run_kdtrain: RunKdtrain
+) -> None:
+    flags = ("--mode", "student", "--epochs", "1", "--limit-train", "1280", "--val-size", "128")
+    results: list[dict[str, float]] = []
+    for plugin in ((), ("--plugin", "ema,decay=0.9")):
+        done = run_kdtrain("fit", *flags, *plugin, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        run = tmp_path / f"logs/student/version_{len(results)}"
+        results.append(json.loads((run / "result.json").read_text())["test"])
+    assert results[0] != results[1]

@@ -1,0 +1,296 @@
+"""The methods on features, each against its formula in float64, and what becomes of layer names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdtrain import Conv2d, KdtrainError, Output, UsageError, flow
+from plugins.attention import Attention, attention_loss
+from plugins.fitnet import FitNet, make_regressor
+from plugins.rkd import Rkd, rkd_loss
+from plugins.similarity import Similarity, similarity_loss
+from tests.plugins.reference import (
+    Array,
+    Convolutional,
+    Floats,
+    assert_agrees,
+    batch_of,
+    huber,
+    images_of,
+    objective_for,
+    output_of,
+)
+
+FEW = settings(max_examples=25, deadline=None)
+SEEDS = st.integers(0, 2**32 - 1)
+NAMES = {"attention": Attention, "fitnet": FitNet, "rkd": Rkd, "similarity": Similarity}
+
+
+def normal(seed: int, *shape: int) -> Floats:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# ---------------------------------------- attention transfer
+
+
+def pooled(features: Any, size: int) -> Any:
+    """Averages a map whose side is a multiple of ``size``."""
+    factor = features.shape[2] // size
+    shape = (*features.shape[:2], size, factor, size, factor)
+    return features.reshape(shape).mean(axis=(3, 5))
+
+
+def attention_formula(teacher: Array) -> Any:
+    def mapped(features: Any, size: int) -> Any:
+        strength = (pooled(features, size) ** 2).mean(axis=1).reshape(len(features), -1)
+        return strength / np.sqrt((strength**2).sum(axis=1, keepdims=True))
+
+    def formula(student: Any) -> Any:
+        size = min(student.shape[2], teacher.shape[2])
+        return ((mapped(student, size) - mapped(teacher, size)) ** 2).mean()
+
+    return formula
+
+
+@FEW
+@given(SEEDS, st.integers(1, 4), st.integers(1, 3), st.sampled_from([(2, 2), (3, 3), (4, 2), (2, 4)]))
+def test_attention_agrees_with_its_formula(
+    seed: int, images: int, channels: int, sides: tuple[int, int]
+) -> None:
+    student = normal(seed, images, channels, sides[0], sides[0])
+    teacher = normal(seed + 1, images, channels + 1, sides[1], sides[1])
+    formula = attention_formula(teacher.astype(np.float64))
+    assert_agrees(lambda x: attention_loss(x, flow.tensor(teacher)), formula, student)
+
+
+def test_attention_of_a_map_of_zeros_is_finite() -> None:
+    x = flow.zeros(2, 3, 4, 4, requires_grad=True)
+    loss = attention_loss(x, flow.tensor(normal(0, 2, 3, 4, 4)))
+    loss.backward()
+    assert loss.item() == pytest.approx(1 / 16, rel=1e-6)
+    assert not x.grad.numpy().any()
+
+
+# ---------------------------------------- similarity
+
+
+@FEW
+@given(SEEDS, st.integers(1, 5), st.integers(1, 6), st.sampled_from([1e-2, 1.0, 100.0]))
+def test_similarity_agrees_with_its_formula(seed: int, images: int, width: int, scale: float) -> None:
+    student, teacher = normal(seed, images, width) * np.float32(scale), normal(seed + 1, images, 2, 3)
+
+    def table(features: Any) -> Any:
+        g = features.reshape(len(features), -1) @ features.reshape(len(features), -1).T
+        return g / np.sqrt((g * g).sum(axis=1, keepdims=True))
+
+    wanted = table(teacher.astype(np.float64))
+    assert_agrees(
+        lambda x: similarity_loss(x, flow.tensor(teacher)) * scale,  # so that the slopes are of size 1
+        lambda x: scale * ((table(x) - wanted) ** 2).sum() / len(x) ** 2,
+        student,
+        tolerance=2e-6,
+    )
+
+
+# ---------------------------------------- relations
+
+
+def rkd_formula(teacher: Array, distance: float, angle: float) -> Any:
+    def relations(x: Any) -> tuple[Any, Any]:
+        apart = x[None] - x[:, None]
+        same = np.eye(len(x), dtype=bool)
+        length = np.sqrt((apart * apart).sum(axis=2) + same) * ~same
+        unit = apart / (length + same)[:, :, None]
+        return length / length[~same].mean(), np.einsum("ijd,ikd->ijk", unit, unit)
+
+    wanted = relations(teacher)
+
+    def formula(x: Any) -> Any:
+        parts = [huber(ours - theirs).mean() for ours, theirs in zip(relations(x), wanted, strict=True)]
+        return distance * parts[0] + angle * parts[1]
+
+    return formula
+
+
+@FEW
+@given(SEEDS, st.integers(2, 6), st.integers(1, 5), st.sampled_from([(25.0, 50.0), (1.0, 0.0), (0.0, 1.0)]))
+def test_rkd_agrees_with_its_formula(
+    seed: int, images: int, width: int, weights: tuple[float, float]
+) -> None:
+    student, teacher = normal(seed, images, width), normal(seed + 1, images, width + 1)
+    formula = rkd_formula(teacher.astype(np.float64), *weights)
+    assert_agrees(lambda x: rkd_loss(x, flow.tensor(teacher), *weights), formula, student, 2e-6)
+
+
+@FEW
+@given(SEEDS, st.floats(0.1, 10), st.floats(-5, 5))
+def test_rkd_sees_no_difference_in_scale_place_and_rotation(seed: int, scale: float, move: float) -> None:
+    random = np.random.default_rng(seed)
+    points = random.normal(size=(6, 4))
+    rotation = np.linalg.qr(random.normal(size=(4, 4)))[0]
+    student = (scale * points @ rotation + move).astype(np.float32)
+    x = flow.tensor(student, requires_grad=True)
+    loss = rkd_loss(x, flow.tensor(points.astype(np.float32)), 25.0, 50.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(x.grad.numpy() * scale, 0, atol=1e-5)
+
+
+def test_rkd_of_equal_images_and_of_one_image_is_finite() -> None:
+    for student in (np.ones((4, 3), np.float32), np.ones((1, 3), np.float32)):
+        x = flow.tensor(student, requires_grad=True)
+        loss = rkd_loss(x, flow.tensor(normal(0, len(student), 3)), 25.0, 50.0)
+        loss.backward()
+        assert np.isfinite(loss.item())
+        assert np.isfinite(x.grad.numpy()).all()
+
+
+def test_rkd_takes_a_map_for_its_means_over_the_pixels() -> None:
+    student, teacher = normal(0, 5, 3, 4, 4), normal(1, 5, 2, 2, 2)
+    of_maps = rkd_loss(flow.tensor(student), flow.tensor(teacher), 25.0, 50.0)
+    ours, theirs = (flow.tensor(features.mean(axis=(2, 3))) for features in (student, teacher))
+    assert of_maps.item() == pytest.approx(rkd_loss(ours, theirs, 25.0, 50.0).item(), rel=1e-5)
+
+
+# ---------------------------------------- hints
+
+
+@pytest.mark.parametrize(
+    ("student_layer", "teacher_layer"),
+    [("fc1", "fc1"), ("conv1", "conv2"), ("conv2", "conv2"), ("fc1", "conv2"), ("conv2", "fc1")],
+)
+def test_fitnet_agrees_with_its_formula_and_its_regressor_with_finite_differences(
+    student_layer: str, teacher_layer: str
+) -> None:
+    flow.manual_seed(0)
+    student, teacher = Convolutional(2), Convolutional(3, hidden=4)
+    objective = FitNet(student_layer, teacher_layer).configure(objective_for(student, teacher))
+    batch = batch_of(images_of())
+    output = output_of(objective, batch)
+    term = objective.terms["fitnet"].term
+    loss = term(batch, output)
+    loss.backward()
+    assert isinstance(term, flow.nn.Module)
+    layer = next(m for m in term.modules() if isinstance(m, (flow.nn.Linear, Conv2d)))
+    features = output.features[student_layer].numpy().astype(np.float64)
+    hint = objective.teacher.features(batch)[teacher_layer].numpy().astype(np.float64)
+
+    def formula(weight: Array, bias: Array) -> float:
+        if weight.ndim == 2:
+            made = features.reshape(len(features), -1) @ weight.T + bias
+        else:
+            views: Any = np.lib.stride_tricks.sliding_window_view(
+                features,
+                weight.shape[2:],
+                axis=(2, 3),  # type: ignore[call-overload]
+            )
+            made = np.einsum("nchwij,ocij->nohw", views, weight) + bias[:, None, None]
+        return float(((made.reshape(hint.shape) - hint) ** 2).mean())
+
+    weight, bias = (p.numpy().astype(np.float64) for p in (layer.weight, layer.bias))
+    assert loss.item() == pytest.approx(formula(weight, bias), rel=1e-6)
+    random = np.random.default_rng(0)
+    for number, gradient in enumerate((layer.weight.grad.numpy(), layer.bias.grad.numpy())):
+        for _ in range(10):
+            parameters = [weight.copy(), bias.copy()]
+            index = tuple(int(random.integers(n)) for n in gradient.shape)
+            ends = []
+            for step in (1e-4, -2e-4):
+                parameters[number][index] += step
+                ends.append(formula(*parameters))
+            assert gradient[index] == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-5, abs=1e-6)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert student.conv1.weight.grad is not None
+
+
+def test_the_teacher_is_no_part_of_the_hint() -> None:
+    objective = FitNet("fc1", "fc1").configure(objective_for(Convolutional(2), Convolutional(3)))
+    (term,) = objective.modules()
+    assert list(term.state_dict()) == ["regressor.1.weight", "regressor.1.bias"]
+
+
+def test_a_regressor_makes_no_larger_map() -> None:
+    with pytest.raises(UsageError, match=r"the student's 4 x 4 and the teacher's 6 x 6.*earlier layer"):
+        make_regressor((2, 4, 4), (3, 6, 6))
+
+
+# ---------------------------------------- what they share
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_adds_a_term_that_trains_the_student_and_asks_the_teacher_once(name: str) -> None:
+    student, teacher = Convolutional(2), Convolutional(3)
+    student_layers = {n: m for n, m in student.named_modules() if n}
+    before = dict(student_layers["conv2"].__dict__["_forward_hooks"])
+    plugin = NAMES[name]("conv2", "conv2")
+    objective = plugin.configure(objective_for(student, teacher, alpha=0.0))
+    objective = Attention("conv1", "conv1").configure(objective)
+    assert list(objective.terms)[:3] == ["task", "kd", name]
+    asked: list[int] = []
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    batch = batch_of(images_of())
+    losses = objective(batch, output_of(objective, batch))
+    assert len(asked) == 1, "three terms share one run"
+    losses["total"].backward()
+    assert np.abs(student.conv1.weight.grad.numpy()).max() > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not teacher.training
+    assert dict(student_layers["conv2"].__dict__["_forward_hooks"]) == before, "no hook stays behind"
+    if name != "fitnet":
+        same = NAMES[name]("conv2", "conv2").configure(objective_for(teacher, teacher))
+        recorded = Output(teacher(batch.inputs), dict(same.teacher.features(batch)))
+        assert same.terms[name].term(batch, recorded).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_layer_name_is_answered_with_those_that_there_are(name: str) -> None:
+    there = "there are: conv1, conv2, fc1, fc2, unused."
+    plugin, networks = NAMES[name], (Convolutional(2), Convolutional(3))
+    with pytest.raises(UsageError) as wrong:
+        plugin("conv3", "conv1").configure(objective_for(*networks))
+    expected = "there is no layer of the student (Convolutional) 'conv3' (did you mean 'conv"
+    assert str(wrong.value).startswith(expected)
+    assert str(wrong.value).endswith(there)
+    with pytest.raises(UsageError, match="no layer of the teacher") as wrong:
+        plugin("conv1", "").configure(objective_for(*networks))
+    assert str(wrong.value).endswith(there)
+    with pytest.raises(UsageError, match="student's layer 'unused' does not put out a tensor"):
+        plugin("unused", "conv1").configure(objective_for(*networks))
+
+
+@pytest.mark.parametrize(("layers", "who"), [(("fc1", "conv1"), "student"), (("conv1", "fc2"), "teacher")])
+def test_attention_without_maps_says_what_it_needs(layers: tuple[str, str], who: str) -> None:
+    message = rf"needs feature maps.*the {who}'s layer '{layers[who == 'teacher']}' puts out \d per image"
+    with pytest.raises(UsageError, match=message):
+        Attention(*layers).configure(objective_for(Convolutional(2), Convolutional(3)))
+
+
+def test_attention_on_several_pairs_of_layers() -> None:
+    objective = objective_for(Convolutional(2), Convolutional(3))
+    for layer in ("conv1", "conv2"):
+        objective = Attention(layer, layer).configure(objective)
+    assert list(objective.terms) == ["task", "kd", "attention", "attention_2"]
+
+
+def test_without_a_teacher_the_error_says_how_to_have_one() -> None:
+    student = objective_for(Convolutional(2), Convolutional(3)).student
+    from kdtrain import Objective
+
+    with pytest.raises(UsageError, match="it needs a teacher: choose --mode student_kd or compare"):
+        Similarity("fc1", "fc1").configure(Objective.task().for_student(student))
+    with pytest.raises(KdtrainError, match="does not belong to a fit"):
+        _ = Objective.task().student
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_weights_are_refused(name: str) -> None:
+    argument = "distance" if name == "rkd" else "weight"
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=re.escape(f"{argument}={value}")):
+            NAMES[name]("fc1", "fc1", **{argument: value})

@@ -1,0 +1,258 @@
+"""The methods on logits, each against its formula in float64, and the properties that define them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdtrain import NeedsTeacher, Output, UsageError, flow, soft_target_loss
+from plugins.dist import Dist, dist_loss
+from plugins.dkd import Dkd, decoupled
+from plugins.logit_mse import LogitMse
+from plugins.logit_std import LogitStd, standardised
+from tests.plugins.reference import (
+    Array,
+    Convolutional,
+    Floats,
+    assert_agrees,
+    batch_of,
+    images_of,
+    log_softmax,
+    objective_for,
+    output_of,
+)
+
+SCALES = st.sampled_from([1e-2, 1.0, 10.0, 50.0])
+FEW = settings(max_examples=40, deadline=None)
+
+
+@st.composite
+def logits(draw: st.DrawFn) -> tuple[Floats, Floats, Any]:
+    """Student's and teacher's logits, and labels."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = (draw(st.integers(2, 7)), draw(st.integers(2, 12)))
+    student, teacher = ((random.uniform(-1, 1, shape) * draw(SCALES)).astype(np.float32) for _ in range(2))
+    return student, teacher, random.integers(0, shape[1], shape[0])
+
+
+def dkd_formula(teacher: Array, targets: Any, temperature: float) -> Any:
+    """(TCKD, NCKD) of the paper's definitions: the binary and the renormalised distributions."""
+    rows = np.arange(len(targets))
+    others = np.ones(teacher.shape, bool)
+    others[rows, targets] = False
+
+    def parts(z: Any) -> Any:
+        log_p = log_softmax(z / temperature)
+        rest = log_softmax((z / temperature)[others].reshape(len(z), -1))
+        log_rest = log_p[others].reshape(len(z), -1)[:, :1] - rest[:, :1]
+        return np.stack([log_p[rows, targets], log_rest[:, 0]], axis=1), rest
+
+    def formula(student: Any) -> Any:
+        (b_t, q_t), (b_s, q_s) = parts(teacher), parts(student)
+        tckd = (np.exp(b_t) * (b_t - b_s)).sum(axis=1)
+        nckd = (np.exp(q_t) * (q_t - q_s)).sum(axis=1)
+        return tckd * temperature**2, nckd * temperature**2
+
+    return formula
+
+
+@FEW
+@given(logits(), st.floats(1, 10), st.floats(0, 2), st.floats(0.1, 8))
+def test_dkd_agrees_with_its_formula(
+    data: tuple[Floats, Floats, Any], temperature: float, alpha: float, beta: float
+) -> None:
+    student, teacher, targets = data
+    formula = dkd_formula(teacher.astype(np.float64), targets, temperature)
+
+    def total(x: Any) -> Any:
+        target, others = formula(x)
+        return (alpha * target + beta * others).mean()
+
+    def loss(x: flow.Tensor) -> flow.Tensor:
+        target, others = decoupled(x, flow.tensor(teacher), flow.tensor(targets), temperature)
+        return (target * alpha + others * beta).float()
+
+    assert_agrees(loss, total, student)
+
+
+@FEW
+@given(logits(), st.floats(1, 10))
+def test_plain_distillation_is_tckd_plus_the_rest_of_the_probability_times_nckd(
+    data: tuple[Floats, Floats, Any], temperature: float
+) -> None:
+    student, teacher, targets = data
+    whole, parts = 0.0, 0.0
+    for row in range(len(student)):  # the factor differs from image to image
+        z_s, z_t = flow.tensor(student[row : row + 1]), flow.tensor(teacher[row : row + 1])
+        target, others = decoupled(z_s, z_t, flow.tensor(targets[row : row + 1]), temperature)
+        p = np.exp(log_softmax(teacher[row : row + 1].astype(np.float64) / temperature))[0, targets[row]]
+        parts += target.item() + (1 - p) * others.item()
+        whole += soft_target_loss(z_s, z_t, temperature).item()
+    assert parts == pytest.approx(whole, rel=1e-6, abs=1e-6)
+
+
+def test_dkd_of_two_classes_is_tckd_alone() -> None:
+    z_s, z_t = flow.tensor([[2.0, -1.0]]), flow.tensor([[0.5, 1.0]])
+    target, others = decoupled(z_s, z_t, flow.tensor(np.array([1])), 3.0)
+    assert others.item() == 0
+    assert target.item() == pytest.approx(soft_target_loss(z_s, z_t, 3.0).item(), rel=1e-6)
+
+
+def test_dkd_warms_up_in_steps_of_an_epoch() -> None:
+    ramp = Dkd(warmup=20).ramp
+    assert [ramp(epochs) for epochs in (0.0, 0.99, 1.0, 18.5, 19.0, 40.0)] == [0.05, 0.05, 0.1, 0.95, 1, 1]
+    assert Dkd(warmup=0).ramp(0.0) == 1
+
+
+def pearson(a: Any, b: Any, axis: int) -> Any:
+    a, b = (x - x.mean(axis=axis, keepdims=True) for x in (a, b))
+    return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis) + 1e-16)
+
+
+@FEW
+@given(logits(), st.floats(1, 10))
+def test_dist_agrees_with_its_formula(data: tuple[Floats, Floats, Any], temperature: float) -> None:
+    student, teacher, _ = data
+    q = np.exp(log_softmax(teacher.astype(np.float64) / temperature))
+
+    def formula(z: Any) -> Any:
+        p = np.exp(log_softmax(z / temperature))
+        return temperature**2 * ((1 - pearson(p, q, 1)).mean() + (1 - pearson(p, q, 0)).mean())
+
+    assert_agrees(lambda x: dist_loss(x, flow.tensor(teacher), temperature), formula, student)
+
+
+@FEW
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9))
+def test_dist_sees_no_difference_in_scale_and_offset_of_probabilities(seed: int, share: float) -> None:
+    """Probabilities mixed with even ones are their images under a positive linear map: nothing to learn."""
+    random = np.random.default_rng(seed)
+    p = np.exp(log_softmax(random.normal(size=(8, 6))))
+    mixed = share * p + (1 - share) / 6
+    loss = dist_loss(flow.tensor(np.log(mixed).astype(np.float32)), flow.tensor(np.log(p)), 1.0)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    plain = soft_target_loss(flow.tensor(np.log(mixed)), flow.tensor(np.log(p)), 1.0)
+    assert plain.item() > 1e-5
+
+
+def test_dist_of_a_single_image_or_of_equal_logits_has_a_finite_gradient() -> None:
+    for images, scale in ((1, 1.0), (4, 0.0)):
+        x = flow.tensor(np.full((images, 5), scale, np.float32) * np.arange(5, dtype=np.float32))
+        x.requires_grad_()
+        dist_loss(x, flow.randn(images, 5), 1.0).backward()
+        assert np.isfinite(x.grad.numpy()).all()
+
+
+@FEW
+@given(logits(), st.floats(1, 10))
+def test_logit_standardisation_agrees_with_its_formula(
+    data: tuple[Floats, Floats, Any], temperature: float
+) -> None:
+    student, teacher, _ = data
+
+    def standard(z: Any) -> Any:
+        z = z - z.mean(axis=1, keepdims=True)
+        return z / (np.sqrt((z * z).sum(axis=1, keepdims=True) / (z.shape[1] - 1)) + 1e-7)
+
+    log_t = log_softmax(standard(teacher.astype(np.float64)) / temperature)
+
+    def formula(z: Any) -> Any:
+        log_s = log_softmax(standard(z) / temperature)
+        return temperature**2 * (np.exp(log_t) * (log_t - log_s)).sum() / len(z)
+
+    def loss(x: flow.Tensor) -> flow.Tensor:
+        return soft_target_loss(standardised(x), standardised(flow.tensor(teacher)), temperature)
+
+    assert_agrees(loss, formula, student, tolerance=2e-6)
+
+
+def test_standardised_logits_do_not_know_their_scale_and_offset() -> None:
+    z = flow.tensor(np.random.default_rng(0).normal(size=(4, 10)))
+    np.testing.assert_allclose(standardised(z * 7.0 + 3.0).numpy(), standardised(z).numpy(), atol=1e-6)
+    np.testing.assert_array_equal(standardised(flow.ones(2, 10)).numpy(), np.zeros((2, 10)))
+
+
+def method_on(plugin: Any, student: Floats, teacher: Floats) -> flow.Tensor:
+    """The loss of a plugin for given logits: both networks return their inputs."""
+    plugin.configure(objective_for(flow.nn.Identity(), flow.nn.Identity()))
+    batch = batch_of(teacher)
+    x = flow.tensor(student, requires_grad=True)
+    loss = plugin.loss(batch, Output(x))
+    loss.backward()
+    return loss, x.grad
+
+
+@FEW
+@given(logits())
+def test_logit_matching_agrees_with_its_formula(data: tuple[Floats, Floats, Any]) -> None:
+    student, teacher, _ = data
+    loss, gradient = method_on(LogitMse(), student, teacher)
+    apart = student.astype(np.float64) - teacher
+    apart -= apart.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(loss.item(), (apart**2).sum() / (2 * apart.size), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(gradient.numpy(), apart / apart.size, rtol=1e-6, atol=1e-6)
+
+
+def test_logit_matching_is_what_soft_targets_tend_to_at_high_temperature() -> None:
+    random = np.random.default_rng(0)
+    student, teacher = random.normal(size=(2, 5, 10)).astype(np.float32)
+    loss, _ = method_on(LogitMse(), student, teacher)
+    soft = soft_target_loss(flow.tensor(student), flow.tensor(teacher), 300.0)
+    assert soft.item() == pytest.approx(loss.item(), rel=0.02)
+
+
+METHODS: dict[str, tuple[NeedsTeacher, float]] = {
+    "dkd": (Dkd(warmup=0), 0.9),
+    "dist": (Dist(weight=2.0), 1.8),
+    "logit_std": (LogitStd(weight=10.0), 9.0),
+    "logit_mse": (LogitMse(), 0.9),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_the_place_of_the_soft_targets_and_leaves_the_teacher_alone(name: str) -> None:
+    plugin, weight = METHODS[name]
+    student, teacher = Convolutional(2), Convolutional(4)
+    objective = plugin.configure(objective_for(student, teacher))
+    assert list(objective.terms) == ["task", name]
+    given_weight = objective.terms[name].weight
+    assert (given_weight(3.0) if callable(given_weight) else given_weight) == pytest.approx(weight)
+    batch = batch_of(images_of())
+    losses = objective(batch, output_of(objective, batch))
+    expected = 0.1 * losses["task"].item() + weight * losses[name].item()
+    assert losses["total"].item() == pytest.approx(expected, rel=1e-5)
+    losses["total"].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    same = plugin.configure(objective_for(teacher, teacher))
+    agreeing = same(batch, Output(teacher(batch.inputs)))
+    assert agreeing[name].item() == pytest.approx(0, abs=1e-6), "a student like its teacher has no loss"
+
+
+def test_two_methods_cannot_take_one_place() -> None:
+    objective = Dkd().configure(objective_for(Convolutional(2), Convolutional(4)))
+    with pytest.raises(ValueError, match=r"no term 'kd' to replace \(it has task, dkd\)"):
+        Dist().configure(objective)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "arguments", "words"),
+    [
+        (Dkd, {"alpha": -1.0}, "alpha=-1.0"),
+        (Dkd, {"alpha": 0.0, "beta": 0.0}, "nor both be 0"),
+        (Dkd, {"beta": float("nan")}, "beta=nan"),
+        (Dkd, {"temperature": 0.0}, "temperature=0.0"),
+        (Dkd, {"warmup": -1}, "warmup=-1"),
+        (Dist, {"weight": 0.0}, "weight=0.0"),
+        (Dist, {"temperature": float("inf")}, "temperature=inf"),
+        (LogitStd, {"temperature": -2.0}, "temperature=-2.0"),
+        (LogitStd, {"weight": float("nan")}, "weight=nan"),
+        (LogitMse, {"weight": -1.0}, "weight=-1.0"),
+    ],
+)
+def test_bad_arguments_are_refused(plugin: Any, arguments: dict[str, float], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plugin(**arguments)

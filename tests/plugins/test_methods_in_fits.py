@@ -1,0 +1,269 @@
+"""Methods in real fits: the teacher's part, several at once, checkpoints, modes, resuming."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, flow
+from kdtrain.callbacks import Checkpoint
+from kdtrain.data.augmentation import Shift
+from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.models.registry import build_model
+from kdtrain.store.checkpoint import ModelCard, load_model, load_tensors, snapshot
+from plugins.attention import Attention
+from plugins.dist import Dist
+from plugins.dkd import Dkd
+from plugins.fitnet import FitNet
+from plugins.label_smoothing import LabelSmoothing
+from plugins.logit_mse import LogitMse
+from plugins.logit_std import LogitStd
+from plugins.rkd import Rkd
+from plugins.similarity import Similarity
+from tests.cli.conftest import untrained_teacher
+from tests.conftest import RunKdtrain
+from tests.runs import assert_same_run, metrics
+from tests.tools import write_tiles
+
+SGD = partial(flow.optim.SGD, lr=0.01)
+
+
+@pytest.fixture
+def teacher() -> flow.nn.Module:
+    flow.manual_seed(7)
+    return build_model("student_mlp", (1, 28, 28), 10)
+
+
+class Losses(Callback):
+    """Notes every step's losses."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        self.rows.append({name: loss.item() for name, loss in event.losses.items()})
+
+
+def fit(
+    data: tuple[Loader, Loader],
+    folder: Path,
+    teacher: flow.nn.Module,
+    *callbacks: Callback,
+    arch: str = "student_mlp",
+    alpha: float = 0.5,
+    epochs: int = 2,
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Distils a student; returns each step's losses, and its weights."""
+    flow.manual_seed(0)
+    model, losses = build_model(arch, (1, 28, 28), 10), Losses()
+    distillation = DistillationCallback(teacher, 4.0, alpha, cache_directory=folder / "cache")
+    Trainer(model, SGD, [distillation, *callbacks, losses]).fit(*data, epochs=epochs, directory=folder)
+    return losses.rows, snapshot(model)
+
+
+METHODS: dict[str, Callback] = {
+    "dkd": Dkd(),
+    "dist": Dist(),
+    "logit_std": LogitStd(),
+    "logit_mse": LogitMse(),
+    "fitnet": FitNet("fc1", "fc2", weight=1.0),
+    "rkd": Rkd("fc2", "fc2"),
+    "similarity": Similarity("fc2", "fc2"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_teaches(
+    name: str, train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    asked: list[int] = []
+    teacher.register_forward_hook(lambda module, inputs, output: asked.append(len(output)))
+    rows, _ = fit((train, validation), tmp_path, teacher, METHODS[name], epochs=3)
+    replaces = name in ("dkd", "dist", "logit_std", "logit_mse")
+    assert list(rows[0]) == (["task", name, "total"] if replaces else ["task", "kd", name, "total"])
+    first, last = (np.mean([row[name] for row in part]) for part in (rows[:4], rows[-4:]))
+    assert last < first, "the term gets smaller"
+    once = train.num_images + 1  # for the table, and one image to count the classes
+    live = 0 if replaces else 1 + 3 * train.num_images  # one image to find out the layer's shape
+    assert sum(asked) == once + live, "logits stay cached, features are asked for at every step"
+
+
+def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
+    train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    seen: list[bytes] = []
+    teacher.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numpy().tobytes()))
+
+    class Watch(Callback):
+        def on_batch(self, run: Run, event: BatchEnd) -> None:
+            assert seen[-1] == event.batch.inputs.numpy().tobytes()
+
+    shift = Shift(2, (float(train.inputs.min()),))
+    shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, augment=shift)
+    methods = (Similarity("fc1", "fc1"), FitNet("fc1", "fc1"), Dkd(), Watch())
+    fit((shifted, validation), tmp_path, teacher, *methods)
+    assert len(seen) == 2 + 1 + 2 * len(shifted), "three terms, one question a step"
+
+
+def test_several_plugins_combine_in_any_order(
+    train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    ends = []
+    for turn in (1, -1):
+        plugins: list[Callback] = [Dkd(), FitNet("fc1", "fc1"), LabelSmoothing(0.2)]
+        rows, weights = fit((train, validation), tmp_path, teacher, *plugins[::turn], epochs=1)
+        assert set(rows[0]) == {"task", "dkd", "fitnet", "total"}
+        for row in rows:
+            expected = 0.5 * row["task"] + 0.5 / 20 * row["dkd"] + 100 * row["fitnet"]
+            assert row["total"] == pytest.approx(expected, rel=1e-5)
+        ends.append(weights)
+    for name, array in ends[0].items():
+        np.testing.assert_allclose(array, ends[1][name], atol=1e-6)
+
+
+def test_attention_between_convolutions_of_the_registry(
+    make_loader: Any, validation: Loader, tmp_path: Path
+) -> None:
+    flow.manual_seed(7)
+    teacher = build_model("teacher_cnn", (1, 28, 28), 10)
+    few = make_loader(32, batch_size=16)
+    plugins = (Attention("conv1", "conv1"), Attention("conv2", "conv2"), FitNet("conv1", "conv2"))
+    rows, _ = fit((few, few), tmp_path, teacher, *plugins, arch="teacher_cnn", epochs=1)
+    assert list(rows[0]) == ["task", "kd", "attention", "attention_2", "fitnet", "total"]
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+def test_a_regressor_is_saved_for_resuming_and_nowhere_else(
+    train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module, card: ModelCard
+) -> None:
+    fit((train, validation), tmp_path, teacher, FitNet("fc1", "fc2", weight=1.0), Checkpoint(card))
+    best, last = (load_tensors(tmp_path / f"checkpoints/{name}.safetensors")[0] for name in ("best", "last"))
+    own = [f"{layer}.{kind}" for layer in ("fc1", "fc2", "fc3") for kind in ("bias", "weight")]
+    assert sorted(best) == own
+    regressor = {f"term/0/regressor.1.{kind}" for kind in ("bias", "weight")}
+    assert {name for name in last if not name.startswith("optimizer/")} == regressor | {
+        f"model/{name}" for name in own
+    }
+    model = load_model(tmp_path / "checkpoints/last.safetensors").build("cpu")
+    assert sorted(snapshot(model)) == own, "the file serves as a checkpoint of the student all the same"
+
+
+def test_a_regressor_is_trained_and_starts_from_the_seed(
+    train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    ends = []
+    for seed in (0, 0, 1):
+        flow.manual_seed(0)
+        model = build_model("student_mlp", (1, 28, 28), 10)
+        flow.manual_seed(int(np.random.default_rng().integers(2**31)))  # whatever was drawn before
+        first: list[Any] = []
+
+        class First(Callback):
+            def on_fit_start(self, run: Run) -> None:
+                first.extend(snapshot(module) for module in run.objective.modules())  # noqa: B023
+                self.modules = list(run.objective.modules())
+
+        watch = First()
+        distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
+        trainer = Trainer(model, SGD, [distillation, FitNet("fc1", "fc2", weight=1.0), watch], seed=seed)
+        trainer.fit(train, validation, epochs=1, directory=tmp_path)
+        after = snapshot(watch.modules[0])
+        assert all(not np.array_equal(array, after[name]) for name, array in first[0].items())
+        ends.append(first[0]["regressor.1.weight"])
+    assert np.array_equal(ends[0], ends[1])
+    assert not np.array_equal(ends[0], ends[2])
+
+
+# ---------------------------------------- from the command line
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> tuple[str | Path, ...]:
+    """Flags for small images and a teacher that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("tiles")
+    data = write_tiles(folder / "data", mnist)
+    teacher = untrained_teacher(folder / "teacher.safetensors", load_dataset("mnist", data))
+    return ("--data-dir", data, "--val-size", "300", "--batch-size", "64", "--teacher-checkpoint", teacher)
+
+
+KILLER = """
+import os, signal
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Killer(Callback):
+    def on_batch(self, run, event):
+        if event.epoch == 3 and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_with_a_regressor_ends_like_one_that_was_not(
+    tmp_path: Path, tiles: tuple[str | Path, ...], run_kdtrain: RunKdtrain
+) -> None:
+    (tmp_path / "killer.py").write_text(KILLER)
+    plugins = ("fitnet,student_layer=fc1,teacher_layer=fc1", "dkd,warmup=3", "killer.py:Killer")
+    words = [word for plugin in plugins for word in ("--plugin", plugin)]
+    flags = ("--mode", "student_kd", *tiles, "--epochs", "4", *words)
+    killed = run_kdtrain("fit", *flags, cwd=tmp_path)
+    assert "its process was ended by signal SIGKILL" in killed.stderr, killed.stderr
+    run = tmp_path / "logs/student_kd/version_0"
+    resumed = run_kdtrain("fit", "--resume", run, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    undisturbed = run_kdtrain("fit", *flags, cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert_same_run(run, tmp_path / "logs/student_kd/version_1")
+    tensors, _ = load_tensors(run / "checkpoints/last.safetensors")
+    assert "term/0/regressor.1.weight" in tensors
+    evaluated = run_kdtrain("eval", run / "checkpoints/last.safetensors", *tiles[:2], cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_in_a_comparison_a_method_is_for_the_distilled_student(
+    tmp_path: Path, tiles: tuple[str | Path, ...], run_kdtrain: RunKdtrain
+) -> None:
+    flags = ("--mode", "compare", *tiles, "--epochs", "1", "--plugin", "dist")
+    done = run_kdtrain("fit", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = tmp_path / "logs/compare/version_0/seed_0"
+    terms = {
+        mode: {name for name in metrics(runs / mode)[0] if name.startswith("loss/")}
+        for mode in ("student", "student_kd")
+    }
+    assert terms["student"] == {"loss/task", "loss/total"}
+    assert terms["student_kd"] == {"loss/task", "loss/dist", "loss/total"}
+    assert json.loads((runs / "student_kd/result.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("mode", "plugin", "words"),
+    [
+        ("student", "dkd", ("--plugin dkd", "needs a teacher", "--mode student has none", "student_kd")),
+        (
+            "student_kd",
+            "fitnet,student_layer=fc9,teacher_layer=fc1",
+            ("no layer of the student (StudentMlp) 'fc9'", "fc1, fc2, fc3"),
+        ),
+    ],
+)
+def test_wrong_uses_end_in_one_line_that_explains_them(
+    mode: str,
+    plugin: str,
+    words: tuple[str, ...],
+    tmp_path: Path,
+    tiles: tuple[str | Path, ...],
+    run_kdtrain: RunKdtrain,
+) -> None:
+    done = run_kdtrain("fit", "--mode", mode, *tiles, "--epochs", "1", "--plugin", plugin, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("The teacher is")]
+    assert len(said) == 1, done.stderr
+    for word in words:
+        assert word in said[0]

@@ -1,0 +1,318 @@
+"""What observers show is right, is where TensorBoard finds it, and changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pty
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kdtrain import (
+    BatchEnd,
+    Callback,
+    DistillationCallback,
+    EvalEnd,
+    KdtrainError,
+    Loader,
+    Run,
+    Trainer,
+    UsageError,
+    flow,
+    predict_logits,
+)
+from kdtrain.models.registry import build_model
+from kdtrain.store.checkpoint import snapshot
+from plugins.calibration import Calibration, diagram, reliability
+from plugins.confusion import Confusion, confusion_matrix, draw_matrix, worst_mistakes
+from plugins.csv import Csv
+from plugins.dashboard import Dashboard, bars
+from plugins.fidelity import Fidelity, fidelity
+from plugins.grad_norm import GradNorm
+from plugins.similarity import Similarity
+from tests.conftest import ROOT
+from tests.runs import metrics
+
+SGD = partial(flow.optim.SGD, lr=0.1)
+
+
+def fit(data: tuple[Loader, Loader], folder: Path, *callbacks: Callback, epochs: int = 2) -> flow.nn.Module:
+    flow.manual_seed(0)
+    model = build_model("student_mlp", (1, 28, 28), 10)
+    Trainer(model, SGD, callbacks).fit(*data, epochs=epochs, directory=folder)
+    return model
+
+
+def events(folder: Path) -> Any:
+    return EventAccumulator(str(folder)).Reload()
+
+
+def curve(folder: Path, tag: str) -> dict[int, float]:
+    return {event.step: event.value for event in events(folder).Scalars(tag)}
+
+
+def pictures(folder: Path, tag: str) -> dict[int, Image.Image]:
+    return {
+        event.step: Image.open(io.BytesIO(event.encoded_image_string)) for event in events(folder).Images(tag)
+    }
+
+
+@pytest.fixture
+def data(make_loader: Any) -> tuple[Loader, Loader]:
+    return make_loader(256), make_loader(128, start=512, seed=None)
+
+
+@pytest.fixture
+def teacher() -> flow.nn.Module:
+    flow.manual_seed(7)
+    return build_model("student_mlp", (1, 28, 28), 10)
+
+
+def test_watching_changes_nothing(
+    data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    observers = (
+        Calibration(every=1),
+        Confusion(every=1),
+        Csv(),
+        Dashboard(),
+        Fidelity(),
+        GradNorm(every=1),
+    )
+    ends = []
+    for number, watching in enumerate(((), observers)):
+        distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
+        ends.append(snapshot(fit(data, tmp_path / str(number), distillation, *watching)))
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name])
+
+
+# ---------------------------------------- calibration
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 50), st.integers(2, 6), st.integers(1, 20))
+def test_calibration_error_is_that_of_the_definition(seed: int, images: int, classes: int, bins: int) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(images, classes)) * 3
+    targets = random.integers(0, classes, images)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == targets
+    error, counts = 0.0, []
+    for m in range(bins):
+        inside = (confidence > m / bins) & (confidence <= (m + 1) / bins)
+        counts.append(inside.sum())
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    found = reliability(logits, targets, bins)
+    np.testing.assert_array_equal(found.counts, counts)
+    assert found.error == pytest.approx(error, abs=1e-12)
+
+
+def test_a_network_that_is_always_sure_and_right_half_the_time_is_off_by_a_half() -> None:
+    found = reliability(np.tile([100.0, 0.0], (4, 1)), np.array([0, 1, 0, 1]), 15)
+    assert (found.error, found.counts[-1], found.accuracy[-1]) == (0.5, 4, 0.5)
+    assert diagram(found).shape[2] == 3
+
+
+def test_calibration_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+    model = fit(data, tmp_path, Calibration(every=2), epochs=3)
+    error = reliability(predict_logits(model, data[1]), data[1].targets, 15).error
+    errors = curve(tmp_path, "calibration/ece")
+    assert list(errors) == [2, 4, 6]
+    assert errors[6] == pytest.approx(error, rel=1e-6)
+    assert list(pictures(tmp_path, "calibration/reliability")) == [4, 6]
+
+
+# ---------------------------------------- confusion
+
+
+def test_the_matrix_and_the_worst_mistakes_are_right() -> None:
+    logits = np.array([[9, 0, 0], [0, 1, 0], [0, 5, 0], [0, 2, 0], [0, 0, 1]], np.float32)
+    targets = np.array([0, 1, 0, 2, 2])
+    np.testing.assert_array_equal(confusion_matrix(logits, targets), [[1, 1, 0], [0, 1, 0], [0, 1, 1]])
+    np.testing.assert_array_equal(worst_mistakes(logits, targets, 5), [2, 3])
+    np.testing.assert_array_equal(worst_mistakes(logits, targets, 1), [2])
+    assert draw_matrix(np.eye(3, dtype=np.int64)).shape[2] == 3
+    assert draw_matrix(np.zeros((100, 100), np.int64)).shape[2] == 3
+
+
+def test_confusion_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+    fit(data, tmp_path, Confusion(every=2, images=9), epochs=3)
+    for name in ("matrix", "mistakes"):
+        drawn = pictures(tmp_path, f"confusion/{name}")
+        assert list(drawn) == [4, 6]
+        assert np.ptp(np.asarray(drawn[6].convert("L"))) > 100, "not an empty sheet"
+
+
+# ---------------------------------------- fidelity
+
+
+def test_fidelity_is_agreement_and_divergence() -> None:
+    random = np.random.default_rng(0)
+    student, teacher = random.normal(size=(2, 50, 4))
+    p, q = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in (teacher, student))
+    agreement, divergence = fidelity(student, teacher)
+    assert agreement == (p.argmax(axis=1) == q.argmax(axis=1)).mean()
+    assert divergence == pytest.approx((p * np.log(p / q)).sum() / 50, rel=1e-12)
+    assert fidelity(teacher, teacher + 5) == pytest.approx((1.0, 0.0), abs=1e-12)
+
+
+def test_fidelity_reaches_tensorboard(
+    data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    model = fit(data, tmp_path, DistillationCallback(teacher, cache_directory=tmp_path), Fidelity())
+    expected = fidelity(predict_logits(model, data[1]), predict_logits(teacher, data[1]))
+    for tag, value in zip(("fidelity/agreement", "fidelity/kl"), expected, strict=True):
+        assert curve(tmp_path, tag)[4] == pytest.approx(value, rel=1e-6)
+
+
+# ---------------------------------------- gradient norms per term
+
+
+class Parts(Callback):
+    """Works each term's gradient out by a backward pass of its own, on the weights after each step."""
+
+    def __init__(self, alpha: float) -> None:
+        self.weights = {"task": 1 - alpha, "kd": alpha}
+        self.norms: dict[str, list[float]] = {"task": [], "kd": []}
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        for name, weight in self.weights.items():
+            term = run.objective.terms[name].term
+            loss = term(event.batch, run.objective.student(event.batch.inputs))
+            gradients = flow.autograd.grad(loss, list(run.model.parameters()))
+            flat = np.concatenate([g.numpy().astype(np.float64).ravel() for g in gradients])
+            self.norms[name].append(weight * float(np.linalg.norm(flat)))
+
+
+def test_a_term_s_norm_is_found_where_it_does_not_reach_all_layers(
+    data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    distillation = DistillationCallback(teacher, cache_directory=tmp_path)
+    fit(data, tmp_path, distillation, Similarity("fc1", "fc1"), GradNorm(every=1))
+    assert min(curve(tmp_path, "grad_norm/similarity").values()) > 0
+
+
+@pytest.mark.parametrize("alpha", [0.7, 0.0])
+def test_gradient_norms_of_terms_reach_tensorboard(
+    alpha: float, data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    parts = Parts(alpha)
+    distillation = DistillationCallback(teacher, 4.0, alpha, cache_directory=tmp_path)
+    fit(data, tmp_path, distillation, GradNorm(every=1), parts)
+    for name, norms in parts.norms.items():
+        assert list(curve(tmp_path, f"grad_norm/{name}").values()) == pytest.approx(norms, rel=1e-5)
+
+
+# ---------------------------------------- csv
+
+
+def test_the_table_has_the_run_s_figures(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+    from kdtrain.callbacks import RunLog
+
+    fit(data, tmp_path, RunLog(), Csv(), epochs=3)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert len(rows) == 3
+    for row, expected in zip(rows, metrics(tmp_path), strict=True):
+        assert {name: float(row[name]) for name in expected} == expected
+
+
+def test_a_damaged_table_is_refused_on_resuming(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step\none,two\n")
+
+    class Resumed(Callback):
+        def on_fit_start(self, run: Run) -> None:
+            object.__setattr__(run, "resumed", object())
+
+    with pytest.raises(KdtrainError, match=r"metrics\.csv is damaged.*mend it"):
+        fit(data, tmp_path, Resumed(), Csv())
+
+
+# ---------------------------------------- dashboard
+
+
+class Screens(Callback):
+    """Keeps what the dashboard would draw after each epoch."""
+
+    def __init__(self, dashboard: Dashboard) -> None:
+        self.dashboard = dashboard
+        self.texts: list[str] = []
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        console = Console(file=io.StringIO(), width=100, record=True)
+        console.print(self.dashboard.screen(run, elapsed=60.0))
+        self.texts.append(console.export_text())
+
+
+def test_the_screen_shows_progress_losses_accuracy_and_the_time_left(
+    data: tuple[Loader, Loader], tmp_path: Path
+) -> None:
+    dashboard = Dashboard()
+    screens = Screens(dashboard)
+    fit(data, tmp_path, dashboard, screens, epochs=4)
+    for words in ("epoch 1/4", "step  2/8", "task", "total", "accuracy", "best", "1:00 gone, 3:00 left"):
+        assert words in screens.texts[0], screens.texts[0]
+    assert "1:00 gone, 0:00 left" in screens.texts[3]
+    assert bars([0.0, 0.5, 1.0]) == "▁▄█" or bars([0.0, 0.5, 1.0]) == "▁▅█"
+    assert bars([0.3, 0.3]) == "▁▁"
+
+
+def run_dashboard(folder: Path, stderr: int) -> tuple[int, str]:
+    """Runs a fit with the dashboard; returns its exit code and what it printed to stdout."""
+    words = ["fit", "--mode", "student", "--epochs", "2", "--limit-train", "640", "--val-size", "128"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kdtrain", *words, "--plugin", "dashboard,seconds=0"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode()
+
+
+def test_on_a_terminal_it_draws_and_elsewhere_not(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    reader = subprocess.Popen(["cat"], stdin=master, stdout=subprocess.PIPE)
+    os.close(master)
+    code, _ = run_dashboard(tmp_path, slave)
+    os.close(slave)
+    drawn = reader.communicate(timeout=30)[0].decode()
+    assert code == 0, drawn
+    assert "\x1b[" in drawn
+    assert "left, learning rate" in drawn
+    assert "step/s" not in drawn, "no progress bar beside it"
+    assert "student      2/2  loss" in drawn.replace("\x1b[0m", ""), "the epochs' lines stay above it"
+    with (tmp_path / "stderr").open("wb") as file:
+        assert run_dashboard(tmp_path, file.fileno())[0] == 0
+    plain = (tmp_path / "stderr").read_text()
+    assert "\x1b" not in plain
+    assert len([line for line in plain.splitlines() if line.startswith("student ")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("plugin", "arguments"),
+    [
+        (Calibration, {"bins": 0}),
+        (Calibration, {"every": 0}),
+        (Confusion, {"every": 0}),
+        (Confusion, {"images": 0}),
+    ],
+)
+def test_bad_arguments_are_refused(plugin: Any, arguments: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(arguments))}=0: it must be at least 1"):
+        plugin(**arguments)
