@@ -73,7 +73,8 @@ def _train_all(session: Session, directory: Path, given: Trained | None) -> list
 
     def training(mode: str, seed: int, teacher: SavedModel | None = None) -> Job[Trained]:
         label = mode if len(seeds) == 1 else f"{mode}/{seed}"
-        return session.training(mode, seed, directory / f"seed_{seed}" / mode, teacher, label)
+        folder, is_last = directory / f"seed_{seed}" / mode, seed == seeds[-1]
+        return session.training(mode, seed, folder, teacher, label, keep=is_last)
 
     teachers = [given] if given is not None else session.run([training("teacher", seed) for seed in seeds])
     taught_by = {seed: teachers[0 if given is not None else i].saved for i, seed in enumerate(seeds)}
