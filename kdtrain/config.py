@@ -22,7 +22,7 @@ MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """Each optimizer's default for the (highest) learning rate."""
 
-TEACHER = "teacher_cnn"
+DEFAULT_TEACHER = "teacher_cnn"
 """What a teacher is that is trained here, unless --teacher-arch says otherwise."""
 
 _WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
@@ -161,7 +161,7 @@ class FitConfig:
 
     def architecture_for(self, network: str) -> str:
         """Returns what a ``teacher`` or ``student`` is that is trained here."""
-        return self.teacher_arch or TEACHER if network == "teacher" else self.student_arch
+        return self.teacher_arch or DEFAULT_TEACHER if network == "teacher" else self.student_arch
 
     def epochs_for(self, network: str) -> int:
         """Returns how many epochs the ``teacher`` or the ``student`` is trained for."""
@@ -183,7 +183,7 @@ class FitConfig:
         taught = self.mode == "student_kd" or self.teacher_checkpoint is not None
         decided = dataclasses.replace(
             self,
-            teacher_arch=self.teacher_arch or (None if taught else TEACHER),
+            teacher_arch=self.teacher_arch or (None if taught else DEFAULT_TEACHER),
             teacher_epochs=self.epochs_for("teacher"),
             epochs=self.epochs_for("student"),
             lr=self.peak_lr,

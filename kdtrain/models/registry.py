@@ -100,6 +100,6 @@ def _mend(model: flow.nn.Module) -> flow.nn.Module:
     ours = {flow.nn.Conv2d: Conv2d, flow.nn.Dropout: Dropout}
     for layer in model.modules():
         layer.__class__ = ours.get(type(layer), type(layer))
-        if hasattr(layer, "inplace"):
+        if type(layer).__module__.startswith("oneflow.") and hasattr(layer, "inplace"):
             layer.inplace = False
     return model

@@ -98,6 +98,7 @@ def test_dropout_follows_the_seed_and_layers_are_ours(file: Path) -> None:
     assert np.array_equal(answers[0], answers[1])
     assert not np.array_equal(answers[0], answers[2])
     assert [type(layer) for layer in (model.conv, model.dropout)] == [Conv2d, Dropout]
+    assert not model.relu.inplace
 
 
 def test_mode_is_left_as_the_factory_chose_it(file: Path) -> None:
