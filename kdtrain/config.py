@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import sys
 import types
 import typing
@@ -22,6 +23,7 @@ MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """Each optimizer's default for the (highest) learning rate."""
 
+_LARGEST = 1 << 20  # bytes of a TOML file
 _WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 Check = tuple[Callable[[Any], bool], str]
@@ -197,7 +199,7 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
         UsageError: the directory is no run's, or a flag asks for something else than the run was begun with.
     """
     file = directory / "config.toml"
-    if not file.exists():
+    if not os.path.isfile(file):
         raise UsageError(f"--resume {directory}: there is no run, since it has no config.toml.")
     begun = load_config({}, file)
     asked = load_config(flags, file)
@@ -220,7 +222,11 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        values = tomli.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            content = opened.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise UsageError(f"--config {file} is larger than 1 MiB: that cannot be a configuration.")
+        values = tomli.loads(content.decode())
     except FileNotFoundError:
         raise UsageError(f"--config {file}: there is no such file.") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
@@ -244,6 +250,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
             item = Path(item)
         if not isinstance(item, kind) or isinstance(item, bool):
             raise UsageError(f"{where} is {item!r}: it must be {_WANTED[kind]}.")
+        if not _can_be_written(item):
+            raise UsageError(f"{where} is {str(item)!r}: it has a character that no file can keep.")
         choices, check = field.metadata["choices"], field.metadata["check"]
         if choices and item not in choices:
             raise UsageError(f"{where}: {no_such(name, str(item), choices)}")
@@ -251,6 +259,15 @@ def _checked(name: str, value: Any, where: str) -> Any:
             raise UsageError(f"{where} is {item}: it {check[1]}.")
         values[index] = item
     return tuple(values) if repeatable else values[0]
+
+
+def _can_be_written(item: Any) -> bool:
+    """Whether a value can stand in config.toml, and a path can be asked of the system."""
+    try:
+        str(item).encode()
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        return False
+    return not (isinstance(item, Path) and "\0" in str(item))
 
 
 def _kind(name: str) -> tuple[type, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 import typing
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def _from_file(target: str) -> Any:
     path = Path(file)
     if not name:
         raise UsageError(f"--plugin {target}: say which class, as {path.name}:CLASS.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"--plugin {target}: there is no file {path}.")
     module = _import_file(path)
     if not hasattr(module, name):

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.photo import read_photo, to_mnist
+from kdtrain.data.photo import to_mnist
+from kdtrain.data.photo_file import read_photo
 from kdtrain.errors import DataError
 
 Bytes = NDArray[np.uint8]
