@@ -23,7 +23,7 @@ MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """Each optimizer's default for the (highest) learning rate."""
 
-_LARGEST = 1 << 20  # bytes of a TOML file
+_LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
 _WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 Check = tuple[Callable[[Any], bool], str]
@@ -225,7 +225,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
         with file.open("rb") as opened:
             content = opened.read(_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise UsageError(f"--config {file} is larger than 1 MiB: that cannot be a configuration.")
+            raise UsageError(f"--config {file} is larger than 64 KiB: that cannot be a configuration.")
         values = tomli.loads(content.decode())
     except FileNotFoundError:
         raise UsageError(f"--config {file}: there is no such file.") from None

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from kdtrain.errors import DataError
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
 _MOST_PIXELS = 50_000_000
 _MOST_PIXELS_OF_WEBP = 25_000_000  # its decoder needs 16 bytes for each
+_MOST_WORK = 1_000_000_000  # pixels times the scans that a JPEG draws them in: some seconds
 _BAND = 1_000_000  # pixels that are turned to grey at once, to keep memory small
 
 
@@ -40,6 +42,8 @@ def read_photo(path: Path) -> Image.Image:
                     raise DataError(
                         f"{path} has more than {most // 1_000_000} megapixels; scale or crop it first."
                     )
+                if image.format == "JPEG" and image.width * image.height * _scans(file) > _MOST_WORK:
+                    raise DataError(f"{path} is drawn in far more scans than any camera makes; save it anew.")
                 ImageOps.exif_transpose(image, in_place=True)
                 return to_grey(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -54,6 +58,12 @@ def read_photo(path: Path) -> Image.Image:
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} cannot be read as a picture: {reason.rstrip('.')}.") from error
+
+
+def _scans(file: BinaryIO) -> int:
+    """Returns in how many passes a JPEG draws its pixels: 75 bytes are enough for one over all of them."""
+    file.seek(0)
+    return sum(piece.count(b"\xff\xda") for piece in iter(lambda: file.read(1 << 20), b""))
 
 
 def to_grey(image: Image.Image) -> Image.Image:
