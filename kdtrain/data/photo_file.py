@@ -16,6 +16,7 @@ from kdtrain.errors import DataError
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
 _MOST_PIXELS = 50_000_000
+_LONGEST_SIDE = 65_535  # JPEG's; to shrink a single line of 50 million pixels takes a minute
 _MOST_PIXELS_OF_WEBP = 25_000_000  # its decoder needs 16 bytes for each
 _MOST_WORK = 1_000_000_000  # pixels times the scans that a JPEG draws them in: some seconds
 _BAND = 1_000_000  # pixels that are turned to grey at once, to keep memory small
@@ -37,13 +38,7 @@ def read_photo(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_FORMATS) as image:
-                most = _MOST_PIXELS_OF_WEBP if image.format == "WEBP" else _MOST_PIXELS
-                if image.width * image.height > most:
-                    raise DataError(
-                        f"{path} has more than {most // 1_000_000} megapixels; scale or crop it first."
-                    )
-                if image.format == "JPEG" and image.width * image.height * _scans(file) > _MOST_WORK:
-                    raise DataError(f"{path} is drawn in far more scans than any camera makes; save it anew.")
+                _check_size(image, file, path)
                 ImageOps.exif_transpose(image, in_place=True)
                 return to_grey(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -58,6 +53,18 @@ def read_photo(path: Path) -> Image.Image:
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} cannot be read as a picture: {reason.rstrip('.')}.") from error
+
+
+def _check_size(image: Image.Image, file: BinaryIO, path: Path) -> None:
+    """Raises DataError if a picture that has not been decoded yet would take much memory or time."""
+    pixels = image.width * image.height
+    most = _MOST_PIXELS_OF_WEBP if image.format == "WEBP" else _MOST_PIXELS
+    if pixels > most:
+        raise DataError(f"{path} has more than {most // 1_000_000} megapixels; scale or crop it first.")
+    if max(image.size) > _LONGEST_SIDE:
+        raise DataError(f"{path} is more than {_LONGEST_SIDE:,} pixels wide or high; crop it first.")
+    if image.format == "JPEG" and pixels * _scans(file) > _MOST_WORK:
+        raise DataError(f"{path} is drawn in far more scans than any camera makes; save it anew.")
 
 
 def _scans(file: BinaryIO) -> int:
