@@ -209,7 +209,8 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
         why["epochs"] = "there can only be more"
     for name in flags:
         before, now = getattr(begun, name), getattr(asked, name)
-        if before == now or (name == "epochs" and begun.schedule == "constant" and now > before):
+        more = name == "epochs" and begun.schedule == "constant" and now > (before or now)
+        if before == now or more:
             continue
         raise UsageError(
             f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, "

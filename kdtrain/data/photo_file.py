@@ -37,6 +37,7 @@ def read_photo(path: Path) -> Image.Image:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            _check_webp(file, path)
             with Image.open(file, formats=_FORMATS) as image:
                 _check_size(image, file, path)
                 ImageOps.exif_transpose(image, in_place=True)
@@ -55,12 +56,28 @@ def read_photo(path: Path) -> Image.Image:
         raise DataError(f"{path} cannot be read as a picture: {reason.rstrip('.')}.") from error
 
 
+def _check_webp(file: BinaryIO, path: Path) -> None:
+    """Raises DataError for a large WebP picture: its decoder takes all its memory when it is opened."""
+    head = file.read(30)
+    file.seek(0)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return
+    whole = int.from_bytes(head, "little")
+    # By the kind of the first chunk: where width and height are, in bits, how wide, and what is added.
+    first, second, bits, more = {
+        b"VP8X": (192, 216, 24, 1),
+        b"VP8L": (168, 182, 14, 1),
+    }.get(head[12:16], (208, 224, 14, 0))
+    width, height = (more + (whole >> start & (1 << bits) - 1) for start in (first, second))
+    if width * height > _MOST_PIXELS_OF_WEBP:
+        raise DataError(f"{path} has more than 25 megapixels; scale or crop it first.")
+
+
 def _check_size(image: Image.Image, file: BinaryIO, path: Path) -> None:
     """Raises DataError if a picture that has not been decoded yet would take much memory or time."""
     pixels = image.width * image.height
-    most = _MOST_PIXELS_OF_WEBP if image.format == "WEBP" else _MOST_PIXELS
-    if pixels > most:
-        raise DataError(f"{path} has more than {most // 1_000_000} megapixels; scale or crop it first.")
+    if pixels > _MOST_PIXELS:
+        raise Image.DecompressionBombError
     if max(image.size) > _LONGEST_SIDE:
         raise DataError(f"{path} is more than {_LONGEST_SIDE:,} pixels wide or high; crop it first.")
     if image.format == "JPEG" and pixels * _scans(file) > _MOST_WORK:
