@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import sys
 import types
 import typing
@@ -25,6 +26,7 @@ OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 DEFAULT_TEACHER = "teacher_cnn"
 """What a teacher is that is trained here, unless --teacher-arch says otherwise."""
 
+_LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
 _WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 Check = tuple[Callable[[Any], bool], str]
@@ -235,7 +237,7 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
         UsageError: the directory is no run's, or a flag asks for something else than the run was begun with.
     """
     file = directory / "config.toml"
-    if not file.exists():
+    if not os.path.isfile(file):
         raise UsageError(f"--resume {directory}: there is no run, since it has no config.toml.")
     begun = load_config({}, file)
     asked = load_config(flags, file)
@@ -245,7 +247,8 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
         why["epochs"] = "there can only be more"
     for name in flags:
         before, now = getattr(begun, name), getattr(asked, name)
-        if before == now or (name == "epochs" and begun.schedule == "constant" and now > before):
+        more = name == "epochs" and begun.schedule == "constant" and now > (before or now)
+        if before == now or more:
             continue
         raise UsageError(
             f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, "
@@ -258,7 +261,11 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        values = tomli.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            content = opened.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise UsageError(f"--config {file} is larger than 64 KiB: that cannot be a configuration.")
+        values = tomli.loads(content.decode())
     except FileNotFoundError:
         raise UsageError(f"--config {file}: there is no such file.") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
@@ -282,6 +289,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
             item = Path(item)
         if not isinstance(item, kind) or isinstance(item, bool):
             raise UsageError(f"{where} is {item!r}: it must be {_WANTED[kind]}.")
+        if not _can_be_written(item):
+            raise UsageError(f"{where} is {str(item)!r}: it has a character that no file can keep.")
         choices, check = field.metadata["choices"], field.metadata["check"]
         if choices and item not in choices:
             raise UsageError(f"{where}: {no_such(name, str(item), choices)}")
@@ -289,6 +298,15 @@ def _checked(name: str, value: Any, where: str) -> Any:
             raise UsageError(f"{where} is {item}: it {check[1]}.")
         values[index] = item
     return tuple(values) if repeatable else values[0]
+
+
+def _can_be_written(item: Any) -> bool:
+    """Whether a value can stand in config.toml, and a path can be asked of the system."""
+    try:
+        str(item).encode()
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        return False
+    return not (isinstance(item, Path) and "\0" in str(item))
 
 
 def _kind(name: str) -> tuple[type, bool]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class KdtrainError(Exception):
@@ -13,6 +16,9 @@ class KdtrainError(Exception):
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return without_controls(super().__str__())
 
 
 class UsageError(KdtrainError):
@@ -35,6 +41,11 @@ class CallbackError(KdtrainError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: an interruption like Ctrl-C, except for its exit code."""
+
+
+def without_controls(text: str) -> str:
+    """Spells out what would command a terminal: names in a stranger's file may hold anything."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def describe(error: BaseException) -> str:

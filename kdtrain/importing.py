@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def import_file(path: Path, kind: str, asked: str) -> ModuleType:
         UsageError: there is no such file, or it is no Python file.
         KdtrainError: it raises when it is imported.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{asked}: there is no file {path}.")
     spec = importlib.util.spec_from_file_location(f"kdtrain_{kind}_{path.stem}", path)
     if spec is None or spec.loader is None:

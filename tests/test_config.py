@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdtrain.cli.parser import parse
-from kdtrain.config import OPTIMIZERS, FitConfig, load_config
+from kdtrain.config import OPTIMIZERS, FitConfig, load_config, resumed_config
 from kdtrain.errors import UsageError
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
@@ -277,6 +278,26 @@ def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
             load_config({}, tmp_path / name)
         assert str(caught.value).startswith(f"--config {tmp_path / name}")
         assert expected in str(caught.value)
+
+
+def test_a_file_too_large_to_be_a_configuration_is_not_even_read(tmp_path: Path) -> None:
+    assert "larger than 64 KiB" in refusal_of_file(tmp_path / "run.toml", "[a]\n" * 20_000)
+
+
+def test_what_no_file_or_system_takes_is_refused(tmp_path: Path) -> None:
+    text = refusal_of_file(tmp_path / "run.toml", 'logdir = "a\\u0000b"')
+    assert "'a\\x00b': it has a character that no file can keep" in text
+    assert "it has a character that no file can keep" in refusal_of_words("--logdir", os.fsdecode(b"l\xff"))
+    assert "it has a character that no file can keep" in refusal_of_words("--plugin", os.fsdecode(b"l\xff"))
+
+
+def test_a_run_that_cannot_be_is_not_resumed(tmp_path: Path) -> None:
+    for directory in (tmp_path / "none", tmp_path / ("x" * 300), Path("a\0b")):
+        with pytest.raises(UsageError, match=r"there is no run, since it has no config\.toml"):
+            resumed_config({}, directory)
+    (tmp_path / "config.toml").write_text("schedule = 'constant'\n")  # by hand: kdtrain's has the epochs
+    with pytest.raises(UsageError, match=r"--epochs 3: the run in .* was begun with None"):
+        resumed_config({"epochs": 3}, tmp_path)
 
 
 def test_text_in_a_file_becomes_a_path(tmp_path: Path) -> None:

@@ -217,6 +217,7 @@ def test_files_that_are_not_there_or_no_python_are_refused(tmp_path: Path) -> No
         == f"--plugin {tmp_path}/none.py:X: there is no file {tmp_path}/none.py."
     )
     assert "there is no file" in refusal(f"{tmp_path}:X")
+    assert "there is no file" in refusal(f"{'x' * 300}.py:X")
     (tmp_path / "notes.txt").write_text("class X: pass")
     assert "it is not a Python file" in refusal(f"{tmp_path}/notes.txt:X")
 

@@ -18,7 +18,8 @@ from kdtrain.cli.common import open_data, open_model
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.output import Output
 from kdtrain.data.datasets import Normalization
-from kdtrain.data.photo import read_photo, to_mnist
+from kdtrain.data.photo import to_mnist
+from kdtrain.data.photo_file import read_photo
 from kdtrain.errors import CheckpointError, DataError, UsageError
 from kdtrain.report.prediction import prediction_figure, probabilities
 from kdtrain.report.style import save_figure

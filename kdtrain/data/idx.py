@@ -26,7 +26,9 @@ _TYPES = {
 }
 _UNSIGNED_BYTES = 0x08
 _GZIP = b"\x1f\x8b"
-_LARGEST = 2 << 30
+_LARGEST = 640 << 20  # EMNIST's largest file has 522 MiB
+_HARMLESS = 64 << 20
+_TIGHTEST = 100  # gzip makes images 2 to 10 times smaller; 1,000 times is a bomb
 _CHUNK = 1 << 20
 
 
@@ -52,9 +54,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             zipped = file.read(len(_GZIP)) == _GZIP
             file.seek(0)
             if not zipped:
-                return _read(file, path)
+                return _read(file, path, _LARGEST)
             with gzip.open(file) as unzipped:
-                return _read(unzipped, path)
+                packed = path.stat().st_size
+                return _read(unzipped, path, min(_LARGEST, max(_HARMLESS, _TIGHTEST * packed)))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -78,12 +81,15 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return struct.pack(f">HBB{len(shape)}I", 0, _UNSIGNED_BYTES, len(shape), *shape)
 
 
-def _read(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
+def _read(file: BinaryIO | gzip.GzipFile, path: Path, most: int) -> NDArray[np.uint8]:
     shape = _read_shape(file, path)
     # Counting an empty dimension as 1 bounds the others, too: NumPy refuses (0, 2**32 - 1, 2**32 - 1).
-    if math.prod(max(length, 1) for length in shape) > _LARGEST:
+    if math.prod(max(length, 1) for length in shape) > most:
         size = " x ".join(map(str, shape))
-        raise DataError(f"{path} claims to hold {size} bytes, more than the 2 GiB that kdtrain reads.")
+        reads = "reads" if most == _LARGEST else f"unzips from {path.stat().st_size:,} bytes"
+        raise DataError(
+            f"{path} claims to hold {size} bytes, more than the {most >> 20} MiB that kdtrain {reads}."
+        )
     expected = math.prod(shape)
     content = _read_at_most(file, expected + 1)
     if len(content) != expected:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 
 import kdtrain
 from kdtrain.data.datasets import LARGEST_SIDE
-from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.errors import CheckpointError, UsageError, without_controls
 from kdtrain.models.registry import ARCHITECTURES, build_model, check_architecture, runs_code
 from kdtrain.runtime import flow
 from kdtrain.store.atomic import write_bytes
@@ -32,6 +33,7 @@ from kdtrain.store.oneflow_directory import read_oneflow_directory
 Weights = dict[str, npt.NDArray[np.generic]]
 
 _HEADER = "kdtrain"  # one key only: safetensors does not keep the order of several
+_MOST_CHANNELS = 4  # as no picture has more; a network for 64 would take gigabytes
 _MOST_CLASSES = 10_000  # far more than labels can tell apart, few enough to allocate a network for
 _MOST_VALUES = 3 * 256 * 256  # in an image: the largest network for it has less than 1 GB of weights
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
@@ -157,6 +159,8 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     Raises:
         CheckpointError: the file is missing, damaged, or not one of kdtrain's.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path} is not a checkpoint: it is not a file.")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -164,13 +168,14 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
                 raise CheckpointError(f"{path} is a safetensors file, but not one that kdtrain wrote.")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         header = json.loads(metadata[_HEADER])
+        stated = header.pop("sha256", None) if isinstance(header, dict) else None
+        actual = fingerprint(weights, header)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}.") from None
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, SafetensorError) as error:
         # TypeError and AttributeError: the tensor has a type that NumPy does not know
         raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {error}.") from error
-    stated = header.pop("sha256", None) if isinstance(header, dict) else None
-    if stated is None or stated != fingerprint(weights, header):
+    if stated is None or stated != actual:
         raise CheckpointError(f"{path} is damaged: its content does not have the checksum that it states.")
     return weights, header
 
@@ -194,7 +199,7 @@ def load_model(
         CheckpointError: it cannot be read, holds no model, or one of another architecture.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         weights = read_oneflow_directory(path)
         if fallback is None:
             raise CheckpointError(f"{path} does not say what it is for, and there is nothing to go by.")
@@ -222,11 +227,13 @@ def _card(header: Any, path: Path) -> ModelCard:
             raise CheckpointError(
                 f"{path} is not a model that kdtrain can use: its header has no valid {name}."
             )
+        value = _cleaned(value)
         values[name] = tuple(value) if isinstance(value, list) else value
     card = ModelCard(**values)
     if not (
         len(card.image_shape) == 3
-        and all(1 <= length <= LARGEST_SIDE for length in card.image_shape)
+        and 1 <= card.image_shape[0] <= _MOST_CHANNELS
+        and all(1 <= length <= LARGEST_SIDE for length in card.image_shape[1:])
         and math.prod(card.image_shape) <= _MOST_VALUES
         and len(card.mean) == len(card.std) == card.image_shape[0]
         and all(0 <= mean <= 1 for mean in card.mean)
@@ -255,6 +262,15 @@ def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -
         raise CheckpointError(
             f"{path} is for the architecture {named!r}, which this kdtrain does not have."
         ) from error
+
+
+def _cleaned(value: Any) -> Any:
+    """Returns a header's value with nothing in its texts that a terminal would obey: they are printed."""
+    if isinstance(value, dict):
+        return {without_controls(name): _cleaned(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    return without_controls(value) if isinstance(value, str) else value
 
 
 def _recognise(weights: Weights, card: ModelCard) -> str:

@@ -96,11 +96,14 @@ def read_oneflow_directory(directory: Path) -> dict[str, npt.NDArray[np.generic]
     state = content.get("data") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise CheckpointError(f"{directory} does not hold a model's state dict.")
-    tensors = {}
+    tensors: dict[str, npt.NDArray[np.generic]] = {}
+    read: dict[str, npt.NDArray[np.generic]] = {}  # each folder once, however many names it has
     for name, reference in state.items():
         if not (isinstance(name, str) and isinstance(reference, _TensorReference) and reference.folder):
             raise CheckpointError(f"{directory} does not hold a model's state dict.")
-        tensors[name] = _read_tensor(directory / reference.folder)
+        if reference.folder not in read:
+            read[reference.folder] = _read_tensor(directory / reference.folder)
+        tensors[name] = read[reference.folder]
     return tensors
 
 

@@ -55,14 +55,20 @@ class FitState:
     def _restore_optimizer(self, optimizer: flow.optim.Optimizer) -> None:
         """Checks everything first: oneflow would read beyond a tensor that is too short."""
         parameters = [p for group in optimizer.param_groups for p in group.parameters]
-        state: dict[Any, Any] = {"step": _checked("step", self.optimizer["step"], 0)}
+        state: dict[Any, Any] = {index: {} for index in range(len(parameters))}
         for name, array in self._part("optimizer/").items():
             index, _, key = name.partition("/")
             shape = tuple(dict(enumerate(parameters))[int(index)].shape)
             if array.shape != shape or array.dtype != np.float32:
                 raise ValueError(f"{name} has the shape {array.shape} ({array.dtype}), its parameter {shape}")
             # A copy, because oneflow keeps these very tensors as the live state.
-            state.setdefault(int(index), {})[key] = flow.tensor(np.array(array, order="C"))
+            state[int(index)][key] = flow.tensor(np.array(array, order="C"))
+        made, _ = flatten_optimizer(optimizer)  # some optimizers begin with tensors, others make them later
+        names = {name.rpartition("/")[2] for name in made}.union(*state.values())
+        for number, kept in state.items():  # of a parameter that got no gradient there is nothing
+            if (kept or made) and (missing := names - kept.keys()):
+                raise ValueError(f"{number}/{min(missing)} is missing")
+        state["step"] = _checked("step", self.optimizer["step"], 0)
         groups = optimizer.state_dict()["param_groups"]
         for group, options in zip(groups, self.optimizer["param_groups"], strict=True):
             own = group["_options"]
@@ -108,7 +114,11 @@ def load_state(path: Path) -> FitState:
         end = {name: _checked(name, header["end"][name], value) for name, value in vars(_AN_END).items()}
         optimizer, callbacks = (_checked(name, header[name], {}) for name in ("optimizer", "callbacks"))
         callbacks = {name: _checked(name, state, {}) for name, state in callbacks.items()}
-        return FitState(path, tensors, optimizer, callbacks, header["data"], EpochEnd(**end))
+        data = _checked("data", header["data"], "")
+        for name, value in end["metrics"].items():
+            if type(value) not in (int, float):
+                raise ValueError(f"{name} is {value!r}")
+        return FitState(path, tensors, optimizer, callbacks, data, EpochEnd(**end))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold the state of a fit: {error}.") from error
 

@@ -168,10 +168,12 @@ def test_what_is_no_readable_file_is_named(tmp_path: Path) -> None:
 
 def test_a_small_file_that_claims_ten_gigabytes_costs_no_memory(tmp_path: Path) -> None:
     header = b"\0\0\x08\2" + struct.pack(">II", 100_000, 100_000)
-    assert "more than the 2 GiB" in refuse_in_little_memory(tmp_path, header + bytes(188))
-    just_allowed = b"\0\0\x08\1" + struct.pack(">I", 2 << 30)
+    assert "more than the 640 MiB" in refuse_in_little_memory(tmp_path, header + bytes(188))
+    just_allowed = b"\0\0\x08\1" + struct.pack(">I", 640 << 20)
     assert "truncated" in refuse_in_little_memory(tmp_path, just_allowed + bytes(192))
-    assert "truncated" in refuse_in_little_memory(tmp_path, gzip.compress(just_allowed + bytes(192)))
+    assert "more than the 64 MiB" in refuse_in_little_memory(tmp_path, gzip.compress(just_allowed))
+    harmless = b"\0\0\x08\1" + struct.pack(">I", 64 << 20)
+    assert "truncated" in refuse_in_little_memory(tmp_path, gzip.compress(harmless + bytes(192)))
 
 
 def test_a_gzip_bomb_is_not_inflated_beyond_what_its_header_states(tmp_path: Path) -> None:

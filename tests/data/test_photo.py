@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import resource
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.photo import read_photo, to_mnist
+from kdtrain.data.photo import to_mnist
+from kdtrain.data.photo_file import read_photo
 from kdtrain.errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -263,6 +267,8 @@ def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent.png")
     assert "is a folder" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "is a device or a pipe, not a picture" in refusal(tmp_path / "pipe.png")
     page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     for name, content in (("empty.png", b""), ("text.png", b"seven"), ("page.eps", page)):
         (tmp_path / name).write_bytes(content)
@@ -282,6 +288,54 @@ def test_a_truncated_picture_is_refused(tmp_path: Path, kind: str) -> None:
 def test_an_enormous_picture_is_refused_before_it_is_unpacked(tmp_path: Path, side: int) -> None:
     Image.new("1", (side, side)).save(tmp_path / "a.png")
     assert "more than 50 megapixels; scale or crop it first" in refusal(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["lossy", "lossless", "animated"])
+@pytest.mark.parametrize("sides", [(5_100, 5_000), (5_000, 5_100), (16_383, 16_383)])
+def test_a_large_webp_is_refused_before_its_decoder_is_started(
+    tmp_path: Path, kind: str, sides: tuple[int, int]
+) -> None:
+    """The decoder would take gigabytes at once. The header of a small picture is made to state the sides."""
+    path, small = tmp_path / "a.webp", Image.new("RGB", (3, 2))
+    other = bar("RGB").crop((0, 0, 3, 2))
+    small.save(path, save_all=kind == "animated", append_images=[other], lossless=kind == "lossless")
+    assert read_photo(path).size == (3, 2)
+    content, (width, height) = bytearray(path.read_bytes()), sides
+    if kind == "lossy":
+        content[26:30] = struct.pack("<HH", width, height)
+    elif kind == "lossless":
+        content[21:25] = struct.pack("<I", width - 1 | height - 1 << 14)
+    else:
+        content[24:30] = (width - 1 | height - 1 << 24).to_bytes(6, "little")
+    path.write_bytes(content)
+    assert "more than 25 megapixels" in refusal(path)
+
+
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 65_536)])
+def test_an_endless_line_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("1", size).save(tmp_path / "a.png")
+    assert "is more than 65,535 pixels wide or high; crop it first" in refusal(tmp_path / "a.png")
+
+
+def test_a_jpeg_that_is_drawn_over_and_over_is_refused(tmp_path: Path) -> None:
+    """75 bytes make a decoder go over 36 million pixels once more."""
+    stream = io.BytesIO()
+    Image.new("L", (6_000, 6_000)).save(stream, "JPEG", progressive=True)
+    whole = stream.getvalue()
+    (tmp_path / "a.jpg").write_bytes(whole)
+    assert read_photo(tmp_path / "a.jpg").size == (6_000, 6_000)
+    last_scan = whole[whole.rindex(b"\xff\xda") : -2]
+    (tmp_path / "a.jpg").write_bytes(whole[:-2] + 1_000 * last_scan + whole[-2:])
+    assert "far more scans than any camera makes" in refusal(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I;16", "png"), ("F", "tif"), ("RGBA", "png")])
+def test_the_largest_picture_takes_a_third_of_a_gigabyte(tmp_path: Path, mode: str, kind: str) -> None:
+    Image.new(mode, (7_000, 7_000)).save(tmp_path / f"a.{kind}", compress_level=1)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_photo(tmp_path / f"a.{kind}").size == (7_000, 7_000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 350_000
 
 
 @settings(max_examples=150, deadline=None)

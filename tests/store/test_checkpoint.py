@@ -9,6 +9,7 @@ import pickle
 import re
 import resource
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,26 @@ def test_what_is_no_checkpoint_is_refused_at_once(tmp_path: Path, content: bytes
     assert grown < 50_000, f"took {grown} KB to see that"
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    assert "it is not a file" in refusal(tmp_path / "pipe.safetensors")
+
+
+def test_a_name_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 300), tmp_path / "a\0b"):
+        with pytest.raises(CheckpointError):
+            load_model(path)
+
+
+def test_a_header_nested_as_deep_as_can_be_read_is_refused(tmp_path: Path) -> None:
+    """Somewhere there is a depth that JSON's reader bears and its writer does not."""
+    path, deepest = tmp_path / "x.safetensors", sys.getrecursionlimit()
+    for depth in range(deepest - 150, deepest):
+        text = '{"sha256": "0", "a": ' + "[" * depth + "]" * depth + "}"
+        safetensors.numpy.save_file({}, path, {"kdtrain": text})
+        assert "damaged" in refusal(path)
+
+
 def test_missing_file_is_called_missing(tmp_path: Path) -> None:
     path = tmp_path / "none.safetensors"
     assert refusal(path) == f"there is no checkpoint {path}."
@@ -330,6 +351,12 @@ def test_wrong_types_in_the_card_are_named(
         {"image_shape": (1, 0, 28)},
         {"image_shape": (1, -28, -28)},
         {"image_shape": (1, 30_000, 30_000)},
+        {
+            "image_shape": (64, 64, 64),
+            "mean": (0.1,) * 64,
+            "std": (0.1,) * 64,
+            "arch": "hinton_1200",
+        },  # 1.3 GB
         {"classes": ("only one",)},
         {"classes": tuple(map(str, range(100_000)))},
         {"mean": (0.1, 0.2)},
