@@ -16,13 +16,14 @@ from typing import Any
 import tomli
 import tomli_w
 
+from kdtrain.data.augment_names import AUGMENT_FORMS, parse_augment
 from kdtrain.errors import UsageError, no_such
 
 MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """Each optimizer's default for the (highest) learning rate."""
 
-_WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -30,8 +31,8 @@ POSITIVE: Check = (lambda value: 0 < value < math.inf, "must be above 0, and fin
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "must not be negative")
 AT_LEAST_ONE: Check = (lambda value: value >= 1, "must be at least 1")
 AUGMENTATION: Check = (
-    lambda value: value == "none" or (value[:6] == "shift=" and value[6:] in set("123456789")),
-    "must be none, or shift=1 to shift=9 (pixels)",
+    lambda value: parse_augment(value) is not None,
+    f"must be none, or some of {AUGMENT_FORMS}, each once",
 )
 FRACTION: Check = (lambda value: 0 <= value <= 1, "must be from 0 to 1")
 
@@ -77,25 +78,36 @@ class FitConfig:
     )
     temperature: float = setting(4.0, "how soft the teacher's labels are made", metavar="T", check=POSITIVE)
     alpha: float = setting(0.9, "weight of the soft labels, 0 to 1", check=FRACTION)
-    dataset: str = setting("mnist", "mnist or fashion_mnist", metavar="NAME")
+    dataset: str = setting(
+        "mnist",
+        "mnist, fashion_mnist, cifar10, cifar100, folder:DIR, npz:FILE or FILE.py:FACTORY",
+        metavar="DATA",
+    )
     data_dir: Path | None = setting(
         None, "read the four IDX files, plain or gzipped, from here", metavar="DIR"
     )
-    val_size: int = setting(
-        5000,
-        "training images held out to choose by; 0 chooses on the test set",
+    image_size: int | None = setting(
+        None,
+        "height and width that the pictures of folder:DIR are brought to",
+        metavar="N",
+        check=AT_LEAST_ONE,
+    )
+    skip_corrupt: bool = setting(False, "leave out pictures of folder:DIR that cannot be read")
+    val_size: int | None = setting(
+        None,
+        "training images held out to choose by; 0 chooses on the test set [5000, at most a sixth]",
         metavar="N",
         check=NOT_NEGATIVE,
     )
     limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=AT_LEAST_ONE)
     augment: str | None = setting(
         None,
-        "move training images at random by up to so many pixels [shift=2 for the teacher, none for students]",
-        metavar="none|shift=N",
+        f"change training images at random: {AUGMENT_FORMS} [shift=2 for the teacher, none for students]",
+        metavar="none|NAME=N,...",
         check=AUGMENTATION,
     )
     teacher_augment: str | None = setting(
-        None, "the same for the teacher alone", metavar="none|shift=N", check=AUGMENTATION
+        None, "the same for the teacher alone", metavar="none|NAME=N,...", check=AUGMENTATION
     )
     seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=NOT_NEGATIVE)
     seeds: int = setting(1, "compare over this many seeds, from --seed on", metavar="N", check=AT_LEAST_ONE)
@@ -164,15 +176,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(FitConfig):
         kind, repeatable = _kind(field.name)
         options: dict[str, Any] = {"action": "append"} if repeatable else {}
-        options |= {"dest": field.name, "type": kind, "default": argparse.SUPPRESS}
+        options |= {"dest": field.name, "default": argparse.SUPPRESS}
         text, choices = field.metadata["help"], field.metadata["choices"]
-        if field.default not in (None, ()):
+        if field.default not in (None, ()) and field.default is not False:
             text += f" [{field.default}]"
+        if kind is bool:
+            parser.add_argument(_flag(field.name), help=text, action="store_true", **options)
+            continue
+        options["type"] = kind
         # The choices are checked by load_config, whose error says more than argparse's.
         metavar = (
             f"{{{','.join(choices)}}}" if choices else field.metadata["metavar"] or kind.__name__.upper()
         )
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, metavar=metavar, **options)
+        parser.add_argument(_flag(field.name), help=text, metavar=metavar, **options)
         for spelling in field.metadata["also"]:
             parser.add_argument(spelling, help=argparse.SUPPRESS, **options)
 
@@ -184,7 +200,7 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
         UsageError: the file cannot be read, or a value in it or in a flag is not allowed.
     """
     from_file = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
-    from_flags = {name: _checked(name, value, f"--{name.replace('_', '-')}") for name, value in flags.items()}
+    from_flags = {name: _checked(name, value, _flag(name)) for name, value in flags.items()}
     return FitConfig(**(from_file | from_flags))
 
 
@@ -210,10 +226,14 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
         if before == now or (name == "epochs" and begun.schedule == "constant" and now > before):
             continue
         raise UsageError(
-            f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, "
+            f"{_flag(name)} {now}: the run in {directory} was begun with {before}, "
             f"and {why[name]}. Leave the flag out, or start a new run."
         )
     return asked
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _read_toml(file: Path | None) -> dict[str, Any]:
@@ -242,7 +262,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
             item = float(item) if abs(item) < sys.float_info.max else math.inf
         if kind is Path and isinstance(item, str):
             item = Path(item)
-        if not isinstance(item, kind) or isinstance(item, bool):
+        if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
             raise UsageError(f"{where} is {item!r}: it must be {_WANTED[kind]}.")
         choices, check = field.metadata["choices"], field.metadata["check"]
         if choices and item not in choices:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from kdtrain.data.pictures import open_picture, to_grey
 from kdtrain.errors import DataError
 
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
-_MOST_PIXELS = 50_000_000
 _WORKING_SIDE = 400  # pixels; a larger picture is searched at this size and then looked at more closely
 _FAINTEST = 12  # grey levels of 255 between ink and paper; compression alone makes differences below
 _THINNEST = 1.75  # pixels of the result; 95 of 100 digits of MNIST have wider strokes
@@ -30,26 +28,7 @@ def read_photo(path: Path) -> Image.Image:
     Raises:
         DataError: the file is missing, no picture, damaged, or of more than 50 megapixels.
     """
-    try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as image:
-                if image.width * image.height > _MOST_PIXELS:
-                    raise Image.DecompressionBombError
-                return _to_grey(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} has more than 50 megapixels; scale or crop it first.") from error
-    except UnidentifiedImageError as error:
-        kinds = ", ".join(_FORMATS)
-        raise DataError(f"{path} is not a picture of a kind that can be read ({kinds}).") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, not a picture.") from error
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{path} cannot be read as a picture: {reason.rstrip('.')}.") from error
+    return open_picture(path, lambda image: to_grey(ImageOps.exif_transpose(image)))
 
 
 def to_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> NDArray[np.uint8]:
@@ -69,7 +48,7 @@ def to_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> NDArray[np
     Raises:
         DataError: there is no ink, only paper.
     """
-    ink = _find_ink(image if image.mode == "L" else _to_grey(image))
+    ink = _find_ink(image if image.mode == "L" else to_grey(image))
     box = [max(1, round(side * 20 / 28)) for side in size]
     detail = max(ink[_box_around(ink)].shape) / max(box)
     if detail > 2:
@@ -99,21 +78,6 @@ def _offset(ink: Floats, axis: int, length: int) -> int:
     profile = ink.sum(axis=1 - axis)
     centre = profile @ np.arange(len(profile)) / profile.sum()
     return int(min(max(round(length // 2 - centre), 0), length - len(profile)))
-
-
-def _to_grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, which convert("L") would cut off at 255
-        values = np.nan_to_num(np.asarray(image)).astype(np.float64)
-        low, high = 0.0, 65535.0
-        if image.mode == "F" or values.min() < low or values.max() > high:
-            low, high = values.min(), values.max()
-        return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8))
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        paper.alpha_composite(colours)
-        return paper.convert("L")
-    return image.convert("L")
 
 
 def _find_ink(image: Image.Image) -> Floats:

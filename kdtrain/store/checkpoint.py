@@ -20,7 +20,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 import kdtrain
-from kdtrain.data.datasets import LARGEST_SIDE
+from kdtrain.data.arrays import CHANNELS, LARGEST_SIDE
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.models.registry import ARCHITECTURES, build_model
 from kdtrain.runtime import flow
@@ -215,6 +215,7 @@ def _card(header: Any, path: Path) -> ModelCard:
         )
     if not (
         len(card.image_shape) == 3
+        and card.image_shape[0] in CHANNELS
         and all(1 <= length <= LARGEST_SIDE for length in card.image_shape)
         and len(card.mean) == len(card.std) == card.image_shape[0]
         and all(0 <= mean <= 1 for mean in card.mean)
