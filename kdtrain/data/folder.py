@@ -19,7 +19,9 @@ from kdtrain.errors import DataError, UsageError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
 _PARTS = ("train", "val", "test")
-_TEST_SHARE = 5  # where there is no test folder, one in so many pictures of each class is for testing
+_TEST_SHARE = (
+    5  # where there is no test folder, one in so many pictures of each class is for testing, or one at least
+)
 
 
 class Picture(NamedTuple):
@@ -87,8 +89,9 @@ def _parts(
 def _find(folder: Path) -> tuple[tuple[str, ...], list[list[Picture]]]:
     """Returns the classes, and the pictures of the training, validation and test split."""
     top = _subfolders(folder)
-    if "train" not in top and {"val", "test"} & set(top):
-        raise DataError(f"{folder} has no folder train beside {' and '.join({'val', 'test'} & set(top))}.")
+    lonely = [name for name in _PARTS[1:] if name in top and "train" not in top]
+    if lonely:
+        raise DataError(f"{folder} has no folder train beside {' and '.join(lonely)}.")
     if "train" in top and set(top) - set(_PARTS):
         unused = ", ".join(sorted(set(top) - set(_PARTS)))
         note(f"{folder}: only the folders {', '.join(_PARTS)} are used, and not {unused}.")
@@ -143,7 +146,7 @@ def _split_off(pictures: list[Picture]) -> tuple[list[Picture], list[Picture]]:
     for label in {picture.label for picture in pictures}:
         own = [picture for picture in pictures if picture.label == label]
         own.sort(key=lambda picture: hashlib.sha256(os.fsencode(picture.path.name)).digest())
-        test.update(own[: len(own) // _TEST_SHARE])
+        test.update(own[: max(len(own) // _TEST_SHARE, int(len(own) > 1))])
     return [p for p in pictures if p not in test], [p for p in pictures if p in test]
 
 

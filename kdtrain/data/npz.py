@@ -102,7 +102,7 @@ def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np
         if version != (1, 0):  # the others have headers of any length
             raise ValueError(f"its format is {version[0]}.{version[1]}, and should be 1.0")
         shape, in_columns, dtype = npy.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+    except Exception as error:  # a damaged header makes NumPy's parser raise nearly anything
         raise DataError(f"{where} is not an array that can be read: {error}.") from error
     if dtype.hasobject or dtype.itemsize == 0:
         raise DataError(f"{where} is of type {dtype}: only plain numbers and texts are read.")
