@@ -39,7 +39,8 @@ def open_data(
         raise UsageError(f"{saved.path} was trained on {name}: {flag}.")
     if dataset is None and data_dir is not None and name not in SPELLINGS:
         name = kind = "mnist"  # the files decide
-    size = saved.card.image_shape[1] if kind == "folder" else None
+    _, height, width = saved.card.image_shape
+    size = height if kind == "folder" and height == width else None  # else all pictures have one size
     data = load_dataset(name, data_dir, image_size=size, skip_corrupt=skip_corrupt)
     if data.image_shape != saved.card.image_shape or data.num_classes != len(saved.card.classes):
         raise CheckpointError(
