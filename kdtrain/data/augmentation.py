@@ -97,18 +97,20 @@ class Rotate:
         left = np.minimum(right.astype(np.int64), width)
         below, beside = (down - top).astype(np.float32), (right - left).astype(np.float32)
 
-        framed = _framed(images, 1, self.background).reshape(count, channels, -1)
-        first = top * (width + 2) + left
-        result = np.zeros((count, channels, height * width), np.float32)
-        for step, weight in (
+        framed = _framed(images, 1, self.background)
+        plane = (height + 2) * (width + 2)
+        first = top * (width + 2) + left + np.arange(count).reshape(-1, 1, 1) * channels * plane
+        corners = (
             (0, (1 - below) * (1 - beside)),
             (1, (1 - below) * beside),
             (width + 2, below * (1 - beside)),
             (width + 3, below * beside),
-        ):
-            where = (first + step).reshape(count, 1, -1)
-            result += np.take_along_axis(framed, where, 2) * weight.reshape(count, 1, -1)
-        return result.reshape(images.shape)
+        )
+        result = np.zeros(images.shape, np.float32)
+        for channel in range(channels):
+            for step, weight in corners:
+                result[:, channel] += framed.ravel().take(first + (channel * plane + step)) * weight
+        return result
 
 
 def augmentation(text: str, background: tuple[float, ...]) -> Augmentation | None:
