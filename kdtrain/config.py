@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
-import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli
 import tomli_w
 
-from kdtrain.errors import UsageError, no_such
+from kdtrain.data.augment_names import AUGMENT_FORMS, parse_augment
+from kdtrain.errors import UsageError
 
 MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
@@ -26,8 +24,6 @@ OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 DEFAULT_TEACHER = "teacher_cnn"
 """What a teacher is that is trained here, unless --teacher-arch says otherwise."""
 
-_LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
-_WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -35,8 +31,8 @@ POSITIVE: Check = (lambda value: 0 < value < math.inf, "must be above 0, and fin
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "must not be negative")
 AT_LEAST_ONE: Check = (lambda value: value >= 1, "must be at least 1")
 AUGMENTATION: Check = (
-    lambda value: value == "none" or (value[:6] == "shift=" and value[6:] in set("123456789")),
-    "must be none, or shift=1 to shift=9 (pixels)",
+    lambda value: parse_augment(value) is not None,
+    f"must be none, or some of {AUGMENT_FORMS}, each once",
 )
 FRACTION: Check = (lambda value: 0 <= value <= 1, "must be from 0 to 1")
 
@@ -99,25 +95,36 @@ class FitConfig:
     generations: int = setting(
         1, "students, each taught by the one before, the first by the teacher", check=AT_LEAST_ONE
     )
-    dataset: str = setting("mnist", "mnist or fashion_mnist", metavar="NAME")
+    dataset: str = setting(
+        "mnist",
+        "mnist, fashion_mnist, cifar10, cifar100, folder:DIR, npz:FILE or FILE.py:FACTORY",
+        metavar="DATA",
+    )
     data_dir: Path | None = setting(
         None, "read the four IDX files, plain or gzipped, from here", metavar="DIR"
     )
-    val_size: int = setting(
-        5000,
-        "training images held out to choose by; 0 chooses on the test set",
+    image_size: int | None = setting(
+        None,
+        "height and width that the pictures of folder:DIR are brought to",
+        metavar="N",
+        check=AT_LEAST_ONE,
+    )
+    skip_corrupt: bool = setting(False, "leave out pictures of folder:DIR that cannot be read")
+    val_size: int | None = setting(
+        None,
+        "training images held out to choose by; 0 chooses on the test set [5000, at most a sixth]",
         metavar="N",
         check=NOT_NEGATIVE,
     )
     limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=AT_LEAST_ONE)
     augment: str | None = setting(
         None,
-        "move training images at random by up to so many pixels [shift=2 for the teacher, none for students]",
-        metavar="none|shift=N",
+        f"change training images at random: {AUGMENT_FORMS} [shift=2 for the teacher, none for students]",
+        metavar="none|NAME=N,...",
         check=AUGMENTATION,
     )
     teacher_augment: str | None = setting(
-        None, "the same for the teacher alone", metavar="none|shift=N", check=AUGMENTATION
+        None, "the same for the teacher alone", metavar="none|NAME=N,...", check=AUGMENTATION
     )
     seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=NOT_NEGATIVE)
     seeds: int = setting(1, "compare over this many seeds, from --seed on", metavar="N", check=AT_LEAST_ONE)
@@ -202,114 +209,30 @@ class FitConfig:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for every setting; a flag that is not given leaves no trace in the namespace."""
     for field in dataclasses.fields(FitConfig):
-        kind, repeatable = _kind(field.name)
+        kind, repeatable = kind_of(field.name)
         options: dict[str, Any] = {"action": "append"} if repeatable else {}
-        options |= {"dest": field.name, "type": kind, "default": argparse.SUPPRESS}
+        options |= {"dest": field.name, "default": argparse.SUPPRESS}
         text, choices = field.metadata["help"], field.metadata["choices"]
-        if field.default not in (None, ()):
+        if field.default not in (None, ()) and field.default is not False:
             text += f" [{field.default}]"
+        if kind is bool:
+            parser.add_argument(flag_of(field.name), help=text, action="store_true", **options)
+            continue
+        options["type"] = kind
         # The choices are checked by load_config, whose error says more than argparse's.
         metavar = (
             f"{{{','.join(choices)}}}" if choices else field.metadata["metavar"] or kind.__name__.upper()
         )
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=text, metavar=metavar, **options)
+        parser.add_argument(flag_of(field.name), help=text, metavar=metavar, **options)
         for spelling in field.metadata["also"]:
             parser.add_argument(spelling, help=argparse.SUPPRESS, **options)
 
 
-def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
-    """Returns the configuration: flags over file over defaults.
-
-    Raises:
-        UsageError: the file cannot be read, or a value in it or in a flag is not allowed.
-    """
-    from_file = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
-    from_flags = {name: _checked(name, value, f"--{name.replace('_', '-')}") for name, value in flags.items()}
-    return FitConfig(**(from_file | from_flags))
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
-    """Returns the configuration of a run that is to be resumed, from its directory.
-
-    More epochs are allowed where the schedule does not depend on how many there are.
-
-    Raises:
-        UsageError: the directory is no run's, or a flag asks for something else than the run was begun with.
-    """
-    file = directory / "config.toml"
-    if not os.path.isfile(file):
-        raise UsageError(f"--resume {directory}: there is no run, since it has no config.toml.")
-    begun = load_config({}, file)
-    asked = load_config(flags, file)
-    why = dict.fromkeys(flags, "what is trained already cannot be changed")
-    why["epochs"] = f"the {begun.schedule} schedule ends with the epochs that it was begun with"
-    if begun.schedule == "constant":
-        why["epochs"] = "there can only be more"
-    for name in flags:
-        before, now = getattr(begun, name), getattr(asked, name)
-        more = name == "epochs" and begun.schedule == "constant" and now > (before or now)
-        if before == now or more:
-            continue
-        raise UsageError(
-            f"--{name.replace('_', '-')} {now}: the run in {directory} was begun with {before}, "
-            f"and {why[name]}. Leave the flag out, or start a new run."
-        )
-    return asked
-
-
-def _read_toml(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            raise UsageError(f"--config {file} is larger than 64 KiB: that cannot be a configuration.")
-        values = tomli.loads(content.decode())
-    except FileNotFoundError:
-        raise UsageError(f"--config {file}: there is no such file.") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
-        raise UsageError(f"--config {file} cannot be read: {error}.") from error
-    known = [field.name for field in dataclasses.fields(FitConfig)]
-    for name in values:
-        if name not in known:
-            raise UsageError(f"{file}: {no_such('setting', name, known)}")
-    return values
-
-
-def _checked(name: str, value: Any, where: str) -> Any:
-    """Returns ``value`` in the setting's own type, or says what is wrong with it."""
-    field = next(field for field in dataclasses.fields(FitConfig) if field.name == name)
-    kind, repeatable = _kind(name)
-    values = list(value) if repeatable and isinstance(value, (list, tuple)) else [value]
-    for index, item in enumerate(values):
-        if kind is float and isinstance(item, int) and not isinstance(item, bool):
-            item = float(item) if abs(item) < sys.float_info.max else math.inf
-        if kind is Path and isinstance(item, str):
-            item = Path(item)
-        if not isinstance(item, kind) or isinstance(item, bool):
-            raise UsageError(f"{where} is {item!r}: it must be {_WANTED[kind]}.")
-        if not _can_be_written(item):
-            raise UsageError(f"{where} is {str(item)!r}: it has a character that no file can keep.")
-        choices, check = field.metadata["choices"], field.metadata["check"]
-        if choices and item not in choices:
-            raise UsageError(f"{where}: {no_such(name, str(item), choices)}")
-        if check is not None and not check[0](item):
-            raise UsageError(f"{where} is {item}: it {check[1]}.")
-        values[index] = item
-    return tuple(values) if repeatable else values[0]
-
-
-def _can_be_written(item: Any) -> bool:
-    """Whether a value can stand in config.toml, and a path can be asked of the system."""
-    try:
-        str(item).encode()
-    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
-        return False
-    return not (isinstance(item, Path) and "\0" in str(item))
-
-
-def _kind(name: str) -> tuple[type, bool]:
+def kind_of(name: str) -> tuple[type, bool]:
     """Returns a setting's type, without None, and whether it takes several values."""
     hint = typing.get_type_hints(FitConfig)[name]
     if isinstance(hint, types.UnionType):

@@ -20,7 +20,7 @@ from kdtrain.config import FitConfig
 from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
-from kdtrain.data.prepare import check_sizes, prepare
+from kdtrain.data.prepare import check_sizes, count_validation, prepare
 from kdtrain.errors import DataError
 from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_parameters
@@ -70,12 +70,14 @@ class Session:
                 ensure_writable(folder)
         self.device = resolve_device(config.device)
         self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
-        self.dataset = load_dataset(config.dataset, config.data_dir)
+        self.dataset = load_dataset(
+            config.dataset, config.data_dir, image_size=config.image_size, skip_corrupt=config.skip_corrupt
+        )
         check_sizes(self.dataset, config)
         archs = [config.architecture_for(network) for network in networks_to_train(config)]
         for arch in (*archs, *config.assistant_arch):
             build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
-        if config.val_size == 0:
+        if count_validation(self.dataset, config) == 0:
             note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
 
     def run(self, jobs: Sequence[Job[T]]) -> list[T]:
@@ -236,7 +238,8 @@ class Session:
             return 1
         if trained and any(True for _ in model.buffers()):
             return 1
-        sizes = (self.config.batch_size, self.config.limit_train, self.config.val_size)
+        validation = count_validation(self.dataset, self.config)
+        sizes = (self.config.batch_size, self.config.limit_train, validation)
         images = min(size for size in (*sizes, len(self.dataset.test)) if size)
         return max(1, min(len(available_cores()), _MOST_CORES, images // _FEWEST_IMAGES))
 

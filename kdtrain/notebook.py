@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdtrain.config import load_config
+from kdtrain.config_file import load_config
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, check_sizes, prepare
 from kdtrain.errors import UsageError, no_such

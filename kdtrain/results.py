@@ -68,7 +68,7 @@ def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int
         "mode": trained.mode,
         "arch": trained.saved.card.arch,
         "dataset": trained.saved.card.dataset,
-        "val_size": config.val_size,
+        "val_size": "default" if config.val_size is None else config.val_size,
         "limit_train": config.limit_train or 0,
         "seed": trained.seed,
         "epochs": config.epochs_for(mode.network),

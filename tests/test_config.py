@@ -14,20 +14,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdtrain.cli.parser import parse
-from kdtrain.config import OPTIMIZERS, FitConfig, load_config, resumed_config
+from kdtrain.config import OPTIMIZERS, FitConfig
+from kdtrain.config_file import load_config, resumed_config
 from kdtrain.errors import UsageError
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
 PATHS = TEXTS.filter(lambda text: "\0" not in text).map(Path)
 NUMBERS = st.integers(1, 10**12)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
-AUGMENTATIONS = st.sampled_from(["none", "shift=1", "shift=9"])
+AUGMENTATIONS = st.sampled_from(["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180"])
 OPTIONAL = {
     "epochs": NUMBERS,
     "teacher_epochs": NUMBERS,
     "lr": POSITIVE,
     "teacher_checkpoint": PATHS,
     "data_dir": PATHS,
+    "image_size": NUMBERS,
+    "val_size": st.integers(0, 10**6),
     "limit_train": NUMBERS,
     "early_stopping": NUMBERS,
     "augment": AUGMENTATIONS,
@@ -48,7 +51,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "assistant_arch": st.lists(TEXTS, max_size=2).map(tuple),
     "generations": NUMBERS,
     "dataset": TEXTS,
-    "val_size": st.integers(0, 10**6),
+    "skip_corrupt": st.booleans(),
     "seed": st.integers(0, 2**63 - 1),
     "seeds": st.just(1),
     "plugin": st.lists(TEXTS, max_size=3).map(tuple),
@@ -172,11 +175,31 @@ def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
     [
         (["--alpha", "1.5"], "--alpha is 1.5: it must be from 0 to 1."),
         (["--alpha", "-0.1"], "--alpha is -0.1: it must be from 0 to 1."),
-        (["--augment", "shift"], "--augment is shift: it must be none, or shift=1 to shift=9 (pixels)."),
         (
-            ["--teacher-augment", "shift=10"],
-            "--teacher-augment is shift=10: it must be none, or shift=1 to shift=9 (pixels).",
+            ["--augment", "shift"],
+            "--augment is shift: it must be none, or some of shift=1 to 64 (pixels), crop=1 to 64 (pixels), "
+            "rotate=1 to 180 (degrees), flip, each once.",
         ),
+        *[
+            (["--teacher-augment", text], f"--teacher-augment is {text}: it must be none, or some of shift=")
+            for text in (
+                "shift=65",
+                "shift=0",
+                "shift=-1",
+                "shift=1.5",
+                "shift=",
+                "rotate=181",
+                "crop=99999999999",
+                "flip=1",
+                "flip,flip",
+                "shift=1,shift=2",
+                "mixup=0.2",
+                "none,flip",
+                "",
+                "flip,",
+                "shift=²",
+            )
+        ],
         (["--alpha", "nan"], "--alpha is nan: it must be from 0 to 1."),
         (["--temperature", "0"], "--temperature is 0.0: it must be above 0, and finite."),
         (["--temperature", "-4"], "--temperature is -4.0: it must be above 0, and finite."),
@@ -239,6 +262,7 @@ def test_bad_flags_are_named(words: Sequence[str], expected: str) -> None:
         ("temperature = inf", "is inf: it must be above 0, and finite"),
         ("temperature = 1" + "0" * 400, "is inf: it must be above 0, and finite"),
         ("lr = -1" + "0" * 400, "it must be above 0, and finite"),
+        ("skip_corrupt = 1", "is 1: it must be true or false"),
         ("epochs = 0", "is 0: it must be at least 1"),
         ('mode = "studnet"', "there is no mode 'studnet' (did you mean 'student'?)"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrain.data.datasets import DATASETS, Dataset, load_dataset
+from kdtrain.data.datasets import SPELLINGS, Dataset, load_dataset
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 
@@ -23,17 +23,29 @@ def open_model(path: Path, mode: str = "", arch: str | None = None) -> SavedMode
     return load_model(path, fallback=sample, arch=arch)
 
 
-def open_data(saved: SavedModel, dataset: str | None, data_dir: Path | None) -> Dataset:
+def open_data(
+    saved: SavedModel, dataset: str | None, data_dir: Path | None, *, skip_corrupt: bool = False
+) -> Dataset:
     """Returns the data set that a flag names, or else the one that the model was trained on.
 
+    The pictures of a folder are brought to the size that the model takes. A factory is never called
+    because a checkpoint says so: that would let a file of weights run code.
+
     Raises:
-        UsageError: the model was trained on data that are not known by name.
+        UsageError: the model was trained on data that cannot be read by name alone.
         CheckpointError: the model is for other images or other classes.
     """
     name = dataset or saved.card.dataset
-    if data_dir is None and name not in DATASETS and dataset is None:
-        raise UsageError(f"{saved.path} was trained on {name}: say where that is with --data-dir.")
-    data = load_dataset(name if name in DATASETS or dataset else "mnist", data_dir)
+    kind = name.partition(":")[0]
+    known = name in SPELLINGS or (":" in name and kind in ("folder", "npz"))
+    if dataset is None and data_dir is None and not known:
+        flag = f"say so with --dataset {name}" if ":" in name else "say where that is with --data-dir"
+        raise UsageError(f"{saved.path} was trained on {name}: {flag}.")
+    if dataset is None and data_dir is not None and name not in SPELLINGS:
+        name = kind = "mnist"  # the files decide
+    _, height, width = saved.card.image_shape
+    size = height if kind == "folder" and height == width else None  # else all pictures have one size
+    data = load_dataset(name, data_dir, image_size=size, skip_corrupt=skip_corrupt)
     if data.image_shape != saved.card.image_shape or data.num_classes != len(saved.card.classes):
         raise CheckpointError(
             f"{saved.path} is for {_describe(saved.card.image_shape, len(saved.card.classes))}; "

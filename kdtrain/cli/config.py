@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from kdtrain.cli.parser import settings_in
-from kdtrain.config import load_config
+from kdtrain.config_file import load_config
 
 
 def run(options: argparse.Namespace) -> int:

@@ -19,10 +19,10 @@ def run(options: argparse.Namespace) -> int:
     """Tests a checkpoint on the test set, and prints what came out."""
     device = resolve_device(options.device)
     saved = open_model(options.checkpoint, arch=options.arch)
-    data = open_data(saved, options.dataset, options.data_dir)
+    data = open_data(saved, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
     normalization = Normalization(saved.card.mean, saved.card.std)
     test = Loader(
-        normalization.apply(data.test.images),
+        data.test.normalized(normalization),
         data.test.labels,
         250,
         num_classes=data.num_classes,

@@ -9,7 +9,8 @@ from pathlib import Path
 from kdtrain import launch
 from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
-from kdtrain.config import FitConfig, load_config, resumed_config
+from kdtrain.config import FitConfig
+from kdtrain.config_file import load_config, resumed_config
 from kdtrain.errors import UsageError
 from kdtrain.interrupts import interrupts_put_off, turn_sigterm_into_exception
 from kdtrain.store.atomic import make_folder, write_bytes

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.text import Text
 
 from kdtrain.cli.common import open_data, open_model
@@ -19,12 +19,13 @@ from kdtrain.cli.fit import picture_path
 from kdtrain.cli.output import Output
 from kdtrain.data.datasets import Normalization
 from kdtrain.data.photo import to_mnist
-from kdtrain.data.photo_file import read_photo
+from kdtrain.data.photo_file import open_picture, read_photo
+from kdtrain.data.pictures import read_picture, to_channels, to_rgb
 from kdtrain.errors import CheckpointError, DataError, UsageError
 from kdtrain.report.prediction import prediction_figure, probabilities
 from kdtrain.report.style import save_figure
 from kdtrain.runtime import flow, resolve_device
-from kdtrain.store.checkpoint import SavedModel
+from kdtrain.store.checkpoint import ModelCard, SavedModel
 from kdtrain.teachers import default_model_path
 
 
@@ -77,13 +78,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _questions(options: argparse.Namespace, saved: SavedModel) -> list[Question]:
     if options.picture_index is None:
-        channels, *size = saved.card.image_shape
-        if channels != 1:
-            raise CheckpointError(
-                f"{saved.path} takes colour images: only grey digits can be read from a file."
-            )
-        return [_photo(path, label, (size[0], size[1])) for path, label in _labelled(options.images)]
-    data = open_data(saved, options.dataset, options.data_dir)
+        return [_photo(path, label, saved.card) for path, label in _labelled(options.images)]
+    data = open_data(saved, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
     index = options.picture_index
     if not 0 <= index < len(data.test):
         raise UsageError(f"--picture-index {index}: the test set has images 0 to {len(data.test) - 1}.")
@@ -91,10 +87,16 @@ def _questions(options: argparse.Namespace, saved: SavedModel) -> list[Question]
     return [Question(f"test image {index}", str(index), data.test.images[index], truth=truth)]
 
 
-def _photo(path: Path, label: str, size: tuple[int, int]) -> Question:
+def _photo(path: Path, label: str, card: ModelCard) -> Question:
+    """Reads a picture as the training images were: digits as MNIST shows them, all else as it is."""
+    channels, height, width = card.image_shape
+    if channels > 1 or ":" in card.dataset:  # MNIST and IDX files, which are like it, have plain names
+        original = open_picture(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+        pixels = to_channels(read_picture(path, (height, width)), channels)
+        return Question(str(path), label, pixels, original)
     photo = read_photo(path)
     try:
-        pixels = to_mnist(photo, size)
+        pixels = to_mnist(photo, (height, width))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return Question(str(path), label, pixels[np.newaxis], original=photo)

@@ -17,7 +17,7 @@ from kdtrain.errors import UsageError, did_you_mean, no_such
 COMMANDS = {
     "fit": "train a teacher, a student, a distilled student, or compare all three",
     "eval": "test a checkpoint: accuracy, cross-entropy, per class, confusion matrix",
-    "infer": "say which digit an image shows, and draw the probabilities",
+    "infer": "say which class an image shows, and draw the probabilities",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
     "config": "print the settings of a fit as a file for --config",
@@ -136,7 +136,11 @@ def _eval(parser: _Parser) -> None:
 
 def _infer(parser: _Parser) -> None:
     parser.add_argument(
-        "images", nargs="*", type=Path, metavar="IMAGE", help="photos or scans of single digits"
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE",
+        help="pictures; of single digits, for a model of MNIST",
     )
     parser.add_argument("--picture-index", type=int, metavar="N", help="take image N of the test set instead")
     models = tuple(mode for mode in MODES if mode != "compare")
@@ -174,9 +178,14 @@ def _data_flags(parser: _Parser) -> None:
         help="what the network must be; allows code of yours, MODULE:FACTORY or FILE.py:FACTORY, to be run",
     )
     parser.add_argument(
-        "--dataset", metavar="NAME", help="mnist or fashion_mnist [what the model was trained on]"
+        "--dataset",
+        metavar="DATA",
+        help="the data whose test images are taken, as for fit [what the model was trained on]",
     )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="read the four IDX files from here")
+    parser.add_argument(
+        "--skip-corrupt", action="store_true", help="leave out pictures of folder:DIR that cannot be read"
+    )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
     )

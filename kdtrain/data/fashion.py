@@ -82,7 +82,7 @@ def _download(folder: Path) -> Path:
     reasons = []
     for mirror in (*loader.mirrors, *_MORE_MIRRORS):  # flowvision itself would give up at the first bad file
         try:
-            with contextlib.redirect_stdout(sys.stderr), _patience(_PATIENCE):
+            with contextlib.redirect_stdout(sys.stderr), patience(_PATIENCE):
                 loader(root=str(folder), download=True, source_url=mirror)  # only what is not there yet
         except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
             damaged = [
@@ -120,7 +120,8 @@ def _loader() -> Any:
 
 
 @contextlib.contextmanager
-def _patience(seconds: float) -> Iterator[None]:
+def patience(seconds: float) -> Iterator[None]:
+    """Makes connections fail after so many seconds without a byte, meanwhile."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,4 +1,4 @@
-"""Batches of images that live in memory as one array."""
+"""Batches of images that live in one array, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.data.arrays import Normalized
 from kdtrain.data.augmentation import Augmentation
 from kdtrain.errors import DataError
 from kdtrain.ranks import Ranks
 from kdtrain.runtime import derive_seed, flow
 
 _Value = TypeVar("_Value", bound=np.generic)
+
+_AT_ONCE = 1000  # images that are hashed together
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Loader:
     """Serves one array of images in batches, shuffled by seed and epoch, or in order.
 
     Args:
-        inputs: normalised images, (N, C, H, W) float32.
+        inputs: images, (N, C, H, W): normalised ones, float32, or those that will be batch by batch.
         targets: class labels, (N,) int64, each from 0 to ``num_classes`` - 1.
         batch_size: images in a batch; the last one of an epoch holds what is left.
         num_classes: how many classes there are.
@@ -59,7 +62,7 @@ class Loader:
 
     def __init__(
         self,
-        inputs: npt.NDArray[np.float32],
+        inputs: npt.NDArray[np.float32] | Normalized,
         targets: npt.NDArray[np.int64],
         batch_size: int,
         *,
@@ -84,7 +87,7 @@ class Loader:
             )
         # OneFlow's operations may still read a batch after the next one was asked for, and a
         # slice shares memory with the whole: nobody may write here any more.
-        self.inputs = _frozen(inputs, np.float32)
+        self.inputs = inputs if isinstance(inputs, Normalized) else _frozen(inputs, np.float32)
         self.targets = _frozen(targets, np.int64)
         self.batch_size = batch_size
         self.num_classes = num_classes
@@ -130,7 +133,8 @@ class Loader:
     def fingerprint(self) -> str:
         """SHA-256 over the images as a network sees them (normalised), in order."""
         digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        digest.update(self.inputs.data)
+        for start in range(0, self.num_images, _AT_ONCE):
+            digest.update(self.inputs[start : start + _AT_ONCE].data)
         return digest.hexdigest()
 
     @functools.cached_property

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from kdtrain.errors import DataError
+from kdtrain.errors import DataError, KdtrainError
+
+T = TypeVar("T")
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
 _MOST_PIXELS = 50_000_000
@@ -22,10 +24,10 @@ _MOST_WORK = 1_000_000_000  # pixels times the scans that a JPEG draws them in: 
 _BAND = 1_000_000  # pixels that are turned to grey at once, to keep memory small
 
 
-def read_photo(path: Path) -> Image.Image:
-    """Returns the picture in a file as 8-bit grey (mode L), upright, on white where it is transparent.
+def open_picture(path: Path, convert: Callable[[Image.Image], T]) -> T:
+    """Returns what ``convert`` makes of the picture in a file, which has not been decoded yet.
 
-    Of an animation it is the first frame.
+    Of an animation it gets the first frame.
 
     Raises:
         DataError: the file is missing, no picture, damaged, or of more than 50 megapixels (WebP: 25).
@@ -40,11 +42,10 @@ def read_photo(path: Path) -> Image.Image:
             _check_webp(file, path)
             with Image.open(file, formats=_FORMATS) as image:
                 _check_size(image, file, path)
-                ImageOps.exif_transpose(image, in_place=True)
-                return to_grey(image)
+                return convert(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path} has more than 50 megapixels; scale or crop it first.") from error
-    except DataError:
+    except KdtrainError:
         raise
     except UnidentifiedImageError as error:
         kinds = ", ".join(_FORMATS)
@@ -54,6 +55,20 @@ def read_photo(path: Path) -> Image.Image:
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} cannot be read as a picture: {reason.rstrip('.')}.") from error
+
+
+def read_photo(path: Path) -> Image.Image:
+    """Returns the picture in a file as 8-bit grey (mode L), upright, on white where it is transparent.
+
+    Raises:
+        DataError: as ``open_picture``.
+    """
+
+    def convert(image: Image.Image) -> Image.Image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_grey(image)
+
+    return open_picture(path, convert)
 
 
 def _check_webp(file: BinaryIO, path: Path) -> None:
@@ -118,9 +133,14 @@ def _band_to_grey(image: Image.Image, low: float, high: float) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         levels = (_values(image) - low) * (255 / max(high - low, 1e-300))
         return Image.fromarray(np.rint(levels).astype(np.uint8))
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        paper.alpha_composite(colours)
-        return paper.convert("L")
-    return image.convert("L")
+    return on_paper(image).convert("L")
+
+
+def on_paper(image: Image.Image) -> Image.Image:
+    """Returns a picture on white where it is transparent."""
+    if not image.has_transparency_data:
+        return image
+    colours = image.convert("RGBA")
+    paper = Image.new("RGBA", image.size, "white")
+    paper.alpha_composite(colours)
+    return paper

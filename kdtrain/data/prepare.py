@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from kdtrain.config import FitConfig
+from kdtrain.data.arrays import Dataset, Split, hold_out
 from kdtrain.data.augmentation import Augmentation, augmentation
-from kdtrain.data.datasets import Dataset, Split, hold_out
 from kdtrain.data.loader import Loader
 from kdtrain.errors import UsageError
 from kdtrain.ranks import Ranks
+
+_USUALLY_HELD_OUT = 5000
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,22 @@ class RunData:
 
 def check_sizes(dataset: Dataset, config: FitConfig) -> None:
     """Raises UsageError if --val-size or --limit-train does not fit the data."""
-    training, _ = hold_out(dataset.train, config.val_size, config.seed)
+    if config.val_size and dataset.validation is not None:
+        raise UsageError(
+            f"--val-size {config.val_size}: {dataset.name} has validation images of its own; leave it out."
+        )
+    training, _ = hold_out(dataset.train, _held_out(dataset, config), config.seed)
     if config.limit_train is not None and config.limit_train > len(training):
         raise UsageError(
             f"--limit-train {config.limit_train}: there are only {len(training)} training images."
         )
+
+
+def count_validation(dataset: Dataset, config: FitConfig) -> int:
+    """Returns how many images there are to choose by; 0 if the test set has to do."""
+    if config.val_size is None and dataset.validation is not None:
+        return len(dataset.validation)
+    return _held_out(dataset, config)
 
 
 def prepare(
@@ -48,10 +64,15 @@ def prepare(
         UsageError: --val-size does not fit the data.
     """
 
-    def loader(split: Split, shuffle: int | None = None, augment: Augmentation | None = None) -> Loader:
+    def loader(
+        split: Split,
+        indices: npt.NDArray[np.int64] | None = None,
+        shuffle: int | None = None,
+        augment: Augmentation | None = None,
+    ) -> Loader:
         return Loader(
-            dataset.normalization.apply(split.images),
-            split.labels,
+            split.normalized(dataset.normalization, indices),
+            split.labels if indices is None else split.labels[indices],
             config.batch_size * (ranks.batches if ranks else 1),
             num_classes=dataset.num_classes,
             seed=shuffle,
@@ -60,9 +81,20 @@ def prepare(
             ranks=ranks,
         )
 
-    training, held_out = hold_out(dataset.train, config.val_size, seed)
+    training, held_out = hold_out(dataset.train, _held_out(dataset, config), seed)
     changed = augmentation(config.augment_for(network), dataset.normalization.background)
-    train = loader(dataset.train.take(training[: config.limit_train]), seed, changed)
+    train = loader(dataset.train, training[: config.limit_train], seed, changed)
     test = loader(dataset.test)
-    validation = loader(dataset.train.take(held_out)) if config.val_size else test
+    validation = test
+    if len(held_out):
+        validation = loader(dataset.train, held_out)
+    elif dataset.validation is not None and config.val_size is None:
+        validation = loader(dataset.validation)
     return RunData(dataset, train, validation, test)
+
+
+def _held_out(dataset: Dataset, config: FitConfig) -> int:
+    """Returns how many training images are held out to choose by."""
+    if config.val_size is not None:
+        return config.val_size
+    return 0 if dataset.validation is not None else min(_USUALLY_HELD_OUT, len(dataset.train) // 6)

@@ -23,7 +23,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 import kdtrain
-from kdtrain.data.datasets import LARGEST_SIDE
+from kdtrain.data.arrays import CHANNELS, LARGEST_SIDE
 from kdtrain.errors import CheckpointError, UsageError, without_controls
 from kdtrain.models.registry import ARCHITECTURES, build_model, check_architecture, runs_code
 from kdtrain.runtime import flow
@@ -33,7 +33,6 @@ from kdtrain.store.oneflow_directory import read_oneflow_directory
 Weights = dict[str, npt.NDArray[np.generic]]
 
 _HEADER = "kdtrain"  # one key only: safetensors does not keep the order of several
-_MOST_CHANNELS = 4  # as no picture has more; a network for 64 would take gigabytes
 _MOST_CLASSES = 10_000  # far more than labels can tell apart, few enough to allocate a network for
 _MOST_VALUES = 3 * 256 * 256  # in an image: the largest network for it has less than 1 GB of weights
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
@@ -232,7 +231,7 @@ def _card(header: Any, path: Path) -> ModelCard:
     card = ModelCard(**values)
     if not (
         len(card.image_shape) == 3
-        and 1 <= card.image_shape[0] <= _MOST_CHANNELS
+        and card.image_shape[0] in CHANNELS
         and all(1 <= length <= LARGEST_SIDE for length in card.image_shape[1:])
         and math.prod(card.image_shape) <= _MOST_VALUES
         and len(card.mean) == len(card.std) == card.image_shape[0]

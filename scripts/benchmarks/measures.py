@@ -71,9 +71,9 @@ class Bench:
             run = _run_data()
             np.savez(
                 data,
-                images=run.train.inputs,
+                images=np.asarray(run.train.inputs),
                 labels=run.train.targets,
-                held_images=run.validation.inputs,
+                held_images=np.asarray(run.validation.inputs),
                 held_labels=run.validation.targets,
             )
         work = {"task": task, "images": images, "epochs": epochs, "data": str(data)}

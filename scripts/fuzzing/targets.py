@@ -18,7 +18,7 @@ import safetensors.numpy
 from kdtrain.callback import CallbackList
 from kdtrain.callbacks.checkpoint import Checkpoint
 from kdtrain.callbacks.early_stopping import EarlyStopping
-from kdtrain.config import load_config, resumed_config
+from kdtrain.config_file import load_config, resumed_config
 from kdtrain.data.idx import read_idx
 from kdtrain.data.photo import to_mnist
 from kdtrain.data.photo_file import read_photo

@@ -192,7 +192,7 @@ def test_with_augmentation_the_teacher_sees_each_batch_as_the_student_does_and_s
         128,
         num_classes=10,
         seed=0,
-        augment=Shift(2, (float(train.inputs.min()),)),
+        augment=Shift(2, (float(np.asarray(train.inputs).min()),)),
     )
     cache = tmp_path / "cache"
     _fit(shifted, validation, tmp_path, DistillationCallback(teacher, cache_directory=cache), Watch())

@@ -1,6 +1,8 @@
-"""Random shifts: every image moves by whole pixels, nothing else happens to it."""
+"""Random changes of images: each does what its name says, by seed and epoch, and nothing else."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain.data.augmentation import Shift, augmentation
+from kdtrain.data.augmentation import Crop, Flip, Rotate, Shift, augmentation
 from kdtrain.data.datasets import Dataset
 from kdtrain.data.loader import Loader
 
@@ -77,6 +79,110 @@ def test_the_background_is_what_a_black_pixel_becomes(mnist: Dataset) -> None:
 def test_the_setting_is_understood(text: str, pixels: int) -> None:
     assert augmentation(text, (0.0,)) == Shift(pixels, (0.0,))
     assert augmentation("none", (0.0,)) is None
+    assert augmentation("rotate=15", (0.5,)) == Rotate(15, (0.5,))
+    assert augmentation("crop=4", (0.5,)) == Crop(4)
+    assert augmentation("flip", (0.5,)) == Flip()
+
+
+def test_what_is_written_after_another_comes_after_it(mnist: Dataset) -> None:
+    images = mnist.normalization.apply(mnist.train.images[:32])
+    steps = (Shift(2, (-0.5,)), Rotate(15, (-0.5,)), Flip(), Crop(4))
+    changed = augmentation("shift=2,rotate=15,flip,crop=4", (-0.5,))
+    assert changed is not None
+    rng, expected = np.random.default_rng(3), images
+    for step in steps:
+        expected = step(expected, rng)
+    np.testing.assert_array_equal(changed(images, np.random.default_rng(3)), expected)
+
+
+@pytest.mark.parametrize("text", ["shift=2", "crop=3", "flip", "rotate=20", "shift=1,flip,crop=2,rotate=5"])
+def test_every_kind_keeps_shape_type_and_the_data(text: str, mnist: Dataset) -> None:
+    images = np.repeat(mnist.normalization.apply(mnist.train.images[:16]), 3, 1)
+    before = images.copy()
+    changed = augmentation(text, (0.0, 1.0, 2.0))
+    assert changed is not None
+    first, again, other = (changed(images, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert (first.shape, first.dtype) == (images.shape, images.dtype)
+    assert first.flags.c_contiguous
+    assert not np.shares_memory(first, images)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(images, before)
+
+
+def test_a_flip_mirrors_about_half_of_the_images(mnist: Dataset) -> None:
+    images = mnist.normalization.apply(mnist.train.images[:1000])
+    flipped = Flip()(images, np.random.default_rng(0))
+    mirrored = (flipped == images[..., ::-1]).all((1, 2, 3))
+    same = (flipped == images).all((1, 2, 3))
+    assert (mirrored | same).all()
+    assert 400 < mirrored.sum() < 600
+
+
+@given(
+    pixels=st.integers(1, 9),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 8), st.integers(1, 8)),
+    seed=st.integers(0, 1000),
+)
+def test_a_crop_is_a_window_of_the_image_mirrored_at_its_edges(
+    pixels: int, shape: tuple[int, int, int, int], seed: int
+) -> None:
+    images = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    cropped = Crop(pixels)(images, np.random.default_rng(seed))
+
+    def mirrored(position: int, length: int) -> int:
+        position = abs(position) % (2 * length - 2 or 1)
+        return min(position, 2 * length - 2 - position) if length > 1 else 0
+
+    height, width = shape[2:]
+    way = range(-pixels, pixels + 1)
+    for before, after in zip(images, cropped, strict=True):
+        windows = (
+            before[:, [mirrored(row + down, height) for row in range(height)]][
+                :, :, [mirrored(column + right, width) for column in range(width)]
+            ]
+            for down in way
+            for right in way
+        )
+        assert any(np.array_equal(after, window) for window in windows)
+
+
+def _turned(image: Floats, angle: float, background: float) -> Floats:
+    """An image (H, W) turned by ``angle`` (radians), pixel by pixel, in float64."""
+    height, width = image.shape
+    result = np.empty((height, width))
+    for row in range(height):
+        for column in range(width):
+            y, x = row - (height - 1) / 2, column - (width - 1) / 2
+            down = math.cos(angle) * y - math.sin(angle) * x + (height - 1) / 2
+            right = math.sin(angle) * y + math.cos(angle) * x + (width - 1) / 2
+            value = 0.0
+            for near_row in (math.floor(down), math.floor(down) + 1):
+                for near_column in (math.floor(right), math.floor(right) + 1):
+                    weight = (1 - abs(down - near_row)) * (1 - abs(right - near_column))
+                    inside = 0 <= near_row < height and 0 <= near_column < width
+                    value += weight * (image[near_row, near_column] if inside else background)
+            result[row, column] = value
+    return result.astype(np.float32)
+
+
+@settings(max_examples=30)
+@given(
+    degrees=st.integers(1, 180),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 8), st.integers(1, 8)),
+    seed=st.integers(0, 1000),
+)
+def test_a_rotation_agrees_with_the_formula(
+    degrees: int, shape: tuple[int, int, int, int], seed: int
+) -> None:
+    images = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    background = (-1.5, 0.25, 7.0)[: shape[1]]
+    turned = Rotate(degrees, background)(images, np.random.default_rng(seed))
+    angles = np.radians(np.random.default_rng(seed).uniform(-degrees, degrees, shape[0]))
+    for before, after, angle in zip(images, turned, angles, strict=True):
+        for channel in range(shape[1]):
+            expected = _turned(before[channel], angle, background[channel])
+            np.testing.assert_allclose(after[channel], expected, atol=2e-5)
 
 
 def test_a_loader_changes_its_images_anew_in_each_epoch_by_seed(mnist: Dataset) -> None:

@@ -177,10 +177,10 @@ IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = FILES
         (TEST_LABELS, np.zeros(7, np.uint8), f"holds 6 images, but DIR/{TEST_LABELS} 7 labels"),
         (
             IMAGES,
-            np.zeros((9, 65, 4), np.uint8),
-            f"{IMAGES} holds images of 65x4; kdtrain takes 1x1 to 64x64",
+            np.zeros((9, 257, 4), np.uint8),
+            f"{IMAGES} holds images of 257x4; kdtrain takes 1x1 to 256x256",
         ),
-        (IMAGES, np.zeros((9, 4, 65), np.uint8), "of 4x65"),
+        (IMAGES, np.zeros((9, 4, 257), np.uint8), "of 4x257"),
         (IMAGES, np.zeros((9, 0, 4), np.uint8), "of 0x4"),
         (TEST_IMAGES, np.zeros((6, 4, 5), np.uint8), f"5x4 in DIR/{IMAGES}, 4x5 in DIR/{TEST_IMAGES}"),
         (
@@ -203,7 +203,8 @@ def test_an_empty_split_is_named(tmp_path: Path, part: int) -> None:
 
 def test_an_unknown_name_is_a_usage_error() -> None:
     with pytest.raises(
-        UsageError, match=r"no data set 'mnits' \(did you mean 'mnist'\?\); there are: mnist, fashion_mnist\."
+        UsageError,
+        match=r"'mnits' \(did you mean 'mnist'\?\); there are: mnist, fashion_mnist, cifar10, ",
     ):
         load_dataset("mnits")
 

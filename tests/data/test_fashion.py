@@ -72,7 +72,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if name in self.server.cut else body)
+        if self.command == "GET":
+            self.wfile.write(body[: len(body) // 2] if name in self.server.cut else body)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -60,7 +60,7 @@ def test_no_batch_shares_memory_with_another_one_or_can_be_written_through_the_d
         assert not np.shares_memory(first, loader.inputs)
         assert not any(np.shares_memory(first, other) for other in batches[index + 1 :])
     with pytest.raises(ValueError, match="read-only"):
-        loader.inputs[0] = 1.0
+        np.asarray(loader.inputs)[0] = 1.0
 
 
 def test_queued_operations_see_the_batch_that_they_were_given(make_loader: LoaderFactory) -> None:

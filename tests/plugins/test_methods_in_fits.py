@@ -103,7 +103,7 @@ def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             assert seen[-1] == event.batch.inputs.numpy().tobytes()
 
-    shift = Shift(2, (float(train.inputs.min()),))
+    shift = Shift(2, (-0.5,))
     shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, augment=shift)
     methods = (Similarity("fc1", "fc1"), FitNet("fc1", "fc1"), Dkd(), Watch())
     fit((shifted, validation), tmp_path, teacher, *methods)

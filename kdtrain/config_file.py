@@ -1,0 +1,111 @@
+"""Settings from flags and TOML files, each checked, with a sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from kdtrain.config import FitConfig, flag_of, kind_of
+from kdtrain.errors import UsageError, no_such
+
+_LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
+
+def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
+    """Returns the configuration: flags over file over defaults.
+
+    Raises:
+        UsageError: the file cannot be read, or a value in it or in a flag is not allowed.
+    """
+    from_file = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
+    from_flags = {name: _checked(name, value, flag_of(name)) for name, value in flags.items()}
+    return FitConfig(**(from_file | from_flags))
+
+
+def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
+    """Returns the configuration of a run that is to be resumed, from its directory.
+
+    More epochs are allowed where the schedule does not depend on how many there are.
+
+    Raises:
+        UsageError: the directory is no run's, or a flag asks for something else than the run was begun with.
+    """
+    file = directory / "config.toml"
+    if not os.path.isfile(file):
+        raise UsageError(f"--resume {directory}: there is no run, since it has no config.toml.")
+    begun = load_config({}, file)
+    asked = load_config(flags, file)
+    why = dict.fromkeys(flags, "what is trained already cannot be changed")
+    why["epochs"] = f"the {begun.schedule} schedule ends with the epochs that it was begun with"
+    if begun.schedule == "constant":
+        why["epochs"] = "there can only be more"
+    for name in flags:
+        before, now = getattr(begun, name), getattr(asked, name)
+        more = name == "epochs" and begun.schedule == "constant" and now > (before or now)
+        if before == now or more:
+            continue
+        raise UsageError(
+            f"{flag_of(name)} {now}: the run in {directory} was begun with {before}, "
+            f"and {why[name]}. Leave the flag out, or start a new run."
+        )
+    return asked
+
+
+def _read_toml(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise UsageError(f"--config {file} is larger than 64 KiB: that cannot be a configuration.")
+        values = tomli.loads(content.decode())
+    except FileNotFoundError:
+        raise UsageError(f"--config {file}: there is no such file.") from None
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
+        raise UsageError(f"--config {file} cannot be read: {error}.") from error
+    known = [field.name for field in dataclasses.fields(FitConfig)]
+    for name in values:
+        if name not in known:
+            raise UsageError(f"{file}: {no_such('setting', name, known)}")
+    return values
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """Returns ``value`` in the setting's own type, or says what is wrong with it."""
+    field = next(field for field in dataclasses.fields(FitConfig) if field.name == name)
+    kind, repeatable = kind_of(name)
+    values = list(value) if repeatable and isinstance(value, (list, tuple)) else [value]
+    for index, item in enumerate(values):
+        if kind is float and isinstance(item, int) and not isinstance(item, bool):
+            item = float(item) if abs(item) < sys.float_info.max else math.inf
+        if kind is Path and isinstance(item, str):
+            item = Path(item)
+        if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
+            raise UsageError(f"{where} is {item!r}: it must be {_WANTED[kind]}.")
+        if not _can_be_written(item):
+            raise UsageError(f"{where} is {str(item)!r}: it has a character that no file can keep.")
+        choices, check = field.metadata["choices"], field.metadata["check"]
+        if choices and item not in choices:
+            raise UsageError(f"{where}: {no_such(name, str(item), choices)}")
+        if check is not None and not check[0](item):
+            raise UsageError(f"{where} is {item}: it {check[1]}.")
+        values[index] = item
+    return tuple(values) if repeatable else values[0]
+
+
+def _can_be_written(item: Any) -> bool:
+    """Whether a value can stand in config.toml, and a path can be asked of the system."""
+    try:
+        str(item).encode()
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        return False
+    return not (isinstance(item, Path) and "\0" in str(item))

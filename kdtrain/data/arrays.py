@@ -1,0 +1,283 @@
+"""What a data set is: images and labels, checked, with their statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdtrain.errors import DataError, UsageError
+
+LARGEST_SIDE = 256
+CHANNELS = (1, 3)
+MOST_CLASSES = 10_000
+MOST_PIXELS = 1 << 28  # of a data set that is kept in memory: 1 GiB as floats
+_AT_ONCE = 1000  # images whose pixels are counted, hashed or normalised together
+_HOLD_OUT = 0x56414C  # a stream of random numbers of its own: the choice depends on no other use of the seed
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Brings pixels to mean 0 and standard deviation 1 over the training images.
+
+    Attributes:
+        mean: per channel, of pixels divided by 255.
+        std: per channel, of pixels divided by 255.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Returns ``(images / 255 - mean) / std``.
+
+        Args:
+            images: uint8 (N, C, H, W).
+
+        Returns:
+            A new contiguous float32 array (N, C, H, W), which nobody else writes to.
+        """
+        std = np.array(self.std).reshape(-1, 1, 1)
+        mean = np.array(self.mean).reshape(-1, 1, 1)
+        normalized = images.astype(np.float32, order="C")
+        normalized *= (1 / (255 * std)).astype(np.float32)
+        normalized -= (mean / std).astype(np.float32)
+        return normalized
+
+    @property
+    def background(self) -> tuple[float, ...]:
+        """The value of a black pixel, per channel."""
+        return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Normalized:
+    """Images that are normalised anew whenever they are asked for, because they are too many as floats.
+
+    Attributes:
+        images: uint8 (M, C, H, W), in memory or in a file.
+        rows: (N,) which of them these are.
+        normalization: what is done to them.
+    """
+
+    images: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    normalization: Normalization
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return (len(self.rows), *self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.normalization.apply(self.images[self.rows[indices]])
+
+    def __array__(self) -> NDArray[np.float32]:
+        return self[:]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels; nobody writes into the arrays.
+
+    Attributes:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> Split:
+        """Returns a new split of the images at ``indices`` (M,), in that order."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def normalized(
+        self, normalization: Normalization, indices: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32] | Normalized:
+        """Returns the images (at ``indices``), normalised at once if they all fit in memory as floats."""
+        if self.images.size > MOST_PIXELS:
+            return Normalized(
+                self.images, np.arange(len(self)) if indices is None else indices, normalization
+            )
+        return normalization.apply(self.images if indices is None else self.images[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Splits of the same classes and image shape.
+
+    Attributes:
+        name: what ``--dataset`` calls it, or the folder of ``--data-dir``.
+        train: to train on; the validation images are drawn from it where there are no others.
+        test: read once, at the end.
+        classes: their names; labels are positions in it.
+        validation: images to choose by, where the data bring them along.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    validation: Split | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; labels are 0 to one less."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+    @cached_property
+    def normalization(self) -> Normalization:
+        """The statistics of the whole training split, so that a held-out part changes nothing.
+
+        Computed in whole numbers from how often each pixel value occurs, hence exact. A channel
+        whose pixels are all equal gets a standard deviation of 1.
+        """
+        mean, std = [], []
+        for channel in range(self.image_shape[0]):
+            counts = _count_values(self.train.images[:, channel])
+            number = sum(counts)
+            total = sum(value * count for value, count in enumerate(counts))
+            squares = sum(value * value * count for value, count in enumerate(counts))
+            mean.append(total / (255 * number))
+            std.append(math.sqrt(number * squares - total * total) / (255 * number) or 1.0)
+        return Normalization(tuple(mean), tuple(std))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over shapes and bytes of training and test split: equal if and only if these are."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for array in (split.images, split.labels.astype("<i8")):
+                digest.update(repr(array.shape).encode())
+                for start in range(0, len(array), _AT_ONCE):
+                    digest.update(np.ascontiguousarray(array[start : start + _AT_ONCE]).data)
+        return digest.hexdigest()
+
+
+def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draws ``size`` validation images from the training split.
+
+    Returns:
+        Two sorted index arrays that share nothing and together cover ``train``: those to train on,
+        those to validate on. The same seed and size give the same images.
+
+    Raises:
+        UsageError: ``size`` is negative or leaves nothing to train on.
+    """
+    if not 0 <= size < len(train):
+        raise UsageError(
+            f"--val-size {size}: give 0 to {len(train) - 1}, because there are {len(train)} training images."
+        )
+    order = np.random.default_rng([seed, _HOLD_OUT]).permutation(len(train))
+    return np.sort(order[size:]), np.sort(order[:size])
+
+
+def assemble(
+    name: str, arrays: Sequence[NDArray[Any]], sources: Sequence[str], classes: Sequence[str] | None
+) -> Dataset:
+    """Makes a data set of four arrays that are checked against each other.
+
+    Args:
+        name: of the data set.
+        arrays: training images, training labels, test images, test labels. Images are uint8
+            (N, H, W) or (N, H, W, C), labels whole numbers (N,) or (N, 1).
+        sources: where each of them comes from, for messages.
+        classes: the classes' names; by default the labels, from 0 to the highest for training.
+
+    Raises:
+        DataError: they contradict each other, or kdtrain does not take such images.
+    """
+    train = _make_split(arrays[0], arrays[1], *sources[:2])
+    test = _make_split(arrays[2], arrays[3], *sources[2:])
+    if train.images.shape[1:] != test.images.shape[1:]:
+        sizes = [_size(split.images) for split in (train, test)]
+        raise DataError(
+            f"training and test images differ in size: {sizes[0]} in {sources[0]}, "
+            f"{sizes[1]} in {sources[2]}."
+        )
+    highest = int(train.labels.max())
+    if highest == 0:
+        raise DataError(f"{sources[1]} knows one class only: all its labels are 0; at least two are needed.")
+    strangers = np.flatnonzero(test.labels > highest)
+    if len(strangers):
+        raise DataError(
+            f"{sources[3]}: label {test.labels[strangers[0]]} of image {strangers[0]} is out of range: "
+            f"the training labels go from 0 to {highest}."
+        )
+    if classes is not None and len(classes) <= highest:
+        raise DataError(
+            f"{sources[1]} has labels up to {highest}, but there are names for {len(classes)} classes only."
+        )
+    return Dataset(name, train, test, tuple(classes or (str(label) for label in range(highest + 1))))
+
+
+def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Split:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise DataError(
+            f"{sources[0]} is {_kind(images)}: images must be uint8 of shape (N, H, W) or (N, H, W, C)."
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{sources[1]} is {_kind(labels)}: labels must be whole numbers of shape (N,).")
+    if len(images) != len(labels):
+        raise DataError(f"{sources[0]} holds {len(images)} images, but {sources[1]} {len(labels)} labels.")
+    if len(images) == 0:
+        raise DataError(f"{sources[0]} is empty: it holds no image.")
+    _check_shape(images.shape, sources[0])
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        wrong = int(np.flatnonzero((labels < 0) | (labels >= MOST_CLASSES))[0])
+        raise DataError(
+            f"{sources[1]}: label {labels[wrong]} of image {wrong} is not one of 0 to {MOST_CLASSES - 1}."
+        )
+    planes = images[:, np.newaxis] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return Split(planes, labels.astype(np.int64))
+
+
+def _check_shape(shape: tuple[int, ...], source: str) -> None:
+    height, width, *channels = shape[1:]
+    if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
+        raise DataError(
+            f"{source} holds images of {height}x{width}; "
+            f"kdtrain takes 1x1 to {LARGEST_SIDE}x{LARGEST_SIDE} pixels."
+        )
+    if channels and channels[0] not in CHANNELS:
+        raise DataError(
+            f"{source} has {channels[0]} channels; images must be grey (1) or RGB (3), "
+            "with the channels in the last dimension."
+        )
+
+
+def _count_values(pixels: NDArray[np.uint8]) -> list[int]:
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(pixels), _AT_ONCE):  # bincount widens its input to 8 bytes a pixel
+        counts += np.bincount(pixels[start : start + _AT_ONCE].ravel(), minlength=256)
+    return counts.tolist()  # type: ignore[no-any-return]
+
+
+def _size(images: NDArray[np.uint8]) -> str:
+    _, channels, height, width = images.shape
+    return f"{height}x{width}" + (f" in {channels} channels" if channels > 1 else "")
+
+
+def _kind(array: NDArray[Any]) -> str:
+    return f"{array.dtype} of shape {array.shape}"

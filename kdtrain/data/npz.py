@@ -1,0 +1,111 @@
+"""Reads a data set from NumPy's ``.npz``: a zip archive with one array in each file."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from kdtrain.data.arrays import MOST_PIXELS, Dataset, assemble
+from kdtrain.errors import DataError
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_CLASSES = "classes"
+_LARGEST = {"x": MOST_PIXELS, "y": 1 << 27, "c": 1 << 24}  # bytes, by the name's first letter
+
+
+def load_npz(path: Path) -> Dataset:
+    """Returns the data set in a ``.npz``, without unpickling anything.
+
+    It holds ``x_train`` and ``x_test``, uint8 (N, H, W) or (N, H, W, C); ``y_train`` and ``y_test``,
+    whole numbers (N,); and perhaps ``classes``, their names. No memory is asked for before the
+    stated sizes are known to be allowed and true.
+
+    Raises:
+        DataError: the file is missing, damaged, or does not hold such arrays.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            present = {name.removesuffix(".npy") for name in archive.namelist()}
+            missing = [name for name in ARRAYS if name not in present]
+            if missing:
+                found = ", ".join(sorted(present)) or "nothing"
+                raise DataError(f"{path} lacks {', '.join(missing)}; it holds {found}.")
+            arrays = [_read(archive, name, path) for name in ARRAYS]
+            names = _read(archive, _CLASSES, path) if _CLASSES in present else None
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.") from error
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        # NotImplementedError: compressed in an unknown way; RuntimeError: encrypted
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{path} cannot be read as .npz: {reason.rstrip('.')}.") from error
+    if sum(array.size for array in arrays[::2]) > MOST_PIXELS:
+        raise DataError(too_many(f"{path}"))
+    sources = [f"{name} in {path}" for name in ARRAYS]
+    return assemble(f"npz:{path}", arrays, sources, check_classes(names, f"{_CLASSES} in {path}"))
+
+
+def check_classes(names: Any, source: str) -> list[str] | None:
+    """Returns the names of classes as texts, or None if there are none.
+
+    Raises:
+        DataError: they are no texts, or two are the same.
+    """
+    if names is None:
+        return None
+    listed = names.tolist() if isinstance(names, np.ndarray) and names.ndim == 1 else names
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+        raise DataError(f"{source} must be a list of texts, one for each class.")
+    if len(set(listed)) < len(listed):
+        raise DataError(f"{source} names two classes alike.")
+    return list(listed)
+
+
+def too_many(source: str) -> str:
+    """Returns the sentence for images that would not fit in memory."""
+    return (
+        f"{source} holds more than {MOST_PIXELS >> 20} million pixel values, which take over 1 GiB as "
+        "floats: use fewer or smaller images, or put them as pictures into a folder (--dataset folder:DIR)."
+    )
+
+
+def _read(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
+    """Returns one array; its header is believed only if the archive's own index says the same size."""
+    where = f"{name} in {path}"
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as file:
+        shape, in_columns, dtype = _read_header(file, where)
+        size = dtype.itemsize * math.prod(shape)
+        if size > _LARGEST[name[0]]:
+            raise DataError(too_many(where) if name[0] == "x" else f"{where} is too large: {size} bytes.")
+        if info.file_size != file.tell() + size:
+            raise DataError(f"{where} is damaged: its header announces {size} bytes of data.")
+        content = file.read(size)
+        if len(content) != size or file.read(1):
+            raise DataError(
+                f"{where} is damaged: it does not hold the {size} bytes of data that it announces."
+            )
+    array: NDArray[Any] = np.frombuffer(content, dtype)
+    return array.reshape(shape[::-1]).T if in_columns else array.reshape(shape)
+
+
+def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Returns shape, whether the columns come first, and type."""
+    try:
+        version = npy.read_magic(file)  # type: ignore[no-untyped-call]
+        if version != (1, 0):  # the others have headers of any length
+            raise ValueError(f"its format is {version[0]}.{version[1]}, and should be 1.0")
+        shape, in_columns, dtype = npy.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    except Exception as error:  # a damaged header makes NumPy's parser raise nearly anything
+        raise DataError(f"{where} is not an array that can be read: {error}.") from error
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise DataError(f"{where} is of type {dtype}: only plain numbers and texts are read.")
+    if any(length < 0 for length in shape):
+        raise DataError(f"{where} is damaged: its shape is {shape}.")
+    return shape, in_columns, dtype

@@ -1,0 +1,180 @@
+"""Data of one's own at the command line: docs/data.md is followed, and its promises are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdtrain.data.datasets import Normalization, load_dataset
+from kdtrain.data.pictures import read_picture
+from kdtrain.runtime import flow
+from kdtrain.store.checkpoint import load_model
+from tests.cli.conftest import CallKdtrain, Finished, assert_explained
+from tests.conftest import ROOT
+from tests.data.test_cifar import ARCHIVES, Mirror, mirror
+
+__all__ = ["mirror"]  # a fixture
+
+TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', TEXT, re.MULTILINE | re.DOTALL))
+COMMANDS = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+Follow = Callable[[str], Finished]
+MODEL = Path("logs/models/student.safetensors")
+
+
+def write_pets(folder: Path, count: int = 30) -> None:
+    """Cats are reddish, dogs greenish, in pictures of many sizes and kinds."""
+    for label, name in enumerate(("cats", "dogs")):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            rng = np.random.default_rng(2 * number + label)
+            pixels = rng.integers(0, 100, (*rng.integers(12, 40, 2), 3), np.uint8)
+            pixels[..., label] += 100
+            Image.fromarray(pixels).save(folder / name / f"{number}.{('png', 'jpg')[number % 2]}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the page is followed: with its files, its pictures, and one to be asked about."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, content in FILES.items():
+        (folder / name).write_text(content)
+    write_pets(folder / "pets")
+    (folder / "pets" / "cats" / "0.png").rename(folder / "my_cat.png")
+    Image.open(folder / "my_cat.png").save(folder / "my_cat.jpg")
+    return folder
+
+
+@pytest.fixture
+def follow(call_kdtrain: CallKdtrain, folder: Path) -> Follow:
+    """Runs a command of the page."""
+
+    def follow(command: str) -> Finished:
+        program, *words = shlex.split(command)
+        assert program == "scripts/kdtrain"
+        finished = call_kdtrain(*words, cwd=folder)
+        assert finished.returncode == 0, finished.stderr
+        return finished
+
+    return follow
+
+
+def accuracy(finished: Finished) -> float:
+    found = re.search(r"test accuracy +([\d.]+)", finished.stdout)
+    assert found, finished.stdout
+    return float(found[1])
+
+
+def test_everything_on_the_page_is_tried_here() -> None:
+    assert list(FILES) == ["save_stripes.py"]
+    assert len(re.findall(r"^```\w", TEXT, re.MULTILINE)) == len(FILES) + 3
+    assert [command.split()[1] for command in COMMANDS] == [
+        *("fit", "eval", "infer", "save_stripes.py", "fit", "fit", "fit"),
+    ]
+
+
+def test_a_folder_of_pictures_is_learnt_tested_and_asked(follow: Follow, folder: Path) -> None:
+    assert accuracy(follow(COMMANDS[0])) >= 90
+    model = load_model(folder / MODEL)
+    data = load_dataset("folder:pets", image_size=16)
+    assert model.card.dataset == "folder:pets"
+    assert model.card.classes == ("cats", "dogs")
+    pixels = data.train.images / 255
+    assert model.card.mean == pytest.approx(pixels.mean((0, 2, 3)))
+    assert model.card.std == pytest.approx(pixels.std((0, 2, 3)))
+
+    tested = json.loads(follow(f"{COMMANDS[1]} --json").stdout)
+    result = json.loads((folder / "logs/student/version_0/result.json").read_text())
+    assert (tested["dataset"], tested["accuracy_fraction"]) == ("folder:pets", result["test"]["accuracy"])
+
+    (answer,) = json.loads(follow(f"{COMMANDS[2]} --json").stdout)
+    assert answer["prediction"] == "cats"
+    seen = Normalization(model.card.mean, model.card.std).apply(
+        read_picture(folder / "my_cat.jpg", (16, 16))[np.newaxis]
+    )
+    logits = model.build("cpu")(flow.tensor(seen)).numpy()[0].astype(float)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    assert list(answer["probabilities"].values()) == pytest.approx(expected)
+    assert (folder / answer["picture"]).exists()
+
+    (answer,) = json.loads(
+        follow("scripts/kdtrain infer --picture-index 1 --model-type student --json").stdout
+    )
+    assert (answer["truth"], answer["prediction"]) == ("cats", "cats")
+
+
+def test_arrays_are_learnt_from_a_file_and_from_a_function(
+    follow: Follow, call_kdtrain: CallKdtrain, folder: Path
+) -> None:
+    _, *words = shlex.split(COMMANDS[3])
+    subprocess.run([sys.executable, *words], cwd=folder, check=True)
+    from_file = accuracy(follow(COMMANDS[4]))
+    assert from_file > 90
+    assert json.loads(follow(f"{COMMANDS[1]} --json").stdout)["dataset"] == "npz:stripes.npz"
+    (answer,) = json.loads(follow(f"{COMMANDS[2]} --json").stdout)  # a colour picture, for a grey model
+    assert set(answer["probabilities"]) == {"rows", "columns"}
+
+    assert accuracy(follow(COMMANDS[5])) == from_file
+    # A checkpoint cannot make us call a function.
+    finished = call_kdtrain("eval", MODEL, cwd=folder)
+    assert_explained(
+        finished, 2, "was trained on save_stripes.py:stripes: say so with --dataset save_stripes.py:stripes."
+    )
+    finished = call_kdtrain("eval", MODEL, "--dataset", "save_stripes.py:stripes", "--json", cwd=folder)
+    assert 100 * json.loads(finished.stdout)["accuracy_fraction"] == pytest.approx(from_file, abs=0.01)
+
+
+def test_cifar_is_learnt(
+    follow: Follow, folder: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    accuracy(follow(COMMANDS[6]))
+    assert load_model(folder / MODEL).card.image_shape == (3, 32, 32)
+    assert (folder / "cache" / "kdtrain" / ARCHIVES["cifar10"]).exists()
+    assert json.loads(follow(f"{COMMANDS[1]} --json").stdout)["dataset"] == "cifar10"
+
+
+def test_a_distilled_student_learns_from_changed_pictures(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    write_pets(tmp_path / "pets", 15)
+    (tmp_path / "pets" / "dogs" / "7.jpg").write_bytes(b"")
+    words = "--image-size 8 --epochs 2 --batch-size 8 --augment rotate=15,flip --dataset folder:pets"
+    finished = call_kdtrain("fit", "--mode", "compare", *words.split(), cwd=tmp_path)
+    assert_explained(finished, 1, "dogs/7.jpg", "--skip-corrupt")
+    finished = call_kdtrain("fit", "--mode", "compare", *words.split(), "--skip-corrupt", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "1 of 30 pictures in pets cannot be read, and are left out: pets/dogs/7.jpg" in finished.stderr
+    run = next((tmp_path / "logs").glob("**/student_kd*/**/config.toml"))
+    assert "skip_corrupt = true\n" in run.read_text()
+    assert "image_size = 8\n" in run.read_text()
+
+
+def test_a_model_is_not_tested_on_other_classes(call_kdtrain: CallKdtrain, folder: Path) -> None:
+    finished = call_kdtrain("eval", MODEL, "--dataset", "mnist", cwd=folder)
+    assert_explained(finished, 1, "is for images of", "mnist has images of 1x28x28 in 10 classes")
+
+
+def test_the_page_is_short_and_its_table_of_spellings_complete() -> None:
+    assert len(TEXT.splitlines()) <= 100
+    for name in (
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+        "folder:DIR",
+        "npz:FILE",
+        "FILE.py:FACTORY",
+    ):
+        assert f"`{name}`" in TEXT

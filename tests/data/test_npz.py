@@ -1,0 +1,195 @@
+"""``npz:FILE``: arrays that fit together are a data set; anything else is refused before it costs memory."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import resource
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from kdtrain.data.datasets import load_dataset
+from kdtrain.errors import DataError, UsageError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def four_arrays(channels: int = 3) -> Arrays:
+    random = np.random.default_rng(0)
+    shape = (5, 4, channels) if channels else (5, 4)
+    return {
+        "x_train": random.integers(0, 256, (9, *shape), np.uint8),
+        "y_train": np.arange(9) % 3,
+        "x_test": random.integers(0, 256, (6, *shape), np.uint8),
+        "y_test": np.arange(6) % 3,
+    }
+
+
+def write(folder: Path, arrays: Arrays, compressed: bool = False) -> Path:
+    path = folder / "data.npz"
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        load_dataset(f"npz:{path}")
+    text = str(caught.value)
+    assert str(path) in text
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("channels", [0, 1, 3])
+def test_arrays_become_a_data_set(tmp_path: Path, channels: int, compressed: bool) -> None:
+    arrays = four_arrays(channels)
+    path = write(tmp_path, arrays, compressed)
+    dataset = load_dataset(f"npz:{path}")
+    assert dataset.name == f"npz:{path}"
+    assert dataset.image_shape == (channels or 1, 5, 4)
+    assert dataset.classes == ("0", "1", "2")
+    for split, name in ((dataset.train, "train"), (dataset.test, "test")):
+        planes = arrays[f"x_{name}"].reshape(len(split), 5, 4, -1)
+        assert (split.images == np.moveaxis(planes, 3, 1)).all()
+        assert (split.labels == arrays[f"y_{name}"]).all()
+        assert split.labels.dtype == np.int64
+
+
+def test_fortran_order_columns_of_labels_and_names_are_understood(tmp_path: Path) -> None:
+    arrays = four_arrays()
+    other = arrays | {"x_train": np.asfortranarray(arrays["x_train"])}
+    other["y_train"] = arrays["y_train"].astype(np.uint8)[:, np.newaxis]
+    other["classes"] = np.array(["cat", "dog", "Größe"])
+    plain = load_dataset(f"npz:{write(tmp_path, arrays)}")
+    dataset = load_dataset(f"npz:{write(tmp_path, other)}")
+    assert dataset.fingerprint == plain.fingerprint
+    assert dataset.classes == ("cat", "dog", "Größe")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("x_train", np.zeros((9, 5, 4, 3), np.float32), "x_train in FILE is float32 of shape (9, 5, 4, 3)"),
+        ("x_train", np.zeros((9, 20), np.uint8), "images must be uint8 of shape (N, H, W) or (N, H, W, C)"),
+        ("x_train", np.zeros((9, 3, 5, 4), np.uint8), "has 4 channels; images must be grey (1) or RGB (3)"),
+        ("x_train", np.zeros((9, 257, 4, 3), np.uint8), "images of 257x4; kdtrain takes 1x1 to 256x256"),
+        ("x_train", np.zeros((0, 5, 4, 3), np.uint8), "holds 0 images, but y_train in FILE 9 labels"),
+        ("x_test", np.zeros((6, 5, 4), np.uint8), "5x4 in 3 channels in x_train in FILE, 5x4 in x_test"),
+        ("y_train", np.zeros((9, 3), np.int64), "labels must be whole numbers of shape (N,)"),
+        ("y_train", np.zeros(9), "y_train in FILE is float64 of shape (9,)"),
+        ("y_train", np.zeros(9, np.int64), "knows one class only"),
+        ("y_train", np.arange(9) - 1, "label -1 of image 0 is not one of 0 to 9999"),
+        ("y_train", np.arange(9) * 5000, "label 10000 of image 2 is not one of 0 to 9999"),
+        ("y_test", np.array([0, 1, 2, 3, 0, 0]), "label 3 of image 3 is out of range"),
+        ("classes", np.array(["a", "b"]), "labels up to 2, but there are names for 2 classes only"),
+        ("classes", np.array(["a", "b", "a"]), "names two classes alike"),
+        ("classes", np.arange(3), "classes in FILE must be a list of texts"),
+    ],
+)
+def test_each_inconsistency_is_named(tmp_path: Path, name: str, array: NDArray[Any], words: str) -> None:
+    path = write(tmp_path, four_arrays() | {name: array})
+    assert words.replace("FILE", str(path)) in refusal(path)
+
+
+def test_what_is_missing_is_listed_with_what_is_there(tmp_path: Path) -> None:
+    arrays = four_arrays()
+    del arrays["y_test"], arrays["x_test"]
+    assert "lacks x_test, y_test; it holds x_train, y_train" in refusal(write(tmp_path, arrays))
+
+
+def test_files_that_are_no_archives_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    assert "does not exist" in refusal(path)
+    path.write_bytes(b"not a zip")
+    assert "cannot be read as .npz" in refusal(path)
+    path.unlink()
+    path.mkdir()
+    assert "Is a directory" in refusal(path)
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.folder,)
+
+
+def test_pickled_objects_are_never_opened(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    path = write(tmp_path, four_arrays() | {"x_test": np.array([Trap(sprung)], object)})
+    assert "x_test in" in refusal(path)
+    assert not sprung.exists()
+    pickle.loads(pickle.dumps(Trap(sprung)))
+    assert sprung.exists()  # the trap works
+
+
+def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    file = io.BytesIO()
+    npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": dtype})  # type: ignore[no-untyped-call]
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (header((1 << 40, 5, 4)), "holds more than 256 million pixel values"),
+        (header((1 << 24, 5, 4)), "holds more than 256 million pixel values"),
+        (header((1 << 20, 5, 4)), "its header announces 20971520 bytes of data"),
+        (header((9, 5, 4)) + bytes(181), "its header announces 180 bytes of data"),
+        (header((-9, 5, -4)) + bytes(180), "its shape is (-9, 5, -4)"),
+        (header((9, 5, 4), "|O") + bytes(180), "only plain numbers and texts are read"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(100), "its format is 2.0, and should be 1.0"),
+        (b"\x93NUMPY\x01\x00\x08\x00(((((((\n", "is not an array that can be read"),
+        (b"GIF89a", "is not an array that can be read"),
+        (b"", "is not an array that can be read"),
+    ],
+)
+def test_sizes_are_checked_before_memory_is_asked_for(tmp_path: Path, content: bytes, words: str) -> None:
+    path = write(tmp_path, {"y_train": np.arange(9), "x_test": np.zeros(1), "y_test": np.zeros(1)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train.npy", content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert words in refusal(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
+    """The archive's own checksums find most of it; what they do not cover changes names and sizes."""
+    path = write(tmp_path, four_arrays(), compressed=True)
+    whole = load_dataset(f"npz:{path}").fingerprint
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        fingerprint = load_dataset(f"npz:{path}").fingerprint
+    except DataError:
+        return
+    assert fingerprint == whole
+
+
+def test_flags_for_other_data_sets_are_refused(tmp_path: Path) -> None:
+    name = f"npz:{write(tmp_path, four_arrays())}"
+    with pytest.raises(UsageError, match=r"--data-dir .* does not go with --dataset npz:"):
+        load_dataset(name, data_dir=tmp_path)
+    with pytest.raises(UsageError, match="--image-size is for pictures in a folder"):
+        load_dataset(name, image_size=8)
+    with pytest.raises(UsageError, match="--skip-corrupt is for pictures in a folder"):
+        load_dataset("mnist", skip_corrupt=True)
