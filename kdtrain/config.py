@@ -229,6 +229,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def flag_of(name: str) -> str:
+    """Returns how a setting is spelt on the command line."""
     return f"--{name.replace('_', '-')}"
 
 
