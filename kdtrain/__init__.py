@@ -13,7 +13,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdtrain.callback import Callback
-    from kdtrain.callbacks import DistillationCallback
+    from kdtrain.callbacks import (
+        Checkpoint,
+        DistillationCallback,
+        EarlyStopping,
+        LearningRateSchedule,
+        Progress,
+    )
     from kdtrain.callbacks.distillation import NeedsTeacher
     from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.console import claim_terminal
@@ -22,29 +28,37 @@ if TYPE_CHECKING:
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
     from kdtrain.losses.soft_targets import soft_target_loss
     from kdtrain.models.layers import Conv2d
+    from kdtrain.models.registry import build_model
+    from kdtrain.notebook import load_data
     from kdtrain.objective import Objective, Output
     from kdtrain.predict import predict_logits
     from kdtrain.recording import Recorder, Shape, Teacher
     from kdtrain.run import Run
     from kdtrain.runtime import flow
     from kdtrain.store.atomic import write_text
+    from kdtrain.store.checkpoint import load_model
+    from kdtrain.teachers import model_card
     from kdtrain.trainer import Trainer
 
 _HOME = {
     "Batch": "kdtrain.data.loader",
     "BatchEnd": "kdtrain.events",
     "Callback": "kdtrain.callback",
+    "Checkpoint": "kdtrain.callbacks",
     "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
+    "EarlyStopping": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
     "EventFile": "kdtrain.callbacks.tensorboard",
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
+    "LearningRateSchedule": "kdtrain.callbacks",
     "Loader": "kdtrain.data.loader",
     "NeedsTeacher": "kdtrain.callbacks.distillation",
     "Objective": "kdtrain.objective",
     "Output": "kdtrain.objective",
+    "Progress": "kdtrain.callbacks",
     "Recorder": "kdtrain.recording",
     "Run": "kdtrain.run",
     "Shape": "kdtrain.recording",
@@ -52,8 +66,12 @@ _HOME = {
     "Teacher": "kdtrain.recording",
     "Trainer": "kdtrain.trainer",
     "UsageError": "kdtrain.errors",
+    "build_model": "kdtrain.models.registry",
     "claim_terminal": "kdtrain.console",
     "flow": "kdtrain.runtime",
+    "load_data": "kdtrain.notebook",
+    "load_model": "kdtrain.store.checkpoint",
+    "model_card": "kdtrain.teachers",
     "predict_logits": "kdtrain.predict",
     "soft_target_loss": "kdtrain.losses.soft_targets",
     "write_text": "kdtrain.store.atomic",
@@ -63,17 +81,21 @@ __all__ = [
     "Batch",
     "BatchEnd",
     "Callback",
+    "Checkpoint",
     "Conv2d",
     "DistillationCallback",
+    "EarlyStopping",
     "EpochEnd",
     "EvalEnd",
     "EventFile",
     "FitEnd",
     "KdtrainError",
+    "LearningRateSchedule",
     "Loader",
     "NeedsTeacher",
     "Objective",
     "Output",
+    "Progress",
     "Recorder",
     "Run",
     "Shape",
@@ -81,8 +103,12 @@ __all__ = [
     "Teacher",
     "Trainer",
     "UsageError",
+    "build_model",
     "claim_terminal",
     "flow",
+    "load_data",
+    "load_model",
+    "model_card",
     "predict_logits",
     "soft_target_loss",
     "write_text",

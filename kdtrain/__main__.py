@@ -1,8 +1,6 @@
 """``python -m kdtrain``."""
 
-import sys
-
-from kdtrain.cli import main
+from kdtrain.cli import process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -22,6 +22,9 @@ MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """Each optimizer's default for the (highest) learning rate."""
 
+TEACHER = "teacher_cnn"
+"""What a teacher is that is trained here, unless --teacher-arch says otherwise."""
+
 _WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 Check = tuple[Callable[[Any], bool], str]
@@ -67,8 +70,17 @@ class FitConfig:
     schedule: str = setting(
         "one_cycle", "how the learning rate changes", choices=("one_cycle", "cosine", "constant")
     )
-    teacher_arch: str = setting("teacher_cnn", "the large network", metavar="NAME")
-    student_arch: str = setting("student_mlp", "the small network", metavar="NAME")
+    teacher_arch: str | None = setting(
+        None,
+        "the large network, likewise [that of the teacher's checkpoint; teacher_cnn where one is trained]",
+        metavar="ARCH",
+    )
+    student_arch: str = setting(
+        "student_mlp",
+        "the small network: a name (see `kdtrain models`), flowvision:NAME, MODULE:FACTORY or "
+        "FILE.py:FACTORY",
+        metavar="ARCH",
+    )
     teacher_checkpoint: Path | None = setting(
         None,
         "a trained teacher [the one in --model-save-dir]",
@@ -147,6 +159,10 @@ class FitConfig:
         """Where the best models go."""
         return self.model_save_dir or self.logdir / "models"
 
+    def architecture_for(self, network: str) -> str:
+        """Returns what a ``teacher`` or ``student`` is that is trained here."""
+        return self.teacher_arch or TEACHER if network == "teacher" else self.student_arch
+
     def epochs_for(self, network: str) -> int:
         """Returns how many epochs the ``teacher`` or the ``student`` is trained for."""
         if network == "teacher":
@@ -160,9 +176,14 @@ class FitConfig:
         return self.augment or "none"
 
     def resolved(self) -> dict[str, Any]:
-        """Returns all settings as plain values, with nothing left for the mode to decide."""
+        """Returns all settings as plain values, with nothing left for the mode to decide.
+
+        Only what a teacher's checkpoint may decide, its architecture, is left out.
+        """
+        taught = self.mode == "student_kd" or self.teacher_checkpoint is not None
         decided = dataclasses.replace(
             self,
+            teacher_arch=self.teacher_arch or (None if taught else TEACHER),
             teacher_epochs=self.epochs_for("teacher"),
             epochs=self.epochs_for("student"),
             lr=self.peak_lr,

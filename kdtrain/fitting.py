@@ -33,7 +33,7 @@ from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder,
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 from kdtrain.store.resume import FitState, load_state
 from kdtrain.store.run_directory import claim_run_directory
-from kdtrain.teachers import default_model_path, find_teacher, model_card
+from kdtrain.teachers import default_model_path, find_teacher, model_card, networks_to_train
 from kdtrain.trainer import Trainer
 
 T = TypeVar("T")
@@ -62,8 +62,7 @@ class Session:
 
     def __init__(self, config: FitConfig) -> None:
         self.config = config
-        every = [config.teacher_arch, *config.assistant_arch, config.student_arch]
-        for arch in every:
+        for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
         check_plugins(config)
         for folder in (config.logdir, config.models, config.image_save_dir):
@@ -73,10 +72,8 @@ class Session:
         self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
         self.dataset = load_dataset(config.dataset, config.data_dir)
         check_sizes(self.dataset, config)
-        archs = {"teacher": [config.teacher_arch], "student": [config.student_arch]}
-        for arch in archs.get(
-            config.mode, [config.teacher_arch, *config.assistant_arch, config.student_arch]
-        ):
+        archs = [config.architecture_for(network) for network in networks_to_train(config)]
+        for arch in (*archs, *config.assistant_arch):
             build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
         if config.val_size == 0:
             note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
@@ -138,6 +135,7 @@ class Session:
             seed=seed,
             seeds=1,
             teacher_checkpoint=teacher.path if teacher else None,
+            teacher_arch=teacher.card.arch if teacher else self.config.teacher_arch,
             student_arch=arch or self.config.student_arch,
             generations=1,
             assistant_arch=(),
@@ -154,7 +152,7 @@ class Session:
                 last = directory / "checkpoints" / "last.safetensors"
                 return self._train(plan, ranks, own, load_state(last) if last.exists() else None)
 
-        return Job(f"training {label or mode}", work, self._cores(card.arch))
+        return Job(f"training {label or mode}", work, self._cores(card.arch, trained=True))
 
     def prepare_soft_labels(self, teachers: Mapping[int, SavedModel]) -> None:
         """Puts each seed's teacher's logits over the training images into the cache, on all cores."""
@@ -197,7 +195,7 @@ class Session:
         best = directory / "checkpoints" / "best.safetensors"
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         trained = dataclasses.replace(
-            self._test(card.mode, config.seed, load_model(best), data.test),
+            self._test(card.mode, config.seed, load_model(best, arch=card.arch), data.test),
             seconds=sum(row["train_seconds"] + row["eval_seconds"] for row in rows),
             history=tuple(rows),
             directory=directory,
@@ -226,14 +224,17 @@ class Session:
         with resumable(directory):
             return self.run([self.training("teacher", self.config.seed, directory)])[0].saved
 
-    def _cores(self, arch: str) -> int:
+    def _cores(self, arch: str, trained: bool = False) -> int:
         """Returns how many processes should share the work on a network.
 
         A convolution uses each weight once per pixel, so that computing takes far longer than adding
-        up the processes' gradients. A fully connected network is faster on a core of its own.
+        up the processes' gradients. A fully connected network is faster on a core of its own. So is
+        one with a batch normalisation trained: over a part of each batch it would be another one.
         """
         model = build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
         if not any(isinstance(module, flow.nn.Conv2d) for module in model.modules()):
+            return 1
+        if trained and any(True for _ in model.buffers()):
             return 1
         sizes = (self.config.batch_size, self.config.limit_train, self.config.val_size)
         images = min(size for size in (*sizes, len(self.dataset.test)) if size)

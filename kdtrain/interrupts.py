@@ -15,25 +15,30 @@ from kdtrain.errors import Terminated
 
 @contextlib.contextmanager
 def interrupts_put_off() -> Iterator[None]:
-    """Lets a Ctrl-C wait until the end of the block, so that nothing is left half imported.
+    """Lets Ctrl-C and SIGTERM wait until the end of the block, so that nothing is left half imported.
 
-    Threads that are started in the block never receive SIGINT at all: while oneflow's library is
-    being loaded, the signal's handler is one that ends the process, whichever thread runs it.
+    What interrupts an import may come out of it as an ImportError. Threads that are started in the
+    block never receive SIGINT at all: while oneflow's library is being loaded, the signal's handler
+    is one that ends the process, whichever thread runs it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers, and only it is interrupted
         return
     arrived: list[int] = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handler = signal.signal(signal.SIGINT, lambda number, frame: arrived.append(number))
+    handlers = {
+        number: signal.signal(number, lambda number, frame: arrived.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
         take_interrupts_back()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
     if arrived:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(arrived[0])
 
 
 def take_interrupts_back() -> None:

@@ -41,11 +41,11 @@ def common(setup: Setup) -> list[Callback]:
     """Returns what every mode has."""
     config = setup.config
     callbacks: list[Callback] = [
+        RunLog(),  # begins first and ends last: whatever happens in between is in result.json
         StopOnNonFinite(),
         LearningRateSchedule(config.schedule, config.peak_lr),
         Checkpoint(setup.card),
         TensorBoard(config.to_toml()),
-        RunLog(),
         Progress(setup.label),
     ]
     if config.early_stopping is not None:
@@ -103,7 +103,7 @@ COMPARE = ("teacher", "student_kd", "student")
 
 def architecture(mode: str, config: FitConfig) -> str:
     """Returns the name of the network that ``mode`` trains."""
-    return config.teacher_arch if MODES[mode].network == "teacher" else config.student_arch
+    return config.architecture_for(MODES[mode].network)
 
 
 def optimizer(config: FitConfig) -> OptimizerFactory:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import inspect
-import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, UnionType
+from types import UnionType
 from typing import Any, TypeGuard
 
 from kdtrain.callback import HOOKS, Callback
 from kdtrain.errors import KdtrainError, UsageError, no_such
+from kdtrain.importing import import_file, reason
 
 GROUP = "kdtrain.plugins"
 
@@ -54,7 +53,7 @@ def load_plugin(spec: str) -> Callback:
     except KdtrainError as error:
         raise UsageError(f"--plugin {spec}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise UsageError(f"--plugin {spec}: {cls.__name__} cannot be made: {_reason(error)}.") from error
+        raise UsageError(f"--plugin {spec}: {cls.__name__} cannot be made: {reason(error)}.") from error
 
 
 def list_plugins() -> list[PluginInfo]:
@@ -72,7 +71,7 @@ def _describe(point: importlib.metadata.EntryPoint) -> PluginInfo:
     try:
         cls = point.load()
     except (Exception, SystemExit) as error:
-        return PluginInfo(point.name, source, f"cannot be loaded: {_reason(error)}")
+        return PluginInfo(point.name, source, f"cannot be loaded: {reason(error)}")
     if not _is_callback(cls):
         return PluginInfo(point.name, source, "cannot be used: it is not a subclass of kdtrain.Callback")
     arguments = ", ".join(str(parameter).replace("'", "") for parameter in _parameters(cls).values())
@@ -89,7 +88,7 @@ def _from_entry_point(name: str) -> Any:
         return points[name].load()
     except (Exception, SystemExit) as error:
         raise KdtrainError(
-            f"the plugin {name} ({points[name].value}) cannot be imported: {_reason(error)}."
+            f"the plugin {name} ({points[name].value}) cannot be imported: {reason(error)}."
         ) from error
 
 
@@ -98,9 +97,7 @@ def _from_file(target: str) -> Any:
     path = Path(file)
     if not name:
         raise UsageError(f"--plugin {target}: say which class, as {path.name}:CLASS.")
-    if not path.is_file():
-        raise UsageError(f"--plugin {target}: there is no file {path}.")
-    module = _import_file(path)
+    module = import_file(path, "plugin", f"--plugin {target}")
     if not hasattr(module, name):
         callbacks = {key: value for key, value in vars(module).items() if _is_callback(value)}
         own = [key for key, value in callbacks.items() if value.__module__ == module.__name__]
@@ -108,28 +105,8 @@ def _from_file(target: str) -> Any:
     return getattr(module, name)
 
 
-def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"kdtrain_plugin_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--plugin {path}: it is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up the annotations of their fields
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[spec.name]
-        raise KdtrainError(f"the plugin {path} cannot be imported: {_reason(error)}.") from error
-    return module
-
-
 def _is_callback(value: object) -> TypeGuard[type[Callback]]:
     return inspect.isclass(value) and issubclass(value, Callback)
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the error on one line, to go into a sentence."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _parameters(cls: type[Callback]) -> dict[str, inspect.Parameter]:
@@ -145,7 +122,7 @@ def _hints(cls: type[Callback], target: str) -> dict[str, Any]:
         return typing.get_type_hints(cls.__init__)
     except Exception as error:  # such as a name that is imported for type checkers only
         raise UsageError(
-            f"--plugin {target}: the types of its arguments are unknown: {_reason(error)}."
+            f"--plugin {target}: the types of its arguments are unknown: {reason(error)}."
         ) from error
 
 

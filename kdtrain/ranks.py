@@ -85,6 +85,20 @@ class Ranks:
         of_batch = {name: flow.tensor(float(value)) for name, value in zip(losses, mean[:-1], strict=True)}
         return MappingProxyType(of_batch), round(float(total_images))
 
+    def average_buffers(self, model: flow.nn.Module) -> None:
+        """Makes what layers gather from the images, such as running means, the mean over all ranks.
+
+        Until then it is each rank's own, and evaluations would be those of different networks.
+        """
+        buffers = [buffer for buffer in model.buffers() if buffer.dtype == flow.float32]
+        if self.size == 1 or not buffers:
+            return
+        mean = self.total(np.concatenate([buffer.numpy().ravel() for buffer in buffers]))
+        mean /= self.size
+        for buffer in buffers:
+            buffer.copy_(mean[: buffer.numel()].reshape(buffer.shape))
+            mean = mean[buffer.numel() :]
+
 
 class ForkedRanks(Ranks):
     """Ranks that one process has forked: they add up in memory that they share.

@@ -17,15 +17,30 @@ def find_teacher(config: FitConfig, dataset: Dataset) -> SavedModel | None:
     Raises:
         CheckpointError: it cannot be read, or it does not fit; the text names both sides.
     """
-    path = config.teacher_checkpoint or config.models / "teacher.safetensors"
+    path = config.teacher_checkpoint or default_model_path(config.models, "teacher")
     if config.teacher_checkpoint is None and not path.exists():
         return None
-    teacher = load_model(path, fallback=model_card("teacher", config.teacher_arch, dataset))
-    _check(teacher, config, dataset)
+    teacher = load_model(
+        path,
+        fallback=model_card("teacher", config.architecture_for("teacher"), dataset),
+        arch=config.teacher_arch,
+        flag="--teacher-arch",
+    )
+    _check(teacher, dataset)
     teacher.build("cpu")  # finds out whether the weights are those of this architecture
     if teacher.card.dataset != dataset.name:
         note(f"The teacher in {path} was trained on {teacher.card.dataset}; here it teaches {dataset.name}.")
     return teacher
+
+
+def networks_to_train(config: FitConfig) -> list[str]:
+    """Returns which of ``teacher`` and ``student`` a fit makes anew: a teacher may be there already."""
+    if config.mode in ("teacher", "student"):
+        return [config.mode]
+    known = config.teacher_checkpoint is not None
+    if config.mode == "student_kd":
+        known |= default_model_path(config.models, "teacher").exists()
+    return ["student"] if known else ["teacher", "student"]
 
 
 def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
@@ -41,13 +56,8 @@ def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
     )
 
 
-def _check(teacher: SavedModel, config: FitConfig, dataset: Dataset) -> None:
+def _check(teacher: SavedModel, dataset: Dataset) -> None:
     card, remedy = teacher.card, "Choose another with --teacher-checkpoint, or train one with --mode teacher."
-    if card.arch != config.teacher_arch:
-        raise CheckpointError(
-            f"the teacher in {teacher.path} is a {card.arch}, "
-            f"but --teacher-arch is {config.teacher_arch}. {remedy}"
-        )
     if len(card.classes) != dataset.num_classes:
         raise CheckpointError(
             f"the teacher in {teacher.path} knows {len(card.classes)} classes, "

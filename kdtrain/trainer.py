@@ -59,7 +59,7 @@ class Trainer:
         validation: Loader,
         *,
         epochs: int,
-        directory: Path,
+        directory: Path | str,
         resume: FitState | None = None,
     ) -> FitEnd:
         """Trains for ``epochs`` epochs, or until a callback asks for a stop.
@@ -77,6 +77,7 @@ class Trainer:
         Raises:
             CallbackError: a hook raised. Every callback that was started has been told the end.
         """
+        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         flow.manual_seed(derive_seed(self.seed, "weights", "terms"))
         self._student = Recorder(self.model, "student", _example(train))
@@ -124,6 +125,7 @@ class Trainer:
                 if _stopping(run):
                     break
             losses_of_epoch, trained = means.compute(), time.perf_counter()
+            run.train.ranks.average_buffers(self.model)
 
             metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
             seconds = time.perf_counter() - trained

@@ -60,7 +60,7 @@ class DistillationCallback(Callback):
         teacher: a trained network; it is used in evaluation mode and never changed.
         temperature: T, above 0: how soft both distributions are made.
         alpha: weight of the soft term, 0 to 1.
-        cache_directory: where the teacher's logits are kept between fits.
+        cache_directory: where the teacher's logits are kept between fits; None forgets them.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class DistillationCallback(Callback):
         temperature: float = 4.0,
         alpha: float = 0.9,
         *,
-        cache_directory: Path,
+        cache_directory: Path | None = None,
     ) -> None:
         if not 0.0 < temperature < float("inf"):
             raise UsageError(f"temperature {temperature}: it must be above 0.")
@@ -138,8 +138,12 @@ class DistillationCallback(Callback):
             )
 
 
-def logits_over(teacher: flow.nn.Module, train: Loader, cache_directory: Path) -> npt.NDArray[np.float32]:
+def logits_over(
+    teacher: flow.nn.Module, train: Loader, cache_directory: Path | None
+) -> npt.NDArray[np.float32]:
     """Returns the teacher's logits over the training images, (N, classes), from the cache if it can."""
+    if cache_directory is None:
+        return predict_logits(teacher, train, description="teacher's soft labels")
     return cached_logits(
         cache_directory,
         weights_fingerprint(teacher),

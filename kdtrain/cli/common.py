@@ -6,17 +6,21 @@ from pathlib import Path
 
 from kdtrain.data.datasets import DATASETS, Dataset, load_dataset
 from kdtrain.errors import CheckpointError, UsageError
-from kdtrain.models.registry import ARCHITECTURES
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 
 
-def open_model(path: Path, mode: str = "") -> SavedModel:
-    """Reads a checkpoint; a OneFlow directory is taken for one of the sample's, trained on MNIST."""
-    arch = "teacher_cnn" if mode in ("", "teacher") else "student_mlp"
-    assert arch in ARCHITECTURES
+def open_model(path: Path, mode: str = "", arch: str | None = None) -> SavedModel:
+    """Reads a checkpoint; a OneFlow directory is taken for one of the sample's, trained on MNIST.
+
+    Args:
+        path: the file or directory.
+        mode: teacher, student or student_kd, where that is known.
+        arch: what the network must be; without it, no file gets code of the user's run.
+    """
+    guess = "teacher_cnn" if mode in ("", "teacher") else "student_mlp"
     digits = tuple(str(digit) for digit in range(10))
-    sample = ModelCard(mode or "unknown", arch, "mnist", (1, 28, 28), digits, mean=(0.1307,), std=(0.3081,))
-    return load_model(path, fallback=sample)
+    sample = ModelCard(mode or "unknown", guess, "mnist", (1, 28, 28), digits, mean=(0.1307,), std=(0.3081,))
+    return load_model(path, fallback=sample, arch=arch)
 
 
 def open_data(saved: SavedModel, dataset: str | None, data_dir: Path | None) -> Dataset:

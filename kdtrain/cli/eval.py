@@ -18,7 +18,7 @@ from kdtrain.runtime import resolve_device
 def run(options: argparse.Namespace) -> int:
     """Tests a checkpoint on the test set, and prints what came out."""
     device = resolve_device(options.device)
-    saved = open_model(options.checkpoint)
+    saved = open_model(options.checkpoint, arch=options.arch)
     data = open_data(saved, options.dataset, options.data_dir)
     normalization = Normalization(saved.card.mean, saved.card.std)
     test = Loader(

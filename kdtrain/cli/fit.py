@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import importlib
 from pathlib import Path
 
 from kdtrain import launch
 from kdtrain.cli.output import Output
+from kdtrain.cli.parser import settings_in
 from kdtrain.config import FitConfig, load_config, resumed_config
 from kdtrain.errors import UsageError
-from kdtrain.interrupts import turn_sigterm_into_exception
+from kdtrain.interrupts import interrupts_put_off, turn_sigterm_into_exception
 from kdtrain.store.atomic import make_folder, write_bytes
+
+# What is imported on the way, and in forked children: all at once, because it must not be interrupted.
+_NEEDED = (
+    "kdtrain.comparing",
+    "tensorboardX.summary",
+    "tensorboard.backend.event_processing.event_file_loader",
+)
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains, and prints how the models did."""
-    settings = {field.name for field in dataclasses.fields(FitConfig)}
-    flags = {name: value for name, value in vars(options).items() if name in settings}
+    flags = settings_in(options)
     resume: Path | None = getattr(options, "resume", None)
     if resume is not None and options.config is not None:
         raise UsageError("--resume takes the configuration of the run: leave --config out.")
@@ -29,6 +36,9 @@ def run(options: argparse.Namespace) -> int:
     turn_sigterm_into_exception()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
+    with interrupts_put_off():
+        for module in _NEEDED:
+            importlib.import_module(module)
     with launch.as_rank(config) as config:
         if config.mode == "compare":
             _compare(config, resume)

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
             f"`kdtrain fit --mode {options.model_type}`, or name a file with --checkpoint."
         )
     device = resolve_device(options.device)
-    saved = open_model(path, options.model_type)
+    saved = open_model(path, options.model_type, options.arch)
     questions = _questions(options, saved)
     model = saved.build(device)
     answers = [_answer(question, model, saved, options, device) for question in questions]

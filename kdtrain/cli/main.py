@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -9,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from kdtrain import launch
 from kdtrain.cli.parser import parse
@@ -23,6 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_missing_streams()
     return launch.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def process() -> NoReturn:
+    """Runs ``kdtrain`` as a process of its own, and leaves it at once.
+
+    What oneflow does when an interpreter ends takes a moment in which a signal ends the process with
+    another code, or crashes it. Processes that train together do have to wait for each other.
+    """
+    code = main()
+    if launch.rank() is not None:
+        sys.exit(code)
+    with contextlib.suppress(OSError):  # the reader of stdout may have gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _open_missing_streams() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import kdtrain
-from kdtrain.config import MODES, add_flags
+from kdtrain.config import MODES, FitConfig, add_flags
 from kdtrain.errors import UsageError, did_you_mean, no_such
 
 COMMANDS = {
     "fit": "train a teacher, a student, a distilled student, or compare all three",
     "eval": "test a checkpoint: accuracy, cross-entropy, per class, confusion matrix",
     "infer": "say which digit an image shows, and draw the probabilities",
+    "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
+    "config": "print the settings of a fit as a file for --config",
     "doctor": "check this installation and say how to mend it",
 }
 
@@ -88,16 +91,26 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return namespace
 
 
+def settings_in(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns those settings that ``add_flags``'s flags have given."""
+    names = {field.name for field in dataclasses.fields(FitConfig)}
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
 def _dashed(word: str) -> str:
     """Turns --batch_size=64 into --batch-size=64: the sample spells its flags with underscores."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
-def _fit(parser: _Parser) -> None:
+def _config(parser: _Parser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="read settings from a TOML file; flags win"
     )
+    add_flags(parser)
+
+
+def _fit(parser: _Parser) -> None:
     parser.add_argument(
         "--resume",
         type=Path,
@@ -107,7 +120,7 @@ def _fit(parser: _Parser) -> None:
         metavar="RUN_DIR",
         help="go on with a run that was interrupted [the mode's latest one in --logdir]",
     )
-    add_flags(parser)
+    _config(parser)
 
 
 def _eval(parser: _Parser) -> None:
@@ -156,12 +169,38 @@ def _infer(parser: _Parser) -> None:
 
 def _data_flags(parser: _Parser) -> None:
     parser.add_argument(
+        "--arch",
+        metavar="ARCH",
+        help="what the network must be; allows code of yours, MODULE:FACTORY or FILE.py:FACTORY, to be run",
+    )
+    parser.add_argument(
         "--dataset", metavar="NAME", help="mnist or fashion_mnist [what the model was trained on]"
     )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="read the four IDX files from here")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
     )
+
+
+def _models(parser: _Parser) -> None:
+    parser.description = (
+        "Lists networks with their trainable parameters and their multiply-adds for one image, which are\n"
+        "counted in linear layers and convolutions (twice as many FLOPs; everything else is left out)."
+    )
+    parser.add_argument(
+        "archs",
+        nargs="*",
+        metavar="ARCH",
+        help="what --student-arch takes, or a pattern such as 'flowvision:resnet*' [kdtrain's own]",
+    )
+    parser.add_argument(
+        "--dataset", default="mnist", metavar="NAME", help="for its images and classes [mnist]"
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="read the four IDX files from here")
+    parser.add_argument(
+        "--image-shape", metavar="C,H,W", help="for images of this shape in 10 classes, such as 3,32,32"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
 
 
 def _plugins(parser: _Parser) -> None:
@@ -172,4 +211,12 @@ def _doctor(parser: _Parser) -> None:
     """It has no flags."""
 
 
-_FLAGS = {"fit": _fit, "eval": _eval, "infer": _infer, "plugins": _plugins, "doctor": _doctor}
+_FLAGS = {
+    "fit": _fit,
+    "eval": _eval,
+    "infer": _infer,
+    "models": _models,
+    "plugins": _plugins,
+    "config": _config,
+    "doctor": _doctor,
+}

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from functools import partial
 
 from kdtrain.errors import UsageError, no_such
+from kdtrain.models.factories import build_from_factory, check_factory
+from kdtrain.models.layers import Conv2d, Dropout
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
+from kdtrain.models.resnet import ResNet
+from kdtrain.models.zoo import PREFIX, build_classifier, check_classifier
 from kdtrain.runtime import flow
 
 Factory = Callable[[ImageShape, int], "flow.nn.Module"]
@@ -16,16 +20,29 @@ ARCHITECTURES: dict[str, Factory] = {
     "student_mlp": StudentMlp,
     "hinton_1200": partial(HintonMlp, width=1200, dropout=0.5),
     "hinton_800": partial(HintonMlp, width=800),
+    "resnet8": partial(ResNet, depth=8),
+    "resnet20": partial(ResNet, depth=20),
 }
 
 
 def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
     """Returns a new network with freshly drawn weights (from OneFlow's default generator).
 
+    Args:
+        arch: a name in ``ARCHITECTURES``, ``flowvision:NAME``, ``package.module:factory`` or
+            ``file.py:factory``. The last two run that code.
+        image_shape: channels, height, width.
+        num_classes: how many logits.
+
     Raises:
         UsageError: there is no such architecture, or the images are too small for it.
+        KdtrainError: the factory's code cannot be imported.
     """
     check_architecture(arch)
+    if arch.startswith(PREFIX):
+        return _mend(build_classifier(arch, image_shape, num_classes))
+    if runs_code(arch):
+        return _mend(build_from_factory(arch, image_shape, num_classes))
     if arch == "teacher_cnn" and min(image_shape[1:]) < 6:
         raise UsageError(
             f"teacher_cnn needs images of at least 6x6 pixels, these are {image_shape[1]}x{image_shape[2]}: "
@@ -34,12 +51,55 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
     return ARCHITECTURES[arch](image_shape, num_classes)
 
 
+def runs_code(arch: str) -> bool:
+    """Returns whether building an architecture runs code of the user's."""
+    return not arch.startswith(PREFIX) and (":" in arch or arch.endswith(".py"))
+
+
 def check_architecture(arch: str) -> None:
-    """Raises UsageError if there is no architecture of this name."""
-    if arch not in ARCHITECTURES:
+    """Raises UsageError if there is no architecture of this name; runs no code of the user's."""
+    if arch.startswith(PREFIX):
+        check_classifier(arch)
+    elif runs_code(arch):
+        check_factory(arch)
+    elif arch not in ARCHITECTURES:
         raise UsageError(no_such("architecture", arch, ARCHITECTURES))
 
 
 def count_parameters(model: flow.nn.Module) -> int:
     """Returns the number of trainable values in ``model``."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_multiply_adds(model: flow.nn.Module, image_shape: ImageShape) -> int:
+    """Returns how many products its linear layers and convolutions add up for one image.
+
+    ``model`` is only good for this afterwards: oneflow's forward hooks cannot be taken off again.
+    """
+    counts: list[int] = []
+
+    def count(layer: flow.nn.Module, inputs: tuple[flow.Tensor, ...], output: flow.Tensor) -> None:
+        weight = layer.weight.shape  # output channels or units come first
+        counts.append(output.numel() * (weight.numel() // weight[0]))
+
+    for layer in model.modules():
+        if isinstance(layer, (flow.nn.Linear, flow.nn.Conv2d)):
+            layer.register_forward_hook(count)
+    with flow.no_grad():
+        model.eval()(flow.zeros(1, *image_shape))
+    return sum(counts)
+
+
+def _mend(model: flow.nn.Module) -> flow.nn.Module:
+    """Returns a network from elsewhere with kdtrain's layers in the place of oneflow's.
+
+    Without its dropout no seed would reach the masks, and no run could be resumed bit for bit; its
+    convolution is faster. Parameters stay what they are. Activations work on a copy: in place, some
+    warn at every call, and oneflow does not notice when a gradient is wrong for it.
+    """
+    ours = {flow.nn.Conv2d: Conv2d, flow.nn.Dropout: Dropout}
+    for layer in model.modules():
+        layer.__class__ = ours.get(type(layer), type(layer))
+        if hasattr(layer, "inplace"):
+            layer.inplace = False
+    return model

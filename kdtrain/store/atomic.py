@@ -101,9 +101,12 @@ def _owner(pid: int) -> str:
     """Returns a name for a process of this machine that no later process will have; "" if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            start = file.read().rpartition(b")")[2].split()[19].decode()  # clock ticks since the machine's
-    except (OSError, IndexError):
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
         return ""
+    if not fields or fields[0] in (b"Z", b"X"):  # ended, but nobody has asked how yet
+        return ""
+    start = fields[19].decode()  # clock ticks since the machine's
     return f"{socket.gethostname()}-{pid}-{start}"
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ from safetensors import SafetensorError
 import kdtrain
 from kdtrain.data.datasets import LARGEST_SIDE
 from kdtrain.errors import CheckpointError, UsageError
-from kdtrain.models.registry import ARCHITECTURES, build_model
+from kdtrain.models.registry import ARCHITECTURES, build_model, check_architecture, runs_code
 from kdtrain.runtime import flow
 from kdtrain.store.atomic import write_bytes
 from kdtrain.store.oneflow_directory import read_oneflow_directory
@@ -31,6 +33,7 @@ Weights = dict[str, npt.NDArray[np.generic]]
 
 _HEADER = "kdtrain"  # one key only: safetensors does not keep the order of several
 _MOST_CLASSES = 10_000  # far more than labels can tell apart, few enough to allocate a network for
+_MOST_VALUES = 3 * 256 * 256  # in an image: the largest network for it has less than 1 GB of weights
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "mode": (str, str),
     "arch": (str, str),
@@ -51,7 +54,7 @@ class ModelCard:
 
     Attributes:
         mode: how it was trained: teacher, student_kd or student.
-        arch: the network's name in the registry.
+        arch: what the network is, as ``build_model`` takes it.
         dataset: the name of the data it was trained on.
         image_shape: channels, height, width.
         classes: the classes' names, in the order of the logits.
@@ -88,7 +91,7 @@ class SavedModel:
     card: ModelCard
     weights: Weights
 
-    def build(self, device: str) -> flow.nn.Module:
+    def build(self, device: str = "cpu") -> flow.nn.Module:
         """Returns the network with these weights, in evaluation mode.
 
         Raises:
@@ -172,29 +175,40 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     return weights, header
 
 
-def load_model(path: Path, fallback: ModelCard | None = None) -> SavedModel:
+def load_model(
+    path: Path | str, fallback: ModelCard | None = None, *, arch: str | None = None, flag: str = "--arch"
+) -> SavedModel:
     """Reads a model: a file of kdtrain's, or a directory that ``oneflow.save`` wrote.
+
+    No code of the user's is run for a file that names it, neither here nor when the network is
+    built, unless ``arch`` names it as well.
 
     Args:
         path: the file or the directory.
         fallback: what the weights in a directory are taken for; it does not say so itself. Its
             architecture is replaced by the one in the registry that has those tensors.
+        arch: what the network must be; None takes whatever kdtrain or flowvision has.
+        flag: where ``arch`` comes from, for an error's text.
 
     Raises:
-        CheckpointError: it cannot be read, or it holds no model.
+        CheckpointError: it cannot be read, holds no model, or one of another architecture.
     """
+    path = Path(path)
     if path.is_dir():
         weights = read_oneflow_directory(path)
         if fallback is None:
             raise CheckpointError(f"{path} does not say what it is for, and there is nothing to go by.")
-        return SavedModel(path, dataclasses.replace(fallback, arch=_recognise(weights, fallback)), weights)
+        known = arch or _recognise(weights, fallback)
+        return SavedModel(path, dataclasses.replace(fallback, arch=known), weights)
     weights, header = load_tensors(path)
     header = header.get("model", header)  # `last` holds a model among other things
     others = ("optimizer/", "term/")
     weights = {
         name.removeprefix("model/"): array for name, array in weights.items() if not name.startswith(others)
     }
-    return SavedModel(path, _card(header, path), weights)
+    card = _card(header, path)
+    _check_architecture(card.arch, path, arch, flag)
+    return SavedModel(path, card, weights)
 
 
 def _card(header: Any, path: Path) -> ModelCard:
@@ -210,20 +224,37 @@ def _card(header: Any, path: Path) -> ModelCard:
             )
         values[name] = tuple(value) if isinstance(value, list) else value
     card = ModelCard(**values)
-    if card.arch not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{path} is for the architecture {card.arch!r}, which this kdtrain does not have."
-        )
     if not (
         len(card.image_shape) == 3
         and all(1 <= length <= LARGEST_SIDE for length in card.image_shape)
+        and math.prod(card.image_shape) <= _MOST_VALUES
         and len(card.mean) == len(card.std) == card.image_shape[0]
         and all(0 <= mean <= 1 for mean in card.mean)
         and all(0 < std <= 1 for std in card.std)
         and 2 <= len(card.classes) <= _MOST_CLASSES
+        and card.arch.isprintable()
     ):
         raise CheckpointError(f"{path} is not a model that kdtrain can use: its header contradicts itself.")
     return card
+
+
+def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -> None:
+    """Raises CheckpointError unless a network of the kind that a card names may be built."""
+    if wanted is not None and named != wanted:
+        raise CheckpointError(
+            f"{path} is a {named}, but {flag} is {wanted}: give the one that it is, or choose another file."
+        )
+    if runs_code(named) and wanted is None:
+        raise CheckpointError(
+            f"{path} is for a network that the code in {named} makes, and no code is run because a file "
+            f"names it. If you trust that code, allow it with {flag} {shlex.quote(named)}."
+        )
+    try:
+        check_architecture(named)
+    except UsageError as error:
+        raise CheckpointError(
+            f"{path} is for the architecture {named!r}, which this kdtrain does not have."
+        ) from error
 
 
 def _recognise(weights: Weights, card: ModelCard) -> str:

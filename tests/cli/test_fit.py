@@ -190,7 +190,10 @@ def test_unfit_teacher_is_refused_before_any_work(
     elif kind == "no checkpoint":
         teacher = tmp_path / "notes.txt"
         teacher.write_text("Teach them well.")
-    flags = ("--data-dir", data, "--teacher-checkpoint", teacher, "--logdir", tmp_path / "logs")
+    flags: tuple[str | Path, ...] = ("--data-dir", data, "--teacher-checkpoint", teacher)
+    flags += ("--logdir", tmp_path / "logs")
+    if kind == "other architecture":
+        flags += ("--teacher-arch", "teacher_cnn")
     assert_explained(call_kdtrain("fit", "--mode", mode, *flags, *ONE_EPOCH, cwd=tmp_path), 1, *sides)
     assert files_in(tmp_path / "logs") == {}
     assert not (tmp_path / "logs" / mode).exists()

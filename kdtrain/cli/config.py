@@ -1,0 +1,15 @@
+"""``kdtrain config``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from kdtrain.cli.parser import settings_in
+from kdtrain.config import load_config
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the resolved settings, which ``kdtrain fit --config`` takes."""
+    sys.stdout.write(load_config(settings_in(options), options.config).to_toml())
+    return 0

@@ -1,0 +1,87 @@
+"""Networks of the user's own: ``package.module:factory`` or ``file.py:factory``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdtrain.errors import KdtrainError, UsageError, no_such
+from kdtrain.importing import import_file, reason
+from kdtrain.models.networks import ImageShape
+from kdtrain.runtime import flow
+
+
+def check_factory(arch: str) -> None:
+    """Raises UsageError if there cannot be such a factory; runs nothing of it."""
+    place, _, name = _parts(arch)
+    if not place or not name.isidentifier():
+        raise UsageError(
+            f"the architecture {arch!r}: write file.py:factory, or package.module:factory, where "
+            "factory(image_shape, num_classes) returns a network."
+        )
+    if place.endswith(".py") and not Path(place).is_file():
+        raise UsageError(f"the architecture {arch}: there is no file {place}.")
+
+
+def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
+    """Imports the factory and returns the network that it makes, once that has answered two images.
+
+    Raises:
+        UsageError: there is no such factory, it raises, or it makes something else.
+        KdtrainError: its file or module cannot be imported.
+    """
+    check_factory(arch)
+    model = _call(arch, "the factory", _factory(arch), image_shape, num_classes)
+    if not isinstance(model, flow.nn.Module):
+        raise UsageError(f"the architecture {arch}: its factory returned {_kind(model)}, not an nn.Module.")
+    training = model.training
+    with flow.no_grad():
+        logits = _call(arch, "the network", model.eval(), flow.zeros(2, *image_shape))
+    model.train(training)
+    if not isinstance(logits, flow.Tensor) or tuple(logits.shape) != (2, num_classes):
+        size = f" of the shape {tuple(logits.shape)}" if isinstance(logits, flow.Tensor) else ""
+        raise UsageError(
+            f"the architecture {arch}: for 2 images of {'x'.join(map(str, image_shape))} its network "
+            f"returned {_kind(logits)}{size}, not logits of the shape (2, {num_classes})."
+        )
+    return model
+
+
+def _parts(arch: str) -> tuple[str, str, str]:
+    return arch.rpartition(":") if ":" in arch else (arch, "", "")
+
+
+def _factory(arch: str) -> Any:
+    place, _, name = _parts(arch)
+    asked = f"the architecture {arch}"
+    if place.endswith(".py"):
+        module = import_file(Path(place), "network", asked)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except (Exception, SystemExit) as error:
+            raise KdtrainError(f"{asked}: {place} cannot be imported: {reason(error)}.") from error
+    factory: Any = getattr(module, name, None)
+    if not callable(factory):
+        own = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        ]
+        raise UsageError(f"{asked}: {no_such('factory', name, own)}")
+    return factory
+
+
+def _call(arch: str, what: str, function: Callable[..., Any], *arguments: object) -> Any:
+    try:
+        return function(*arguments)
+    except KdtrainError as error:
+        raise UsageError(f"the architecture {arch}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"the architecture {arch}: {what} raised {reason(error)}.") from error
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

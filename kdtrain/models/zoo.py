@@ -1,0 +1,95 @@
+"""flowvision's classifiers, fitted to the images and classes at hand."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+from kdtrain.errors import UsageError, no_such
+from kdtrain.models.networks import ImageShape
+from kdtrain.runtime import flow
+
+PREFIX = "flowvision:"
+CLASSIFIERS = (
+    "alexnet",
+    *("convnext_tiny_224", "convnext_small_224"),
+    *("densenet121", "densenet161", "densenet169", "densenet201"),
+    *("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4"),
+    *("genet_small", "genet_normal", "genet_large"),
+    "ghostnet",
+    *("mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3"),
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
+    "poolformer_s12",
+    *("regnet_x_400mf", "regnet_x_800mf", "regnet_x_1_6gf", "regnet_x_3_2gf"),
+    *("regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf", "regnet_y_3_2gf"),
+    "res2net50_26w_4s",
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "wide_resnet50_2"),
+    *("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
+    *("squeezenet1_0", "squeezenet1_1"),
+    *("van_tiny", "van_small"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+)
+"""Those that take images of any size from 28x28 on. A name in a checkpoint can call nothing else.
+
+Not among them: what is made for one size (inception, vit, swin and their like), what does not take
+a number of classes (rexnet, senet), what answers with more than logits (googlenet), what flowvision
+0.2.1 cannot make (resnest), and what has far too many parameters for images as small as ours.
+"""
+_SMALL = 64  # pixels: below, a stem that divides height and width by four leaves too little
+_SMALLEST = 28
+
+
+def check_classifier(arch: str) -> None:
+    """Raises UsageError if ``flowvision:NAME`` is none of the classifiers."""
+    name = arch.removeprefix(PREFIX)
+    if name not in CLASSIFIERS:
+        raise UsageError(no_such("flowvision classifier", name, CLASSIFIERS))
+
+
+def build_classifier(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
+    """Returns a flowvision classifier with a new stem and head, and freshly drawn weights.
+
+    The last layer has one unit per class. The first convolution takes as many channels as the
+    images have. On images with a side below 64 pixels the stem keeps their size: the first
+    convolution moves by one pixel, under a kernel of 3x3 if it was larger than that, and the first
+    max pooling is left out; as is usual for CIFAR, and as costly.
+
+    Raises:
+        UsageError: there is no such classifier, or the images are too small for it.
+    """
+    check_classifier(arch)
+    if min(image_shape[1:]) < _SMALLEST:
+        raise UsageError(
+            f"{arch} needs images of at least {_SMALLEST}x{_SMALLEST} pixels, these are "
+            f"{image_shape[1]}x{image_shape[2]}: choose another, such as resnet8."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about operations that oneflow does not do in place
+        models = importlib.import_module("flowvision.models")
+        make = models.ModelCreator.create_model
+        model = make(arch.removeprefix(PREFIX), pretrained=False, num_classes=num_classes)
+    _fit_stem(model, image_shape[0], keep_size=min(image_shape[1:]) < _SMALL)
+    return model
+
+
+def _fit_stem(model: flow.nn.Module, channels: int, keep_size: bool) -> None:
+    layers = list(model.named_modules())
+    name, first = next((name, layer) for name, layer in layers if isinstance(layer, flow.nn.Conv2d))
+    kernel, stride, padding = first.kernel_size, first.stride, first.padding
+    if keep_size and max(stride) > 1:
+        stride = 1
+        if max(kernel) > 3:
+            kernel, padding = 3, 1
+    bias = first.bias is not None
+    _replace(model, name, flow.nn.Conv2d(channels, first.out_channels, kernel, stride, padding, bias=bias))
+    pools = [name for name, layer in layers if isinstance(layer, flow.nn.MaxPool2d)]
+    if keep_size and pools:
+        _replace(model, pools[0], flow.nn.Identity())
+
+
+def _replace(model: flow.nn.Module, name: str, layer: flow.nn.Module) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        model = getattr(model, parent)
+    setattr(model, last, layer)

@@ -1,0 +1,117 @@
+"""Networks of any kind are trained, teach, and are tested; what they are is never guessed by running code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tomli
+
+from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.store.checkpoint import load_model
+from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
+from tests.conftest import RunKdtrain
+
+QUICK = ("--val-size", "100", "--limit-train", "128", "--epochs", "1", "--batch-size", "32")
+NET = """
+from kdtrain import flow
+
+def make(image_shape, num_classes):
+    channels, height, width = image_shape
+    size = channels * height * width
+    hidden = flow.nn.Sequential(flow.nn.Flatten(), flow.nn.Linear(size, 8), flow.nn.BatchNorm1d(8))
+    return flow.nn.Sequential(hidden, flow.nn.ReLU(), flow.nn.Dropout(0.2), flow.nn.Linear(8, num_classes))
+"""
+
+
+def test_figures_are_those_of_the_saved_resnet(
+    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    """Running means included: those that the file holds are those that were evaluated."""
+    words = ("--mode", "student", "--student-arch", "resnet8", "--data-dir", tiles, *QUICK, "--epochs", "2")
+    assert call_kdtrain("fit", *words, cwd=tmp_path).returncode == 0
+    run = tmp_path / "logs/student/version_0"
+    evaluated = call_kdtrain(
+        "eval", run / "checkpoints/best.safetensors", "--data-dir", tiles, "--json", cwd=tmp_path
+    )
+    figures, test = json.loads(evaluated.stdout), json.loads((run / "result.json").read_text())["test"]
+    assert figures["errors"] == test["errors"]
+    assert figures["cross_entropy_nats"] == pytest.approx(test["cross_entropy"], rel=1e-6)
+
+
+def test_two_processes_evaluate_the_resnet_that_they_save(
+    tiles: Path, run_kdtrain: RunKdtrain, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    words = ("--mode", "student", "--student-arch", "resnet8", "--data-dir", tiles, *QUICK)
+    finished = run_kdtrain("fit", *words, "--nproc-per-node", "2", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    run = tmp_path / "logs/student/version_0"
+    last = run / "checkpoints/last.safetensors"
+    evaluated = call_kdtrain("eval", last, "--data-dir", tiles, "--json", cwd=tmp_path)
+    test = json.loads((run / "result.json").read_text())["test"]
+    assert json.loads(evaluated.stdout)["cross_entropy_nats"] == pytest.approx(
+        test["cross_entropy"], rel=1e-5
+    )
+
+
+def test_teacher_says_itself_what_it_is(tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    data = load_dataset(data_dir=tiles)
+    (tmp_path / "logs/models").mkdir(parents=True)
+    teacher = untrained_teacher(tmp_path / "logs/models/teacher.safetensors", data, "hinton_800")
+    words = ("fit", "--mode", "student_kd", "--data-dir", tiles, *QUICK)
+    finished = call_kdtrain(*words, cwd=tmp_path)
+    assert finished.returncode == 0
+    assert finished.stderr.splitlines()[0] == "The teacher is logs/models/teacher.safetensors."
+    config = tomli.loads((tmp_path / "logs/student_kd/version_0/config.toml").read_text())
+    assert config["teacher_arch"] == "hinton_800"
+    asked = (*words, "--teacher-arch", "hinton_1200", "--teacher-checkpoint", teacher)
+    assert_explained(
+        call_kdtrain(*asked, cwd=tmp_path), 1, "is a hinton_800, but --teacher-arch is hinton_1200"
+    )
+
+
+def test_flowvision_teaches_a_network_from_a_file(
+    digits: Path, mnist: Dataset, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    untrained_teacher(tmp_path / "t.safetensors", mnist, "flowvision:shufflenet_v2_x0_5")
+    words = ("--mode", "student_kd", "--student-arch", "net.py:make", "--data-dir", digits, *QUICK)
+    finished = call_kdtrain("fit", *words, "--teacher-checkpoint", "t.safetensors", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    best = tmp_path / "logs/models/student_kd.safetensors"
+    assert load_model(best, arch="net.py:make").card.arch == "net.py:make"
+
+    # Whoever uses it has to allow its code.
+    for command in (("eval", best), ("infer", "--checkpoint", best, "--picture-index", "0")):
+        named = (*command, "--data-dir", digits, "--json")
+        assert_explained(call_kdtrain(*named, cwd=tmp_path), 1, "--arch net.py:make")
+        assert call_kdtrain(*named, "--arch", "net.py:make", cwd=tmp_path).returncode == 0
+        wrong = call_kdtrain(*named, "--arch", "student_mlp", cwd=tmp_path)
+        assert_explained(wrong, 1, "is a net.py:make, but --arch is student_mlp")
+    teaches = ("fit", "--mode", "student_kd", "--teacher-checkpoint", best, "--data-dir", digits, *QUICK)
+    assert_explained(call_kdtrain(*teaches, cwd=tmp_path), 1, "allow it with --teacher-arch net.py:make")
+    assert call_kdtrain(*teaches, "--teacher-arch", "net.py:make", cwd=tmp_path).returncode == 0
+
+    # A run's own configuration names it.
+    resumed = call_kdtrain("fit", "--resume", "logs/student_kd/version_0", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arch", "code", "reason"),
+    [
+        ("flowvision:resnet10", 2, "there is no flowvision classifier 'resnet10'"),
+        ("flowvision:resnet18", 2, "needs images of at least 28x28 pixels, these are 12x12"),
+        ("net.py:mak", 2, "there is no factory 'mak' (did you mean 'make'?)"),
+        ("nte.py:make", 2, "there is no file nte.py"),
+        ("no_such_module_at_all:make", 1, "no_such_module_at_all cannot be imported"),
+    ],
+)
+def test_networks_that_cannot_be_made_are_refused_before_any_work(
+    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path, arch: str, code: int, reason: str
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    words = ("fit", "--mode", "student", "--student-arch", arch, "--data-dir", tiles, *QUICK)
+    assert_explained(call_kdtrain(*words, cwd=tmp_path), code, reason)
+    assert not list(tmp_path.glob("logs/student*"))
