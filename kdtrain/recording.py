@@ -36,6 +36,11 @@ class Recorder:
         self.images = images
         self._layers: dict[str, flow.nn.Module] = {}
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers that are recorded."""
+        return tuple(self._layers)
+
     def record(self, layer: str) -> Shape:
         """Has a layer's output recorded from here on; returns its shape for one image.
 

@@ -51,7 +51,7 @@ class Trainer:
         self.objective = objective or Objective.task()
         self.seed = seed
         self._student = Recorder(model, "student")
-        self._evaluated = model
+        self._stand_in: flow.nn.Module | None = None
 
     def fit(
         self,
@@ -90,7 +90,7 @@ class Trainer:
         run = Run(
             self.model, optimizer, objective, train, validation, epochs, directory, states, resumed, progress
         )
-        self._evaluated = run.evaluated
+        self._stand_in = objective.stand_in
         if resume is not None:
             resume.restore(run.modules, optimizer)
             self.callbacks.load_state_dict(resume.callbacks)
@@ -153,7 +153,8 @@ class Trainer:
         They measure the task, whatever the objective is, so that runs can be compared; of the network
         that stands in for the model, where the last fit had one.
         """
-        evaluation = Evaluation.from_logits(predict_logits(self._evaluated, loader), loader.targets)
+        model = self.model if self._stand_in is None else self._stand_in
+        evaluation = Evaluation.from_logits(predict_logits(model, loader), loader.targets)
         return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
 
     def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:

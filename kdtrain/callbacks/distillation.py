@@ -97,6 +97,8 @@ class DistillationCallback(Callback):
         if run.train.augment is not None:
             note("The images are augmented, so the teacher is asked at every step: that is slow.")
             return
+        if self.teacher.layers:
+            note("Layers of the teacher are compared, so it is asked at every step: that is slow.")
         logits = logits_over(teacher, run.train, self.cache_directory)
         self.teacher.use_table(logits, run.train.device)
 
