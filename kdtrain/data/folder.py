@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,9 +114,14 @@ def _find(folder: Path) -> tuple[tuple[str, ...], list[list[Picture]]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
+    return _names(folder, os.DirEntry.is_dir)
+
+
+def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+    """Returns what a folder holds, without hidden files, in order."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+            return sorted(entry.name for entry in entries if entry.name[0] != "." and wanted(entry))
     except OSError as error:
         raise DataError(f"{folder} cannot be read as a folder of pictures: {error.strerror}.") from error
 
@@ -127,8 +132,7 @@ def _pictures(folder: Path, classes: Sequence[str]) -> list[Picture]:
     for name in _subfolders(folder):
         if name not in classes:
             raise DataError(f"{folder / name}: there is no class {name!r} among the training pictures.")
-        with os.scandir(folder / name) as entries:
-            files = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_file())
+        files = _names(folder / name, os.DirEntry.is_file)
         chosen = [file for file in files if os.path.splitext(file)[1].lower() in _SUFFIXES]
         others += len(files) - len(chosen)
         found += [Picture(folder / name / file, classes.index(name)) for file in chosen]
