@@ -118,7 +118,7 @@ def _fuzz(name: str, folder: Path, runs: int, seed: int) -> str | None:
     words = [f"-{option}={value}" for option, value in options.items()]
     words.append(f"-artifact_prefix={folder / 'findings'}/died-")
     ended = subprocess.run(
-        [sys.executable, "-m", "scripts.fuzzing.worker", name, str(folder), *words],
+        [sys.executable, "-m", "scripts.fuzzing.worker", name, str(folder), str(runs), *words],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

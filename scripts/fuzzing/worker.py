@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 import resource
 import struct
@@ -31,10 +32,13 @@ class Witness:
         check: the target.
         counter: a file of 8 bytes for the number of inputs, readable while the process dies.
         folder: where the findings go.
+        runs: after so many inputs the process ends. libFuzzer would call ``exit`` under a running
+            Python, in which OneFlow's threads crash now and then.
     """
 
-    def __init__(self, check: Check, counter: Path, folder: Path) -> None:
+    def __init__(self, check: Check, counter: Path, folder: Path, runs: int) -> None:
         self.check = check
+        self.runs = runs
         self.folder = folder
         self.known: set[str] = set()
         counter.write_bytes(bytes(8))
@@ -66,6 +70,8 @@ class Witness:
         if peak > MOST_MEMORY:
             self._found(data, "memory", f"{peak >> 10} MB")
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        if self.inputs == self.runs:
+            os._exit(0)
 
     def _read(self, data: bytes, error: KdtrainError) -> None:
         """Reads the error as a terminal would."""
@@ -83,14 +89,14 @@ class Witness:
 
 
 def main() -> None:
-    """Takes the target, a folder, and libFuzzer's options."""
-    name, folder = sys.argv[1], Path(sys.argv[2])
+    """Takes the target, a folder, the number of inputs, and libFuzzer's options."""
+    name, folder, runs = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     (folder / "work").mkdir(exist_ok=True)
     check = TARGETS[name].prepare(folder / "work")
-    witness = Witness(check, folder / "inputs", folder / "findings")
+    witness = Witness(check, folder / "inputs", folder / "findings", runs)
     for number, seed in enumerate(TARGETS[name].seeds()):
         (folder / "corpus" / f"seed{number}").write_bytes(seed)
-    atheris.Setup([sys.argv[0], *sys.argv[3:], str(folder / "corpus")], witness)
+    atheris.Setup([sys.argv[0], *sys.argv[4:], str(folder / "corpus")], witness)
     atheris.Fuzz()
 
 
