@@ -11,8 +11,9 @@ class Attention(NeedsTeacher):
     """Adds the distance between attention maps: the mean over channels of the squared features.
 
     Zagoruyko, Komodakis, "Paying More Attention to Attention" (2017), section 3.1, equation 2; the
-    mean over pixels instead of a sum, and the weight, are those of the authors' code
-    (szagoruyko/attention-transfer). Of maps of different size the larger is averaged down. Several
+    mean over pixels instead of a sum, and the weight, are those of mdistiller's implementation
+    (megvii-research/mdistiller, distillers/AT.py). Of maps of different size the larger is averaged
+    down. Several
     pairs of layers: the option several times. Without soft targets: ``--alpha 0``.
 
     Args:
