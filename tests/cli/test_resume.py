@@ -82,7 +82,9 @@ def test_a_killed_run_ends_like_one_that_was_not(
     assert killed.returncode == 1
     assert "its process was ended by signal SIGKILL" in killed.stderr
     run = tmp_path / f"logs/{mode}/version_0"
-    assert json.loads((run / "result.json").read_text()) == {"status": "running"}
+    status = json.loads((run / "result.json").read_text())["status"]
+    # Of the two processes that share a teacher, the one that is not killed may have a last word.
+    assert status == "running" or (mode == "teacher" and status in ("interrupted", "failed"))
 
     resumed = run_kdtrain("fit", "--resume", run.relative_to(tmp_path), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

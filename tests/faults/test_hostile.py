@@ -386,8 +386,8 @@ def called(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-UNPICKLING = {"kdtrain/children.py", "kdtrain/store/oneflow_directory.py"}
-"""Messages between kdtrain's own processes, and an unpickler that admits two classes."""
+UNPICKLING = {"kdtrain/children.py", "kdtrain/store/oneflow_directory.py", "kdtrain/data/cifar.py"}
+"""Messages between kdtrain's own processes, and unpicklers that admit next to nothing."""
 
 FORBIDDEN = re.compile(
     r"(builtins\.)?(eval|exec|compile|__import__)|os\.(system|popen|exec\w+|spawn\w+|posix_spawn\w*)|"
