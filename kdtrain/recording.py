@@ -68,6 +68,8 @@ class Recorder:
 
     def __call__(self, inputs: flow.Tensor) -> Output:
         """Returns what the network makes of ``inputs``, with the recorded layers' outputs by name."""
+        if not self._layers:
+            return Output(self.network(inputs))
         features: dict[str, flow.Tensor] = {}
         with self._recording(features):
             logits = self.network(inputs)
