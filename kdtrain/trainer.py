@@ -142,8 +142,9 @@ class Trainer:
         losses = run.objective(batch, output, epochs_done=run.step / len(run.train))
         losses["total"].backward()
         clear_wide_registers()
-        detached = MappingProxyType({name: loss.detach() for name, loss in losses.items()})
-        of_batch = run.train.ranks.average(run.optimizer, detached, len(batch))
+        detached = {id(loss): loss.detach() for loss in losses.values()}  # one term alone is the total itself
+        reported = MappingProxyType({name: detached[id(loss)] for name, loss in losses.items()})
+        of_batch = run.train.ranks.average(run.optimizer, reported, len(batch))
         run.optimizer.step()
         return of_batch
 

@@ -43,8 +43,9 @@ class LearningRateSchedule(Callback):
         self._set(run)
 
     def _set(self, run: Run) -> None:
+        rate = learning_rate(self.schedule, self.lr, run.step, run.total_steps)
         for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(self.schedule, self.lr, run.step, run.total_steps)
+            group["lr"] = rate
 
 
 def learning_rate(schedule: str, peak: float, step: int, total_steps: int) -> float:
