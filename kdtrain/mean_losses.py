@@ -29,10 +29,18 @@ class MeanLosses:
 
     def compute(self) -> dict[str, float]:
         """Returns the mean over all images, as ``loss/NAME``."""
+        if not self._batches:
+            return {}
         sizes = [images for _, images in self._batches]
+        columns = zip(*(_values(losses) for losses, _ in self._batches), strict=True)
         return {
-            f"loss/{name}": float(
-                np.average([losses[name].item() for losses, _ in self._batches], weights=sizes)
-            )
-            for name in (self._batches[0][0] if self._batches else ())
+            f"loss/{name}": float(np.average(column, weights=sizes))
+            for name, column in zip(self._batches[0][0], columns, strict=True)
         }
+
+
+def _values(losses: Mapping[str, flow.Tensor]) -> list[float]:
+    """Reads the losses of one batch; a tensor under two names, as a term alone and the total are, once."""
+    tensors = {id(loss): loss for loss in losses.values()}
+    read = {key: loss.item() for key, loss in tensors.items()}
+    return [read[id(loss)] for loss in losses.values()]

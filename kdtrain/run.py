@@ -81,6 +81,11 @@ class Run:
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
+    def stopping(self) -> bool:
+        """Whether somebody has asked for a stop."""
+        return bool(self._progress.stop_reasons)
+
+    @property
     def stop_reason(self) -> str | None:
         """Why the fit is going to stop; None while nobody has asked for it."""
         return "; ".join(self._progress.stop_reasons) or None

@@ -172,7 +172,7 @@ def _example(train: Loader) -> flow.Tensor:
 
 def _stopping(run: Run) -> bool:
     """Returns whether the fit is to stop. All ranks agree, also where only one of them was asked."""
-    asked = run.stop_reason is not None
+    asked = run.stopping
     if run.train.ranks.size == 1:
         return asked
     stopping = run.train.ranks.any(asked)

@@ -33,9 +33,12 @@ class LearningRateSchedule(Callback):
             raise UsageError(no_such("schedule", schedule, SCHEDULES))
         self.schedule = schedule
         self.lr = lr
+        self._rates: list[float] = []
 
     def on_fit_start(self, run: Run) -> None:
-        """Sets the first step's rate."""
+        """Works all the rates out, and sets the first step's."""
+        total = run.total_steps
+        self._rates = [learning_rate(self.schedule, self.lr, step, total) for step in range(total + 1)]
         self._set(run)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
@@ -43,7 +46,7 @@ class LearningRateSchedule(Callback):
         self._set(run)
 
     def _set(self, run: Run) -> None:
-        rate = learning_rate(self.schedule, self.lr, run.step, run.total_steps)
+        rate = self._rates[run.step]
         for group in run.optimizer.param_groups:
             group["lr"] = rate
 
