@@ -1,0 +1,263 @@
+"""Compares the methods of distillation: same networks, same budget, same seeds."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools import ROOT
+
+from kdtrain.config import FitConfig
+from kdtrain.data.datasets import load_dataset
+from kdtrain.fitting import Session
+from kdtrain.report.statistics import Interval, t_interval
+from kdtrain.store.atomic import make_folder, temporary_folder, write_text
+from kdtrain.store.checkpoint import SavedModel, load_model
+
+PAGE = ROOT / "docs" / "methods.md"
+TIMED_EPOCHS = 3
+
+Accuracies = dict[str, float]
+"""Test accuracy, 0 to 1, by seed (as text, as JSON has it)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the table.
+
+    Attributes:
+        mode: student, or student_kd.
+        settings: what differs from the defaults.
+        chain: the networks that are trained before the student, each the next one's teacher.
+    """
+
+    mode: str = "student_kd"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, a student, a budget, and the methods that go with them."""
+
+    teacher: str
+    student: str
+    images: int
+    epochs: int
+    methods: Mapping[str, Method]
+
+
+def plugin(*specs: str, alpha: float = 0.9, mode: str = "student_kd") -> Method:
+    """Returns the method that plugins make."""
+    return Method(mode, {"plugin": specs, "alpha": alpha})
+
+
+def between(name: str, *pairs: tuple[str, str]) -> Method:
+    """Returns the method that compares layers, beside the soft targets."""
+    return plugin(*(f"{name},student_layer={own},teacher_layer={theirs}" for own, theirs in pairs))
+
+
+PLAIN, HINTON = "plain student", "soft targets (Hinton)"
+STAGES = tuple((f"stage{i}", f"stage{i}") for i in (1, 2, 3))
+PAIRS = (
+    Pair(
+        "hinton_1200",
+        "student_mlp",
+        images=10_000,
+        epochs=20,
+        methods={
+            PLAIN: Method("student"),
+            HINTON: Method(),
+            "`label_smoothing`, no teacher": plugin("label_smoothing", mode="student"),
+            "`logit_mse`": plugin("logit_mse"),
+            "`dkd`": plugin("dkd", alpha=0.5),
+            "`dist`": plugin("dist", alpha=0.5),
+            "`logit_std`": plugin("logit_std"),
+            "`fitnet`": between("fitnet", ("fc1", "fc1")),
+            "`rkd`": between("rkd", ("fc2", "fc2")),
+            "`similarity`": between("similarity", ("fc2", "fc2")),
+            "`--generations 2`": Method(chain=("student_mlp",)),
+            "`--assistant-arch hinton_800`": Method(chain=("hinton_800",)),
+        },
+    ),
+    Pair(
+        "resnet20",
+        "resnet8",
+        images=2_000,
+        epochs=20,
+        methods={PLAIN: Method("student"), HINTON: Method(), "`attention`": between("attention", *STAGES)},
+    ),
+)
+
+
+class Table:
+    """The results on one data set with one pair of networks; each is kept as soon as it is there.
+
+    Args:
+        pair: the networks and methods.
+        data: what tells FitConfig the data set.
+        seeds: how many students a method trains.
+        folder: where results and the teacher are kept: what is there is not trained again.
+    """
+
+    def __init__(self, pair: Pair, data: Mapping[str, Any], seeds: int, folder: Path) -> None:
+        self.pair = pair
+        self.seeds = range(seeds)
+        self.config = FitConfig(
+            mode="student_kd",
+            teacher_arch=pair.teacher,
+            student_arch=pair.student,
+            limit_train=pair.images,
+            epochs=pair.epochs,
+            logdir=folder,
+            **data,
+        )
+        dataset = load_dataset(self.config.dataset, self.config.data_dir)
+        self.title = f"{dataset.name}, {pair.teacher} teaches {pair.student}"
+        self.folder = folder / f"{dataset.name}-{pair.student}-{pair.images}x{pair.epochs}"
+        make_folder(self.folder)
+        self.file = self.folder / "results.json"
+        self.results: dict[str, Accuracies] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.teacher_accuracy, self.teacher = self._teacher()
+
+    def fill(self) -> None:
+        """Trains what is not there yet."""
+        for name, method in self.pair.methods.items():
+            missing = [seed for seed in self.seeds if str(seed) not in self.results.get(name, {})]
+            if missing:
+                print(f"{self.title}: {name}, seeds {missing} ...", file=sys.stderr, flush=True)
+                self.results.setdefault(name, {}).update(self._train(method, missing, self.pair.epochs)[0])
+                write_text(self.file, json.dumps(self.results, indent=1) + "\n")
+
+    def seconds(self) -> dict[str, float]:
+        """Returns what an epoch of each method takes, all networks of a chain together, one run at a time."""
+        return {name: self._train(method, [0], TIMED_EPOCHS)[1] for name, method in self.pair.methods.items()}
+
+    def _teacher(self) -> tuple[float, SavedModel]:
+        path = self.folder / "teacher.safetensors"
+        if not path.exists():
+            config = replace(self.config, mode="teacher")
+            with _quietly(), temporary_folder(self.folder) as run:
+                session = Session(config)
+                trained = session.run([session.training("teacher", 0, run / "teacher", keep=False)])[0]
+                self.results["teacher"] = {"0": trained.test.accuracy}
+                path.write_bytes(trained.saved.path.read_bytes())
+            write_text(self.file, json.dumps(self.results, indent=1) + "\n")
+        return self.results["teacher"]["0"], load_model(path)
+
+    def _train(self, method: Method, seeds: Sequence[int], epochs: int) -> tuple[Accuracies, float]:
+        """Returns each seed's test accuracy, and the median seconds of an epoch (of seeds side by side)."""
+        config = replace(self.config, mode=method.mode, epochs=epochs, **method.settings)
+        teachers = dict.fromkeys(seeds, self.teacher)
+        seconds = 0.0
+        with _quietly(), temporary_folder(self.folder) as run:
+            session = Session(config)
+            for stage, arch in enumerate((*method.chain, self.pair.student)):
+                taught = method.mode == "student_kd"
+                if taught:
+                    session.prepare_soft_labels(teachers)
+                jobs = [
+                    session.training(
+                        method.mode,
+                        seed,
+                        run / f"{stage}_{seed}",
+                        teachers[seed] if taught else None,
+                        arch=arch,
+                        draw=stage if arch == self.pair.student else 0,
+                        keep=False,
+                    )
+                    for seed in seeds
+                ]
+                trained = session.run(jobs)
+                teachers = {model.seed: model.saved for model in trained}
+                seconds += statistics.median(
+                    row["train_seconds"] for model in trained for row in model.history
+                )
+        return {str(model.seed): model.test.accuracy for model in trained}, seconds
+
+    def markdown(self, seconds: Mapping[str, float]) -> str:
+        """Returns the table, with a sentence on how it came about."""
+        pair, count = self.pair, len(self.seeds)
+        lines = [
+            f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs, {count} seeds, "
+            f"one teacher ({100 * self.teacher_accuracy:.2f} % test accuracy).",
+            "",
+            "| method | test accuracy, % | to the plain student | to Hinton's soft targets | s an epoch |",
+            "|---|---|---|---|---|",
+        ]
+        for name in pair.methods:
+            own = t_interval([100 * value for value in self._ordered(name)])
+            plain, hinton = (self._difference(name, other) for other in (PLAIN, HINTON))
+            accuracy = f"{own.mean:.2f} ± {own.sd or 0:.2f}"
+            lines.append(f"| {name} | {accuracy} | {plain} | {hinton} | {seconds[name]:.2f} |")
+        return "\n".join(lines)
+
+    def _ordered(self, name: str) -> list[float]:
+        return [self.results[name][str(seed)] for seed in self.seeds]
+
+    def _difference(self, name: str, other: str) -> str:
+        if name == other:
+            return ""
+        pairs = zip(self._ordered(name), self._ordered(other), strict=True)
+        return _points(t_interval([100 * (own - others) for own, others in pairs]))
+
+
+def _points(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:+.2f}"
+    text = f"{interval.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
+    return text if interval.low <= 0 <= interval.high else f"**{text}**"
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def main() -> None:
+    """Fills the tables and writes them into the page."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/methods", description="Compares the methods of distillation, for docs/methods.md."
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="students of each method [5]")
+    parser.add_argument("--epochs", type=int, help="of each network [20]")
+    parser.add_argument("--images", type=int, help="to train on [10000; 2000 for the convolutional networks]")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        action="append",
+        default=[],
+        help="another data set beside MNIST: a folder with four IDX files (repeatable)",
+    )
+    parser.add_argument("--logdir", type=Path, default=Path("logs/methods"), help="where results are kept")
+    parser.add_argument("--no-page", action="store_true", help="train only; leave the seconds and the page")
+    options = parser.parse_args()
+
+    data: list[dict[str, Any]] = [{}, *({"data_dir": path} for path in options.data_dir)]
+    budget = {key: value for key in ("epochs", "images") if (value := getattr(options, key)) is not None}
+    pairs = [replace(pair, **budget) for pair in PAIRS]
+    tables = [Table(pair, one, options.seeds, options.logdir) for pair in pairs for one in data]
+    for table in tables:
+        table.fill()
+    if options.no_page:
+        return
+    text = "\n\n".join(table.markdown(table.seconds()) for table in tables)
+    print(text)
+    start, end = "<!-- tables: written by scripts/methods -->\n", "<!-- end of tables -->"
+    before, _, rest = PAGE.read_text().partition(start)
+    write_text(PAGE, f"{before}{start}\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
+if __name__ == "__main__":
+    main()
