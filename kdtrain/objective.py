@@ -44,6 +44,18 @@ class WeightedTerm(NamedTuple):
     term: Term
     weight: Weight
 
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the term's loss; of mixed images, that under either label, weighted by share.
+
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), compute the cross-entropy so:
+        it is linear in the labels. Of terms that are not, and of those that look at no label, it is
+        the mean as well.
+        """
+        loss = self.term(batch, output)
+        if batch.other is None:
+            return loss
+        return loss * batch.share + self.term(batch.other, output) * (1.0 - batch.share)
+
 
 class Objective:
     """Named, weighted terms; immutable, so a callback returns a new one from ``configure``.
@@ -173,13 +185,14 @@ class Objective:
         """
         losses: dict[str, flow.Tensor] = {}
         total = None
-        for name, (term, weight) in self.terms.items():
+        for name, weighted_term in self.terms.items():
+            weight = weighted_term.weight
             factor = weight(epochs_done) if callable(weight) else weight
             if factor == 0.0:
                 with flow.no_grad():
-                    losses[name] = term(batch, output)
+                    losses[name] = weighted_term.loss(batch, output)
                 continue
-            losses[name] = term(batch, output)
+            losses[name] = weighted_term.loss(batch, output)
             weighted = losses[name] if factor == 1.0 else losses[name] * float(factor)
             total = weighted if total is None else total + weighted
         if total is None:

@@ -51,12 +51,13 @@ def _norms_of_terms(run: Run, event: BatchEnd) -> dict[str, float]:
     norms = {}
     run.model.eval()  # so that nothing is drawn, and no statistics are changed
     try:
-        for name, (term, weight) in run.objective.terms.items():
+        for name, term in run.objective.terms.items():
+            weight = term.weight
             factor = weight((event.step - 1) / len(run.train)) if callable(weight) else weight
             if factor == 0.0:
                 norms[f"grad_norm/{name}"] = 0.0
                 continue
-            loss = term(event.batch, run.objective.student(event.batch.inputs)) * float(factor)
+            loss = term.loss(event.batch, run.objective.student(event.batch.inputs)) * float(factor)
             for parameter in parameters:  # oneflow refuses one that the loss has nothing to do with
                 loss = loss + parameter.sum() * 0.0
             norms[f"grad_norm/{name}"] = _norm(flow.autograd.grad(loss, parameters))

@@ -22,7 +22,9 @@ TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
 PATHS = TEXTS.filter(lambda text: "\0" not in text).map(Path)
 NUMBERS = st.integers(1, 10**12)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
-AUGMENTATIONS = st.sampled_from(["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180"])
+AUGMENTATIONS = st.sampled_from(
+    ["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180", "mixup,flip", "mixup=0.2"]
+)
 OPTIONAL = {
     "epochs": NUMBERS,
     "teacher_epochs": NUMBERS,
@@ -178,7 +180,7 @@ def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
         (
             ["--augment", "shift"],
             "--augment is shift: it must be none, or some of shift=1 to 64 (pixels), crop=1 to 64 (pixels), "
-            "rotate=1 to 180 (degrees), flip, each once.",
+            "rotate=1 to 180 (degrees), flip, mixup, mixup=ALPHA (up to 100), each once.",
         ),
         *[
             (["--teacher-augment", text], f"--teacher-augment is {text}: it must be none, or some of shift=")
@@ -193,7 +195,13 @@ def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
                 "flip=1",
                 "flip,flip",
                 "shift=1,shift=2",
-                "mixup=0.2",
+                "mixup=0",
+                "mixup=-1",
+                "mixup=1e3",
+                "mixup=nan",
+                "mixup=101",
+                "mixup=",
+                "mixup,mixup=1",
                 "none,flip",
                 "",
                 "flip,",

@@ -94,7 +94,7 @@ class DistillationCallback(Callback):
         teacher = self.teacher.network
         self._check_classes(run.train)
         self._fingerprint = weights_fingerprint(teacher)
-        if run.train.augment is not None:
+        if run.train.changes_images:
             note("The images are augmented, so the teacher is asked at every step: that is slow.")
             return
         if self.teacher.layers:

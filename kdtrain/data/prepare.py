@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kdtrain.config import FitConfig
 from kdtrain.data.arrays import Dataset, Split, hold_out
-from kdtrain.data.augmentation import Augmentation, augmentation
+from kdtrain.data.augmentation import Augmentation, Mixup, augmentation, mixup
 from kdtrain.data.loader import Loader
 from kdtrain.errors import UsageError
 from kdtrain.ranks import Ranks
@@ -69,6 +69,7 @@ def prepare(
         indices: npt.NDArray[np.int64] | None = None,
         shuffle: int | None = None,
         augment: Augmentation | None = None,
+        mixed: Mixup | None = None,
     ) -> Loader:
         return Loader(
             split.normalized(dataset.normalization, indices),
@@ -78,12 +79,14 @@ def prepare(
             seed=shuffle,
             device=device,
             augment=augment,
+            mixup=mixed,
             ranks=ranks,
         )
 
     training, held_out = hold_out(dataset.train, _held_out(dataset, config), seed)
-    changed = augmentation(config.augment_for(network), dataset.normalization.background)
-    train = loader(dataset.train, training[: config.limit_train], seed, changed)
+    changes = config.augment_for(network)
+    changed = augmentation(changes, dataset.normalization.background)
+    train = loader(dataset.train, training[: config.limit_train], seed, changed, mixup(changes))
     test = loader(dataset.test)
     validation = test
     if len(held_out):
