@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Progress,
     )
     from kdtrain.callbacks.distillation import NeedsTeacher
+    from kdtrain.callbacks.features import Comparison, FeatureMethod
     from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.console import claim_terminal
     from kdtrain.data.loader import Batch, Loader
@@ -45,12 +46,14 @@ _HOME = {
     "BatchEnd": "kdtrain.events",
     "Callback": "kdtrain.callback",
     "Checkpoint": "kdtrain.callbacks",
+    "Comparison": "kdtrain.callbacks.features",
     "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
     "EarlyStopping": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
     "EventFile": "kdtrain.callbacks.tensorboard",
+    "FeatureMethod": "kdtrain.callbacks.features",
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
     "LearningRateSchedule": "kdtrain.callbacks",
@@ -82,12 +85,14 @@ __all__ = [
     "BatchEnd",
     "Callback",
     "Checkpoint",
+    "Comparison",
     "Conv2d",
     "DistillationCallback",
     "EarlyStopping",
     "EpochEnd",
     "EvalEnd",
     "EventFile",
+    "FeatureMethod",
     "FitEnd",
     "KdtrainError",
     "LearningRateSchedule",
