@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         LearningRateSchedule,
         Progress,
     )
-    from kdtrain.callbacks.distillation import NeedsTeacher
+    from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
     from kdtrain.callbacks.features import Comparison, FeatureMethod
     from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.console import claim_terminal
@@ -59,6 +59,7 @@ _HOME = {
     "LearningRateSchedule": "kdtrain.callbacks",
     "Loader": "kdtrain.data.loader",
     "NeedsTeacher": "kdtrain.callbacks.distillation",
+    "NeedsWholeBatch": "kdtrain.callbacks.distillation",
     "Objective": "kdtrain.objective",
     "Output": "kdtrain.objective",
     "Progress": "kdtrain.callbacks",
@@ -98,6 +99,7 @@ __all__ = [
     "LearningRateSchedule",
     "Loader",
     "NeedsTeacher",
+    "NeedsWholeBatch",
     "Objective",
     "Output",
     "Progress",

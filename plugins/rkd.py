@@ -8,21 +8,21 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain import Comparison, FeatureMethod, Shape, UsageError, flow
+from kdtrain import Comparison, FeatureMethod, NeedsWholeBatch, Shape, UsageError, flow
 
 Array = npt.NDArray[np.float64]
 _EPSILON = 1e-12  # below it a squared distance counts as this, and sends no gradient
 
 
-class Rkd(FeatureMethod):
+class Rkd(FeatureMethod, NeedsWholeBatch):
     """Adds what the distances and angles among a batch's images differ by between the networks.
 
     Park et al., "Relational Knowledge Distillation" (2019), sections 3.2.1 and 3.2.2, as in the
     authors' code (lenscloth/RKD): means over all pairs and triples, those of one image with itself
     included. The weights are those for classification in megvii-research/mdistiller. Feature maps are
-    averaged over their pixels. Where processes share a batch, the relations are those in each one's
-    part. The triples make a step of 128 images many times as long as a small student's alone.
-    Without soft targets: ``--alpha 0``.
+    averaged over their pixels. The relations are those within a process's batch. The triples make a
+    step of 128 images many times as long as a small student's alone. Without soft targets:
+    ``--alpha 0``.
 
     Args:
         student_layer: name of a layer of the student.

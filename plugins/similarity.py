@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from kdtrain import Comparison, FeatureMethod, Shape, flow
+from kdtrain import Comparison, FeatureMethod, NeedsWholeBatch, Shape, flow
 
 
-class Similarity(FeatureMethod):
+class Similarity(FeatureMethod, NeedsWholeBatch):
     """Adds the distance between the two networks' tables of similarities between a batch's images.
 
     Tung, Mori, "Similarity-Preserving Knowledge Distillation" (2019), section 3, with their weight.
-    The tables are b x b for any kind of layer. Where processes share a batch, they are those of each
-    one's part. Without soft targets: ``--alpha 0``.
+    The tables are b x b for any kind of layer, of the b images of a process's batch. Without soft
+    targets: ``--alpha 0``.
 
     Args:
         student_layer: name of a layer of the student.

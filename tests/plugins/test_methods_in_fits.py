@@ -134,7 +134,14 @@ def test_attention_between_convolutions_of_the_registry(
     few = make_loader(32, batch_size=16)
     plugins = (Attention("conv1", "conv1"), Attention("conv2", "conv2"), FitNet("conv1", "conv2"))
     rows, _ = fit((few, few), tmp_path, teacher, *plugins, arch="teacher_cnn", epochs=1)
-    assert list(rows[0]) == ["task", "kd", "attention_conv1", "attention_conv2", "fitnet_conv1_conv2", "total"]
+    assert list(rows[0]) == [
+        "task",
+        "kd",
+        "attention_conv1",
+        "attention_conv2",
+        "fitnet_conv1_conv2",
+        "total",
+    ]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
 
 
