@@ -24,7 +24,15 @@ from kdtrain.data.prepare import check_sizes, count_validation, prepare
 from kdtrain.errors import DataError
 from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_parameters
-from kdtrain.modes import MODES, Setup, architecture, check_plugins, logit_cache, optimizer
+from kdtrain.modes import (
+    MODES,
+    Setup,
+    architecture,
+    check_plugins,
+    logit_cache,
+    needs_whole_batch,
+    optimizer,
+)
 from kdtrain.predict import predict_logits
 from kdtrain.ranks import OneFlowRanks, Ranks
 from kdtrain.results import Trained, file_results
@@ -154,7 +162,8 @@ class Session:
                 last = directory / "checkpoints" / "last.safetensors"
                 return self._train(plan, ranks, own, load_state(last) if last.exists() else None)
 
-        return Job(f"training {label or mode}", work, self._cores(card.arch, trained=True))
+        cores = 1 if needs_whole_batch(mode, config) else self._cores(card.arch, trained=True)
+        return Job(f"training {label or mode}", work, cores)
 
     def prepare_soft_labels(self, teachers: Mapping[int, SavedModel]) -> None:
         """Puts each seed's teacher's logits over the training images into the cache, on all cores."""
