@@ -22,6 +22,7 @@ from kdtrain.evaluation import Evaluation
 from kdtrain.modes import logit_cache
 from kdtrain.predict import predict_logits
 from kdtrain.runtime import flow, resolve_device
+from kdtrain.store.atomic import make_folder
 from kdtrain.store.checkpoint import load_model, save_model
 from kdtrain.teachers import find_teacher
 
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
         "eval/cross_entropy": after.cross_entropy,
         "bias_shift": shift,
     }
+    make_folder(output.parent)
     save_model(output, raise_biases(saved, classes, shift), dataclasses.replace(saved.card, metrics=metrics))
     _report(options, config, shift, before, after, output)
     return 0
