@@ -116,6 +116,9 @@ class FitConfig:
         metavar="N",
         check=NOT_NEGATIVE,
     )
+    omit_class: tuple[str, ...] = setting(
+        (), "train students without this class's images (repeatable)", metavar="CLASS"
+    )
     limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=AT_LEAST_ONE)
     augment: str | None = setting(
         None,
@@ -152,6 +155,10 @@ class FitConfig:
         if self.is_chain and self.mode != "student_kd":
             flag = "--generations" if self.generations > 1 else "--assistant-arch"
             raise UsageError(f"{flag} is for --mode student_kd, not for {self.mode}.")
+        if self.omit_class and self.mode == "teacher":
+            raise UsageError(
+                f"--omit-class {self.omit_class[0]} is for students; a teacher is trained on all classes."
+            )
 
     @property
     def is_chain(self) -> bool:

@@ -147,6 +147,7 @@ class Session:
             teacher_checkpoint=teacher.path if teacher else None,
             teacher_arch=teacher.card.arch if teacher else self.config.teacher_arch,
             student_arch=arch or self.config.student_arch,
+            omit_class=() if mode == "teacher" else self.config.omit_class,
             generations=1,
             assistant_arch=(),
         )

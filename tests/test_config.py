@@ -54,6 +54,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "generations": NUMBERS,
     "dataset": TEXTS,
     "skip_corrupt": st.booleans(),
+    "omit_class": st.lists(TEXTS, max_size=2).map(tuple),
     "seed": st.integers(0, 2**63 - 1),
     "seeds": st.just(1),
     "plugin": st.lists(TEXTS, max_size=3).map(tuple),
@@ -66,7 +67,8 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 
 def config_of(values: dict[str, Any]) -> FitConfig:
     no_chain = {} if values["mode"] == "student_kd" else {"assistant_arch": (), "generations": 1}
-    return FitConfig(**(values | no_chain))
+    nothing_omitted = {"omit_class": ()} if values["mode"] == "teacher" else {}
+    return FitConfig(**(values | no_chain | nothing_omitted))
 
 
 CONFIGS = st.fixed_dictionaries(SETTINGS).map(config_of)
