@@ -55,6 +55,7 @@ class Pair:
     images: int
     epochs: int
     methods: Mapping[str, Method]
+    batch_size: int = 128
 
 
 def plugin(*specs: str, alpha: float = 0.9, mode: str = "student_kd") -> Method:
@@ -93,8 +94,9 @@ PAIRS = (
     Pair(
         "resnet20",
         "resnet8",
-        images=2_000,
+        images=1_000,
         epochs=20,
+        batch_size=32,
         methods={PLAIN: Method("student"), HINTON: Method(), "`attention`": between("attention", *STAGES)},
     ),
 )
@@ -119,6 +121,7 @@ class Table:
             student_arch=pair.student,
             limit_train=pair.images,
             epochs=pair.epochs,
+            batch_size=pair.batch_size,
             logdir=folder,
             **data,
         )
@@ -189,7 +192,7 @@ class Table:
         """Returns the table, with a sentence on how it came about."""
         pair, count = self.pair, len(self.seeds)
         lines = [
-            f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs, {count} seeds, "
+            f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs in batches of {pair.batch_size}, {count} seeds, "
             f"one teacher ({100 * self.teacher_accuracy:.2f} % test accuracy).",
             "",
             "| method | test accuracy, % | to the plain student | to Hinton's soft targets | s an epoch |",
@@ -232,7 +235,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, help="students of each method [5]")
     parser.add_argument("--epochs", type=int, help="of each network [20]")
-    parser.add_argument("--images", type=int, help="to train on [10000; 2000 for the convolutional networks]")
+    parser.add_argument("--images", type=int, help="to train on [10000; 1000 for the convolutional networks]")
     parser.add_argument(
         "--data-dir",
         type=Path,
