@@ -192,8 +192,8 @@ class Table:
         """Returns the table, with a sentence on how it came about."""
         pair, count = self.pair, len(self.seeds)
         lines = [
-            f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs in batches of {pair.batch_size}, {count} seeds, "
-            f"one teacher ({100 * self.teacher_accuracy:.2f} % test accuracy).",
+            f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs in batches of "
+            f"{pair.batch_size}, {count} seeds, one teacher ({100 * self.teacher_accuracy:.2f} % test accuracy).",
             "",
             "| method | test accuracy, % | to the plain student | to Hinton's soft targets | s an epoch |",
             "|---|---|---|---|---|",
