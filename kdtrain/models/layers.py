@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.errors import UsageError
 from kdtrain.runtime import clear_wide_registers, flow
 
 F = flow.nn.functional
@@ -182,6 +183,32 @@ class _MaxPool(_Operation):
         if height % 2 or width % 2:
             pixels = np.pad(pixels, ((0, 0), (0, 0), (0, height % 2), (0, width % 2)))
         return flow.from_numpy(pixels)
+
+
+class BatchNorm1d(flow.nn.BatchNorm1d):
+    """OneFlow's, but for an error where a channel has one value only: there it makes NaN, in silence."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the normalised features, (N, C) or (N, C, L)."""
+        _check_values(self, x)
+        return super().forward(x)
+
+
+class BatchNorm2d(flow.nn.BatchNorm2d):
+    """The same for images."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the normalised images, (N, C, H, W)."""
+        _check_values(self, x)
+        return super().forward(x)
+
+
+def _check_values(layer: flow.nn.Module, x: flow.Tensor) -> None:
+    if layer.training and x.numel() == x.shape[1]:
+        raise UsageError(
+            "one image alone cannot be trained on: a batch normalisation of this network sees a single value "
+            "in each channel. Give each process 2 images at least: --batch-size, --limit-train."
+        )
 
 
 class Dropout(flow.nn.Module):
