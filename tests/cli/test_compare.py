@@ -177,6 +177,18 @@ def test_all_students_have_the_teacher_of_the_first_seed(two_seeds: Compared) ->
     assert "All students had the same teacher" in two_seeds.process.stdout
 
 
+def test_every_key_of_the_file_is_explained(chosen: Compared, sample: Compared) -> None:
+    page = (ROOT / "docs/concepts/comparison.md").read_text()
+
+    def keys(value: Any) -> set[str]:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        own = set(value) if isinstance(value, dict) else set()
+        return own.union(*map(keys, parts))
+
+    names = keys(chosen.figures) | keys(sample.figures)
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
 def test_each_student_has_the_teacher_of_its_seed_if_asked_for(chosen: Compared) -> None:
     for seed in (0, 1):
         (run,) = [chosen.directory / row["directory"] for row in rows_of(chosen, "student_kd", seed)]
