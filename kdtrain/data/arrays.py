@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ LARGEST_SIDE = 256
 CHANNELS = (1, 3)
 MOST_CLASSES = 10_000
 MOST_PIXELS = 1 << 28  # of a data set that is kept in memory: 1 GiB as floats
-_AT_ONCE = 1000  # images whose pixels are counted, hashed or normalised together
+_AT_ONCE = 1 << 22  # pixel values that are counted, hashed or normalised together
 _HOLD_OUT = 0x56414C  # a stream of random numbers of its own: the choice depends on no other use of the seed
 
 
@@ -168,9 +168,15 @@ class Dataset:
         for split in (self.train, self.test):
             for array in (split.images, split.labels.astype("<i8")):
                 digest.update(repr(array.shape).encode())
-                for start in range(0, len(array), _AT_ONCE):
-                    digest.update(np.ascontiguousarray(array[start : start + _AT_ONCE]).data)
+                for few in in_slices(array.shape):
+                    digest.update(np.ascontiguousarray(array[few]).data)
         return digest.hexdigest()
+
+
+def in_slices(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yields slices along the first axis that are small enough to be worked on in memory."""
+    step = max(1, _AT_ONCE // max(1, math.prod(shape[1:])))
+    return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -269,8 +275,8 @@ def _check_shape(shape: tuple[int, ...], source: str) -> None:
 
 def _count_values(pixels: NDArray[np.uint8]) -> list[int]:
     counts = np.zeros(256, np.int64)
-    for start in range(0, len(pixels), _AT_ONCE):  # bincount widens its input to 8 bytes a pixel
-        counts += np.bincount(pixels[start : start + _AT_ONCE].ravel(), minlength=256)
+    for few in in_slices(pixels.shape):  # bincount widens its input to 8 bytes a pixel
+        counts += np.bincount(pixels[few].ravel(), minlength=256)
     return counts.tolist()  # type: ignore[no-any-return]
 
 
