@@ -18,6 +18,7 @@ COMMANDS = {
     "fit": "train a teacher, a student, a distilled student, or compare all three",
     "eval": "test a checkpoint: accuracy, cross-entropy, per class, confusion matrix",
     "infer": "say which class an image shows, and draw the probabilities",
+    "export": "write a checkpoint as an ONNX file, checked on the whole test set",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
     "config": "print the settings of a fit as a file for --config",
@@ -191,6 +192,28 @@ def _data_flags(parser: _Parser) -> None:
     )
 
 
+def _export(parser: _Parser) -> None:
+    parser.description = (
+        "Writes a checkpoint as an ONNX file that runs without oneflow, once onnxruntime has given the same\n"
+        "predictions for every test image. Its input `pixels` takes images as they are, 0 to 255."
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, or a OneFlow checkpoint directory",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="the file to write [CHECKPOINT with .onnx in the end]"
+    )
+    parser.add_argument(
+        "--normalized-input",
+        action="store_true",
+        help="leave the normalisation out: the input is called `inputs` then, and takes normalised images",
+    )
+    _data_flags(parser)
+
+
 def _models(parser: _Parser) -> None:
     parser.description = (
         "Lists networks with their trainable parameters and their multiply-adds for one image, which are\n"
@@ -224,6 +247,7 @@ _FLAGS = {
     "fit": _fit,
     "eval": _eval,
     "infer": _infer,
+    "export": _export,
     "models": _models,
     "plugins": _plugins,
     "config": _config,
