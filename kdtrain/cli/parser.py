@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "test a checkpoint: accuracy, cross-entropy, per class, confusion matrix",
     "infer": "say which class an image shows, and draw the probabilities",
     "export": "write a checkpoint as an ONNX file, checked on the whole test set",
+    "serve": "answer over HTTP, with a page to draw on",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
     "config": "print the settings of a fit as a file for --config",
@@ -214,6 +215,28 @@ def _export(parser: _Parser) -> None:
     _data_flags(parser)
 
 
+def _serve(parser: _Parser) -> None:
+    parser.description = (
+        "Serves an exported model over HTTP: a page on which one draws a digit or drops a picture, and an\n"
+        "endpoint, POST /predict. Needs no oneflow."
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="what `kdtrain export` has written")
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="another one, to be shown beside it")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen [127.0.0.1, this machine only]",
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any that is free [8000]")
+    parser.add_argument(
+        "--max-body", type=float, default=10.0, metavar="MB", help="megabytes that a request may have [10]"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=30.0, metavar="N", help="requests per second for each client [30]"
+    )
+
+
 def _models(parser: _Parser) -> None:
     parser.description = (
         "Lists networks with their trainable parameters and their multiply-adds for one image, which are\n"
@@ -248,6 +271,7 @@ _FLAGS = {
     "eval": _eval,
     "infer": _infer,
     "export": _export,
+    "serve": _serve,
     "models": _models,
     "plugins": _plugins,
     "config": _config,
