@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import ipaddress
 import math
 import os
@@ -21,12 +20,17 @@ _SECONDS_TO_END = 5  # that requests have which are being answered
 def run(options: argparse.Namespace) -> int:
     """Answers requests until it is interrupted."""
     _check(options)
-    _check_extra()
-    import uvicorn
+    turn_sigterm_into_exception()
+    try:
+        import uvicorn
 
-    from kdtrain.serve.app import make_app
-    from kdtrain.serve.limits import Limits
-
+        from kdtrain.serve.app import make_app
+        from kdtrain.serve.limits import Limits
+    except ImportError as error:
+        raise KdtrainError(
+            f"serving needs starlette and uvicorn, which are not installed ({error}): "
+            "install them with `pip install 'kdtrain[serve]'`."
+        ) from error
     model = OnnxModel.load(options.model)
     teacher = None if options.teacher is None else _teacher(options.teacher, model)
     limits = Limits(rate=options.rate, body=round(options.max_body * 1e6))
@@ -42,7 +46,6 @@ def run(options: argparse.Namespace) -> int:
             timeout_graceful_shutdown=_SECONDS_TO_END,
         )
         _say_where(listener)
-        turn_sigterm_into_exception()
         uvicorn.Server(config).run(sockets=[listener])  # raises, once it has ended, what ended it
     return 0
 
@@ -53,15 +56,6 @@ def _check(options: argparse.Namespace) -> None:
     for flag, value in (("--rate", options.rate), ("--max-body", options.max_body)):
         if not 0 < value < math.inf:
             raise UsageError(f"{flag} is {value:g}: it must be above 0.")
-
-
-def _check_extra() -> None:
-    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise KdtrainError(
-            f"serving needs {' and '.join(missing)}, which are not installed: "
-            "install them with `pip install 'kdtrain[serve]'`."
-        )
 
 
 def _teacher(path: Path, model: OnnxModel) -> OnnxModel:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 _CLIENTS = 10_000  # that are remembered before those are forgotten that have been quiet
 _CLOSE = {"Connection": "close"}  # what is still to come of a body is not read
+_REASON = 10  # times the longest body
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,28 @@ class TokenBuckets:
 async def read_body(request: Request, limits: Limits) -> bytes:
     """Returns the body of a request.
 
+    Of one that is too long the rest is read and thrown away, within reason: most clients look for an
+    answer only when they have sent everything. Those that wait to be told to go on are not.
+
     Raises:
-        HTTPException: 413, it is too long (reading ends there, or does not even begin); 408, it is too slow.
+        HTTPException: 413, it is too long; 408, it is too slow.
     """
     too_long = HTTPException(413, f"the body is longer than {limits.body:,} bytes.", _CLOSE)
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limits.body:
+    announced = int(request.headers.get("content-length", "0"))  # a number, or it would not be HTTP
+    waits = request.headers.get("expect", "").lower() == "100-continue"
+    if announced > (limits.body if waits else _REASON * limits.body):
         raise too_long
 
     async def read() -> bytes:
-        body = bytearray()
+        body, length = bytearray(), 0
         async for part in request.stream():
-            body += part
-            if len(body) > limits.body:
-                raise too_long
+            length += len(part)
+            if length <= limits.body:
+                body += part
+            elif length > _REASON * limits.body:
+                break
+        if length > limits.body:
+            raise too_long
         return bytes(body)
 
     try:

@@ -22,6 +22,7 @@ async function ask(image) {
   $("hint").hidden = true;
   if (asking) return;
   asking = true;
+  $("answer").setAttribute("aria-busy", "true");
   while (next !== null) {
     const current = next;
     next = null;
@@ -30,6 +31,7 @@ async function ask(image) {
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
   asking = false;
+  $("answer").setAttribute("aria-busy", "false");
 }
 
 /** Asks once and shows what comes back; returns how many milliseconds to wait. */
@@ -45,28 +47,29 @@ async function askOnce(image) {
     if (!response.ok) throw new Error(content.error);
     answer = content;
     showSeen(content.pixels[0]);
-    show();
+    complain("");
   } catch (error) {
     answer = null;
-    show(error instanceof TypeError ? "The service does not answer." : error.message);
+    complain(error instanceof TypeError ? "The service does not answer." : error.message);
   }
+  show();
   return PAUSE;
 }
 
-/** The columns of the table: what each one shows, and at which temperature. */
+/** The columns of the table: name, colour, probabilities (if there are any yet), and how soft they are shown. */
 function columns() {
   const temperature = Number($("temperature").value);
   const student = answer?.predictions[0].probabilities;
   if (about.teacher === null) {
     return [
-      { head: "T = 1", kind: "student", values: student, temperature: 1 },
-      { head: `T = ${temperature}`, kind: "student", values: student, temperature },
+      { name: "T = 1", kind: "student", values: student, temperature: 1 },
+      { name: `T = ${temperature}`, kind: "student", values: student, temperature },
     ];
   }
   const teacher = answer?.teacher.predictions[0].probabilities;
   return [
-    { head: about.teacher.model, kind: "teacher", values: teacher, temperature },
-    { head: about.model, kind: "student", values: student, temperature },
+    { name: about.teacher.model, kind: "teacher", values: teacher, temperature },
+    { name: about.model, kind: "student", values: student, temperature },
   ];
 }
 
@@ -85,18 +88,35 @@ function percent(value) {
 
 const best = (values) => values.indexOf(Math.max(...values));
 
-/** Draws the table anew, and the sentence above it. */
-function show(complaint = "") {
+/** Draws the table anew, and says what it shows. */
+function show() {
   const table = columns();
   const shown = shownClasses(table);
-  $("heads").replaceChildren(row("th", "Class", table.map(({ head }) => element("th", head))));
+  $("heads").replaceChildren(row("col", "Class", table.map(heading)));
   $("bars").replaceChildren(...shown.map((index) => barRow(index, table)));
+  $("few").hidden = shown.length === about.classes.length;
+  $("few").textContent = `The ${shown.length} most probable of ${about.classes.length} classes.`;
   $("seen").hidden = answer === null;
   $("degrees").value = $("temperature").value;
-  $("temperature").setAttribute("aria-valuetext", `T = ${$("temperature").value}`);
-  $("verdict").classList.toggle("alarm", complaint !== "");
-  const sentence = complaint || (answer === null ? "" : verdict());
+  const sentence = answer === null ? "" : table.map(({ name, values }) => `${name}: ${say(values)}`).join(", ");
   if ($("verdict").textContent !== sentence) $("verdict").textContent = sentence;
+}
+
+const say = (values) => `${about.classes[best(values)]}, ${percent(Math.max(...values))}`;
+
+function heading({ name, kind, values }) {
+  const cell = element("th");
+  cell.scope = "col";
+  cell.className = kind;
+  cell.append(element("span", name));
+  cell.append(element("strong", values ? about.classes[best(values)] : "–"));
+  cell.append(element("small", values ? `${percent(Math.max(...values))} sure` : "\u00a0"));
+  return cell;
+}
+
+function complain(sentence) {
+  $("complaint").textContent = sentence;
+  $("complaint").hidden = sentence === "";
 }
 
 /** Which classes have a bar: all in their order, or the most probable ones. */
@@ -105,13 +125,6 @@ function shownClasses(table) {
   if (all.length <= MOST_BARS) return all;
   const student = table.at(-1).values;
   return (student ? all.sort((a, b) => student[b] - student[a]) : all).slice(0, MOST_BARS);
-}
-
-function verdict() {
-  const say = (values) => `${about.classes[best(values)]} (${percent(Math.max(...values))})`;
-  const student = `${about.model}: ${say(answer.predictions[0].probabilities)}`;
-  if (about.teacher === null) return student;
-  return `${about.teacher.model}: ${say(answer.teacher.predictions[0].probabilities)}, ${student}`;
 }
 
 function barRow(index, table) {
@@ -128,16 +141,16 @@ function barRow(index, table) {
     }
     return cell;
   });
-  const line = row("th", about.classes[index], cells);
+  const line = row("row", about.classes[index], cells);
   line.firstChild.title = about.classes[index];
   line.classList.toggle("best", Boolean(table.at(-1).values) && index === best(table.at(-1).values));
   return line;
 }
 
-function row(kind, name, cells) {
+function row(scope, name, cells) {
   const line = element("tr");
-  const first = line.appendChild(element(kind, name));
-  first.scope = name === "Class" ? "col" : "row";
+  const first = line.appendChild(element("th", name));
+  first.scope = scope;
   line.append(...cells);
   return line;
 }
@@ -169,6 +182,7 @@ function clear() {
   answer = null;
   next = null;
   $("hint").hidden = false;
+  complain("");
   show();
 }
 
@@ -193,7 +207,7 @@ function begin() {
   const longest = Math.max(...about.classes.map((name) => name.length), "Class".length);
   document.documentElement.style.setProperty("--names", `${Math.min(longest, 10)}ch`);
 
-  $("temperature").addEventListener("input", () => show($("verdict").matches(".alarm") ? $("verdict").textContent : ""));
+  $("temperature").addEventListener("input", show);
   $("clear").addEventListener("click", clear);
   $("file").addEventListener("change", (event) => {
     take(event.target.files[0]);
