@@ -87,3 +87,26 @@ def bench_flags(parser: argparse.ArgumentParser) -> None:
     )
     data_flags(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
+
+
+def serve_flags(parser: argparse.ArgumentParser) -> None:
+    """Of ``kdtrain serve``."""
+    parser.description = (
+        "Serves an exported model over HTTP: a page on which one draws a digit or drops a picture, and an\n"
+        "endpoint, POST /predict. Needs no oneflow."
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="what `kdtrain export` has written")
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="another one, to be shown beside it")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen [127.0.0.1, this machine only]",
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any that is free [8000]")
+    parser.add_argument(
+        "--max-body", type=float, default=10.0, metavar="MB", help="megabytes that a request may have [10]"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=30.0, metavar="N", help="requests per second for each client [30]"
+    )

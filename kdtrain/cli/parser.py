@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import kdtrain
-from kdtrain.cli.flags import bench_flags, data_flags, device_flag, export_flags
+from kdtrain.cli.flags import bench_flags, data_flags, device_flag, export_flags, serve_flags
 from kdtrain.config import MODES, FitConfig, add_flags
 from kdtrain.errors import UsageError, did_you_mean, no_such
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "infer": "say which class an image shows, and draw the probabilities",
     "export": "write a checkpoint as an ONNX file, checked on the whole test set",
     "bench": "compare models: size, accuracy, latency, throughput",
+    "serve": "answer over HTTP, with a page to draw on",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
     "config": "print the settings of a fit as a file for --config",
@@ -237,6 +238,7 @@ _FLAGS = {
     "infer": _infer,
     "export": export_flags,
     "bench": bench_flags,
+    "serve": serve_flags,
     "models": _models,
     "plugins": _plugins,
     "config": _config,
