@@ -166,10 +166,6 @@ class FitConfig:
         if self.is_chain and self.mode != "student_kd":
             flag = "--generations" if self.generations > 1 else "--assistant-arch"
             raise UsageError(f"{flag} is for --mode student_kd, not for {self.mode}.")
-        if self.omit_class and self.mode == "teacher":
-            raise UsageError(
-                f"--omit-class {self.omit_class[0]} is for students; a teacher is trained on all classes."
-            )
         for name in ("teacher_per_seed", "with_label_smoothing", "grid"):
             if getattr(self, name) and self.mode != "compare":
                 raise UsageError(f"{flag_of(name)} is for --mode compare, not for {self.mode}.")
@@ -181,6 +177,10 @@ class FitConfig:
         if self.grid and self.val_size == 0:
             raise UsageError(
                 "--grid chooses by held-out images, and --val-size 0 holds none out: leave one of them out."
+            )
+        if self.omit_class and self.mode == "teacher":
+            raise UsageError(
+                f"--omit-class {self.omit_class[0]} is for students; a teacher is trained on all classes."
             )
 
     @property

@@ -134,8 +134,9 @@ class Session:
             with _run_directory(plan.directory, ranks) as own:
                 return work(ranks, own)
 
-        cores = self._cores(architecture(plan.mode, config), trained=True)
-        return Job(f"{what} {plan.name}", inside, 1 if needs_whole_batch(plan.mode, config) else cores)
+        whole = needs_whole_batch(plan.mode, config)
+        cores = 1 if whole else self._cores(architecture(plan.mode, config), trained=True)
+        return Job(f"{what} {plan.name}", inside, cores)
 
     def prepare_soft_labels(self, teachers: Mapping[int, SavedModel]) -> None:
         """Puts each seed's teacher's logits over the training images into the cache, on all cores."""

@@ -71,6 +71,8 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 
 def config_of(values: dict[str, Any]) -> FitConfig:
     others = {} if values["mode"] == "student_kd" else {"assistant_arch": (), "generations": 1}
+    if values["mode"] == "teacher":
+        others["omit_class"] = ()
     if values["mode"] != "compare":
         others |= {"teacher_per_seed": False, "with_label_smoothing": False, "grid": ()}
     if values["teacher_checkpoint"] is not None:
