@@ -9,7 +9,6 @@ from kdtrain.export.trace import Operation
 
 _SAME = {
     "abs": "Abs",
-    "add_n": "Sum",
     "broadcast_div": "Div",
     "broadcast_maximum": "Max",
     "broadcast_minimum": "Min",
@@ -41,6 +40,14 @@ _SAME = {
 def _same(operation: Operation, graph: GraphBuilder) -> str:
     names = ("x", "y") if {"x", "y"} == set(operation.inputs) else ()
     return graph.add(_SAME[operation.kind], *graph.inputs(operation, *names))
+
+
+def _add_n(operation: Operation, graph: GraphBuilder) -> str:
+    """Returns a chain of sums of two, which onnxruntime can do in 8 bits."""
+    total, *others = graph.inputs(operation)
+    for other in others:
+        total = graph.add("Add", total, other)
+    return total
 
 
 def _scalar(operation: Operation, graph: GraphBuilder) -> str:
@@ -121,6 +128,7 @@ def _gelu(operation: Operation, graph: GraphBuilder) -> str:
 
 TRANSLATIONS: dict[str, Translation] = {
     **dict.fromkeys(_SAME, _same),
+    "add_n": _add_n,
     "scalar_add": _scalar,
     "scalar_sub": _scalar,
     "scalar_mul": _scalar,

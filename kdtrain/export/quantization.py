@@ -49,7 +49,7 @@ def quantize(model: OnnxModel, images: npt.NDArray[np.uint8], folder: Path, **pr
     shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
     prepared, result = folder / "prepared.onnx", folder / "quantized.onnx"
     with _quiet():
-        shapes.quant_pre_process(str(model.path), str(prepared))
+        shapes.quant_pre_process(str(model.path), str(prepared), skip_symbolic_shape=True)
         tools.quantize_static(
             str(prepared),
             str(result),
