@@ -108,6 +108,15 @@ def _hardtanh(operation: Operation, graph: GraphBuilder) -> str:
     return graph.add("Clip", *graph.inputs(operation), *ends)
 
 
+def _clip(operation: Operation, graph: GraphBuilder) -> str:
+    """``clamp``, with either end or both."""
+    ends = [
+        graph.constant(operation.attributes[name]) if name in operation.attributes else ""
+        for name in ("floating_min", "floating_max")
+    ]
+    return graph.add("Clip", *graph.inputs(operation), *ends)
+
+
 def _silu(operation: Operation, graph: GraphBuilder) -> str:
     (x,) = graph.inputs(operation)
     return graph.add("Mul", x, graph.add("Sigmoid", x))
@@ -146,6 +155,9 @@ TRANSLATIONS: dict[str, Translation] = {
     "elu": _slope,
     "hardsigmoid": _hardsigmoid,
     "hardtanh": _hardtanh,
+    "clip_by_scalar": _clip,
+    "clip_by_scalar_min": _clip,
+    "clip_by_scalar_max": _clip,
     "silu": _silu,
     "mish": _mish,
     "gelu": _gelu,
