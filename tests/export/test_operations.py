@@ -15,7 +15,8 @@ from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 
-nn, F = flow.nn, flow.nn.functional
+nn = flow.nn
+F = flow.nn.functional
 SHAPE = (3, 8, 8)
 CARD = ModelCard(
     "student", "none", "noise", SHAPE, tuple("abcde"), (0.5, 0.4, 0.6), (0.25, 0.3, 0.2),
@@ -25,7 +26,7 @@ CARD = ModelCard(
 Layer = Callable[[flow.Tensor], flow.Tensor]
 
 
-class Net(nn.Module):  # type: ignore[misc,unused-ignore]
+class Net(flow.nn.Module):
     """Feature maps, what is to be tried on them, and a head that needs no operation beyond a product."""
 
     def __init__(self, tried: Layer) -> None:
@@ -45,7 +46,7 @@ class Net(nn.Module):  # type: ignore[misc,unused-ignore]
 
 
 def logits(
-    network: nn.Module, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    network: flow.nn.Module, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     mean, std = (np.array(values).reshape(-1, 1, 1) for values in (CARD.mean, CARD.std))
     inputs = ((images / 255 - mean) / std).astype(np.float32)
@@ -53,7 +54,7 @@ def logits(
         return network(flow.tensor(inputs)).numpy().copy()  # type: ignore[no-any-return]
 
 
-def assert_same(network: nn.Module, tmp_path: Path) -> None:
+def assert_same(network: flow.nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(to_onnx(network, CARD))
     model = OnnxModel.load(path)
@@ -64,7 +65,7 @@ def assert_same(network: nn.Module, tmp_path: Path) -> None:
         np.testing.assert_allclose(model.logits(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def stale(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
+def stale(layer: flow.nn.BatchNorm2d) -> flow.nn.BatchNorm2d:
     """Gives a normalisation other statistics and weights than 0 and 1."""
     for number, tensor in enumerate((layer.running_mean, layer.running_var, layer.weight, layer.bias)):
         tensor.copy_(flow.tensor([0.5 + 0.1 * number * channel for channel in range(4)]))
