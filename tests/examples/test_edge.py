@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from kdtrain.teachers import model_card
 from tests.conftest import ROOT
 
 PROGRAM = ROOT / "examples" / "edge" / "predict.py"
-PACKAGES = ("numpy", "numpy.libs", "onnxruntime")
+PACKAGES = ("numpy", "numpy.libs", "onnxruntime", "onnxruntime.libs")
 
 
 def size_of(folder: Path) -> int:
@@ -42,15 +44,12 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["pixels", "normalized input"])
-def model(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mnist: Dataset
-) -> OnnxModel:
+def write_model(path: Path, dataset: Dataset, *, normalized_input: bool = False) -> OnnxModel:
+    """Exports a student with its first weights."""
     flow.manual_seed(0)
-    network = build_model("student_mlp", mnist.image_shape, mnist.num_classes).eval()
-    card = model_card("student", "student_mlp", mnist)
-    path = tmp_path_factory.mktemp("edge") / "model.onnx"
-    path.write_bytes(to_onnx(network, card, normalized_input=request.param))
+    network = build_model("student_mlp", dataset.image_shape, dataset.num_classes).eval()
+    card = model_card("student", "student_mlp", dataset)
+    path.write_bytes(to_onnx(network, card, normalized_input=normalized_input))
     return OnnxModel.load(path)
 
 
@@ -70,9 +69,8 @@ def expected(model: OnnxModel, images: np.ndarray[tuple[int, ...], np.dtype[np.u
     return lines
 
 
-def test_every_format_gives_what_the_model_says(
-    python: Path, model: OnnxModel, mnist: Dataset, tmp_path: Path
-) -> None:
+def test_every_format_gives_what_the_model_says(python: Path, mnist: Dataset, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.onnx", mnist)
     images = mnist.test.images[:4, 0]
     idx = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes()
     (tmp_path / "images.idx").write_bytes(idx)
@@ -87,7 +85,15 @@ def test_every_format_gives_what_the_model_says(
     assert finished.stdout.splitlines() == expected(model, images[3:])
 
 
-def test_what_is_no_image_is_refused(python: Path, model: OnnxModel, mnist: Dataset, tmp_path: Path) -> None:
+def test_normalised_input_is_made_by_the_program(python: Path, mnist: Dataset, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.onnx", mnist, normalized_input=True)
+    np.save(tmp_path / "images.npy", mnist.test.images[:4, 0])
+    finished = predict(python, model.path, tmp_path / "images.npy")
+    assert finished.stdout.splitlines() == expected(model, mnist.test.images[:4, 0])
+
+
+def test_what_is_no_image_is_refused(python: Path, mnist: Dataset, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.onnx", mnist)
     np.save(tmp_path / "small.npy", mnist.test.images[:2, 0, :20])
     np.save(tmp_path / "floats.npy", mnist.test.images[:2, 0] / 255)
     (tmp_path / "cut.idx").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 28, 0, 0, 0, 28]))
@@ -110,3 +116,16 @@ def test_environment_has_no_oneflow_and_is_small(python: Path) -> None:
     size = sum(size_of((site / name).resolve()) for name in PACKAGES)
     print(f"onnxruntime and numpy: {size / 1e6:.0f} MB; oneflow and what it needs: 4,300 MB")
     assert size < 250e6
+
+
+@pytest.mark.parametrize("page", ["docs/deployment.md", "examples/edge/README.md"])
+def test_command_of_the_page_works(page: str, python: Path, mnist: Dataset, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in re.findall(r"^edge/bin/python (.*)$", text, re.MULTILINE)]
+    ((program, model, images, *flags),) = commands
+    assert Path(program).name == PROGRAM.name
+    path = tmp_path / Path(model).name
+    data = ROOT / "kdtrain" / "data" / "mnist" / f"{Path(images).stem}.gz"
+    loaded = write_model(path, mnist)
+    finished = predict(python, path, data, *flags)
+    assert finished.stdout.splitlines() == expected(loaded, mnist.test.images[:3, 0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from kdtrain.errors import KdtrainError
 from kdtrain.export.onnx_file import Agreement, sha256, to_onnx
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
+from tests.conftest import ROOT
 from tests.export.conftest import Exported
 
 
@@ -96,3 +99,24 @@ def test_card_alone_decides_what_is_said(exported: Exported) -> None:
     card = dataclasses.replace(saved.card, metrics={"eval/accuracy": 0.5})
     about = onnx.load_model_from_string(to_onnx(saved.build(), card)).metadata_props[0].value
     assert '"metrics": {"eval/accuracy": 0.5}' in about
+
+
+def test_python_of_the_page_works(
+    exported: Exported, mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "logs" / "models").mkdir(parents=True)
+    shutil.copy(exported.full.path, tmp_path / "logs" / "models" / "student.onnx")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {"images": mnist.test.images[:3]})
+    best = exported.full.logits(mnist.test.images[:1]).argmax()
+    assert capsys.readouterr().out == f"{mnist.classes[best]}\n"
+
+
+def test_table_of_the_page_is_complete(exported: Exported) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`.*?) \|", page, re.MULTILINE)
+    keys = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert set(exported.int8.about) <= keys
