@@ -34,7 +34,9 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     output = Output()
-    output.text(f"{data.name}: {len(data.test):,} test images; {options.rounds} rounds, on one core")
+    output.text(
+        f"{data.name}: {len(data.test):,} test images; {options.rounds} rounds, {options.threads} core(s)"
+    )
     output.print(benchmark_table(results))
     output.sentence(
         "From pixels to logits. p50, p95: for one image. ±: half of the rounds were as close to the median. "
