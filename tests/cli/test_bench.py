@@ -51,11 +51,11 @@ def test_table_has_a_row_for_each(models: Path, fitted: Fitted, call_kdtrain: Ca
     finished = call_kdtrain("bench", *named, *flags, cwd=models)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
-    assert lines[0] == "tiles: 300 test images; 1 rounds, 2 core(s)"
+    assert lines[0] == "tiles: 300 test images, 1 rounds"
     assert [line.split()[0] for line in lines if "onnx float32" in line or "oneflow  " in line] == [
         "student.onnx", "teacher.safetensors"
     ]  # fmt: skip
-    assert "onnxruntime has 2 threads, oneflow one." in finished.stdout
+    assert "On 2 cores, onnxruntime with 2 threads, oneflow with one." in finished.stdout
 
 
 def test_what_cannot_be_compared_is_named(
