@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.children import Job, run_jobs
+from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.console import watched
+from kdtrain.ranks import Ranks
 
 Images = npt.NDArray[np.uint8]
 Ask = Callable[[Images], npt.NDArray[np.float32]]
@@ -60,8 +62,10 @@ def _spread(rounds: npt.NDArray[np.float64]) -> float:
     return float(np.median(np.abs(rounds - median)) / median)
 
 
-def measure(makers: Mapping[str, Callable[[], Ask]], images: Images, rounds: int) -> dict[str, Timing]:
-    """Times networks in rounds in which each has its turn, in a process of its own on one core.
+def measure(
+    makers: Mapping[str, Callable[[], Ask]], images: Images, rounds: int, cores: int = 1
+) -> dict[str, Timing]:
+    """Times networks in rounds in which each has its turn, in a process of its own.
 
     In a forked child oneflow is fastest (``kdtrain/children.py``).
 
@@ -69,9 +73,15 @@ def measure(makers: Mapping[str, Callable[[], Ask]], images: Images, rounds: int
         makers: build the networks, by name; called in that process.
         images: to ask about: each round takes the first few one by one, then all at once.
         rounds: how many.
+        cores: how many the process may use, for networks with several threads.
     """
-    job = Job("the measurement", lambda ranks: _measure(makers, images, rounds))
-    return run_jobs([job])[0]
+    allowed = available_cores()[:cores]
+
+    def work(ranks: Ranks) -> dict[str, Timing]:
+        os.sched_setaffinity(0, allowed)
+        return _measure(makers, images, rounds)
+
+    return run_jobs([Job("the measurement", work)])[0]
 
 
 def _measure(makers: Mapping[str, Callable[[], Ask]], images: Images, rounds: int) -> dict[str, Timing]:

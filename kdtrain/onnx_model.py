@@ -68,9 +68,7 @@ class OnnxModel:
         about = _metadata(model, path)
         card = read_card(about, path)
         if about.get("precision") not in PRECISIONS or type(about.get("parameters")) is not int:
-            raise CheckpointError(
-                f"{path} is not a model that kdtrain can use: it does not say how large it is."
-            )
+            raise CheckpointError(f"{path} does not say which precision and how many parameters it has.")
         _check_nodes(model, path)
         _check_ends(model, card, path)
         options = onnxruntime.SessionOptions()
@@ -151,9 +149,7 @@ def _read(path: Path) -> bytes:
 def _metadata(model: Any, path: Path) -> dict[str, Any]:
     texts = [entry.value for entry in model.metadata_props if entry.key == METADATA]
     if len(texts) != 1:
-        raise CheckpointError(
-            f"{path} is not an ONNX file that kdtrain wrote: it does not say what it is for."
-        )
+        raise CheckpointError(f"{path} is an ONNX file, but not one that kdtrain wrote.")
     try:
         about = json.loads(texts[0])
     except (ValueError, RecursionError) as error:

@@ -34,11 +34,15 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     output = Output()
-    output.text(f"{data.name}: {len(data.test):,} test images; {options.rounds} rounds, on one core")
+    output.text(
+        f"{data.name}: {len(data.test):,} test images; {options.rounds} rounds, {options.threads} core(s)"
+    )
     output.print(benchmark_table(results))
+    several = "s" * (options.threads > 1)
     output.sentence(
         "From pixels to logits. p50, p95: for one image. ±: half of the rounds were as close to the median. "
-        f"onnxruntime has {options.threads} thread{'s' * (options.threads > 1)}, oneflow one."
+        f"On {options.threads} core{several}, onnxruntime with {options.threads} thread{several}, "
+        "oneflow with one."
     )
     return 0
 

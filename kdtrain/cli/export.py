@@ -15,7 +15,7 @@ from kdtrain.export.onnx_file import Agreement, sha256, to_onnx
 from kdtrain.export.quantization import draw, quantize
 from kdtrain.onnx_model import OnnxModel, import_onnx
 from kdtrain.report.benchmark import benchmark_table
-from kdtrain.store.atomic import make_folder, temporary_folder, write_bytes
+from kdtrain.store.atomic import ensure_writable, temporary_folder, write_bytes
 from kdtrain.store.checkpoint import SavedModel
 
 _ROUNDS, _BATCH_SIZE = 20, 250  # as `kdtrain bench` has them
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--output {path}: the name must end in .onnx.")
     saved = open_model(options.checkpoint, arch=options.arch)
     data = open_data(saved, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
-    make_folder(path.parent)
+    ensure_writable(path.parent)
     agreement = _write(saved, data, path, normalized_input=options.normalized_input)
     output = Output()
     output.text(f"{path}: {path.stat().st_size:,} bytes")

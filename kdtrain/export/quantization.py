@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.arrays import Normalization
+from kdtrain.errors import KdtrainError
 from kdtrain.export.onnx_file import finish
 from kdtrain.onnx_model import INPUTS, LOGITS, OnnxModel, import_onnx
-
-CALIBRATION_IMAGES = 512
-"""Enough for the ranges: their ends come from percentiles, which more images hardly move."""
 
 _AT_ONCE = 32
 _OPERATIONS = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add",
@@ -43,25 +41,31 @@ def quantize(model: OnnxModel, images: npt.NDArray[np.uint8], folder: Path, **pr
         images: uint8 (N, C, H, W) to calibrate with.
         folder: for files that are made on the way.
         provenance: more to say in the file.
+
+    Raises:
+        KdtrainError: onnxruntime's tools cannot do it.
     """
     onnx = import_onnx()[0]
     tools = importlib.import_module("onnxruntime.quantization")
     shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
     prepared, result = folder / "prepared.onnx", folder / "quantized.onnx"
-    with _quiet():
-        shapes.quant_pre_process(str(model.path), str(prepared))
-        tools.quantize_static(
-            str(prepared),
-            str(result),
-            _batches(tools, model, images),
-            quant_format=tools.QuantFormat.QDQ,
-            op_types_to_quantize=_OPERATIONS,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=tools.QuantType.QUInt8,
-            weight_type=tools.QuantType.QInt8,
-            calibrate_method=tools.CalibrationMethod.MinMax,
-        )
+    try:
+        with _quiet():
+            shapes.quant_pre_process(str(model.path), str(prepared), skip_symbolic_shape=True)
+            tools.quantize_static(
+                str(prepared),
+                str(result),
+                _batches(tools, model, images),
+                quant_format=tools.QuantFormat.QDQ,
+                op_types_to_quantize=_OPERATIONS,
+                per_channel=True,
+                reduce_range=True,
+                activation_type=tools.QuantType.QUInt8,
+                weight_type=tools.QuantType.QInt8,
+                calibrate_method=tools.CalibrationMethod.MinMax,
+            )
+    except Exception as error:  # of any type: they raise what they please
+        raise KdtrainError(f"{model.path} cannot be quantised: {error}.") from error
     graph = onnx.load(str(result)).graph
     _leave_logits(graph)
     return finish(onnx, graph, model.about | {"precision": "int8"} | provenance)
