@@ -31,7 +31,6 @@ SHARES = {
     "npz": 10,
     "arrays": 15,
     "cifar": 5,
-    "cifar file": 15,
 }
 """How the inputs are shared out: many to what takes little time for each."""
 

@@ -161,14 +161,6 @@ def _npy(array: np.ndarray[Any, Any]) -> bytes:
     return stream.getvalue()
 
 
-def cifar_files() -> Iterator[bytes]:
-    """Yields what the files in CIFAR's archives are: pickles of bytes, old and new."""
-    content = {"data": np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072), "labels": [0, 1]}
-    yield from (pickle.dumps(content, protocol) for protocol in (0, 2, 4))
-    yield from (pickle.dumps(other, 2) for other in ({"label_names": ["cat", "dog"]}, [1], {"x": print}))
-    yield pickle.dumps({"data": np.zeros(3)}, 2)
-
-
 def cifar_archives() -> Iterator[bytes]:
     """Yields tar files with a member of CIFAR's, and with others."""
     for names in (("cifar-10-batches-py/test_batch",), ("cifar-10-batches-py/batches.meta", "../x", "y")):

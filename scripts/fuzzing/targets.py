@@ -235,5 +235,4 @@ TARGETS = {
     "npz": Target(seeds.archives_of_arrays, _file(load_npz)),
     "arrays": Target(seeds.arrays, _file(load_npz, lambda data: seeds.archived(data.split(SEPARATOR)))),
     "cifar": Target(seeds.cifar_archives, _cifar),
-    "cifar file": Target(seeds.cifar_files, lambda folder: lambda data: cifar._unpickle(data, "it")),
 }
