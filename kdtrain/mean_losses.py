@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,16 +31,12 @@ class MeanLosses:
         """Returns the mean over all images, as ``loss/NAME``."""
         if not self._batches:
             return {}
+        batches = [losses for losses, _ in self._batches]
         sizes = [images for _, images in self._batches]
-        columns = zip(*(_values(losses) for losses, _ in self._batches), strict=True)
-        return {
-            f"loss/{name}": float(np.average(column, weights=sizes))
-            for name, column in zip(self._batches[0][0], columns, strict=True)
-        }
+        return {f"loss/{name}": _mean([losses[name] for losses in batches], sizes) for name in batches[0]}
 
 
-def _values(losses: Mapping[str, flow.Tensor]) -> list[float]:
-    """Reads the losses of one batch; a tensor under two names, as a term alone and the total are, once."""
-    tensors = {id(loss): loss for loss in losses.values()}
-    read = {key: loss.item() for key, loss in tensors.items()}
-    return [read[id(loss)] for loss in losses.values()]
+def _mean(losses: Sequence[flow.Tensor], sizes: Sequence[int]) -> float:
+    """Returns the mean, weighted by ``sizes``. The losses are read together, not one by one."""
+    values = flow.stack(list(losses)).numpy().reshape(len(sizes))
+    return float(np.average(values.astype(np.float64), weights=sizes))

@@ -29,7 +29,7 @@ class Conv2d(flow.nn.Conv2d):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the convolved images, (N, C, H, W) to (N, C', H', W')."""
-        if x.is_cuda:
+        if not _in_numpy(x):
             return super().forward(x)
         bias = flow.zeros(self.out_channels) if self.bias is None else self.bias
         if self.groups == 1 and set(self.stride) == {1} and set(self.dilation) == {1} and self._suits(x):
@@ -45,6 +45,11 @@ class Conv2d(flow.nn.Conv2d):
         places: int = math.prod(int(size) + 2 * margin - kernel + 1 for size, margin, kernel in sizes)
         channels: int = self.out_channels
         return places >= channels
+
+
+def _in_numpy(x: flow.Tensor) -> bool:
+    """Returns whether NumPy can work on a tensor: not on a GPU's, nor while a graph is traced."""
+    return not (x.is_cuda or x.is_lazy)
 
 
 class _Operation:
@@ -150,7 +155,7 @@ def max_pool2d(x: flow.Tensor) -> flow.Tensor:
     The same as oneflow's, also in which of equal pixels gets the gradient; on the CPU in a third of
     its time.
     """
-    return F.max_pool2d(x, 2) if x.is_cuda else _MaxPool().apply(x)
+    return _MaxPool().apply(x) if _in_numpy(x) else F.max_pool2d(x, 2)
 
 
 class _MaxPool(_Operation):

@@ -18,7 +18,7 @@ Factory = Callable[[ImageShape, int], "flow.nn.Module"]
 ARCHITECTURES: dict[str, Factory] = {
     "teacher_cnn": TeacherCnn,
     "student_mlp": StudentMlp,
-    "hinton_1200": partial(HintonMlp, width=1200, dropout=0.5),
+    "hinton_1200": partial(HintonMlp, width=1200, dropout=0.5, input_dropout=0.2),
     "hinton_800": partial(HintonMlp, width=800),
     "resnet8": partial(ResNet, depth=8),
     "resnet20": partial(ResNet, depth=20),
