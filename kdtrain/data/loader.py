@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -58,6 +58,7 @@ class Loader:
         augment: changes the images of each batch at random, by seed and epoch.
         mixup: mixes the images of each batch afterwards, and so their labels.
         ranks: the processes that share each batch; every one of them gets its part.
+        classes: the classes' names; their numbers by default.
 
     Raises:
         DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
@@ -77,6 +78,7 @@ class Loader:
         augment: Augmentation | None = None,
         mixup: Mixup | None = None,
         ranks: Ranks | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise DataError(
@@ -102,6 +104,7 @@ class Loader:
         self.augment = augment
         self.mixup = mixup
         self.ranks = ranks
+        self.classes = tuple(classes or map(str, range(num_classes)))
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -139,6 +142,7 @@ class Loader:
             num_classes=self.num_classes,
             device=self.device,
             ranks=self.ranks,
+            classes=self.classes,
         )
 
     @functools.cached_property
