@@ -71,8 +71,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"--host {host} is no address or name of this machine.") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise KdtrainError(
             f"cannot listen on {host}, port {port}: {reason}. Choose others with --host and --port."
         ) from error
