@@ -186,9 +186,9 @@ function clear() {
   show();
 }
 
-async function take(file) {
+function take(file) {
   if (!file) return;
-  await pad.showPicture(file);
+  pad.showPicture(file);
   ask(async () => file);
 }
 
