@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from serving import serving
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
 from kdtrain.callback import Callback
@@ -326,6 +327,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "loader": loader,
     "growth": growth,
     "start": start,
+    "serve": serving,
 }
 NEED_PEER = ("teacher", "student", "student_kd")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kdtrain.cli.serve import _listen
 from tests.conftest import ROOT
 from tests.serve.conftest import PNG, Service, encoded, serve
 
@@ -59,6 +60,12 @@ def test_missing_packages_are_named_with_the_remedy(exported: Path) -> None:
     said = refused(exported / "student.onnx", code=1, prelude="sys.modules['uvicorn'] = None")
     assert "serving needs starlette and uvicorn, which are not installed" in said
     assert said.endswith("install them with `pip install 'kdtrain[serve]'`.")
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """asyncio looks at the listener's protocol when it chooses so for a connection."""
+    with _listen("localhost", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_stranger_network_is_warned_of(exported: Path) -> None:
