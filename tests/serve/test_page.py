@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_said_and_mended(
     opened(window, service)
     for content, name, kind in ((b"seven", "a.txt", "text/plain"), (b"\x89PNG", "a.png", "image/png")):
         drop(window, content, name, kind)
-        assert "the picture is not a picture of a kind that can be read" in window.text("#complaint")
+        assert "the file is not a picture of a kind that can be read" in window.text("#complaint").lower()
         assert set(bars(window, 1)) == {""}
     drop(window, encoded(photo))
     assert window.run("return document.querySelector('#complaint').hidden")
@@ -173,20 +173,19 @@ def test_keyboard_is_enough(window: Browser, service: Service) -> None:
 
 
 def test_without_a_teacher_hard_and_softened_stand_side_by_side(
-    window: Browser, pets: Path, photo: Image.Image
+    window: Browser, pet_service: Service, photo: Image.Image
 ) -> None:
-    with serve(pets) as service:
-        opened(window, service, 390)
-        assert window.text("h1") == "Drop a picture"
-        draw(window, SEVEN)
-        assert set(bars(window, 1)) == {""}, "nothing can be drawn"
-        drop(window, encoded(photo))
-        (prediction,) = answer_to(service, encoded(photo), 4)["predictions"]
-        assert bars(window, 1) == [percent(value) for value in prediction["probabilities"]]
-        assert bars(window, 2) == [percent(value) for value in prediction["softened"]]
-        assert window.texts("thead span") == ["T = 1", "T = 4"]
-        assert window.run("return document.documentElement.scrollWidth <= innerWidth")
-        assert window.complaints() == []
+    opened(window, pet_service, 390)
+    assert window.text("h1") == "Drop a picture"
+    draw(window, SEVEN)
+    assert set(bars(window, 1)) == {""}, "nothing can be drawn"
+    drop(window, encoded(photo))
+    (prediction,) = answer_to(pet_service, encoded(photo), 4)["predictions"]
+    assert bars(window, 1) == [percent(value) for value in prediction["probabilities"]]
+    assert bars(window, 2) == [percent(value) for value in prediction["softened"]]
+    assert window.texts("thead span") == ["T = 1", "T = 4"]
+    assert window.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert window.complaints() == []
 
 
 def test_page_asks_nobody_else(window: Browser, service: Service, photo: Image.Image) -> None:
