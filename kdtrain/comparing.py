@@ -122,7 +122,7 @@ class _Training:
             label = f"{model},{settings_text(own)}"
         if model == "student_ls":
             own["plugin"] = (*self.config.plugin, LABEL_SMOOTHING)
-        last = seed == self.seeds[-1] or model == "teacher"
+        only_teacher = model == "teacher" and not self.config.teacher_per_seed
         return Plan(
             mode="student" if model == "student_ls" else model,
             seed=seed,
@@ -130,7 +130,7 @@ class _Training:
             teacher=teacher if model == "student_kd" else None,
             label=label if len(self.seeds) == 1 else f"{label}/{seed}",
             settings=own,
-            keep=last and model != "student_ls",
+            keep=(seed == self.seeds[-1] or only_teacher) and model != "student_ls",
         )
 
 

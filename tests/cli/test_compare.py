@@ -216,6 +216,14 @@ def test_a_student_with_smoothed_labels_differs_in_the_labels_only(chosen: Compa
     assert models == set(MODES)
 
 
+def test_models_of_the_last_seed_are_kept(chosen: Compared) -> None:
+    for mode in MODES:
+        (row,) = rows_of(chosen, mode, 1)
+        best = chosen.directory / row["directory"] / "checkpoints/best.safetensors"
+        kept = chosen.folder / "logs/models" / f"{mode}.safetensors"
+        assert kept.read_bytes() == best.read_bytes()
+
+
 def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
     grid = chosen.figures["grid"]
     assert {model: len(grid[model]["candidates"]) for model in grid} == {
