@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdtrain.calibration import Reliability, reliability
     from kdtrain.callback import Callback
     from kdtrain.callbacks import (
         Checkpoint,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+    from kdtrain.fidelity import Fidelity, measure_fidelity
     from kdtrain.losses.soft_targets import soft_target_loss
     from kdtrain.models.layers import Conv2d
     from kdtrain.models.registry import build_model
@@ -54,6 +56,7 @@ _HOME = {
     "EvalEnd": "kdtrain.events",
     "EventFile": "kdtrain.callbacks.tensorboard",
     "FeatureMethod": "kdtrain.callbacks.features",
+    "Fidelity": "kdtrain.fidelity",
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
     "LearningRateSchedule": "kdtrain.callbacks",
@@ -64,6 +67,7 @@ _HOME = {
     "Output": "kdtrain.objective",
     "Progress": "kdtrain.callbacks",
     "Recorder": "kdtrain.recording",
+    "Reliability": "kdtrain.calibration",
     "Run": "kdtrain.run",
     "Shape": "kdtrain.recording",
     "Status": "kdtrain.events",
@@ -75,8 +79,10 @@ _HOME = {
     "flow": "kdtrain.runtime",
     "load_data": "kdtrain.notebook",
     "load_model": "kdtrain.store.checkpoint",
+    "measure_fidelity": "kdtrain.fidelity",
     "model_card": "kdtrain.teachers",
     "predict_logits": "kdtrain.predict",
+    "reliability": "kdtrain.calibration",
     "soft_target_loss": "kdtrain.losses.soft_targets",
     "write_text": "kdtrain.store.atomic",
 }
@@ -94,6 +100,7 @@ __all__ = [
     "EvalEnd",
     "EventFile",
     "FeatureMethod",
+    "Fidelity",
     "FitEnd",
     "KdtrainError",
     "LearningRateSchedule",
@@ -104,6 +111,7 @@ __all__ = [
     "Output",
     "Progress",
     "Recorder",
+    "Reliability",
     "Run",
     "Shape",
     "Status",
@@ -115,8 +123,10 @@ __all__ = [
     "flow",
     "load_data",
     "load_model",
+    "measure_fidelity",
     "model_card",
     "predict_logits",
+    "reliability",
     "soft_target_loss",
     "write_text",
 ]

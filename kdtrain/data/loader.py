@@ -13,15 +13,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.arrays import Normalized
+from kdtrain.data.arrays import Normalized, in_slices
 from kdtrain.data.augmentation import Augmentation, Mixup
 from kdtrain.errors import DataError
 from kdtrain.ranks import Ranks
 from kdtrain.runtime import derive_seed, flow
 
 _Value = TypeVar("_Value", bound=np.generic)
-
-_AT_ONCE = 1000  # images that are hashed together
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,8 @@ class Loader:
     def fingerprint(self) -> str:
         """SHA-256 over the images as a network sees them (normalised), in order."""
         digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        for start in range(0, self.num_images, _AT_ONCE):
-            digest.update(self.inputs[start : start + _AT_ONCE].data)
+        for few in in_slices(self.inputs.shape):
+            digest.update(self.inputs[few].data)
         return digest.hexdigest()
 
     @functools.cached_property

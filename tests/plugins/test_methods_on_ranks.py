@@ -14,6 +14,7 @@ from kdtrain.config import FitConfig
 from kdtrain.data.datasets import Dataset
 from kdtrain.fitting import Session
 from kdtrain.models.registry import build_model
+from kdtrain.plan import Plan
 from kdtrain.ranks import Floats, Ranks
 from kdtrain.store.checkpoint import load_model, snapshot
 from plugins.dkd import Dkd
@@ -81,7 +82,7 @@ def test_a_method_that_relates_images_keeps_its_batches_whole(
     )
     session = Session(config)
     teacher = load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist))
-    distilled = session.training("student_kd", 0, tmp_path / "student_kd", teacher)
+    distilled = session.training(Plan("student_kd", 0, tmp_path / "student_kd", teacher))
     assert min(distilled.cores, 2) == cores
-    plain = session.training("student", 0, tmp_path / "student")
+    plain = session.training(Plan("student", 0, tmp_path / "student"))
     assert plain.cores > 1, "where the method takes no part it forbids nothing"
