@@ -55,8 +55,13 @@ class Browser:
         return value
 
     def text(self, selector: str) -> str:
-        found = self.run("return document.querySelector(arguments[0]).innerText", selector)
-        assert isinstance(found, str)
+        (found,) = self.texts(selector)
+        return found
+
+    def texts(self, selector: str) -> list[str]:
+        """Returns what is to be read in each of the elements."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText)"
+        found: list[str] = self.run(script, selector)
         return found
 
     def pointer(self, kind: str, *points: tuple[float, float]) -> None:

@@ -69,10 +69,19 @@ def _teacher(path: Path, model: OnnxModel) -> OnnxModel:
 def _listen(host: str, port: int) -> socket.socket:
     """Returns a socket that listens; so it is known before anything is said that it can."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        # The protocol is named because asyncio sends small answers at once only where it is, and not
+        # 40 ms later, when the client has confirmed the one before.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also after one that has just ended
+        listener.bind(address)
+        listener.listen()
+        return listener
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"--host {host} is no address or name of this machine.") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise KdtrainError(
             f"cannot listen on {host}, port {port}: {reason}. Choose others with --host and --port."
         ) from error

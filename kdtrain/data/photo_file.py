@@ -60,7 +60,7 @@ def open_picture(source: Source, convert: Callable[[Image.Image], T]) -> T:
 
 def name_of(source: Source) -> str:
     """Returns what a message calls the picture."""
-    return "the picture" if isinstance(source, bytes) else str(source)
+    return "the file" if isinstance(source, bytes) else str(source)
 
 
 def _open(source: Source) -> BinaryIO:

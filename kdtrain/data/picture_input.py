@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.photo import to_mnist
-from kdtrain.data.photo_file import Source, name_of, read_photo
+from kdtrain.data.photo_file import Source, read_photo
 from kdtrain.data.pictures import read_picture, to_channels
 from kdtrain.errors import DataError
 
@@ -37,4 +37,6 @@ def picture_input(source: Source, dataset: str, image_shape: tuple[int, int, int
     try:
         return to_mnist(photo, (height, width))[np.newaxis]
     except DataError as error:
-        raise DataError(f"{name_of(source)}: {error}") from error
+        if isinstance(source, bytes):
+            raise
+        raise DataError(f"{source}: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pictures
+from serving import serving
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
 from kdtrain.callback import Callback
@@ -334,6 +335,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "decoding": decoding,
     "growth": growth,
     "start": start,
+    "serve": serving,
 }
 NEED_PEER = ("teacher", "student", "student_kd")
 

@@ -57,10 +57,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "blank.png").write_bytes(encoded(Image.new("L", (50, 50), 200)))
     (tmp_path / "text.png").write_bytes(b"seven")
     for name, complaint in (("blank.png", "no digit found"), ("text.png", "not a picture of a kind")):
-        for source, said in (
-            (tmp_path / name, str(tmp_path / name)),
-            ((tmp_path / name).read_bytes(), "the picture"),
-        ):
-            with pytest.raises(DataError, match=complaint) as caught:
-                picture_input(source, "mnist", (1, 28, 28))
-            assert str(caught.value).startswith(said)
+        with pytest.raises(DataError, match=complaint) as caught:
+            picture_input(tmp_path / name, "mnist", (1, 28, 28))
+        assert str(caught.value).startswith(str(tmp_path / name))
+        with pytest.raises(DataError, match=complaint) as caught:
+            picture_input((tmp_path / name).read_bytes(), "mnist", (1, 28, 28))
+        assert str(tmp_path) not in str(caught.value)

@@ -130,6 +130,13 @@ def service(exported: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="session")
+def pet_service(pets: Path) -> Iterator[Service]:
+    """A service of coloured pictures, without a teacher."""
+    with serve(pets) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def photo(mnist: Dataset) -> Image.Image:
     """A 7, dark on coloured paper."""
     ink = Image.fromarray(mnist.test.images[0, 0]).resize((280, 280), Image.Resampling.BICUBIC)

@@ -17,7 +17,7 @@ from kdtrain.cli import main
 from kdtrain.data.datasets import Dataset
 from kdtrain.data.picture_input import picture_input
 from kdtrain.onnx_model import OnnxModel
-from tests.serve.conftest import JSON, PNG, Service, as_json, encoded, serve
+from tests.serve.conftest import JSON, PNG, Service, as_json, encoded
 
 
 def test_picture_is_answered_as_infer_answers_it(
@@ -80,14 +80,13 @@ def test_one_image_may_come_without_brackets_around_it(service: Service, mnist: 
     assert len(two["predictions"]) == 2
 
 
-def test_coloured_pictures_are_not_searched_for_ink(pets: Path, photo: Image.Image) -> None:
-    with serve(pets) as service:
-        answer = service.ask("/predict?pixels", encoded(photo), PNG).content
-        assert answer["pixels"] == [picture_input(encoded(photo), "folder:pets", (3, 16, 12)).tolist()]
-        assert "teacher" not in answer
-        model = service.ask("/model").content
-        assert model["classes"][1] == "dog"
-        assert (model["drawing"], model["teacher"]) == (False, None)
+def test_coloured_pictures_are_not_searched_for_ink(pet_service: Service, photo: Image.Image) -> None:
+    answer = pet_service.ask("/predict?pixels", encoded(photo), PNG).content
+    assert answer["pixels"] == [picture_input(encoded(photo), "folder:pets", (3, 16, 12)).tolist()]
+    assert "teacher" not in answer
+    model = pet_service.ask("/model").content
+    assert model["classes"][1] == "dog"
+    assert (model["drawing"], model["teacher"]) == (False, None)
 
 
 def test_model_is_described(service: Service) -> None:
@@ -117,10 +116,10 @@ REFUSED: dict[str, tuple[int, Any, dict[str, str], str]] = {
     "words": (422, b'{"pixels": ["seven"]}', JSON, "nested lists of numbers"),
     "huge": (422, b'{"pixels": [1' + b"0" * 400 + b"]}", JSON, "nested lists of numbers"),
     "too bright": (422, json.dumps({"pixels": [[256.0] * 28] * 28}).encode(), JSON, "from 0 to 255."),
-    "no picture": (422, b"seven", PNG, "the picture is not a picture of a kind that can be read (PNG, "),
-    "half a picture": (422, encoded(Image.new("L", (99, 99)))[:-30], PNG, "the picture cannot be read"),
+    "no picture": (422, b"seven", PNG, "the file is not a picture of a kind that can be read (PNG, "),
+    "half a picture": (422, encoded(Image.new("L", (99, 99)))[:-30], PNG, "the file cannot be read"),
     "blank": (422, encoded(Image.new("L", (99, 99), 200)), PNG, "no digit found"),
-    "bomb": (422, bomb(), PNG, "the picture has more than 50 megapixels; scale or crop it first."),
+    "bomb": (422, bomb(), PNG, "the file has more than 50 megapixels; scale or crop it first."),
     "a form": (415, b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, "Content-Type: image/png"),
     "no type": (415, b"seven", {}, "Content-Type: image/png"),
     "too long": (413, bytes(10_000_001), PNG, "the body is longer than 10,000,000 bytes."),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kdtrain.cli.serve import _listen
 from tests.conftest import ROOT
 from tests.serve.conftest import PNG, Service, encoded, serve
 
@@ -46,12 +47,11 @@ def test_what_cannot_be_served_is_named(exported: Path, pets: Path) -> None:
     student = exported / "student.onnx"
     for words, code, said in (
         ((exported / "absent.onnx",), 1, f"there is no model {exported}/absent.onnx."),
-        ((exported / "student.safetensors",), 1, "student.safetensors is not an ONNX file"),
         ((student, "--teacher", pets), 1, f"{pets} has other images than {student}."),
         ((student, "--port", "65536"), 2, "--port is 65536: it must be from 0 (any that is free) to 65535."),
         ((student, "--rate", "0"), 2, "--rate is 0: it must be above 0."),
         ((student, "--max-body", "nan"), 2, "--max-body is nan: it must be above 0."),
-        ((student, "--host", "nowhere.invalid"), 1, "cannot listen on nowhere.invalid, port 8000: "),
+        ((student, "--host", "nowhere.invalid"), 2, "--host nowhere.invalid is no address or name of this"),
     ):
         assert said in refused(*words, code=code)
 
@@ -60,6 +60,12 @@ def test_missing_packages_are_named_with_the_remedy(exported: Path) -> None:
     said = refused(exported / "student.onnx", code=1, prelude="sys.modules['uvicorn'] = None")
     assert "serving needs starlette and uvicorn, which are not installed" in said
     assert said.endswith("install them with `pip install 'kdtrain[serve]'`.")
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """asyncio looks at the listener's protocol when it chooses so for a connection."""
+    with _listen("localhost", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_stranger_network_is_warned_of(exported: Path) -> None:

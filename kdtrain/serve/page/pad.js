@@ -1,6 +1,7 @@
 // The field that one draws on, and on which a picture is shown.
 
 const STROKE = 44; // pixels of the canvas, which is 560 wide: as thick as MNIST's strokes
+const SENT = 200; // pixels of the side of what is sent: enough to see all strokes, and soon looked through
 const STEP = 14; // how far an arrow key moves the pen
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -33,7 +34,12 @@ export class Pad {
   /** The drawing as a PNG file, or null if there is none. */
   image() {
     if (this.empty) return Promise.resolve(null);
-    return new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
+    const copy = document.createElement("canvas");
+    copy.width = copy.height = SENT;
+    const context = copy.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage(this.canvas, 0, 0, SENT, SENT);
+    return new Promise((resolve) => copy.toBlob(resolve, "image/png"));
   }
 
   /** Shows as much as fits of a picture, if the browser knows its format. */

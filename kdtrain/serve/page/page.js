@@ -63,7 +63,7 @@ function columns() {
   if (about.teacher === null) {
     return [
       { name: "T = 1", kind: "student", values: student, temperature: 1 },
-      { name: `T = ${temperature}`, kind: "student", values: student, temperature },
+      { name: `T = ${temperature}`, kind: "student", values: student, temperature, again: true },
     ];
   }
   const teacher = answer?.teacher.predictions[0].probabilities;
@@ -94,7 +94,7 @@ function show() {
   const shown = shownClasses(table);
   $("heads").replaceChildren(row("col", "Class", table.map(heading)));
   $("bars").replaceChildren(...shown.map((index) => barRow(index, table)));
-  $("few").hidden = shown.length === about.classes.length;
+  $("few").hidden = answer === null || shown.length === about.classes.length;
   $("few").textContent = `The ${shown.length} most probable of ${about.classes.length} classes.`;
   $("seen").hidden = answer === null;
   $("degrees").value = $("temperature").value;
@@ -104,13 +104,13 @@ function show() {
 
 const say = (values) => `${about.classes[best(values)]}, ${percent(Math.max(...values))}`;
 
-function heading({ name, kind, values }) {
+function heading({ name, kind, values, again }) {
   const cell = element("th");
   cell.scope = "col";
   cell.className = kind;
   cell.append(element("span", name));
   cell.append(element("strong", values ? about.classes[best(values)] : "–"));
-  cell.append(element("small", values ? `${percent(Math.max(...values))} sure` : "\u00a0"));
+  cell.append(element("small", values && !again ? `${percent(Math.max(...values))} sure` : "\u00a0"));
   return cell;
 }
 
@@ -186,9 +186,9 @@ function clear() {
   show();
 }
 
-async function take(file) {
+function take(file) {
   if (!file) return;
-  await pad.showPicture(file);
+  pad.showPicture(file);
   ask(async () => file);
 }
 
@@ -205,6 +205,7 @@ function begin() {
     ? "With mouse or finger; or with the arrow keys, while the space bar lowers and lifts the pen."
     : "Or choose one; it is scaled as the training pictures were.";
   const longest = Math.max(...about.classes.map((name) => name.length), "Class".length);
+  $("heads").classList.toggle("words", longest > "Class".length);
   document.documentElement.style.setProperty("--names", `${Math.min(longest, 10)}ch`);
 
   $("temperature").addEventListener("input", show);
