@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdtrain.calibration import Reliability, reliability
     from kdtrain.callback import Callback
     from kdtrain.callbacks import (
         Checkpoint,
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
         LearningRateSchedule,
         Progress,
     )
-    from kdtrain.callbacks.distillation import NeedsTeacher
+    from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
+    from kdtrain.callbacks.features import Comparison, FeatureMethod
     from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.console import claim_terminal
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+    from kdtrain.fidelity import Fidelity, measure_fidelity
     from kdtrain.losses.soft_targets import soft_target_loss
     from kdtrain.models.layers import Conv2d
     from kdtrain.models.registry import build_model
@@ -45,21 +48,26 @@ _HOME = {
     "BatchEnd": "kdtrain.events",
     "Callback": "kdtrain.callback",
     "Checkpoint": "kdtrain.callbacks",
+    "Comparison": "kdtrain.callbacks.features",
     "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
     "EarlyStopping": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
     "EventFile": "kdtrain.callbacks.tensorboard",
+    "FeatureMethod": "kdtrain.callbacks.features",
+    "Fidelity": "kdtrain.fidelity",
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
     "LearningRateSchedule": "kdtrain.callbacks",
     "Loader": "kdtrain.data.loader",
     "NeedsTeacher": "kdtrain.callbacks.distillation",
+    "NeedsWholeBatch": "kdtrain.callbacks.distillation",
     "Objective": "kdtrain.objective",
     "Output": "kdtrain.objective",
     "Progress": "kdtrain.callbacks",
     "Recorder": "kdtrain.recording",
+    "Reliability": "kdtrain.calibration",
     "Run": "kdtrain.run",
     "Shape": "kdtrain.recording",
     "Status": "kdtrain.events",
@@ -71,8 +79,10 @@ _HOME = {
     "flow": "kdtrain.runtime",
     "load_data": "kdtrain.notebook",
     "load_model": "kdtrain.store.checkpoint",
+    "measure_fidelity": "kdtrain.fidelity",
     "model_card": "kdtrain.teachers",
     "predict_logits": "kdtrain.predict",
+    "reliability": "kdtrain.calibration",
     "soft_target_loss": "kdtrain.losses.soft_targets",
     "write_text": "kdtrain.store.atomic",
 }
@@ -82,21 +92,26 @@ __all__ = [
     "BatchEnd",
     "Callback",
     "Checkpoint",
+    "Comparison",
     "Conv2d",
     "DistillationCallback",
     "EarlyStopping",
     "EpochEnd",
     "EvalEnd",
     "EventFile",
+    "FeatureMethod",
+    "Fidelity",
     "FitEnd",
     "KdtrainError",
     "LearningRateSchedule",
     "Loader",
     "NeedsTeacher",
+    "NeedsWholeBatch",
     "Objective",
     "Output",
     "Progress",
     "Recorder",
+    "Reliability",
     "Run",
     "Shape",
     "Status",
@@ -108,8 +123,10 @@ __all__ = [
     "flow",
     "load_data",
     "load_model",
+    "measure_fidelity",
     "model_card",
     "predict_logits",
+    "reliability",
     "soft_target_loss",
     "write_text",
 ]

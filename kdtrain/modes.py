@@ -18,7 +18,7 @@ from kdtrain.callbacks import (
     StopOnNonFinite,
     TensorBoard,
 )
-from kdtrain.callbacks.distillation import NeedsTeacher
+from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
 from kdtrain.config import FitConfig
 from kdtrain.errors import UsageError
 from kdtrain.plugin_loader import load_plugin
@@ -55,12 +55,29 @@ def common(setup: Setup) -> list[Callback]:
 
 def plugins(setup: Setup) -> list[Callback]:
     """Returns what --plugin asks for. They come last, so that they find the teacher in the objective."""
-    loaded = [load_plugin(spec) for spec in setup.config.plugin]
-    return [plugin for plugin in loaded if setup.teacher is not None or not isinstance(plugin, NeedsTeacher)]
+    return _plugins_for(setup.config, has_teacher=setup.teacher is not None)
+
+
+def needs_whole_batch(mode: str, config: FitConfig) -> bool:
+    """Returns whether a plugin forbids that processes share each batch of ``mode``."""
+    plugins = _plugins_for(config, MODES[mode].has_teacher)
+    return any(isinstance(plugin, NeedsWholeBatch) for plugin in plugins)
+
+
+def _plugins_for(config: FitConfig, has_teacher: bool) -> list[Callback]:
+    loaded = [load_plugin(spec) for spec in config.plugin]
+    return [plugin for plugin in loaded if has_teacher or not isinstance(plugin, NeedsTeacher)]
 
 
 def check_plugins(config: FitConfig) -> None:
     """Raises UsageError if a plugin cannot be made, or needs a teacher where the mode has none."""
+    if config.with_label_smoothing:
+        load_plugin(LABEL_SMOOTHING)
+        if any(spec.split(",")[0] == LABEL_SMOOTHING for spec in config.plugin):
+            raise UsageError(
+                f"--plugin {LABEL_SMOOTHING} smooths the labels of every model, so there is nothing left "
+                "for --with-label-smoothing to compare with: leave one of them out."
+            )
     for spec in config.plugin:
         if isinstance(load_plugin(spec), NeedsTeacher) and config.mode in ("teacher", "student"):
             raise UsageError(
@@ -97,8 +114,13 @@ MODES = {
         "student", lambda setup: common(setup) + distillation(setup) + plugins(setup), has_teacher=True
     ),
 }
-COMPARE = ("teacher", "student_kd", "student")
-"""What mode ``compare`` trains, in this order, on the same batches from the same initial weights."""
+COMPARE = ("teacher", "student_kd", "student", "student_ls")
+"""What mode ``compare`` trains, in this order, the students on the same batches from the same weights.
+
+``student_ls`` is a ``student`` with the plugin ``label_smoothing``, and only there if it is asked for.
+"""
+LABEL_SMOOTHING = "label_smoothing"
+"""The plugin, by the name that it is installed under."""
 
 
 def architecture(mode: str, config: FitConfig) -> str:

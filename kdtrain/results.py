@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdtrain.callbacks.tensorboard import write_results
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain.callbacks.tensorboard import EventFile, write_results
 from kdtrain.config import FitConfig
 from kdtrain.evaluation import Evaluation
+from kdtrain.fidelity import Fidelity
 from kdtrain.modes import MODES
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel
 
+_AGREEMENT = "test/agreement"
+_SUFFIX = ".teacher"
+
 
 @dataclass(frozen=True)
+class Fitted:
+    """A network whose training is over.
+
+    Attributes:
+        saved: its best weights by the held-out images.
+        history: a row of figures per epoch, as in metrics.jsonl.
+    """
+
+    saved: SavedModel
+    history: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """What its epochs took, evaluations included; 0 for a model that was there before."""
+        return float(sum(row["train_seconds"] + row["eval_seconds"] for row in self.history))
+
+
+@dataclass(frozen=True, eq=False)
 class Trained:
     """A model, and how it did on the test set.
 
@@ -24,7 +50,9 @@ class Trained:
         seed: the seed it was trained with.
         saved: its best weights.
         parameters: how many values the network has.
+        multiply_adds: how many its linear layers and convolutions do for one image.
         test: on the test set.
+        logits: (test images, classes) what it made of the test set, in the data's order.
         seconds: what its epochs took, evaluations included; 0 for a model that was there before.
         history: a row of figures per epoch, as in metrics.jsonl.
         directory: the run directory; None for a model that was there before.
@@ -34,13 +62,15 @@ class Trained:
     seed: int
     saved: SavedModel
     parameters: int
+    multiply_adds: int
     test: Evaluation
+    logits: npt.NDArray[np.float32]
     seconds: float = 0.0
     history: tuple[dict[str, Any], ...] = ()
     directory: Path | None = None
 
 
-def file_results(trained: Trained, directory: Path, config: FitConfig, step: int) -> None:
+def file_results(trained: Trained, directory: Path, config: FitConfig) -> None:
     """Adds the test figures to result.json and to TensorBoard."""
     test = trained.test
     path = directory / "result.json"
@@ -54,11 +84,28 @@ def file_results(trained: Trained, directory: Path, config: FitConfig, step: int
             "cross_entropy": test.cross_entropy,
             "errors": test.errors,
             "images": test.images,
+            "calibration_error": test.calibration_error,
         },
     }
     write_text(path, json.dumps(result, indent=2) + "\n")
-    metrics = {"test/accuracy": test.accuracy, "test/cross_entropy": test.cross_entropy}
-    write_results(directory, _hyperparameters(trained, config), metrics, step)
+    metrics = {
+        "test/accuracy": test.accuracy,
+        "test/cross_entropy": test.cross_entropy,
+        "test/calibration_error": test.calibration_error,
+    }
+    step = trained.history[-1]["step"]
+    write_results(directory, _hyperparameters(trained, config), metrics, step, later=[_AGREEMENT])
+
+
+def file_fidelity(trained: Trained, fidelity: Fidelity) -> None:
+    """Adds to TensorBoard how far a student goes with its teacher, which takes both their logits."""
+    if trained.directory is None:
+        return
+    for earlier in trained.directory.glob(f"events.*{_SUFFIX}"):
+        earlier.unlink()  # of the same run, before it was resumed
+    with contextlib.closing(EventFile(trained.directory, _SUFFIX)) as file:
+        values = {_AGREEMENT: fidelity.agreement, "test/kl_from_teacher": fidelity.divergence}
+        file.add_scalars(values, trained.history[-1]["step"])
 
 
 def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int | float]:
@@ -69,6 +116,7 @@ def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int
         "arch": trained.saved.card.arch,
         "dataset": trained.saved.card.dataset,
         "val_size": "default" if config.val_size is None else config.val_size,
+        "omit_class": " ".join(config.omit_class) if mode.network == "student" else "",
         "limit_train": config.limit_train or 0,
         "seed": trained.seed,
         "epochs": config.epochs_for(mode.network),

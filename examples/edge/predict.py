@@ -14,17 +14,20 @@ import gzip
 import json
 import re
 import sys
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 
-def read_images(path: str) -> np.ndarray:
+def read_images(path: str) -> npt.NDArray[np.uint8]:
     """Returns the images in a file, uint8 (N, H, W) or (N, H, W, C)."""
     with open(path, "rb") as file:
         data = file.read()
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
+    images: npt.NDArray[Any]
     if data[:6] == b"\x93NUMPY":
         images = np.load(path, allow_pickle=False)
     elif data[:3] == b"\0\0\x08":  # IDX of unsigned bytes: how many dimensions, then their lengths
@@ -43,10 +46,11 @@ def read_images(path: str) -> np.ndarray:
     return images[np.newaxis] if images.ndim == 2 else images
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
+def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Returns the softmax of each row."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
+    powers /= powers.sum(axis=1, keepdims=True)
+    return powers
 
 
 def main() -> int:

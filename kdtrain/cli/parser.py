@@ -18,6 +18,7 @@ from kdtrain.errors import UsageError, did_you_mean, no_such
 COMMANDS = {
     "fit": "train a teacher, a student, a distilled student, or compare all three",
     "eval": "test a checkpoint: accuracy, cross-entropy, per class, confusion matrix",
+    "bias": "raise the biases of the classes that a student was trained without",
     "infer": "say which class an image shows, and draw the probabilities",
     "export": "write a checkpoint as an ONNX file, checked on the whole test set",
     "bench": "compare models: size, accuracy, latency, throughput",
@@ -139,6 +140,30 @@ def _eval(parser: _Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _bias(parser: _Parser) -> None:
+    parser.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="of a student that was trained with --omit-class"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("transfer", "validation", "labels"),
+        default="validation",
+        help="what decides how far: the teacher, whose mean probability of those classes is matched over "
+        "the student's training images or over the validation images, or the validation images' labels "
+        "[validation]",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the new checkpoint [RUN_DIR/checkpoints/bias_BY.safetensors]",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _infer(parser: _Parser) -> None:
     parser.add_argument(
         "images",
@@ -209,6 +234,7 @@ def _doctor(parser: _Parser) -> None:
 _FLAGS = {
     "fit": _fit,
     "eval": _eval,
+    "bias": _bias,
     "infer": _infer,
     "export": export_flags,
     "bench": bench_flags,

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.arrays import Normalized
-from kdtrain.data.augmentation import Augmentation
+from kdtrain.data.arrays import Normalized, in_slices
+from kdtrain.data.augmentation import Augmentation, Mixup
 from kdtrain.errors import DataError
 from kdtrain.ranks import Ranks
 from kdtrain.runtime import derive_seed, flow
 
 _Value = TypeVar("_Value", bound=np.generic)
-
-_AT_ONCE = 1000  # images that are hashed together
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,16 @@ class Batch:
         inputs: normalised images, (B, C, H, W) float32.
         targets: class labels, (B,) int64.
         indices: each image's position in the loader's data, (B,) int64.
+        share: how much of each image the targets stand for: 1 unless images have been mixed.
+        other: with mixup, the same inputs under the targets and indices of the images that were mixed
+            in. An objective gives the loss of both, weighted by share; a term need not know.
     """
 
     inputs: flow.Tensor
     targets: flow.Tensor
     indices: flow.Tensor
+    share: float = 1.0
+    other: Batch | None = None
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])
@@ -52,7 +56,9 @@ class Loader:
         seed: shuffles each epoch by a permutation of its own; None keeps the order.
         device: where the batches are put.
         augment: changes the images of each batch at random, by seed and epoch.
+        mixup: mixes the images of each batch afterwards, and so their labels.
         ranks: the processes that share each batch; every one of them gets its part.
+        classes: the classes' names; their numbers by default.
 
     Raises:
         DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
@@ -70,7 +76,9 @@ class Loader:
         seed: int | None = None,
         device: str = "cpu",
         augment: Augmentation | None = None,
+        mixup: Mixup | None = None,
         ranks: Ranks | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise DataError(
@@ -94,7 +102,9 @@ class Loader:
         self.seed = seed
         self.device = device
         self.augment = augment
+        self.mixup = mixup
         self.ranks = ranks
+        self.classes = tuple(classes or map(str, range(num_classes)))
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -104,6 +114,11 @@ class Loader:
     def num_images(self) -> int:
         """The number of images in an epoch."""
         return len(self.targets)
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether a network sees an image otherwise than it is, and anew in each epoch."""
+        return self.augment is not None or self.mixup is not None
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yields the batches of epoch number ``epoch``; every image is in exactly one of them.
@@ -127,14 +142,15 @@ class Loader:
             num_classes=self.num_classes,
             device=self.device,
             ranks=self.ranks,
+            classes=self.classes,
         )
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the images as a network sees them (normalised), in order."""
         digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        for start in range(0, self.num_images, _AT_ONCE):
-            digest.update(self.inputs[start : start + _AT_ONCE].data)
+        for few in in_slices(self.inputs.shape):
+            digest.update(self.inputs[few].data)
         return digest.hexdigest()
 
     @functools.cached_property
@@ -155,8 +171,16 @@ class Loader:
         images = self.inputs[indices]
         if self.augment is not None:
             images = self.augment(images, rng)
+        if self.mixup is None:
+            return self._under_labels(_to(flow.from_numpy(images), self.device), indices)
+        mixed, share, others = self.mixup(images, rng)
+        inputs = _to(flow.from_numpy(mixed), self.device)
+        other = self._under_labels(inputs, indices[others])
+        return dataclasses.replace(self._under_labels(inputs, indices), share=share, other=other)
+
+    def _under_labels(self, inputs: flow.Tensor, indices: npt.NDArray[np.int64]) -> Batch:
         return Batch(
-            inputs=_to(flow.from_numpy(images), self.device),
+            inputs=inputs,
             targets=_to(flow.from_numpy(self.targets[indices]), self.device),
             indices=_to(flow.tensor(indices), self.device),
         )

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pictures
 from serving import serving
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
@@ -26,6 +27,7 @@ from kdtrain.data.prepare import RunData, prepare
 from kdtrain.events import EpochEnd
 from kdtrain.fitting import Session
 from kdtrain.models.registry import build_model
+from kdtrain.plan import Plan
 from kdtrain.ranks import Ranks
 from kdtrain.run import Run
 from kdtrain.runtime import clear_wide_registers, flow
@@ -145,7 +147,7 @@ def seeds_side_by_side(bench: Bench) -> list[Row]:
     def run(cores: list[int]) -> float:
         folder, every = bench.fresh(), available_cores()
         jobs = [
-            session.training(mode, seed, folder / f"{mode}{seed}", taught_by)
+            session.training(Plan(mode, seed, folder / f"{mode}{seed}", taught_by))
             for seed in (0, 1)
             for mode, taught_by in (("student_kd", teacher), ("student", None))
         ]
@@ -233,6 +235,11 @@ def loader(bench: Bench) -> list[Row]:
     rate = statistics.median(rates)
     result = f"{rate:,.0f} images/s ({rates[0]:,.0f} to {rates[-1]:,.0f}, n = {len(rates)})"
     return [Row("the loader alone", result, "at least 300,000 images/s", rate >= 300_000)]
+
+
+def decoding(bench: Bench) -> list[Row]:
+    """A folder of pictures."""
+    return pictures.measure(bench.folder, bench.repeats)
 
 
 def growth(bench: Bench) -> list[Row]:
@@ -325,6 +332,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "seeds": seeds_side_by_side,
     "overhead": overhead,
     "loader": loader,
+    "decoding": decoding,
     "growth": growth,
     "start": start,
     "serve": serving,

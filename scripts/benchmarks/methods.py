@@ -20,12 +20,14 @@ from tools import ROOT
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.fitting import Session
+from kdtrain.plan import Plan
 from kdtrain.report.statistics import Interval, t_interval
 from kdtrain.store.atomic import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 
 PAGE = ROOT / "docs" / "methods.md"
 TIMED_EPOCHS = 3
+TEACHER_PATIENCE = 2  # times the students' epochs: a network with dropout is slower to learn
 
 Accuracies = dict[str, float]
 """Test accuracy, 0 to 1, by seed (as text, as JSON has it)."""
@@ -55,6 +57,7 @@ class Pair:
     images: int
     epochs: int
     methods: Mapping[str, Method]
+    batch_size: int = 128
 
 
 def plugin(*specs: str, alpha: float = 0.9, mode: str = "student_kd") -> Method:
@@ -68,12 +71,11 @@ def between(name: str, *pairs: tuple[str, str]) -> Method:
 
 
 PLAIN, HINTON = "plain student", "soft targets (Hinton)"
-STAGES = tuple((f"stage{i}", f"stage{i}") for i in (1, 2, 3))
 PAIRS = (
     Pair(
         "hinton_1200",
         "student_mlp",
-        images=10_000,
+        images=5_000,
         epochs=20,
         methods={
             PLAIN: Method("student"),
@@ -91,11 +93,16 @@ PAIRS = (
         },
     ),
     Pair(
-        "resnet20",
-        "resnet8",
+        "teacher_cnn",
+        f"{ROOT}/scripts/benchmarks/small_cnn.py:make",
         images=2_000,
         epochs=20,
-        methods={PLAIN: Method("student"), HINTON: Method(), "`attention`": between("attention", *STAGES)},
+        batch_size=32,
+        methods={
+            PLAIN: Method("student"),
+            HINTON: Method(),
+            "`attention`": between("attention", ("conv1", "conv1"), ("conv2", "conv2")),
+        },
     ),
 )
 
@@ -119,12 +126,14 @@ class Table:
             student_arch=pair.student,
             limit_train=pair.images,
             epochs=pair.epochs,
+            batch_size=pair.batch_size,
             logdir=folder,
             **data,
         )
         dataset = load_dataset(self.config.dataset, self.config.data_dir)
-        self.title = f"{dataset.name}, {pair.teacher} teaches {pair.student}"
-        self.folder = folder / f"{dataset.name}-{pair.student}-{pair.images}x{pair.epochs}"
+        student = pair.student.removeprefix(f"{ROOT}/scripts/benchmarks/")
+        self.title = f"{dataset.name}, {pair.teacher} teaches {student}"
+        self.folder = folder / f"{dataset.name}-{pair.teacher}-{pair.images}x{pair.epochs}"
         make_folder(self.folder)
         self.file = self.folder / "results.json"
         self.results: dict[str, Accuracies] = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -146,10 +155,11 @@ class Table:
     def _teacher(self) -> tuple[float, SavedModel]:
         path = self.folder / "teacher.safetensors"
         if not path.exists():
-            config = replace(self.config, mode="teacher")
+            epochs = self.pair.epochs * TEACHER_PATIENCE
+            config = replace(self.config, mode="teacher", epochs=epochs, teacher_augment="none")
             with _quietly(), temporary_folder(self.folder) as run:
                 session = Session(config)
-                trained = session.run([session.training("teacher", 0, run / "teacher", keep=False)])[0]
+                trained = session.run([session.training(Plan("teacher", 0, run / "teacher", keep=False))])[0]
                 self.results["teacher"] = {"0": trained.test.accuracy}
                 path.write_bytes(trained.saved.path.read_bytes())
             write_text(self.file, json.dumps(self.results, indent=1) + "\n")
@@ -168,13 +178,15 @@ class Table:
                     session.prepare_soft_labels(teachers)
                 jobs = [
                     session.training(
-                        method.mode,
-                        seed,
-                        run / f"{stage}_{seed}",
-                        teachers[seed] if taught else None,
-                        arch=arch,
-                        draw=stage if arch == self.pair.student else 0,
-                        keep=False,
+                        Plan(
+                            method.mode,
+                            seed,
+                            run / f"{stage}_{seed}",
+                            teachers[seed] if taught else None,
+                            settings={"student_arch": arch},
+                            draw=stage if arch == self.pair.student else 0,
+                            keep=False,
+                        )
                     )
                     for seed in seeds
                 ]
@@ -189,8 +201,9 @@ class Table:
         """Returns the table, with a sentence on how it came about."""
         pair, count = self.pair, len(self.seeds)
         lines = [
-            f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs, {count} seeds, "
-            f"one teacher ({100 * self.teacher_accuracy:.2f} % test accuracy).",
+            f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs in batches of "
+            f"{pair.batch_size}, {count} seeds, one teacher of {pair.epochs * TEACHER_PATIENCE} epochs "
+            f"({100 * self.teacher_accuracy:.2f} % test accuracy).",
             "",
             "| method | test accuracy, % | to the plain student | to Hinton's soft targets | s an epoch |",
             "|---|---|---|---|---|",
@@ -232,7 +245,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, help="students of each method [5]")
     parser.add_argument("--epochs", type=int, help="of each network [20]")
-    parser.add_argument("--images", type=int, help="to train on [10000; 2000 for the convolutional networks]")
+    parser.add_argument("--images", type=int, help="to train on [5000; 2000 for the convolutional networks]")
     parser.add_argument(
         "--data-dir",
         type=Path,

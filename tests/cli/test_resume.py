@@ -56,6 +56,7 @@ CASES = {
     "student, around the checkpoint": ("student", "end", ("--schedule", "constant")),
     "student_kd": ("student_kd", "step", ()),
     "student_kd, shifted": ("student_kd", "step", ("--augment", "shift=1", "--epochs", "4")),
+    "student_kd, mixed": ("student_kd", "step", ("--augment", "mixup=0.4,shift=1", "--epochs", "4")),
     "student with running means": ("student", "step", ("--student-arch", "resnet8", "--limit-train", "256")),
 }
 
@@ -122,7 +123,7 @@ def test_a_comparison_goes_on_with_what_is_not_trained_yet(
     finished = run_kdtrain(*hint.partition("kdtrain ")[2].split()[-3:], cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for seed in (0, 1):
-        for mode in MODES:
+        for mode in MODES[seed:]:  # the first seed's teacher teaches all
             path = f"compare/version_0/seed_{seed}/{mode}"
             assert_same_run(tmp_path / "logs" / path, tmp_path / "whole" / path)
     results = [
