@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdtrain.calibration import Reliability, reliability
     from kdtrain.callback import Callback
     from kdtrain.callbacks import (
         Checkpoint,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+    from kdtrain.fidelity import Fidelity, measure_fidelity
     from kdtrain.losses.soft_targets import soft_target_loss
     from kdtrain.models.layers import Conv2d
     from kdtrain.models.registry import build_model
@@ -51,6 +53,7 @@ _HOME = {
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
     "EventFile": "kdtrain.callbacks.tensorboard",
+    "Fidelity": "kdtrain.fidelity",
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
     "LearningRateSchedule": "kdtrain.callbacks",
@@ -60,6 +63,7 @@ _HOME = {
     "Output": "kdtrain.objective",
     "Progress": "kdtrain.callbacks",
     "Recorder": "kdtrain.recording",
+    "Reliability": "kdtrain.calibration",
     "Run": "kdtrain.run",
     "Shape": "kdtrain.recording",
     "Status": "kdtrain.events",
@@ -71,8 +75,10 @@ _HOME = {
     "flow": "kdtrain.runtime",
     "load_data": "kdtrain.notebook",
     "load_model": "kdtrain.store.checkpoint",
+    "measure_fidelity": "kdtrain.fidelity",
     "model_card": "kdtrain.teachers",
     "predict_logits": "kdtrain.predict",
+    "reliability": "kdtrain.calibration",
     "soft_target_loss": "kdtrain.losses.soft_targets",
     "write_text": "kdtrain.store.atomic",
 }
@@ -88,6 +94,7 @@ __all__ = [
     "EpochEnd",
     "EvalEnd",
     "EventFile",
+    "Fidelity",
     "FitEnd",
     "KdtrainError",
     "LearningRateSchedule",
@@ -97,6 +104,7 @@ __all__ = [
     "Output",
     "Progress",
     "Recorder",
+    "Reliability",
     "Run",
     "Shape",
     "Status",
@@ -108,8 +116,10 @@ __all__ = [
     "flow",
     "load_data",
     "load_model",
+    "measure_fidelity",
     "model_card",
     "predict_logits",
+    "reliability",
     "soft_target_loss",
     "write_text",
 ]

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain.calibration import reliability
 from kdtrain.callbacks.tensorboard import write_picture
 from kdtrain.children import Job
 from kdtrain.console import note
+from kdtrain.fidelity import measure_fidelity
 from kdtrain.fitting import Session, resumable
 from kdtrain.modes import COMPARE, MODES
-from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare, to_json
+from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
+from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.style import save_figure
 from kdtrain.results import Trained
 from kdtrain.store.atomic import write_text
-from kdtrain.store.checkpoint import SavedModel
+from kdtrain.store.checkpoint import SavedModel, save_tensors
 from kdtrain.store.run_directory import claim_run_directory
 from kdtrain.teachers import find_teacher
 
@@ -36,8 +43,11 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         write_text(directory / "config.toml", config.to_toml())
     with resumable(directory):
         trained = _train_all(session, directory, given)
-    comparison = compare([_result(model) for model in trained])
+    comparison = compare(_results(trained, session.dataset.test.labels, directory))
     if session.ranks.rank == 0:
+        logits = {logits_key(model.mode, model.seed): model.logits for model in trained}
+        labels = session.dataset.test.labels.astype(np.int64)
+        save_tensors(directory / FILES["test_logits"], {**logits, "labels": labels}, {})
         _file(comparison, directory, session.dataset.name)
     return comparison, directory
 
@@ -45,7 +55,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
 def _file(comparison: Comparison, directory: Path, dataset: str) -> None:
     """Writes the comparison's figures and picture."""
     write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
-    picture = directory / "compare.png"
+    picture = directory / FILES["picture"]
     save_figure(comparison_figure(comparison, title_extra=dataset), picture)
     write_picture(directory, "comparison", picture)
 
@@ -89,7 +99,17 @@ def _train_all(session: Session, directory: Path, given: Trained | None) -> list
     return sorted(trained, key=lambda model: (model.seed, COMPARE.index(model.mode)))
 
 
-def _result(trained: Trained) -> ModelResult:
+def _results(trained: Sequence[Trained], labels: npt.NDArray[np.int64], directory: Path) -> list[ModelResult]:
+    """Returns each model's figures; fidelity is to the teacher of its seed, or to the only one."""
+    teachers = {model.seed: model for model in trained if model.mode == "teacher"}
+    only = next(iter(teachers.values()))
+    return [_result(model, teachers.get(model.seed, only), labels, directory) for model in trained]
+
+
+def _result(
+    trained: Trained, teacher: Trained, labels: npt.NDArray[np.int64], directory: Path
+) -> ModelResult:
+    fidelity = None if trained is teacher else measure_fidelity(trained.logits, teacher.logits)
     return ModelResult(
         model=trained.mode,  # type: ignore[arg-type]
         seed=trained.seed,
@@ -97,11 +117,16 @@ def _result(trained: Trained) -> ModelResult:
         test_cross_entropy=trained.test.cross_entropy,
         test_images=trained.test.images,
         test_errors=trained.test.errors,
+        calibration_error=reliability(trained.logits, labels).error,
+        fidelity=fidelity,
         parameters=trained.parameters,
+        multiply_adds=trained.multiply_adds,
         seconds=trained.seconds,
         history=tuple(
             EpochPoint(row["epoch"], row["eval/accuracy"], row["eval/cross_entropy"])
             for row in trained.history
         ),
         correct=trained.test.correct,
+        arch=trained.saved.card.arch,
+        directory=str(trained.directory.relative_to(directory)) if trained.directory else None,
     )

@@ -23,7 +23,7 @@ from kdtrain.data.loader import Loader
 from kdtrain.data.prepare import check_sizes, count_validation, prepare
 from kdtrain.errors import DataError
 from kdtrain.evaluation import Evaluation
-from kdtrain.models.registry import build_model, check_architecture, count_parameters
+from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
 from kdtrain.modes import MODES, Setup, architecture, check_plugins, logit_cache, optimizer
 from kdtrain.predict import predict_logits
 from kdtrain.ranks import OneFlowRanks, Ranks
@@ -213,7 +213,8 @@ class Session:
         model = saved.build(self.device)
         logits = predict_logits(model, test, description=f"{mode} on the test set")
         evaluation = Evaluation.from_logits(logits, test.targets)
-        return Trained(mode, seed, saved, count_parameters(model), evaluation)
+        multiply_adds = count_multiply_adds(saved.build("cpu"), saved.card.image_shape)
+        return Trained(mode, seed, saved, count_parameters(model), multiply_adds, evaluation, logits)
 
     def _teacher_for_student(self) -> SavedModel:
         """Returns the teacher that is there, or trains one."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kdtrain.callbacks.tensorboard import write_results
 from kdtrain.config import FitConfig
 from kdtrain.evaluation import Evaluation
@@ -15,7 +18,7 @@ from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trained:
     """A model, and how it did on the test set.
 
@@ -24,7 +27,9 @@ class Trained:
         seed: the seed it was trained with.
         saved: its best weights.
         parameters: how many values the network has.
+        multiply_adds: how many its linear layers and convolutions do for one image.
         test: on the test set.
+        logits: (test images, classes) what it made of the test set, in the data's order.
         seconds: what its epochs took, evaluations included; 0 for a model that was there before.
         history: a row of figures per epoch, as in metrics.jsonl.
         directory: the run directory; None for a model that was there before.
@@ -34,7 +39,9 @@ class Trained:
     seed: int
     saved: SavedModel
     parameters: int
+    multiply_adds: int
     test: Evaluation
+    logits: npt.NDArray[np.float32]
     seconds: float = 0.0
     history: tuple[dict[str, Any], ...] = ()
     directory: Path | None = None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboardX import summary
 
-from kdtrain import Callback, EpochEnd, EventFile, FitEnd, Run, UsageError, predict_logits
-
-Array = npt.NDArray[np.float64]
+from kdtrain import (
+    Callback,
+    EpochEnd,
+    EventFile,
+    FitEnd,
+    Reliability,
+    Run,
+    UsageError,
+    predict_logits,
+    reliability,
+)
 
 
 class Calibration(Callback):
@@ -54,32 +60,6 @@ class Calibration(Callback):
         """Closes the file."""
         if self.file is not None:
             self.file.close()
-
-
-class Reliability(NamedTuple):
-    """What is in each bin, and the expected calibration error (0 to 1).
-
-    Accuracy and confidence are 0 where a bin has no images.
-    """
-
-    counts: npt.NDArray[np.int64]
-    accuracy: Array
-    confidence: Array
-    error: float
-
-
-def reliability(logits: npt.ArrayLike, targets: npt.NDArray[np.int64], bins: int) -> Reliability:
-    """Returns the figures for logits (N, classes) and labels (N,); a bin includes its upper end."""
-    scores = np.asarray(logits, np.float64)
-    odds = np.exp(scores - scores.max(axis=1, keepdims=True))
-    confidence = 1.0 / odds.sum(axis=1)  # of the largest, whose odds are 1
-    right = scores.argmax(axis=1) == targets
-    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    sums = [np.bincount(index, values, bins) for values in (right, confidence)]
-    means = [np.divide(total, counts, out=np.zeros(bins), where=counts > 0) for total in sums]
-    error = float(np.abs(sums[0] - sums[1]).sum() / len(targets))
-    return Reliability(counts, means[0], means[1], error)
 
 
 def diagram(found: Reliability) -> npt.NDArray[np.uint8]:

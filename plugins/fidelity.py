@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
-from kdtrain import EpochEnd, EvalEnd, EventFile, FitEnd, NeedsTeacher, Run, predict_logits
-
-Array = npt.NDArray[np.float64]
+from kdtrain import EpochEnd, EvalEnd, EventFile, FitEnd, NeedsTeacher, Run, measure_fidelity, predict_logits
 
 
 class Fidelity(NeedsTeacher):
@@ -28,7 +23,7 @@ class Fidelity(NeedsTeacher):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Compares."""
-        agreement, divergence = fidelity(predict_logits(run.evaluated, run.validation), self.teacher)
+        agreement, divergence = measure_fidelity(predict_logits(run.evaluated, run.validation), self.teacher)
         if self.file is not None:
             self.file.add_scalars({"fidelity/agreement": agreement, "fidelity/kl": divergence}, event.step)
 
@@ -41,16 +36,3 @@ class Fidelity(NeedsTeacher):
         """Closes the file."""
         if self.file is not None:
             self.file.close()
-
-
-def fidelity(student: npt.ArrayLike, teacher: npt.ArrayLike) -> tuple[float, float]:
-    """Returns the agreement (0 to 1) and the mean KL(teacher || student) of logits (N, classes)."""
-    ours, theirs = (_log_softmax(np.asarray(logits, np.float64)) for logits in (student, teacher))
-    agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-    return agreement, float((np.exp(theirs) * (theirs - ours)).sum(axis=1).mean())
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted: Array = logits - logits.max(axis=1, keepdims=True)
-    logs: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return logs

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 
 from kdtrain.errors import KdtrainError
+from kdtrain.fidelity import Fidelity
 from kdtrain.report.statistics import (
-    CONFIDENCE,
     Interval,
     McNemar,
     bounds_text,
@@ -47,9 +47,15 @@ class ModelResult:
     Attributes:
         test_accuracy: fraction 0..1.
         test_cross_entropy: nats per image.
+        calibration_error: expected calibration error on the test set, fraction 0..1.
+        fidelity: how far it agrees with its seed's teacher on the test set; None for a teacher.
+        parameters: trainable values.
+        multiply_adds: of its linear layers and convolutions, for one image.
         seconds: time to train it.
         history: one point per epoch on the held-out set; empty for a model trained elsewhere.
-        correct: (test_images,) whether each test image was recognised, where that is known.
+        correct: (test_images,) whether each test image was recognised.
+        arch: its architecture.
+        directory: its run directory, within the comparison's; None for a model trained elsewhere.
     """
 
     model: Model
@@ -58,10 +64,15 @@ class ModelResult:
     test_cross_entropy: float
     test_images: int
     test_errors: int
+    calibration_error: float
+    fidelity: Fidelity | None
     parameters: int
+    multiply_adds: int
     seconds: float
     history: tuple[EpochPoint, ...]
-    correct: npt.NDArray[np.bool_] | None = None
+    correct: npt.NDArray[np.bool_]
+    arch: str = ""
+    directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,8 +175,7 @@ def _test_images(results: Sequence[ModelResult]) -> int:
         if not np.isfinite(losses).all():
             raise KdtrainError(f"{name} has a cross-entropy that is not finite: its training diverged.")
         wrong = [(1 - result.test_accuracy) * images]
-        if result.correct is not None:
-            wrong.append(float((~result.correct).sum()))
+        wrong.append(float((~result.correct).sum()))
         if not np.allclose(wrong, result.test_errors, rtol=0, atol=0.5):
             raise KdtrainError(f"{name}: accuracy {result.test_accuracy} is not {result.test_errors} errors.")
     return images
@@ -183,7 +193,7 @@ def _summary(results: Sequence[ModelResult]) -> ModelSummary:
 
 def _one_seed_test(pairs: Sequence[tuple[ModelResult, ModelResult]]) -> McNemar | None:
     distilled, plain = pairs[0]
-    if len(pairs) > 1 or distilled.correct is None or plain.correct is None:
+    if len(pairs) > 1:
         return None
     return mcnemar(distilled.correct, plain.correct)
 
@@ -249,46 +259,3 @@ def comparison_table(comparison: Comparison) -> Table:
 def _mean_and_sd(interval: Interval, digits: int) -> str:
     spread = "" if interval.sd is None else f"\n± {interval.sd:,.{digits}f}"
     return f"{interval.mean:,.{digits}f}{spread}"
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Returns plain values for ``compare.json``, in full precision, with units in the key names."""
-    return {
-        "verdict": comparison.verdict,
-        "outcome": comparison.outcome,
-        "confidence": CONFIDENCE,
-        "test_images": comparison.test_images,
-        "gain_percentage_points": asdict(comparison.gain),
-        "errors_removed": comparison.errors_removed,
-        "errors_removed_percent": comparison.errors_removed_percent,
-        "gap_closed_fraction": comparison.gap_closed,
-        "mcnemar_student_kd_vs_student": comparison.mcnemar and asdict(comparison.mcnemar),
-        "models": {
-            model: {
-                "test_accuracy_percent": asdict(summary.accuracy),
-                "test_cross_entropy_nats": asdict(summary.cross_entropy),
-                "test_errors": asdict(summary.errors),
-                "seconds": asdict(summary.seconds),
-                "parameters": summary.parameters,
-            }
-            for model, summary in comparison.summaries.items()
-        },
-        "results": [_result_json(result) for result in comparison.results],
-    }
-
-
-def _result_json(result: ModelResult) -> dict[str, Any]:
-    history = [
-        (int(point.epoch), float(point.accuracy), float(point.cross_entropy)) for point in result.history
-    ]
-    keys = ("epoch", "accuracy_fraction", "cross_entropy_nats")
-    return {
-        "model": result.model,
-        "seed": result.seed,
-        "test_accuracy_fraction": float(result.test_accuracy),
-        "test_cross_entropy_nats": float(result.test_cross_entropy),
-        "test_errors": int(result.test_errors),
-        "seconds": float(result.seconds),
-        "parameters": int(result.parameters),
-        "held_out_history": [dict(zip(keys, point, strict=True)) for point in history],
-    }

@@ -24,7 +24,7 @@ from kdtrain.data.prepare import prepare
 from kdtrain.models.registry import build_model
 from kdtrain.ranks import ForkedRanks, shared_memory
 from kdtrain.runtime import derive_seed, flow
-from kdtrain.store.checkpoint import load_model
+from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted
 from tests.conftest import ROOT, RunKdtrain
 from tests.tools import read_scalars
@@ -162,6 +162,23 @@ def test_figures_agree_with_the_runs(two_seeds: Compared) -> None:
         ]
 
 
+def test_logits_over_the_test_set_are_kept(two_seeds: Compared, tiles: Path) -> None:
+    """What the file holds is what the saved weights make of the test images, in the data's order."""
+    figures = two_seeds.figures
+    logits, _ = load_tensors(two_seeds.directory / figures["files"]["test_logits"])
+    labels = logits.pop("labels")
+    dataset = load_dataset(data_dir=tiles)
+    np.testing.assert_array_equal(labels, dataset.test.labels)
+    assert logits.keys() == {row["test_logits"] for row in figures["results"]}
+    images = flow.tensor(dataset.test.normalized(dataset.normalization))
+    for row in figures["results"]:
+        own = logits[row["test_logits"]]
+        assert own.dtype == np.float32
+        best = load_model(two_seeds.directory / row["directory"] / "checkpoints/best.safetensors")
+        np.testing.assert_allclose(own, best.build()(images).numpy(), atol=1e-5)
+        assert (own.argmax(axis=1) != labels).sum() == row["test_errors"]
+
+
 def test_gain_is_the_mean_difference_of_the_pairs(two_seeds: Compared) -> None:
     errors = {(row["model"], row["seed"]): row["test_errors"] for row in two_seeds.figures["results"]}
     gains = [(errors["student", seed] - errors["student_kd", seed]) / 3 for seed in (0, 1)]  # of 300, in %
@@ -251,6 +268,9 @@ def test_given_teacher_is_tested_once_and_not_trained(
     tested = compared.figures["results"][0]
     assert tested["test_errors"] == result(fitted.run("teacher"))["test"]["errors"]
     assert tested["held_out_history"] == []
+    assert tested["directory"] is None
+    logits, _ = load_tensors(compared.directory / compared.figures["files"]["test_logits"])
+    assert set(logits) == {"labels", *(row["test_logits"] for row in compared.figures["results"])}
     assert {path.name for path in compared.directory.glob("seed_*/*")} == {"student_kd", "student"}
     assert not (tmp_path / "logs/models/teacher.safetensors").exists()
 
