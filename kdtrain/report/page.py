@@ -28,7 +28,7 @@ from kdtrain.store.checkpoint import load_tensors
 
 NAME = "report.html"
 
-_DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3", ":": "2 3"}
+_DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}
 """Matplotlib's names for dashes, as SVG has them."""
 
 
@@ -64,25 +64,22 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
         ]
         for model in figures["models"]
     }
-    page = (
-        _environment(figures)
-        .get_template("page.html")
-        .render(
-            dataset=dataset,
-            figures=figures,
-            lines=LINES,
-            dashes=_DASHES,
-            charts=_charts(figures),
-            pairs=_pairs(figures),
-            calibration=_calibration(by_model, labels),
-            confusions={model: confusions(seeds, labels) for model, seeds in by_model.items()},
-            most_classes=MOST_CLASSES,
-            examples=choose_examples(by_model, dataset),
-            settings=(directory / FILES["config"]).read_text(),
-            command=command(config),
-        )
+    page = _environment(figures).get_template("page.html")
+    text = page.render(
+        dataset=dataset,
+        figures=figures,
+        looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
+        charts=_charts(figures),
+        differences=differences(figures["differences"]),
+        rows={(row["model"], row["seed"]): number for number, row in enumerate(figures["results"])},
+        calibration=_calibration(by_model, labels),
+        confusions={model: confusions(seeds, labels) for model, seeds in by_model.items()},
+        most_classes=MOST_CLASSES,
+        examples=choose_examples(by_model, dataset),
+        settings=(directory / FILES["config"]).read_text(),
+        command=command(config),
     )
-    write_text(directory / NAME, page)
+    write_text(directory / NAME, text)
     return directory / NAME
 
 
@@ -119,18 +116,9 @@ def _charts(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {"errors": curves(histories, "error", 100), "loss": curves(histories, "cross_entropy_nats")}
 
 
-def _pairs(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the two students of each seed, by place in ``results``, and their differences."""
-    place = {(row["model"], row["seed"]): number for number, row in enumerate(figures["results"])}
-    seeds = sorted(seed for model, seed in place if model == "student")
-    rows = [(seed, place["student_kd", seed], place["student", seed]) for seed in seeds]
-    errors = [row["test_errors"] for row in figures["results"]]
-    points = [100 * (errors[plain] - errors[kd]) / figures["test_images"] for _, kd, plain in rows]
-    gain = figures["gain_percentage_points"]
-    return {
-        "rows": [(*row, point) for row, point in zip(rows, points, strict=True)],
-        "chart": differences(points, gain["low"], gain["high"], gain["mean"]),
-    }
+def _dash(dashes: str | tuple[int, tuple[int, ...]]) -> str:
+    """Returns what matplotlib draws as a line of width 2, as SVG has it."""
+    return _DASHES[dashes] if isinstance(dashes, str) else " ".join(str(2 * length) for length in dashes[1])
 
 
 def _calibration(

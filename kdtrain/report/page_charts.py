@@ -6,7 +6,7 @@ Lengths are in the units of a chart's own view box; y grows downwards, as in SVG
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class Differences:
     """The seeds' paired differences as places, with their mean and its interval, if there is one."""
 
     x: Axis
-    points: tuple[tuple[float, int], ...]
+    points: tuple[float, ...]
     mean: float
     interval: tuple[float, float] | None
 
@@ -141,18 +141,30 @@ def _line(
     return Line(model, _points(mean), _points([*high, *reversed(low)]) if len(values) > 1 else "", mean[-1])
 
 
-def differences(points: Sequence[float], low: float | None, high: float | None, mean: float) -> Differences:
-    """Returns the paired differences, of one seed each, on an axis that shows zero."""
-    shown = [0.0, *points, *(bound for bound in (low, high) if bound is not None)]
+def differences(found: Sequence[Mapping[str, Any]]) -> list[Differences]:
+    """Returns a chart for each entry of ``differences``, all on one axis, which shows zero."""
+    bounds = [_bounds(difference) for difference in found]
+    gains = [[gain["percentage_points"] for gain in difference["gains"]] for difference in found]
+    shown = [0.0, *(value for both in (bounds, gains) for row in both for value in row)]
     margin = 0.08 * (max(shown) - min(shown)) or 0.1
     x = Axis(min(shown) - margin, max(shown) + margin, 12, WIDTH - 12)
-    interval = None if low is None or high is None else (x.place(low), x.place(high))
-    return Differences(
-        x,
-        tuple((x.place(point), row) for row, point in enumerate(points)),
-        x.place(mean),
-        interval,
-    )
+    return [
+        Differences(
+            x,
+            tuple(map(x.place, points)),
+            x.place(difference["gain_percentage_points"]["mean"]),
+            (x.place(interval[0]), x.place(interval[1])) if interval else None,
+        )
+        for difference, points, interval in zip(found, gains, bounds, strict=True)
+    ]
+
+
+def _bounds(difference: Mapping[str, Any]) -> tuple[()] | tuple[float, float]:
+    """The interval of a difference: over the seeds, or over the images of a single one."""
+    gain, one = difference["gain_percentage_points"], difference["one_seed"]
+    if one is not None:
+        return one["low_percentage_points"], one["high_percentage_points"]
+    return () if gain["low"] is None else (gain["low"], gain["high"])
 
 
 def reliability_chart(found: Reliability) -> ReliabilityChart:
