@@ -43,7 +43,7 @@ class Axis:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """Places of round values, and how these are written."""
-        if self.log:
+        if self.log and self.high / self.low > 10:
             subs = (1, 2, 5) if self.high / self.low < 300 else (1,)
             values = LogLocator(subs=subs).tick_values(self.low, self.high)
         else:
