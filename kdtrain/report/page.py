@@ -16,8 +16,8 @@ from kdtrain.calibration import BINS, reliability
 from kdtrain.config_file import load_config
 from kdtrain.data.arrays import Dataset
 from kdtrain.data.datasets import load_dataset
-from kdtrain.errors import DataError
-from kdtrain.report.comparison_file import FILES
+from kdtrain.errors import DataError, KdtrainError
+from kdtrain.report.comparison_file import FILES, VERSION
 from kdtrain.report.page_charts import curves, differences, reliability_chart
 from kdtrain.report.page_confusion import MOST_CLASSES, confusions
 from kdtrain.report.page_examples import choose_examples
@@ -44,9 +44,10 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
 
     Raises:
         DataError: the data set's test labels are not those of the comparison.
-        KdtrainError: a file of the comparison's is missing or damaged, or the page cannot be written.
+        KdtrainError: a file of the comparison's is missing, damaged or of another version, or the page
+            cannot be written.
     """
-    figures = json.loads((directory / "compare.json").read_text())
+    figures = _read_figures(directory / "compare.json")
     config = load_config({}, directory / FILES["config"])
     if dataset is None:
         dataset = load_dataset(
@@ -81,6 +82,16 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
     )
     write_text(directory / NAME, text)
     return directory / NAME
+
+
+def _read_figures(file: Path) -> dict[str, Any]:
+    try:
+        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it when it ends.") from error
+    if figures["version"] != VERSION:
+        raise KdtrainError(f"{file} is of version {figures['version']}; this kdtrain reads {VERSION}.")
+    return figures
 
 
 def _environment(figures: Mapping[str, Any]) -> Environment:

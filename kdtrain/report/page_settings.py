@@ -6,11 +6,13 @@ import shlex
 from typing import Any
 
 from kdtrain.config import FitConfig, flag_of
+from kdtrain.config_file import load_config
 
 
 def command(config: FitConfig) -> str:
     """Returns the ``kdtrain fit`` that comes to the same settings, with only the flags that it takes."""
     wanted = config.resolved()
+    config = load_config(wanted)  # nothing in it is left to be decided
     given: dict[str, Any] = {"mode": config.mode}
     # One setting can be the default of another, so what is still different is looked for again.
     while wrong := _different(FitConfig(**given).resolved(), wanted):
@@ -20,8 +22,9 @@ def command(config: FitConfig) -> str:
         if value is True:
             words.append(flag_of(name))
         else:
-            for item in value if isinstance(value, tuple) else (value,):
-                words += [flag_of(name), str(item)]
+            for item in map(str, value if isinstance(value, tuple) else (value,)):
+                # Joined, what looks like a flag is still a value.
+                words += [f"{flag_of(name)}={item}"] if item.startswith("-") else [flag_of(name), item]
     return shlex.join(words)
 
 
