@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdtrain.console import note
+from kdtrain.plan import Plan
 from kdtrain.results import Trained
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel
@@ -35,10 +36,9 @@ def run_chain(session: Session, directory: Path, teacher: SavedModel) -> Trained
     for number, (name, arch, draw) in enumerate(stages, 1):
         session.prepare_soft_labels({config.seed: teacher})
         is_last = number == len(stages)
-        job = session.training(
-            "student_kd", config.seed, directory / name, teacher, name, arch=arch, draw=draw, keep=is_last
-        )
-        trained += session.run([job])
+        settings = {"student_arch": arch}
+        plan = Plan("student_kd", config.seed, directory / name, teacher, name, settings, draw, keep=is_last)
+        trained += session.run([session.training(plan)])
         teacher = trained[-1].saved
         if not is_last:
             note(f"{name} ({arch}): test accuracy {trained[-1].test.accuracy:.2%}; it teaches the next one.")

@@ -1,26 +1,29 @@
-"""Carries out ``kdtrain fit --mode compare``: teacher and paired students, seed by seed."""
+"""Carries out ``kdtrain fit --mode compare``: a teacher, and paired students seed by seed."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from kdtrain.calibration import reliability
 from kdtrain.callbacks.tensorboard import write_picture
 from kdtrain.children import Job
+from kdtrain.choosing import Chosen, choose_settings
 from kdtrain.console import note
 from kdtrain.fidelity import measure_fidelity
 from kdtrain.fitting import Session, resumable
-from kdtrain.modes import COMPARE, MODES
+from kdtrain.grid import Settings, settings_text
+from kdtrain.modes import COMPARE, LABEL_SMOOTHING
+from kdtrain.plan import Plan
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.style import save_figure
-from kdtrain.results import Trained
+from kdtrain.results import Trained, file_fidelity
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel, save_tensors
 from kdtrain.store.run_directory import claim_run_directory
@@ -28,87 +31,117 @@ from kdtrain.teachers import find_teacher
 
 
 def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:
-    """Trains the three models for every seed; returns the comparison and its directory.
+    """Trains the models for every seed; returns the comparison and its directory.
 
-    The directory gets ``compare.json``, ``compare.png`` and a run directory per seed and model.
+    The directory gets ``compare.json``, ``compare.png``, every model's logits over the test set, and a
+    run directory per seed and model.
 
     Args:
         session: the configuration and the data.
         resume: the directory of a comparison to go on with: what is trained already is only tested.
     """
     config = session.config
-    given = _given_teacher(session)
+    given = find_teacher(config, session.dataset) if config.teacher_checkpoint is not None else None
+    if given is not None:
+        note(f"The teacher is {given.path}.")
     directory = resume or claim_run_directory(config.logdir, "compare")
     if resume is None:
         write_text(directory / "config.toml", config.to_toml())
     with resumable(directory):
-        trained = _train_all(session, directory, given)
-    comparison = compare(_results(trained, session.dataset.test.labels, directory))
+        trained, chosen = _Training(session, directory).run(given)
+    comparison = compare(
+        _results(trained, directory), {model: found.choice for model, found in chosen.items()}
+    )
     if session.ranks.rank == 0:
-        logits = {logits_key(model.mode, model.seed): model.logits for model in trained}
-        labels = session.dataset.test.labels.astype(np.int64)
-        save_tensors(directory / FILES["test_logits"], {**logits, "labels": labels}, {})
-        _file(comparison, directory, session.dataset.name)
+        _file(comparison, trained, session, directory)
     return comparison, directory
 
 
-def _file(comparison: Comparison, directory: Path, dataset: str) -> None:
-    """Writes the comparison's figures and picture."""
-    write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
-    picture = directory / FILES["picture"]
-    save_figure(comparison_figure(comparison, title_extra=dataset), picture)
-    write_picture(directory, "comparison", picture)
+class _Training:
+    """What a comparison trains, and in which order: teachers, a grid if there is one, students.
 
-
-def _given_teacher(session: Session) -> Trained | None:
-    """Tests the teacher of --teacher-checkpoint, one for all seeds; None if each seed trains its own."""
-    config = session.config
-    saved = find_teacher(config, session.dataset) if config.teacher_checkpoint is not None else None
-    if saved is None:
-        return None
-    note(f"The teacher is {saved.path}.")
-    return session.run([session.testing("teacher", config.seed, saved)])[0]
-
-
-def _train_all(session: Session, directory: Path, given: Trained | None) -> list[Trained]:
-    """Trains the teachers, then all the students, as many side by side as there are cores.
-
-    The models of one seed see the same images in the same order.
+    The test set is not looked at before all choices are made. The models of one seed see the same
+    images in the same order.
     """
-    config = session.config
-    seeds = range(config.seed, config.seed + config.seeds)
 
-    if len(seeds) > 1:
-        note(f"Seeds {seeds[0]} to {seeds[-1]}: each line begins with the model and its seed.")
+    def __init__(self, session: Session, directory: Path) -> None:
+        self.session = session
+        self.config = session.config
+        self.directory = directory
+        self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
+        self.students = [model for model in COMPARE if model != "teacher"]
+        if not self.config.with_label_smoothing:
+            self.students.remove("student_ls")
 
-    def training(mode: str, seed: int, teacher: SavedModel | None = None) -> Job[Trained]:
-        label = mode if len(seeds) == 1 else f"{mode}/{seed}"
-        folder, is_last = directory / f"seed_{seed}" / mode, seed == seeds[-1]
-        return session.training(mode, seed, folder, teacher, label, keep=is_last)
+    def run(self, given: SavedModel | None) -> tuple[list[Trained], dict[str, Chosen]]:
+        """Returns all models by seed, and what was chosen; ``given`` is a teacher that is there already."""
+        if len(self.seeds) > 1:
+            note(f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed.")
+        teachers, tests = self._teachers(given)
+        self.session.prepare_soft_labels(teachers)
+        first = self.seeds[0]
+        chosen = choose_settings(
+            self.session,
+            self.students,
+            lambda model, settings: self._plan(model, first, teachers[first], settings),
+        )
+        students = [(model, seed) for seed in self.seeds for model in self.students]
+        jobs = [self._student(model, seed, teachers[seed], chosen.get(model)) for model, seed in students]
+        trained = self.session.run([*tests, *jobs])
+        names = ["teacher"] * len(tests) + [model for model, _ in students]
+        trained = [dataclasses.replace(one, mode=name) for name, one in zip(names, trained, strict=True)]
+        return sorted(trained, key=lambda one: (one.seed, COMPARE.index(one.mode))), chosen
 
-    teachers = [given] if given is not None else session.run([training("teacher", seed) for seed in seeds])
-    taught_by = {seed: teachers[0 if given is not None else i].saved for i, seed in enumerate(seeds)}
-    session.prepare_soft_labels(taught_by)
-    students = [
-        training(mode, seed, taught_by[seed] if MODES[mode].has_teacher else None)
-        for seed in seeds
-        for mode in COMPARE
-        if mode != "teacher"
-    ]
-    trained = teachers + session.run(students)
-    return sorted(trained, key=lambda model: (model.seed, COMPARE.index(model.mode)))
+    def _teachers(self, given: SavedModel | None) -> tuple[dict[int, SavedModel], list[Job[Trained]]]:
+        """Returns each seed's teacher, trained but untested, and the jobs that test the teachers."""
+        session = self.session
+        if given is not None:
+            return dict.fromkeys(self.seeds, given), [session.testing("teacher", self.config.seed, given)]
+        seeds = self.seeds if self.config.teacher_per_seed else self.seeds[:1]
+        plans = [self._plan("teacher", seed) for seed in seeds]
+        fitted = session.run([session.fitting(plan) for plan in plans])
+        own = {seed: fit.saved for seed, fit in zip(seeds, fitted, strict=True)}
+        teachers = {seed: own.get(seed, fitted[0].saved) for seed in self.seeds}
+        return teachers, [session.finishing(plan, fit) for plan, fit in zip(plans, fitted, strict=True)]
+
+    def _student(self, model: str, seed: int, teacher: SavedModel, chosen: Chosen | None) -> Job[Trained]:
+        """Returns the job that trains and tests a student; the best of the grid only has to be tested."""
+        plan = self._plan(model, seed, teacher, chosen.choice.chosen.settings if chosen else {})
+        if chosen is not None and seed == self.seeds[0]:
+            return self.session.finishing(plan, chosen.fitted)
+        return self.session.training(plan)
+
+    def _plan(
+        self, model: str, seed: int, teacher: SavedModel | None = None, settings: Settings | None = None
+    ) -> Plan:
+        """Returns the fit of a model; the first seed's with settings of their own is one of the grid's."""
+        own: dict[str, Any] = dict(settings or {})
+        folder, label = Path(f"seed_{seed}") / model, model
+        if own and seed == self.seeds[0]:
+            folder = Path("grid") / f"{model},{settings_text(own)}"
+            label = f"{model},{settings_text(own)}"
+        if model == "student_ls":
+            own["plugin"] = (*self.config.plugin, LABEL_SMOOTHING)
+        last = seed == self.seeds[-1] or model == "teacher"
+        return Plan(
+            mode="student" if model == "student_ls" else model,
+            seed=seed,
+            directory=self.directory / folder,
+            teacher=teacher if model == "student_kd" else None,
+            label=label if len(self.seeds) == 1 else f"{label}/{seed}",
+            settings=own,
+            keep=last and model != "student_ls",
+        )
 
 
-def _results(trained: Sequence[Trained], labels: npt.NDArray[np.int64], directory: Path) -> list[ModelResult]:
+def _results(trained: Sequence[Trained], directory: Path) -> list[ModelResult]:
     """Returns each model's figures; fidelity is to the teacher of its seed, or to the only one."""
     teachers = {model.seed: model for model in trained if model.mode == "teacher"}
     only = next(iter(teachers.values()))
-    return [_result(model, teachers.get(model.seed, only), labels, directory) for model in trained]
+    return [_result(model, teachers.get(model.seed, only), directory) for model in trained]
 
 
-def _result(
-    trained: Trained, teacher: Trained, labels: npt.NDArray[np.int64], directory: Path
-) -> ModelResult:
+def _result(trained: Trained, teacher: Trained, directory: Path) -> ModelResult:
     fidelity = None if trained is teacher else measure_fidelity(trained.logits, teacher.logits)
     return ModelResult(
         model=trained.mode,  # type: ignore[arg-type]
@@ -117,7 +150,7 @@ def _result(
         test_cross_entropy=trained.test.cross_entropy,
         test_images=trained.test.images,
         test_errors=trained.test.errors,
-        calibration_error=reliability(trained.logits, labels).error,
+        calibration_error=trained.test.calibration_error,
         fidelity=fidelity,
         parameters=trained.parameters,
         multiply_adds=trained.multiply_adds,
@@ -130,3 +163,17 @@ def _result(
         arch=trained.saved.card.arch,
         directory=str(trained.directory.relative_to(directory)) if trained.directory else None,
     )
+
+
+def _file(comparison: Comparison, trained: Sequence[Trained], session: Session, directory: Path) -> None:
+    """Writes the comparison's figures, logits and picture."""
+    logits = {logits_key(one.mode, one.seed): one.logits for one in trained}
+    labels = session.dataset.test.labels.astype(np.int64)
+    save_tensors(directory / FILES["test_logits"], {**logits, "labels": labels}, {})
+    for one, result in zip(trained, comparison.results, strict=True):
+        if result.fidelity is not None:
+            file_fidelity(one, result.fidelity)
+    write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
+    picture = directory / FILES["picture"]
+    save_figure(comparison_figure(comparison, title_extra=session.dataset.name), picture)
+    write_picture(directory, "comparison", picture)

@@ -128,6 +128,18 @@ class FitConfig:
     )
     seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=NOT_NEGATIVE)
     seeds: int = setting(1, "compare over this many seeds, from --seed on", metavar="N", check=AT_LEAST_ONE)
+    teacher_per_seed: bool = setting(
+        False, "compare: train a teacher for each seed [the first seed's teaches all students]"
+    )
+    with_label_smoothing: bool = setting(
+        False, "compare: also a student without teacher that learns smoothed labels, student_ls"
+    )
+    grid: tuple[str, ...] = setting(
+        (),
+        "compare: choose temperature, alpha or lr by validation accuracy on the first seed, "
+        "such as alpha=.5,.7,.9 (repeatable: all combinations)",
+        metavar="NAME=V,V,...",
+    )
     early_stopping: int | None = setting(
         None, "stop after this many epochs without a better accuracy", metavar="EPOCHS", check=AT_LEAST_ONE
     )
@@ -148,10 +160,21 @@ class FitConfig:
             raise UsageError(
                 f"--seeds {self.seeds} is for --mode compare; use --seed to choose one for {self.mode}."
             )
-
         if self.is_chain and self.mode != "student_kd":
             flag = "--generations" if self.generations > 1 else "--assistant-arch"
             raise UsageError(f"{flag} is for --mode student_kd, not for {self.mode}.")
+        for name in ("teacher_per_seed", "with_label_smoothing", "grid"):
+            if getattr(self, name) and self.mode != "compare":
+                raise UsageError(f"{flag_of(name)} is for --mode compare, not for {self.mode}.")
+        if self.teacher_per_seed and self.teacher_checkpoint is not None:
+            raise UsageError(
+                "--teacher-per-seed trains teachers, and --teacher-checkpoint names one that is there: "
+                "leave one of them out."
+            )
+        if self.grid and self.val_size == 0:
+            raise UsageError(
+                "--grid chooses by held-out images, and --val-size 0 holds none out: leave one of them out."
+            )
 
     @property
     def is_chain(self) -> bool:

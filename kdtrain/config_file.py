@@ -14,6 +14,7 @@ import tomli
 
 from kdtrain.config import FitConfig, flag_of, kind_of
 from kdtrain.errors import UsageError, no_such
+from kdtrain.grid import parse_grid
 
 _LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
@@ -27,7 +28,11 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     """
     from_file = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
     from_flags = {name: _checked(name, value, flag_of(name)) for name, value in flags.items()}
-    return FitConfig(**(from_file | from_flags))
+    config = FitConfig(**(from_file | from_flags))
+    for name, values in parse_grid(config.grid).items():
+        for value in values:
+            _checked(name, value, f"--grid {name}={value:g}: {name}")
+    return config
 
 
 def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
+from kdtrain.calibration import reliability
 from kdtrain.errors import DataError, KdtrainError
 
 
@@ -20,6 +21,7 @@ class Evaluation:
         errors: number of images whose most probable class is not the true one.
         accuracy: fraction 0..1.
         cross_entropy: nats per image.
+        calibration_error: the expected calibration error, 0..1; see ``reliability``.
         per_class_accuracy: (classes) fraction 0..1 of each class's images; None where it has none.
         confusion: (classes, classes) counts; rows are the truth, columns the prediction.
         correct: (images,) whether each image was recognised.
@@ -29,6 +31,7 @@ class Evaluation:
     errors: int
     accuracy: float
     cross_entropy: float
+    calibration_error: float
     per_class_accuracy: tuple[float | None, ...]
     confusion: npt.NDArray[np.int64]
     correct: npt.NDArray[np.bool_]
@@ -53,6 +56,7 @@ class Evaluation:
             errors=images - int(correct.sum()),
             accuracy=int(correct.sum()) / images,
             cross_entropy=float(-log_softmax(scores, axis=1)[np.arange(images), truth].mean()),
+            calibration_error=reliability(scores, truth).error,
             per_class_accuracy=tuple(
                 hit / total if total else None for hit, total in zip(hits, totals, strict=True)
             ),

@@ -7,8 +7,7 @@ import dataclasses
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,17 +20,18 @@ from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.data.prepare import check_sizes, count_validation, prepare
-from kdtrain.errors import DataError
+from kdtrain.errors import DataError, UsageError
 from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
 from kdtrain.modes import MODES, Setup, architecture, check_plugins, logit_cache, optimizer
+from kdtrain.plan import Plan
 from kdtrain.predict import predict_logits
 from kdtrain.ranks import OneFlowRanks, Ranks
-from kdtrain.results import Trained, file_results
+from kdtrain.results import Fitted, Trained, file_results
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
-from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
-from kdtrain.store.resume import FitState, load_state
+from kdtrain.store.checkpoint import SavedModel, load_model
+from kdtrain.store.resume import load_state
 from kdtrain.store.run_directory import claim_run_directory
 from kdtrain.teachers import default_model_path, find_teacher, model_card, networks_to_train
 from kdtrain.trainer import Trainer
@@ -40,18 +40,6 @@ T = TypeVar("T")
 
 _MOST_CORES = 4  # more have not been tried: adding up gradients takes longer with each
 _FEWEST_IMAGES = 16  # per process and batch
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be trained, and from which first weights."""
-
-    config: FitConfig
-    card: ModelCard
-    label: str
-    teacher: SavedModel | None
-    draw: int
-    keep: bool
 
 
 class Session:
@@ -78,6 +66,8 @@ class Session:
         for arch in (*archs, *config.assistant_arch):
             build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
         if count_validation(self.dataset, config) == 0:
+            if config.grid:
+                raise UsageError(f"--grid chooses by held-out images, and {self.dataset.name} leaves none.")
             note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
 
     def run(self, jobs: Sequence[Job[T]]) -> list[T]:
@@ -103,58 +93,40 @@ class Session:
         with resumable(directory):
             if self.config.is_chain and teacher is not None:
                 return run_chain(self, directory, teacher)
-            return self.run([self.training(mode, seed, directory, teacher)])[0]
+            return self.run([self.training(Plan(mode, seed, directory, teacher))])[0]
 
-    def training(
-        self,
-        mode: str,
-        seed: int,
-        directory: Path,
-        teacher: SavedModel | None = None,
-        label: str = "",
-        *,
-        arch: str | None = None,
-        draw: int = 0,
-        keep: bool = True,
-    ) -> Job[Trained]:
-        """Returns the job that trains a network, tests its best weights, and keeps them as the mode's model.
+    def training(self, plan: Plan) -> Job[Trained]:
+        """Returns the job that trains a network, tests its best weights, and files the results."""
 
-        A run that has been begun in the directory is gone on with, after its last finished epoch.
+        def work(ranks: Ranks, directory: Path) -> Trained:
+            fitted, test = self._fit(plan, ranks, directory)
+            return self._finish(plan, fitted, test, ranks)
 
-        Args:
-            mode: teacher, student or student_kd.
-            seed: of the first weights, the held-out images, the order and dropout.
-            directory: the run directory.
-            teacher: of a student_kd.
-            label: what progress calls the run; the mode by default.
-            arch: another student than the configuration's.
-            draw: which of a seed's first weights.
-            keep: whether the best weights become the mode's model in the model-save directory.
-        """
-        config = dataclasses.replace(
-            self.config,
-            mode=mode,
-            seed=seed,
-            seeds=1,
-            teacher_checkpoint=teacher.path if teacher else None,
-            teacher_arch=teacher.card.arch if teacher else self.config.teacher_arch,
-            student_arch=arch or self.config.student_arch,
-            generations=1,
-            assistant_arch=(),
-        )
-        card = model_card(mode, architecture(mode, config), self.dataset)
+        return self._job("training", plan, work)
+
+    def fitting(self, plan: Plan) -> Job[Fitted]:
+        """Returns the job that trains a network, and does not look at the test set."""
+        return self._job("training", plan, lambda ranks, directory: self._fit(plan, ranks, directory)[0])
+
+    def finishing(self, plan: Plan, fitted: Fitted) -> Job[Trained]:
+        """Returns the job that tests what ``fitting`` has trained, and files the results."""
+
+        def work(ranks: Ranks, directory: Path) -> Trained:
+            return self._finish(plan, fitted, self._test_images(plan.mode, plan.seed, ranks), ranks)
+
+        return self._job("testing", plan, work)
+
+    def _job(self, what: str, plan: Plan, work: Callable[[Ranks, Path], T]) -> Job[T]:
+        config = plan.config(self.config)
         if self.ranks.rank == 0:  # at once, so that the run can be resumed from its first moment on
-            make_folder(directory)
-            write_text(directory / "config.toml", config.to_toml())
+            make_folder(plan.directory)
+            write_text(plan.directory / "config.toml", config.to_toml())
 
-        plan = _Plan(config, card, label or mode, teacher, draw, keep)
+        def inside(ranks: Ranks) -> T:
+            with _run_directory(plan.directory, ranks) as own:
+                return work(ranks, own)
 
-        def work(ranks: Ranks) -> Trained:
-            with _run_directory(directory, ranks) as own:
-                last = directory / "checkpoints" / "last.safetensors"
-                return self._train(plan, ranks, own, load_state(last) if last.exists() else None)
-
-        return Job(f"training {label or mode}", work, self._cores(card.arch, trained=True))
+        return Job(f"{what} {plan.name}", inside, self._cores(architecture(plan.mode, config), trained=True))
 
     def prepare_soft_labels(self, teachers: Mapping[int, SavedModel]) -> None:
         """Puts each seed's teacher's logits over the training images into the cache, on all cores."""
@@ -172,42 +144,53 @@ class Session:
         """Returns the job that evaluates a model on the test set."""
 
         def work(ranks: Ranks) -> Trained:
-            test = prepare(self.dataset, self.config, MODES[mode].network, seed, self.device, ranks).test
-            return self._test(mode, seed, saved, test)
+            return self._test(mode, seed, saved, self._test_images(mode, seed, ranks))
 
         return Job(f"testing {mode}", work, self._cores(saved.card.arch))
 
-    def _train(self, plan: _Plan, ranks: Ranks, directory: Path, state: FitState | None) -> Trained:
-        """Trains and tests a network in this process, alone or as one of several.
+    def _fit(self, plan: Plan, ranks: Ranks, directory: Path) -> tuple[Fitted, Loader]:
+        """Trains a network in this process, alone or as one of several; returns the test images as well.
 
         Its first weights are drawn by seed and network, so a student starts from the same ones with
         and without a teacher.
         """
-        config, card, mode = plan.config, plan.card, MODES[plan.card.mode]
+        config, mode = plan.config(self.config), MODES[plan.mode]
+        last = plan.directory / "checkpoints" / "last.safetensors"
+        state = load_state(last) if last.exists() else None
+        card = model_card(plan.mode, architecture(plan.mode, config), self.dataset)
         data = prepare(self.dataset, config, mode.network, config.seed, self.device, ranks)
         flow.manual_seed(derive_seed(config.seed, "weights", mode.network, *[plan.draw] * bool(plan.draw)))
         model = build_model(card.arch, card.image_shape, len(card.classes)).to(self.device)
-        setup = Setup(config, card, plan.label, plan.teacher.build(self.device) if plan.teacher else None)
+        setup = Setup(config, card, plan.name, plan.teacher.build(self.device) if plan.teacher else None)
         trainer = Trainer(model, optimizer(config), mode.callbacks(setup), seed=config.seed)
         epochs = config.epochs_for(mode.network)
         if state is not None and state.data != data.train.fingerprint:
-            raise DataError(f"the training images are not those that the run in {directory} was begun with.")
-        end = trainer.fit(data.train, data.validation, epochs=epochs, directory=directory, resume=state)
-
-        best = directory / "checkpoints" / "best.safetensors"
+            raise DataError(
+                f"the training images are not those that the run in {plan.directory} was begun with."
+            )
+        trainer.fit(data.train, data.validation, epochs=epochs, directory=directory, resume=state)
+        best = load_model(directory / "checkpoints" / "best.safetensors", arch=card.arch)
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        return Fitted(best, tuple(rows)), data.test
+
+    def _finish(self, plan: Plan, fitted: Fitted, test: Loader, ranks: Ranks) -> Trained:
+        """Tests a network's best weights, keeps them as the mode's model, and files the results."""
         trained = dataclasses.replace(
-            self._test(card.mode, config.seed, load_model(best, arch=card.arch), data.test),
-            seconds=sum(row["train_seconds"] + row["eval_seconds"] for row in rows),
-            history=tuple(rows),
-            directory=directory,
+            self._test(plan.mode, plan.seed, fitted.saved, test),
+            seconds=fitted.seconds,
+            history=fitted.history,
+            directory=plan.directory,
         )
         if ranks.rank == 0:
             if plan.keep:
-                make_folder(config.models)
-                write_bytes(default_model_path(config.models, card.mode), best.read_bytes())
-            file_results(trained, directory, config, end.step)
+                make_folder(self.config.models)
+                best = fitted.saved.path.read_bytes()
+                write_bytes(default_model_path(self.config.models, plan.mode), best)
+            file_results(trained, plan.directory, plan.config(self.config))
         return trained
+
+    def _test_images(self, mode: str, seed: int, ranks: Ranks) -> Loader:
+        return prepare(self.dataset, self.config, MODES[mode].network, seed, self.device, ranks).test
 
     def _test(self, mode: str, seed: int, saved: SavedModel, test: Loader) -> Trained:
         model = saved.build(self.device)
@@ -225,7 +208,7 @@ class Session:
         note(f"There is no teacher in {self.config.models} yet: training one first.")
         directory = claim_run_directory(self.config.logdir, "teacher")
         with resumable(directory):
-            return self.run([self.training("teacher", self.config.seed, directory)])[0].saved
+            return self.run([self.training(Plan("teacher", self.config.seed, directory))])[0].saved
 
     def _cores(self, arch: str, trained: bool = False) -> int:
         """Returns how many processes should share the work on a network.

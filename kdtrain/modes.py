@@ -61,6 +61,13 @@ def plugins(setup: Setup) -> list[Callback]:
 
 def check_plugins(config: FitConfig) -> None:
     """Raises UsageError if a plugin cannot be made, or needs a teacher where the mode has none."""
+    if config.with_label_smoothing:
+        load_plugin(LABEL_SMOOTHING)
+        if any(spec.split(",")[0] == LABEL_SMOOTHING for spec in config.plugin):
+            raise UsageError(
+                f"--plugin {LABEL_SMOOTHING} smooths the labels of every model, so there is nothing left "
+                "for --with-label-smoothing to compare with: leave one of them out."
+            )
     for spec in config.plugin:
         if isinstance(load_plugin(spec), NeedsTeacher) and config.mode in ("teacher", "student"):
             raise UsageError(
@@ -97,8 +104,13 @@ MODES = {
         "student", lambda setup: common(setup) + distillation(setup) + plugins(setup), has_teacher=True
     ),
 }
-COMPARE = ("teacher", "student_kd", "student")
-"""What mode ``compare`` trains, in this order, on the same batches from the same initial weights."""
+COMPARE = ("teacher", "student_kd", "student", "student_ls")
+"""What mode ``compare`` trains, in this order, the students on the same batches from the same weights.
+
+``student_ls`` is a ``student`` with the plugin ``label_smoothing``, and only there if it is asked for.
+"""
+LABEL_SMOOTHING = "label_smoothing"
+"""The plugin, by the name that it is installed under."""
 
 
 def architecture(mode: str, config: FitConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.callbacks.tensorboard import write_results
+from kdtrain.callbacks.tensorboard import EventFile, write_results
 from kdtrain.config import FitConfig
 from kdtrain.evaluation import Evaluation
+from kdtrain.fidelity import Fidelity
 from kdtrain.modes import MODES
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel
+
+_AGREEMENT = "test/agreement"
+_SUFFIX = ".teacher"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network whose training is over.
+
+    Attributes:
+        saved: its best weights by the held-out images.
+        history: a row of figures per epoch, as in metrics.jsonl.
+    """
+
+    saved: SavedModel
+    history: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """What its epochs took, evaluations included; 0 for a model that was there before."""
+        return float(sum(row["train_seconds"] + row["eval_seconds"] for row in self.history))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +70,7 @@ class Trained:
     directory: Path | None = None
 
 
-def file_results(trained: Trained, directory: Path, config: FitConfig, step: int) -> None:
+def file_results(trained: Trained, directory: Path, config: FitConfig) -> None:
     """Adds the test figures to result.json and to TensorBoard."""
     test = trained.test
     path = directory / "result.json"
@@ -61,11 +84,28 @@ def file_results(trained: Trained, directory: Path, config: FitConfig, step: int
             "cross_entropy": test.cross_entropy,
             "errors": test.errors,
             "images": test.images,
+            "calibration_error": test.calibration_error,
         },
     }
     write_text(path, json.dumps(result, indent=2) + "\n")
-    metrics = {"test/accuracy": test.accuracy, "test/cross_entropy": test.cross_entropy}
-    write_results(directory, _hyperparameters(trained, config), metrics, step)
+    metrics = {
+        "test/accuracy": test.accuracy,
+        "test/cross_entropy": test.cross_entropy,
+        "test/calibration_error": test.calibration_error,
+    }
+    step = trained.history[-1]["step"]
+    write_results(directory, _hyperparameters(trained, config), metrics, step, later=[_AGREEMENT])
+
+
+def file_fidelity(trained: Trained, fidelity: Fidelity) -> None:
+    """Adds to TensorBoard how far a student goes with its teacher, which takes both their logits."""
+    if trained.directory is None:
+        return
+    for earlier in trained.directory.glob(f"events.*{_SUFFIX}"):
+        earlier.unlink()  # of the same run, before it was resumed
+    with contextlib.closing(EventFile(trained.directory, _SUFFIX)) as file:
+        values = {_AGREEMENT: fidelity.agreement, "test/kl_from_teacher": fidelity.divergence}
+        file.add_scalars(values, trained.history[-1]["step"])
 
 
 def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int | float]:

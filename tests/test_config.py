@@ -23,6 +23,7 @@ PATHS = TEXTS.filter(lambda text: "\0" not in text).map(Path)
 NUMBERS = st.integers(1, 10**12)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
 AUGMENTATIONS = st.sampled_from(["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180"])
+GRIDS = ["temperature=2,5,10", "temperature=.5", "alpha=.5,.7,.9", "alpha=0", "lr=1e-3,3e-3"]
 OPTIONAL = {
     "epochs": NUMBERS,
     "teacher_epochs": NUMBERS,
@@ -54,6 +55,9 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "skip_corrupt": st.booleans(),
     "seed": st.integers(0, 2**63 - 1),
     "seeds": st.just(1),
+    "teacher_per_seed": st.booleans(),
+    "with_label_smoothing": st.booleans(),
+    "grid": st.lists(st.sampled_from(GRIDS), unique_by=lambda text: text[0], max_size=3).map(tuple),
     "plugin": st.lists(TEXTS, max_size=3).map(tuple),
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
     "nproc_per_node": NUMBERS,
@@ -63,8 +67,14 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 
 
 def config_of(values: dict[str, Any]) -> FitConfig:
-    no_chain = {} if values["mode"] == "student_kd" else {"assistant_arch": (), "generations": 1}
-    return FitConfig(**(values | no_chain))
+    others = {} if values["mode"] == "student_kd" else {"assistant_arch": (), "generations": 1}
+    if values["mode"] != "compare":
+        others |= {"teacher_per_seed": False, "with_label_smoothing": False, "grid": ()}
+    if values["teacher_checkpoint"] is not None:
+        others["teacher_per_seed"] = False
+    if values["val_size"] == 0:
+        others["grid"] = ()
+    return FitConfig(**(values | others))
 
 
 CONFIGS = st.fixed_dictionaries(SETTINGS).map(config_of)
@@ -217,6 +227,26 @@ def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
         (["--seed", "-1"], "--seed is -1: it must not be negative."),
         (["--seeds", "0"], "--seeds is 0: it must be at least 1."),
         (["--mode", "student", "--seeds", "3"], "--seeds 3 is for --mode compare; use --seed"),
+        (["--mode", "teacher", "--teacher-per-seed"], "--teacher-per-seed is for --mode compare, not for"),
+        (["--mode", "student", "--with-label-smoothing"], "--with-label-smoothing is for --mode compare"),
+        (["--mode", "student_kd", "--grid", "alpha=.5"], "--grid is for --mode compare, not for student_kd."),
+        (["--teacher-per-seed", "--teacher-checkpoint", "t"], "leave one of them out."),
+        (["--grid", "alpha=.5", "--val-size", "0"], "--val-size 0 holds none out: leave one of them out."),
+        (
+            ["--grid", "alhpa=.5"],
+            "--grid alhpa=.5: there is no setting to choose 'alhpa' (did you mean 'alpha'?)",
+        ),
+        (["--grid", "epochs=5"], "'epochs'; there are: temperature, alpha, lr."),
+        (["--grid", "alpha"], "--grid alpha: give values, such as alpha=0.5,0.9."),
+        (["--grid", "alpha="], "--grid alpha=: give values, such as alpha=0.5,0.9."),
+        (["--grid", "lr="], "--grid lr=: give values, such as lr=0.001,0.003."),
+        (["--grid", ""], "--grid : there is no setting to choose ''; there are: temperature, alpha, lr."),
+        (["--grid", "alpha=.5,half"], "--grid alpha=.5,half: 'half' is not a number."),
+        (["--grid", "alpha=.5,,.7"], "--grid alpha=.5,,.7: '' is not a number."),
+        (["--grid", "alpha=.5,1.5"], "--grid alpha=1.5: alpha is 1.5: it must be from 0 to 1."),
+        (["--grid", "temperature=0"], "temperature is 0.0: it must be above 0, and finite."),
+        (["--grid", "lr=nan"], "lr is nan: it must be above 0, and finite."),
+        (["--grid", "alpha=.5", "--grid", "alpha=.7"], "--grid alpha=.7: alpha has its values already."),
         (["--mode", "studnet"], "--mode: there is no mode 'studnet' (did you mean 'student'?); there are: "),
         (["--optimizer", "Adam"], "--optimizer: there is no optimizer 'Adam' (did you mean 'adam'?)"),
         (

@@ -112,10 +112,13 @@ def test_runs_have_telling_names(tensorboard: TensorBoard) -> None:
 
 
 def test_scalars_of_each_run(tensorboard: TensorBoard) -> None:
-    common = {"loss/task", "loss/total", "learning_rate", *EACH_EPOCH, "test/accuracy", "test/cross_entropy"}
+    tested = {"test/accuracy", "test/cross_entropy", "test/calibration_error"}
+    common = {"loss/task", "loss/total", "learning_rate", *EACH_EPOCH, *tested}
+    of_students = {"test/agreement", "test/kl_from_teacher"}
+    own = {"teacher": set(), "student": of_students, "student_kd": {"loss/kd", *of_students}}
     tags = tensorboard.get("plugin/scalars/tags")
     for mode, run in RUNS.items():
-        assert set(tags[run]) == common | ({"loss/kd"} if mode == "student_kd" else set())
+        assert set(tags[run]) == common | own[mode]
 
 
 @pytest.mark.parametrize("mode", RUNS)
@@ -167,6 +170,7 @@ def test_hyperparameters_stand_beside_the_final_metrics(tensorboard: TensorBoard
     )
     rows = {row["name"]: row for row in table["sessionGroups"]}
     assert set(rows) == set(RUNS.values())
+    figures = json.loads((logs / "compare/version_0/compare.json").read_text())
     for mode, run in RUNS.items():
         hparams = rows[run]["hparams"]
         assert hparams["mode"] == mode
@@ -175,10 +179,13 @@ def test_hyperparameters_stand_beside_the_final_metrics(tensorboard: TensorBoard
         assert hparams["alpha"] == (0.9 if mode == "student_kd" else 0)
         assert not {"logdir", "data_dir", "model_save_dir"} & hparams.keys()
         test = json.loads((logs / run / "result.json").read_text())["test"]
+        agreement = {row["model"]: row["test_agreement_fraction"] for row in figures["results"]}[mode]
         metrics = {metric["name"]["tag"]: metric["value"] for metric in rows[run]["metricValues"]}
         assert metrics == {
             "test/accuracy": pytest.approx(test["accuracy"]),
             "test/cross_entropy": pytest.approx(test["cross_entropy"]),
+            "test/calibration_error": pytest.approx(test["calibration_error"]),
+            **({} if mode == "teacher" else {"test/agreement": pytest.approx(agreement)}),
         }
     names = tensorboard.post("plugin/hparams/experiment", experimentName="")["hparamInfos"]
     assert {info["name"] for info in names} == set(rows[RUNS["student"]]["hparams"])

@@ -168,9 +168,22 @@ class EventFile:
 
 
 def write_results(
-    directory: Path, hparams: Mapping[str, Any], metrics: Mapping[str, float], step: int
+    directory: Path,
+    hparams: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    step: int,
+    *,
+    later: Sequence[str] = (),
 ) -> None:
-    """Adds a finished run's final metrics and its line in the HParams tab."""
+    """Adds a finished run's final metrics and its line in the HParams tab.
+
+    Args:
+        directory: of the run.
+        hparams: what it was made with.
+        metrics: by tag.
+        step: the last one.
+        later: tags of further metrics for the tab, which somebody else is going to write.
+    """
     from tensorboardX import summary
 
     for earlier in directory.glob("events.*.results"):
@@ -178,7 +191,7 @@ def write_results(
     with contextlib.closing(EventFile(directory, ".results")) as file:
         file.add_scalars(metrics, step)
         # add_hparams would make a run of its own, under a time stamp: these belong to this one.
-        for line in summary.hparams(dict(hparams), dict(metrics)):
+        for line in summary.hparams(dict(hparams), dict.fromkeys([*metrics, *later])):
             file.add(line)
 
 

@@ -81,7 +81,8 @@ def _single(config: FitConfig, resume: Path | None) -> None:
 def _compare(config: FitConfig, resume: Path | None) -> None:
     from kdtrain.comparing import run_comparison
     from kdtrain.fitting import Session
-    from kdtrain.report.comparison import comparison_table
+    from kdtrain.report.comparison_table import comparison_tables
+    from kdtrain.report.verdict import gap_sentence, verdict
 
     comparison, directory = run_comparison(Session(config), resume)
     picture = directory / "compare.png"
@@ -91,8 +92,10 @@ def _compare(config: FitConfig, resume: Path | None) -> None:
         write_bytes(copy, picture.read_bytes())
         picture = copy
     output = Output()
-    output.print(comparison_table(comparison))
-    output.sentence(comparison.verdict)
+    for table in comparison_tables(comparison):
+        output.print(table)
+    output.sentence(verdict(comparison))
+    output.sentence(gap_sentence(comparison))
     output.text(f"Picture: {picture}")
     output.text(f"Figures: {directory / 'compare.json'}")
 

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich import box
-from rich.table import Table
 
 from kdtrain.errors import KdtrainError
 from kdtrain.fidelity import Fidelity
+from kdtrain.grid import Choice
 from kdtrain.report.statistics import (
     Interval,
     McNemar,
-    bounds_text,
     distinguishable,
-    gain_text,
-    interval_text,
     mcnemar,
-    p_text,
+    paired_proportions_interval,
+    seeds_needed,
     t_interval,
 )
 
-Model = Literal["teacher", "student_kd", "student"]
+Model = Literal["teacher", "student_kd", "student", "student_ls"]
 Outcome = Literal["helped", "hurt", "undecided"]
 
-MODELS: tuple[Model, ...] = ("teacher", "student_kd", "student")
+MODELS: tuple[Model, ...] = ("teacher", "student_kd", "student", "student_ls")
+PAIRS: tuple[tuple[Model, Model], ...] = (
+    ("student_kd", "student"),
+    ("student_ls", "student"),
+    ("student_kd", "student_ls"),
+)
+"""Which models are compared with which baseline, where both are there; the first pair is the question."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,72 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """One model over its seeds: accuracy in per cent, cross-entropy in nats, errors of the test images."""
+    """One model over its seeds.
+
+    Attributes:
+        accuracy: per cent of the test images.
+        cross_entropy: nats per image.
+        errors: of the test images.
+        calibration_error: per cent.
+        agreement: with the teacher, per cent of the test images; None for the teacher.
+        divergence: KL(teacher || model), nats per image; None for the teacher.
+        seconds: to train it.
+        parameters: trainable values.
+        multiply_adds: of its linear layers and convolutions, for one image.
+        arch: its architecture.
+    """
 
     accuracy: Interval
     cross_entropy: Interval
     errors: Interval
+    calibration_error: Interval
+    agreement: Interval | None
+    divergence: Interval | None
     seconds: Interval
     parameters: int
+    multiply_adds: int
+    arch: str
+
+
+@dataclass(frozen=True)
+class OneSeedTest:
+    """What a single pair of networks allows to say: whether these two differ on such images.
+
+    Attributes:
+        mcnemar: the model first, the baseline second.
+        low: lower end of the interval of their difference, in percentage points.
+        high: its upper end.
+    """
+
+    mcnemar: McNemar
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model against a baseline of the same seeds.
+
+    Attributes:
+        gain: percentage points of test accuracy, model minus baseline, over the pairs.
+        gains: the same of each pair, by seed.
+        errors_removed: mean number of test errors that the model has fewer than the baseline.
+        errors_removed_percent: the same, relative to the baseline's errors; None if it makes none.
+        outcome: ``undecided`` unless the interval of the gain excludes zero.
+        seeds_needed: about how many seeds would show a gain like this one; None where there is nothing
+            to guess from, no need to, or where it would be more than ``MOST_SEEDS``.
+        one_seed: only for a single seed.
+    """
+
+    model: Model
+    baseline: Model
+    gain: Interval
+    gains: Mapping[int, float]
+    errors_removed: float
+    errors_removed_percent: float | None
+    outcome: Outcome
+    seeds_needed: int | None
+    one_seed: OneSeedTest | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,57 +153,56 @@ class Comparison:
     """What ``compare`` found.
 
     Attributes:
-        gain: percentage points of test accuracy, student_kd minus student of the same seed.
-        errors_removed: mean number of test errors that student_kd has fewer than student.
-        errors_removed_percent: the same, relative to the student's errors; None if it makes none.
-        gap_closed: errors removed as a fraction of those that separate student from teacher; None
-            if the teacher is no better than the student.
-        mcnemar: student_kd (first) against student on one test set; only for a single seed.
-        outcome: ``undecided`` unless the interval of the gain excludes zero.
+        results: one per model and seed.
+        summaries: by model.
+        test_images: that all were tested on.
+        differences: student_kd against student first.
+        gap_closed: errors that student_kd removes as a fraction of those that separate student from
+            teacher; None if the teacher is no better than the student.
+        choices: what --grid tried and chose, by model.
     """
 
     results: tuple[ModelResult, ...]
     summaries: Mapping[Model, ModelSummary]
     test_images: int
-    gain: Interval
-    errors_removed: float
-    errors_removed_percent: float | None
+    differences: tuple[Difference, ...]
     gap_closed: float | None
-    mcnemar: McNemar | None
-    outcome: Outcome
-    verdict: str
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+
+    @property
+    def distillation(self) -> Difference:
+        """student_kd against student."""
+        return self.differences[0]
 
 
-def compare(results: Sequence[ModelResult]) -> Comparison:
-    """Returns the comparison of the three models; the two students are paired by their seeds.
+def compare(results: Sequence[ModelResult], choices: Mapping[str, Choice] | None = None) -> Comparison:
+    """Returns the comparison of the models; students are paired by their seeds.
+
+    Args:
+        results: of teacher, student_kd and student, and perhaps of student_ls.
+        choices: what was tried and chosen beforehand, by model.
 
     Raises:
         KdtrainError: a model or one half of a pair is missing, a seed is there twice, the models were
             tested on different numbers of images, or a figure is inconsistent or not finite.
     """
-    by_model = {model: _of_model(results, model) for model in MODELS}
-    pairs = _pairs(by_model["student_kd"], by_model["student"])
+    there = [model for model in MODELS if model != "student_ls" or any(r.model == model for r in results)]
+    by_model = {model: _of_model(results, model) for model in there}
     images = _test_images(results)
-    summaries = {model: _summary(by_model[model]) for model in MODELS}
-    # From error counts, not accuracies: equal gains are then equal numbers, with no rounding between.
-    differences = [plain.test_errors - distilled.test_errors for distilled, plain in pairs]
-    gain = t_interval([100 * errors / images for errors in differences])
-    removed = t_interval(differences).mean
-    student_errors = summaries["student"].errors.mean
-    gap = student_errors - summaries["teacher"].errors.mean
-    test = _one_seed_test(pairs)
-    outcome: Outcome = "undecided" if not distinguishable(gain) else "helped" if gain.mean > 0 else "hurt"
+    summaries = {model: _summary(by_model[model]) for model in there}
+    differences = tuple(
+        _difference(_pairs(by_model[model], by_model[baseline]), images)
+        for model, baseline in PAIRS
+        if model in by_model and baseline in by_model
+    )
+    gap = summaries["student"].errors.mean - summaries["teacher"].errors.mean
     return Comparison(
         results=tuple(results),
         summaries=summaries,
         test_images=images,
-        gain=gain,
-        errors_removed=removed,
-        errors_removed_percent=100 * removed / student_errors if student_errors else None,
-        gap_closed=removed / gap if gap > 0 else None,
-        mcnemar=test,
-        outcome=outcome,
-        verdict=_verdict(outcome, gain, removed, student_errors, test),
+        differences=differences,
+        gap_closed=differences[0].errors_removed / gap if gap > 0 else None,
+        choices=choices or {},
     )
 
 
@@ -153,15 +214,42 @@ def _of_model(results: Sequence[ModelResult], model: Model) -> list[ModelResult]
 
 
 def _pairs(
-    distilled: Sequence[ModelResult], plain: Sequence[ModelResult]
+    models: Sequence[ModelResult], baselines: Sequence[ModelResult]
 ) -> list[tuple[ModelResult, ModelResult]]:
-    seeds, others = [result.seed for result in distilled], [result.seed for result in plain]
+    seeds, others = [result.seed for result in models], [result.seed for result in baselines]
     if seeds != others or len(set(seeds)) != len(seeds):
         raise KdtrainError(
-            f"the students cannot be paired: student_kd has the seeds {seeds}, student has {others}; "
-            "each seed is needed once for both."
+            f"the students cannot be paired: {models[0].model} has the seeds {seeds}, "
+            f"{baselines[0].model} has {others}; each seed is needed once for both."
         )
-    return list(zip(distilled, plain, strict=True))
+    return list(zip(models, baselines, strict=True))
+
+
+def _difference(pairs: Sequence[tuple[ModelResult, ModelResult]], images: int) -> Difference:
+    # From error counts, not accuracies: equal gains are then equal numbers, with no rounding between.
+    removed = {model.seed: baseline.test_errors - model.test_errors for model, baseline in pairs}
+    gains = {seed: 100 * errors / images for seed, errors in removed.items()}
+    gain = t_interval(list(gains.values()))
+    mean_removed = t_interval(list(removed.values())).mean
+    errors = t_interval([baseline.test_errors for _, baseline in pairs]).mean
+    decided = distinguishable(gain)
+    return Difference(
+        model=pairs[0][0].model,
+        baseline=pairs[0][1].model,
+        gain=gain,
+        gains=gains,
+        errors_removed=mean_removed,
+        errors_removed_percent=100 * mean_removed / errors if errors else None,
+        outcome="undecided" if not decided else "helped" if gain.mean > 0 else "hurt",
+        seeds_needed=None if decided or not gain.sd else seeds_needed(gain.mean, gain.sd),
+        one_seed=_one_seed(*pairs[0]) if len(pairs) == 1 else None,
+    )
+
+
+def _one_seed(model: ModelResult, baseline: ModelResult) -> OneSeedTest:
+    test = mcnemar(model.correct, baseline.correct)
+    low, high = paired_proportions_interval(test.only_first, test.only_second, model.test_images)
+    return OneSeedTest(test, 100 * low, 100 * high)
 
 
 def _test_images(results: Sequence[ModelResult]) -> int:
@@ -182,80 +270,16 @@ def _test_images(results: Sequence[ModelResult]) -> int:
 
 
 def _summary(results: Sequence[ModelResult]) -> ModelSummary:
+    followed = [result.fidelity for result in results if result.fidelity is not None]
     return ModelSummary(
         accuracy=t_interval([100 * result.test_accuracy for result in results]),
         cross_entropy=t_interval([result.test_cross_entropy for result in results]),
         errors=t_interval([result.test_errors for result in results]),
+        calibration_error=t_interval([100 * result.calibration_error for result in results]),
+        agreement=t_interval([100 * one.agreement for one in followed]) if followed else None,
+        divergence=t_interval([one.divergence for one in followed]) if followed else None,
         seconds=t_interval([result.seconds for result in results]),
         parameters=results[0].parameters,
+        multiply_adds=results[0].multiply_adds,
+        arch=results[0].arch,
     )
-
-
-def _one_seed_test(pairs: Sequence[tuple[ModelResult, ModelResult]]) -> McNemar | None:
-    distilled, plain = pairs[0]
-    if len(pairs) > 1:
-        return None
-    return mcnemar(distilled.correct, plain.correct)
-
-
-def _verdict(outcome: str, gain: Interval, removed: float, errors: float, test: McNemar | None) -> str:
-    """One sentence that claims no more than the numbers support."""
-    points = f"{gain_text(gain)} points"
-    change = f"{_count(removed)} of {_count(errors)} errors removed"
-    if removed < 0:
-        change = f"{_count(-removed)} errors more than the student's {_count(errors)}"
-    if gain.n == 1:
-        # The test is about these two networks: another seed makes two others.
-        chance = "" if test is None else f", a difference between these two networks {p_text(test)}"
-        return f"One seed: {points} ({change}){chance}; more seeds (`--seeds 5`) would give an interval."
-    if gain.sd == 0:
-        return (
-            f"Not distinguishable: {points}, {interval_text(gain)}; "
-            "without any spread there is no interval to judge by."
-        )
-    if outcome == "undecided":
-        return (
-            f"Not distinguishable with {gain.n} seeds: {points} ({change} on average), "
-            f"but the {interval_text(gain)} includes zero."
-        )
-    return f"Distillation {outcome}: {points}, {interval_text(gain)} ({change} on average)."
-
-
-def _count(errors: float) -> str:
-    return f"{errors:.0f}" if float(errors).is_integer() else f"{errors:.1f}"
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """Returns the table for a terminal of 80 columns; standard deviations stand below the means."""
-    gain, percent = comparison.gain, comparison.errors_removed_percent
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
-    if gain.n > 1:
-        table.caption = (
-            f"Means over {gain.n} seeds, standard deviations below; gain with its confidence interval."
-        )
-    if comparison.summaries["teacher"].accuracy.n == 1 < gain.n:
-        table.caption = f"{table.caption} All students had the same teacher."
-    table.add_column("model", no_wrap=True)
-    headers = ("test\naccuracy %", "cross-\nentropy", "parameters", "seconds")
-    for header in (*headers, "gain in\npoints", "errors\nremoved"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for model, summary in comparison.summaries.items():
-        gained, removed = "", ""
-        if model == "student_kd":
-            gained = f"{gain_text(gain)}\n{bounds_text(gain)}"
-            removed = _count(comparison.errors_removed) + ("" if percent is None else f"\n{percent:.1f} %")
-        table.add_row(
-            model,
-            _mean_and_sd(summary.accuracy, 2),
-            _mean_and_sd(summary.cross_entropy, 4),
-            f"{summary.parameters:,}",
-            _mean_and_sd(summary.seconds, 1 if summary.seconds.mean < 10 else 0),
-            gained,
-            removed,
-        )
-    return table
-
-
-def _mean_and_sd(interval: Interval, digits: int) -> str:
-    spread = "" if interval.sd is None else f"\n± {interval.sd:,.{digits}f}"
-    return f"{interval.mean:,.{digits}f}{spread}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from kdtrain.report.comparison import Comparison, ModelResult
+from kdtrain.grid import Candidate, Choice
+from kdtrain.report.comparison import Comparison, Difference, ModelResult, ModelSummary
 from kdtrain.report.statistics import CONFIDENCE
+from kdtrain.report.verdict import gap_sentence, verdict
 
 VERSION = 1
 FILES = {"config": "config.toml", "picture": "compare.png", "test_logits": "test_logits.safetensors"}
@@ -22,27 +24,70 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     """Returns plain values for ``compare.json``, in full precision, with units in the key names."""
     return {
         "version": VERSION,
-        "verdict": comparison.verdict,
-        "outcome": comparison.outcome,
+        "verdict": verdict(comparison),
+        "gap": gap_sentence(comparison),
+        "outcome": comparison.distillation.outcome,
         "confidence": CONFIDENCE,
         "test_images": comparison.test_images,
-        "gain_percentage_points": asdict(comparison.gain),
-        "errors_removed": comparison.errors_removed,
-        "errors_removed_percent": comparison.errors_removed_percent,
         "gap_closed_fraction": comparison.gap_closed,
-        "mcnemar_student_kd_vs_student": comparison.mcnemar and asdict(comparison.mcnemar),
-        "models": {
-            model: {
-                "test_accuracy_percent": asdict(summary.accuracy),
-                "test_cross_entropy_nats": asdict(summary.cross_entropy),
-                "test_errors": asdict(summary.errors),
-                "seconds": asdict(summary.seconds),
-                "parameters": summary.parameters,
-            }
-            for model, summary in comparison.summaries.items()
-        },
+        "differences": [_difference(difference) for difference in comparison.differences],
+        "models": {model: _summary(summary) for model, summary in comparison.summaries.items()},
+        "grid": {model: _choice(choice) for model, choice in comparison.choices.items()},
         "results": [_result(result) for result in comparison.results],
         "files": FILES,
+    }
+
+
+def _summary(summary: ModelSummary) -> dict[str, Any]:
+    return {
+        "arch": summary.arch,
+        "parameters": summary.parameters,
+        "multiply_adds": summary.multiply_adds,
+        "test_accuracy_percent": asdict(summary.accuracy),
+        "test_errors": asdict(summary.errors),
+        "test_cross_entropy_nats": asdict(summary.cross_entropy),
+        "test_calibration_error_percent": asdict(summary.calibration_error),
+        "test_agreement_percent": summary.agreement and asdict(summary.agreement),
+        "test_kl_from_teacher_nats": summary.divergence and asdict(summary.divergence),
+        "seconds": asdict(summary.seconds),
+    }
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    one = difference.one_seed
+    return {
+        "model": difference.model,
+        "baseline": difference.baseline,
+        "outcome": difference.outcome,
+        "gain_percentage_points": asdict(difference.gain),
+        "gains": [{"seed": seed, "percentage_points": points} for seed, points in difference.gains.items()],
+        "errors_removed": difference.errors_removed,
+        "errors_removed_percent": difference.errors_removed_percent,
+        "seeds_needed": difference.seeds_needed,
+        "one_seed": one
+        and {
+            "only_model_right": one.mcnemar.only_first,
+            "only_baseline_right": one.mcnemar.only_second,
+            "mcnemar_p": one.mcnemar.p_value,
+            "low_percentage_points": one.low,
+            "high_percentage_points": one.high,
+        },
+    }
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "chosen": dict(choice.chosen.settings),
+        "candidates": [_candidate(candidate) for candidate in choice.candidates],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "settings": dict(candidate.settings),
+        "held_out_accuracy_fraction": candidate.accuracy,
+        "held_out_cross_entropy_nats": candidate.cross_entropy,
+        "directory": candidate.directory,
     }
 
 
@@ -52,17 +97,14 @@ def _result(result: ModelResult) -> dict[str, Any]:
     return {
         "model": result.model,
         "seed": result.seed,
-        "arch": result.arch,
         "directory": result.directory,
         "test_logits": logits_key(result.model, result.seed),
         "test_accuracy_fraction": float(result.test_accuracy),
-        "test_cross_entropy_nats": float(result.test_cross_entropy),
         "test_errors": int(result.test_errors),
+        "test_cross_entropy_nats": float(result.test_cross_entropy),
         "test_calibration_error_fraction": float(result.calibration_error),
         "test_agreement_fraction": result.fidelity and result.fidelity.agreement,
         "test_kl_from_teacher_nats": result.fidelity and result.fidelity.divergence,
         "seconds": float(result.seconds),
-        "parameters": int(result.parameters),
-        "multiply_adds": int(result.multiply_adds),
         "held_out_history": [dict(zip(keys, point, strict=True)) for point in history],
     }

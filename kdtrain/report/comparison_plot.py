@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdtrain.report.comparison import MODELS, Comparison, Model
+from kdtrain.report.comparison import Comparison, Model
 from kdtrain.report.statistics import Interval, gain_text, interval_text
 from kdtrain.report.style import GREY, LINES, house_style
 
@@ -52,13 +52,13 @@ def comparison_figure(comparison: Comparison, title_extra: str = "") -> Figure:
         accuracy_axes.set_title("held-out accuracy, %")
         loss_axes.set_title("held-out cross-entropy, nats")
         handles, labels = accuracy_axes.get_legend_handles_labels()
-        seeds = comparison.gain.n
+        seeds = comparison.distillation.gain.n
         spread = f"lines: mean of {seeds} seeds, bands: lowest to highest" if seeds > 1 else None
         figure.legend(
             handles,
             labels,
             loc="outside lower center",
-            ncols=4,
+            ncols=len(labels),
             title=spread,
             handlelength=3.5,
             fontsize=10.5,
@@ -69,9 +69,10 @@ def comparison_figure(comparison: Comparison, title_extra: str = "") -> Figure:
 
 def _title(comparison: Comparison, extra: str) -> str:
     accuracies = ",  ".join(
-        f"{model} {_accuracy_text(comparison.summaries[model].accuracy)}" for model in MODELS
+        f"{model} {_accuracy_text(comparison.summaries[model].accuracy)}" for model in comparison.summaries
     )
-    gain = f"gain of distillation {gain_text(comparison.gain)} points, {interval_text(comparison.gain)}"
+    found = comparison.distillation.gain
+    gain = f"gain of distillation {gain_text(found)} points, {interval_text(found)}"
     return "\n".join(filter(None, [f"test accuracy:  {accuracies}", gain, extra]))
 
 
@@ -82,7 +83,7 @@ def _accuracy_text(accuracy: Interval) -> str:
 
 def _curves(comparison: Comparison, figure: str, scale: float) -> list[_Curve]:
     curves = []
-    for model in MODELS:
+    for model in comparison.summaries:
         histories = [
             {point.epoch: scale * float(getattr(point, figure)) for point in result.history}
             for result in comparison.results

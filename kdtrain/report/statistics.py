@@ -12,6 +12,9 @@ import numpy.typing as npt
 import scipy.stats
 
 CONFIDENCE = 0.95
+POWER = 0.8
+MOST_SEEDS = 1000
+"""More than anybody trains; a guess beyond would be none."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,57 @@ def mcnemar(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np
 
 
 def p_text(test: McNemar) -> str:
-    """Returns what the test allows to say of a difference, and its p value."""
-    finding = "that chance hardly explains" if test.p_value < 1 - CONFIDENCE else "that chance may explain"
+    """Returns ``"McNemar's exact p = 0.031"``."""
     p_value = f"= {test.p_value:.2g}" if test.p_value >= 0.0001 else "< 0.0001"
-    return f"{finding} (McNemar's exact p {p_value})"
+    return f"McNemar's exact p {p_value}"
+
+
+def paired_proportions_interval(
+    only_first: int, only_second: int, images: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Returns the interval of the difference of two networks' accuracies on the same images.
+
+    Bonett and Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based
+    on Paired Data" (2012): Wald's interval after one image is added to either kind of disagreement,
+    which makes it hold what it promises also where networks hardly differ. As with McNemar's test,
+    what varies is the choice of the test images, not the networks.
+
+    Args:
+        only_first: images that only the first network got right.
+        only_second: images that only the second got right.
+        images: all that both were tested on.
+        confidence: the probability that such intervals hold the true difference.
+
+    Returns:
+        Both ends of the first's accuracy minus the second's, each -1..1.
+
+    Raises:
+        ValueError: a count is negative, or there are more disagreements than images.
+    """
+    if min(only_first, only_second) < 0 or not 0 < images >= only_first + only_second:
+        raise ValueError(f"{only_first} and {only_second} of {images} images cannot be")
+    first, second = (only_first + 1) / (images + 2), (only_second + 1) / (images + 2)
+    error = math.sqrt((first + second - (first - second) ** 2) / (images + 2))
+    half = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * error
+    return max(-1.0, first - second - half), min(1.0, first - second + half)
+
+
+def seeds_needed(mean: float, sd: float, power: float = POWER, most: int = MOST_SEEDS) -> int | None:
+    """Returns how many seeds let a paired t-test find a mean difference, or None if more than ``most``.
+
+    The power of the two-sided test over n pairs is that of the noncentral t distribution with n - 1
+    degrees of freedom and noncentrality ``mean / sd * sqrt(n)`` (Cohen 1988, "Statistical Power
+    Analysis for the Behavioral Sciences", section 2.3). Mean and spread are taken as they are given:
+    from few seeds, they are a guess.
+
+    Raises:
+        ValueError: the spread is not above 0.
+    """
+    if not sd > 0:
+        raise ValueError(f"a spread of {sd} has no sample size")
+    numbers = np.arange(2, most + 1)
+    critical = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, numbers - 1)
+    shift = np.minimum(abs(mean) / sd * np.sqrt(numbers), 30)  # beyond, power is 1 and hard to compute
+    t = scipy.stats.nct(numbers - 1, shift)
+    enough = numbers[t.sf(critical) + t.cdf(-critical) >= power]
+    return int(enough[0]) if len(enough) else None

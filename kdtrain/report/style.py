@@ -26,7 +26,7 @@ class Line:
 
     colour: str
     marker: str
-    dashes: str
+    dashes: str | tuple[int, tuple[int, ...]]
     face: str
 
 
@@ -35,6 +35,7 @@ LINES = {
     "teacher": Line("#009E73", "s", "--", "#009E73"),
     "student_kd": Line("#0072B2", "o", "-", "#0072B2"),
     "student": Line("#D55E00", "^", "-.", "white"),
+    "student_ls": Line("#CC79A7", "v", (0, (1, 1)), "white"),
 }
 
 _RC = {

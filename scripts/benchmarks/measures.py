@@ -25,6 +25,7 @@ from kdtrain.data.prepare import RunData, prepare
 from kdtrain.events import EpochEnd
 from kdtrain.fitting import Session
 from kdtrain.models.registry import build_model
+from kdtrain.plan import Plan
 from kdtrain.ranks import Ranks
 from kdtrain.run import Run
 from kdtrain.runtime import clear_wide_registers, flow
@@ -144,7 +145,7 @@ def seeds_side_by_side(bench: Bench) -> list[Row]:
     def run(cores: list[int]) -> float:
         folder, every = bench.fresh(), available_cores()
         jobs = [
-            session.training(mode, seed, folder / f"{mode}{seed}", taught_by)
+            session.training(Plan(mode, seed, folder / f"{mode}{seed}", taught_by))
             for seed in (0, 1)
             for mode, taught_by in (("student_kd", teacher), ("student", None))
         ]

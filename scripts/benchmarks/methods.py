@@ -20,6 +20,7 @@ from tools import ROOT
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.fitting import Session
+from kdtrain.plan import Plan
 from kdtrain.report.statistics import Interval, t_interval
 from kdtrain.store.atomic import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
@@ -149,7 +150,7 @@ class Table:
             config = replace(self.config, mode="teacher")
             with _quietly(), temporary_folder(self.folder) as run:
                 session = Session(config)
-                trained = session.run([session.training("teacher", 0, run / "teacher", keep=False)])[0]
+                trained = session.run([session.training(Plan("teacher", 0, run / "teacher", keep=False))])[0]
                 self.results["teacher"] = {"0": trained.test.accuracy}
                 path.write_bytes(trained.saved.path.read_bytes())
             write_text(self.file, json.dumps(self.results, indent=1) + "\n")
@@ -168,13 +169,15 @@ class Table:
                     session.prepare_soft_labels(teachers)
                 jobs = [
                     session.training(
-                        method.mode,
-                        seed,
-                        run / f"{stage}_{seed}",
-                        teachers[seed] if taught else None,
-                        arch=arch,
-                        draw=stage if arch == self.pair.student else 0,
-                        keep=False,
+                        Plan(
+                            method.mode,
+                            seed,
+                            run / f"{stage}_{seed}",
+                            teachers[seed] if taught else None,
+                            settings={"student_arch": arch},
+                            draw=stage if arch == self.pair.student else 0,
+                            keep=False,
+                        )
                     )
                     for seed in seeds
                 ]

@@ -26,7 +26,7 @@ CallKdtrain = Callable[..., Finished]
 LOGDIR = Path("läufe [b] 1")  # blanks, letters beyond ASCII, and what could be taken for markup
 MODES = ("teacher", "student_kd", "student")
 EPOCH = re.compile(
-    r"(teacher|student_kd|student)(?:/\d+)? +(\d+)/(\d+)  loss [\d.]+  "
+    r"(teacher|student_kd|student|student_ls)(?:,[a-z]+=[\d.,=a-z]+)?(?:/\d+)? +(\d+)/(\d+)  loss [\d.]+  "
     r"accuracy [\d.]+%  cross-entropy [\d.]+  [\d.]+ s"
 )
 

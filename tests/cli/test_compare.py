@@ -17,11 +17,14 @@ import pytest
 import tomli
 from PIL import Image
 
+from kdtrain import choosing, fitting
 from kdtrain.children import available_cores
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import prepare
+from kdtrain.grid import choose
 from kdtrain.models.registry import build_model
+from kdtrain.predict import predict_logits
 from kdtrain.ranks import ForkedRanks, shared_memory
 from kdtrain.runtime import derive_seed, flow
 from kdtrain.store.checkpoint import load_model, load_tensors
@@ -56,6 +59,18 @@ def two_seeds(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain
 
 
 @pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
+    """A comparison with all that can be asked for: teachers of their own, smoothed labels, a grid."""
+    folder = tmp_path_factory.mktemp("chosen")
+    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "1", "--batch-size", "64", "--seeds", "2")
+    grid = ("--grid", "alpha=.5,.9", "--grid", "lr=1e-4,3e-3")
+    words = ("--teacher-per-seed", "--with-label-smoothing", *grid)
+    finished = run_kdtrain("fit", "--mode", "compare", *flags, *words, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return Compared(folder, finished)
+
+
+@pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
     """The recipe and the spellings of OneFlow's sample."""
     folder = tmp_path_factory.mktemp("sample")
@@ -83,22 +98,30 @@ def result(run: Path) -> Any:
     return json.loads((run / "result.json").read_text())
 
 
-def test_three_runs_per_seed(two_seeds: Compared) -> None:
-    for seed in (0, 1):
-        for mode in MODES:
-            run = two_seeds.directory / f"seed_{seed}" / mode
-            assert (result(run)["mode"], result(run)["seed"]) == (mode, seed)
-            config = tomli.loads((run / "config.toml").read_text())
-            assert (config["mode"], config["seed"], config["seeds"]) == (mode, seed, 1)
-            assert {path.name for path in (run / "checkpoints").iterdir()} == {
-                "best.safetensors", "last.safetensors"
-            }  # fmt: skip
+def rows_of(compared: Compared, model: str, seed: int) -> Any:
+    return [row for row in compared.figures["results"] if (row["model"], row["seed"]) == (model, seed)]
+
+
+RUNS = [("teacher", 0), ("student_kd", 0), ("student", 0), ("student_kd", 1), ("student", 1)]
+
+
+def test_two_runs_per_seed_and_one_teacher(two_seeds: Compared) -> None:
+    folders = {path.relative_to(two_seeds.directory) for path in two_seeds.directory.glob("seed_*/*")}
+    assert folders == {Path(f"seed_{seed}") / mode for mode, seed in RUNS}
+    for mode, seed in RUNS:
+        run = two_seeds.directory / f"seed_{seed}" / mode
+        assert (result(run)["mode"], result(run)["seed"]) == (mode, seed)
+        config = tomli.loads((run / "config.toml").read_text())
+        assert (config["mode"], config["seed"], config["seeds"]) == (mode, seed, 1)
+        assert {path.name for path in (run / "checkpoints").iterdir()} == {
+            "best.safetensors", "last.safetensors"
+        }  # fmt: skip
     config = tomli.loads((two_seeds.directory / "config.toml").read_text())
     assert (config["mode"], config["seeds"]) == ("compare", 2)
-    last = two_seeds.directory / "seed_1"
     for mode in MODES:
         kept = two_seeds.folder / "logs/models" / f"{mode}.safetensors"
-        assert kept.read_bytes() == (last / mode / "checkpoints/best.safetensors").read_bytes()
+        run = two_seeds.directory / f"seed_{0 if mode == 'teacher' else 1}" / mode
+        assert kept.read_bytes() == (run / "checkpoints/best.safetensors").read_bytes()
 
 
 def test_students_start_from_the_same_weights_and_batch(two_seeds: Compared) -> None:
@@ -112,7 +135,7 @@ def test_students_start_from_the_same_weights_and_batch(two_seeds: Compared) -> 
     assert first[0, "student"] != first[1, "student"]
 
 
-def test_seed_of_a_run_decides_its_weights_order_and_dropout(two_seeds: Compared, tiles: Path) -> None:
+def test_seed_of_a_run_decides_its_weights_order_and_dropout(chosen: Compared, tiles: Path) -> None:
     """The loss of the first step, worked out once more from the seed alone."""
     dataset = load_dataset(data_dir=tiles)
     for seed in (0, 1):
@@ -126,28 +149,154 @@ def test_seed_of_a_run_decides_its_weights_order_and_dropout(two_seeds: Compared
             batch = next(data.train.epoch(1))
             flow.manual_seed(derive_seed(seed, "dropout", 1, rank))
             losses.append(flow.nn.functional.cross_entropy(teacher(batch.inputs), batch.targets).item())
-        logged = read_scalars(two_seeds.directory / f"seed_{seed}/teacher")["loss/task"][1]
+        logged = read_scalars(chosen.directory / f"seed_{seed}/teacher")["loss/task"][1]
         assert logged == pytest.approx(np.mean(losses), rel=1e-6)
 
 
-def test_each_student_has_the_teacher_of_its_seed(two_seeds: Compared) -> None:
+def test_the_students_of_a_seed_differ_in_the_objective_only(two_seeds: Compared) -> None:
+    """The baseline has the budget, the schedule and the batches of the distilled student."""
+    for seed in (0, 1):
+        runs = [two_seeds.directory / f"seed_{seed}" / mode for mode in ("student_kd", "student")]
+        distilled, plain = (tomli.loads((run / "config.toml").read_text()) for run in runs)
+        assert "teacher_checkpoint" in distilled
+        of_teachers = ("mode", "teacher_checkpoint", "teacher_arch")
+        assert [{k: v for k, v in one.items() if k not in of_teachers} for one in (distilled, plain)] == [
+            {k: v for k, v in plain.items() if k not in of_teachers}
+        ] * 2
+        assert result(runs[0])["steps"] == result(runs[1])["steps"] == 2 * 19
+        rates = [read_scalars(run)["learning_rate"] for run in runs]
+        assert rates[0] == rates[1]
+
+
+def test_all_students_have_the_teacher_of_the_first_seed(two_seeds: Compared) -> None:
     for seed in (0, 1):
         config = tomli.loads((two_seeds.directory / f"seed_{seed}/student_kd/config.toml").read_text())
         teacher = two_seeds.folder / config["teacher_checkpoint"]
-        assert teacher == two_seeds.directory / f"seed_{seed}/teacher/checkpoints/best.safetensors"
+        assert teacher == two_seeds.directory / "seed_0/teacher/checkpoints/best.safetensors"
+    assert two_seeds.figures["models"]["teacher"]["test_accuracy_percent"]["sd"] is None
+    assert "All students had the same teacher" in two_seeds.process.stdout
+
+
+def test_every_key_of_the_file_is_explained(chosen: Compared, sample: Compared) -> None:
+    page = (ROOT / "docs/concepts/comparison.md").read_text()
+
+    def keys(value: Any) -> set[str]:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        own = set(value) if isinstance(value, dict) else set()
+        return own.union(*map(keys, parts))
+
+    names = keys(chosen.figures) | keys(sample.figures)
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
+def test_each_student_has_the_teacher_of_its_seed_if_asked_for(chosen: Compared) -> None:
+    for seed in (0, 1):
+        (run,) = [chosen.directory / row["directory"] for row in rows_of(chosen, "student_kd", seed)]
+        config = tomli.loads((run / "config.toml").read_text())
+        teacher = chosen.folder / config["teacher_checkpoint"]
+        assert teacher == chosen.directory / f"seed_{seed}/teacher/checkpoints/best.safetensors"
+    assert chosen.figures["models"]["teacher"]["test_accuracy_percent"]["sd"] > 0
+    assert "same teacher" not in chosen.process.stdout
+
+
+def test_a_student_with_smoothed_labels_differs_in_the_labels_only(chosen: Compared) -> None:
+    for seed in (0, 1):
+        (smoothed,), (plain,) = (rows_of(chosen, model, seed) for model in ("student_ls", "student"))
+        runs = [chosen.directory / row["directory"] for row in (smoothed, plain)]
+        configs = [tomli.loads((run / "config.toml").read_text()) for run in runs]
+        assert configs[0].pop("plugin") == ["label_smoothing"]
+        assert configs[1].pop("plugin") == []
+        assert configs[0] == configs[1]
+        losses = [read_scalars(run)["loss/task"][1] for run in runs]
+        assert losses[0] != losses[1]
+        assert losses[0] == pytest.approx(losses[1], rel=0.1)  # the same weights and images, other labels
+    pairs = [(one["model"], one["baseline"]) for one in chosen.figures["differences"]]
+    assert pairs == [("student_kd", "student"), ("student_ls", "student"), ("student_kd", "student_ls")]
+    models = {path.stem for path in (chosen.folder / "logs/models").iterdir()}
+    assert models == set(MODES)
+
+
+def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
+    grid = chosen.figures["grid"]
+    assert {model: len(grid[model]["candidates"]) for model in grid} == {
+        "student_kd": 4, "student": 2, "student_ls": 2
+    }  # fmt: skip
+    assert list(grid["student"]["chosen"]) == ["lr"]
+    for model in grid:
+        found = []
+        for candidate in grid[model]["candidates"]:
+            run = chosen.directory / candidate["directory"]
+            config = tomli.loads((run / "config.toml").read_text())
+            assert config["grid"] == []
+            assert candidate["settings"].items() <= config.items()
+            (row,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            figures = (row["eval/accuracy"], row["eval/cross_entropy"])
+            assert figures == (
+                candidate["held_out_accuracy_fraction"], candidate["held_out_cross_entropy_nats"]
+            )  # fmt: skip
+            found.append((-figures[0], figures[1]))
+            # Only the one that was chosen was ever tested.
+            is_chosen = candidate["settings"] == grid[model]["chosen"]
+            assert ("test" in result(run)) == is_chosen
+            if is_chosen:
+                assert rows_of(chosen, model, 0)[0]["directory"] == candidate["directory"]
+        settings = [one["settings"] for one in grid[model]["candidates"]]
+        assert min(found) == found[settings.index(grid[model]["chosen"])]
+        second = chosen.directory / rows_of(chosen, model, 1)[0]["directory"]
+        assert grid[model]["chosen"].items() <= tomli.loads((second / "config.toml").read_text()).items()
+    assert tomli.loads((chosen.directory / "config.toml").read_text())["grid"] == [
+        "alpha=.5,.9",
+        "lr=1e-4,3e-3",
+    ]
+    lines = chosen.process.stdout.splitlines()
+    assert len([line for line in lines if line.endswith(" chosen ")]) == 3
+
+
+def test_a_comparison_with_a_grid_resumes(chosen: Compared, call_kdtrain: CallKdtrain) -> None:
+    before = chosen.figures
+    finished = call_kdtrain("fit", "--resume", "logs/compare/version_0", cwd=chosen.folder)
+    assert finished.returncode == 0, finished.stderr
+    assert not [line for line in finished.stderr.splitlines() if EPOCH.fullmatch(line)]
+    assert chosen.figures["grid"] == before["grid"]
+    for ours, theirs in zip(chosen.figures["results"], before["results"], strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_the_test_set_is_read_once_per_model_and_after_every_choice(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"  # a file, because every fit is in a process of its own
+
+    def logged(name: str, function: Any) -> Any:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            with log.open("a") as file:
+                file.write(f"{name}\n")
+            return function(*arguments, **options)
+
+        return wrapper
+
+    monkeypatch.setattr(fitting, "predict_logits", logged("test", predict_logits))
+    monkeypatch.setattr(choosing, "choose", logged("choose", choose))
+    flags = (*fitted.flags, "--teacher-checkpoint", fitted.model("teacher"), "--epochs", "1")
+    finished = call_kdtrain("fit", "--mode", "compare", *flags, "--grid", "lr=1e-3,3e-3", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    calls = log.read_text().split()
+    assert calls[:2] == ["choose", "choose"]
+    assert set(calls[2:]) == {"test"}
+    # The teacher's is shared by the cores.
+    assert len(calls[2:]) == 2 + min(4, len(available_cores()))
 
 
 def test_figures_agree_with_the_runs(two_seeds: Compared) -> None:
     figures = two_seeds.figures
-    assert [(row["model"], row["seed"]) for row in figures["results"]] == [
-        (mode, seed) for seed in (0, 1) for mode in MODES
-    ]
+    assert [(row["model"], row["seed"]) for row in figures["results"]] == RUNS
     for row in figures["results"]:
         run = two_seeds.directory / f"seed_{row['seed']}" / row["model"]
         assert row["test_accuracy_fraction"] == result(run)["test"]["accuracy"]
         assert row["test_cross_entropy_nats"] == result(run)["test"]["cross_entropy"]
         assert row["test_errors"] == result(run)["test"]["errors"]
-        assert row["parameters"] == result(run)["parameters"]
+        assert row["test_calibration_error_fraction"] == result(run)["test"]["calibration_error"]
+        assert figures["models"][row["model"]]["parameters"] == result(run)["parameters"]
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         seconds = sum(epoch["train_seconds"] + epoch["eval_seconds"] for epoch in metrics)
         assert row["seconds"] == pytest.approx(seconds)
@@ -172,8 +321,8 @@ def test_logits_over_the_test_set_are_kept(two_seeds: Compared, tiles: Path) -> 
     assert logits.keys() == {row["test_logits"] for row in figures["results"]}
     images = flow.tensor(dataset.test.normalized(dataset.normalization))
     for row in figures["results"]:
-        own = logits[row["test_logits"]]
-        assert own.dtype == np.float32
+        assert logits[row["test_logits"]].dtype == np.float32
+        own = logits[row["test_logits"]].astype(np.float64)
         best = load_model(two_seeds.directory / row["directory"] / "checkpoints/best.safetensors")
         np.testing.assert_allclose(own, best.build()(images).numpy(), atol=1e-5)
         assert (own.argmax(axis=1) != labels).sum() == row["test_errors"]
@@ -182,7 +331,7 @@ def test_logits_over_the_test_set_are_kept(two_seeds: Compared, tiles: Path) -> 
 def test_gain_is_the_mean_difference_of_the_pairs(two_seeds: Compared) -> None:
     errors = {(row["model"], row["seed"]): row["test_errors"] for row in two_seeds.figures["results"]}
     gains = [(errors["student", seed] - errors["student_kd", seed]) / 3 for seed in (0, 1)]  # of 300, in %
-    gain = two_seeds.figures["gain_percentage_points"]
+    gain = two_seeds.figures["differences"][0]["gain_percentage_points"]
     assert gain["mean"] == pytest.approx(statistics.mean(gains))
     assert gain["sd"] == pytest.approx(statistics.stdev(gains))
     # Student's t with one degree of freedom is Cauchy's distribution, whose quantile is a tangent.
@@ -191,24 +340,41 @@ def test_gain_is_the_mean_difference_of_the_pairs(two_seeds: Compared) -> None:
     assert gain["mean"] - gain["low"] == pytest.approx(half_width)
 
 
-def test_table_verdict_and_paths_on_stdout(two_seeds: Compared) -> None:
+def test_fidelity_is_to_the_teacher(two_seeds: Compared) -> None:
+    figures = two_seeds.figures
+    logits, _ = load_tensors(two_seeds.directory / figures["files"]["test_logits"])
+    z = {name: array.astype(np.float64) for name, array in logits.items()}
+    p = {name: np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) for name, x in z.items() if name != "labels"}
+    teacher = p["teacher/0"]
+    for row in figures["results"]:
+        if row["model"] == "teacher":
+            assert row["test_agreement_fraction"] is row["test_kl_from_teacher_nats"] is None
+            continue
+        own = p[row["test_logits"]]
+        divergence = (teacher * np.log(teacher / own)).sum(axis=1).mean()
+        assert row["test_kl_from_teacher_nats"] == pytest.approx(divergence, rel=1e-6)
+        assert row["test_agreement_fraction"] == (teacher.argmax(1) == own.argmax(1)).mean()
+        scalars = read_scalars(two_seeds.directory / row["directory"])
+        assert scalars["test/agreement"] == {38: pytest.approx(row["test_agreement_fraction"])}
+        assert scalars["test/kl_from_teacher"] == {38: pytest.approx(divergence, rel=1e-6)}
+
+
+def test_tables_verdict_and_paths_on_stdout(two_seeds: Compared) -> None:
     out, figures = two_seeds.process.stdout, two_seeds.figures
     for mode in MODES:
-        row = next(line for line in out.splitlines() if line.split()[:1] == [mode])
+        test, cost = [line.split() for line in out.splitlines() if line.split()[:1] == [mode]][:2]
         model = figures["models"][mode]
-        assert float(row.split()[1]) == pytest.approx(model["test_accuracy_percent"]["mean"], abs=0.005)
-        assert f"{model['parameters']:,}" in row
-    *_, verdict, picture, json_file = out.splitlines()
-    assert verdict == figures["verdict"]
+        assert float(test[1]) == pytest.approx(model["test_accuracy_percent"]["mean"], abs=0.005)
+        assert {f"{model['parameters']:,}", f"{model['multiply_adds']:,}"} <= set(cost)
+    *_, verdict, gap, picture, json_file = out.splitlines()
+    assert (verdict, gap) == (figures["verdict"], figures["gap"])
     assert picture == "Picture: pictures/three models.png"
     assert json_file == "Figures: logs/compare/version_0/compare.json"
     lines = two_seeds.process.stderr.splitlines()
     said = [line for line in lines if not EPOCH.fullmatch(line)]
     assert said == ["Seeds 0 to 1: each line begins with the model and its seed."]
-    assert {line.split()[0] for line in lines if line not in said} == {
-        f"{m}/{s}" for m in MODES for s in (0, 1)
-    }
-    assert len(lines) == 1 + 2 * 3 * 2
+    assert {line.split()[0] for line in lines if line not in said} == {f"{m}/{s}" for m, s in RUNS}
+    assert len(lines) == 1 + 5 * 2
 
 
 def test_picture_is_large_enough_to_read_and_copied(two_seeds: Compared) -> None:
@@ -245,11 +411,11 @@ def test_without_held_out_images_the_test_set_is_what_chooses(sample: Compared) 
 
 def test_one_seed_is_judged_by_its_test_images(sample: Compared) -> None:
     figures = sample.figures
-    assert figures["gain_percentage_points"]["low"] is None
+    assert figures["differences"][0]["gain_percentage_points"]["low"] is None
     assert figures["outcome"] == "undecided"
     errors = {row["model"]: row["test_errors"] for row in figures["results"]}
-    test = figures["mcnemar_student_kd_vs_student"]
-    assert test["only_first"] - test["only_second"] == errors["student"] - errors["student_kd"]
+    one = figures["differences"][0]["one_seed"]
+    assert one["only_model_right"] - one["only_baseline_right"] == errors["student"] - errors["student_kd"]
     assert figures["verdict"] in sample.process.stdout
 
 

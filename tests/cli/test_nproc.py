@@ -110,7 +110,8 @@ def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path,
 
 def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain) -> None:
     flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "1", "--batch-size", "32")
-    finished = run_kdtrain("fit", "--mode", "compare", *flags, *TWO, cwd=tmp_path)
+    grid = ("--grid", "lr=1e-4,3e-3")
+    finished = run_kdtrain("fit", "--mode", "compare", *flags, *grid, *TWO, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.endswith("Figures: logs/compare/version_0/compare.json\n")
     results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["results"]

@@ -122,7 +122,7 @@ def test_a_comparison_goes_on_with_what_is_not_trained_yet(
     finished = run_kdtrain(*hint.partition("kdtrain ")[2].split()[-3:], cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for seed in (0, 1):
-        for mode in MODES:
+        for mode in MODES[seed:]:  # the first seed's teacher teaches all
             path = f"compare/version_0/seed_{seed}/{mode}"
             assert_same_run(tmp_path / "logs" / path, tmp_path / "whole" / path)
     results = [

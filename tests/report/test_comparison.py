@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,14 @@ from rich.console import Console
 
 from kdtrain.errors import KdtrainError
 from kdtrain.fidelity import Fidelity
+from kdtrain.grid import Candidate, choose
 from kdtrain.report import comparison as module
-from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare, comparison_table
+from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import to_json
 from kdtrain.report.comparison_plot import comparison_figure
+from kdtrain.report.comparison_table import comparison_tables
 from kdtrain.report.style import save_figure
+from kdtrain.report.verdict import gap_sentence, verdict
 
 IMAGES = 10_000
 
@@ -68,9 +71,9 @@ def three(teacher: list[int], distilled: list[int], plain: list[int], epochs: in
 HELPED = three([98, 101, 95, 99, 100], [152, 149, 158, 150, 155], [171, 166, 172, 170, 176])
 
 
-def rendered(comparison: Comparison) -> str:
+def rendered(comparison: Comparison, width: int = 80) -> str:
     text = io.StringIO()
-    Console(file=text, width=80).print(comparison_table(comparison))
+    Console(file=text, width=width).print(*comparison_tables(comparison))
     return text.getvalue()
 
 
@@ -86,71 +89,166 @@ def test_gain_is_the_paired_difference_of_the_students() -> None:
     found = compare(HELPED)
     gains = np.array([19.0, 17.0, 14.0, 20.0, 21.0]) / IMAGES * 100
     half = 2.77644511 * gains.std(ddof=1) / np.sqrt(5)
-    assert found.gain.mean == pytest.approx(gains.mean())
-    assert found.gain.low == pytest.approx(gains.mean() - half)
-    assert found.gain.high == pytest.approx(gains.mean() + half)
-    assert found.errors_removed == pytest.approx(18.2)
-    assert found.errors_removed_percent == pytest.approx(100 * 18.2 / 171)
+    assert found.distillation.gain.mean == pytest.approx(gains.mean())
+    assert found.distillation.gain.low == pytest.approx(gains.mean() - half)
+    assert found.distillation.gain.high == pytest.approx(gains.mean() + half)
+    assert found.distillation.errors_removed == pytest.approx(18.2)
+    assert found.distillation.errors_removed_percent == pytest.approx(100 * 18.2 / 171)
     assert found.gap_closed == pytest.approx(18.2 / (171 - 98.6))
-    assert found.outcome == "helped"
-    assert found.verdict == (
+    assert found.distillation.outcome == "helped"
+    assert verdict(found) == (
         "Distillation helped: +0.18 points, 95 % interval 0.15 to 0.22 over 5 seeds "
         "(18.2 of 171 errors removed on average)."
     )
 
 
 def test_pairs_go_by_seed_not_by_order() -> None:
-    assert compare(HELPED[::-1]).gain == compare(HELPED).gain
+    assert compare(HELPED[::-1]).distillation == compare(HELPED).distillation
 
 
 def test_a_loss_is_called_a_loss() -> None:
     found = compare(three([90, 90, 90], [171, 166, 172], [152, 149, 158]))
-    assert found.outcome == "hurt"
-    assert found.verdict.startswith("Distillation hurt: -0.17 points, 95 % interval -0.")
-    assert "(16.7 errors more than the student's 153 on average)" in found.verdict
+    assert found.distillation.outcome == "hurt"
+    assert verdict(found).startswith("Distillation hurt: -0.17 points, 95 % interval -0.")
+    assert "(16.7 errors more than the student's 153 on average)" in verdict(found)
     assert (found.gap_closed or 0) < 0
 
 
 def test_an_interval_with_zero_in_it_claims_nothing() -> None:
     found = compare(three([90, 90], [150, 170], [171, 172]))
-    assert found.outcome == "undecided"
-    assert found.verdict.startswith("Not distinguishable with 2 seeds: +0.11 points")
-    assert found.verdict.endswith("includes zero.")
-    assert "helped" not in found.verdict
+    assert found.distillation.outcome == "undecided"
+    assert verdict(found).startswith("Not distinguishable with 2 seeds: +0.11 points")
+    assert verdict(found).endswith(
+        "includes zero; if mean and spread stay as they are, a rough guess from 2, "
+        "it would take about 13 seeds to show (80 % power)."
+    )
+    assert "helped" not in verdict(found)
+    assert "helped" not in gap_sentence(found)
+
+
+def test_a_gain_that_is_small_beside_its_spread_gets_no_number_of_seeds() -> None:
+    found = compare(three([90, 90, 90], [150, 150, 150], [100, 150, 201]))
+    assert found.distillation.seeds_needed is None
+    assert verdict(found).endswith("would take more than 1000 seeds to show (80 % power).")
 
 
 @pytest.mark.parametrize(("distilled", "points"), [([171, 172], "0"), ([161, 162], "+0.10")])
 def test_gains_without_spread_claim_nothing(distilled: list[int], points: str) -> None:
     found = compare(three([90, 90], distilled, [171, 172]))
-    assert found.outcome == "undecided"
-    assert found.verdict == (
+    assert found.distillation.outcome == "undecided"
+    assert verdict(found) == (
         f"Not distinguishable: {points} points, the same in each of 2 seeds; "
         "without any spread there is no interval to judge by."
     )
 
 
-def test_one_seed_has_mcnemars_test_and_no_spread() -> None:
+def test_one_seed_speaks_of_two_networks_and_has_no_spread() -> None:
     found = compare(three([98], [153], [171]))
-    assert found.mcnemar is not None
-    assert (found.mcnemar.only_first, found.mcnemar.only_second) == (18, 0)
-    assert found.outcome == "undecided"
-    assert found.gain.sd is None
-    assert found.verdict == (
-        "One seed: +0.18 points (18 of 171 errors removed), a difference between these two networks "
-        "that chance hardly explains (McNemar's exact p < 0.0001); "
-        "more seeds (`--seeds 5`) would give an interval."
+    one = found.distillation.one_seed
+    assert one is not None
+    assert (one.mcnemar.only_first, one.mcnemar.only_second) == (18, 0)
+    assert found.distillation.outcome == "undecided"
+    assert found.distillation.gain.sd is None
+    assert verdict(found) == (
+        "One seed: +0.18 points (18 of 171 errors removed); these two networks differ on such images "
+        "(McNemar's exact p < 0.0001, 95 % interval 0.09 to 0.27), which says nothing yet of the method: "
+        "`--seeds 5` would."
     )
     assert "±" not in rendered(found) + " ".join(texts(comparison_figure(found)))
     assert "seeds" not in rendered(found)
+    row = next(line for line in rendered(found).splitlines() if "student_kd - student" in line)
+    assert row.split()[3:] == ["+0.18", "0.09", "to", "0.27", "18", "(10.5", "%)", "<", "0.0001"]
 
 
-def test_only_a_single_seed_has_mcnemars_test() -> None:
-    assert compare(three([98, 99], [153, 152], [171, 172])).mcnemar is None
+def test_two_networks_that_chance_may_have_made_are_not_told_apart() -> None:
+    found = compare(three([98], [168], [171]))
+    assert "these two networks cannot be told apart on such images (McNemar's exact p = 0.25" in verdict(
+        found
+    )
+    assert compare(three([98, 99], [153, 152], [171, 172])).distillation.one_seed is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "sentence"),
+    [
+        (
+            ([98, 98], [149, 151], [170, 172]),
+            "That is 29 % of the 0.73 points between student and teacher, with the same doubt.",
+        ),
+        (
+            ([98, 98], [61, 60], [171, 172]),
+            "That is 151 % of the 0.73 points between student and teacher: "
+            "the student is ahead of its teacher.",
+        ),
+        (
+            ([98, 98], [181, 182], [171, 173]),
+            "The student falls behind by a further 13 % of the 0.74 points between student and teacher.",
+        ),
+        (
+            ([171, 171], [150, 152], [171, 171]),
+            "There is no gap to close: the teacher (98.29 %) is no better than the student (98.29 %).",
+        ),
+    ],
+)
+def test_share_of_the_gap(errors: tuple[list[int], list[int], list[int]], sentence: str) -> None:
+    assert gap_sentence(compare(three(*errors))) == sentence
+
+
+def with_smoothing() -> list[ModelResult]:
+    return HELPED + [
+        result("student_ls", seed, errors) for seed, errors in enumerate([160, 161, 159, 165, 158])
+    ]
+
+
+def test_smoothed_labels_are_compared_with_both_other_students() -> None:
+    found = compare(with_smoothing())
+    pairs: Any = [(one.model, one.baseline, one.gains) for one in found.differences]
+    assert pairs == [
+        ("student_kd", "student", pytest.approx({0: 0.19, 1: 0.17, 2: 0.14, 3: 0.20, 4: 0.21})),
+        ("student_ls", "student", pytest.approx({0: 0.11, 1: 0.05, 2: 0.13, 3: 0.05, 4: 0.18})),
+        ("student_kd", "student_ls", pytest.approx({0: 0.08, 1: 0.12, 2: 0.01, 3: 0.15, 4: 0.03})),
+    ]
+    assert verdict(found) == verdict(compare(HELPED))
+    text = rendered(found)
+    assert text.count("student_ls") == 4
+    assert any("student_ls 98.39 ± 0.03 %" in title for title in texts(comparison_figure(found)))
+    with pytest.raises(KdtrainError, match=r"student_ls has the seeds \[0, 1, 2, 3\], student has"):
+        compare(with_smoothing()[:-1])
+
+
+CHOICE = choose(
+    [
+        Candidate({"temperature": 2.0, "alpha": 0.5}, 0.981, 0.07, "grid/a"),
+        Candidate({"temperature": 2.0, "alpha": 0.9}, 0.983, 0.06, "grid/b"),
+        Candidate({"temperature": 5.0, "alpha": 0.5}, 0.983, 0.05, "grid/c"),
+    ]
+)
+
+
+def test_grid_is_told_in_table_and_file() -> None:
+    found = compare(HELPED, {"student_kd": CHOICE})
+    rows = [line.split() for line in rendered(found).splitlines() if "98.30" in line]
+    assert rows == [
+        ["student_kd", "2", "0.9", "98.30", "0.0600"],
+        ["student_kd", "5", "0.5", "98.30", "0.0500", "chosen"],
+    ]
+    grid = json.loads(json.dumps(to_json(found)))["grid"]["student_kd"]
+    assert grid["chosen"] == {"temperature": 5, "alpha": 0.5}
+    assert [one["directory"] for one in grid["candidates"]] == ["grid/a", "grid/b", "grid/c"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_tables_fit_a_terminal(width: int, seeds: int) -> None:
+    few = [one for one in with_smoothing() if one.seed < seeds]
+    text = rendered(compare(few, {"student_kd": CHOICE, "student": CHOICE}), width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert not {"\x1b", "…"} & set(text)
 
 
 def test_a_perfect_student_and_a_worse_teacher_leave_no_ratio() -> None:
     found = compare(three([9, 8], [0, 0], [0, 0]))
-    assert found.errors_removed_percent is None
+    assert found.distillation.errors_removed_percent is None
     assert found.gap_closed is None
 
 
@@ -173,20 +271,24 @@ def test_results_that_do_not_compare_are_refused(results: list[ModelResult], mes
         compare(results)
 
 
-def test_table_holds_every_figure_within_80_columns() -> None:
-    text = rendered(compare(HELPED))
-    assert all(len(line) <= 80 for line in text.splitlines())
-    assert not {"\x1b", "…"} & set(text)
-    lines = text.splitlines()
-    row = next(number for number, line in enumerate(lines) if "student_kd" in line)
-    assert lines[row].split() == ["student_kd", "98.47", "0.0458", "109,386", "42", "+0.18", "18.2"]
-    assert lines[row + 1].split() == ["±", "0.04", "±", "0.0011", "±", "2", "0.15", "to", "0.22", "10.6", "%"]
-    assert lines[row + 2].split() == ["student", "98.29", "0.0513", "109,386", "42"]
-    assert "5 seeds" in text
+def test_tables_hold_every_figure() -> None:
+    lines = rendered(compare(HELPED)).splitlines()
+    rows = [number for number, line in enumerate(lines) if line.split()[:1] == ["student_kd"]]
+    test, cost, difference = rows
+    assert lines[test].split() == ["student_kd", "98.47", "152.8", "0.0458", "0.46", "98.47", "0.0306"]
+    spreads = [lines[test + 1].split()[i] for i in range(1, 12, 2)]
+    assert spreads == ["0.04", "3.7", "0.0011", "0.01", "0.04", "0.0007"]
+    assert lines[cost].split() == ["student_kd", "109,386", "1,093,860", "42", "±", "2"]
+    assert lines[difference].split()[3:] == ["+0.18", "0.15", "to", "0.22", "18.2", "(10.6", "%)"]
+    assert any("mean ± sd over 5 seeds" in line for line in lines)
 
 
 def test_table_says_when_all_students_had_one_teacher() -> None:
-    assert "same teacher" in " ".join(rendered(compare(HELPED[:1] + HELPED[5:])).split())
+    shared = rendered(compare(HELPED[:1] + HELPED[5:]))
+    assert "same teacher" in " ".join(shared.split())
+    lines = shared.splitlines()
+    row = next(number for number, line in enumerate(lines) if line.split()[:1] == ["teacher"])
+    assert lines[row + 1].split()[:1] == ["student_kd"]  # no spread of a single teacher
     assert "same teacher" not in rendered(compare(HELPED))
 
 
@@ -194,20 +296,27 @@ def test_json_is_plain_and_exact() -> None:
     single = dataclasses.replace(HELPED[0], seconds=cast(float, np.float32(40)))
     found = compare([single, *HELPED[1:]])
     back = json.loads(json.dumps(to_json(found), allow_nan=False))
-    assert back["gain_percentage_points"] == dataclasses.asdict(found.gain)
-    assert back["verdict"] == found.verdict
+    assert back["version"] == 1
+    assert back["differences"][0]["gain_percentage_points"] == dataclasses.asdict(found.distillation.gain)
+    assert [one["seed"] for one in back["differences"][0]["gains"]] == [0, 1, 2, 3, 4]
+    assert back["verdict"] == verdict(found)
+    assert back["gap"] == gap_sentence(found)
     assert back["outcome"] == "helped"
     assert back["models"]["student"]["test_errors"]["mean"] == 171
     assert back["models"]["teacher"]["parameters"] == 1_199_882
-    assert back["mcnemar_student_kd_vs_student"] is None
+    assert back["models"]["teacher"]["test_agreement_percent"] is None
+    assert back["models"]["student"]["test_calibration_error_percent"]["mean"] == pytest.approx(0.513)
+    assert back["differences"][0]["one_seed"] is None
+    assert back["grid"] == {}
     assert len(back["results"]) == 15
     for written, given in zip(back["results"], HELPED, strict=True):
         assert (written["model"], written["seed"]) == (given.model, given.seed)
         assert written["test_accuracy_fraction"] == given.test_accuracy
         curve = [tuple(point.values()) for point in written["held_out_history"]]
         assert curve == [(p.epoch, p.accuracy, p.cross_entropy) for p in given.history]
-    one = to_json(compare(three([98], [153], [171])))
-    assert json.loads(json.dumps(one))["mcnemar_student_kd_vs_student"]["only_first"] == 18
+    one = json.loads(json.dumps(to_json(compare(three([98], [153], [171])))))["differences"][0]["one_seed"]
+    assert (one["only_model_right"], one["only_baseline_right"]) == (18, 0)
+    assert 0 < one["low_percentage_points"] < 0.18 < one["high_percentage_points"]
 
 
 def test_picture_carries_the_figures_and_names_the_lines() -> None:
@@ -219,7 +328,12 @@ def test_picture_carries_the_figures_and_names_the_lines() -> None:
     assert "+0.18 points, 95 % interval 0.15 to 0.22 over 5 seeds" in title
     assert title.endswith("\nmnist, T = 4")
     (legend,) = figure.legends
-    assert [t.get_text() for t in legend.get_texts()] == [*module.MODELS, "teacher's last epoch"]
+    assert [t.get_text() for t in legend.get_texts()] == [
+        "teacher",
+        "student_kd",
+        "student",
+        "teacher's last epoch",
+    ]
     assert "5 seeds" in legend.get_title().get_text()
     looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines[:3]]
     assert all(len(set(look)) == 3 for look in zip(*looks, strict=True))
@@ -270,6 +384,7 @@ def constant(accuracy: float, loss: float) -> list[ModelResult]:
 
 CASES = {
     "five seeds": HELPED,
+    "four models": with_smoothing(),
     "one seed": three([98], [153], [171]),
     "one epoch": three([98], [153], [171], epochs=1),
     "two epochs": three([98], [153], [171], epochs=2),

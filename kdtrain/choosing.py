@@ -1,0 +1,65 @@
+"""Carries out --grid: trains each combination on one seed, and chooses by the held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kdtrain.console import note
+from kdtrain.fitting import Session
+from kdtrain.grid import Candidate, Choice, Settings, choose, combinations, parse_grid, settings_text
+from kdtrain.plan import Plan
+from kdtrain.results import Fitted
+
+_OF_ALL = ("lr",)
+"""What concerns students without a teacher as well."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen for a model, and the fit that won."""
+
+    choice: Choice
+    fitted: Fitted
+
+
+def choose_settings(
+    session: Session, students: Sequence[str], plan: Callable[[str, Settings], Plan]
+) -> dict[str, Chosen]:
+    """Returns what was chosen for each model for which there is something to choose.
+
+    Every model gets its own choice among all that concerns it, so that none is tuned more than the
+    others. The test set is not looked at.
+
+    Args:
+        session: the configuration and the data.
+        students: the models.
+        plan: makes the fit of a model with some settings.
+    """
+    grid = parse_grid(session.config.grid)
+    tried = {
+        model: combinations({name: grid[name] for name in grid if model == "student_kd" or name in _OF_ALL})
+        for model in students
+    }
+    fits = [(model, plan(model, own)) for model in students for own in tried[model] if own]
+    if not fits:
+        return {}
+    note(f"Grid: {len(fits)} fits with seed {session.config.seed}; the held-out images choose.")
+    fitted = session.run([session.fitting(one) for _, one in fits])
+    chosen = {}
+    for model in dict(fits):
+        own = [(one, fit) for (name, one), fit in zip(fits, fitted, strict=True) if name == model]
+        chosen[model] = _best(own, tried[model])
+        best = chosen[model].choice.chosen
+        note(f"{model}: {settings_text(best.settings)} is best, held-out accuracy {best.accuracy:.2%}.")
+    return chosen
+
+
+def _best(fits: list[tuple[Plan, Fitted]], settings: list[Settings]) -> Chosen:
+    candidates = []
+    for (plan, fitted), values in zip(fits, settings, strict=True):
+        metrics = fitted.saved.card.metrics
+        folder = f"{plan.directory.parent.name}/{plan.directory.name}"
+        candidates.append(Candidate(values, metrics["eval/accuracy"], metrics["eval/cross_entropy"], folder))
+    choice = choose(candidates)
+    return Chosen(choice, fits[choice.candidates.index(choice.chosen)][1])

@@ -1,0 +1,86 @@
+"""Settings to choose from: what --grid asks for, and which combination is the best."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kdtrain.errors import UsageError, no_such
+
+EXAMPLES = {
+    "temperature": "temperature=2,4,8",
+    "alpha": "alpha=0.5,0.9",
+    "lr": "lr=0.001,0.003",
+}
+"""What can be chosen: settings that leave a student's size and its budget alone."""
+
+Settings = Mapping[str, float]
+"""A value for each of some settings."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One combination of settings, and how a model did with it on the held-out images.
+
+    Attributes:
+        settings: the combination.
+        accuracy: of the best epoch, fraction 0..1.
+        cross_entropy: of the same epoch, nats per image.
+        directory: the run directory, within the comparison's.
+    """
+
+    settings: Settings
+    accuracy: float
+    cross_entropy: float
+    directory: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one model was tried with, and what was chosen: see ``choose``."""
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+
+
+def parse_grid(specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Returns the values to try, by setting, from texts such as ``alpha=.5,.7,.9``.
+
+    Raises:
+        UsageError: a setting cannot be chosen, is there twice, or has no values or one that is no number.
+    """
+    grid: dict[str, tuple[float, ...]] = {}
+    for spec in specs:
+        name, _, values = spec.partition("=")
+        if name not in EXAMPLES:
+            raise UsageError(f"--grid {spec}: {no_such('setting to choose', name, EXAMPLES)}")
+        if name in grid:
+            raise UsageError(f"--grid {spec}: {name} has its values already.")
+        if not values:
+            raise UsageError(f"--grid {spec}: give values, such as {EXAMPLES[name]}.")
+        grid[name] = tuple(dict.fromkeys(_number(word, spec) for word in values.split(",")))
+    return grid
+
+
+def combinations(grid: Mapping[str, Sequence[float]]) -> list[Settings]:
+    """Returns all combinations of a grid's values; an empty grid has one, of nothing."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def settings_text(settings: Settings) -> str:
+    """Returns ``"temperature=2,alpha=0.5"``."""
+    return ",".join(f"{name}={value!r}".removesuffix(".0") for name, value in settings.items())
+
+
+def choose(candidates: Sequence[Candidate]) -> Choice:
+    """Chooses by accuracy on the held-out images; of equals by cross-entropy, then the first."""
+    best = min(candidates, key=lambda candidate: (-candidate.accuracy, candidate.cross_entropy))
+    return Choice(tuple(candidates), best)
+
+
+def _number(word: str, spec: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(f"--grid {spec}: {word!r} is not a number.") from None

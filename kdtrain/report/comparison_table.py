@@ -1,0 +1,121 @@
+"""The comparison as tables for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+
+from kdtrain.calibration import BINS
+from kdtrain.grid import Choice
+from kdtrain.report.comparison import Comparison, Difference
+from kdtrain.report.statistics import CONFIDENCE, Interval, gain_text
+from kdtrain.report.verdict import count_text, difference_bounds, difference_text
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Returns what was chosen, how the models did, what they cost, and how the students differ."""
+    chosen = [_grid_table(comparison.choices)] if comparison.choices else []
+    return [*chosen, _test_table(comparison), _cost_table(comparison), _difference_table(comparison)]
+
+
+def _table(title: str, *headers: str, caption: str | None = None) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    first, *others = headers
+    table.add_column(first, overflow="fold")
+    for header in others:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def _test_table(comparison: Comparison) -> Table:
+    seeds, teachers = comparison.distillation.gain.n, comparison.summaries["teacher"].accuracy.n
+    over = f", mean ± sd over {seeds} seeds" if seeds > 1 else ""
+    caption = (
+        f"ECE: expected calibration error, {BINS} bins.\n"
+        "Agreement: with the teacher's classes. KL: in nats, T=1."
+    )
+    if teachers == 1 < seeds:
+        caption += "\nAll students had the same teacher: the spread is that of\nstudents, not of teachers."
+    table = _table(
+        f"On {comparison.test_images:,} test images{over}",
+        *("model", "accuracy\n%", "errors", "cross-\nentropy", "ECE\n%", "agreement\n%", "KL from\nteacher"),
+        caption=caption,
+    )
+    for model, summary in comparison.summaries.items():
+        table.add_row(
+            model,
+            _mean_and_sd(summary.accuracy, 2),
+            _mean_and_sd(summary.errors, 0 if summary.errors.n == 1 else 1),
+            _mean_and_sd(summary.cross_entropy, 4),
+            _mean_and_sd(summary.calibration_error, 2),
+            _mean_and_sd(summary.agreement, 2),
+            _mean_and_sd(summary.divergence, 4),
+        )
+    return table
+
+
+def _cost_table(comparison: Comparison) -> Table:
+    table = _table("Cost", "model", "network", "parameters", "multiply-adds\nper image", "seconds\nto train")
+    table.columns[1].justify, table.columns[1].no_wrap, table.columns[1].overflow = "left", False, "fold"
+    for model, summary in comparison.summaries.items():
+        seconds = summary.seconds
+        table.add_row(
+            model,
+            summary.arch,
+            f"{summary.parameters:,}",
+            f"{summary.multiply_adds:,}",
+            _mean_and_sd(seconds, 1 if seconds.mean < 10 else 0).replace("\n", " ") if seconds.mean else "-",
+        )
+    return table
+
+
+def _difference_table(comparison: Comparison) -> Table:
+    gain = comparison.distillation.gain
+    over = f"over {gain.n} seeds, paired" if gain.n > 1 else "over images"
+    headers = ["difference", "points", f"{100 * CONFIDENCE:.0f} % interval\n{over}", "errors\nremoved"]
+    table = _table("Differences in accuracy", *headers, *(["McNemar's\nexact p"] if gain.n == 1 else []))
+    for difference in comparison.differences:
+        table.add_row(*_difference_row(difference))
+    return table
+
+
+def _difference_row(difference: Difference) -> list[str]:
+    percent = difference.errors_removed_percent
+    removed = count_text(difference.errors_removed) + ("" if percent is None else f" ({percent:.1f} %)")
+    row = [difference_text(difference), gain_text(difference.gain), difference_bounds(difference), removed]
+    if difference.one_seed is not None:
+        p_value = difference.one_seed.mcnemar.p_value
+        row.append(f"{p_value:.2g}" if p_value >= 0.0001 else "< 0.0001")
+    return row
+
+
+def _grid_table(choices: Mapping[str, Choice]) -> Table:
+    tried = {name: None for choice in choices.values() for name in choice.chosen.settings}
+    headers = ("model", *tried, "held-out\naccuracy %", "cross-\nentropy", "")
+    table = _table("Grid, chosen by held-out images", *headers)
+    for model, choice in choices.items():
+        for candidate in choice.candidates:
+            values = [
+                f"{candidate.settings[name]:g}" if name in candidate.settings else "-" for name in tried
+            ]
+            figures = [f"{100 * candidate.accuracy:.2f}", f"{candidate.cross_entropy:.4f}"]
+            table.add_row(model, *values, *figures, "chosen" if candidate is choice.chosen else "")
+        table.add_section()
+    return table
+
+
+def _mean_and_sd(interval: Interval | None, digits: int) -> str:
+    if interval is None:
+        return "-"
+    spread = "" if interval.sd is None else f"\n± {interval.sd:,.{digits}f}"
+    return f"{interval.mean:,.{digits}f}{spread}"

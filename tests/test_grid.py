@@ -1,0 +1,60 @@
+"""What --grid asks for, and what is chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdtrain.errors import UsageError
+from kdtrain.grid import Candidate, choose, combinations, parse_grid, settings_text
+
+VALUES = st.lists(st.floats(0.001, 100), min_size=1, max_size=4)
+GRIDS = st.dictionaries(st.sampled_from(["temperature", "alpha", "lr"]), VALUES)
+
+
+@given(GRIDS)
+def test_a_grid_is_read_as_it_was_written(grid: dict[str, list[float]]) -> None:
+    specs = [f"{name}={','.join(map(repr, values))}" for name, values in grid.items()]
+    assert parse_grid(specs) == {name: tuple(dict.fromkeys(values)) for name, values in grid.items()}
+
+
+@given(GRIDS)
+def test_combinations_are_all_there_once(grid: dict[str, list[float]]) -> None:
+    distinct = {name: list(dict.fromkeys(values)) for name, values in grid.items()}
+    found = [tuple(settings.values()) for settings in combinations(distinct)]
+    assert found == list(itertools.product(*distinct.values()))
+    texts = [settings_text(settings) for settings in combinations(distinct)]
+    assert len(set(texts)) == len(texts)
+
+
+def test_settings_are_spelt_as_on_the_command_line() -> None:
+    assert (
+        settings_text({"temperature": 2.0, "alpha": 0.5, "lr": 1e-05}) == "temperature=2,alpha=0.5,lr=1e-05"
+    )
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(spec: str) -> None:
+    with contextlib.suppress(UsageError):
+        assert all(map(all, parse_grid([spec])))
+
+
+def candidate(accuracy: float, cross_entropy: float) -> Candidate:
+    return Candidate({"alpha": 0.5}, accuracy, cross_entropy, "")
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"),
+    [
+        ([(0.90, 0.1), (0.95, 0.9), (0.94, 0.0)], 1),
+        ([(0.95, 0.3), (0.95, 0.2), (0.90, 0.1)], 1),
+        ([(0.95, 0.2), (0.95, 0.2)], 0),
+    ],
+)
+def test_accuracy_chooses_then_cross_entropy(figures: list[tuple[float, float]], best: int) -> None:
+    candidates = [candidate(*one) for one in figures]
+    assert choose(candidates).chosen is candidates[best]
