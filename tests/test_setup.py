@@ -244,7 +244,8 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     plugins = {f"kdtrain_plugins/{file.name}" for file in (ROOT / "plugins").glob("*.py")}
     halves = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     data = {f"kdtrain/data/mnist/{half}-ubyte.gz" for half in halves}
-    assert names == code | plugins | data | {"kdtrain/data/mnist/README.md", "kdtrain/py.typed"}
+    templates = {f"kdtrain/report/templates/{name}" for name in ("charts.html", "page.css", "page.html")}
+    assert names == code | plugins | data | templates | {"kdtrain/data/mnist/README.md", "kdtrain/py.typed"}
 
 
 def test_the_wheel_installed_by_pip_works_outside_the_tree(wheel: Path, tmp_path: Path) -> None:
@@ -263,10 +264,11 @@ def test_the_wheel_installed_by_pip_works_outside_the_tree(wheel: Path, tmp_path
     assert installed.returncode == 0, installed.stderr
 
     kdtrain = tmp_path / "venv" / "bin" / "kdtrain"
-    for words in (["doctor"], ["fit", "--mode=student", "--epochs=1", "--limit-train=640", "--val-size=200"]):
+    for words in (["doctor"], ["fit", "--mode=compare", "--epochs=1", "--limit-train=640", "--val-size=200"]):
         ended = run(kdtrain, *words, cwd=tmp_path, **alone)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     assert (tmp_path / "logs" / "models" / "student.safetensors").exists()
+    assert (tmp_path / "logs" / "compare" / "version_0" / "report.html").exists()
 
     where = "import kdtrain, kdtrain_plugins.grad_norm as plugin; print(kdtrain.__file__, plugin.__file__)"
     found = run(tmp_path / "venv" / "bin" / "python", "-c", where, cwd=tmp_path, **alone)

@@ -26,8 +26,6 @@ from kdtrain.report.style import LINES
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import load_tensors
 
-NAME = "report.html"
-
 _DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}
 """Matplotlib's names for dashes, as SVG has them."""
 
@@ -65,8 +63,8 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
         ]
         for model in figures["models"]
     }
-    page = _environment(figures).get_template("page.html")
-    text = page.render(
+    template = _environment(figures).get_template("page.html")
+    text = template.render(
         dataset=dataset,
         figures=figures,
         looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
@@ -80,8 +78,9 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
         settings=(directory / FILES["config"]).read_text(),
         command=command(config),
     )
-    write_text(directory / NAME, text)
-    return directory / NAME
+    page = directory / FILES["report"]
+    write_text(page, text)
+    return page
 
 
 def _read_figures(file: Path) -> dict[str, Any]:
