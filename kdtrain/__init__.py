@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         LearningRateSchedule,
         Progress,
     )
-    from kdtrain.callbacks.distillation import NeedsTeacher
+    from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
+    from kdtrain.callbacks.features import Comparison, FeatureMethod
     from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.console import claim_terminal
     from kdtrain.data.loader import Batch, Loader
@@ -47,18 +48,21 @@ _HOME = {
     "BatchEnd": "kdtrain.events",
     "Callback": "kdtrain.callback",
     "Checkpoint": "kdtrain.callbacks",
+    "Comparison": "kdtrain.callbacks.features",
     "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
     "EarlyStopping": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
     "EventFile": "kdtrain.callbacks.tensorboard",
+    "FeatureMethod": "kdtrain.callbacks.features",
     "Fidelity": "kdtrain.fidelity",
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
     "LearningRateSchedule": "kdtrain.callbacks",
     "Loader": "kdtrain.data.loader",
     "NeedsTeacher": "kdtrain.callbacks.distillation",
+    "NeedsWholeBatch": "kdtrain.callbacks.distillation",
     "Objective": "kdtrain.objective",
     "Output": "kdtrain.objective",
     "Progress": "kdtrain.callbacks",
@@ -88,18 +92,21 @@ __all__ = [
     "BatchEnd",
     "Callback",
     "Checkpoint",
+    "Comparison",
     "Conv2d",
     "DistillationCallback",
     "EarlyStopping",
     "EpochEnd",
     "EvalEnd",
     "EventFile",
+    "FeatureMethod",
     "Fidelity",
     "FitEnd",
     "KdtrainError",
     "LearningRateSchedule",
     "Loader",
     "NeedsTeacher",
+    "NeedsWholeBatch",
     "Objective",
     "Output",
     "Progress",

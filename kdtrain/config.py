@@ -116,6 +116,9 @@ class FitConfig:
         metavar="N",
         check=NOT_NEGATIVE,
     )
+    omit_class: tuple[str, ...] = setting(
+        (), "train students without this class's images (repeatable)", metavar="CLASS"
+    )
     limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=AT_LEAST_ONE)
     augment: str | None = setting(
         None,
@@ -174,6 +177,10 @@ class FitConfig:
         if self.grid and self.val_size == 0:
             raise UsageError(
                 "--grid chooses by held-out images, and --val-size 0 holds none out: leave one of them out."
+            )
+        if self.omit_class and self.mode == "teacher":
+            raise UsageError(
+                f"--omit-class {self.omit_class[0]} is for students; a teacher is trained on all classes."
             )
 
     @property

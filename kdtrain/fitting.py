@@ -23,7 +23,15 @@ from kdtrain.data.prepare import check_sizes, count_validation, prepare
 from kdtrain.errors import DataError, UsageError
 from kdtrain.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
-from kdtrain.modes import MODES, Setup, architecture, check_plugins, logit_cache, optimizer
+from kdtrain.modes import (
+    MODES,
+    Setup,
+    architecture,
+    check_plugins,
+    logit_cache,
+    needs_whole_batch,
+    optimizer,
+)
 from kdtrain.plan import Plan
 from kdtrain.predict import predict_logits
 from kdtrain.ranks import OneFlowRanks, Ranks
@@ -126,7 +134,9 @@ class Session:
             with _run_directory(plan.directory, ranks) as own:
                 return work(ranks, own)
 
-        return Job(f"{what} {plan.name}", inside, self._cores(architecture(plan.mode, config), trained=True))
+        whole = needs_whole_batch(plan.mode, config)
+        cores = 1 if whole else self._cores(architecture(plan.mode, config), trained=True)
+        return Job(f"{what} {plan.name}", inside, cores)
 
     def prepare_soft_labels(self, teachers: Mapping[int, SavedModel]) -> None:
         """Puts each seed's teacher's logits over the training images into the cache, on all cores."""

@@ -18,7 +18,7 @@ from kdtrain.callbacks import (
     StopOnNonFinite,
     TensorBoard,
 )
-from kdtrain.callbacks.distillation import NeedsTeacher
+from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
 from kdtrain.config import FitConfig
 from kdtrain.errors import UsageError
 from kdtrain.plugin_loader import load_plugin
@@ -55,8 +55,18 @@ def common(setup: Setup) -> list[Callback]:
 
 def plugins(setup: Setup) -> list[Callback]:
     """Returns what --plugin asks for. They come last, so that they find the teacher in the objective."""
-    loaded = [load_plugin(spec) for spec in setup.config.plugin]
-    return [plugin for plugin in loaded if setup.teacher is not None or not isinstance(plugin, NeedsTeacher)]
+    return _plugins_for(setup.config, has_teacher=setup.teacher is not None)
+
+
+def needs_whole_batch(mode: str, config: FitConfig) -> bool:
+    """Returns whether a plugin forbids that processes share each batch of ``mode``."""
+    plugins = _plugins_for(config, MODES[mode].has_teacher)
+    return any(isinstance(plugin, NeedsWholeBatch) for plugin in plugins)
+
+
+def _plugins_for(config: FitConfig, has_teacher: bool) -> list[Callback]:
+    loaded = [load_plugin(spec) for spec in config.plugin]
+    return [plugin for plugin in loaded if has_teacher or not isinstance(plugin, NeedsTeacher)]
 
 
 def check_plugins(config: FitConfig) -> None:

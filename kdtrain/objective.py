@@ -33,6 +33,9 @@ Term = Callable[[Batch, Output], "flow.Tensor"]
 A term that is an ``nn.Module`` has its parameters trained along with the network.
 """
 
+Constraint = Callable[[], None]
+"""Brings weights that a step has carried out of bounds back to the nearest that are allowed."""
+
 Weight = float | Callable[[float], float]
 """A term's factor, or a schedule of it: a function of the epochs done so far (1.5 is half-way
 through the second epoch)."""
@@ -44,6 +47,18 @@ class WeightedTerm(NamedTuple):
     term: Term
     weight: Weight
 
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the term's loss; of mixed images, that under either label, weighted by share.
+
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), compute the cross-entropy so:
+        it is linear in the labels. Of terms that are not, and of those that look at no label, it is
+        the mean as well.
+        """
+        loss = self.term(batch, output)
+        if batch.other is None:
+            return loss
+        return loss * batch.share + self.term(batch.other, output) * (1.0 - batch.share)
+
 
 class Objective:
     """Named, weighted terms; immutable, so a callback returns a new one from ``configure``.
@@ -53,6 +68,7 @@ class Objective:
         student: the network in training; set by the fit.
         teacher: the network that teaches it; set by ``taught_by``.
         stand_in: the network to evaluate instead of the student; set by ``represented_by``.
+        constraints: what holds after every step; set by ``subject_to``.
     """
 
     def __init__(
@@ -61,9 +77,11 @@ class Objective:
         student: Recorder | None = None,
         teacher: Teacher | None = None,
         stand_in: flow.nn.Module | None = None,
+        constraints: tuple[Constraint, ...] = (),
     ) -> None:
         self.terms = dict(terms)
         self.stand_in = stand_in
+        self.constraints = constraints
         self._student = student
         self._teacher = teacher
 
@@ -99,13 +117,13 @@ class Objective:
 
     def for_student(self, student: Recorder) -> Objective:
         """Returns this objective for a fit of ``student``."""
-        return Objective(self.terms, student, self._teacher, self.stand_in)
+        return Objective(self.terms, student, self._teacher, self.stand_in, self.constraints)
 
     def taught_by(self, teacher: Teacher) -> Objective:
         """Returns this objective with a teacher for terms to ask."""
         if self._student is not None:
             teacher.images = self._student.images
-        return Objective(self.terms, self._student, teacher, self.stand_in)
+        return Objective(self.terms, self._student, teacher, self.stand_in, self.constraints)
 
     def represented_by(self, network: flow.nn.Module) -> Objective:
         """Returns this objective with a network that stands in for the student outside the steps.
@@ -117,7 +135,16 @@ class Objective:
         """
         if self.stand_in is not None:
             raise ValueError("another callback has put a network in the student's place already.")
-        return Objective(self.terms, self._student, self._teacher, network)
+        return Objective(self.terms, self._student, self._teacher, network, self.constraints)
+
+    def subject_to(self, constraint: Constraint) -> Objective:
+        """Returns this objective with a constraint on the weights.
+
+        It is a part of every step, called once the optimizer has moved the weights and before any
+        callback sees them; it changes weights in place, without gradient.
+        """
+        constraints = (*self.constraints, constraint)
+        return Objective(self.terms, self._student, self._teacher, self.stand_in, constraints)
 
     def add(self, name: str, term: Term, weight: Weight = 1.0) -> Objective:
         """Returns this objective plus ``weight`` times ``term``.
@@ -173,13 +200,14 @@ class Objective:
         """
         losses: dict[str, flow.Tensor] = {}
         total = None
-        for name, (term, weight) in self.terms.items():
+        for name, weighted_term in self.terms.items():
+            weight = weighted_term.weight
             factor = weight(epochs_done) if callable(weight) else weight
             if factor == 0.0:
                 with flow.no_grad():
-                    losses[name] = term(batch, output)
+                    losses[name] = weighted_term.loss(batch, output)
                 continue
-            losses[name] = term(batch, output)
+            losses[name] = weighted_term.loss(batch, output)
             weighted = losses[name] if factor == 1.0 else losses[name] * float(factor)
             total = weighted if total is None else total + weighted
         if total is None:
@@ -193,7 +221,7 @@ class Objective:
                 yield term
 
     def _with(self, terms: dict[str, WeightedTerm]) -> Objective:
-        return Objective(terms, self._student, self._teacher, self.stand_in)
+        return Objective(terms, self._student, self._teacher, self.stand_in, self.constraints)
 
 
 def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:

@@ -50,6 +50,7 @@ class Plan:
             "teacher_per_seed": False,
             "with_label_smoothing": False,
             "grid": (),
+            "omit_class": () if self.mode == "teacher" else session.omit_class,
         }
         taught: dict[str, Any] = {
             "teacher_checkpoint": self.teacher.path if self.teacher else None,

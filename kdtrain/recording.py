@@ -97,7 +97,7 @@ class Teacher(Recorder):
     def __init__(self, network: flow.nn.Module) -> None:
         super().__init__(network.eval(), "teacher")
         self._table: flow.Tensor | None = None
-        self._asked: tuple[Batch, Output] | None = None
+        self._asked: tuple[flow.Tensor, Output] | None = None
 
     def use_table(self, logits: npt.NDArray[np.float32], device: str) -> None:
         """Looks the logits up from here on: row i of ``logits`` belongs to index i of the batches."""
@@ -114,9 +114,9 @@ class Teacher(Recorder):
         return self._ask(batch).features
 
     def _ask(self, batch: Batch) -> Output:
-        if self._asked is None or self._asked[0] is not batch:
+        if self._asked is None or self._asked[0] is not batch.inputs:
             with _evaluating(self.network):
-                self._asked = batch, self(batch.inputs)
+                self._asked = batch.inputs, self(batch.inputs)
         return self._asked[1]
 
 

@@ -116,6 +116,7 @@ def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int
         "arch": trained.saved.card.arch,
         "dataset": trained.saved.card.dataset,
         "val_size": "default" if config.val_size is None else config.val_size,
+        "omit_class": " ".join(config.omit_class) if mode.network == "student" else "",
         "limit_train": config.limit_train or 0,
         "seed": trained.seed,
         "epochs": config.epochs_for(mode.network),

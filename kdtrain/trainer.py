@@ -146,6 +146,9 @@ class Trainer:
         reported = MappingProxyType({name: detached[id(loss)] for name, loss in losses.items()})
         of_batch = run.train.ranks.average(run.optimizer, reported, len(batch))
         run.optimizer.step()
+        for constraint in run.objective.constraints:
+            with flow.no_grad():
+                constraint()
         return of_batch
 
     def evaluate(self, loader: Loader) -> dict[str, float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, Recorder, Shape, UsageError, flow
+from kdtrain import Comparison, FeatureMethod, Shape, UsageError, flow
 
 F = flow.nn.functional
 
 
-class Attention(NeedsTeacher):
+class Attention(FeatureMethod):
     """Adds the distance between attention maps: the mean over channels of the squared features.
 
     Zagoruyko, Komodakis, "Paying More Attention to Attention" (2017), section 3.1, equation 2; the
@@ -23,25 +23,20 @@ class Attention(NeedsTeacher):
     """
 
     def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1000.0) -> None:
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
-        self.student_layer = student_layer
-        self.teacher_layer = teacher_layer
-        self.weight = weight
+        super().__init__(student_layer, teacher_layer, weight)
 
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with a term ``attention``, or ``attention_2`` and so on."""
-        self.teacher = objective.teacher
-        _record_maps(objective.student, self.student_layer)
-        _record_maps(self.teacher, self.teacher_layer)
-        number = sum(name.startswith("attention") for name in objective.terms)
-        name = f"attention_{number + 1}" if number else "attention"
-        return objective.add(name, self.loss, self.weight)
-
-    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns the loss of ``attention_loss`` for the two layers."""
-        teacher = self.teacher.features(batch)[self.teacher_layer]
-        return attention_loss(output.features[self.student_layer], teacher)
+    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+        """Returns the loss, if both layers have maps."""
+        layers = ("student", self.student_layer, student), ("teacher", self.teacher_layer, teacher)
+        for role, layer, shape in layers:
+            if len(shape) != 3:
+                size = " x ".join(map(str, shape)) or "one value"
+                raise UsageError(
+                    "attention transfer needs feature maps (channels x height x width), but the "
+                    f"{role}'s layer {layer!r} puts out {size} per image: choose a convolution in a "
+                    "network that has one."
+                )
+        return attention_loss
 
 
 def attention_loss(student: flow.Tensor, teacher: flow.Tensor) -> flow.Tensor:
@@ -68,13 +63,3 @@ def attention_map(features: flow.Tensor, size: Shape) -> flow.Tensor:
     # Of a map of zeros it is not 0, so that the root has a slope.
     length = (strength * strength).sum(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
     return strength / length
-
-
-def _record_maps(network: Recorder, layer: str) -> None:
-    shape = network.record(layer)
-    if len(shape) != 3:
-        size = " x ".join(map(str, shape)) or "one value"
-        raise UsageError(
-            f"attention transfer needs feature maps (channels x height x width), but the {network.role}'s "
-            f"layer {layer!r} puts out {size} per image: choose a convolution in a network that has one."
-        )

@@ -42,8 +42,10 @@ class Calibration(Callback):
         self.file: EventFile | None = None
 
     def on_fit_start(self, run: Run) -> None:
-        """Opens an event file beside the run's own."""
-        self.file = EventFile(run.directory, suffix=".calibration")
+        """Opens an event file beside the run's own; catches up on an epoch that a kill left out."""
+        self.file = EventFile(run.directory, suffix=".calibration", up_to=run.step)
+        if run.resumed is not None and ("calibration/ece", run.step) not in self.file.earlier:
+            self.on_epoch_end(run, run.resumed)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Measures; draws if it is time to."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Batch, NeedsTeacher, NeedsWholeBatch, Objective, Output, UsageError, flow
 
 _EPSILON = 1e-8
 
 
-class Dist(NeedsTeacher):
+class Dist(NeedsTeacher, NeedsWholeBatch):
     """Makes the student's probabilities correlate with the teacher's, along rows and along columns.
 
-    Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), section 4. The authors' loss
-    (hunto/image_classification_sota) gives both correlations one weight; 2 for their sum beside the
-    labels' loss, and T, are those of its ports. A class's correlation is over the batch's images; where
-    processes share a batch, over each one's part. The loss takes the place of the soft targets, under
-    their weight: the sum with the labels' loss is ``--alpha 0.5``.
+    Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), section 4. Both correlations
+    have one weight, 2 beside 1 for the labels' loss, and T is 1, as in the authors' settings for
+    ImageNet (hunto/image_classification_sota, configs/strategies/distill/resnet_dist.yaml); for
+    CIFAR-100 they have T = 4. A class's correlation is over the images of a process's batch. The loss
+    takes the place of the soft targets, under their weight: the sum with the labels' loss is
+    ``--alpha 0.5``.
 
     Args:
         weight: of both correlations together, above 0.

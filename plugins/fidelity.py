@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdtrain import EpochEnd, EvalEnd, EventFile, FitEnd, NeedsTeacher, Run, measure_fidelity, predict_logits
+from kdtrain import EvalEnd, EventFile, FitEnd, NeedsTeacher, Run, measure_fidelity, predict_logits
 
 
 class Fidelity(NeedsTeacher):
@@ -19,18 +19,14 @@ class Fidelity(NeedsTeacher):
     def on_fit_start(self, run: Run) -> None:
         """Asks the teacher, once, and opens an event file beside the run's own."""
         self.teacher = predict_logits(run.objective.teacher.network, run.validation)
-        self.file = EventFile(run.directory, suffix=".fidelity")
+        self.file = EventFile(run.directory, suffix=".fidelity", up_to=run.step)
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Compares."""
         agreement, divergence = measure_fidelity(predict_logits(run.evaluated, run.validation), self.teacher)
         if self.file is not None:
             self.file.add_scalars({"fidelity/agreement": agreement, "fidelity/kl": divergence}, event.step)
-
-    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Lets TensorBoard see it."""
-        if self.file is not None:
-            self.file.flush()
+            self.file.flush()  # before a checkpoint says that this epoch is finished
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Closes the file."""

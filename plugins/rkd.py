@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Comparison, FeatureMethod, NeedsWholeBatch, Shape, UsageError, flow
 
 Array = npt.NDArray[np.float64]
 _EPSILON = 1e-12  # below it a squared distance counts as this, and sends no gradient
 
 
-class Rkd(NeedsTeacher):
+class Rkd(FeatureMethod, NeedsWholeBatch):
     """Adds what the distances and angles among a batch's images differ by between the networks.
 
     Park et al., "Relational Knowledge Distillation" (2019), sections 3.2.1 and 3.2.2, as in the
     authors' code (lenscloth/RKD): means over all pairs and triples, those of one image with itself
     included. The weights are those for classification in megvii-research/mdistiller. Feature maps are
-    averaged over their pixels. Where processes share a batch, the relations are those in each one's
-    part. The triples make a step of 128 images many times as long as a small student's alone.
-    Without soft targets: ``--alpha 0``.
+    averaged over their pixels. The relations are those within a process's batch. The triples make a
+    step of 128 images many times as long as a small student's alone. Without soft targets:
+    ``--alpha 0``.
 
     Args:
         student_layer: name of a layer of the student.
@@ -35,22 +36,13 @@ class Rkd(NeedsTeacher):
     ) -> None:
         if not (min(distance, angle) >= 0.0 and 0.0 < distance + angle < float("inf")):
             raise UsageError(f"distance={distance}, angle={angle}: neither may be below 0, nor both be 0.")
-        self.student_layer = student_layer
-        self.teacher_layer = teacher_layer
+        super().__init__(student_layer, teacher_layer)
         self.distance = distance
         self.angle = angle
 
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``rkd``."""
-        self.teacher = objective.teacher
-        objective.student.record(self.student_layer)
-        self.teacher.record(self.teacher_layer)
-        return objective.add("rkd", self.loss)
-
-    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns the weighted sum of both losses."""
-        teacher = self.teacher.features(batch)[self.teacher_layer]
-        return rkd_loss(output.features[self.student_layer], teacher, self.distance, self.angle)
+    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+        """Returns the weighted sum of both losses, for layers of any shape."""
+        return partial(rkd_loss, distance=self.distance, angle=self.angle)
 
 
 def rkd_loss(student: flow.Tensor, teacher: flow.Tensor, distance: float, angle: float) -> flow.Tensor:

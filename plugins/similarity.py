@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Comparison, FeatureMethod, NeedsWholeBatch, Shape, flow
 
 
-class Similarity(NeedsTeacher):
+class Similarity(FeatureMethod, NeedsWholeBatch):
     """Adds the distance between the two networks' tables of similarities between a batch's images.
 
     Tung, Mori, "Similarity-Preserving Knowledge Distillation" (2019), section 3, with their weight.
-    The tables are b x b for any kind of layer. Where processes share a batch, they are those of each
-    one's part. Without soft targets: ``--alpha 0``.
+    The tables are b x b for any kind of layer, of the b images of a process's batch. Without soft
+    targets: ``--alpha 0``.
 
     Args:
         student_layer: name of a layer of the student.
@@ -19,23 +19,11 @@ class Similarity(NeedsTeacher):
     """
 
     def __init__(self, student_layer: str, teacher_layer: str, weight: float = 3000.0) -> None:
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
-        self.student_layer = student_layer
-        self.teacher_layer = teacher_layer
-        self.weight = weight
+        super().__init__(student_layer, teacher_layer, weight)
 
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``similarity``."""
-        self.teacher = objective.teacher
-        objective.student.record(self.student_layer)
-        self.teacher.record(self.teacher_layer)
-        return objective.add("similarity", self.loss, self.weight)
-
-    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns the loss of ``similarity_loss`` for the two layers."""
-        teacher = self.teacher.features(batch)[self.teacher_layer]
-        return similarity_loss(output.features[self.student_layer], teacher)
+    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+        """Returns the loss, for layers of any shape."""
+        return similarity_loss
 
 
 def similarity_loss(student: flow.Tensor, teacher: flow.Tensor) -> flow.Tensor:

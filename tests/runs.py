@@ -50,12 +50,12 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 def count_points(run: Path) -> dict[tuple[str, int], int]:
-    """How often each point of each curve is in the event files."""
+    """How often each point of each curve, and each picture, is in the event files."""
     points: dict[tuple[str, int], int] = {}
     for file in run.glob("events.*"):
         for record in RawEventFileLoader(str(file)).Load():
             event = Event.FromString(record)
             for value in event.summary.value:
-                if value.HasField("simple_value"):
+                if value.HasField("simple_value") or value.HasField("image"):
                     points[value.tag, event.step] = points.get((value.tag, event.step), 0) + 1
     return points

@@ -22,7 +22,9 @@ TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
 PATHS = TEXTS.filter(lambda text: "\0" not in text).map(Path)
 NUMBERS = st.integers(1, 10**12)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
-AUGMENTATIONS = st.sampled_from(["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180"])
+AUGMENTATIONS = st.sampled_from(
+    ["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180", "mixup,flip", "mixup=0.2"]
+)
 GRIDS = ["temperature=2,5,10", "temperature=.5", "alpha=.5,.7,.9", "alpha=0", "lr=1e-3,3e-3"]
 OPTIONAL = {
     "epochs": NUMBERS,
@@ -53,6 +55,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "generations": NUMBERS,
     "dataset": TEXTS,
     "skip_corrupt": st.booleans(),
+    "omit_class": st.lists(TEXTS, max_size=2).map(tuple),
     "seed": st.integers(0, 2**63 - 1),
     "seeds": st.just(1),
     "teacher_per_seed": st.booleans(),
@@ -68,6 +71,8 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 
 def config_of(values: dict[str, Any]) -> FitConfig:
     others = {} if values["mode"] == "student_kd" else {"assistant_arch": (), "generations": 1}
+    if values["mode"] == "teacher":
+        others["omit_class"] = ()
     if values["mode"] != "compare":
         others |= {"teacher_per_seed": False, "with_label_smoothing": False, "grid": ()}
     if values["teacher_checkpoint"] is not None:
@@ -188,7 +193,7 @@ def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
         (
             ["--augment", "shift"],
             "--augment is shift: it must be none, or some of shift=1 to 64 (pixels), crop=1 to 64 (pixels), "
-            "rotate=1 to 180 (degrees), flip, each once.",
+            "rotate=1 to 180 (degrees), flip, mixup, mixup=ALPHA (up to 100), each once.",
         ),
         *[
             (["--teacher-augment", text], f"--teacher-augment is {text}: it must be none, or some of shift=")
@@ -203,7 +208,13 @@ def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
                 "flip=1",
                 "flip,flip",
                 "shift=1,shift=2",
-                "mixup=0.2",
+                "mixup=0",
+                "mixup=-1",
+                "mixup=1e3",
+                "mixup=nan",
+                "mixup=101",
+                "mixup=",
+                "mixup,mixup=1",
                 "none,flip",
                 "",
                 "flip,",

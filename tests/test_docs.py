@@ -93,9 +93,9 @@ def test_methods_that_ask_the_teacher_train_a_student(folder: Path, run_kdtrain:
     run = follow(COMMANDS[2], folder, run_kdtrain)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        expected = 0.1 * row["loss/task"] + 0.9 * row["loss/logit_l1"] + row["loss/hint"]
+        expected = 0.1 * row["loss/task"] + 0.9 * row["loss/logit_l1"] + row["loss/hint_fc2"]
         assert row["loss/total"] == pytest.approx(expected, abs=1e-5)
-    assert rows[1]["loss/hint"] < rows[0]["loss/hint"] < 1.0
+    assert rows[1]["loss/hint_fc2"] < rows[0]["loss/hint_fc2"] < 1.0
     assert rows[1]["loss/logit_l1"] < rows[0]["loss/logit_l1"]
 
 

@@ -51,6 +51,15 @@ class NeedsTeacher(Callback):
     """
 
 
+class NeedsWholeBatch(Callback):
+    """A callback whose loss relates a batch's images to one another.
+
+    The processes that share a network's batches on a CPU would each relate the images of their part
+    only, so that the result would depend on the number of cores: with such a callback there is one
+    process. With ``--nproc-per-node`` each process relates the ``--batch-size`` images of its own.
+    """
+
+
 class DistillationCallback(Callback):
     """Trains a student on (1 - alpha) * cross-entropy + alpha * T^2 * KL(teacher_T || student_T).
 
@@ -94,7 +103,7 @@ class DistillationCallback(Callback):
         teacher = self.teacher.network
         self._check_classes(run.train)
         self._fingerprint = weights_fingerprint(teacher)
-        if run.train.augment is not None:
+        if run.train.changes_images:
             note("The images are augmented, so the teacher is asked at every step: that is slow.")
             return
         if self.teacher.layers:

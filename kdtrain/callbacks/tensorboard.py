@@ -33,21 +33,16 @@ class TensorBoard(Callback):
         self._file: EventFile | None = None
 
     def on_fit_start(self, run: Run) -> None:
-        """Opens the event file in the run's directory; a resumed run's points are taken along.
+        """Opens the event file in the run's directory.
 
-        A process that was killed may have written points of an epoch that is now repeated, and not
-        the last one of the epoch that it had finished.
+        A process that was killed may not have written the last point of the epoch that it had finished.
         """
         from tensorboardX import summary
 
-        earlier = [path for path in sorted(run.directory.glob("events.*")) if path.suffix[1:].isdecimal()]
-        self._file = EventFile(run.directory)
-        tags = self._file.copy(earlier, up_to=run.step)
-        for path in earlier:
-            path.unlink()
-        if self.config and not tags:
+        self._file = EventFile(run.directory, up_to=run.step)
+        if self.config and not self._file.earlier:
             self._file.add(summary.text("config", f"```toml\n{self.config.strip()}\n```"))
-        if run.resumed is not None and ("images_per_second", run.step) not in tags:
+        if run.resumed is not None and ("images_per_second", run.step) not in self._file.earlier:
             self._scalars({"images_per_second": run.resumed.images_per_second}, run.step)
         self._file.flush()
 
@@ -87,22 +82,35 @@ class EventFile:
     tensorboardX's ``SummaryWriter`` leaves that to a thread, whose errors reach nobody: on a full
     disk it ends with a traceback, and the next events wait for it without end.
 
+    Where a run was interrupted, its directory holds a file already, perhaps with points of an epoch
+    that is now repeated: the new file takes the points before those along, and replaces it.
+
     Args:
         directory: where the file goes; TensorBoard takes it for the run.
-        suffix: tells several files of one directory apart.
+        suffix: tells the files of several writers apart.
+        up_to: the step up to which earlier points are taken along, ``run.step``; none by default.
+
+    Attributes:
+        earlier: tag and step of the points that were taken along.
     """
 
-    def __init__(self, directory: Path, suffix: str = "") -> None:
+    def __init__(self, directory: Path, suffix: str = "", *, up_to: int = -1) -> None:
         from tensorboardX import RecordWriter  # imports protobuf: not for every command
         from tensorboardX.proto.event_pb2 import Event
 
         self.directory = directory
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}{suffix}"
+        self.earlier: set[tuple[str, int]] = set()
+        replaced = [path for path in sorted(directory.glob("events.*")) if _suffix(path) == suffix]
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}{suffix}"
         with self._explained():
             self._records = RecordWriter(str(directory / name))
             self._records.write(
                 Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
             )
+            self._take_along(replaced, up_to)
+            self._records.flush()
+            for path in replaced:
+                path.unlink()
 
     def add(self, summary: Any, step: int = 0) -> None:
         """Writes one of tensorboardX's summaries.
@@ -115,27 +123,6 @@ class EventFile:
         event = Event(wall_time=time.time(), step=step, summary=summary)
         with self._explained():
             self._records.write(event.SerializeToString())
-
-    def copy(self, files: Sequence[Path], up_to: int) -> set[tuple[str, int]]:
-        """Copies other files' points up to a step, each once; returns their tags and steps.
-
-        A file's end that was cut off by a crash is left out.
-        """
-        tags: set[tuple[str, int]] = set()
-        if not files:
-            return tags
-        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-        from tensorboardX.proto.event_pb2 import Event
-
-        for file in files:
-            for record in RawEventFileLoader(str(file)).Load():
-                event = Event.FromString(record)
-                own = {(value.tag, event.step) for value in event.summary.value}
-                if own and event.step <= up_to and not own & tags:
-                    tags |= own
-                    with self._explained():
-                        self._records.write(record)
-        return tags
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes a point of each of several curves, as one record."""
@@ -157,6 +144,21 @@ class EventFile:
             finally:
                 self._records.close()
 
+    def _take_along(self, files: Sequence[Path], up_to: int) -> None:
+        """Copies other files' points, each once; an end that was cut off by a crash is left out."""
+        if not files:
+            return
+        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+        from tensorboardX.proto.event_pb2 import Event
+
+        for file in files:
+            for record in RawEventFileLoader(str(file)).Load():
+                event = Event.FromString(record)
+                own = {(value.tag, event.step) for value in event.summary.value}
+                if own and event.step <= up_to and not own & self.earlier:
+                    self.earlier |= own
+                    self._records.write(record)
+
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -165,6 +167,11 @@ class EventFile:
             raise KdtrainError(
                 f"cannot write TensorBoard's file in {self.directory}: {error.strerror or error}."
             ) from error
+
+
+def _suffix(path: Path) -> str:
+    """Returns what comes after the process number in an event file's name."""
+    return "" if path.suffix[1:].isdecimal() else path.suffix
 
 
 def write_results(
@@ -186,8 +193,6 @@ def write_results(
     """
     from tensorboardX import summary
 
-    for earlier in directory.glob("events.*.results"):
-        earlier.unlink()  # of the same run, before it was resumed
     with contextlib.closing(EventFile(directory, ".results")) as file:
         file.add_scalars(metrics, step)
         # add_hparams would make a run of its own, under a time stamp: these belong to this one.

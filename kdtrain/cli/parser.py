@@ -17,7 +17,9 @@ from kdtrain.errors import UsageError, did_you_mean, no_such
 COMMANDS = {
     "fit": "train a teacher, a student, a distilled student, or compare all three",
     "eval": "test a checkpoint: accuracy, cross-entropy, per class, confusion matrix",
+    "bias": "raise the biases of the classes that a student was trained without",
     "infer": "say which class an image shows, and draw the probabilities",
+    "export": "write a checkpoint as an ONNX file, checked on the whole test set",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
     "config": "print the settings of a fit as a file for --config",
@@ -134,6 +136,30 @@ def _eval(parser: _Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _bias(parser: _Parser) -> None:
+    parser.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="of a student that was trained with --omit-class"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("transfer", "validation", "labels"),
+        default="validation",
+        help="what decides how far: the teacher, whose mean probability of those classes is matched over "
+        "the student's training images or over the validation images, or the validation images' labels "
+        "[validation]",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the new checkpoint [RUN_DIR/checkpoints/bias_BY.safetensors]",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _infer(parser: _Parser) -> None:
     parser.add_argument(
         "images",
@@ -191,6 +217,28 @@ def _data_flags(parser: _Parser) -> None:
     )
 
 
+def _export(parser: _Parser) -> None:
+    parser.description = (
+        "Writes a checkpoint as an ONNX file that runs without oneflow, once onnxruntime has given the same\n"
+        "predictions for every test image. Its input `pixels` takes images as they are, 0 to 255."
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, or a OneFlow checkpoint directory",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="the file to write [CHECKPOINT with .onnx in the end]"
+    )
+    parser.add_argument(
+        "--normalized-input",
+        action="store_true",
+        help="leave the normalisation out: the input is called `inputs` then, and takes normalised images",
+    )
+    _data_flags(parser)
+
+
 def _models(parser: _Parser) -> None:
     parser.description = (
         "Lists networks with their trainable parameters and their multiply-adds for one image, which are\n"
@@ -223,7 +271,9 @@ def _doctor(parser: _Parser) -> None:
 _FLAGS = {
     "fit": _fit,
     "eval": _eval,
+    "bias": _bias,
     "infer": _infer,
+    "export": _export,
     "models": _models,
     "plugins": _plugins,
     "config": _config,

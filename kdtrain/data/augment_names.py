@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-LARGEST = {"shift": 64, "crop": 64, "rotate": 180}
-"""The largest parameter of each augmentation that has one: pixels, pixels, degrees."""
+import re
 
-AUGMENT_FORMS = "shift=1 to 64 (pixels), crop=1 to 64 (pixels), rotate=1 to 180 (degrees), flip"
+LARGEST = {"shift": 64, "crop": 64, "rotate": 180, "mixup": 100}
+"""The largest parameter of each augmentation that has one: pixels, pixels, degrees, alpha."""
+
+AUGMENT_FORMS = (
+    "shift=1 to 64 (pixels), crop=1 to 64 (pixels), rotate=1 to 180 (degrees), flip, mixup, "
+    "mixup=ALPHA (up to 100)"
+)
 
 
-def parse_augment(text: str) -> list[tuple[str, int]] | None:
-    """Returns names with parameters, in the order in which they are applied; ``flip`` has 0.
+def parse_augment(text: str) -> list[tuple[str, float]] | None:
+    """Returns names with parameters, in the order in which they are written; ``flip`` has 0.
 
     Args:
         text: ``none``, or names with commas between them.
@@ -19,20 +24,21 @@ def parse_augment(text: str) -> list[tuple[str, int]] | None:
     """
     if text == "none":
         return []
-    found: dict[str, int] = {}
+    found: dict[str, float] = {}
     for word in text.split(","):
         name, equals, number = word.partition("=")
         if name in found:
             return None
-        if name == "flip" and not equals:
-            found[name] = 0
-        elif (
-            name in LARGEST
-            and number.isascii()
-            and number.isdecimal()
-            and 1 <= int(number[:4]) <= LARGEST[name]
-        ):
-            found[name] = int(number)
-        else:
+        value = _parameter(name, number) if equals else {"flip": 0.0, "mixup": 1.0}.get(name)
+        if value is None:
             return None
+        found[name] = value
     return list(found.items())
+
+
+def _parameter(name: str, text: str) -> float | None:
+    """Returns a parameter that is allowed, else None: a whole number but for mixup's."""
+    form = r"[0-9]{1,9}(\.[0-9]{1,9})?" if name == "mixup" else r"[0-9]{1,9}"
+    if name not in LARGEST or not re.fullmatch(form, text):
+        return None
+    return float(text) if 0 < float(text) <= LARGEST[name] else None

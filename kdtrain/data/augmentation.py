@@ -1,4 +1,4 @@
-"""Random changes of training images that leave their class what it is.
+"""Random changes of training images: those that leave their class what it is, and mixup.
 
 Each works on a whole batch at once. What is drawn comes from the generator that it is given, which
 a loader makes from seed, epoch and rank.
@@ -113,20 +113,46 @@ class Rotate:
         return result
 
 
+@dataclass(frozen=True)
+class Mixup:
+    """Lays another image of the batch over each, as half-transparent as chance has it.
+
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), section 2; as in the authors'
+    code, one share is drawn for a whole batch. The labels are mixed in the loss: see ``Batch``.
+
+    Attributes:
+        alpha: both parameters of the Beta distribution that the share is drawn from, above 0.
+    """
+
+    alpha: float
+
+    def __call__(self, images: Images, rng: np.random.Generator) -> tuple[Images, float, NDArray[np.int64]]:
+        """Returns mixed images, the share of its own that each keeps, and whose the rest is (N,)."""
+        share, others = float(rng.beta(self.alpha, self.alpha)), rng.permutation(len(images))
+        mixed = images * np.float32(share)
+        mixed += images[others] * np.float32(1 - share)
+        return mixed, share, others
+
+
+def mixup(text: str) -> Mixup | None:
+    """Returns the mixup of a setting that has been checked, or None if it has none."""
+    return next((Mixup(alpha) for name, alpha in parse_augment(text) or () if name == "mixup"), None)
+
+
 def augmentation(text: str, background: tuple[float, ...]) -> Augmentation | None:
-    """Returns what a setting such as ``shift=2,flip`` stands for; None for ``none``.
+    """Returns what a setting such as ``shift=2,flip`` stands for, but for mixup; None if that is nothing.
 
     Args:
         text: a setting that has been checked.
         background: the value of a black pixel, per channel.
     """
-    makers: dict[str, Callable[[int], Augmentation]] = {
-        "shift": lambda pixels: Shift(pixels, background),
-        "crop": Crop,
+    makers: dict[str, Callable[[float], Augmentation]] = {
+        "shift": lambda pixels: Shift(int(pixels), background),
+        "crop": lambda pixels: Crop(int(pixels)),
         "flip": lambda _: Flip(),
         "rotate": lambda degrees: Rotate(degrees, background),
     }
-    steps = [makers[name](number) for name, number in parse_augment(text) or ()]
+    steps = [makers[name](number) for name, number in parse_augment(text) or () if name in makers]
     if not steps:
         return None
     return steps[0] if len(steps) == 1 else partial(_in_turn, tuple(steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.arrays import Normalized
-from kdtrain.data.augmentation import Augmentation
+from kdtrain.data.augmentation import Augmentation, Mixup
 from kdtrain.errors import DataError
 from kdtrain.ranks import Ranks
 from kdtrain.runtime import derive_seed, flow
@@ -31,11 +32,16 @@ class Batch:
         inputs: normalised images, (B, C, H, W) float32.
         targets: class labels, (B,) int64.
         indices: each image's position in the loader's data, (B,) int64.
+        share: how much of each image the targets stand for: 1 unless images have been mixed.
+        other: with mixup, the same inputs under the targets and indices of the images that were mixed
+            in. An objective gives the loss of both, weighted by share; a term need not know.
     """
 
     inputs: flow.Tensor
     targets: flow.Tensor
     indices: flow.Tensor
+    share: float = 1.0
+    other: Batch | None = None
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])
@@ -52,6 +58,7 @@ class Loader:
         seed: shuffles each epoch by a permutation of its own; None keeps the order.
         device: where the batches are put.
         augment: changes the images of each batch at random, by seed and epoch.
+        mixup: mixes the images of each batch afterwards, and so their labels.
         ranks: the processes that share each batch; every one of them gets its part.
 
     Raises:
@@ -70,6 +77,7 @@ class Loader:
         seed: int | None = None,
         device: str = "cpu",
         augment: Augmentation | None = None,
+        mixup: Mixup | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
@@ -94,6 +102,7 @@ class Loader:
         self.seed = seed
         self.device = device
         self.augment = augment
+        self.mixup = mixup
         self.ranks = ranks
 
     def __len__(self) -> int:
@@ -104,6 +113,11 @@ class Loader:
     def num_images(self) -> int:
         """The number of images in an epoch."""
         return len(self.targets)
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether a network sees an image otherwise than it is, and anew in each epoch."""
+        return self.augment is not None or self.mixup is not None
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yields the batches of epoch number ``epoch``; every image is in exactly one of them.
@@ -155,8 +169,16 @@ class Loader:
         images = self.inputs[indices]
         if self.augment is not None:
             images = self.augment(images, rng)
+        if self.mixup is None:
+            return self._under_labels(_to(flow.from_numpy(images), self.device), indices)
+        mixed, share, others = self.mixup(images, rng)
+        inputs = _to(flow.from_numpy(mixed), self.device)
+        other = self._under_labels(inputs, indices[others])
+        return dataclasses.replace(self._under_labels(inputs, indices), share=share, other=other)
+
+    def _under_labels(self, inputs: flow.Tensor, indices: npt.NDArray[np.int64]) -> Batch:
         return Batch(
-            inputs=_to(flow.from_numpy(images), self.device),
+            inputs=inputs,
             targets=_to(flow.from_numpy(self.targets[indices]), self.device),
             indices=_to(flow.tensor(indices), self.device),
         )

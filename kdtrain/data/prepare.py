@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from kdtrain.config import FitConfig
 from kdtrain.data.arrays import Dataset, Split, hold_out
-from kdtrain.data.augmentation import Augmentation, augmentation
+from kdtrain.data.augmentation import Augmentation, Mixup, augmentation, mixup
 from kdtrain.data.loader import Loader
-from kdtrain.errors import UsageError
+from kdtrain.errors import UsageError, no_such
 from kdtrain.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
@@ -28,12 +28,17 @@ class RunData:
 
 
 def check_sizes(dataset: Dataset, config: FitConfig) -> None:
-    """Raises UsageError if --val-size or --limit-train does not fit the data."""
+    """Raises UsageError if --val-size, --omit-class or --limit-train does not fit the data."""
     if config.val_size and dataset.validation is not None:
         raise UsageError(
             f"--val-size {config.val_size}: {dataset.name} has validation images of its own; leave it out."
         )
-    training, _ = hold_out(dataset.train, _held_out(dataset, config), config.seed)
+    network = "teacher" if config.mode == "teacher" else "student"
+    training, _ = _divide(dataset, config, network, config.seed)
+    if len(training) == 0:
+        raise UsageError(
+            "--omit-class leaves no training images: all that there are belong to those classes."
+        )
     if config.limit_train is not None and config.limit_train > len(training):
         raise UsageError(
             f"--limit-train {config.limit_train}: there are only {len(training)} training images."
@@ -69,6 +74,7 @@ def prepare(
         indices: npt.NDArray[np.int64] | None = None,
         shuffle: int | None = None,
         augment: Augmentation | None = None,
+        mixed: Mixup | None = None,
     ) -> Loader:
         return Loader(
             split.normalized(dataset.normalization, indices),
@@ -78,12 +84,14 @@ def prepare(
             seed=shuffle,
             device=device,
             augment=augment,
+            mixup=mixed,
             ranks=ranks,
         )
 
-    training, held_out = hold_out(dataset.train, _held_out(dataset, config), seed)
-    changed = augmentation(config.augment_for(network), dataset.normalization.background)
-    train = loader(dataset.train, training[: config.limit_train], seed, changed)
+    training, held_out = _divide(dataset, config, network, seed)
+    changes = config.augment_for(network)
+    changed = augmentation(changes, dataset.normalization.background)
+    train = loader(dataset.train, training[: config.limit_train], seed, changed, mixup(changes))
     test = loader(dataset.test)
     validation = test
     if len(held_out):
@@ -91,6 +99,24 @@ def prepare(
     elif dataset.validation is not None and config.val_size is None:
         validation = loader(dataset.validation)
     return RunData(dataset, train, validation, test)
+
+
+def _divide(
+    dataset: Dataset, config: FitConfig, network: str, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Returns which training images a network is trained on, and which are held out.
+
+    A class that students do without is held out like any other: what they are chosen by measures
+    the whole task.
+    """
+    training, held_out = hold_out(dataset.train, _held_out(dataset, config), seed)
+    for name in config.omit_class:
+        if name not in dataset.classes:
+            raise UsageError(f"--omit-class: {no_such('class', name, dataset.classes)}")
+    if network == "student" and config.omit_class:
+        omitted = [dataset.classes.index(name) for name in config.omit_class]
+        training = training[~np.isin(dataset.train.labels[training], omitted)]
+    return training, held_out
 
 
 def _held_out(dataset: Dataset, config: FitConfig) -> int:

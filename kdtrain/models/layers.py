@@ -8,32 +8,48 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.errors import UsageError
 from kdtrain.runtime import clear_wide_registers, flow
 
 F = flow.nn.functional
 
 Array = npt.NDArray[np.floating[Any]]
 
+_MOST_COLUMNS = 1 << 25  # numbers, 128 MiB: what a convolution keeps for its backward pass
+
 
 class Conv2d(flow.nn.Conv2d):
     """OneFlow's convolution, with the same parameters and numbers, made fast for the CPU.
 
     OneFlow's own collects the pixels under the kernel one by one, in the backward pass once more,
-    and adds its bias in a reference loop that takes longer than all the rest.
+    and adds its bias in a reference loop that takes longer than all the rest. Only where an image has
+    fewer places than channels come out is its way the faster one, and one with less memory: ours
+    multiplies each image by itself, and has a gradient of all the weights for each.
     """
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the convolved images, (N, C, H, W) to (N, C', H', W')."""
-        if x.is_cuda:
+        if not _in_numpy(x):
             return super().forward(x)
         bias = flow.zeros(self.out_channels) if self.bias is None else self.bias
-        if self.groups == 1 and set(self.stride) == {1} and set(self.dilation) == {1}:
+        if self.groups == 1 and set(self.stride) == {1} and set(self.dilation) == {1} and self._suits(x):
             down, right = self.padding
             if down or right:
                 x = F.pad(x, (right, right, down, down))
             return _Convolution().apply(x, self.weight, bias)
         y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
         return y + bias.reshape(1, -1, 1, 1)
+
+    def _suits(self, x: flow.Tensor) -> bool:
+        sizes = zip(x.shape[2:], self.padding, self.kernel_size, strict=True)
+        places: int = math.prod(int(size) + 2 * margin - kernel + 1 for size, margin, kernel in sizes)
+        channels: int = self.out_channels
+        return places >= channels
+
+
+def _in_numpy(x: flow.Tensor) -> bool:
+    """Returns whether NumPy can work on a tensor: not on a GPU's, nor while a graph is traced."""
+    return not (x.is_cuda or x.is_lazy)
 
 
 class _Operation:
@@ -68,35 +84,57 @@ class _Convolution(_Operation):
     """A convolution as one matrix product per image.
 
     The matrix of an image has a row for each place of the kernel and channel, and one for the bias.
+    Where those of a batch would be too large, a few images at a time are worked on, and their
+    matrices are made once more in the backward pass.
     """
 
     def forward(self, x: flow.Tensor, weight: flow.Tensor, bias: flow.Tensor) -> flow.Tensor:
         """Returns images (N, C', H', W') of ``x`` (N, C, H, W) and ``weight`` (C', C, kh, kw)."""
         channels, _, *kernel = weight.shape
-        self.images, self.filters, self.image_wanted = x.shape, weight.shape, x.requires_grad
-        self.columns = flow.from_numpy(_columns(x.numpy(), *kernel))
+        self.x, self.filters, self.image_wanted = x.detach(), weight.shape, x.requires_grad
+        height, width = x.shape[2] - kernel[0] + 1, x.shape[3] - kernel[1] + 1
         rows = weight.permute(0, 2, 3, 1).reshape(channels, -1)
         self.matrix = flow.cat([rows, bias.reshape(-1, 1)], dim=1)
-        y = flow.matmul(self.matrix, self.columns)
+        at_once = max(1, _MOST_COLUMNS // (self.matrix.shape[1] * height * width))
+        self.pieces = [slice(start, start + at_once) for start in range(0, len(x), at_once)]
+        if len(self.pieces) == 1:
+            self.columns = flow.from_numpy(_columns(x.numpy(), *kernel))
+            y = flow.matmul(self.matrix, self.columns)
+        else:
+            y = flow.from_numpy(
+                np.concatenate(
+                    [flow.matmul(self.matrix, self._columns_of(piece)).numpy() for piece in self.pieces]
+                )
+            )
         clear_wide_registers()
-        return y.reshape(len(x), channels, x.shape[2] - kernel[0] + 1, x.shape[3] - kernel[1] + 1)
+        return y.reshape(len(x), channels, height, width)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, flow.Tensor, flow.Tensor]:
         """Returns the gradients of images, weight and bias for that of the output."""
         out_channels, in_channels, *kernel = self.filters
         count, _, height, width = dy.shape
         dy = dy.reshape(count, out_channels, height * width)
-        dmatrix = flow._C.batch_matmul(dy, self.columns, False, True).sum(0)  # matmul would transpose: slow
-        dweight = dmatrix[:, :-1].reshape(out_channels, *kernel, in_channels).permute(0, 3, 1, 2)
-        dx = None
-        if self.image_wanted:
-            dcolumns = flow.matmul(self.matrix[:, :-1].T.contiguous(), dy).numpy()
-            dcolumns = dcolumns.reshape(count, *kernel, in_channels, height, width)
-            pixels = np.zeros(self.images, dcolumns.dtype)
+        dmatrix = np.zeros(self.matrix.shape, self.x.numpy().dtype)
+        dx = np.zeros(self.x.shape, dmatrix.dtype) if self.image_wanted else None
+        filters = self.matrix[:, :-1].T.contiguous() if self.image_wanted else None
+        for piece in self.pieces:
+            # matmul would transpose its second factor first: slow
+            products = flow._C.batch_matmul(dy[piece], self._columns_of(piece), False, True)
+            dmatrix += products.sum(0).numpy()
+            if dx is None:
+                continue
+            dcolumns = flow.matmul(filters, dy[piece]).numpy()
+            dcolumns = dcolumns.reshape(-1, *kernel, in_channels, height, width)
             for i, j in np.ndindex(*kernel):
-                pixels[:, :, i : i + height, j : j + width] += dcolumns[:, i, j]
-            dx = flow.from_numpy(pixels)
-        return dx, dweight.contiguous(), dmatrix[:, -1].contiguous()
+                dx[piece, :, i : i + height, j : j + width] += dcolumns[:, i, j]
+        dweight = dmatrix[:, :-1].reshape(out_channels, *kernel, in_channels).transpose(0, 3, 1, 2)
+        gradients = (np.ascontiguousarray(array) for array in (dweight, dmatrix[:, -1]))
+        return (None if dx is None else flow.from_numpy(dx), *map(flow.from_numpy, gradients))
+
+    def _columns_of(self, piece: slice) -> flow.Tensor:
+        if len(self.pieces) == 1:
+            return self.columns
+        return flow.from_numpy(_columns(self.x.numpy()[piece], *self.filters[2:]))
 
 
 def _columns(x: Array, *kernel: int) -> Array:
@@ -117,7 +155,7 @@ def max_pool2d(x: flow.Tensor) -> flow.Tensor:
     The same as oneflow's, also in which of equal pixels gets the gradient; on the CPU in a third of
     its time.
     """
-    return F.max_pool2d(x, 2) if x.is_cuda else _MaxPool().apply(x)
+    return _MaxPool().apply(x) if _in_numpy(x) else F.max_pool2d(x, 2)
 
 
 class _MaxPool(_Operation):
@@ -150,6 +188,32 @@ class _MaxPool(_Operation):
         if height % 2 or width % 2:
             pixels = np.pad(pixels, ((0, 0), (0, 0), (0, height % 2), (0, width % 2)))
         return flow.from_numpy(pixels)
+
+
+class BatchNorm1d(flow.nn.BatchNorm1d):
+    """OneFlow's, but for an error where a channel has one value only: there it makes NaN, in silence."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the normalised features, (N, C) or (N, C, L)."""
+        _check_values(self, x)
+        return super().forward(x)
+
+
+class BatchNorm2d(flow.nn.BatchNorm2d):
+    """The same for images."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the normalised images, (N, C, H, W)."""
+        _check_values(self, x)
+        return super().forward(x)
+
+
+def _check_values(layer: flow.nn.Module, x: flow.Tensor) -> None:
+    if layer.training and x.numel() == x.shape[1]:
+        raise UsageError(
+            "one image alone cannot be trained on: a batch normalisation of this network sees a single value "
+            "in each channel. Give each process 2 images at least: --batch-size, --limit-train."
+        )
 
 
 class Dropout(flow.nn.Module):

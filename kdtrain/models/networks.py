@@ -62,11 +62,20 @@ class HintonMlp(flow.nn.Module):
         num_classes: how many logits.
         width: units in each hidden layer: 1200 for the paper's teacher, 800 for its student.
         dropout: fraction of hidden units dropped in training.
+        input_dropout: fraction of pixels dropped in training, that is, set to the mean pixel.
     """
 
-    def __init__(self, image_shape: ImageShape, num_classes: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        num_classes: int,
+        width: int,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         channels, height, width_in = image_shape
+        self.dropout0 = Dropout(input_dropout)
         self.fc1 = flow.nn.Linear(channels * height * width_in, width)
         self.fc2 = flow.nn.Linear(width, width)
         self.fc3 = flow.nn.Linear(width, num_classes)
@@ -75,6 +84,7 @@ class HintonMlp(flow.nn.Module):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
-        x = self.dropout1(F.relu(self.fc1(flow.flatten(x, 1))))
+        x = self.dropout0(flow.flatten(x, 1))
+        x = self.dropout1(F.relu(self.fc1(x)))
         x = self.dropout2(F.relu(self.fc2(x)))
         return self.fc3(x)

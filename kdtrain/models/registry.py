@@ -7,7 +7,7 @@ from functools import partial
 
 from kdtrain.errors import UsageError, no_such
 from kdtrain.models.factories import build_from_factory, check_factory
-from kdtrain.models.layers import Conv2d, Dropout
+from kdtrain.models.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
 from kdtrain.models.resnet import ResNet
 from kdtrain.models.zoo import PREFIX, build_classifier, check_classifier
@@ -18,7 +18,7 @@ Factory = Callable[[ImageShape, int], "flow.nn.Module"]
 ARCHITECTURES: dict[str, Factory] = {
     "teacher_cnn": TeacherCnn,
     "student_mlp": StudentMlp,
-    "hinton_1200": partial(HintonMlp, width=1200, dropout=0.5),
+    "hinton_1200": partial(HintonMlp, width=1200, dropout=0.5, input_dropout=0.2),
     "hinton_800": partial(HintonMlp, width=800),
     "resnet8": partial(ResNet, depth=8),
     "resnet20": partial(ResNet, depth=20),
@@ -94,10 +94,16 @@ def _mend(model: flow.nn.Module) -> flow.nn.Module:
     """Returns a network from elsewhere with kdtrain's layers in the place of oneflow's.
 
     Without its dropout no seed would reach the masks, and no run could be resumed bit for bit; its
-    convolution is faster. Parameters stay what they are. Activations work on a copy: in place, some
-    warn at every call, and oneflow does not notice when a gradient is wrong for it.
+    convolution is faster; a batch normalisation that would make NaN says so. Parameters stay what
+    they are. Activations work on a copy: in place, some warn at every call, and oneflow does not
+    notice when a gradient is wrong for it.
     """
-    ours = {flow.nn.Conv2d: Conv2d, flow.nn.Dropout: Dropout}
+    ours = {
+        flow.nn.Conv2d: Conv2d,
+        flow.nn.Dropout: Dropout,
+        flow.nn.BatchNorm1d: BatchNorm1d,
+        flow.nn.BatchNorm2d: BatchNorm2d,
+    }
     for layer in model.modules():
         layer.__class__ = ours.get(type(layer), type(layer))
         if type(layer).__module__.startswith("oneflow.") and hasattr(layer, "inplace"):

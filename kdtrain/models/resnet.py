@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdtrain.models.layers import Conv2d
+from kdtrain.models.layers import BatchNorm2d, Conv2d
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
 
@@ -27,7 +27,7 @@ class ResNet(flow.nn.Module):
         super().__init__()
         blocks = (depth - 2) // 6
         self.conv1 = _conv3x3(image_shape[0], 16)
-        self.bn1 = flow.nn.BatchNorm2d(16)
+        self.bn1 = BatchNorm2d(16)
         self.stage1 = _stage(16, 16, blocks, stride=1)
         self.stage2 = _stage(16, 32, blocks, stride=2)
         self.stage3 = _stage(32, 64, blocks, stride=2)
@@ -46,9 +46,9 @@ class _Block(flow.nn.Module):
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = _conv3x3(channels_in, channels, stride)
-        self.bn1 = flow.nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm2d(channels)
         self.conv2 = _conv3x3(channels, channels)
-        self.bn2 = flow.nn.BatchNorm2d(channels)
+        self.bn2 = BatchNorm2d(channels)
         self.stride, self.new_channels = stride, channels - channels_in
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:

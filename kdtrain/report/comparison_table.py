@@ -49,7 +49,7 @@ def _test_table(comparison: Comparison) -> Table:
     table = _table(
         f"On {comparison.test_images:,} test images{over}",
         *("model", "accuracy\n%", "errors", "cross-\nentropy", "ECE\n%", "agreement\n%", "KL from\nteacher"),
-        caption=caption,
+        caption=f"{caption}\n",
     )
     for model, summary in comparison.summaries.items():
         table.add_row(

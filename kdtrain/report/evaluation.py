@@ -76,6 +76,7 @@ def to_json(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
         "errors": evaluation.errors,
         "accuracy_fraction": evaluation.accuracy,
         "cross_entropy_nats": evaluation.cross_entropy,
+        "calibration_error_fraction": evaluation.calibration_error,
         "per_class": [
             {"class": name, "images": int(row.sum()), "accuracy_fraction": accuracy}
             for name, row, accuracy in zip(

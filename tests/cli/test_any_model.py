@@ -40,6 +40,20 @@ def test_figures_are_those_of_the_saved_resnet(
     assert figures["cross_entropy_nats"] == pytest.approx(test["cross_entropy"], rel=1e-6)
 
 
+@pytest.mark.parametrize("alone", ["--batch-size", "--limit-train"])
+def test_an_image_alone_in_a_batch_normalisation_is_explained(
+    alone: str, tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    words = ("--mode", "student", "--student-arch", "net.py:make", "--data-dir", tiles, *QUICK)
+    finished = call_kdtrain("fit", *words, alone, "1", cwd=tmp_path)
+    assert_explained(finished, 2, "a batch normalisation of this network sees a single value", "--batch-size")
+    finished = call_kdtrain(
+        "fit", *words, "--limit-train", "33", cwd=tmp_path
+    )  # a whole batch, and one image
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_two_processes_evaluate_the_resnet_that_they_save(
     tiles: Path, run_kdtrain: RunKdtrain, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:

@@ -80,9 +80,9 @@ def accuracy(finished: Finished) -> float:
 
 def test_everything_on_the_page_is_tried_here() -> None:
     assert list(FILES) == ["save_stripes.py"]
-    assert len(re.findall(r"^```\w", TEXT, re.MULTILINE)) == len(FILES) + 3
+    assert len(re.findall(r"^```\w", TEXT, re.MULTILINE)) == len(FILES) + 4
     assert [command.split()[1] for command in COMMANDS] == [
-        *("fit", "eval", "infer", "save_stripes.py", "fit", "fit", "fit"),
+        *("fit", "eval", "infer", "save_stripes.py", "fit", "fit", "fit", "fit"),
     ]
 
 
@@ -145,6 +145,13 @@ def test_cifar_is_learnt(
     assert load_model(folder / MODEL).card.image_shape == (3, 32, 32)
     assert (folder / "cache" / "kdtrain" / ARCHIVES["cifar10"]).exists()
     assert json.loads(follow(f"{COMMANDS[1]} --json").stdout)["dataset"] == "cifar10"
+
+
+def test_mixed_images_are_trained_on(follow: Follow, folder: Path) -> None:
+    before = set(folder.glob("logs/student/*"))
+    assert accuracy(follow(COMMANDS[7])) >= 90
+    (run,) = set(folder.glob("logs/student/*")) - before
+    assert 'augment = "flip,mixup=0.2"' in (run / "config.toml").read_text()
 
 
 def test_a_distilled_student_learns_from_changed_pictures(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:

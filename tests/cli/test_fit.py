@@ -77,6 +77,7 @@ def test_figures_are_those_of_the_saved_model(fitted: Fitted, mode: str, call_kd
         "cross_entropy": pytest.approx(evaluated["cross_entropy_nats"], rel=1e-6),
         "errors": evaluated["errors"],
         "images": evaluated["images"],
+        "calibration_error": pytest.approx(evaluated["calibration_error_fraction"], rel=1e-6),
     }
 
 

@@ -56,6 +56,7 @@ CASES = {
     "student, around the checkpoint": ("student", "end", ("--schedule", "constant")),
     "student_kd": ("student_kd", "step", ()),
     "student_kd, shifted": ("student_kd", "step", ("--augment", "shift=1", "--epochs", "4")),
+    "student_kd, mixed": ("student_kd", "step", ("--augment", "mixup=0.4,shift=1", "--epochs", "4")),
     "student with running means": ("student", "step", ("--student-arch", "resnet8", "--limit-train", "256")),
 }
 

@@ -55,6 +55,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
         ("fit --val-size 60000", "--val-size 60000: give 0 to 59999"),
         ("fit --limit-train 55001", "--limit-train 55001: there are only 55000 training images"),
         ("fit --mode student --seeds 2", "--seeds 2 is for --mode compare"),
+        ("fit --with-label-smoothing --plugin label_smoothing,epsilon=0.2", "leave one of them out"),
         ("fit --config none.toml", "--config none.toml: there is no such file"),
         ("fit --plugin nothing", "there is no plugin 'nothing'"),
         ("eval", "the following arguments are required: CHECKPOINT"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import resource
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdtrain.children import Job, run_jobs
+from kdtrain.models import layers
 from kdtrain.models.layers import Conv2d, Dropout, max_pool2d
 from kdtrain.models.networks import TeacherCnn
+from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
 
 Array = npt.NDArray[np.float32]
@@ -50,6 +55,57 @@ def test_convolution_equals_oneflows(options: dict[str, object]) -> None:
     for our, their in pairs:
         assert our.shape == their.shape
         np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("images_wanted", [True, False])
+def test_a_batch_that_takes_much_memory_is_worked_on_in_pieces(
+    images_wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    layer = Conv2d(3, 4, 3, padding=1)
+    images = random.normal(size=(7, 3, 8, 8)).astype(np.float32)
+    toward = flow.tensor(random.normal(size=(7, 4, 8, 8)).astype(np.float32))
+    results = []
+    for most in (1 << 25, 3 * 28 * 64, 1):  # all at once, three images, one
+        monkeypatch.setattr(layers, "_MOST_COLUMNS", most)
+        inputs = flow.tensor(images, requires_grad=images_wanted)
+        layer.zero_grad()
+        output = layer(inputs)
+        (output * toward).sum().backward()
+        gradients = [inputs.grad] if images_wanted else []
+        gradients += [parameter.grad for parameter in layer.parameters()]
+        results.append([tensor.numpy().copy() for tensor in (output, *gradients)])
+    for whole, *parts in zip(*results, strict=True):
+        for part in parts:
+            np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_of_large_images_takes_bounded_memory() -> None:
+    """Its columns alone would take 466 MB, and their gradient as much."""
+
+    def work(ranks: Ranks) -> tuple[int, list[int]]:
+        images = flow.zeros(16, 16, 224, 224)
+        images.requires_grad = True
+        layer = Conv2d(16, 16, 3, padding=1)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        layer(images).sum().backward()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, list(images.grad.shape)
+
+    ((megabytes, shape),) = run_jobs([Job("a convolution", work)])
+    assert shape == [16, 16, 224, 224]
+    assert megabytes < 850
+
+
+def test_convolutions_of_many_channels_over_few_places_equal_oneflows() -> None:
+    random = np.random.default_rng(0)
+    theirs, ours = flow.nn.Conv2d(8, 32, 3, padding=1), Conv2d(8, 32, 3, padding=1)
+    ours.load_state_dict(theirs.state_dict())
+    images, toward = (random.normal(size=(2, c, 4, 4)).astype(np.float32) for c in (8, 32))
+    for our, their in zip(
+        forward_and_backward(ours, images, toward), forward_and_backward(theirs, images, toward), strict=True
+    ):
+        np.testing.assert_allclose(our, their, rtol=1e-4, atol=1e-5)
 
 
 def test_convolution_of_images_that_need_no_gradient() -> None:

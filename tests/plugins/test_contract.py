@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kdtrain import (
+    BatchEnd,
     Callback,
     KdtrainError,
     Loader,
@@ -107,12 +108,14 @@ def test_a_replaced_term_keeps_its_place_and_gets_another_name_and_weight() -> N
 
 def test_networks_stay_through_every_change_of_the_objective() -> None:
     objective = objective_for(Convolutional(2), Convolutional(3))
-    stand_in = Convolutional(2)
+    stand_in, constraints = Convolutional(2), [list, dict]
+    objective = objective.subject_to(constraints[0])
     changed = objective.represented_by(stand_in).add("a", cross_entropy).blend("b", cross_entropy, 0.5)
     changed = changed.replace("a", cross_entropy).taught_by(objective.teacher).for_student(objective.student)
     assert changed.student is objective.student
     assert changed.teacher is objective.teacher
     assert changed.stand_in is stand_in
+    assert list(changed.subject_to(constraints[1]).constraints) == constraints
     with pytest.raises(ValueError, match="put a network in the student's place already"):
         changed.represented_by(stand_in)
     with pytest.raises(UsageError, match="needs a teacher"):
@@ -133,3 +136,26 @@ def test_an_objective_made_anew_belongs_to_the_fit_as_well(
 
     Trainer(student, ADAM, [Anew()]).fit(train, validation, epochs=1, directory=tmp_path)
     assert found == [(student, student, (student,))]
+
+
+def test_constraints_hold_after_every_step_and_add_up(
+    student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Path
+) -> None:
+    class Bounded(Callback):
+        """Keeps a bias where it is, and notes what it is at the end of each step."""
+
+        def __init__(self, layer: str, value: float) -> None:
+            self.layer = layer
+            self.value = value
+            self.seen: list[float] = []
+
+        def configure(self, objective: Objective) -> Objective:
+            self.bias = dict(objective.student.network.named_parameters())[f"{self.layer}.bias"]
+            return objective.subject_to(lambda: self.bias.fill_(self.value)).add(self.layer, cross_entropy)
+
+        def on_batch(self, run: Run, event: BatchEnd) -> None:
+            self.seen.extend(self.bias.numpy().tolist())
+
+    callbacks = [Bounded("fc1", 0.25), Bounded("fc2", -1.0)]
+    Trainer(student, ADAM, callbacks).fit(train, validation, epochs=1, directory=tmp_path)
+    assert [set(callback.seen) for callback in callbacks] == [{0.25}, {-1.0}]

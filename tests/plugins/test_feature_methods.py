@@ -173,10 +173,9 @@ def test_fitnet_agrees_with_its_formula_and_its_regressor_with_finite_difference
     objective = FitNet(student_layer, teacher_layer).configure(objective_for(student, teacher))
     batch = batch_of(images_of())
     output = output_of(objective, batch)
-    term = objective.terms["fitnet"].term
+    (term,) = (term for term, _ in objective.terms.values() if isinstance(term, flow.nn.Module))
     loss = term(batch, output)
     loss.backward()
-    assert isinstance(term, flow.nn.Module)
     layer = next(m for m in term.modules() if isinstance(m, (flow.nn.Linear, Conv2d)))
     features = output.features[student_layer].numpy().astype(np.float64)
     hint = objective.teacher.features(batch)[teacher_layer].numpy().astype(np.float64)
@@ -212,7 +211,7 @@ def test_fitnet_agrees_with_its_formula_and_its_regressor_with_finite_difference
 def test_the_teacher_is_no_part_of_the_hint() -> None:
     objective = FitNet("fc1", "fc1").configure(objective_for(Convolutional(2), Convolutional(3)))
     (term,) = objective.modules()
-    assert list(term.state_dict()) == ["regressor.1.weight", "regressor.1.bias"]
+    assert list(term.state_dict()) == ["comparison.regressor.1.weight", "comparison.regressor.1.bias"]
 
 
 def test_a_regressor_makes_no_larger_map() -> None:
@@ -231,7 +230,7 @@ def test_a_method_adds_a_term_that_trains_the_student_and_asks_the_teacher_once(
     plugin = NAMES[name]("conv2", "conv2")
     objective = plugin.configure(objective_for(student, teacher, alpha=0.0))
     objective = Attention("conv1", "conv1").configure(objective)
-    assert list(objective.terms)[:3] == ["task", "kd", name]
+    assert list(objective.terms) == ["task", "kd", f"{name}_conv2", "attention_conv1"]
     asked: list[int] = []
     teacher.register_forward_hook(lambda *_: asked.append(1))
     batch = batch_of(images_of())
@@ -245,7 +244,7 @@ def test_a_method_adds_a_term_that_trains_the_student_and_asks_the_teacher_once(
     if name != "fitnet":
         same = NAMES[name]("conv2", "conv2").configure(objective_for(teacher, teacher))
         recorded = Output(teacher(batch.inputs), dict(same.teacher.features(batch)))
-        assert same.terms[name].term(batch, recorded).item() == pytest.approx(0, abs=1e-6)
+        assert same.terms[f"{name}_conv2"].term(batch, recorded).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -271,11 +270,17 @@ def test_attention_without_maps_says_what_it_needs(layers: tuple[str, str], who:
         Attention(*layers).configure(objective_for(Convolutional(2), Convolutional(3)))
 
 
-def test_attention_on_several_pairs_of_layers() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_takes_part_once_for_each_pair_of_layers(name: str) -> None:
     objective = objective_for(Convolutional(2), Convolutional(3))
-    for layer in ("conv1", "conv2"):
-        objective = Attention(layer, layer).configure(objective)
-    assert list(objective.terms) == ["task", "kd", "attention", "attention_2"]
+    for pair in (("conv1", "conv1"), ("conv2", "conv2"), ("conv1", "conv2")):
+        objective = NAMES[name](*pair).configure(objective)
+    terms = [f"{name}_{layers}" for layers in ("conv1", "conv2", "conv1_conv2")]
+    assert list(objective.terms) == ["task", "kd", *terms]
+    losses = objective(batch := batch_of(images_of()), output_of(objective, batch))
+    assert len({losses[term].item() for term in terms}) == 3, "each compares its own layers"
+    with pytest.raises(ValueError, match=f"has a term '{name}_conv2' already"):
+        NAMES[name]("conv2", "conv2").configure(objective)
 
 
 def test_without_a_teacher_the_error_says_how_to_have_one() -> None:

@@ -71,9 +71,9 @@ METHODS: dict[str, Callback] = {
     "dist": Dist(),
     "logit_std": LogitStd(),
     "logit_mse": LogitMse(),
-    "fitnet": FitNet("fc1", "fc2", weight=1.0),
-    "rkd": Rkd("fc2", "fc2"),
-    "similarity": Similarity("fc2", "fc2"),
+    "fitnet_fc1_fc2": FitNet("fc1", "fc2", weight=1.0),
+    "rkd_fc2": Rkd("fc2", "fc2"),
+    "similarity_fc2": Similarity("fc2", "fc2"),
 }
 
 
@@ -115,11 +115,11 @@ def test_several_plugins_combine_in_any_order(
 ) -> None:
     ends = []
     for turn in (1, -1):
-        plugins: list[Callback] = [Dkd(), FitNet("fc1", "fc1"), LabelSmoothing(0.2)]
+        plugins: list[Callback] = [Dkd(), FitNet("fc1", "fc1", weight=3.0), LabelSmoothing(0.2)]
         rows, weights = fit((train, validation), tmp_path, teacher, *plugins[::turn], epochs=1)
-        assert set(rows[0]) == {"task", "dkd", "fitnet", "total"}
+        assert set(rows[0]) == {"task", "dkd", "fitnet_fc1", "total"}
         for row in rows:
-            expected = 0.5 * row["task"] + 0.5 / 20 * row["dkd"] + 100 * row["fitnet"]
+            expected = 0.5 * row["task"] + 0.5 / 20 * row["dkd"] + 3 * row["fitnet_fc1"]
             assert row["total"] == pytest.approx(expected, rel=1e-5)
         ends.append(weights)
     for name, array in ends[0].items():
@@ -134,7 +134,14 @@ def test_attention_between_convolutions_of_the_registry(
     few = make_loader(32, batch_size=16)
     plugins = (Attention("conv1", "conv1"), Attention("conv2", "conv2"), FitNet("conv1", "conv2"))
     rows, _ = fit((few, few), tmp_path, teacher, *plugins, arch="teacher_cnn", epochs=1)
-    assert list(rows[0]) == ["task", "kd", "attention", "attention_2", "fitnet", "total"]
+    assert list(rows[0]) == [
+        "task",
+        "kd",
+        "attention_conv1",
+        "attention_conv2",
+        "fitnet_conv1_conv2",
+        "total",
+    ]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
 
 
@@ -145,7 +152,7 @@ def test_a_regressor_is_saved_for_resuming_and_nowhere_else(
     best, last = (load_tensors(tmp_path / f"checkpoints/{name}.safetensors")[0] for name in ("best", "last"))
     own = [f"{layer}.{kind}" for layer in ("fc1", "fc2", "fc3") for kind in ("bias", "weight")]
     assert sorted(best) == own
-    regressor = {f"term/0/regressor.1.{kind}" for kind in ("bias", "weight")}
+    regressor = {f"term/0/comparison.regressor.1.{kind}" for kind in ("bias", "weight")}
     assert {name for name in last if not name.startswith("optimizer/")} == regressor | {
         f"model/{name}" for name in own
     }
@@ -174,7 +181,7 @@ def test_a_regressor_is_trained_and_starts_from_the_seed(
         trainer.fit(train, validation, epochs=1, directory=tmp_path)
         after = snapshot(watch.modules[0])
         assert all(not np.array_equal(array, after[name]) for name, array in first[0].items())
-        ends.append(first[0]["regressor.1.weight"])
+        ends.append(first[0]["comparison.regressor.1.weight"])
     assert np.array_equal(ends[0], ends[1])
     assert not np.array_equal(ends[0], ends[2])
 
@@ -221,7 +228,7 @@ def test_a_killed_run_with_a_regressor_ends_like_one_that_was_not(
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert_same_run(run, tmp_path / "logs/student_kd/version_1")
     tensors, _ = load_tensors(run / "checkpoints/last.safetensors")
-    assert "term/0/regressor.1.weight" in tensors
+    assert "term/0/comparison.regressor.1.weight" in tensors
     evaluated = run_kdtrain("eval", run / "checkpoints/last.safetensors", *tiles[:2], cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
 

@@ -21,7 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kdtrain import (
     BatchEnd,
     Callback,
+    Checkpoint,
     DistillationCallback,
+    EpochEnd,
     EvalEnd,
     KdtrainError,
     Loader,
@@ -33,8 +35,10 @@ from kdtrain import (
     predict_logits,
     reliability,
 )
+from kdtrain.callbacks import TensorBoard
 from kdtrain.models.registry import build_model
-from kdtrain.store.checkpoint import snapshot
+from kdtrain.store.checkpoint import ModelCard, snapshot
+from kdtrain.store.resume import load_state
 from plugins.calibration import Calibration
 from plugins.confusion import Confusion, confusion_matrix, draw_matrix, worst_mistakes
 from plugins.csv import Csv
@@ -43,7 +47,7 @@ from plugins.fidelity import Fidelity
 from plugins.grad_norm import GradNorm
 from plugins.similarity import Similarity
 from tests.conftest import ROOT
-from tests.runs import metrics
+from tests.runs import count_points, metrics
 
 SGD = partial(flow.optim.SGD, lr=0.1)
 
@@ -97,6 +101,53 @@ def test_watching_changes_nothing(
         ends.append(snapshot(fit(data, tmp_path / str(number), distillation, *watching)))
     for name, array in ends[0].items():
         np.testing.assert_array_equal(array, ends[1][name])
+
+
+class Killed(Callback):
+    """Ends a fit where a signal could: within an epoch, or between two callbacks' ``on_epoch_end``."""
+
+    def __init__(self, hook: str, epoch: int) -> None:
+        self.hook, self.epoch = hook, epoch
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        if self.hook == "on_batch" and event.epoch == self.epoch and event.step % len(run.train) == 0:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        if self.hook == "on_epoch_end" and event.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("hook", "epoch"), [("on_batch", 3), ("on_epoch_end", 2)])
+def test_after_resuming_every_point_and_picture_is_there_once(
+    hook: str,
+    epoch: int,
+    data: tuple[Loader, Loader],
+    tmp_path: Path,
+    teacher: flow.nn.Module,
+    card: ModelCard,
+) -> None:
+    def fit_with(name: str, *killed: Callback, **options: Any) -> None:
+        observers = (GradNorm(every=1), *killed, Calibration(every=2), Confusion(every=2), Fidelity(), Csv())
+        flow.manual_seed(0)
+        model = build_model("student_mlp", (1, 28, 28), 10)
+        distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
+        trainer = Trainer(model, SGD, [distillation, Checkpoint(card), TensorBoard(every=1), *observers])
+        trainer.fit(*data, epochs=4, directory=tmp_path / name, **options)
+
+    fit_with("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit_with("halves", Killed(hook, epoch))
+    fit_with("halves", resume=load_state(tmp_path / "halves/checkpoints/last.safetensors"))
+    points = count_points(tmp_path / "halves")
+    assert points == count_points(tmp_path / "whole")
+    assert set(points.values()) == {1}
+    assert {"calibration/ece", "confusion/matrix", "fidelity/kl", "grad_norm/kd"} < {tag for tag, _ in points}
+    texts = [(tmp_path / run / "metrics.csv").read_text() for run in ("halves", "whole")]
+    tables = [list(csv.DictReader(text.splitlines())) for text in texts]
+    for ours, theirs in zip(*tables, strict=True):
+        same = theirs.keys() - {"train_seconds", "eval_seconds"}
+        assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
 
 
 # ---------------------------------------- calibration
@@ -168,7 +219,7 @@ def test_a_term_s_norm_is_found_where_it_does_not_reach_all_layers(
 ) -> None:
     distillation = DistillationCallback(teacher, cache_directory=tmp_path)
     fit(data, tmp_path, distillation, Similarity("fc1", "fc1"), GradNorm(every=1))
-    assert min(curve(tmp_path, "grad_norm/similarity").values()) > 0
+    assert min(curve(tmp_path, "grad_norm/similarity_fc1").values()) > 0
 
 
 @pytest.mark.parametrize("alpha", [0.7, 0.0])

@@ -140,6 +140,7 @@ def test_json_keeps_full_precision() -> None:
     assert back["errors"] == evaluation.errors
     assert back["accuracy_fraction"] == evaluation.accuracy
     assert back["cross_entropy_nats"] == evaluation.cross_entropy
+    assert back["calibration_error_fraction"] == evaluation.calibration_error
     assert back["confusion_matrix_truth_by_prediction"] == evaluation.confusion.tolist()
     assert back["per_class"][2] == {"class": "c", "images": 0, "accuracy_fraction": None}
     assert back["per_class"][1]["images"] == int((labels == 1).sum())

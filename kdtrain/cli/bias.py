@@ -1,0 +1,113 @@
+"""``kdtrain bias``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from kdtrain.bias import raise_biases, shift_by_labels, shift_by_teacher
+from kdtrain.callbacks.distillation import logits_over
+from kdtrain.cli.output import Output
+from kdtrain.config import FitConfig
+from kdtrain.config_file import load_config
+from kdtrain.data.datasets import load_dataset
+from kdtrain.data.prepare import RunData, prepare
+from kdtrain.errors import UsageError
+from kdtrain.evaluation import Evaluation
+from kdtrain.modes import logit_cache
+from kdtrain.predict import predict_logits
+from kdtrain.runtime import flow, resolve_device
+from kdtrain.store.atomic import make_folder
+from kdtrain.store.checkpoint import load_model, save_model
+from kdtrain.teachers import find_teacher
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises the biases of a student's omitted classes, and says what that did."""
+    directory: Path = options.run
+    config = _config(directory, options.by)
+    device = resolve_device(options.device)
+    dataset = load_dataset(
+        config.dataset, config.data_dir, image_size=config.image_size, skip_corrupt=config.skip_corrupt
+    )
+    data = prepare(dataset, config, "student", config.seed, device)
+    saved = load_model(directory / "checkpoints/best.safetensors", arch=config.student_arch)
+    classes = [dataset.classes.index(name) for name in config.omit_class]
+
+    student = saved.build(device)
+    logits = predict_logits(student, data.validation)
+    if options.by == "labels":
+        shift = shift_by_labels(logits, data.validation.targets, classes)
+    else:
+        shift = _shift_by_teacher(options.by, config, data, student, classes)
+    raised = logits + np.where(np.isin(np.arange(dataset.num_classes), classes), np.float32(shift), 0)
+    before, after = (Evaluation.from_logits(each, data.validation.targets) for each in (logits, raised))
+
+    output = options.output or directory / f"checkpoints/bias_{options.by}.safetensors"
+    metrics = {
+        "eval/accuracy": after.accuracy,
+        "eval/cross_entropy": after.cross_entropy,
+        "bias_shift": shift,
+    }
+    make_folder(output.parent)
+    save_model(output, raise_biases(saved, classes, shift), dataclasses.replace(saved.card, metrics=metrics))
+    _report(options, config, shift, before, after, output)
+    return 0
+
+
+def _config(directory: Path, by: str) -> FitConfig:
+    """Returns what a run was begun with, if it is of a student that some class was kept from."""
+    file = directory / "config.toml"
+    if not os.path.isfile(file):
+        raise UsageError(f"{directory} is no run's directory: it has no config.toml.")
+    config = load_config({}, file)
+    if config.mode not in ("student", "student_kd") or not config.omit_class:
+        raise UsageError(f"the run in {directory} is not one of a student trained with --omit-class.")
+    if config.mode == "student" and by != "labels":
+        raise UsageError(f"--by {by} asks the teacher, and the run in {directory} has none: use --by labels.")
+    return config
+
+
+def _shift_by_teacher(
+    by: str, config: FitConfig, data: RunData, student: flow.nn.Module, classes: list[int]
+) -> float:
+    found = find_teacher(config, data.dataset)
+    assert found is not None  # a student_kd's configuration names it
+    teacher = found.build(data.train.device)
+    if by == "validation":
+        expected = predict_logits(teacher, data.validation)
+        return shift_by_teacher(predict_logits(student, data.validation), expected, classes)
+    expected = logits_over(teacher, data.train, logit_cache(config))
+    return shift_by_teacher(
+        predict_logits(student, data.train, description="transfer set"), expected, classes
+    )
+
+
+def _report(
+    options: argparse.Namespace,
+    config: FitConfig,
+    shift: float,
+    before: Evaluation,
+    after: Evaluation,
+    output: Path,
+) -> None:
+    if options.json:
+        answer = {
+            "run": str(options.run),
+            "classes": list(config.omit_class),
+            "by": options.by,
+            "shift": shift,
+            "validation_errors": {"before": before.errors, "after": after.errors, "images": after.images},
+            "checkpoint": str(output),
+        }
+        print(json.dumps(answer, indent=2))
+        return
+    text = Output().text
+    text(f"bias of {', '.join(config.omit_class)} raised by {shift:.2f}")
+    text(f"validation accuracy {before.accuracy:.2%} before, {after.accuracy:.2%} after")
+    text(f"weights in {output}")

@@ -1,0 +1,112 @@
+"""Raised biases: how far by the teacher, how far by labels, and that nothing else changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdtrain import KdtrainError, flow
+from kdtrain.bias import raise_biases, shift_by_labels, shift_by_teacher
+from kdtrain.models.registry import build_model
+from kdtrain.store.checkpoint import ModelCard, SavedModel, snapshot
+
+Array = npt.NDArray[np.float64]
+
+HEADLESS = """
+from kdtrain import flow
+
+def make(image_shape, classes):
+    return flow.nn.Sequential(flow.nn.Flatten(), flow.nn.Linear(784, classes), flow.nn.Softmax(dim=1))
+"""
+
+
+def draw(seed: int, images: int, classes: int, chosen: int, scale: float) -> tuple[Array, list[int]]:
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(images, classes)) * scale
+    return logits, sorted(random.permutation(classes)[:chosen].tolist())
+
+
+def raised(logits: Array, classes: list[int], shift: float) -> Array:
+    result = logits.copy()
+    result[:, classes] += shift
+    return result
+
+
+def mean_probability(logits: Array, classes: list[int]) -> float:
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return float((p[:, classes].sum(axis=1) / p.sum(axis=1)).mean())
+
+
+SIZES = {
+    "seed": st.integers(0, 2**32 - 1),
+    "images": st.integers(1, 60),
+    "classes": st.integers(2, 10),
+    "scale": st.sampled_from([0.1, 1.0, 10.0]),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(**SIZES, data=st.data())
+def test_the_student_comes_to_expect_the_classes_as_often_as_the_teacher(
+    seed: int, images: int, classes: int, scale: float, data: st.DataObject
+) -> None:
+    logits, chosen = draw(seed, images, classes, data.draw(st.integers(1, classes - 1)), scale)
+    teacher, _ = draw(seed + 1, images, classes, 1, scale)
+    shift = shift_by_teacher(logits, teacher, chosen)
+    expected = mean_probability(teacher, chosen)
+    assert mean_probability(raised(logits, chosen, shift), chosen) == pytest.approx(expected, rel=1e-6)
+    back = shift_by_teacher(raised(logits, chosen, -3.5), logits, chosen)
+    assert back == pytest.approx(3.5, abs=1e-6), "what was taken away from the biases is found again"
+
+
+@settings(max_examples=100, deadline=None)
+@given(**SIZES, data=st.data())
+def test_no_other_shift_recognises_more_images(
+    seed: int, images: int, classes: int, scale: float, data: st.DataObject
+) -> None:
+    logits, chosen = draw(seed, images, classes, data.draw(st.integers(1, classes - 1)), scale)
+    labels = np.random.default_rng(seed).integers(0, classes, images)
+
+    def right(shift: float) -> int:
+        return int((raised(logits, chosen, shift).argmax(axis=1) == labels).sum())
+
+    others = np.delete(logits, chosen, axis=1).max(axis=1) - logits[:, chosen].max(axis=1)
+    tried = np.concatenate([others - 1e-9, others + 1e-9, [-1e3, 1e3]])
+    assert right(shift_by_labels(logits, labels, chosen)) == max(right(float(shift)) for shift in tried)
+
+
+def test_equally_good_shifts_leave_room_on_both_sides() -> None:
+    logits = np.array([[0.0, -1.0], [0.0, -5.0], [0.0, -9.0]])
+    labels = np.array([1, 1, 0])
+    assert shift_by_labels(logits, labels, [1]) == pytest.approx(7.0), "between 5 and 9"
+
+
+@pytest.mark.parametrize("arch", ["student_mlp", "teacher_cnn", "resnet8"])
+def test_only_the_logits_of_the_classes_move(card: ModelCard, arch: str) -> None:
+    flow.manual_seed(0)
+    weights = snapshot(build_model(arch, (1, 28, 28), 10))
+    saved = SavedModel(Path("model"), dataclasses.replace(card, arch=arch), weights)
+    changed = dataclasses.replace(saved, weights=raise_biases(saved, [3, 7], 2.5))
+    images = flow.tensor(np.random.default_rng(0).normal(size=(4, 1, 28, 28)).astype(np.float32))
+    before, after = (model.build()(images).numpy().copy() for model in (saved, changed))
+    moved = np.zeros(10)
+    moved[[3, 7]] = 2.5
+    np.testing.assert_allclose(after - before, np.tile(moved, (4, 1)), atol=1e-5)
+    assert saved.weights is weights
+    differing = [name for name in weights if not np.array_equal(weights[name], changed.weights[name])]
+    assert len(differing) == 1
+
+
+def test_network_without_such_a_last_layer_is_refused(card: ModelCard, tmp_path: Path) -> None:
+    (tmp_path / "headless.py").write_text(HEADLESS)
+    arch = f"{tmp_path}/headless.py:make"
+    weights = snapshot(build_model(arch, (1, 28, 28), 10))
+    saved = SavedModel(tmp_path / "model", dataclasses.replace(card, arch=arch), weights)
+    with pytest.raises(KdtrainError, match="does not end with a linear layer that has a bias for each class"):
+        raise_biases(saved, [3], 1.0)
