@@ -16,6 +16,7 @@ from kdtrain.calibration import BINS, reliability
 from kdtrain.config_file import load_config
 from kdtrain.data.arrays import Dataset
 from kdtrain.data.datasets import load_dataset
+from kdtrain.data.prepare import count_validation
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.report.comparison_file import FILES, VERSION
 from kdtrain.report.page_charts import curves, differences, reliability_chart
@@ -67,6 +68,7 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
     text = template.render(
         dataset=dataset,
         figures=figures,
+        test_chose=count_validation(dataset, config) == 0,
         looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
         charts=_charts(figures),
         differences=differences(figures["differences"]),

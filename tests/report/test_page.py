@@ -97,12 +97,12 @@ def compared(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Compar
 
 @pytest.fixture(scope="module")
 def one_seed(compared: Compared, tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    """A single seed whose teacher was trained elsewhere."""
+    """A single seed whose teacher was trained elsewhere, with nothing held out."""
     given = compared.directory / "seed_0/teacher/checkpoints/best.safetensors"
     config = FitConfig(
         epochs=1,
         limit_train=300,
-        val_size=300,
+        val_size=0,
         teacher_checkpoint=given,
         data_dir=compared.directory.parents[2] / "tiles",
         logdir=tmp_path_factory.mktemp("one") / "logs",
@@ -163,6 +163,12 @@ def test_interval_of_one_seed_is_that_of_its_pair(one_seed: Compared, compared: 
     assert not seeds & one_seed.page.figures.keys()
     assert seeds <= compared.page.figures.keys()
     assert "differences/0/one_seed/mcnemar_p" in one_seed.page.figures
+
+
+def test_page_says_what_chose_the_best_epochs(one_seed: Compared, compared: Compared) -> None:
+    assert "optimistic" in one_seed.page.source
+    assert "held-out" not in one_seed.page.source
+    assert "On the test set, which chose nothing" in compared.page.source
 
 
 def test_what_was_tried_is_listed(compared: Compared) -> None:
