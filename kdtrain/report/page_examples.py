@@ -94,7 +94,9 @@ class _View:
     @classmethod
     def of(cls, model: str, seeds: Sequence[Logits], labels: npt.NDArray[np.int64]) -> _View:
         right = np.sum([scores.argmax(axis=1) == labels for scores in seeds], axis=0)
-        mean = np.mean([softmax(scores.astype(np.float64), axis=1) for scores in seeds], axis=0)
+        mean = np.zeros(seeds[0].shape)  # added up one by one: of many classes and images, each is large
+        for scores in seeds:
+            mean += softmax(scores.astype(np.float64), axis=1) / len(seeds)
         return cls(model, len(seeds), right, mean, mean[np.arange(len(labels)), labels])
 
 
