@@ -22,6 +22,7 @@ from kdtrain.plan import Plan
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
+from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.results import Trained, file_fidelity
 from kdtrain.store.atomic import write_text
@@ -33,8 +34,8 @@ from kdtrain.teachers import find_teacher
 def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:
     """Trains the models for every seed; returns the comparison and its directory.
 
-    The directory gets ``compare.json``, ``compare.png``, every model's logits over the test set, and a
-    run directory per seed and model.
+    The directory gets ``compare.json``, ``compare.png``, ``report.html``, every model's logits over the
+    test set, and a run directory per seed and model.
 
     Args:
         session: the configuration and the data.
@@ -122,7 +123,7 @@ class _Training:
             label = f"{model},{settings_text(own)}"
         if model == "student_ls":
             own["plugin"] = (*self.config.plugin, LABEL_SMOOTHING)
-        last = seed == self.seeds[-1] or model == "teacher"
+        only_teacher = model == "teacher" and not self.config.teacher_per_seed
         return Plan(
             mode="student" if model == "student_ls" else model,
             seed=seed,
@@ -130,7 +131,7 @@ class _Training:
             teacher=teacher if model == "student_kd" else None,
             label=label if len(self.seeds) == 1 else f"{label}/{seed}",
             settings=own,
-            keep=last and model != "student_ls",
+            keep=(seed == self.seeds[-1] or only_teacher) and model != "student_ls",
         )
 
 
@@ -166,7 +167,7 @@ def _result(trained: Trained, teacher: Trained, directory: Path) -> ModelResult:
 
 
 def _file(comparison: Comparison, trained: Sequence[Trained], session: Session, directory: Path) -> None:
-    """Writes the comparison's figures, logits and picture."""
+    """Writes the comparison's figures, logits, picture and page."""
     logits = {logits_key(one.mode, one.seed): one.logits for one in trained}
     labels = session.dataset.test.labels.astype(np.int64)
     save_tensors(directory / FILES["test_logits"], {**logits, "labels": labels}, {})
@@ -177,3 +178,4 @@ def _file(comparison: Comparison, trained: Sequence[Trained], session: Session, 
     picture = directory / FILES["picture"]
     save_figure(comparison_figure(comparison, title_extra=session.dataset.name), picture)
     write_picture(directory, "comparison", picture)
+    write_report(directory, session.dataset)

@@ -90,6 +90,13 @@ class Browser:
         """Returns what has come up in the console since this was asked last."""
         return [entry["message"] for entry in self._post("se/log", type="browser")]
 
+    def requests(self) -> list[str]:
+        """Returns the addresses that were asked for since this was asked last."""
+        entries = self._post("se/log", type="performance")
+        events = [json.loads(entry["message"])["message"] for entry in entries]
+        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        return [parameters["request"]["url"] for parameters in sent]
+
     def _act(self, **source: Any) -> None:
         self._post("actions", actions=[source])
 
@@ -119,7 +126,7 @@ def browser() -> Iterator[Browser]:
             flags = [*(f"--{flag}" for flag in FLAGS), f"--user-data-dir={folder}/profile"]
             options = {
                 "goog:chromeOptions": {"args": flags, "binary": shutil.which("chromium")},
-                "goog:loggingPrefs": {"browser": "ALL"},
+                "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
             }
             session = _post(address, {"capabilities": {"alwaysMatch": options}})["sessionId"]
             yield Browser(f"{address}/{session}")

@@ -97,6 +97,7 @@ def _compare(config: FitConfig, resume: Path | None) -> None:
     output.sentence(verdict(comparison))
     output.sentence(gap_sentence(comparison))
     output.text(f"Picture: {picture}")
+    output.text(f"Report: {directory / 'report.html'}")
     output.text(f"Figures: {directory / 'compare.json'}")
 
 

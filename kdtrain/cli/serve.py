@@ -72,19 +72,20 @@ def _listen(host: str, port: int) -> socket.socket:
         # The protocol is named because asyncio sends small answers at once only where it is, and not
         # 40 ms later, when the client has confirmed the one before.
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"--host {host} is no address or name of this machine.") from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also after one that has just ended
         listener.bind(address)
         listener.listen()
-        return listener
-    except (socket.gaierror, UnicodeError) as error:
-        raise UsageError(f"--host {host} is no address or name of this machine.") from error
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
+        listener.close()
         raise KdtrainError(
-            f"cannot listen on {host}, port {port}: {reason}. Choose others with --host and --port."
+            f"cannot listen on {host}, port {port}: {error.strerror}. Choose others with --host and --port."
         ) from error
+    return listener
 
 
 def _say_where(listener: socket.socket) -> None:

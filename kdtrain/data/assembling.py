@@ -58,6 +58,28 @@ def assemble(
     return Dataset(name, train, test, tuple(classes or (str(label) for label in range(highest + 1))))
 
 
+def check_classes(names: Any, source: str) -> list[str] | None:
+    """Returns the names of classes as texts, or None if there are none.
+
+    Raises:
+        DataError: they are no texts, or not such as can be shown, or two are the same.
+    """
+    if names is None:
+        return None
+    try:
+        listed = names.tolist() if isinstance(names, np.ndarray) and names.ndim == 1 else names
+    except (SystemError, ValueError) as error:  # numbers that stand for no character
+        raise DataError(f"{source} is damaged: it holds no texts.") from error
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+        raise DataError(f"{source} must be a list of texts, one for each class.")
+    hidden = [name for name in listed if not name.isprintable()]
+    if hidden:
+        raise DataError(f"{source}: the name {ascii(hidden[0])[:100]} cannot be shown; choose another.")
+    if len(set(listed)) < len(listed):
+        raise DataError(f"{source} names two classes alike.")
+    return list(listed)
+
+
 def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Split:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         remedy = " Scale them to 0..255, then use astype('uint8')." if images.dtype != np.uint8 else ""

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from kdtrain.console import note
 from kdtrain.data.arrays import LARGEST_SIDE, Dataset, Split
+from kdtrain.data.assembling import check_classes
 from kdtrain.data.decoding import Decoded, decode
 from kdtrain.data.pictures import picture_size
-from kdtrain.errors import DataError, UsageError
+from kdtrain.errors import DataError, UsageError, without_controls
 
 _SUFFIXES = {
     ".png",
@@ -115,6 +116,7 @@ def _find(folder: Path) -> tuple[tuple[str, ...], list[list[Picture]]]:
         raise DataError(
             f"{source} has {len(classes)} class folders; it needs one for each class, and two at least."
         )
+    check_classes(classes, f"the class folders in {source}")
     train = _pictures(source, classes)
     counts = np.bincount([picture.label for picture in train], minlength=len(classes))
     if counts.min() == 0:
@@ -201,4 +203,4 @@ def _report(decoded: Decoded, pictures: Sequence[Picture], folder: Path, skip_co
 
 def _some(paths: Sequence[Path]) -> str:
     """Returns the first of many names."""
-    return ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
+    return ", ".join(without_controls(str(path)) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")

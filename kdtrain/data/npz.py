@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from kdtrain.data.arrays import MOST_PIXELS, Dataset
-from kdtrain.data.assembling import assemble
+from kdtrain.data.assembling import assemble, check_classes
 from kdtrain.errors import DataError
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -50,27 +50,6 @@ def load_npz(path: Path) -> Dataset:
         raise DataError(too_many(f"{path}"))
     sources = [f"{name} in {path}" for name in ARRAYS]
     return assemble(f"npz:{path}", arrays, sources, check_classes(names, f"{_CLASSES} in {path}"))
-
-
-def check_classes(names: Any, source: str) -> list[str] | None:
-    """Returns the names of classes as texts, or None if there are none.
-
-    Raises:
-        DataError: they are no texts, or not such as can be shown, or two are the same.
-    """
-    if names is None:
-        return None
-    try:
-        listed = names.tolist() if isinstance(names, np.ndarray) and names.ndim == 1 else names
-    except (SystemError, ValueError) as error:  # numbers that stand for no character
-        raise DataError(f"{source} is damaged: it holds no texts.") from error
-    if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
-        raise DataError(f"{source} must be a list of texts, one for each class.")
-    if not all(name.isprintable() for name in listed):
-        raise DataError(f"{source} has a name that cannot be shown: {ascii(listed)[:100]}.")
-    if len(set(listed)) < len(listed):
-        raise DataError(f"{source} names two classes alike.")
-    return list(listed)
 
 
 def too_many(source: str) -> str:

@@ -11,7 +11,12 @@ from kdtrain.report.statistics import CONFIDENCE
 from kdtrain.report.verdict import gap_sentence, verdict
 
 VERSION = 1
-FILES = {"config": "config.toml", "picture": "compare.png", "test_logits": "test_logits.safetensors"}
+FILES = {
+    "config": "config.toml",
+    "picture": "compare.png",
+    "report": "report.html",
+    "test_logits": "test_logits.safetensors",
+}
 """The comparison's other files, by what they hold."""
 
 

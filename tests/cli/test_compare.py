@@ -216,6 +216,14 @@ def test_a_student_with_smoothed_labels_differs_in_the_labels_only(chosen: Compa
     assert models == set(MODES)
 
 
+def test_models_of_the_last_seed_are_kept(chosen: Compared) -> None:
+    for mode in MODES:
+        (row,) = rows_of(chosen, mode, 1)
+        best = chosen.directory / row["directory"] / "checkpoints/best.safetensors"
+        kept = chosen.folder / "logs/models" / f"{mode}.safetensors"
+        assert kept.read_bytes() == best.read_bytes()
+
+
 def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
     grid = chosen.figures["grid"]
     assert {model: len(grid[model]["candidates"]) for model in grid} == {
@@ -364,9 +372,10 @@ def test_tables_verdict_and_paths_on_stdout(two_seeds: Compared) -> None:
         model = figures["models"][mode]
         assert float(test[1]) == pytest.approx(model["test_accuracy_percent"]["mean"], abs=0.005)
         assert {f"{model['parameters']:,}", f"{model['multiply_adds']:,}"} <= set(cost)
-    *_, verdict, gap, picture, json_file = out.splitlines()
+    *_, verdict, gap, picture, report, json_file = out.splitlines()
     assert (verdict, gap) == (figures["verdict"], figures["gap"])
     assert picture == "Picture: pictures/three models.png"
+    assert report == "Report: logs/compare/version_0/report.html"
     assert json_file == "Figures: logs/compare/version_0/compare.json"
     lines = two_seeds.process.stderr.splitlines()
     said = [line for line in lines if not EPOCH.fullmatch(line)]

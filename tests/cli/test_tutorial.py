@@ -18,7 +18,7 @@ from tests.runs import count_points, metrics
 PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', PAGE, re.MULTILINE | re.DOTALL))
 COMMANDS = [
-    shlex.split(line.replace("--seeds 3", "--seeds 2"))
+    shlex.split(line.replace("--seeds 5", "--seeds 2"))
     for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     for line in block.splitlines()
 ]

@@ -241,6 +241,15 @@ def test_folders_of_another_structure_are_named(tmp_path: Path, folders: list[st
     assert words in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"\xffowls", r"'\udcffowls'"), (b"ow\x1b[1mls", r"'ow\x1b[1mls'")]
+)
+def test_class_names_that_cannot_be_shown_are_refused(tmp_path: Path, name: bytes, shown: str) -> None:
+    fill(tmp_path, 2)
+    save(tmp_path / os.fsdecode(name) / "x.png", picture(0))
+    assert f"the class folders in {tmp_path}: the name {shown} cannot be shown" in refusal(tmp_path)
+
+
 def test_classes_that_are_only_tested_are_named(tmp_path: Path) -> None:
     for name in ("train", "test"):
         fill(tmp_path / name, 2)

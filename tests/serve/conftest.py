@@ -139,7 +139,7 @@ def pet_service(pets: Path) -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def photo(mnist: Dataset) -> Image.Image:
     """A 7, dark on coloured paper."""
-    ink = Image.fromarray(mnist.test.images[0, 0]).resize((280, 280), Image.Resampling.BICUBIC)
+    ink = Image.fromarray(mnist.test.images[0, 0]).resize((140, 140), Image.Resampling.BICUBIC)
     return Image.composite(Image.new("RGB", ink.size, "navy"), Image.new("RGB", ink.size, "wheat"), ink)
 
 

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from kdtrain.cli import main
 from kdtrain.cli.serve import _listen
-from tests.conftest import ROOT
 from tests.serve.conftest import PNG, Service, encoded, serve
 
 
-def refused(*words: str | Path, code: int, prelude: str = "pass") -> str:
-    """What the command says, in one line, when it cannot begin."""
-    script = f"import sys; {prelude}; from kdtrain.cli import main; sys.exit(main())"
-    finished = subprocess.run(
-        [sys.executable, "-c", script, "serve", *map(str, words)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (finished.returncode, finished.stdout) == (code, ""), finished.stderr
-    (line,) = finished.stderr.splitlines()
-    return line
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Returns what the command says, in one line, when it cannot begin; it runs in this process."""
+
+    def refused(*words: str | Path, code: int) -> str:
+        assert main(["serve", *map(str, words)]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.splitlines()
+        assert isinstance(line, str)
+        return line
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield refused
+    signal.signal(signal.SIGTERM, handler)
 
 
-def test_port_that_is_taken_is_one_sentence(exported: Path, service: Service) -> None:
+def test_port_that_is_taken_is_one_sentence(
+    exported: Path, service: Service, refused: Callable[..., str]
+) -> None:
     said = refused(exported / "student.onnx", "--port", str(service.port), code=1)
     assert said == (
         f"kdtrain: cannot listen on 127.0.0.1, port {service.port}: Address already in use. "
@@ -43,7 +45,7 @@ def test_port_that_is_taken_is_one_sentence(exported: Path, service: Service) ->
     )
 
 
-def test_what_cannot_be_served_is_named(exported: Path, pets: Path) -> None:
+def test_what_cannot_be_served_is_named(exported: Path, pets: Path, refused: Callable[..., str]) -> None:
     student = exported / "student.onnx"
     for words, code, said in (
         ((exported / "absent.onnx",), 1, f"there is no model {exported}/absent.onnx."),
@@ -56,8 +58,11 @@ def test_what_cannot_be_served_is_named(exported: Path, pets: Path) -> None:
         assert said in refused(*words, code=code)
 
 
-def test_missing_packages_are_named_with_the_remedy(exported: Path) -> None:
-    said = refused(exported / "student.onnx", code=1, prelude="sys.modules['uvicorn'] = None")
+def test_missing_packages_are_named_with_the_remedy(
+    exported: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    said = refused(exported / "student.onnx", code=1)
     assert "serving needs starlette and uvicorn, which are not installed" in said
     assert said.endswith("install them with `pip install 'kdtrain[serve]'`.")
 

@@ -1,0 +1,143 @@
+"""``report.html``: a comparison as one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kdtrain.calibration import BINS, reliability
+from kdtrain.config_file import load_config
+from kdtrain.data.arrays import Dataset
+from kdtrain.data.datasets import load_dataset
+from kdtrain.data.prepare import count_validation
+from kdtrain.errors import DataError, KdtrainError
+from kdtrain.report.comparison_file import FILES, VERSION
+from kdtrain.report.page_charts import curves, differences, reliability_chart
+from kdtrain.report.page_confusion import MOST_CLASSES, confusions
+from kdtrain.report.page_examples import choose_examples
+from kdtrain.report.page_settings import command
+from kdtrain.report.style import LINES
+from kdtrain.store.atomic import write_text
+from kdtrain.store.checkpoint import load_tensors
+
+_DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}
+"""Matplotlib's names for dashes, as SVG has them."""
+
+
+def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
+    """Writes ``report.html`` from a comparison's ``compare.json``, configuration and logits.
+
+    Args:
+        directory: the comparison's.
+        dataset: what was tested on; read as the configuration says by default.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: the data set's test labels are not those of the comparison.
+        KdtrainError: a file of the comparison's is missing, damaged or of another version, or the page
+            cannot be written.
+    """
+    figures = _read_figures(directory / "compare.json")
+    config = load_config({}, directory / FILES["config"])
+    if dataset is None:
+        dataset = load_dataset(
+            config.dataset, config.data_dir, image_size=config.image_size, skip_corrupt=config.skip_corrupt
+        )
+    logits, _ = load_tensors(directory / FILES["test_logits"])
+    labels = logits.pop("labels").astype(np.int64)
+    if not np.array_equal(labels, dataset.test.labels):
+        raise DataError(f"the test images of {dataset.name} are not those that {directory} was tested on.")
+    by_model = {
+        model: [
+            logits[row["test_logits"]].astype(np.float32)
+            for row in figures["results"]
+            if row["model"] == model
+        ]
+        for model in figures["models"]
+    }
+    template = _environment(figures).get_template("page.html")
+    text = template.render(
+        dataset=dataset,
+        figures=figures,
+        test_chose=count_validation(dataset, config) == 0,
+        looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
+        charts=_charts(figures),
+        differences=differences(figures["differences"]),
+        rows={(row["model"], row["seed"]): number for number, row in enumerate(figures["results"])},
+        calibration=_calibration(by_model, labels),
+        confusions={model: confusions(seeds, labels) for model, seeds in by_model.items()},
+        most_classes=MOST_CLASSES,
+        examples=choose_examples(by_model, dataset),
+        settings=(directory / FILES["config"]).read_text(),
+        command=command(config),
+    )
+    page = directory / FILES["report"]
+    write_text(page, text)
+    return page
+
+
+def _read_figures(file: Path) -> dict[str, Any]:
+    try:
+        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it when it ends.") from error
+    if figures["version"] != VERSION:
+        raise KdtrainError(f"{file} is of version {figures['version']}; this kdtrain reads {VERSION}.")
+    return figures
+
+
+def _environment(figures: Mapping[str, Any]) -> Environment:
+    """Returns what renders the page; names of strangers' classes and files are escaped."""
+    environment = Environment(
+        loader=PackageLoader("kdtrain.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def figure(at: str, digits: int = 0, sign: str = "-", scale: float = 1.0) -> Markup:
+        """Writes a number of compare.json: as it should be read, exactly, and where it is from."""
+        value: Any = figures
+        for key in at.split("/"):
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        if value is None:
+            return Markup("-")
+        text = f"{scale * value:{sign},.{digits}f}"
+        return Markup('<data value="{}" data-of="{}">{}</data>').format(value, at, text)
+
+    environment.globals["figure"] = figure
+    return environment
+
+
+def _charts(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the two charts of figures per epoch; accuracy as its complement, which a log axis can show."""
+    histories: dict[str, list[list[dict[str, Any]]]] = {model: [] for model in figures["models"]}
+    for row in figures["results"]:
+        points = [point | {"error": 1 - point["accuracy_fraction"]} for point in row["held_out_history"]]
+        histories[row["model"]].append(points)
+    return {"errors": curves(histories, "error", 100), "loss": curves(histories, "cross_entropy_nats")}
+
+
+def _dash(dashes: str | tuple[int, tuple[int, ...]]) -> str:
+    """Returns what matplotlib draws as a line of width 2, as SVG has it."""
+    return _DASHES[dashes] if isinstance(dashes, str) else " ".join(str(2 * length) for length in dashes[1])
+
+
+def _calibration(
+    logits: Mapping[str, Sequence[npt.NDArray[np.float32]]], labels: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """Returns each model's reliability diagram; the bins hold the images of all its seeds."""
+    return {
+        model: reliability_chart(reliability(np.concatenate(seeds), np.tile(labels, len(seeds)), BINS))
+        for model, seeds in logits.items()
+    }

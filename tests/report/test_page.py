@@ -1,0 +1,327 @@
+"""``report.html``: it says what compare.json says, and a browser shows it without anything else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdtrain.comparing import run_comparison
+from kdtrain.config import FitConfig
+from kdtrain.data.datasets import Dataset
+from kdtrain.errors import DataError, KdtrainError
+from kdtrain.fitting import Session
+from kdtrain.report.page import write_report
+from kdtrain.store.checkpoint import load_tensors, save_tensors
+from tests import browser
+from tests.browser import Browser
+from tests.tools import write_tiles
+
+
+class Page(HTMLParser):
+    """What a page holds: its figures, the text of each element, and every attribute."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.figures: dict[str, list[tuple[str, str]]] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._figure: dict[str, str | None] | None = None
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        self._figure = dict(attributes) if tag == "data" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._figure is not None:
+            found = self.figures.setdefault(str(self._figure["data-of"]), [])
+            found.append((str(self._figure["value"]), data))
+        self._figure = None
+
+    def attributes(self, tag: str, name: str) -> list[str | None]:
+        return [attributes.get(name) for found, attributes in self.tags if found == tag]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    directory: Path
+    dataset: Dataset
+
+    @property
+    def page(self) -> Page:
+        return Page(self.directory / "report.html")
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory / "compare.json").read_text())
+        return found
+
+    def copy(self, folder: Path) -> Compared:
+        """The files that the page is made of, elsewhere."""
+        folder.mkdir()
+        for name in ("compare.json", "config.toml", "test_logits.safetensors"):
+            shutil.copy(self.directory / name, folder)
+        return dataclasses.replace(self, directory=folder)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Compared:
+    """Two seeds, four models, and a choice among temperatures."""
+    folder = tmp_path_factory.mktemp("page")
+    config = FitConfig(
+        epochs=2,
+        batch_size=64,
+        limit_train=600,
+        val_size=300,
+        seeds=2,
+        with_label_smoothing=True,
+        grid=("temperature=2,4",),
+        data_dir=write_tiles(folder / "tiles", mnist),
+        logdir=folder / "logs",
+    )
+    session = Session(config)
+    return Compared(run_comparison(session)[1], session.dataset)
+
+
+@pytest.fixture(scope="module")
+def one_seed(compared: Compared, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """A single seed whose teacher was trained elsewhere, with nothing held out."""
+    given = compared.directory / "seed_0/teacher/checkpoints/best.safetensors"
+    config = FitConfig(
+        epochs=1,
+        limit_train=300,
+        val_size=0,
+        teacher_checkpoint=given,
+        data_dir=compared.directory.parents[2] / "tiles",
+        logdir=tmp_path_factory.mktemp("one") / "logs",
+    )
+    session = Session(config)
+    return Compared(run_comparison(session)[1], session.dataset)
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    if not browser.installed:
+        pytest.skip("needs chromium and chromedriver")
+    with browser.browser() as opened:
+        yield opened
+
+
+def figure_at(figures: Any, place: str) -> Any:
+    for key in place.split("/"):
+        figures = figures[int(key)] if isinstance(figures, list) else figures[key]
+    return figures
+
+
+@pytest.mark.parametrize("case", ["compared", "one_seed"])
+def test_every_figure_is_that_of_compare_json(case: str, request: pytest.FixtureRequest) -> None:
+    made: Compared = request.getfixturevalue(case)
+    shown, figures = made.page.figures, made.figures
+    for place, written in shown.items():
+        value = figure_at(figures, place)
+        for exact, text in written:
+            assert float(exact) == value, place
+            scaled = 100 * value if place.endswith("_fraction") else value
+            decimals = len(text.partition(".")[2])
+            assert float(text.replace(",", "")) == pytest.approx(scaled, abs=0.5001 * 10**-decimals), place
+    for model, summary in figures["models"].items():
+        for key, value in summary.items():
+            place = f"models/{model}/{key}"
+            if isinstance(value, dict):
+                assert f"{place}/mean" in shown
+                assert (f"{place}/sd" in shown) == (value["sd"] is not None)
+            elif isinstance(value, int):
+                assert place in shown
+            elif value is not None:
+                assert value in made.page.source
+    for number, difference in enumerate(figures["differences"]):
+        assert f"differences/{number}/gain_percentage_points/mean" in shown or difference["one_seed"]
+        for pair in range(len(difference["gains"])):
+            assert f"differences/{number}/gains/{pair}/percentage_points" in shown
+    for number, row in enumerate(figures["results"]):
+        assert (f"results/{number}/test_errors" in shown) == (row["model"] != "teacher")
+    assert figures["verdict"] in made.page.source.replace("&#39;", "'")
+    assert figures["gap"] in made.page.source.replace("&#39;", "'")
+
+
+def test_interval_of_one_seed_is_that_of_its_pair(one_seed: Compared, compared: Compared) -> None:
+    pair = {f"differences/0/one_seed/{name}" for name in ("low_percentage_points", "high_percentage_points")}
+    seeds = {f"differences/0/gain_percentage_points/{name}" for name in ("low", "high")}
+    assert pair <= one_seed.page.figures.keys()
+    assert not seeds & one_seed.page.figures.keys()
+    assert seeds <= compared.page.figures.keys()
+    assert "differences/0/one_seed/mcnemar_p" in one_seed.page.figures
+
+
+def test_page_says_what_chose_the_best_epochs(one_seed: Compared, compared: Compared) -> None:
+    assert "optimistic" in one_seed.page.source
+    assert "held-out" not in one_seed.page.source
+    assert "On the test set, which chose nothing" in compared.page.source
+
+
+def test_what_was_tried_is_listed(compared: Compared) -> None:
+    tried = compared.figures["grid"]["student_kd"]["candidates"]
+    assert len(tried) == 2
+    for number in range(2):
+        assert f"grid/student_kd/candidates/{number}/held_out_accuracy_fraction" in compared.page.figures
+    assert compared.page.source.count(">chosen<") == 1
+
+
+def test_page_can_be_written_anew_from_the_directory_alone(compared: Compared, tmp_path: Path) -> None:
+    again = compared.copy(tmp_path / "elsewhere")
+    assert write_report(again.directory) == again.directory / "report.html"
+    assert (again.directory / "report.html").read_bytes() == (compared.directory / "report.html").read_bytes()
+
+
+def test_page_needs_nothing_from_elsewhere(compared: Compared) -> None:
+    page = compared.page
+    assert not {"script", "link", "iframe", "object", "form", "base"} & {tag for tag, _ in page.tags}
+    references = [value for _, found in page.tags for name in ("src", "href") if (value := found.get(name))]
+    assert references
+    for reference in references:
+        assert reference.startswith(("#", "data:image/png;base64,"))
+        if reference.startswith("#"):
+            assert f'id="{reference[1:]}"' in page.source
+    assert not re.search(r"url\(|@import|https?:|\bon\w+=", page.source)
+    assert len(page.source.encode()) < 300_000
+
+
+def test_images_are_the_data_sets_and_the_students_part_on_them(compared: Compared) -> None:
+    logits, _ = load_tensors(compared.directory / "test_logits.safetensors")
+    labels = logits.pop("labels")
+    right = [
+        np.sum([logits[f"{model}/{seed}"].argmax(axis=1) == labels for seed in (0, 1)], axis=0)
+        for model in ("student_kd", "student")
+    ]
+    ahead = right[0] - right[1]
+    images = [found for tag, found in compared.page.tags if tag == "img"]
+    shown = [int(re.findall(r"test image (\d+),", str(found["alt"]))[0]) for found in images]
+    assert len(set(shown)) == len(shown)
+    better, worse = min(8, int((ahead > 0).sum())), min(8, int((ahead < 0).sum()))
+    assert better + worse == len(shown) > 0
+    assert sorted(ahead[shown[:better]]) == sorted(np.sort(ahead)[::-1][:better])
+    assert sorted(ahead[shown[better:]]) == sorted(np.sort(ahead)[:worse])
+    for index, found in zip(shown, images, strict=True):
+        png = base64.b64decode(str(found["src"]).partition(",")[2])
+        with Image.open(io.BytesIO(png)) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), compared.dataset.test.images[index, 0])
+        assert str(found["alt"]).endswith(compared.dataset.classes[int(labels[index])])
+
+
+def test_names_of_strangers_are_text(compared: Compared, tmp_path: Path) -> None:
+    evil = ("<script>alert(1)</script>", '" onmouseover="alert(2)', "{{ 7 * 7 }}", "</style><b>&amp;")
+    renamed = dataclasses.replace(compared.dataset, classes=evil, name="<img src=x onerror=alert(3)>")
+    elsewhere = compared.copy(tmp_path / "elsewhere")
+    page = Page(write_report(elsewhere.directory, renamed))
+    assert not {"script", "b"} & {tag for tag, _ in page.tags}
+    assert not [name for _, found in page.tags for name in found if name.startswith("on")]
+    assert "49" not in page.source or "{{ 7 * 7 }}" in page.source
+    titles = [found["title"] for tag, found in page.tags if tag == "th" and "title" in found]
+    assert set(titles) == set(evil)
+    assert all(str(source).startswith("data:image/png") for source in page.attributes("img", "src"))
+
+
+def test_many_classes_have_their_most_frequent_confusions(compared: Compared, tmp_path: Path) -> None:
+    elsewhere = compared.copy(tmp_path / "elsewhere")
+    logits, _ = load_tensors(elsewhere.directory / "test_logits.safetensors")
+    padded = {
+        name: array if name == "labels" else np.pad(array, ((0, 0), (0, 96)), constant_values=-50)
+        for name, array in logits.items()
+    }
+    save_tensors(elsewhere.directory / "test_logits.safetensors", padded, {})
+    many = dataclasses.replace(compared.dataset, classes=tuple(f"class {number}" for number in range(100)))
+    page = Page(write_report(elsewhere.directory, many))
+    assert "most frequent" in page.source
+    assert 'class="matrix' not in page.source
+    assert len(page.source) < 300_000
+
+
+def test_other_test_images_are_refused(compared: Compared, mnist: Dataset, tmp_path: Path) -> None:
+    elsewhere = compared.copy(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="test images of mnist are not those that"):
+        write_report(elsewhere.directory, mnist)
+    (elsewhere.directory / "compare.json").unlink()
+    with pytest.raises(KdtrainError, match=r"compare\.json cannot be read: .*writes it when it ends"):
+        write_report(elsewhere.directory, mnist)
+
+
+WIDTHS, SCHEMES = (390, 1280), ("light", "dark")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("case", ["compared", "one_seed"])
+def test_browser_shows_it(
+    case: str, width: int, scheme: str, window: Browser, request: pytest.FixtureRequest
+) -> None:
+    made: Compared = request.getfixturevalue(case)
+    address = (made.directory / "report.html").as_uri()
+    window.open("about:blank")
+    window.requests()
+    window.complaints()
+    window.open(address, width, dark=scheme == "dark")
+    assert window.complaints() == []
+    assert [asked for asked in window.requests() if not asked.startswith("data:image/png")] == [address]
+    assert window.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert window.run("return [...document.images].every(image => image.naturalWidth > 0)")
+    paper = window.run("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 384) == (scheme == "light")
+    assert window.run(_POOR_CONTRAST) == []
+    # What is wider than the phone scrolls inside its own box, which the keyboard reaches.
+    assert window.run(
+        "return [...document.querySelectorAll('.scroll, pre')]"
+        ".every(box => box.scrollWidth <= box.clientWidth || box.tabIndex === 0)"
+    )
+
+
+def test_page_is_named_and_its_parts_too(compared: Compared, window: Browser) -> None:
+    window.open((compared.directory / "report.html").as_uri())
+    assert window.run("return document.title") == "student_kd and student on tiles: kdtrain comparison"
+    assert window.run("return document.documentElement.lang") == "en"
+    assert window.run(
+        "return [...document.querySelectorAll('svg:not([aria-hidden]), .scroll, section, img')].every("
+        "part => part.ariaLabel || part.alt || part.getAttribute('aria-labelledby'))"
+    )
+    assert window.run(
+        "return [...document.querySelectorAll('table')].every(t => t.querySelector('th[scope]'))"
+    )
+    levels = window.run("return [...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+_POOR_CONTRAST = """
+const rgb = text => (text.match(/[\\d.]+/g) || []).map(Number);
+const light = colour => {
+  const [r, g, b] = colour.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  return .2126 * r + .7152 * g + .0722 * b;
+};
+const behind = element => {
+  for (; element; element = element.parentElement) {
+    const colour = rgb(getComputedStyle(element).backgroundColor);
+    if (colour.length === 3 || colour[3] === 1) return colour;
+  }
+};
+const poor = [];
+const texts = 'p, th, td:not(.miss, .none), dt, dd, li, small, a, h1, h2, h3, h4, code, figcaption';
+for (const element of document.querySelectorAll(texts)) {
+  if (!element.innerText.trim() || element.classList.contains('skip')) continue;
+  const [one, two] = [rgb(getComputedStyle(element).color), behind(element)].map(light).sort((a, b) => b - a);
+  if ((one + .05) / (two + .05) < 4.5) poor.push(element.outerHTML.slice(0, 80));
+}
+return poor;
+"""
+"""WCAG 2.1, success criterion 1.4.3: texts whose contrast with what is behind them is below 4.5."""

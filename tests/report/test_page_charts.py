@@ -1,0 +1,161 @@
+"""What the charts, the confusions and the command of ``report.html`` are worked out from."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdtrain.calibration import reliability
+from kdtrain.cli.parser import parse, settings_in
+from kdtrain.config import FitConfig
+from kdtrain.config_file import load_config
+from kdtrain.report.page_charts import Axis, curves, differences, reliability_chart
+from kdtrain.report.page_confusion import confusions
+from kdtrain.report.page_settings import command
+
+numbers = st.floats(-1e6, 1e6)
+
+
+def history(*errors: float) -> list[dict[str, float]]:
+    return [{"epoch": epoch, "error": error} for epoch, error in enumerate(errors, 1)]
+
+
+def places(points: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in points.split())]
+
+
+@given(numbers, numbers, st.booleans(), st.lists(st.floats(0, 1), min_size=2))
+def test_axis_keeps_order_and_bounds(first: float, second: float, log: bool, shares: list[float]) -> None:
+    low, high = sorted((abs(first), abs(second)) if log else (first, second))
+    if high - low < 1e-6 * max(1.0, abs(high)) or (log and low < 1e-6):
+        return
+    axis = Axis(low, high, 200, 10, log)
+    values = sorted(low + share * (high - low) for share in shares)
+    at = [axis.place(value) for value in values]
+    assert at == sorted(at, reverse=True)
+    assert all(10 <= place <= 200 for place in at)
+    assert (axis.place(low - 1e-3 * abs(low)), axis.place(high + 1)) == (200, 10)
+
+
+@given(numbers, numbers, st.booleans())
+def test_ticks_say_where_they_are(first: float, second: float, log: bool) -> None:
+    low, high = sorted((abs(first), abs(second)) if log else (first, second))
+    if high - low < 1e-3 * max(1.0, abs(high)) or (log and low < 1e-3):
+        return
+    axis = Axis(low, high, 0, 400, log)
+    ticks = axis.ticks
+    assert 1 <= len(ticks) <= 20
+    for place, text in ticks:
+        assert place == pytest.approx(axis.place(float(text)), abs=1.5)
+
+
+def test_curve_is_the_mean_within_the_band_of_its_seeds() -> None:
+    found = curves({"student": [history(0.4, 0.2), history(0.2, 0.1, 0.1)]}, "error", 100)
+    assert found is not None
+    (line,) = found.lines
+    mean, band = places(line.mean), places(line.band)
+    assert [x for x, _ in mean] == [found.x.place(1), found.x.place(2)]  # what every seed reached
+    assert [y for _, y in mean] == [found.y.place(30), found.y.place(15)]
+    assert [y for _, y in band] == [found.y.place(value) for value in (40, 20, 10, 20)]
+    assert line.last == mean[-1]
+    assert found.y.log  # 40 is 4 times 10
+
+
+def test_log_axis_only_where_it_can_and_does_help() -> None:
+    for errors, log in (((0.4, 0.0), False), ((0.4, 0.3), False), ((0.9, 0.01), True)):
+        found = curves({"student": [history(*errors)]}, "error")
+        assert found is not None
+        assert found.y.log == log
+        assert found.lines[0].band == ""
+    assert curves({"teacher": [[]], "student": [[]]}, "error") is None
+    one = curves({"teacher": [[]], "student": [history(0.0)]}, "error")
+    assert one is not None
+    assert [line.model for line in one.lines] == ["student"]
+
+
+def test_differences_share_an_axis_that_shows_zero() -> None:
+    gain = {"mean": 2.0, "low": 1.0, "high": 3.0}
+    one = {"low_percentage_points": -4.0, "high_percentage_points": 8.0}
+    gains = [{"percentage_points": 1.5}, {"percentage_points": 2.5}]
+    found = differences(
+        [
+            {"gain_percentage_points": gain, "one_seed": None, "gains": gains},
+            {"gain_percentage_points": {**gain, "low": None}, "one_seed": one, "gains": gains[:1]},
+            {"gain_percentage_points": {**gain, "low": None}, "one_seed": None, "gains": gains[:1]},
+        ]
+    )
+    assert {chart.x for chart in found} == {found[0].x}
+    x = found[0].x
+    assert x.low < -4
+    assert x.high > 8
+    assert "0" in [text for _, text in x.ticks]
+    assert found[0].interval == (x.place(1), x.place(3))
+    assert found[1].interval == (x.place(-4), x.place(8))
+    assert found[2].interval is None
+    assert found[0].points == (x.place(1.5), x.place(2.5))
+    assert found[0].mean == x.place(2)
+
+
+def test_reliability_bars_are_the_bins_that_hold_images() -> None:
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(500, 4)) * 2, random.integers(0, 4, 500)
+    found = reliability(logits, labels)
+    chart = reliability_chart(found)
+    filled = np.flatnonzero(found.counts)
+    assert len(chart.bars) == len(filled) < 15
+    for number, (left, accuracy, confidence, _) in zip(filled, chart.bars, strict=True):
+        assert left == pytest.approx(chart.x.place(number / 15), abs=0.1)
+        assert accuracy == chart.y.place(found.accuracy[number])
+        assert chart.x.low + number / 15 <= found.confidence[number] <= (number + 1) / 15
+        assert confidence == chart.y.place(found.confidence[number])
+    assert np.argmax([bar[3] for bar in chart.bars]) == np.argmax(found.counts[filled])
+
+
+def test_confusions_are_means_over_the_networks() -> None:
+    labels = np.array([0, 0, 1, 2, 2, 2])
+    predictions = ([0, 1, 1, 2, 1, 1], [0, 1, 1, 2, 2, 0])
+    found = confusions([np.eye(3, dtype=np.float32)[row] for row in predictions], labels)
+    assert found.matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0.5, 1, 1.5]]
+    assert found.most == 1
+    assert found.pairs == ((0, 1, 1), (2, 1, 1), (2, 0, 0.5))
+    perfect = confusions([np.eye(3, dtype=np.float32)], np.arange(3))
+    assert (perfect.most, perfect.pairs) == (1, ())
+
+
+fit_settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "epochs": st.integers(1, 99),
+        "teacher_epochs": st.integers(1, 9),
+        "optimizer": st.sampled_from(("adam", "sgd")),
+        "lr": st.floats(1e-6, 1),
+        "alpha": st.floats(0, 1),
+        "augment": st.sampled_from(("none", "shift=2", "shift=1,flip")),
+        "teacher_augment": st.sampled_from(("none", "shift=2")),
+        "teacher_checkpoint": st.sampled_from((Path("a teacher's file"), Path("t.safetensors"))),
+        "plugin": st.lists(st.sampled_from(("ema", "my plugin.py:Mine,every=2")), max_size=2).map(tuple),
+        "skip_corrupt": st.booleans(),
+        "seeds": st.integers(1, 5),
+        "logdir": st.sampled_from((Path("logs"), Path("-o"), Path("my logs"))),
+    },
+)
+
+
+@settings(max_examples=30)  # each makes the whole parser
+@given(fit_settings)
+def test_command_comes_to_the_same_settings(chosen: dict[str, object]) -> None:
+    config = FitConfig(**chosen)  # type: ignore[arg-type]
+    program, *words = shlex.split(command(config))
+    assert program == "kdtrain"
+    assert load_config(settings_in(parse(words))).resolved() == config.resolved()
+
+
+def test_command_has_no_flag_without_need() -> None:
+    assert command(FitConfig()) == "kdtrain fit --mode compare"
+    assert not re.search("optimizer|lr|alpha|logdir", command(FitConfig(seeds=5, epochs=9)))
