@@ -244,8 +244,10 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     plugins = {f"kdtrain_plugins/{file.name}" for file in (ROOT / "plugins").glob("*.py")}
     halves = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     data = {f"kdtrain/data/mnist/{half}-ubyte.gz" for half in halves}
+    page = {str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain" / "serve" / "page").iterdir()}
     templates = {f"kdtrain/report/templates/{name}" for name in ("charts.html", "page.css", "page.html")}
-    assert names == code | plugins | data | templates | {"kdtrain/data/mnist/README.md", "kdtrain/py.typed"}
+    others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed"}
+    assert names == code | plugins | data | page | templates | others
 
 
 def test_the_wheel_installed_by_pip_works_outside_the_tree(wheel: Path, tmp_path: Path) -> None:
