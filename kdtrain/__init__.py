@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Progress,
     )
     from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
-    from kdtrain.callbacks.features import Comparison, FeatureMethod
+    from kdtrain.callbacks.features import FeatureLoss, FeatureMethod
     from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.console import claim_terminal
     from kdtrain.data.loader import Batch, Loader
@@ -48,13 +48,13 @@ _HOME = {
     "BatchEnd": "kdtrain.events",
     "Callback": "kdtrain.callback",
     "Checkpoint": "kdtrain.callbacks",
-    "Comparison": "kdtrain.callbacks.features",
     "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
     "EarlyStopping": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
     "EventFile": "kdtrain.callbacks.tensorboard",
+    "FeatureLoss": "kdtrain.callbacks.features",
     "FeatureMethod": "kdtrain.callbacks.features",
     "Fidelity": "kdtrain.fidelity",
     "FitEnd": "kdtrain.events",
@@ -92,13 +92,13 @@ __all__ = [
     "BatchEnd",
     "Callback",
     "Checkpoint",
-    "Comparison",
     "Conv2d",
     "DistillationCallback",
     "EarlyStopping",
     "EpochEnd",
     "EvalEnd",
     "EventFile",
+    "FeatureLoss",
     "FeatureMethod",
     "Fidelity",
     "FitEnd",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdtrain import Comparison, FeatureMethod, Shape, UsageError, flow
+from kdtrain import FeatureLoss, FeatureMethod, Shape, UsageError, flow
 
 F = flow.nn.functional
 
@@ -25,7 +25,7 @@ class Attention(FeatureMethod):
     def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1000.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
-    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+    def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
         """Returns the loss, if both layers have maps."""
         layers = ("student", self.student_layer, student), ("teacher", self.teacher_layer, teacher)
         for role, layer, shape in layers:

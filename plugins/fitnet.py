@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kdtrain import Comparison, Conv2d, FeatureMethod, Shape, UsageError, flow
+from kdtrain import Conv2d, FeatureLoss, FeatureMethod, Shape, UsageError, flow
 
 
 class FitNet(FeatureMethod):
@@ -28,7 +28,7 @@ class FitNet(FeatureMethod):
     def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
-    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+    def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
         """Returns the distance, with a new regressor."""
         return Hint(make_regressor(student, teacher))
 

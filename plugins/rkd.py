@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain import Comparison, FeatureMethod, NeedsWholeBatch, Shape, UsageError, flow
+from kdtrain import FeatureLoss, FeatureMethod, NeedsWholeBatch, Shape, UsageError, flow
 
 Array = npt.NDArray[np.float64]
 _EPSILON = 1e-12  # below it a squared distance counts as this, and sends no gradient
@@ -40,7 +40,7 @@ class Rkd(FeatureMethod, NeedsWholeBatch):
         self.distance = distance
         self.angle = angle
 
-    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+    def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
         """Returns the weighted sum of both losses, for layers of any shape."""
         return partial(rkd_loss, distance=self.distance, angle=self.angle)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdtrain import Comparison, FeatureMethod, NeedsWholeBatch, Shape, flow
+from kdtrain import FeatureLoss, FeatureMethod, NeedsWholeBatch, Shape, flow
 
 
 class Similarity(FeatureMethod, NeedsWholeBatch):
@@ -21,7 +21,7 @@ class Similarity(FeatureMethod, NeedsWholeBatch):
     def __init__(self, student_layer: str, teacher_layer: str, weight: float = 3000.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
-    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+    def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
         """Returns the loss, for layers of any shape."""
         return similarity_loss
 

@@ -11,7 +11,7 @@ from kdtrain.objective import Objective, Output
 from kdtrain.recording import Shape, Teacher
 from kdtrain.runtime import flow
 
-Comparison = Callable[["flow.Tensor", "flow.Tensor"], "flow.Tensor"]
+FeatureLoss = Callable[["flow.Tensor", "flow.Tensor"], "flow.Tensor"]
 """A loss of the student's and the teacher's features, (B, ...) each, to a scalar tensor.
 
 One that is an ``nn.Module`` has its parameters trained along with the student.
@@ -38,7 +38,7 @@ class FeatureMethod(NeedsTeacher):
         self.teacher_layer = teacher_layer
         self.weight = weight
 
-    def comparison(self, student: Shape, teacher: Shape) -> Comparison:
+    def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
         """Returns the loss, which a method has to override.
 
         Args:
@@ -48,23 +48,21 @@ class FeatureMethod(NeedsTeacher):
         raise NotImplementedError
 
     def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the comparison as one more term."""
+        """Returns the objective with the loss as one more term."""
         teacher = objective.teacher
         shapes = objective.student.record(self.student_layer), teacher.record(self.teacher_layer)
         layers = dict.fromkeys((self.student_layer, self.teacher_layer))
         name = "_".join((type(self).__name__.lower(), *layers))
-        term = FeatureTerm(self.comparison(*shapes), self.student_layer, self.teacher_layer, teacher)
+        term = FeatureTerm(self.make_loss(*shapes), self.student_layer, self.teacher_layer, teacher)
         return objective.add(name, term, self.weight)
 
 
 class FeatureTerm(flow.nn.Module):
-    """The term that gives a comparison the two layers' outputs."""
+    """The term that gives a loss the two layers' outputs."""
 
-    def __init__(
-        self, comparison: Comparison, student_layer: str, teacher_layer: str, teacher: Teacher
-    ) -> None:
+    def __init__(self, loss: FeatureLoss, student_layer: str, teacher_layer: str, teacher: Teacher) -> None:
         super().__init__()
-        self.comparison = comparison
+        self.loss = loss
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer
         self.teacher = teacher  # not a module: its weights are none of this one's
@@ -72,4 +70,4 @@ class FeatureTerm(flow.nn.Module):
     def forward(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the loss of a batch."""
         theirs = self.teacher.features(batch)[self.teacher_layer]
-        return self.comparison(output.features[self.student_layer], theirs)
+        return self.loss(output.features[self.student_layer], theirs)
