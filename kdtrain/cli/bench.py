@@ -34,9 +34,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     output = Output()
-    output.text(
-        f"{data.name}: {len(data.test):,} test images; {options.rounds} rounds, {options.threads} core(s)"
-    )
+    output.text(f"{data.name}: {len(data.test):,} test images, {options.rounds} rounds")
     output.print(benchmark_table(results))
     several = "s" * (options.threads > 1)
     output.sentence(
