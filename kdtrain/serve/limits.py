@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 _CLIENTS = 10_000  # that are remembered before those are forgotten that have been quiet
 _CLOSE = {"Connection": "close"}  # what is still to come of a body is not read
@@ -78,7 +78,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     answer only when they have sent everything. Those that wait to be told to go on are not.
 
     Raises:
-        HTTPException: 413, it is too long; 408, it is too slow.
+        HTTPException: 413, it is too long; 408, it is too slow; 400, the client has gone.
     """
     too_long = HTTPException(413, f"the body is longer than {limits.body:,} bytes.", _CLOSE)
     announced = int(request.headers.get("content-length", "0"))  # a number, or it would not be HTTP
@@ -100,6 +100,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
     try:
         return await asyncio.wait_for(read(), limits.seconds)
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the body is not complete.", _CLOSE) from error  # nobody will read it
     except asyncio.TimeoutError as error:
         sentence = f"the body had not arrived after {limits.seconds:g} seconds."
         raise HTTPException(408, sentence, _CLOSE) from error

@@ -158,6 +158,14 @@ def test_slow_body_is_given_up_and_delays_nobody(exported: Path, mnist: Dataset)
         assert json.loads(response.read()) == {"error": "the body had not arrived after 1.5 seconds."}
 
 
+def test_client_that_leaves_is_no_failure(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with service_with(exported / "student.onnx", Limits()) as port:
+        with begun(port, "Content-Length: 1000") as (connection, _):
+            connection.sendall(b"half")
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
 def test_network_that_answers_nonsense_is_our_fault(
     exported: Path, mnist: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
