@@ -22,6 +22,8 @@ METADATA = "kdtrain"
 PIXELS, INPUTS, LOGITS = "pixels", "inputs", "logits"
 """Names of the graph's input, (N, C, H, W): pixels 0..255, or normalised ones; and of its output."""
 
+PRECISIONS = ("float32", "int8")
+
 _AT_ONCE = 250  # images; bounds the memory that a convolution needs
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 _FATAL = 4  # of onnxruntime's severities: all else it says is raised as well
@@ -65,6 +67,8 @@ class OnnxModel:
             raise CheckpointError(f"{path} is not an ONNX file, or it is damaged: {_last(error)}.") from error
         about = _metadata(model, path)
         card = read_card(about, path)
+        if about.get("precision") not in PRECISIONS or type(about.get("parameters")) is not int:
+            raise CheckpointError(f"{path} does not say which precision and how many parameters it has.")
         _check_nodes(model, path)
         _check_ends(model, card, path)
         options = onnxruntime.SessionOptions()
@@ -75,6 +79,16 @@ class OnnxModel:
         except Exception as error:  # onnxruntime has a dozen types of its own
             raise CheckpointError(f"{path} cannot be used by onnxruntime: {_last(error)}.") from error
         return cls(path, card, about, session)
+
+    @property
+    def precision(self) -> str:
+        """What its weights are: float32 or int8."""
+        return str(self.about["precision"])
+
+    @property
+    def parameters(self) -> int:
+        """How many trainable values the network has."""
+        return int(self.about["parameters"])
 
     def logits(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Returns logits (N, classes) of images (N, C, H, W): pixels 0..255, of any type.
@@ -135,9 +149,7 @@ def _read(path: Path) -> bytes:
 def _metadata(model: Any, path: Path) -> dict[str, Any]:
     texts = [entry.value for entry in model.metadata_props if entry.key == METADATA]
     if len(texts) != 1:
-        raise CheckpointError(
-            f"{path} is not an ONNX file that kdtrain wrote: it does not say what it is for."
-        )
+        raise CheckpointError(f"{path} is an ONNX file, but not one that kdtrain wrote.")
     try:
         about = json.loads(texts[0])
     except (ValueError, RecursionError) as error:

@@ -57,4 +57,6 @@ class Plan:
             "teacher_arch": self.teacher.card.arch if self.teacher else session.teacher_arch,
         }
         own = {"mode": self.mode, "seed": self.seed, **self.settings}
+        if self.mode == "teacher":
+            own["omit_class"] = ()
         return dataclasses.replace(session, **alone, **taught, **own)

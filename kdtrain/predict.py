@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,7 +11,9 @@ from kdtrain.console import watched
 from kdtrain.data.loader import Loader
 from kdtrain.runtime import flow
 
-_BATCH_SIZE = 250  # bounds the memory that a convolution needs; a larger one is not faster
+# Both bound the memory that a convolution needs; a larger batch is not faster.
+_BATCH_SIZE = 250
+_MOST_VALUES = 1 << 22  # of the images in a batch: 28 of 224x224 in colour
 
 
 def predict_logits(
@@ -25,7 +29,8 @@ def predict_logits(
             all get all the logits.
         description: if given, a progress bar shows it.
     """
-    ordered = loader.in_order(_BATCH_SIZE)
+    fitting = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
+    ordered = loader.in_order(max(loader.ranks.size, min(_BATCH_SIZE, fitting)))
     batches = ordered.epoch(1)
     if description is not None:
         batches = watched(batches, description, len(ordered), "batch")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +14,8 @@ from tensorboardX import summary
 from kdtrain import Callback, EpochEnd, EventFile, FitEnd, Loader, Run, UsageError, predict_logits
 
 Picture = npt.NDArray[np.uint8]
-_MOST_CLASSES = 30  # whose numbers can still be read in a matrix
+_MOST_CLASSES = 30  # whose names can still be read in a matrix
+_LONGEST = 12  # letters of a name
 
 
 class Confusion(Callback):
@@ -48,7 +52,7 @@ class Confusion(Callback):
         if self.file is None:
             return
         matrix = confusion_matrix(logits, run.validation.targets)
-        pictures = {"matrix": draw_matrix(matrix)}
+        pictures = {"matrix": draw_matrix(matrix, run.validation.classes)}
         wrong = worst_mistakes(logits, run.validation.targets, self.images)
         if len(wrong):
             pictures["mistakes"] = draw_mistakes(run.validation, wrong, logits.argmax(axis=1))
@@ -82,7 +86,7 @@ def worst_mistakes(
     return worst
 
 
-def draw_matrix(matrix: npt.NDArray[np.int64]) -> Picture:
+def draw_matrix(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> Picture:
     """Returns the matrix as a picture; its colours are fractions of each row."""
     classes = len(matrix)
     figure = Figure(figsize=(6, 6), layout="constrained")
@@ -91,7 +95,10 @@ def draw_matrix(matrix: npt.NDArray[np.int64]) -> Picture:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if classes <= _MOST_CLASSES:
-        axes.set(xticks=range(classes), yticks=range(classes))
+        short = _shortened(names)
+        turn = 90 if max(map(len, short)) > 2 else 0
+        axes.set_xticks(range(classes), short, rotation=turn, parse_math=False)
+        axes.set_yticks(range(classes), short, parse_math=False)
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
@@ -102,22 +109,31 @@ def draw_matrix(matrix: npt.NDArray[np.int64]) -> Picture:
 def draw_mistakes(
     loader: Loader, positions: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]
 ) -> Picture:
-    """Returns the images at ``positions`` as one picture, each with "true > predicted" above it."""
+    """Returns the images at ``positions`` as one picture, each under its class and what it was taken for."""
     images = loader.inputs[positions].astype(np.float64)
     low, high = (edge(images, axis=(1, 2, 3), keepdims=True) for edge in (np.min, np.max))
     images = np.moveaxis((images - low) / np.maximum(high - low, 1e-12), 1, 3)
     columns = min(len(positions), 8)
     rows = -(-len(positions) // columns)
-    figure = Figure(figsize=(columns, 1.25 * rows), layout="constrained")
+    names = _shortened(loader.classes)
+    between = " > " if max(map(len, names)) <= 3 else "\n> "
+    figure = Figure(figsize=(columns, (1.25 if between == " > " else 1.4) * rows), layout="constrained")
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.set_axis_off()
     for axes, position, image in zip(grid.flat, positions, images, strict=False):
         axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray")
-        axes.set_title(f"{loader.targets[position]} > {predicted[position]}", fontsize=8)
+        title = between.join(names[number] for number in (loader.targets[position], predicted[position]))
+        axes.set_title(title, fontsize=8, parse_math=False)
     return _pixels(figure)
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…" for name in names]
 
 
 def _pixels(figure: Figure) -> Picture:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in another script
+        canvas.draw()  # type: ignore[no-untyped-call]
     return np.array(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]

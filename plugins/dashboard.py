@@ -80,7 +80,9 @@ class Dashboard(Callback):
         for name, done, total, part in rows:
             share = done / total if part is None else part
             progress.add_row(name, f"{done}/{total}", ProgressBar(total=1.0, completed=share, width=40))
-        losses = Table("loss", "now", "last epoch", box=box.SIMPLE_HEAD)
+        losses = Table("loss", box=box.SIMPLE_HEAD)
+        for title in ("now", "last epoch"):
+            losses.add_column(title, justify="right", min_width=8)
         for name in self.losses | self.means:
             losses.add_row(name, _number(self.losses.get(name)), _number(self.means.get(name)))
         done = run.step - self.first_step
@@ -101,7 +103,9 @@ def bars(values: list[float]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
 
 
 def _time(seconds: float | None) -> str:

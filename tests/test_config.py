@@ -79,6 +79,8 @@ def config_of(values: dict[str, Any]) -> FitConfig:
         others["teacher_per_seed"] = False
     if values["val_size"] == 0:
         others["grid"] = ()
+    if values["mode"] == "teacher":
+        others["omit_class"] = ()
     return FitConfig(**(values | others))
 
 

@@ -12,7 +12,7 @@ from tests.conftest import ROOT, RunKdtrain
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-OWN_TESTS = {"writing-a-plugin.md", "models.md", "data.md"}
+OWN_TESTS = {"writing-a-plugin.md", "models.md", "data.md", "tutorial.md", "serving.md"}
 """Pages whose blocks build on each other more than this test can follow."""
 
 TINY = ("--limit-train", "2560", "--val-size", "256", "--epochs", "2")

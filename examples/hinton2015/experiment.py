@@ -1,8 +1,8 @@
 """Section 3 of Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
 
 Trains the paper's networks through kdtrain's command line, and writes results.json and results.md
-beside them. What is in --out already is not trained again, and what was interrupted is gone on with.
-Flags that are not this script's are handed on to every fit.
+beside them, after each test anew. What is in --out already is not trained again, and what was
+interrupted is gone on with. Flags that are not this script's are handed on to every fit.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from kdtrain import write_text
 from kdtrain.cli import main as kdtrain
 
 TEACHER = shlex.split("--mode teacher --teacher-arch hinton_1200 --epochs 60 --plugin max_norm,limit=2")
-STUDENT = shlex.split("--student-arch hinton_800 --epochs 30")
+STUDENT = shlex.split("--student-arch hinton_800 --epochs 20")
 DISTILLED = shlex.split("--mode student_kd --temperature 20 --alpha 0.9")
 ALL = shlex.split("--batch-size 256 --lr 0.002")
 WITHOUT_3 = ("3",)
@@ -76,6 +77,8 @@ class Experiment:
         }
         result = {"errors": answer["errors"], "errors_of_class": wrong, "shift": shift}
         self.results.setdefault(row, []).append(result)
+        write_text(self.out / "results.json", json.dumps(self.results, indent=2) + "\n")
+        write_text(self.out / "results.md", table(self.results))
 
     def distil(self, row: str, teacher: Path, seed: int, omitted: tuple[str, ...] = ()) -> None:
         """Trains and tests a distilled student, with its biases as they are and raised in each way."""
@@ -111,6 +114,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     }
     lines = ["| test errors in 10,000 | paper | here | seeds | bias |", "|---|---|---|---|---|"]
     for row, name in names.items():
+        if row not in results:
+            continue  # not measured yet
         runs = results[row]
         here = spread([run["errors"] for run in runs])
         if row.startswith("without_3"):
@@ -146,8 +151,6 @@ def main(words: list[str] | None = None) -> None:
         experiment.distil("student_kd", teacher, seed)
         experiment.distil("without_3", teacher, seed, WITHOUT_3)
         experiment.distil("only_7_8", teacher, seed, ONLY_7_AND_8)
-    (options.out / "results.json").write_text(json.dumps(experiment.results, indent=2) + "\n")
-    (options.out / "results.md").write_text(table(experiment.results))
     print(table(experiment.results), end="")
 
 

@@ -1,11 +1,17 @@
-"""What ``eval`` and ``infer`` share: the model, and the data that go with it."""
+"""What the commands that read a model share: the model, and the data that go with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrain.data.datasets import SPELLINGS, Dataset, load_dataset
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain.data.datasets import SPELLINGS, Dataset, Normalization, load_dataset
+from kdtrain.data.loader import Loader
 from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.onnx_model import OnnxModel
+from kdtrain.predict import predict_logits
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 
 
@@ -23,8 +29,24 @@ def open_model(path: Path, mode: str = "", arch: str | None = None) -> SavedMode
     return load_model(path, fallback=sample, arch=arch)
 
 
+def open_any_model(path: Path, arch: str | None = None, threads: int = 1) -> SavedModel | OnnxModel:
+    """Reads a checkpoint, or an ONNX file, which onnxruntime will compute with so many threads."""
+    return OnnxModel.load(path, threads) if path.suffix == ".onnx" else open_model(path, arch=arch)
+
+
+def answer_test_images(
+    model: SavedModel | OnnxModel, data: Dataset, device: str = "cpu"
+) -> npt.NDArray[np.float32]:
+    """Returns a model's logits (images, classes) for the test images."""
+    if isinstance(model, OnnxModel):
+        return model.logits(data.test.images)
+    inputs = data.test.normalized(Normalization(model.card.mean, model.card.std))
+    test = Loader(inputs, data.test.labels, 250, num_classes=data.num_classes, device=device)
+    return predict_logits(model.build(device), test, description="test set")
+
+
 def open_data(
-    saved: SavedModel, dataset: str | None, data_dir: Path | None, *, skip_corrupt: bool = False
+    model: SavedModel | OnnxModel, dataset: str | None, data_dir: Path | None, *, skip_corrupt: bool = False
 ) -> Dataset:
     """Returns the data set that a flag names, or else the one that the model was trained on.
 
@@ -35,24 +57,35 @@ def open_data(
         UsageError: the model was trained on data that cannot be read by name alone.
         CheckpointError: the model is for other images or other classes.
     """
-    name = dataset or saved.card.dataset
+    name = dataset or model.card.dataset
     kind = name.partition(":")[0]
     known = name in SPELLINGS or (":" in name and kind in ("folder", "npz"))
     if dataset is None and data_dir is None and not known:
         flag = f"say so with --dataset {name}" if ":" in name else "say where that is with --data-dir"
-        raise UsageError(f"{saved.path} was trained on {name}: {flag}.")
+        raise UsageError(f"{model.path} was trained on {name}: {flag}.")
     if dataset is None and data_dir is not None and name not in SPELLINGS:
         name = kind = "mnist"  # the files decide
-    _, height, width = saved.card.image_shape
+    _, height, width = model.card.image_shape
     size = height if kind == "folder" and height == width else None  # else all pictures have one size
     data = load_dataset(name, data_dir, image_size=size, skip_corrupt=skip_corrupt)
-    if data.image_shape != saved.card.image_shape or data.num_classes != len(saved.card.classes):
+    check_fits(model, data)
+    return data
+
+
+def check_fits(model: SavedModel | OnnxModel, data: Dataset) -> None:
+    """Raises CheckpointError if a model is for other images or other classes than these."""
+    if data.image_shape != model.card.image_shape or data.num_classes != len(model.card.classes):
         raise CheckpointError(
-            f"{saved.path} is for {_describe(saved.card.image_shape, len(saved.card.classes))}; "
+            f"{model.path} is for {_describe(model.card.image_shape, len(model.card.classes))}; "
             f"{data.name} has {_describe(data.image_shape, data.num_classes)}."
         )
-    return data
 
 
 def _describe(shape: tuple[int, int, int], classes: int) -> str:
     return f"images of {'x'.join(str(n) for n in shape)} in {classes} classes"
+
+
+def check_at_least_one(name: str, value: int) -> None:
+    """Raises UsageError if the flag of this name was given a value below 1."""
+    if value < 1:
+        raise UsageError(f"--{name.replace('_', '-')} is {value}: it must be at least 1.")

@@ -5,36 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 
-from kdtrain.cli.common import open_data, open_model
+from kdtrain.children import available_cores
+from kdtrain.cli.common import answer_test_images, open_any_model, open_data
 from kdtrain.cli.output import Output
-from kdtrain.data.datasets import Normalization
-from kdtrain.data.loader import Loader
 from kdtrain.evaluation import Evaluation
-from kdtrain.predict import predict_logits
 from kdtrain.report.evaluation import evaluation_report, to_json
 from kdtrain.runtime import resolve_device
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tests a checkpoint on the test set, and prints what came out."""
+    """Tests a model on the test set, and prints what came out."""
     device = resolve_device(options.device)
-    saved = open_model(options.checkpoint, arch=options.arch)
-    data = open_data(saved, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
-    normalization = Normalization(saved.card.mean, saved.card.std)
-    test = Loader(
-        data.test.normalized(normalization),
-        data.test.labels,
-        250,
-        num_classes=data.num_classes,
-        device=device,
-    )
-    logits = predict_logits(saved.build(device), test, description="test set")
+    model = open_any_model(options.checkpoint, options.arch, threads=len(available_cores()))
+    data = open_data(model, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
+    logits = answer_test_images(model, data, device)
     evaluation = Evaluation.from_logits(logits, data.test.labels)
     if options.json:
-        about = {"checkpoint": str(saved.path), "arch": saved.card.arch, "dataset": data.name}
-        print(json.dumps(about | to_json(evaluation, saved.card.classes), indent=2))
+        about = {"checkpoint": str(model.path), "arch": model.card.arch, "dataset": data.name}
+        print(json.dumps(about | to_json(evaluation, model.card.classes), indent=2))
     else:
         output = Output()
-        output.text(f"{saved.path} ({saved.card.arch}) on the test set of {data.name}")
-        output.print(evaluation_report(evaluation, saved.card.classes))
+        output.text(f"{model.path} ({model.card.arch}) on the test set of {data.name}")
+        output.print(evaluation_report(evaluation, model.card.classes))
     return 0

@@ -18,11 +18,12 @@ from kdtrain.cli.common import open_data, open_model
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.output import Output
 from kdtrain.data.datasets import Normalization
-from kdtrain.data.photo import to_mnist
-from kdtrain.data.photo_file import open_picture, read_photo
-from kdtrain.data.pictures import read_picture, to_channels, to_rgb
-from kdtrain.errors import CheckpointError, DataError, UsageError
-from kdtrain.report.prediction import prediction_figure, probabilities
+from kdtrain.data.photo_file import open_picture
+from kdtrain.data.picture_input import picture_input
+from kdtrain.data.pictures import to_rgb
+from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.probabilities import probabilities
+from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
 from kdtrain.runtime import flow, resolve_device
 from kdtrain.store.checkpoint import ModelCard, SavedModel
@@ -78,7 +79,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _questions(options: argparse.Namespace, saved: SavedModel) -> list[Question]:
     if options.picture_index is None:
-        return [_photo(path, label, saved.card) for path, label in _labelled(options.images)]
+        return [_picture(path, label, saved.card) for path, label in _labelled(options.images)]
     data = open_data(saved, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
     index = options.picture_index
     if not 0 <= index < len(data.test):
@@ -87,19 +88,10 @@ def _questions(options: argparse.Namespace, saved: SavedModel) -> list[Question]
     return [Question(f"test image {index}", str(index), data.test.images[index], truth=truth)]
 
 
-def _photo(path: Path, label: str, card: ModelCard) -> Question:
-    """Reads a picture as the training images were: digits as MNIST shows them, all else as it is."""
-    channels, height, width = card.image_shape
-    if channels > 1 or ":" in card.dataset:  # MNIST and IDX files, which are like it, have plain names
-        original = open_picture(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
-        pixels = to_channels(read_picture(path, (height, width)), channels)
-        return Question(str(path), label, pixels, original)
-    photo = read_photo(path)
-    try:
-        pixels = to_mnist(photo, (height, width))
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    return Question(str(path), label, pixels[np.newaxis], original=photo)
+def _picture(path: Path, label: str, card: ModelCard) -> Question:
+    pixels = picture_input(path, card.dataset, card.image_shape)
+    original = open_picture(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+    return Question(str(path), label, pixels, original)
 
 
 def _answer(

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from kdtrain.cli.output import Output
+from kdtrain.console import watched
 from kdtrain.data.datasets import LARGEST_SIDE, load_dataset
 from kdtrain.errors import UsageError
 from kdtrain.models.networks import ImageShape
@@ -20,7 +21,8 @@ from kdtrain.models.zoo import CLASSIFIERS, PREFIX
 def run(options: argparse.Namespace) -> int:
     """Lists networks with their parameters and multiply-adds."""
     shape, classes = _images(options)
-    rows = [_measure(arch, shape, classes) for arch in _expand(options.archs or [*ARCHITECTURES])]
+    archs = _expand(options.archs or [*ARCHITECTURES])
+    rows = [_measure(arch, shape, classes) for arch in watched(archs, "networks", len(archs), "network")]
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import kdtrain
+from kdtrain.cli.flags import bench_flags, data_flags, device_flag, export_flags, serve_flags
 from kdtrain.config import MODES, FitConfig, add_flags
 from kdtrain.errors import UsageError, did_you_mean, no_such
 
@@ -20,6 +21,8 @@ COMMANDS = {
     "bias": "raise the biases of the classes that a student was trained without",
     "infer": "say which class an image shows, and draw the probabilities",
     "export": "write a checkpoint as an ONNX file, checked on the whole test set",
+    "bench": "compare models: size, accuracy, latency, throughput",
+    "serve": "answer over HTTP, with a page to draw on",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
     "config": "print the settings of a fit as a file for --config",
@@ -130,9 +133,10 @@ def _eval(parser: _Parser) -> None:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="a .safetensors file, or a OneFlow checkpoint directory",
+        help="a .safetensors file, a OneFlow checkpoint directory, or an .onnx file of kdtrain's",
     )
-    _data_flags(parser)
+    data_flags(parser)
+    device_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -193,50 +197,9 @@ def _infer(parser: _Parser) -> None:
     parser.add_argument(
         "--image-save-name", type=Path, metavar="FILE", help="name of the picture [MODEL_IMAGE.png]"
     )
-    _data_flags(parser)
+    data_flags(parser)
+    device_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _data_flags(parser: _Parser) -> None:
-    parser.add_argument(
-        "--arch",
-        metavar="ARCH",
-        help="what the network must be; allows code of yours, MODULE:FACTORY or FILE.py:FACTORY, to be run",
-    )
-    parser.add_argument(
-        "--dataset",
-        metavar="DATA",
-        help="the data whose test images are taken, as for fit [what the model was trained on]",
-    )
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="read the four IDX files from here")
-    parser.add_argument(
-        "--skip-corrupt", action="store_true", help="leave out pictures of folder:DIR that cannot be read"
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
-    )
-
-
-def _export(parser: _Parser) -> None:
-    parser.description = (
-        "Writes a checkpoint as an ONNX file that runs without oneflow, once onnxruntime has given the same\n"
-        "predictions for every test image. Its input `pixels` takes images as they are, 0 to 255."
-    )
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="a .safetensors file, or a OneFlow checkpoint directory",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="the file to write [CHECKPOINT with .onnx in the end]"
-    )
-    parser.add_argument(
-        "--normalized-input",
-        action="store_true",
-        help="leave the normalisation out: the input is called `inputs` then, and takes normalised images",
-    )
-    _data_flags(parser)
 
 
 def _models(parser: _Parser) -> None:
@@ -273,7 +236,9 @@ _FLAGS = {
     "eval": _eval,
     "bias": _bias,
     "infer": _infer,
-    "export": _export,
+    "export": export_flags,
+    "bench": bench_flags,
+    "serve": serve_flags,
     "models": _models,
     "plugins": _plugins,
     "config": _config,

@@ -1,24 +1,22 @@
-"""What a data set is: images and labels, checked, with their statistics."""
+"""What a data set is: images and labels, with their statistics."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.errors import DataError, UsageError
+from kdtrain.errors import UsageError
 
 LARGEST_SIDE = 256
 CHANNELS = (1, 3)
-MOST_CLASSES = 10_000
 MOST_PIXELS = 1 << 28  # of a data set that is kept in memory: 1 GiB as floats
-_AT_ONCE = 1000  # images whose pixels are counted, hashed or normalised together
+_AT_ONCE = 1 << 22  # pixel values that are counted, hashed or normalised together
 _HOLD_OUT = 0x56414C  # a stream of random numbers of its own: the choice depends on no other use of the seed
 
 
@@ -168,9 +166,15 @@ class Dataset:
         for split in (self.train, self.test):
             for array in (split.images, split.labels.astype("<i8")):
                 digest.update(repr(array.shape).encode())
-                for start in range(0, len(array), _AT_ONCE):
-                    digest.update(np.ascontiguousarray(array[start : start + _AT_ONCE]).data)
+                for few in in_slices(array.shape):
+                    digest.update(np.ascontiguousarray(array[few]).data)
         return digest.hexdigest()
+
+
+def in_slices(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yields slices along the first axis that are small enough to be worked on in memory."""
+    step = max(1, _AT_ONCE // max(1, math.prod(shape[1:])))
+    return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -191,93 +195,8 @@ def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDA
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def assemble(
-    name: str, arrays: Sequence[NDArray[Any]], sources: Sequence[str], classes: Sequence[str] | None
-) -> Dataset:
-    """Makes a data set of four arrays that are checked against each other.
-
-    Args:
-        name: of the data set.
-        arrays: training images, training labels, test images, test labels. Images are uint8
-            (N, H, W) or (N, H, W, C), labels whole numbers (N,) or (N, 1).
-        sources: where each of them comes from, for messages.
-        classes: the classes' names; by default the labels, from 0 to the highest for training.
-
-    Raises:
-        DataError: they contradict each other, or kdtrain does not take such images.
-    """
-    train = _make_split(arrays[0], arrays[1], *sources[:2])
-    test = _make_split(arrays[2], arrays[3], *sources[2:])
-    if train.images.shape[1:] != test.images.shape[1:]:
-        sizes = [_size(split.images) for split in (train, test)]
-        raise DataError(
-            f"training and test images differ in size: {sizes[0]} in {sources[0]}, "
-            f"{sizes[1]} in {sources[2]}."
-        )
-    highest = int(train.labels.max())
-    if highest == 0:
-        raise DataError(f"{sources[1]} knows one class only: all its labels are 0; at least two are needed.")
-    strangers = np.flatnonzero(test.labels > highest)
-    if len(strangers):
-        raise DataError(
-            f"{sources[3]}: label {test.labels[strangers[0]]} of image {strangers[0]} is out of range: "
-            f"the training labels go from 0 to {highest}."
-        )
-    if classes is not None and len(classes) <= highest:
-        raise DataError(
-            f"{sources[1]} has labels up to {highest}, but there are names for {len(classes)} classes only."
-        )
-    return Dataset(name, train, test, tuple(classes or (str(label) for label in range(highest + 1))))
-
-
-def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Split:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise DataError(
-            f"{sources[0]} is {_kind(images)}: images must be uint8 of shape (N, H, W) or (N, H, W, C)."
-        )
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise DataError(f"{sources[1]} is {_kind(labels)}: labels must be whole numbers of shape (N,).")
-    if len(images) != len(labels):
-        raise DataError(f"{sources[0]} holds {len(images)} images, but {sources[1]} {len(labels)} labels.")
-    if len(images) == 0:
-        raise DataError(f"{sources[0]} is empty: it holds no image.")
-    _check_shape(images.shape, sources[0])
-    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
-        wrong = int(np.flatnonzero((labels < 0) | (labels >= MOST_CLASSES))[0])
-        raise DataError(
-            f"{sources[1]}: label {labels[wrong]} of image {wrong} is not one of 0 to {MOST_CLASSES - 1}."
-        )
-    planes = images[:, np.newaxis] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return Split(planes, labels.astype(np.int64))
-
-
-def _check_shape(shape: tuple[int, ...], source: str) -> None:
-    height, width, *channels = shape[1:]
-    if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
-        raise DataError(
-            f"{source} holds images of {height}x{width}; "
-            f"kdtrain takes 1x1 to {LARGEST_SIDE}x{LARGEST_SIDE} pixels."
-        )
-    if channels and channels[0] not in CHANNELS:
-        raise DataError(
-            f"{source} has {channels[0]} channels; images must be grey (1) or RGB (3), "
-            "with the channels in the last dimension."
-        )
-
-
 def _count_values(pixels: NDArray[np.uint8]) -> list[int]:
     counts = np.zeros(256, np.int64)
-    for start in range(0, len(pixels), _AT_ONCE):  # bincount widens its input to 8 bytes a pixel
-        counts += np.bincount(pixels[start : start + _AT_ONCE].ravel(), minlength=256)
+    for few in in_slices(pixels.shape):  # bincount widens its input to 8 bytes a pixel
+        counts += np.bincount(pixels[few].ravel(), minlength=256)
     return counts.tolist()  # type: ignore[no-any-return]
-
-
-def _size(images: NDArray[np.uint8]) -> str:
-    _, channels, height, width = images.shape
-    return f"{height}x{width}" + (f" in {channels} channels" if channels > 1 else "")
-
-
-def _kind(array: NDArray[Any]) -> str:
-    return f"{array.dtype} of shape {array.shape}"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.arrays import Dataset, assemble
+from kdtrain.data.arrays import Dataset
+from kdtrain.data.assembling import assemble
 from kdtrain.data.fashion import patience
 from kdtrain.errors import DataError
 from kdtrain.store.atomic import temporary_folder

@@ -17,9 +17,9 @@ from kdtrain.data.arrays import (
     Normalization,
     Normalized,
     Split,
-    assemble,
     hold_out,
 )
+from kdtrain.data.assembling import assemble
 from kdtrain.data.factory import load_factory
 from kdtrain.data.folder import load_image_folder
 from kdtrain.data.idx import content_sha256, read_idx
@@ -99,7 +99,11 @@ def load_dataset(
     """
     kind, colon, rest = name.partition(":")
     if not colon and name not in (*DATASETS, *cifar.NAMES):
-        raise UsageError(no_such("data set", name, SPELLINGS))
+        kind = "folder" if Path(name).is_dir() else "npz" if name.endswith(".npz") else ""
+        meant = f" For what lies there, write --dataset {kind}:{name}." if kind else ""
+        raise UsageError(no_such("data set", name, SPELLINGS) + meant)
+    if colon and not rest:
+        raise UsageError(f"--dataset {name} lacks what should stand behind the colon.")
     if (image_size is not None or skip_corrupt) and kind != "folder":
         flag = "--skip-corrupt" if image_size is None else "--image-size"
         raise UsageError(f"{flag} is for pictures in a folder, --dataset folder:DIR; this is {name}.")

@@ -10,7 +10,8 @@ from types import ModuleType
 
 import numpy as np
 
-from kdtrain.data.arrays import MOST_PIXELS, Dataset, assemble
+from kdtrain.data.arrays import MOST_PIXELS, Dataset
+from kdtrain.data.assembling import assemble
 from kdtrain.data.npz import ARRAYS, check_classes, too_many
 from kdtrain.errors import DataError, KdtrainError, UsageError, describe, no_such
 

@@ -17,7 +17,21 @@ from kdtrain.data.decoding import Decoded, decode
 from kdtrain.data.pictures import picture_size
 from kdtrain.errors import DataError, UsageError
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
+_SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+}
 _PARTS = ("train", "val", "test")
 _TEST_SHARE = (
     5  # where there is no test folder, one in so many pictures of each class is for testing, or one at least
@@ -128,16 +142,19 @@ def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str
 
 def _pictures(folder: Path, classes: Sequence[str]) -> list[Picture]:
     """Returns the files in the class folders that are pictures by their names, in order."""
-    found, others = [], 0
+    found, others, nested = [], [], []
     for name in _subfolders(folder):
         if name not in classes:
             raise DataError(f"{folder / name}: there is no class {name!r} among the training pictures.")
         files = _names(folder / name, os.DirEntry.is_file)
         chosen = [file for file in files if os.path.splitext(file)[1].lower() in _SUFFIXES]
-        others += len(files) - len(chosen)
+        others += [folder / name / file for file in files if file not in chosen]
+        nested += [folder / name / inner for inner in _subfolders(folder / name)]
         found += [Picture(folder / name / file, classes.index(name)) for file in chosen]
     if others:
-        note(f"{others} files in {folder} are no pictures by their names, and are left out.")
+        note(f"Left out, as no pictures by their names ({len(others)} in {folder}): {_some(others)}")
+    if nested:
+        note(f"Left out, as a folder deeper than the rest: {_some(nested)}")
     return found
 
 
@@ -178,6 +195,10 @@ def _report(decoded: Decoded, pictures: Sequence[Picture], folder: Path, skip_co
     if not skip_corrupt:
         others = f" So it is with {number - 1} others." if number > 1 else ""
         raise DataError(f"{first}{others} {_REMEDY}")
-    names = ", ".join(str(pictures[index].path) for index in sorted(decoded.failures)[:3])
-    more = ", ..." if number > 3 else ""
-    note(f"{number} of {len(pictures)} pictures in {folder} cannot be read, and are left out: {names}{more}")
+    names = _some([pictures[index].path for index in sorted(decoded.failures)])
+    note(f"{number} of {len(pictures)} pictures in {folder} cannot be read, and are left out: {names}")
+
+
+def _some(paths: Sequence[Path]) -> str:
+    """Returns the first of many names."""
+    return ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")

@@ -6,22 +6,20 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.arrays import Normalized
+from kdtrain.data.arrays import Normalized, in_slices
 from kdtrain.data.augmentation import Augmentation, Mixup
 from kdtrain.errors import DataError
 from kdtrain.ranks import Ranks
 from kdtrain.runtime import derive_seed, flow
 
 _Value = TypeVar("_Value", bound=np.generic)
-
-_AT_ONCE = 1000  # images that are hashed together
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class Loader:
         augment: changes the images of each batch at random, by seed and epoch.
         mixup: mixes the images of each batch afterwards, and so their labels.
         ranks: the processes that share each batch; every one of them gets its part.
+        classes: the classes' names; their numbers by default.
 
     Raises:
         DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
@@ -79,6 +78,7 @@ class Loader:
         augment: Augmentation | None = None,
         mixup: Mixup | None = None,
         ranks: Ranks | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise DataError(
@@ -104,6 +104,7 @@ class Loader:
         self.augment = augment
         self.mixup = mixup
         self.ranks = ranks
+        self.classes = tuple(classes or map(str, range(num_classes)))
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -141,14 +142,15 @@ class Loader:
             num_classes=self.num_classes,
             device=self.device,
             ranks=self.ranks,
+            classes=self.classes,
         )
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the images as a network sees them (normalised), in order."""
         digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        for start in range(0, self.num_images, _AT_ONCE):
-            digest.update(self.inputs[start : start + _AT_ONCE].data)
+        for few in in_slices(self.inputs.shape):
+            digest.update(self.inputs[few].data)
         return digest.hexdigest()
 
     @functools.cached_property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from kdtrain.data.arrays import MOST_PIXELS, Dataset, assemble
+from kdtrain.data.arrays import MOST_PIXELS, Dataset
+from kdtrain.data.assembling import assemble
 from kdtrain.errors import DataError
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -32,7 +32,7 @@ def load_npz(path: Path) -> Dataset:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            present = {name.removesuffix(".npy") for name in archive.namelist()}
+            present = {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
             missing = [name for name in ARRAYS if name not in present]
             if missing:
                 found = ", ".join(sorted(present)) or "nothing"
@@ -41,8 +41,9 @@ def load_npz(path: Path) -> Dataset:
             names = _read(archive, _CLASSES, path) if _CLASSES in present else None
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # NotImplementedError: compressed in an unknown way; RuntimeError: encrypted
+    except DataError:
+        raise
+    except Exception as error:  # damaged archives make zipfile raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} cannot be read as .npz: {reason.rstrip('.')}.") from error
     if sum(array.size for array in arrays[::2]) > MOST_PIXELS:
@@ -55,13 +56,18 @@ def check_classes(names: Any, source: str) -> list[str] | None:
     """Returns the names of classes as texts, or None if there are none.
 
     Raises:
-        DataError: they are no texts, or two are the same.
+        DataError: they are no texts, or not such as can be shown, or two are the same.
     """
     if names is None:
         return None
-    listed = names.tolist() if isinstance(names, np.ndarray) and names.ndim == 1 else names
+    try:
+        listed = names.tolist() if isinstance(names, np.ndarray) and names.ndim == 1 else names
+    except (SystemError, ValueError) as error:  # numbers that stand for no character
+        raise DataError(f"{source} is damaged: it holds no texts.") from error
     if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
         raise DataError(f"{source} must be a list of texts, one for each class.")
+    if not all(name.isprintable() for name in listed):
+        raise DataError(f"{source} has a name that cannot be shown: {ascii(listed)[:100]}.")
     if len(set(listed)) < len(listed):
         raise DataError(f"{source} names two classes alike.")
     return list(listed)

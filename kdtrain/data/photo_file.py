@@ -1,7 +1,8 @@
-"""Reads a picture from a file that a stranger may have made, in bounded memory."""
+"""Reads a picture that a stranger may have made, from a file or from bytes, in bounded memory."""
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from kdtrain.errors import DataError, KdtrainError
 
 T = TypeVar("T")
+Source = Path | bytes
+"""A file, or what one would hold."""
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
 _MOST_PIXELS = 50_000_000
@@ -24,41 +27,53 @@ _MOST_WORK = 1_000_000_000  # pixels times the scans that a JPEG draws them in: 
 _BAND = 1_000_000  # pixels that are turned to grey at once, to keep memory small
 
 
-def open_picture(path: Path, convert: Callable[[Image.Image], T]) -> T:
-    """Returns what ``convert`` makes of the picture in a file, which has not been decoded yet.
+def open_picture(source: Source, convert: Callable[[Image.Image], T]) -> T:
+    """Returns what ``convert`` makes of a picture, which has not been decoded yet.
 
     Of an animation it gets the first frame.
 
     Raises:
         DataError: the file is missing, no picture, damaged, or of more than 50 megapixels (WebP: 25).
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
-        kind = "a folder" if os.path.isdir(path) else "a device or a pipe"
-        raise DataError(f"{path} is {kind}, not a picture.")
+    name = name_of(source)
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
+        with warnings.catch_warnings(), _open(source) as file:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            _check_webp(file, path)
+            _check_webp(file, name)
             with Image.open(file, formats=_FORMATS) as image:
-                _check_size(image, file, path)
+                _check_size(image, file, name)
                 return convert(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} has more than 50 megapixels; scale or crop it first.") from error
+        raise DataError(f"{name} has more than 50 megapixels; scale or crop it first.") from error
     except KdtrainError:
         raise
     except UnidentifiedImageError as error:
         kinds = ", ".join(_FORMATS)
-        raise DataError(f"{path} is not a picture of a kind that can be read ({kinds}).") from error
+        raise DataError(f"{name} is not a picture of a kind that can be read ({kinds}).") from error
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
+        raise DataError(f"{name} does not exist.") from error
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{path} cannot be read as a picture: {reason.rstrip('.')}.") from error
+        raise DataError(f"{name} cannot be read as a picture: {reason.rstrip('.')}.") from error
 
 
-def read_photo(path: Path) -> Image.Image:
-    """Returns the picture in a file as 8-bit grey (mode L), upright, on white where it is transparent.
+def name_of(source: Source) -> str:
+    """Returns what a message calls the picture."""
+    return "the file" if isinstance(source, bytes) else str(source)
+
+
+def _open(source: Source) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if os.path.exists(source) and not os.path.isfile(source):  # opening a pipe would wait for ever
+        kind = "a folder" if os.path.isdir(source) else "a device or a pipe"
+        raise DataError(f"{source} is {kind}, not a picture.")
+    return source.open("rb")
+
+
+def read_photo(source: Source) -> Image.Image:
+    """Returns a picture as 8-bit grey (mode L), upright, on white where it is transparent.
 
     Raises:
         DataError: as ``open_picture``.
@@ -68,10 +83,10 @@ def read_photo(path: Path) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
         return to_grey(image)
 
-    return open_picture(path, convert)
+    return open_picture(source, convert)
 
 
-def _check_webp(file: BinaryIO, path: Path) -> None:
+def _check_webp(file: BinaryIO, name: str) -> None:
     """Raises DataError for a large WebP picture: its decoder takes all its memory when it is opened."""
     head = file.read(30)
     file.seek(0)
@@ -85,18 +100,18 @@ def _check_webp(file: BinaryIO, path: Path) -> None:
     }.get(head[12:16], (208, 224, 14, 0))
     width, height = (more + (whole >> start & (1 << bits) - 1) for start in (first, second))
     if width * height > _MOST_PIXELS_OF_WEBP:
-        raise DataError(f"{path} has more than 25 megapixels; scale or crop it first.")
+        raise DataError(f"{name} has more than 25 megapixels; scale or crop it first.")
 
 
-def _check_size(image: Image.Image, file: BinaryIO, path: Path) -> None:
+def _check_size(image: Image.Image, file: BinaryIO, name: str) -> None:
     """Raises DataError if a picture that has not been decoded yet would take much memory or time."""
     pixels = image.width * image.height
     if pixels > _MOST_PIXELS:
         raise Image.DecompressionBombError
     if max(image.size) > _LONGEST_SIDE:
-        raise DataError(f"{path} is more than {_LONGEST_SIDE:,} pixels wide or high; crop it first.")
+        raise DataError(f"{name} is more than {_LONGEST_SIDE:,} pixels wide or high; crop it first.")
     if image.format == "JPEG" and pixels * _scans(file) > _MOST_WORK:
-        raise DataError(f"{path} is drawn in far more scans than any camera makes; save it anew.")
+        raise DataError(f"{name} is drawn in far more scans than any camera makes; save it anew.")
 
 
 def _scans(file: BinaryIO) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from kdtrain.data.photo_file import on_paper, open_picture, to_grey
+from kdtrain.data.photo_file import Source, name_of, on_paper, open_picture, to_grey
 from kdtrain.errors import UsageError
 
 
@@ -22,13 +22,13 @@ def picture_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def read_picture(path: Path, size: tuple[int, int], scale: bool = True) -> NDArray[np.uint8]:
+def read_picture(source: Source, size: tuple[int, int], scale: bool = True) -> NDArray[np.uint8]:
     """Returns a picture upright, on white where it is transparent, in a given size.
 
     It is scaled so that it just covers the size, and what sticks out is cut off at both ends alike.
 
     Args:
-        path: the file.
+        source: the file.
         size: height and width of the result.
         scale: whether a picture of another size may be scaled.
 
@@ -46,14 +46,14 @@ def read_picture(path: Path, size: tuple[int, int], scale: bool = True) -> NDArr
         picture = to_rgb(ImageOps.exif_transpose(image))
         if picture.size != size[::-1] and not scale:
             raise UsageError(
-                f"{path} is {picture.height}x{picture.width}, others are {size[0]}x{size[1]}: "
+                f"{name_of(source)} is {picture.height}x{picture.width}, others are {size[0]}x{size[1]}: "
                 "bring all pictures to one size with --image-size N."
             )
         if picture.size != size[::-1]:
             picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
-    return open_picture(path, convert)
+    return open_picture(source, convert)
 
 
 def is_grey(pixels: NDArray[np.uint8]) -> bool:

@@ -86,6 +86,7 @@ def prepare(
             augment=augment,
             mixup=mixed,
             ranks=ranks,
+            classes=dataset.classes,
         )
 
     training, held_out = _divide(dataset, config, network, seed)

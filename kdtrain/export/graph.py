@@ -98,9 +98,9 @@ class GraphBuilder:
         """Adds a constant, unless an equal one is there, and returns its name."""
         values = np.asarray(array, dtype)
         for name, known in self.constants.items():
-            if name.startswith("constant-") and known.dtype == values.dtype and np.array_equal(known, values):
+            if name.startswith("number-") and known.dtype == values.dtype and np.array_equal(known, values):
                 return name
-        name = f"constant-{sum(name.startswith('constant-') for name in self.constants)}"
+        name = f"number-{sum(name.startswith('number-') for name in self.constants)}"
         self.constants[name] = values
         return name
 

@@ -9,7 +9,6 @@ from kdtrain.export.trace import Operation
 
 _SAME = {
     "abs": "Abs",
-    "add_n": "Sum",
     "broadcast_div": "Div",
     "broadcast_maximum": "Max",
     "broadcast_minimum": "Min",
@@ -41,6 +40,14 @@ _SAME = {
 def _same(operation: Operation, graph: GraphBuilder) -> str:
     names = ("x", "y") if {"x", "y"} == set(operation.inputs) else ()
     return graph.add(_SAME[operation.kind], *graph.inputs(operation, *names))
+
+
+def _add_n(operation: Operation, graph: GraphBuilder) -> str:
+    """Returns a chain of sums of two, which onnxruntime can do in 8 bits."""
+    total, *others = graph.inputs(operation)
+    for other in others:
+        total = graph.add("Add", total, other)
+    return total
 
 
 def _scalar(operation: Operation, graph: GraphBuilder) -> str:
@@ -101,6 +108,15 @@ def _hardtanh(operation: Operation, graph: GraphBuilder) -> str:
     return graph.add("Clip", *graph.inputs(operation), *ends)
 
 
+def _clip(operation: Operation, graph: GraphBuilder) -> str:
+    """``clamp``, with either end or both."""
+    ends = [
+        graph.constant(operation.attributes[name]) if name in operation.attributes else ""
+        for name in ("floating_min", "floating_max")
+    ]
+    return graph.add("Clip", *graph.inputs(operation), *ends)
+
+
 def _silu(operation: Operation, graph: GraphBuilder) -> str:
     (x,) = graph.inputs(operation)
     return graph.add("Mul", x, graph.add("Sigmoid", x))
@@ -121,6 +137,7 @@ def _gelu(operation: Operation, graph: GraphBuilder) -> str:
 
 TRANSLATIONS: dict[str, Translation] = {
     **dict.fromkeys(_SAME, _same),
+    "add_n": _add_n,
     "scalar_add": _scalar,
     "scalar_sub": _scalar,
     "scalar_mul": _scalar,
@@ -138,6 +155,9 @@ TRANSLATIONS: dict[str, Translation] = {
     "elu": _slope,
     "hardsigmoid": _hardsigmoid,
     "hardtanh": _hardtanh,
+    "clip_by_scalar": _clip,
+    "clip_by_scalar_min": _clip,
+    "clip_by_scalar_max": _clip,
     "silu": _silu,
     "mish": _mish,
     "gelu": _gelu,

@@ -58,6 +58,13 @@ def _expand(operation: Operation, graph: GraphBuilder) -> str:
     return graph.add("Expand", *graph.inputs(operation), graph.dimensions([*graph.shape(operation.output)]))
 
 
+def _pad(operation: Operation, graph: GraphBuilder) -> str:
+    options = operation.attributes
+    sizes = graph.integers(*options["padding_before"], *options["padding_after"])
+    value = graph.constant(options["floating_constant_value"])
+    return graph.add("Pad", *graph.inputs(operation), sizes, value, mode="constant")
+
+
 def _constant(operation: Operation, graph: GraphBuilder) -> str:
     options, shape = operation.attributes, [*graph.shape(operation.output)]
     if not options["is_floating_value"]:
@@ -77,5 +84,6 @@ TRANSLATIONS: dict[str, Translation] = {
     "slice": _slice,
     "narrow": _narrow,
     "expand": _expand,
+    "pad": _pad,
     "constant": _constant,
 }

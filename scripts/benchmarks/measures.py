@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pictures
+from serving import serving
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
 from kdtrain.callback import Callback
@@ -235,6 +237,11 @@ def loader(bench: Bench) -> list[Row]:
     return [Row("the loader alone", result, "at least 300,000 images/s", rate >= 300_000)]
 
 
+def decoding(bench: Bench) -> list[Row]:
+    """A folder of pictures."""
+    return pictures.measure(bench.folder, bench.repeats)
+
+
 def growth(bench: Bench) -> list[Row]:
     """Seconds per image and memory, from few images to many and from few steps to many."""
     seconds, memory = {}, {}
@@ -325,8 +332,10 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "seeds": seeds_side_by_side,
     "overhead": overhead,
     "loader": loader,
+    "decoding": decoding,
     "growth": growth,
     "start": start,
+    "serve": serving,
 }
 NEED_PEER = ("teacher", "student", "student_kd")
 

@@ -71,12 +71,11 @@ def between(name: str, *pairs: tuple[str, str]) -> Method:
 
 
 PLAIN, HINTON = "plain student", "soft targets (Hinton)"
-STAGES = tuple((f"stage{i}", f"stage{i}") for i in (1, 2, 3))
 PAIRS = (
     Pair(
         "hinton_1200",
         "student_mlp",
-        images=10_000,
+        images=5_000,
         epochs=20,
         methods={
             PLAIN: Method("student"),
@@ -94,12 +93,16 @@ PAIRS = (
         },
     ),
     Pair(
-        "resnet20",
-        "resnet8",
-        images=1_000,
+        "teacher_cnn",
+        f"{ROOT}/scripts/benchmarks/small_cnn.py:make",
+        images=2_000,
         epochs=20,
         batch_size=32,
-        methods={PLAIN: Method("student"), HINTON: Method(), "`attention`": between("attention", *STAGES)},
+        methods={
+            PLAIN: Method("student"),
+            HINTON: Method(),
+            "`attention`": between("attention", ("conv1", "conv1"), ("conv2", "conv2")),
+        },
     ),
 )
 
@@ -128,8 +131,9 @@ class Table:
             **data,
         )
         dataset = load_dataset(self.config.dataset, self.config.data_dir)
-        self.title = f"{dataset.name}, {pair.teacher} teaches {pair.student}"
-        self.folder = folder / f"{dataset.name}-{pair.student}-{pair.images}x{pair.epochs}"
+        student = pair.student.removeprefix(f"{ROOT}/scripts/benchmarks/")
+        self.title = f"{dataset.name}, {pair.teacher} teaches {student}"
+        self.folder = folder / f"{dataset.name}-{pair.teacher}-{pair.images}x{pair.epochs}"
         make_folder(self.folder)
         self.file = self.folder / "results.json"
         self.results: dict[str, Accuracies] = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -241,7 +245,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, help="students of each method [5]")
     parser.add_argument("--epochs", type=int, help="of each network [20]")
-    parser.add_argument("--images", type=int, help="to train on [10000; 1000 for the convolutional networks]")
+    parser.add_argument("--images", type=int, help="to train on [5000; 2000 for the convolutional networks]")
     parser.add_argument(
         "--data-dir",
         type=Path,

@@ -27,6 +27,10 @@ SHARES = {
     "configuration": 20,
     "plugin": 5,
     "photo": 6,
+    "picture": 6,
+    "npz": 10,
+    "arrays": 15,
+    "cifar": 5,
 }
 """How the inputs are shared out: many to what takes little time for each."""
 

@@ -6,7 +6,9 @@ import gzip
 import io
 import pickle
 import struct
-from collections.abc import Iterator
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kdtrain.config import FitConfig
+from kdtrain.data.npz import ARRAYS
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, save_model, snapshot
@@ -118,6 +121,56 @@ def photos() -> Iterator[bytes]:
     yield b"P3\n2 2\n255\n" + b"0 0 0 255 255 255\n" * 2
     png = _saved(drawn, "PNG")
     yield png[:16] + struct.pack(">II", 7000, 7000) + png[24:]
+
+
+def archives_of_arrays() -> Iterator[bytes]:
+    """Yields ``.npz`` files, plain and compressed."""
+    for arrays in _datasets():
+        for save in (np.savez, np.savez_compressed):
+            stream = io.BytesIO()
+            save(stream, **arrays)
+            yield stream.getvalue()
+
+
+def arrays() -> Iterator[bytes]:
+    """Yields the ``.npy`` files that are in a ``.npz``, one after the other."""
+    for arrays in _datasets():
+        yield SEPARATOR.join(_npy(array) for array in arrays.values())
+
+
+def archived(contents: Iterable[bytes]) -> bytes:
+    """Returns a ``.npz`` of such files, with the checksums of what is in them."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in zip((*ARRAYS, "classes"), contents, strict=False):
+            archive.writestr(f"{name}.npy", content)
+    return stream.getvalue()
+
+
+def _datasets() -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    labels = np.array([0, 1, 1])
+    for images in (np.zeros((3, 2, 2), np.uint8), np.asfortranarray(np.ones((3, 2, 2, 3), np.uint8))):
+        for classes in (np.array(["a", "b"]), np.array([1, 2])):
+            parts = (images, labels, images[:1], labels[:1, np.newaxis], classes)
+            yield dict(zip((*ARRAYS, "classes"), parts, strict=True))
+
+
+def _npy(array: np.ndarray[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def cifar_archives() -> Iterator[bytes]:
+    """Yields tar files with a member of CIFAR's, and with others."""
+    for names in (("cifar-10-batches-py/test_batch",), ("cifar-10-batches-py/batches.meta", "../x", "y")):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = 40
+                archive.addfile(member, io.BytesIO(bytes(40)))
+        yield stream.getvalue()
 
 
 def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -19,9 +19,12 @@ from kdtrain.callback import CallbackList
 from kdtrain.callbacks.checkpoint import Checkpoint
 from kdtrain.callbacks.early_stopping import EarlyStopping
 from kdtrain.config_file import load_config, resumed_config
+from kdtrain.data import cifar
 from kdtrain.data.idx import read_idx
+from kdtrain.data.npz import load_npz
 from kdtrain.data.photo import to_mnist
 from kdtrain.data.photo_file import read_photo
+from kdtrain.data.pictures import is_grey, read_picture, to_channels
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.events import EpochEnd
 from kdtrain.plugin_loader import load_plugin
@@ -163,6 +166,24 @@ def _photo(path: Path) -> None:
     assert result.max() == 255
 
 
+def _picture(path: Path) -> None:
+    pixels = read_picture(path, (9, 7))
+    assert pixels.shape == (3, 9, 7)
+    if is_grey(pixels):
+        assert (to_channels(pixels, 1) == pixels[:1]).all()
+
+
+def _cifar(folder: Path) -> Check:
+    """CIFAR's archive, of which a damaged tar file is put under a right gzip."""
+    path = folder / "cifar-10-python.tar.gz"
+
+    def check(data: bytes) -> object:
+        path.write_bytes(gzip.compress(data, 1))
+        return cifar.load_cifar("cifar10", folder, folder)
+
+    return check
+
+
 def _flags(data: bytes) -> dict[str, Any]:
     name, _, text = data.decode("utf-8", errors="replace").partition("=")
     known = {"epochs": int, "batch_size": int, "schedule": str, "logdir": Path}
@@ -210,4 +231,8 @@ TARGETS = {
     "configuration": Target(seeds.configurations, _configuration),
     "plugin": Target(seeds.plugins, _plugin),
     "photo": Target(seeds.photos, _file(_photo)),
+    "picture": Target(seeds.photos, _file(_picture)),
+    "npz": Target(seeds.archives_of_arrays, _file(load_npz)),
+    "arrays": Target(seeds.arrays, _file(load_npz, lambda data: seeds.archived(data.split(SEPARATOR)))),
+    "cifar": Target(seeds.cifar_archives, _cifar),
 }

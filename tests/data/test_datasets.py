@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -199,6 +200,16 @@ def test_each_inconsistency_is_named(tmp_path: Path, name: str, array: NDArray[n
 def test_an_empty_split_is_named(tmp_path: Path, part: int) -> None:
     empty = {FILES[part]: np.zeros((0, 5, 4), np.uint8), FILES[part + 1]: np.zeros(0, np.uint8)}
     assert f"{FILES[part]} is empty" in refuse(tmp_path, four_arrays() | empty)
+
+
+def test_what_lies_there_is_named_with_its_kind(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"write --dataset folder:{re.escape(str(tmp_path))}"):
+        load_dataset(str(tmp_path))
+    with pytest.raises(UsageError, match=r"write --dataset npz:stripes\.npz"):
+        load_dataset("stripes.npz")
+    for name in ("folder:", "npz:", "data.py:"):
+        with pytest.raises(UsageError, match=f"--dataset {name} lacks what should stand behind the colon"):
+            load_dataset(name)
 
 
 def test_an_unknown_name_is_a_usage_error() -> None:

@@ -211,7 +211,18 @@ def test_files_that_are_no_pictures_are_counted_and_hidden_ones_ignored(
     (tmp_path / "cats" / ".DS_Store").write_text("")
     (tmp_path / ".git").mkdir()
     assert load(tmp_path).fingerprint == before
-    assert f"1 files in {tmp_path} are no pictures by their names" in capsys.readouterr().err
+    said = f"Left out, as no pictures by their names (1 in {tmp_path}): {tmp_path}/cats/notes.txt"
+    assert said in capsys.readouterr().err
+
+
+def test_pictures_a_folder_deeper_are_named_as_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path, 5)
+    before = load(tmp_path).fingerprint
+    save(tmp_path / "cats" / "old" / "x.png", picture(0))
+    assert load(tmp_path).fingerprint == before
+    assert capsys.readouterr().err == f"Left out, as a folder deeper than the rest: {tmp_path}/cats/old\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import resource
 import zipfile
 from pathlib import Path
@@ -94,6 +95,18 @@ def test_fortran_order_columns_of_labels_and_names_are_understood(tmp_path: Path
         ("classes", np.array(["a", "b"]), "labels up to 2, but there are names for 2 classes only"),
         ("classes", np.array(["a", "b", "a"]), "names two classes alike"),
         ("classes", np.arange(3), "classes in FILE must be a list of texts"),
+        ("classes", np.array(["a", "b", "\x1b[31mc"]), "has a name that cannot be shown: ['a', 'b', '\\x1b"),
+        ("classes", np.array(["a", "b", "\ud800"]), "has a name that cannot be shown"),
+        ("classes", np.full(3, 0x110000, np.uint32).view("<U1"), "is damaged: it holds no texts"),
+        ("x_train", np.zeros((9, 5, 4)), "Scale them to 0..255, then use astype('uint8')."),
+        ("x_train", np.zeros((9, 3, 5, 4), np.uint8), "Use transpose(0, 2, 3, 1)."),
+        ("y_train", np.zeros((9, 3)), "Of a column for each class, use argmax(1)."),
+        ("y_train", np.zeros(9, bool), "Use astype('int64')."),
+        (
+            "y_train",
+            np.array(["cat"] * 9),
+            "classes, labels = numpy.unique(labels, return_inverse=True).",
+        ),
     ],
 )
 def test_each_inconsistency_is_named(tmp_path: Path, name: str, array: NDArray[Any], words: str) -> None:
@@ -115,6 +128,35 @@ def test_files_that_are_no_archives_are_named(tmp_path: Path) -> None:
     path.unlink()
     path.mkdir()
     assert "Is a directory" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"y_test.npy", b"y_test\xa4npy"),  # no text, in the index and at the file itself
+        (b"x_test.npy", b"x_test_npy"),  # another name
+        (b"PK\x01\x02", b"PK\x01\x03"),
+    ],
+)
+def test_archives_with_damaged_names_are_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
+    """Found by scripts/fuzz: zipfile raises UnicodeDecodeError and KeyError."""
+    path = write(tmp_path, four_arrays())
+    content = path.read_bytes().replace(old, new)
+    utf8 = re.compile(rb"(PK\x01\x02.{4}|PK\x03\x04.{2})..", re.DOTALL)
+    flagged = utf8.sub(lambda match: match[1] + b"\x00\x08", content)
+    for damaged in (content, flagged):
+        path.write_bytes(damaged)
+        assert str(path) in refusal(path)
+
+
+def test_a_class_without_an_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = four_arrays()
+    path = write(tmp_path, arrays | {"y_train": arrays["y_train"] + 1})
+    assert load_dataset(f"npz:{path}").classes == ("0", "1", "2", "3")
+    said = f"y_train in {path}: no training image has the label 0; labels count from 0 on.\n"
+    assert capsys.readouterr().err == said
+    load_dataset(f"npz:{write(tmp_path, arrays)}")
+    assert capsys.readouterr().err == ""
 
 
 class Trap:

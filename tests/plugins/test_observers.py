@@ -171,8 +171,8 @@ def test_the_matrix_and_the_worst_mistakes_are_right() -> None:
     np.testing.assert_array_equal(confusion_matrix(logits, targets), [[1, 1, 0], [0, 1, 0], [0, 1, 1]])
     np.testing.assert_array_equal(worst_mistakes(logits, targets, 5), [2, 3])
     np.testing.assert_array_equal(worst_mistakes(logits, targets, 1), [2])
-    assert draw_matrix(np.eye(3, dtype=np.int64)).shape[2] == 3
-    assert draw_matrix(np.zeros((100, 100), np.int64)).shape[2] == 3
+    assert draw_matrix(np.eye(3, dtype=np.int64), ["cat", "a very long name", "$^$"]).shape[2] == 3
+    assert draw_matrix(np.zeros((100, 100), np.int64), [""] * 100).shape[2] == 3
 
 
 def test_confusion_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Path) -> None:

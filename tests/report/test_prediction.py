@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from kdtrain.errors import KdtrainError
-from kdtrain.report.prediction import prediction_figure, probabilities
+from kdtrain.probabilities import probabilities
+from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
 
 DIGITS = [str(digit) for digit in range(10)]

@@ -1,0 +1,65 @@
+"""``kdtrain bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from kdtrain.benchmark import Contender, run_benchmark
+from kdtrain.cli.common import check_at_least_one, check_fits, open_any_model, open_data, open_model
+from kdtrain.cli.output import Output
+from kdtrain.errors import CheckpointError
+from kdtrain.onnx_model import OnnxModel
+from kdtrain.report.benchmark import benchmark_table, to_json
+from kdtrain.store.checkpoint import SavedModel
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tests and times models side by side; prints a row for each."""
+    for name in ("rounds", "batch_size", "threads"):
+        check_at_least_one(name, getattr(options, name))
+    paths = options.models or _found(options.model_save_dir)
+    contenders = [Contender(_open(path, options.arch, options.threads), options.threads) for path in paths]
+    data = open_data(
+        contenders[0].model, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt
+    )
+    for contender in contenders:
+        check_fits(contender.model, data)
+    results = run_benchmark(
+        contenders, data.test, batch_size=min(options.batch_size, len(data.test)), rounds=options.rounds
+    )
+    if options.json:
+        rows = [to_json(result) | {"threads": options.threads} for result in results]
+        print(json.dumps(rows, indent=2))
+        return 0
+    output = Output()
+    output.text(
+        f"{data.name}: {len(data.test):,} test images; {options.rounds} rounds, {options.threads} core(s)"
+    )
+    output.print(benchmark_table(results))
+    several = "s" * (options.threads > 1)
+    output.sentence(
+        "From pixels to logits. p50, p95: for one image. ±: half of the rounds were as close to the median. "
+        f"On {options.threads} core{several}, onnxruntime with {options.threads} thread{several}, "
+        "oneflow with one."
+    )
+    return 0
+
+
+def _found(folder: Path) -> list[Path]:
+    """Returns the models in a folder, by name."""
+    found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".onnx"))
+    if not found:
+        raise CheckpointError(f"there is no model in {folder}: train one with `kdtrain fit`, or name a file.")
+    return found
+
+
+def _open(path: Path, arch: str | None, threads: int) -> OnnxModel | SavedModel:
+    """Reads a model; ``arch`` allows the code that a checkpoint names, others do not need it."""
+    try:
+        return open_any_model(path, threads=threads)
+    except CheckpointError:
+        if arch is None or path.suffix == ".onnx":
+            raise
+        return open_model(path, arch=arch)

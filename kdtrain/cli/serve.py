@@ -1,0 +1,99 @@
+"""``kdtrain serve``."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import math
+import os
+import socket
+from pathlib import Path
+
+from kdtrain.console import note
+from kdtrain.errors import CheckpointError, KdtrainError, UsageError
+from kdtrain.interrupts import turn_sigterm_into_exception
+from kdtrain.onnx_model import OnnxModel
+
+_SECONDS_TO_END = 5  # that requests have which are being answered
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answers requests until it is interrupted."""
+    _check(options)
+    turn_sigterm_into_exception()
+    try:
+        import uvicorn
+
+        from kdtrain.serve.app import make_app
+        from kdtrain.serve.limits import Limits
+    except ImportError as error:
+        raise KdtrainError(
+            f"serving needs starlette and uvicorn, which are not installed ({error}): "
+            "install them with `pip install 'kdtrain[serve]'`."
+        ) from error
+    model = OnnxModel.load(options.model)
+    teacher = None if options.teacher is None else _teacher(options.teacher, model)
+    limits = Limits(rate=options.rate, body=round(options.max_body * 1e6))
+    threads = len(os.sched_getaffinity(0))  # onnxruntime computes each request in one
+    names = {options.host, socket.gethostname(), socket.getfqdn()}
+    with _listen(options.host, options.port) as listener:
+        config = uvicorn.Config(
+            make_app(model, teacher, limits, threads, names),
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            log_level="error" if options.debug else "critical",  # the service says itself what went wrong
+            timeout_graceful_shutdown=_SECONDS_TO_END,
+        )
+        _say_where(listener)
+        uvicorn.Server(config).run(sockets=[listener])  # raises, once it has ended, what ended it
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port is {options.port}: it must be from 0 (any that is free) to 65535.")
+    for flag, value in (("--rate", options.rate), ("--max-body", options.max_body)):
+        if not 0 < value < math.inf:
+            raise UsageError(f"{flag} is {value:g}: it must be above 0.")
+
+
+def _teacher(path: Path, model: OnnxModel) -> OnnxModel:
+    teacher = OnnxModel.load(path)
+    for what in ("image_shape", "classes"):
+        if getattr(teacher.card, what) != getattr(model.card, what):
+            raise CheckpointError(f"{path} has other {what.replace('_shape', 's')} than {model.path}.")
+    return teacher
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens; so it is known before anything is said that it can."""
+    try:
+        # The protocol is named because asyncio sends small answers at once only where it is, and not
+        # 40 ms later, when the client has confirmed the one before.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also after one that has just ended
+        listener.bind(address)
+        listener.listen()
+        return listener
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"--host {host} is no address or name of this machine.") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise KdtrainError(
+            f"cannot listen on {host}, port {port}: {reason}. Choose others with --host and --port."
+        ) from error
+
+
+def _say_where(listener: socket.socket) -> None:
+    address, port = listener.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        note(
+            f"kdtrain: warning: whoever can reach {shown} can use this service: it asks nobody who they are, "
+            "and encrypts nothing."
+        )
+    note("Ctrl-C ends it.")
+    print(f"http://{shown}:{port}/", flush=True)

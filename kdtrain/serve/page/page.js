@@ -1,0 +1,230 @@
+// The page: a drawing or a picture goes to POST /predict, what comes back becomes bars.
+
+import { Pad } from "./pad.js";
+
+const MOST_BARS = 10;
+const PAUSE = 60; // milliseconds between two questions while something is being drawn
+
+const $ = (id) => document.getElementById(id);
+const about = await (await fetch("model")).json();
+const pad = new Pad($("pad"), $("pen"), about.drawing, () => ask(() => pad.image()));
+
+/** The last answer of the service; null before the first, and when there is nothing to be seen. */
+let answer = null;
+
+/** Makes the image to be asked about next; only the newest one is kept while the service is busy. */
+let next = null;
+let asking = false;
+
+/** Asks the service about the image that `image` makes. */
+async function ask(image) {
+  next = image;
+  $("hint").hidden = true;
+  if (asking) return;
+  asking = true;
+  $("answer").setAttribute("aria-busy", "true");
+  while (next !== null) {
+    const current = next;
+    next = null;
+    const wait = await askOnce(current);
+    if (wait > PAUSE && next === null) next = current; // it was refused for the moment
+    await new Promise((resolve) => setTimeout(resolve, wait));
+  }
+  asking = false;
+  $("answer").setAttribute("aria-busy", "false");
+}
+
+/** Asks once and shows what comes back; returns how many milliseconds to wait. */
+async function askOnce(image) {
+  try {
+    const body = await image();
+    if (body === null) return 0; // cleared in the meantime
+    const type = body.type.startsWith("image/") ? body.type : "application/octet-stream";
+    const response = await fetch("predict?pixels", { method: "POST", headers: { "Content-Type": type }, body });
+    const content = await response.json();
+    if (response.status === 429) return 1000 * Number(response.headers.get("Retry-After"));
+    if (pad.empty) return 0;
+    if (!response.ok) throw new Error(content.error);
+    answer = content;
+    showSeen(content.pixels[0]);
+    complain("");
+  } catch (error) {
+    answer = null;
+    complain(error instanceof TypeError ? "The service does not answer." : error.message);
+  }
+  show();
+  return PAUSE;
+}
+
+/** The columns of the table: name, colour, probabilities (if there are any yet), and how soft they are shown. */
+function columns() {
+  const temperature = Number($("temperature").value);
+  const student = answer?.predictions[0].probabilities;
+  if (about.teacher === null) {
+    return [
+      { name: "T = 1", kind: "student", values: student, temperature: 1 },
+      { name: `T = ${temperature}`, kind: "student", values: student, temperature, again: true },
+    ];
+  }
+  const teacher = answer?.teacher.predictions[0].probabilities;
+  return [
+    { name: about.teacher.model, kind: "teacher", values: teacher, temperature },
+    { name: about.model, kind: "student", values: student, temperature },
+  ];
+}
+
+/** Softens probabilities: p^(1/T), made to sum to 1, is softmax(logits / T). */
+function soften(values, temperature) {
+  const powers = values.map((value) => value ** (1 / temperature));
+  const sum = powers.reduce((a, b) => a + b, 0);
+  return powers.map((power) => power / sum);
+}
+
+/** One decimal, and neither "0.0" for what is possible nor "100.0" for what is not certain. */
+function percent(value) {
+  if (value < 0.001) return "<0.1 %";
+  return value > 0.999 ? ">99.9 %" : `${(100 * value).toFixed(1)} %`;
+}
+
+const best = (values) => values.indexOf(Math.max(...values));
+
+/** Draws the table anew, and says what it shows. */
+function show() {
+  const table = columns();
+  const shown = shownClasses(table);
+  $("heads").replaceChildren(row("col", "Class", table.map(heading)));
+  $("bars").replaceChildren(...shown.map((index) => barRow(index, table)));
+  $("few").hidden = answer === null || shown.length === about.classes.length;
+  $("few").textContent = `The ${shown.length} most probable of ${about.classes.length} classes.`;
+  $("seen").hidden = answer === null;
+  $("degrees").value = $("temperature").value;
+  const sentence = answer === null ? "" : table.map(({ name, values }) => `${name}: ${say(values)}`).join(", ");
+  if ($("verdict").textContent !== sentence) $("verdict").textContent = sentence;
+}
+
+const say = (values) => `${about.classes[best(values)]}, ${percent(Math.max(...values))}`;
+
+function heading({ name, kind, values, again }) {
+  const cell = element("th");
+  cell.scope = "col";
+  cell.className = kind;
+  cell.append(element("span", name));
+  cell.append(element("strong", values ? about.classes[best(values)] : "–"));
+  cell.append(element("small", values && !again ? `${percent(Math.max(...values))} sure` : "\u00a0"));
+  return cell;
+}
+
+function complain(sentence) {
+  $("complaint").textContent = sentence;
+  $("complaint").hidden = sentence === "";
+}
+
+/** Which classes have a bar: all in their order, or the most probable ones. */
+function shownClasses(table) {
+  const all = about.classes.map((_, index) => index);
+  if (all.length <= MOST_BARS) return all;
+  const student = table.at(-1).values;
+  return (student ? all.sort((a, b) => student[b] - student[a]) : all).slice(0, MOST_BARS);
+}
+
+function barRow(index, table) {
+  const cells = table.map(({ kind, values, temperature }) => {
+    const cell = element("td");
+    cell.className = kind;
+    const line = cell.appendChild(element("div"));
+    const bar = line.appendChild(element("i"));
+    if (values) {
+      const value = soften(values, temperature)[index];
+      cell.classList.toggle("best", index === best(values));
+      bar.style.setProperty("--part", value);
+      line.append(percent(value));
+    }
+    return cell;
+  });
+  const line = row("row", about.classes[index], cells);
+  line.firstChild.title = about.classes[index];
+  line.classList.toggle("best", Boolean(table.at(-1).values) && index === best(table.at(-1).values));
+  return line;
+}
+
+function row(scope, name, cells) {
+  const line = element("tr");
+  const first = line.appendChild(element("th", name));
+  first.scope = scope;
+  line.append(...cells);
+  return line;
+}
+
+function element(kind, text = "") {
+  const made = document.createElement(kind);
+  made.textContent = text;
+  return made;
+}
+
+/** Shows the image as the network sees it: channels of rows of values from 0 to 255. */
+function showSeen(channels) {
+  const canvas = $("pixels");
+  const [height, width] = [channels[0].length, channels[0][0].length];
+  [canvas.width, canvas.height] = [width, height];
+  const image = new ImageData(width, height);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const colours = channels.length === 3 ? channels.map((rows) => rows[y][x]) : Array(3).fill(channels[0][y][x]);
+      image.data.set([...colours, 255], 4 * (y * width + x));
+    }
+  }
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  $("size").textContent = `${width} × ${height} pixels`;
+}
+
+function clear() {
+  pad.clear();
+  answer = null;
+  next = null;
+  $("hint").hidden = false;
+  complain("");
+  show();
+}
+
+function take(file) {
+  if (!file) return;
+  pad.showPicture(file);
+  ask(async () => file);
+}
+
+/** Says what is served, and what can be done. */
+function begin() {
+  const named = (model) => `${model.model} (${model.arch})`;
+  $("title").textContent = about.drawing ? "Draw a digit" : "Drop a picture";
+  $("models").textContent =
+    about.teacher === null
+      ? `${named(about)}, trained on ${about.dataset}`
+      : `${named(about.teacher)} beside ${named(about)}, trained on ${about.dataset}`;
+  $("hint").textContent = about.drawing ? "Draw here, or drop a picture" : "Drop a picture here";
+  $("help").textContent = about.drawing
+    ? "With mouse or finger; or with the arrow keys, while the space bar lowers and lifts the pen."
+    : "Or choose one; it is scaled as the training pictures were.";
+  const longest = Math.max(...about.classes.map((name) => name.length), "Class".length);
+  $("heads").classList.toggle("words", longest > "Class".length);
+  document.documentElement.style.setProperty("--names", `${Math.min(longest, 10)}ch`);
+
+  $("temperature").addEventListener("input", show);
+  $("clear").addEventListener("click", clear);
+  $("file").addEventListener("change", (event) => {
+    take(event.target.files[0]);
+    event.target.value = ""; // the same file may be chosen again
+  });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    $("field").classList.add("over");
+  });
+  document.addEventListener("dragleave", () => $("field").classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    $("field").classList.remove("over");
+    take(event.dataTransfer.files[0]);
+  });
+  show();
+}
+
+begin();

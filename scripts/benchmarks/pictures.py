@@ -1,0 +1,89 @@
+"""Measures a folder of pictures: how fast it is decoded, and whether a network waits for its batches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tools import Row, ratio_row, side_by_side
+
+from kdtrain.children import Job, run_jobs
+from kdtrain.data.arrays import Dataset, Normalized
+from kdtrain.data.augmentation import augmentation
+from kdtrain.data.decoding import decode
+from kdtrain.data.folder import load_image_folder
+from kdtrain.data.loader import Loader
+from kdtrain.models.registry import build_model
+from kdtrain.ranks import Ranks
+from kdtrain.runtime import flow
+
+SIZE = 64  # of the network's images
+BATCH = 32
+STEPS = 8
+ARCHITECTURES = ("resnet8", "resnet20")
+
+
+def measure(folder: Path, repeats: int, count: int = 4000) -> list[Row]:
+    """Returns the lines of the table.
+
+    Args:
+        folder: for the pictures.
+        repeats: pairs of measurements.
+        count: pictures, JPEG of 320x240.
+    """
+    pictures = folder / "pictures"
+    _write(pictures, count)
+    paths = sorted(pictures.glob("*/*.jpg"))
+
+    def decoding(workers: int) -> float:
+        start = time.perf_counter()
+        decode(paths, (SIZE, SIZE), scale=True, cache=folder, workers=workers)
+        return time.perf_counter() - start
+
+    what = f"decoding {count:,} JPEGs of 320x240 to {SIZE}x{SIZE}, with two workers"
+    pairs = side_by_side(partial(decoding, 2), partial(decoding, 0), repeats)
+    dataset = load_image_folder(pictures, folder, image_size=SIZE)
+    return [ratio_row(what, *pairs, 1.0, "with none"), *(_waiting(dataset, arch) for arch in ARCHITECTURES)]
+
+
+def _waiting(dataset: Dataset, arch: str) -> Row:
+    """What part of the time training waits for its batches, made from bytes, moved and mirrored."""
+
+    def work(ranks: Ranks) -> list[float]:
+        images = Normalized(dataset.train.images, np.arange(len(dataset.train)), dataset.normalization)
+        changed = augmentation("flip,crop=4", dataset.normalization.background)
+        classes = dataset.num_classes
+        loader = Loader(images, dataset.train.labels, BATCH, num_classes=classes, seed=0, augment=changed)
+        model = build_model(arch, dataset.image_shape, classes)
+        optimizer = flow.optim.SGD(model.parameters(), lr=0.01)
+        batches, shares = loader.epoch(1), []
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - start
+            optimizer.zero_grad()
+            flow.nn.functional.cross_entropy(model(batch.inputs), batch.targets).backward()
+            optimizer.step()
+            next(model.parameters()).numpy()  # waits for the step
+            shares.append(waited / (time.perf_counter() - start))
+        return sorted(shares[1:])
+
+    (shares,) = run_jobs([Job(arch, work)])
+    share = statistics.median(shares)
+    what = f"{arch}, {BATCH} images of {SIZE}x{SIZE}: the part of a step that waits for its batch"
+    result = f"{share:.1%} ({shares[0]:.1%} to {shares[-1]:.1%}, n = {len(shares)})"
+    return Row(what, result, "at most 5 %", share <= 0.05)
+
+
+def _write(folder: Path, count: int) -> None:
+    """Writes pictures of two classes, smooth as photographs are; each is another one."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        path = folder / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=90)

@@ -1,0 +1,134 @@
+"""``kdtrain export``: the file, the figures that are printed, and what goes wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdtrain.data.datasets import load_dataset
+from kdtrain.onnx_model import OnnxModel
+from kdtrain.runtime import flow
+from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
+from tests.conftest import RunKdtrain
+
+
+def test_file_is_written_and_agrees(fitted: Fitted, run_kdtrain: RunKdtrain, tmp_path: Path) -> None:
+    model, data = fitted.model("teacher"), fitted.flags[1]
+    finished = run_kdtrain("export", model, "--output", "new/net.onnx", "--data-dir", data, cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    path = tmp_path / "new" / "net.onnx"
+    size, checked = finished.stdout.splitlines()
+    assert size == f"new/net.onnx: {path.stat().st_size:,} bytes"
+    found = re.fullmatch(
+        r"checked on the 300 test images of tiles: 0 predictions differ from oneflow's; "
+        r"the largest difference of a logit is (\S+)",
+        checked,
+    )
+    assert found
+    assert float(found[1]) < 1e-4
+    assert sorted(path.parent.iterdir()) == [path], "nothing else is left"
+    assert OnnxModel.load(path).card.classes == ("0", "1", "2", "3")
+
+
+def test_int8_comes_beside_it_with_a_table(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    shutil.copy(fitted.model("student"), tmp_path / "student.safetensors")
+    quantize = ("--quantize", "int8", "--calibration-images", "64", "--seed", "3")
+    finished = call_kdtrain(
+        "export", "student.safetensors", *quantize, "--data-dir", fitted.flags[1], cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "student.safetensors", "student.onnx", "student.int8.onnx"
+    }  # fmt: skip
+    assert "bytes, calibrated on 64 training images" in finished.stdout
+    rows = [line.split() for line in finished.stdout.splitlines() if line.startswith(" student")]
+    assert [row[:3] for row in rows] == [
+        ["student.onnx", "onnx", "float32"], ["student.int8.onnx", "onnx", "int8"]
+    ]  # fmt: skip
+    test = load_dataset(data_dir=Path(fitted.flags[1])).test
+    for row, name in zip(rows, ("student.onnx", "student.int8.onnx"), strict=True):
+        model = OnnxModel.load(tmp_path / name)
+        accuracy = np.mean(model.logits(test.images).argmax(axis=1) == test.labels)
+        assert row[5] == f"{100 * accuracy:.2f}"
+    about = OnnxModel.load(tmp_path / "student.int8.onnx").about
+    assert (about["calibration_images"], about["calibration_seed"]) == (64, 3)
+
+
+def test_a_file_that_disagrees_is_not_written(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = OnnxModel.logits
+
+    def wrong(self: OnnxModel, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> object:
+        return honest(self, images) + np.float32(0.01)
+
+    monkeypatch.setattr(OnnxModel, "logits", wrong)
+    (tmp_path / "old.onnx").write_bytes(b"precious")
+    for name in ("old.onnx", "new.onnx"):
+        flags = ("--output", name, "--data-dir", fitted.flags[1])
+        finished = call_kdtrain("export", fitted.model("student"), *flags, cwd=tmp_path)
+        assert_explained(finished, 1, "not the same", "0 of 300 predictions differ", "1.0e-02")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.onnx"]
+    assert (tmp_path / "old.onnx").read_bytes() == b"precious"
+
+
+def test_a_oneflow_directory_is_exported_too(
+    digits: Path, call_kdtrain: CallKdtrain, tmp_path: Path, student: flow.nn.Module
+) -> None:
+    flow.save(student.state_dict(), str(tmp_path / "saved"))
+    finished = call_kdtrain("export", "saved", "--data-dir", digits, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert OnnxModel.load(tmp_path / "saved.onnx").about["checkpoint_sha256"] is None
+
+
+def test_networks_that_cannot_be_exported_are_named(
+    digits: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    (tmp_path / "odd.py").write_text(
+        "import oneflow as flow\n"
+        "class Odd(flow.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc = flow.nn.Linear(784, 10)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(flow.flatten(x, 1).cumsum(1))\n"
+        "def odd(image_shape, num_classes):\n"
+        "    return Odd()\n"
+    )
+    quick = ("--epochs", "1", "--limit-train", "100", "--val-size", "100", "--data-dir", digits)
+    fit = call_kdtrain("fit", "--mode", "student", "--student-arch", "odd.py:odd", *quick, cwd=tmp_path)
+    assert fit.returncode == 0, fit.stderr
+    model = "logs/models/student.safetensors"
+    flags = ("--arch", "odd.py:odd", "--data-dir", digits)
+    finished = call_kdtrain("export", model, "--output", "odd.onnx", *flags, cwd=tmp_path)
+    assert_explained(finished, 1, "cannot be exported", "operation cumsum")
+    assert not (tmp_path / "odd.onnx").exists()
+
+
+def test_wrong_flags_are_explained(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    model, data = fitted.model("student"), ("--data-dir", fitted.flags[1])
+    wrong = [
+        (("--output", "model.pb"), 2, ("--output model.pb", ".onnx")),
+        (("--quantize", "int4", *data), 2, ("'int4'", "int8")),
+        (("--calibration-images", "0", *data), 2, ("--calibration-images is 0",)),
+        (("--quantise", "int8"), 2, ("did you mean '--quantize'",)),
+        ((), 2, ("trained on tiles", "--data-dir")),
+    ]
+    for flags, code, words in wrong:
+        assert_explained(call_kdtrain("export", model, *flags, cwd=tmp_path), code, *words)
+    assert_explained(call_kdtrain("export", "none.safetensors", cwd=tmp_path), 1, "none.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_takes_the_file(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    data = ("--data-dir", fitted.flags[1])
+    call_kdtrain("export", fitted.model("student"), "--output", "net.onnx", *data, cwd=tmp_path)
+    of_checkpoint = call_kdtrain("eval", fitted.model("student"), *data, cwd=tmp_path)
+    of_file = call_kdtrain("eval", "net.onnx", *data, cwd=tmp_path)
+    assert of_file.returncode == 0, of_file.stderr
+    assert of_file.stdout.splitlines()[0] == "net.onnx (student_mlp) on the test set of tiles"
+    assert of_file.stdout.splitlines()[2:] == of_checkpoint.stdout.splitlines()[2:]
