@@ -211,7 +211,7 @@ def test_fitnet_agrees_with_its_formula_and_its_regressor_with_finite_difference
 def test_the_teacher_is_no_part_of_the_hint() -> None:
     objective = FitNet("fc1", "fc1").configure(objective_for(Convolutional(2), Convolutional(3)))
     (term,) = objective.modules()
-    assert list(term.state_dict()) == ["comparison.regressor.1.weight", "comparison.regressor.1.bias"]
+    assert list(term.state_dict()) == ["loss.regressor.1.weight", "loss.regressor.1.bias"]
 
 
 def test_a_regressor_makes_no_larger_map() -> None:

@@ -152,7 +152,7 @@ def test_a_regressor_is_saved_for_resuming_and_nowhere_else(
     best, last = (load_tensors(tmp_path / f"checkpoints/{name}.safetensors")[0] for name in ("best", "last"))
     own = [f"{layer}.{kind}" for layer in ("fc1", "fc2", "fc3") for kind in ("bias", "weight")]
     assert sorted(best) == own
-    regressor = {f"term/0/comparison.regressor.1.{kind}" for kind in ("bias", "weight")}
+    regressor = {f"term/0/loss.regressor.1.{kind}" for kind in ("bias", "weight")}
     assert {name for name in last if not name.startswith("optimizer/")} == regressor | {
         f"model/{name}" for name in own
     }
@@ -181,7 +181,7 @@ def test_a_regressor_is_trained_and_starts_from_the_seed(
         trainer.fit(train, validation, epochs=1, directory=tmp_path)
         after = snapshot(watch.modules[0])
         assert all(not np.array_equal(array, after[name]) for name, array in first[0].items())
-        ends.append(first[0]["comparison.regressor.1.weight"])
+        ends.append(first[0]["loss.regressor.1.weight"])
     assert np.array_equal(ends[0], ends[1])
     assert not np.array_equal(ends[0], ends[2])
 
@@ -228,7 +228,7 @@ def test_a_killed_run_with_a_regressor_ends_like_one_that_was_not(
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert_same_run(run, tmp_path / "logs/student_kd/version_1")
     tensors, _ = load_tensors(run / "checkpoints/last.safetensors")
-    assert "term/0/comparison.regressor.1.weight" in tensors
+    assert "term/0/loss.regressor.1.weight" in tensors
     evaluated = run_kdtrain("eval", run / "checkpoints/last.safetensors", *tiles[:2], cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
 
