@@ -187,7 +187,9 @@ def overhead(bench: Bench) -> list[Row]:
         for step, batch in enumerate(data.train.epoch(1)):
             optimizer.param_groups[0]["lr"] = learning_rate("one_cycle", 3e-3, step, len(data.train))
             optimizer.zero_grad(set_to_none=True)
-            loss = flow.nn.functional.cross_entropy(network(batch.inputs), batch.targets)
+            logits = network(batch.inputs)
+            clear_wide_registers()
+            loss = flow.nn.functional.cross_entropy(logits, batch.targets)
             loss.backward()
             clear_wide_registers()
             optimizer.step()

@@ -55,7 +55,7 @@ def ratio_row(what: str, ours: Sequence[float], theirs: Sequence[float], most: f
     ratio = statistics.median(ratios)
     result = (
         f"{statistics.median(ours):.3g} s, {other} {statistics.median(theirs):.3g} s: "
-        f"ratio {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)})"
+        f"ratio {ratio:.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)})"
     )
     return Row(what, result, f"at most {most:g} x", ratio <= most)
 
