@@ -1,4 +1,4 @@
-"""``compare.json``: every figure of a comparison. docs/concepts/comparison.md explains each key."""
+"""``compare.json``: every figure of a comparison. docs/compare-json.md explains each key."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_all_students_have_the_teacher_of_the_first_seed(two_seeds: Compared) ->
 
 
 def test_every_key_of_the_file_is_explained(chosen: Compared, sample: Compared) -> None:
-    page = (ROOT / "docs/concepts/comparison.md").read_text()
+    page = (ROOT / "docs/compare-json.md").read_text()
 
     def keys(value: Any) -> set[str]:
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
