@@ -1,4 +1,4 @@
-"""The example that repeats the paper runs from beginning to end."""
+"""The example that repeats the paper runs from beginning to end, and its page shows what it found."""
 
 from __future__ import annotations
 
@@ -49,3 +49,8 @@ def test_every_row_is_measured_and_nothing_is_trained_twice(tmp_path: Path, mnis
     assert (again.returncode, again.stdout) == (0, first.stdout)
     assert "kdtrain fit" not in again.stderr
     assert sorted(files_in(tmp_path / "out")) == files
+
+
+def test_page_shows_what_was_measured() -> None:
+    measured = table(json.loads((EXAMPLE / "results.json").read_text()))
+    assert measured in (EXAMPLE / "README.md").read_text()
