@@ -233,7 +233,7 @@ def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, 
     assert [line for line in epochs if not EPOCH.fullmatch(line)] == []
     assert len(epochs) == 1 + 2 * (8 + 8)
     assert max(map(len, epochs)) <= 80
-    assert re.search(r"teacher/1 1/1: +\d+%\|", shown)  # one at a time has a bar
+    assert re.search(r"teacher/0 1/1: +\d+%\|", shown)  # one at a time has a bar
     assert not re.search(r"student(_kd)?/\d \d/\d: +\d+%\|", shown)
 
 
