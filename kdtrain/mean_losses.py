@@ -9,31 +9,17 @@ import numpy as np
 from kdtrain.runtime import flow
 
 
-class MeanLosses:
-    """Means of the losses over an epoch's images.
+def mean_losses(batches: Sequence[Mapping[str, flow.Tensor]], sizes: Sequence[int]) -> dict[str, float]:
+    """Returns the mean over all images, as ``loss/NAME``.
 
-    The losses stay on the device until ``compute``: no step waits for another one's number.
+    No step waits for its numbers: they stay on the device until the epoch is over.
+
+    Args:
+        batches: each batch's mean losses, by name.
+        sizes: how many images each batch has.
     """
-
-    def __init__(self) -> None:
-        self._batches: list[tuple[Mapping[str, flow.Tensor], int]] = []
-
-    def add(self, losses: Mapping[str, flow.Tensor], images: int) -> None:
-        """Notes the losses of one batch of ``images`` images."""
-        self._batches.append((losses, images))
-
-    @property
-    def images(self) -> int:
-        """How many images have been counted."""
-        return sum(images for _, images in self._batches)
-
-    def compute(self) -> dict[str, float]:
-        """Returns the mean over all images, as ``loss/NAME``."""
-        if not self._batches:
-            return {}
-        batches = [losses for losses, _ in self._batches]
-        sizes = [images for _, images in self._batches]
-        return {f"loss/{name}": _mean([losses[name] for losses in batches], sizes) for name in batches[0]}
+    names = batches[0] if batches else ()
+    return {f"loss/{name}": _mean([losses[name] for losses in batches], sizes) for name in names}
 
 
 def _mean(losses: Sequence[flow.Tensor], sizes: Sequence[int]) -> float:

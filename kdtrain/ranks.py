@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 
@@ -56,34 +56,34 @@ class Ranks:
         return items if self.size == 1 else np.array_split(items, self.size)[self.rank]
 
     def average(
-        self, optimizer: flow.optim.Optimizer, losses: Mapping[str, flow.Tensor], images: int
-    ) -> tuple[Mapping[str, flow.Tensor], int]:
+        self, optimizer: flow.optim.Optimizer, losses: Mapping[str, flow.Tensor], batch: Sized
+    ) -> Mapping[str, flow.Tensor]:
         """Makes gradients and losses those of the whole batch: means over all ranks' images.
 
         Args:
             optimizer: its parameters' gradients are replaced.
             losses: mean losses over this rank's images.
-            images: how many those are.
+            batch: those images.
 
         Returns:
-            The mean losses over the whole batch, and how many images that has.
+            The mean losses over the whole batch.
         """
         if self.size == 1:
-            return losses, images
+            return losses
         parameters = [p for group in optimizer.param_groups for p in group.parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
         values = [gradient.numpy().ravel() for gradient in gradients]
         values.append(np.array([*(loss.item() for loss in losses.values()), 1.0], np.float32))
         flat = np.concatenate(values)
-        flat *= np.float32(images)
+        flat *= np.float32(len(batch))
         mean = self.total(flat)
-        total_images = mean[-1]
-        mean /= total_images
+        mean /= mean[-1]
         for gradient in gradients:
             gradient.copy_(mean[: gradient.numel()].reshape(gradient.shape))
             mean = mean[gradient.numel() :]
-        of_batch = {name: flow.tensor(float(value)) for name, value in zip(losses, mean[:-1], strict=True)}
-        return MappingProxyType(of_batch), round(float(total_images))
+        return MappingProxyType(
+            {name: flow.tensor(float(value)) for name, value in zip(losses, mean[:-1], strict=True)}
+        )
 
     def average_buffers(self, model: flow.nn.Module) -> None:
         """Makes what layers gather from the images, such as running means, the mean over all ranks.

@@ -13,7 +13,7 @@ from kdtrain.data.loader import Batch, Loader
 from kdtrain.errors import describe
 from kdtrain.evaluation import Evaluation
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
-from kdtrain.mean_losses import MeanLosses
+from kdtrain.mean_losses import mean_losses
 from kdtrain.objective import Objective
 from kdtrain.predict import predict_logits
 from kdtrain.recording import Recorder
@@ -111,40 +111,44 @@ class Trainer:
 
     def _train(self, run: Run, progress: Progress) -> None:
         """The loop."""
+        batches = len(run.train)
         while progress.epoch < run.epochs and not _stopping(run):
             progress.epoch += 1
             flow.manual_seed(derive_seed(self.seed, "dropout", progress.epoch, run.train.ranks.rank))
             self.model.train()
-            means, rate, started = MeanLosses(), run.learning_rate, time.perf_counter()
+            seen: list[Mapping[str, flow.Tensor]] = []
+            rate, started = run.learning_rate, time.perf_counter()
             for batch in run.train.epoch(progress.epoch):
                 rate = run.learning_rate
-                losses, images = self._step(run, batch)
+                losses = self._step(run, batch, progress.step / batches)
                 progress.step += 1
-                means.add(losses, images)
-                self.callbacks.tell("on_batch", run, BatchEnd(run.epoch, run.step, batch, losses, rate))
+                seen.append(losses)
+                self.callbacks.tell(
+                    "on_batch", run, BatchEnd(progress.epoch, progress.step, batch, losses, rate)
+                )
                 if _stopping(run):
                     break
-            losses_of_epoch, trained = means.compute(), time.perf_counter()
+            sizes = run.train.batch_sizes[: len(seen)]
+            losses_of_epoch, trained = mean_losses(seen, sizes), time.perf_counter()
             run.train.ranks.average_buffers(self.model)
 
             metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
             seconds = time.perf_counter() - trained
             self.callbacks.tell("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
 
-            end = EpochEnd(run.epoch, run.step, metrics, means.images, trained - started, seconds, rate)
+            end = EpochEnd(run.epoch, run.step, metrics, sum(sizes), trained - started, seconds, rate)
             self.callbacks.tell("on_epoch_end", run, end)
 
-    def _step(self, run: Run, batch: Batch) -> tuple[Mapping[str, flow.Tensor], int]:
-        """Makes one optimizer step; returns the losses before it, and how many images they are of."""
+    def _step(self, run: Run, batch: Batch, epochs_done: float) -> Mapping[str, flow.Tensor]:
+        """Makes one optimizer step; returns the losses before it."""
         run.optimizer.zero_grad(set_to_none=True)
         output = self._student(batch.inputs)
         clear_wide_registers()
-        losses = run.objective(batch, output, epochs_done=run.step / len(run.train))
+        losses = run.objective(batch, output, epochs_done)
         losses["total"].backward()
         clear_wide_registers()
-        detached = {id(loss): loss.detach() for loss in losses.values()}  # one term alone is the total itself
-        reported = MappingProxyType({name: detached[id(loss)] for name, loss in losses.items()})
-        of_batch = run.train.ranks.average(run.optimizer, reported, len(batch))
+        reported = MappingProxyType({name: loss.detach() for name, loss in losses.items()})
+        of_batch = run.train.ranks.average(run.optimizer, reported, batch)
         run.optimizer.step()
         for constraint in run.objective.constraints:
             with flow.no_grad():
@@ -175,10 +179,10 @@ def _example(train: Loader) -> flow.Tensor:
 
 def _stopping(run: Run) -> bool:
     """Returns whether the fit is to stop. All ranks agree, also where only one of them was asked."""
-    asked = run.stopping
-    if run.train.ranks.size == 1:
+    asked, ranks = run.stopping, run.train.ranks
+    if ranks.size == 1:
         return asked
-    stopping = run.train.ranks.any(asked)
+    stopping = ranks.any(asked)
     if stopping and not asked:
         run.stop("a callback of another process asked for it")
     return stopping

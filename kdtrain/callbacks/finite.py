@@ -23,10 +23,11 @@ class StopOnNonFinite(Callback):
 
     def __init__(self) -> None:
         self._unread: list[tuple[int, float, Mapping[str, flow.Tensor]]] = []
+        self._batches = 0
 
     def on_fit_start(self, run: Run) -> None:
         """Begins anew."""
-        self._unread = []
+        self._unread, self._batches = [], len(run.train)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Reads the losses of a few steps together, and those of an epoch before it is evaluated.
@@ -36,7 +37,7 @@ class StopOnNonFinite(Callback):
         OneFlow's queue short, so that Ctrl-C is answered soon.
         """
         self._unread.append((event.step, event.learning_rate, event.losses))
-        last = event.step == event.epoch * len(run.train) or run.stopping
+        last = event.step == event.epoch * self._batches or run.stopping
         if last or len(self._unread) == _TOGETHER:
             self._read(run)
 

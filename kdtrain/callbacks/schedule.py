@@ -39,14 +39,14 @@ class LearningRateSchedule(Callback):
         """Works all the rates out, and sets the first step's."""
         total = run.total_steps
         self._rates = [learning_rate(self.schedule, self.lr, step, total) for step in range(total + 1)]
-        self._set(run)
+        self._set(run, run.step)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Sets the next step's rate."""
-        self._set(run)
+        self._set(run, event.step)
 
-    def _set(self, run: Run) -> None:
-        rate = self._rates[run.step]
+    def _set(self, run: Run, step: int) -> None:
+        rate = self._rates[step]
         for group in run.optimizer.param_groups:
             group["lr"] = rate
 

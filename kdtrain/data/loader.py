@@ -108,7 +108,7 @@ class Loader:
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return len(self._bounds) - 1
+        return len(self.batch_sizes)
 
     @property
     def num_images(self) -> int:
@@ -152,6 +152,11 @@ class Loader:
         for few in in_slices(self.inputs.shape):
             digest.update(self.inputs[few].data)
         return digest.hexdigest()
+
+    @functools.cached_property
+    def batch_sizes(self) -> list[int]:
+        """How many images each batch of an epoch has, all ranks' parts of it together."""
+        return [stop - start for start, stop in itertools.pairwise(self._bounds)]
 
     @functools.cached_property
     def _bounds(self) -> list[int]:
