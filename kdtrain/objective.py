@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdtrain.data.loader import Batch
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from kdtrain.recording import Recorder, Teacher
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What a network made of a batch.
 
     Attributes:
@@ -24,7 +23,7 @@ class Output:
     """
 
     logits: flow.Tensor
-    features: dict[str, flow.Tensor] = field(default_factory=dict)
+    features: Mapping[str, flow.Tensor] = MappingProxyType({})
 
 
 Term = Callable[[Batch, Output], "flow.Tensor"]

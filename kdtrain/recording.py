@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ class Teacher(Recorder):
             return self._table.index_select(0, batch.indices)
         return self._ask(batch).logits
 
-    def features(self, batch: Batch) -> dict[str, flow.Tensor]:
+    def features(self, batch: Batch) -> Mapping[str, flow.Tensor]:
         """Returns the outputs of the recorded layers for a batch, by name. That runs the network."""
         return self._ask(batch).features
 

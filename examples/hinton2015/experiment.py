@@ -1,8 +1,8 @@
 """Section 3 of Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
 
-Trains the paper's networks through kdtrain's command line, and writes results.json and results.md
-beside them, after each test anew. What is in --out already is not trained again, and what was
-interrupted is gone on with. Flags that are not this script's are handed on to every fit.
+Trains the paper's networks through kdtrain's command line, one on each core, and writes results.json
+and results.md beside them. What is in --out already is not trained again, and what was interrupted is
+gone on with. Flags that are not this script's are handed on to every fit.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import shlex
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,12 +25,13 @@ from typing import Any
 from kdtrain import write_text
 from kdtrain.cli import main as kdtrain
 
-TEACHER = shlex.split("--mode teacher --teacher-arch hinton_1200 --epochs 60 --plugin max_norm,limit=2")
-STUDENT = shlex.split("--student-arch hinton_800 --epochs 20")
+TEACHER = shlex.split("--mode teacher --teacher-arch hinton_1200 --epochs 150 --plugin max_norm,limit=3.9")
+STUDENT = shlex.split("--student-arch hinton_800 --epochs 50")
 DISTILLED = shlex.split("--mode student_kd --temperature 20 --alpha 0.9")
 ALL = shlex.split("--batch-size 256 --lr 0.002")
-WITHOUT_3 = ("3",)
-ONLY_7_AND_8 = tuple("01234569")
+TRANSFER_SETS = {"student_kd": "", "without_3": "3", "only_7_8": "01234569"}
+"""The rows of the distilled students, and the classes that their transfer sets lack."""
+
 WAYS = {
     "transfer": "raised as the teacher says of the transfer set",
     "validation": "raised as the teacher says of validation images",
@@ -48,51 +53,101 @@ PAPER = {
 
 @dataclass
 class Experiment:
-    """Where the runs are, and what came out so far: test errors by row of the table, then by seed."""
+    """Where the runs are, and what came out so far: by row of the table, then by seed."""
 
     out: Path
     data: list[str]
     flags: list[str]
     results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def fit(self, name: str, *words: str) -> Path:
-        """Trains a network, unless that is done; returns its run's directory."""
-        run = self.out / name / words[words.index("--mode") + 1] / "version_0"
-        result = run / "result.json"
-        if result.exists() and "test" in json.loads(result.read_text()):
-            return run
-        logdir = ["--logdir", str(self.out / name)]
-        call(
-            "fit",
-            *(["--resume", str(run)] if run.exists() else [*words, *ALL, *logdir, *self.data, *self.flags]),
-        )
-        return run
+    def train(self, fits: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+        """Trains networks side by side, unless that is done; returns each one's run directory."""
+        runs = {name: self.out / name / _mode(words) / "version_0" for name, words in fits.items()}
+        commands = {name: self._command(name, runs[name], words) for name, words in fits.items()}
+        to_do = {name: words for name, words in commands.items() if not _finished(runs[name])}
+        cores = sorted(os.sched_getaffinity(0))
+        # A thread's cores are inherited by what it starts.
+        pool = ThreadPoolExecutor(len(cores), "fit", lambda: os.sched_setaffinity(0, {cores.pop()}))
+        try:
+            for code in pool.map(_relayed, to_do, to_do.values()):
+                if code:
+                    sys.exit(code)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return runs
 
-    def test(self, row: str, checkpoint: Path | str, shift: float | None = None) -> None:
-        """Tests a network, and adds what comes out to a row of the table."""
-        answer = json.loads(call("eval", str(checkpoint), "--json", *self.data))
+    def test(
+        self, row: str, run: Path, checkpoint: Path | str | None = None, shift: float | None = None
+    ) -> None:
+        """Tests a network, and adds what comes out to a row of the table.
+
+        Args:
+            row: its name.
+            run: the run that trained the network.
+            checkpoint: where the network is, if not the run's best.
+            shift: what was added to its biases.
+        """
+        answer = json.loads(call("eval", str(checkpoint or _best(run)), "--json", *self.data))
         wrong = {
             entry["class"]: round(entry["images"] * (1 - entry["accuracy_fraction"]))
             for entry in answer["per_class"]
         }
-        result = {"errors": answer["errors"], "errors_of_class": wrong, "shift": shift}
+        seconds = json.loads((run / "result.json").read_text())["seconds"]
+        result = {
+            "errors": answer["errors"],
+            "errors_of_class": wrong,
+            "shift": shift,
+            "train_seconds": seconds,
+        }
         self.results.setdefault(row, []).append(result)
+
+    def test_raised(self, row: str, run: Path) -> None:
+        """Tests a network with the biases of the classes that were left out raised, in each way."""
+        for way in WAYS:
+            raised = json.loads(call("bias", str(run), "--by", way, "--json"))
+            self.test(f"{row}_{way}", run, raised["checkpoint"], raised["shift"])
+
+    def write(self) -> None:
+        """Writes results.json and results.md."""
         write_text(self.out / "results.json", json.dumps(self.results, indent=2) + "\n")
         write_text(self.out / "results.md", table(self.results))
 
-    def distil(self, row: str, teacher: Path, seed: int, omitted: tuple[str, ...] = ()) -> None:
-        """Trains and tests a distilled student, with its biases as they are and raised in each way."""
-        left_out = [word for name in omitted for word in ("--omit-class", name)]
-        checkpoint = ["--teacher-checkpoint", str(teacher), "--seed", str(seed)]
-        run = self.fit(f"{row}_{seed}", *DISTILLED, *STUDENT, *checkpoint, *left_out)
-        self.test(row, run / "checkpoints/best.safetensors")
-        for way in WAYS if omitted else ():
-            raised = json.loads(call("bias", str(run), "--by", way, "--json"))
-            self.test(f"{row}_{way}", raised["checkpoint"], raised["shift"])
+    def _command(self, name: str, run: Path, words: Sequence[str]) -> list[str]:
+        if run.exists():
+            return ["fit", "--resume", str(run)]
+        return ["fit", *words, *ALL, "--logdir", str(self.out / name), *self.data, *self.flags]
+
+
+def _omit(classes: str) -> list[str]:
+    return [word for name in classes for word in ("--omit-class", name)]
+
+
+def _mode(words: Sequence[str]) -> str:
+    return words[words.index("--mode") + 1]
+
+
+def _best(run: Path) -> Path:
+    return run / "checkpoints" / "best.safetensors"
+
+
+def _finished(run: Path) -> bool:
+    result = run / "result.json"
+    return result.exists() and "test" in json.loads(result.read_text())
+
+
+def _relayed(name: str, words: Sequence[str]) -> int:
+    """Runs a command of kdtrain's, and tells whose lines are whose; returns its exit code."""
+    print(f"{name}: kdtrain {shlex.join(words)}", file=sys.stderr)
+    command = [sys.executable, "-m", "kdtrain", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            print(f"{name}: {line}", end="", file=sys.stderr)
+    return process.returncode
 
 
 def call(*words: str) -> str:
-    """Runs a command of kdtrain's; returns what it prints."""
+    """Runs a command of kdtrain's in this process; returns what it prints."""
     print(f"kdtrain {shlex.join(words)}", file=sys.stderr)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         code = kdtrain(words)
@@ -112,7 +167,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         "only_7_8": "… only 7s and 8s in the transfer set",
         **{f"only_7_8_{way}": f"… the other biases {text}" for way, text in WAYS.items()},
     }
-    lines = ["| test errors in 10,000 | paper | here | seeds | bias |", "|---|---|---|---|---|"]
+    lines = ["| test errors in 10,000 | paper | here | seeds | bias | minutes |", "|---|---|---|---|---|---|"]
     for row, name in names.items():
         if row not in results:
             continue  # not measured yet
@@ -122,7 +177,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
             here += f" ({spread([run['errors_of_class']['3'] for run in runs])})"
         shifts = [run["shift"] for run in runs if run["shift"] is not None]
         bias = f"+{spread(shifts, 2)}" if shifts else ""
-        lines.append(f"| {name} | {PAPER.get(row, '')} | {here} | {len(runs)} | {bias} |")
+        minutes = "" if shifts else spread([run["train_seconds"] / 60 for run in runs], 1)
+        lines.append(f"| {name} | {PAPER.get(row, '')} | {here} | {len(runs)} | {bias} | {minutes} |")
     return "\n".join(lines) + "\n"
 
 
@@ -142,15 +198,25 @@ def main(words: list[str] | None = None) -> None:
     data = ["--data-dir", options.data_dir] if options.data_dir else []
     experiment = Experiment(options.out, data, flags)
 
-    run = experiment.fit("teacher", *TEACHER)
-    teacher = run / "checkpoints/best.safetensors"
-    experiment.test("teacher", teacher)
-    for seed in range(options.seeds):
-        run = experiment.fit(f"student_{seed}", "--mode", "student", *STUDENT, "--seed", str(seed))
-        experiment.test("student", run / "checkpoints/best.safetensors")
-        experiment.distil("student_kd", teacher, seed)
-        experiment.distil("without_3", teacher, seed, WITHOUT_3)
-        experiment.distil("only_7_8", teacher, seed, ONLY_7_AND_8)
+    seeds = range(options.seeds)
+    alone = {f"student_{seed}": ["--mode", "student", *STUDENT, "--seed", str(seed)] for seed in seeds}
+    runs = experiment.train({"teacher": TEACHER, **alone})
+    taught = [*DISTILLED, *STUDENT, "--teacher-checkpoint", str(_best(runs["teacher"]))]
+    runs |= experiment.train(
+        {
+            f"{row}_{seed}": [*taught, "--seed", str(seed), *_omit(classes)]
+            for row, classes in TRANSFER_SETS.items()
+            for seed in seeds
+        }
+    )
+    experiment.test("teacher", runs["teacher"])
+    for seed in seeds:
+        experiment.test("student", runs[f"student_{seed}"])
+        for row, omitted in TRANSFER_SETS.items():
+            experiment.test(row, runs[f"{row}_{seed}"])
+            if omitted:
+                experiment.test_raised(row, runs[f"{row}_{seed}"])
+    experiment.write()
     print(table(experiment.results), end="")
 
 
