@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from kdtrain.data.loader import Loader
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.predict import predict_logits
+from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
+
+Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 
 def open_model(path: Path, mode: str = "", arch: str | None = None) -> SavedModel:
@@ -29,9 +33,26 @@ def open_model(path: Path, mode: str = "", arch: str | None = None) -> SavedMode
     return load_model(path, fallback=sample, arch=arch)
 
 
-def open_any_model(path: Path, arch: str | None = None, threads: int = 1) -> SavedModel | OnnxModel:
+def open_any_model(
+    path: Path, arch: str | None = None, threads: int = 1, mode: str = ""
+) -> SavedModel | OnnxModel:
     """Reads a checkpoint, or an ONNX file, which onnxruntime will compute with so many threads."""
-    return OnnxModel.load(path, threads) if path.suffix == ".onnx" else open_model(path, arch=arch)
+    return OnnxModel.load(path, threads) if path.suffix == ".onnx" else open_model(path, mode, arch)
+
+
+def logits_of(model: SavedModel | OnnxModel, device: str) -> Logits:
+    """Returns what answers a few images, (N, C, H, W) with pixels 0..255: logits (N, classes)."""
+    if isinstance(model, OnnxModel):
+        return model.logits
+    network, normalization = model.build(device), Normalization(model.card.mean, model.card.std)
+
+    def logits(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        with flow.no_grad():  # the copy matters: .numpy() is a view of memory that OneFlow may use again
+            inputs = flow.tensor(normalization.apply(pixels)).to(device)
+            found: npt.NDArray[np.float32] = network(inputs).numpy().copy()
+        return found
+
+    return logits
 
 
 def answer_test_images(

@@ -14,18 +14,18 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from rich.text import Text
 
-from kdtrain.cli.common import open_data, open_model
+from kdtrain.cli.common import Logits, logits_of, open_any_model, open_data
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.output import Output
-from kdtrain.data.datasets import Normalization
 from kdtrain.data.photo_file import open_picture
 from kdtrain.data.picture_input import picture_input
 from kdtrain.data.pictures import to_rgb
 from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.onnx_model import OnnxModel
 from kdtrain.probabilities import probabilities
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
-from kdtrain.runtime import flow, resolve_device
+from kdtrain.runtime import resolve_device
 from kdtrain.store.checkpoint import ModelCard, SavedModel
 from kdtrain.teachers import default_model_path
 
@@ -54,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
             f"`kdtrain fit --mode {options.model_type}`, or name a file with --checkpoint."
         )
     device = resolve_device(options.device)
-    saved = open_model(path, options.model_type, options.arch)
-    questions = _questions(options, saved)
-    model = saved.build(device)
-    answers = [_answer(question, model, saved, options, device) for question in questions]
+    model = open_any_model(path, options.arch, mode=options.model_type)
+    questions = _questions(options, model)
+    ask = logits_of(model, device)
+    answers = [_answer(question, ask, model, options) for question in questions]
     if options.json:
         print(json.dumps(answers, indent=2))
     else:
@@ -77,10 +77,10 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _questions(options: argparse.Namespace, saved: SavedModel) -> list[Question]:
+def _questions(options: argparse.Namespace, model: SavedModel | OnnxModel) -> list[Question]:
     if options.picture_index is None:
-        return [_picture(path, label, saved.card) for path, label in _labelled(options.images)]
-    data = open_data(saved, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
+        return [_picture(path, label, model.card) for path, label in _labelled(options.images)]
+    data = open_data(model, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
     index = options.picture_index
     if not 0 <= index < len(data.test):
         raise UsageError(f"--picture-index {index}: the test set has images 0 to {len(data.test) - 1}.")
@@ -95,17 +95,15 @@ def _picture(path: Path, label: str, card: ModelCard) -> Question:
 
 
 def _answer(
-    question: Question, model: flow.nn.Module, saved: SavedModel, options: argparse.Namespace, device: str
+    question: Question, ask: Logits, model: SavedModel | OnnxModel, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Asks the network, draws the picture, and returns what to print."""
-    card = saved.card
-    inputs = Normalization(card.mean, card.std).apply(question.pixels[np.newaxis])
-    with flow.no_grad():
-        logits = model(flow.tensor(inputs).to(device)).numpy()[0].astype(np.float64)
+    card = model.card
+    logits = ask(question.pixels[np.newaxis])[0].astype(np.float64)
     hard, soft = probabilities(logits, 1.0), probabilities(logits, options.temperature)
     best = int(hard.argmax())
     folder = options.image_save_dir or (None if options.image_save_name else Path("logs/images"))
-    picture = picture_path(folder, options.image_save_name, Path(f"{saved.path.stem}_{question.label}.png"))
+    picture = picture_path(folder, options.image_save_name, Path(f"{model.path.stem}_{question.label}.png"))
     title = f"{question.name}: {card.classes[best]} with {hard[best]:.1%} ({card.mode}, {card.arch})"
     figure = prediction_figure(
         question.pixels, logits, card.classes, options.temperature, title, question.original, question.truth
@@ -118,7 +116,7 @@ def _answer(
         "temperature": options.temperature,
         "probabilities": dict(zip(card.classes, hard.tolist(), strict=True)),
         "softened": dict(zip(card.classes, soft.tolist(), strict=True)),
-        "model": str(saved.path),
+        "model": str(model.path),
         "picture": str(picture),
     }
 

@@ -181,7 +181,11 @@ def _infer(parser: _Parser) -> None:
         help="which of the trained models to ask [student_kd]",
     )
     parser.add_argument(
-        "--checkpoint", "--model-load-dir", type=Path, metavar="FILE", help="ask this model instead"
+        "--checkpoint",
+        "--model-load-dir",
+        type=Path,
+        metavar="FILE",
+        help="ask this model instead: what `eval` takes",
     )
     parser.add_argument(
         "--model-save-dir",

@@ -64,6 +64,21 @@ def test_image_of_the_test_set(
     assert_is_picture(tmp_path / answer["picture"])
 
 
+def test_an_exported_file_answers_as_its_checkpoint(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, photos: Path
+) -> None:
+    checkpoint, data = fitted.model("student"), ("--data-dir", fitted.flags[1])
+    assert call_kdtrain("export", checkpoint, "--output", "net.onnx", *data, cwd=tmp_path).returncode == 0
+    for asked in (("--picture-index", "5"), (photos / "7.png",)):
+        both = [
+            answers(call_kdtrain("infer", *asked, "--checkpoint", model, *data, "--json", cwd=tmp_path))[0]
+            for model in (checkpoint, "net.onnx")
+        ]
+        assert both[1]["model"] == "net.onnx"
+        assert both[1]["probabilities"] == pytest.approx(both[0]["probabilities"], abs=1e-4)
+        assert_is_picture(tmp_path / both[1]["picture"])
+
+
 def test_text_for_people(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
     models = ("--model_save_dir", LOGDIR / "models", "--data-dir", fitted.flags[1])
     picture = f"{LOGDIR}/images/one.png"
