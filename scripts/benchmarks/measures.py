@@ -9,31 +9,22 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pictures
+import trainer_overhead
 from serving import serving
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
-from kdtrain.callback import Callback
-from kdtrain.callbacks import Checkpoint, LearningRateSchedule, Progress, StopOnNonFinite, TensorBoard
-from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, prepare
-from kdtrain.events import EpochEnd
 from kdtrain.fitting import Session
-from kdtrain.models.registry import build_model
 from kdtrain.plan import Plan
 from kdtrain.ranks import Ranks
-from kdtrain.run import Run
-from kdtrain.runtime import clear_wide_registers, flow
 from kdtrain.store.checkpoint import load_model
-from kdtrain.teachers import model_card
-from kdtrain.trainer import Trainer
 
 HERE = Path(__file__).parent
 MNIST = ROOT / "kdtrain" / "data" / "mnist"
@@ -83,16 +74,6 @@ class Bench:
         assert self.peer is not None
         seconds: list[float] = answer([self.peer, HERE / "torch_peer.py", json.dumps(work)])
         return seconds
-
-
-class Stopwatch(Callback):
-    """Keeps the seconds of an epoch's training."""
-
-    seconds = 0.0
-
-    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Notes them."""
-        self.seconds = event.seconds
 
 
 def teacher_epoch(bench: Bench) -> list[Row]:
@@ -172,63 +153,7 @@ def seeds_side_by_side(bench: Bench) -> list[Row]:
 
 def overhead(bench: Bench) -> list[Row]:
     """The Trainer with five callbacks, against a bare loop that makes the same steps."""
-    dataset = load_dataset()
-    card = model_card("student", "student_mlp", dataset)
-
-    def model() -> flow.nn.Module:
-        flow.manual_seed(0)
-        return build_model("student_mlp", dataset.image_shape, dataset.num_classes)
-
-    def bare(data: RunData) -> float:
-        network = model()
-        optimizer = flow.optim.Adam(network.parameters(), lr=3e-3)
-        start = time.perf_counter()
-        network.train()
-        for step, batch in enumerate(data.train.epoch(1)):
-            optimizer.param_groups[0]["lr"] = learning_rate("one_cycle", 3e-3, step, len(data.train))
-            optimizer.zero_grad(set_to_none=True)
-            logits = network(batch.inputs)
-            clear_wide_registers()
-            loss = flow.nn.functional.cross_entropy(logits, batch.targets)
-            loss.backward()
-            clear_wide_registers()
-            optimizer.step()
-        loss.item()
-        return time.perf_counter() - start
-
-    def trainer(data: RunData) -> float:
-        stopwatch = Stopwatch()
-        callbacks = [
-            stopwatch,
-            StopOnNonFinite(),
-            LearningRateSchedule("one_cycle", 3e-3),
-            Checkpoint(card),
-            TensorBoard(),
-            Progress("student"),
-        ]
-        adam = partial(flow.optim.Adam, lr=3e-3)
-        Trainer(model(), adam, callbacks).fit(data.train, data.validation, epochs=1, directory=bench.fresh())
-        return stopwatch.seconds
-
-    def pairs(layout: int, ranks: Ranks) -> tuple[list[float], list[float]]:
-        # Where malloc happens to put the weights makes a loop 2 % faster or slower for as long as the
-        # process lives, so each few pairs have a process of their own, with holes of its own in memory.
-        rng = np.random.default_rng(layout)
-        blocks = [np.empty(size, np.uint8) for size in rng.integers(1, 1 << 13, 400)]
-        rest = [*blocks[::2], np.empty(rng.integers(1, 1 << 20), np.uint8)]
-        del blocks
-        data = _run_data()
-        trainer(data), bare(data)  # warm up
-        measured = side_by_side(lambda: trainer(data), lambda: bare(data), 2)
-        del rest
-        return measured
-
-    jobs = [Job("overhead", partial(pairs, layout)) for layout in range(4 * bench.repeats)]
-    measured = [run_jobs([job])[0] for job in jobs]  # one at a time: nothing else is to run meanwhile
-    ours = [seconds for one, _ in measured for seconds in one]
-    theirs = [seconds for _, other in measured for seconds in other]
-    what = "student, an epoch in the Trainer with five callbacks, evaluation and files not counted"
-    return [ratio_row(what, ours, theirs, 1.02, "a bare loop")]
+    return trainer_overhead.measure(bench.folder, bench.repeats)
 
 
 def loader(bench: Bench) -> list[Row]:
