@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from kdtrain import write_text
@@ -92,12 +92,11 @@ class Experiment:
             entry["class"]: round(entry["images"] * (1 - entry["accuracy_fraction"]))
             for entry in answer["per_class"]
         }
-        seconds = json.loads((run / "result.json").read_text())["seconds"]
         result = {
             "errors": answer["errors"],
             "errors_of_class": wrong,
             "shift": shift,
-            "train_seconds": seconds,
+            "minutes": _minutes(run),
         }
         self.results.setdefault(row, []).append(result)
 
@@ -128,6 +127,13 @@ def _mode(words: Sequence[str]) -> str:
 
 def _best(run: Path) -> Path:
     return run / "checkpoints" / "best.safetensors"
+
+
+def _minutes(run: Path) -> float:
+    """Returns how long a run's epochs take, by the median: some may have been beside other work."""
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds: float = median(epoch["train_seconds"] + epoch["eval_seconds"] for epoch in epochs)
+    return round(seconds * len(epochs) / 60, 2)
 
 
 def _finished(run: Path) -> bool:
@@ -177,7 +183,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
             here += f" ({spread([run['errors_of_class']['3'] for run in runs])})"
         shifts = [run["shift"] for run in runs if run["shift"] is not None]
         bias = f"+{spread(shifts, 2)}" if shifts else ""
-        minutes = "" if shifts else spread([run["train_seconds"] / 60 for run in runs], 1)
+        minutes = "" if shifts else f"{mean(run['minutes'] for run in runs):.1f}"
         lines.append(f"| {name} | {PAPER.get(row, '')} | {here} | {len(runs)} | {bias} | {minutes} |")
     return "\n".join(lines) + "\n"
 
