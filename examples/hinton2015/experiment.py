@@ -143,12 +143,12 @@ def _finished(run: Path) -> bool:
 
 def _relayed(name: str, words: Sequence[str]) -> int:
     """Runs a command of kdtrain's, and tells whose lines are whose; returns its exit code."""
-    print(f"{name}: kdtrain {shlex.join(words)}", file=sys.stderr)
+    sys.stderr.write(f"{name}: kdtrain {shlex.join(words)}\n")  # at once: others write there as well
     command = [sys.executable, "-m", "kdtrain", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            print(f"{name}: {line}", end="", file=sys.stderr)
+            sys.stderr.write(f"{name}: {line}")
     return process.returncode
 
 
