@@ -88,6 +88,17 @@ def assert_bars_are(window: Browser, answer: dict[str, Any]) -> None:
         assert bars(window, column) == [percent(value) for value in found["predictions"][0]["softened"]]
 
 
+def test_a_tap_leaves_a_dot(window: Browser, service: Service) -> None:
+    opened(window, service, 1280)
+    draw(window, [(0.5, 0.5)])
+    opacity = window.run(
+        "const pad = document.querySelector('#pad'); "
+        "return pad.getContext('2d').getImageData(pad.width / 2, pad.height / 2, 1, 1).data[3]"
+    )
+    assert opacity == 255
+    assert window.complaints() == []
+
+
 @pytest.mark.parametrize(("width", "dark", "kind"), [(1280, False, "mouse"), (390, True, "touch")])
 def test_what_is_drawn_is_recognised(
     window: Browser, service: Service, width: int, dark: bool, kind: str

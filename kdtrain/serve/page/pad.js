@@ -126,6 +126,9 @@ export class Pad {
     context.moveTo(...from);
     context.lineTo(...to);
     context.stroke();
+    context.beginPath();
+    context.arc(...to, STROKE / 2, 0, 2 * Math.PI); // a line of no length leaves no dot
+    context.fill();
     this.empty = false;
     this.changed();
   }
