@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,14 +26,11 @@ from kdtrain.teachers import model_card
 from kdtrain.trainer import Trainer
 
 LR = 3e-3
-PAIRS = 2  # in each process, with each loop
-
-Seconds = tuple[list[float], list[float]]
-"""Of the Trainer's epochs, and of the loop's."""
+PAIRS = 2  # in each process
 
 
 def measure(folder: Path, repeats: int) -> list[Row]:
-    """Returns the lines of the table.
+    """Returns the line of the table.
 
     Args:
         folder: for the files that callbacks write.
@@ -43,17 +39,13 @@ def measure(folder: Path, repeats: int) -> list[Row]:
     jobs = [Job("overhead", partial(_pairs, folder, layout)) for layout in range(4 * repeats)]
     measured = [run_jobs([job])[0] for job in jobs]  # one at a time: nothing else is to run meanwhile
     what = "student, an epoch in the Trainer with five callbacks, evaluation and files not counted"
-    names = "a bare loop that clears registers as well", "a bare loop as one would write it"
-    rows = []
-    for name, several in zip(names, zip(*measured, strict=True), strict=True):
-        ours = [seconds for one, _ in several for seconds in one]
-        theirs = [seconds for _, other in several for seconds in other]
-        rows.append(ratio_row(what, ours, theirs, 1.02, name))
-    return rows
+    ours = [seconds for one, _ in measured for seconds in one]
+    theirs = [seconds for _, other in measured for seconds in other]
+    return [ratio_row(what, ours, theirs, 1.02, "a bare loop")]
 
 
-def _pairs(folder: Path, layout: int, ranks: Ranks) -> tuple[Seconds, Seconds]:
-    """Measures against either loop in a process of its own, with holes of its own in its memory.
+def _pairs(folder: Path, layout: int, ranks: Ranks) -> tuple[list[float], list[float]]:
+    """Measures in a process of its own, with holes of its own in its memory.
 
     Where malloc happens to put the weights makes either loop up to 2 % faster or slower for as long as
     the process lives.
@@ -66,11 +58,11 @@ def _pairs(folder: Path, layout: int, ranks: Ranks) -> tuple[Seconds, Seconds]:
     data = prepare(dataset, FitConfig(mode="student"), "student", 0, "cpu")
     card = model_card("student", "student_mlp", dataset)
     trainer = partial(_trainer, card, data, folder / f"layout_{layout}")
-    loops = partial(_bare, card, data, clear_wide_registers), partial(_bare, card, data, lambda: None)
-    trainer(), loops[0]()  # warm up
-    strict, plain = (side_by_side(trainer, loop, PAIRS) for loop in loops)
+    bare = partial(_bare, card, data)
+    trainer(), bare()  # warm up
+    measured = side_by_side(trainer, bare, PAIRS)
     del kept
-    return strict, plain
+    return measured
 
 
 def _model(card: ModelCard) -> flow.nn.Module:
@@ -78,7 +70,7 @@ def _model(card: ModelCard) -> flow.nn.Module:
     return build_model(card.arch, card.image_shape, len(card.classes))
 
 
-def _bare(card: ModelCard, data: RunData, after_products: Callable[[], None]) -> float:
+def _bare(card: ModelCard, data: RunData) -> float:
     """Returns the seconds of an epoch."""
     network = _model(card)
     optimizer = flow.optim.Adam(network.parameters(), lr=LR)
@@ -88,10 +80,10 @@ def _bare(card: ModelCard, data: RunData, after_products: Callable[[], None]) ->
         optimizer.param_groups[0]["lr"] = learning_rate("one_cycle", LR, step, len(data.train))
         optimizer.zero_grad(set_to_none=True)
         logits = network(batch.inputs)
-        after_products()
+        clear_wide_registers()
         loss = flow.nn.functional.cross_entropy(logits, batch.targets)
         loss.backward()
-        after_products()
+        clear_wide_registers()
         optimizer.step()
     loss.item()
     return time.perf_counter() - start
