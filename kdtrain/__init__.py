@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
     from kdtrain.fidelity import Fidelity, measure_fidelity
     from kdtrain.losses.soft_targets import soft_target_loss
-    from kdtrain.models.layers import Conv2d
+    from kdtrain.models.layers import Conv2d, Dropout
     from kdtrain.models.registry import build_model
     from kdtrain.notebook import load_data
     from kdtrain.objective import Objective, Output
@@ -50,6 +50,7 @@ _HOME = {
     "Checkpoint": "kdtrain.callbacks",
     "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
+    "Dropout": "kdtrain.models.layers",
     "EarlyStopping": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.events",
     "EvalEnd": "kdtrain.events",
@@ -94,6 +95,7 @@ __all__ = [
     "Checkpoint",
     "Conv2d",
     "DistillationCallback",
+    "Dropout",
     "EarlyStopping",
     "EpochEnd",
     "EvalEnd",
