@@ -147,8 +147,7 @@ class Trainer:
         losses = run.objective(batch, output, epochs_done)
         losses["total"].backward()
         clear_wide_registers()
-        reported = MappingProxyType({name: loss.detach() for name, loss in losses.items()})
-        of_batch = run.train.ranks.average(run.optimizer, reported, batch)
+        of_batch = run.train.ranks.average(run.optimizer, _detached(losses), batch)
         run.optimizer.step()
         for constraint in run.objective.constraints:
             with flow.no_grad():
@@ -175,6 +174,17 @@ class Trainer:
 def _example(train: Loader) -> flow.Tensor:
     """Returns the first image as a batch, for layers' shapes to be found out with."""
     return flow.tensor(train.inputs[:1]).to(train.device)
+
+
+def _detached(losses: Mapping[str, flow.Tensor]) -> Mapping[str, flow.Tensor]:
+    """Returns the losses as numbers only; where a lone term is the total, one tensor stands for both.
+
+    Between two steps the processor has forgotten how to make a tensor, and each takes its time.
+    """
+    total = losses["total"].detach()
+    return MappingProxyType(
+        {name: total if loss is losses["total"] else loss.detach() for name, loss in losses.items()}
+    )
 
 
 def _stopping(run: Run) -> bool:

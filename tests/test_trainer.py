@@ -255,3 +255,26 @@ def test_the_network_is_in_training_mode_in_steps_and_in_evaluation_mode_in_eval
     fit()
     assert modes == [True] * 4 + [False] * 2
     assert student.training
+
+
+@pytest.mark.parametrize("weight", [None, 0.0, 0.5])
+def test_callbacks_get_every_loss_as_a_number_without_its_graph(fit: Fit, weight: float | None) -> None:
+    """Alone, in a sum, and beside a term that takes no part in it."""
+    rows: list[dict[str, float]] = []
+
+    class Watches(Callback):
+        def configure(self, objective: Objective) -> Objective:
+            return objective if weight is None else objective.add("squares", _squares, weight)
+
+        def on_batch(self, run: Run, event: BatchEnd) -> None:
+            assert not any(loss.requires_grad for loss in event.losses.values())
+            rows.append({name: loss.item() for name, loss in event.losses.items()})
+
+    fit(Watches())
+    for row in rows:
+        assert row["total"] == pytest.approx(row["task"] + (weight or 0.0) * row.get("squares", 0.0))
+    assert len(rows) == 4
+
+
+def _squares(batch: Batch, output: Output) -> flow.Tensor:
+    return (output.logits**2).mean()

@@ -25,7 +25,10 @@ from typing import Any
 from kdtrain import write_text
 from kdtrain.cli import main as kdtrain
 
-TEACHER = shlex.split("--mode teacher --teacher-arch hinton_1200 --epochs 150 --plugin max_norm,limit=3.9")
+TEACHER = shlex.split(
+    "--mode teacher --teacher-arch hinton_1200 --epochs 150"
+    " --plugin dropout,hidden=0.25,inputs=0 --plugin max_norm,limit=1"
+)
 STUDENT = shlex.split("--student-arch hinton_800 --epochs 50")
 DISTILLED = shlex.split("--mode student_kd --temperature 20 --alpha 0.9")
 ALL = shlex.split("--batch-size 256 --lr 0.002")
