@@ -24,6 +24,7 @@ from kdtrain import console
 from kdtrain.errors import KdtrainError, Terminated, describe
 from kdtrain.interrupts import Interrupts, interrupts_as_messages
 from kdtrain.ranks import ForkedRanks, RankLostError, Ranks, shared_memory
+from kdtrain.runtime import subnormals_as_zero
 
 T = TypeVar("T")
 
@@ -182,7 +183,7 @@ def _child(
     os.sched_setaffinity(0, {core})
     console.enter_child(notes=ranks.rank == 0, bars=alone)
     try:
-        with _interrupted_by_parent_only():
+        with _interrupted_by_parent_only(), subnormals_as_zero():
             value = job.work(ranks)
         message = _Message(value if ranks.rank == 0 else None)
     except BaseException as error:
