@@ -53,13 +53,36 @@ def test_as_many_run_at_once_as_there_are_cores_each_on_its_own() -> None:
 
 def test_oneflow_computes_the_same_bits_in_a_child() -> None:
     flow.manual_seed(0)
-    x = flow.randn(64, 100)
+    x = flow.randn(64, 100) / 2  # no probability below 1e-38, which a child takes for 0
 
     def work(ranks: Ranks) -> npt.NDArray[np.float32]:
         probabilities: npt.NDArray[np.float32] = flow.nn.functional.softmax(x @ x.T, dim=1).numpy().copy()
         return probabilities
 
     np.testing.assert_array_equal(run_jobs([Job("softmax", work)])[0], work(Ranks()))
+
+
+def test_a_child_takes_subnormal_numbers_for_0_and_its_parent_does_not() -> None:
+    number = np.full(64, 1e-40, np.float32)
+
+    def work(ranks: Ranks) -> tuple[float, float]:
+        return float((number * np.float32(0.5)).sum()), flow.from_numpy(number.copy()).mul(0.5).sum().item()
+
+    assert run_jobs([Job("halve", work)]) == [(0.0, 0.0)]
+    assert (number * np.float32(0.5)).all()
+
+
+def test_adam_makes_the_same_bits_in_a_child_when_units_die() -> None:
+    def work(ranks: Ranks) -> npt.NDArray[np.float32]:
+        weights = flow.nn.Parameter(flow.ones(4, 4))
+        adam = flow.optim.Adam([weights], lr=0.01)
+        for step in range(1000):  # 0.9 ** 1000 of a gradient is subnormal
+            weights.grad = flow.ones(4, 4) if step < 3 else flow.zeros(4, 4)
+            adam.step()
+        kept: npt.NDArray[np.float32] = weights.numpy().copy()
+        return kept
+
+    assert run_jobs([Job("dead units", work)])[0].tobytes() == work(Ranks()).tobytes()
 
 
 def test_an_error_reaches_the_parent_as_it_was_with_its_traceback() -> None:
