@@ -15,7 +15,7 @@ from kdtrain.children import Job
 from kdtrain.choosing import Chosen, choose_settings
 from kdtrain.console import note
 from kdtrain.fidelity import measure_fidelity
-from kdtrain.fitting import Session, resumable
+from kdtrain.fitting import Session
 from kdtrain.grid import Settings, settings_text
 from kdtrain.modes import COMPARE, LABEL_SMOOTHING
 from kdtrain.plan import Plan
@@ -27,7 +27,7 @@ from kdtrain.report.style import save_figure
 from kdtrain.results import Trained, file_fidelity
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel, save_tensors
-from kdtrain.store.run_directory import claim_run_directory
+from kdtrain.store.run_directory import run_directory
 from kdtrain.teachers import find_teacher
 
 
@@ -45,10 +45,9 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     given = find_teacher(config, session.dataset) if config.teacher_checkpoint is not None else None
     if given is not None:
         note(f"The teacher is {given.path}.")
-    directory = resume or claim_run_directory(config.logdir, "compare")
-    if resume is None:
-        write_text(directory / "config.toml", config.to_toml())
-    with resumable(directory):
+    with run_directory(config.logdir, "compare", resume) as directory:
+        if resume is None:
+            write_text(directory / "config.toml", config.to_toml())
         trained, chosen = _Training(session, directory).run(given)
     comparison = compare(
         _results(trained, directory), {model: found.choice for model, found in chosen.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +39,7 @@ from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 from kdtrain.store.resume import load_state
-from kdtrain.store.run_directory import claim_run_directory
+from kdtrain.store.run_directory import run_directory
 from kdtrain.teachers import default_model_path, find_teacher, model_card, networks_to_train
 from kdtrain.trainer import Trainer
 
@@ -97,8 +96,7 @@ class Session:
         teacher = self._teacher_for_student() if MODES[mode].has_teacher else None
         if teacher is not None:
             self.prepare_soft_labels({seed: teacher})
-        directory = resume or claim_run_directory(self.config.logdir, mode)
-        with resumable(directory):
+        with run_directory(self.config.logdir, mode, resume) as directory:
             if self.config.is_chain and teacher is not None:
                 return run_chain(self, directory, teacher)
             return self.run([self.training(Plan(mode, seed, directory, teacher))])[0]
@@ -216,8 +214,7 @@ class Session:
             note(f"The teacher is {teacher.path}.")
             return teacher
         note(f"There is no teacher in {self.config.models} yet: training one first.")
-        directory = claim_run_directory(self.config.logdir, "teacher")
-        with resumable(directory):
+        with run_directory(self.config.logdir, "teacher") as directory:
             return self.run([self.training(Plan("teacher", self.config.seed, directory))])[0].saved
 
     def _cores(self, arch: str, trained: bool = False) -> int:
@@ -236,16 +233,6 @@ class Session:
         sizes = (self.config.batch_size, self.config.limit_train, validation)
         images = min(size for size in (*sizes, len(self.dataset.test)) if size)
         return max(1, min(len(available_cores()), _MOST_CORES, images // _FEWEST_IMAGES))
-
-
-@contextlib.contextmanager
-def resumable(directory: Path) -> Iterator[None]:
-    """Adds to an interruption how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        error.args = (f"Go on with: kdtrain fit --resume {shlex.quote(str(directory))}",)
-        raise
 
 
 @contextlib.contextmanager

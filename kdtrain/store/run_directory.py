@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shlex
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import KdtrainError, UsageError
+
+
+@contextlib.contextmanager
+def run_directory(logdir: Path, mode: str, resume: Path | None = None) -> Iterator[Path]:
+    """Yields where a run's files go: to a directory of its own, or that of the run to go on with.
+
+    An interruption is told how to go on. Settings that are refused leave no directory behind, which
+    would be taken for the mode's latest run.
+
+    Raises:
+        KdtrainError: the directory cannot be made.
+    """
+    directory = resume or claim_run_directory(logdir, mode)
+    try:
+        yield directory
+    except KeyboardInterrupt as error:
+        error.args = (f"Go on with: kdtrain fit --resume {shlex.quote(str(directory))}",)
+        raise
+    except KdtrainError as error:
+        refused = error.exit_code == UsageError.exit_code  # a callback's comes as a CallbackError
+        if refused and resume is None and not any(directory.rglob("metrics.jsonl")):
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def claim_run_directory(logdir: Path, mode: str) -> Path:

@@ -159,6 +159,16 @@ class Clumsy(Callback):
         assert (run / "checkpoints/best.safetensors").exists()  # of the first epoch
 
 
+def test_plugin_that_refuses_the_network_leaves_no_run(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    """Else ``--resume`` would go on with that one, for ever."""
+    words = ("fit", "--mode", "student", *fitted.flags, "--plugin", "dropout")
+    finished = call_kdtrain(*words, cwd=tmp_path)
+    assert_explained(finished, 2, "--plugin dropout: the network has no dropout layer")
+    assert not files_in(tmp_path)
+
+
 def test_debug_shows_the_traceback(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from elsewhere import Callback")
     words = ("fit", "--mode", "student", *fitted.flags, "--plugin", "mine.py:Mine")

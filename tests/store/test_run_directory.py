@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.errors import KdtrainError
-from kdtrain.store.run_directory import claim_run_directory
+from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.store.run_directory import claim_run_directory, run_directory
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,3 +85,22 @@ def test_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
         claim_run_directory(tmp_path, "student")
     assert str(caught.value) == f"cannot make a run directory in {tmp_path / 'student'}: File exists."
     assert (tmp_path / "student").read_text() == "a file"
+
+
+def fail(logdir: Path, error: KdtrainError, file: str, resume: Path | None = None) -> Path:
+    """Lets a run write a file and end with an error; returns its directory."""
+    with contextlib.suppress(KdtrainError), run_directory(logdir, "student", resume) as directory:
+        (directory / file).parent.mkdir(parents=True, exist_ok=True)
+        (directory / file).touch()
+        raise error
+    return directory
+
+
+def test_only_settings_that_are_refused_before_any_training_leave_no_directory(tmp_path: Path) -> None:
+    refusal = UsageError("there is no such layer")
+    assert not fail(tmp_path, refusal, "config.toml").exists()
+    assert (fail(tmp_path, refusal, "seed_0/teacher/metrics.jsonl") / "seed_0/teacher/metrics.jsonl").exists()
+    assert (fail(tmp_path, KdtrainError("the disk is full"), "config.toml") / "config.toml").exists()
+    begun = claim_run_directory(tmp_path, "student")
+    assert fail(tmp_path, refusal, "config.toml", resume=begun) == begun
+    assert (begun / "config.toml").exists()
