@@ -37,6 +37,7 @@ __all__ = [
     "derive_seed",
     "flow",
     "import_oneflow",
+    "kernels_chosen",
     "prepare_environment",
     "processor_flags",
     "resolve_device",
@@ -97,13 +98,28 @@ def import_oneflow() -> ModuleType:
 
 def prepare_environment() -> None:
     """Sets the variables that oneflow reads while it is imported, where the user has not set them."""
-    if "OPENBLAS_CORETYPE" not in os.environ and {"avx2", "fma"} <= processor_flags():
-        # The bundled OpenBLAS does not know recent AMD processors and falls back to SSE kernels.
-        os.environ["OPENBLAS_CORETYPE"] = "Haswell"
     os.environ.setdefault("GLOG_minloglevel", "3")  # fatal only: no word about absent CUDA drivers
     # Each distinct scalar attribute (a learning rate, say) is cached for good: bound that.
     os.environ.setdefault("ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE", "1000")
     _keep_freed_memory()
+
+
+@contextlib.contextmanager
+def kernels_chosen() -> Iterator[None]:
+    """Has oneflow's OpenBLAS, if it is loaded meanwhile, use AVX2, unless the user has chosen otherwise.
+
+    It does not know recent AMD processors and would fall back to SSE. Other libraries, and the
+    processes that this one starts, do know, so they do not get to see the variable.
+    """
+    name = "OPENBLAS_CORETYPE"
+    if name in os.environ or not {"avx2", "fma"} <= processor_flags():
+        yield
+        return
+    os.environ[name] = "Haswell"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def _keep_freed_memory() -> None:
@@ -192,7 +208,8 @@ def _load_library() -> None:
     spec = importlib.util.find_spec("oneflow")
     folders = spec.submodule_search_locations if spec is not None else None
     for library in (path for folder in folders or () for path in Path(folder).glob("_oneflow_internal*.so")):
-        ctypes.CDLL(str(library))
+        with kernels_chosen():
+            ctypes.CDLL(str(library))
     take_interrupts_back()
 
 

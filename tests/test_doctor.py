@@ -74,7 +74,9 @@ def test_a_whole_installation_is_good_line_by_line(whole: Path) -> None:
     assert [line for line in lines.values() if line.startswith("BAD")] == []
     assert code == 0
     assert lines["numpy"].endswith("1.23.5")
-    assert lines["BLAS kernel"] == "good  BLAS kernel: Haswell (OPENBLAS_CORETYPE=Haswell)"
+    assert lines["BLAS kernel"] == (
+        "good  BLAS kernel: Haswell, for convolutions Haswell (OPENBLAS_CORETYPE=Haswell)"
+    )
     assert "t10k-labels-idx1-ubyte" in lines
     assert {"python", "device", "free disk", "available memory", "terminal"} <= lines.keys()
 

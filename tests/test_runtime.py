@@ -60,11 +60,22 @@ def test_when_the_import_fails_the_reason_is_shown(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_environment_is_prepared_before_and_a_users_value_is_kept(tmp_path: Path) -> None:
-    code = "import os; from kdtrain.runtime import flow; print(os.environ.get('OPENBLAS_CORETYPE'))"
-    expected = "Haswell" if {"avx2", "fma"} <= processor_flags() else "None"
-    assert _python(code, tmp_path).stdout.strip() == expected
-    assert _python(code, tmp_path, OPENBLAS_CORETYPE="Sandybridge").stdout.strip() == "Sandybridge"
+def test_oneflow_gets_fast_kernels_and_a_users_choice_is_kept(tmp_path: Path) -> None:
+    """Which kernels its OpenBLAS has taken is what its pointer ``gotoblas`` points at."""
+    code = """
+import ctypes, os
+from kdtrain.runtime import flow
+flow.zeros(1)
+(path,) = {line.split()[-1] for line in open("/proc/self/maps") if "/liboneflow-" in line}
+library = ctypes.CDLL(path)
+taken = ctypes.c_void_p.in_dll(library, "gotoblas").value
+kernels = ("HASWELL", "SANDYBRIDGE", "PRESCOTT")
+address = lambda name: ctypes.addressof(ctypes.c_char.in_dll(library, "gotoblas_" + name))
+print(*(name for name in kernels if address(name) == taken), os.environ.get("OPENBLAS_CORETYPE"))
+"""
+    if {"avx2", "fma"} <= processor_flags():
+        assert _python(code, tmp_path).stdout == "HASWELL None\n"
+    assert _python(code, tmp_path, OPENBLAS_CORETYPE="Sandybridge").stdout == "SANDYBRIDGE Sandybridge\n"
 
 
 def test_oneflows_cache_of_scalars_is_bounded(tmp_path: Path) -> None:

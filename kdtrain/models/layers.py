@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
+from kdtrain.blas import accumulate
 from kdtrain.errors import UsageError
 from kdtrain.runtime import clear_wide_registers, flow
 
@@ -15,36 +18,28 @@ F = flow.nn.functional
 
 Array = npt.NDArray[np.floating[Any]]
 
-_MOST_COLUMNS = 1 << 25  # numbers, 128 MiB: what a convolution keeps for its backward pass
+_FEWEST_LINES = 16  # of a matrix, for its products to be fast
 
 
 class Conv2d(flow.nn.Conv2d):
     """OneFlow's convolution, with the same parameters and numbers, made fast for the CPU.
 
     OneFlow's own collects the pixels under the kernel one by one, in the backward pass once more,
-    and adds its bias in a reference loop that takes longer than all the rest. Only where an image has
-    fewer places than channels come out is its way the faster one, and one with less memory: ours
-    multiplies each image by itself, and has a gradient of all the weights for each.
+    and adds its bias in a reference loop that takes longer than all the rest.
     """
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the convolved images, (N, C, H, W) to (N, C', H', W')."""
         if not _in_numpy(x):
             return super().forward(x)
-        bias = flow.zeros(self.out_channels) if self.bias is None else self.bias
-        if self.groups == 1 and set(self.stride) == {1} and set(self.dilation) == {1} and self._suits(x):
+        bias = flow.zeros(self.out_channels, dtype=x.dtype) if self.bias is None else self.bias
+        if self.groups == 1 and set(self.stride) == {1} and set(self.dilation) == {1}:
             down, right = self.padding
             if down or right:
                 x = F.pad(x, (right, right, down, down))
             return _Convolution().apply(x, self.weight, bias)
         y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
         return y + bias.reshape(1, -1, 1, 1)
-
-    def _suits(self, x: flow.Tensor) -> bool:
-        sizes = zip(x.shape[2:], self.padding, self.kernel_size, strict=True)
-        places: int = math.prod(int(size) + 2 * margin - kernel + 1 for size, margin, kernel in sizes)
-        channels: int = self.out_channels
-        return places >= channels
 
 
 def _in_numpy(x: flow.Tensor) -> bool:
@@ -81,72 +76,86 @@ class _Operation:
 
 
 class _Convolution(_Operation):
-    """A convolution as one matrix product per image.
+    """A convolution as a few matrix products per image, added up where the result is to be.
 
-    The matrix of an image has a row for each place of the kernel and channel, and one for the bias.
-    Where those of a batch would be too large, a few images at a time are worked on, and their
-    matrices are made once more in the backward pass.
+    For each column of the kernel, the pixels that it passes over are copied into a band. What one row
+    of the kernel sees is then a part of the band in one piece, and the next row's begins one row of
+    pixels later: no pixel is copied once more for each row of the kernel. All this happens within the
+    core's own cache, image by image, and is done again in the backward pass rather than kept.
     """
 
     def forward(self, x: flow.Tensor, weight: flow.Tensor, bias: flow.Tensor) -> flow.Tensor:
         """Returns images (N, C', H', W') of ``x`` (N, C, H, W) and ``weight`` (C', C, kh, kw)."""
-        channels, _, *kernel = weight.shape
-        self.x, self.filters, self.image_wanted = x.detach(), weight.shape, x.requires_grad
-        height, width = x.shape[2] - kernel[0] + 1, x.shape[3] - kernel[1] + 1
-        rows = weight.permute(0, 2, 3, 1).reshape(channels, -1)
-        self.matrix = flow.cat([rows, bias.reshape(-1, 1)], dim=1)
-        at_once = max(1, _MOST_COLUMNS // (self.matrix.shape[1] * height * width))
-        self.pieces = [slice(start, start + at_once) for start in range(0, len(x), at_once)]
-        if len(self.pieces) == 1:
-            self.columns = flow.from_numpy(_columns(x.numpy(), *kernel))
-            y = flow.matmul(self.matrix, self.columns)
-        else:
-            y = flow.from_numpy(
-                np.concatenate(
-                    [flow.matmul(self.matrix, self._columns_of(piece)).numpy() for piece in self.pieces]
-                )
-            )
+        self.x, self.image_wanted = x.detach(), x.requires_grad
+        self.bands = _Bands(x.shape[1:], weight.shape[2:])
+        self.filters = self.bands.filters(weight.numpy())
+        y = np.empty((len(x), len(weight), *self.bands.out_shape), self.filters.dtype)
+        y[:] = bias.numpy()[:, None, None]
+        band, seen = self.bands.empty(y.dtype)
+        for pixels, result in zip(self.bands.over(x.numpy()), y, strict=True):
+            band[:] = pixels
+            accumulate(self.filters, seen, result.reshape(len(result), -1))
         clear_wide_registers()
-        return y.reshape(len(x), channels, height, width)
+        return flow.from_numpy(y)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, flow.Tensor, flow.Tensor]:
         """Returns the gradients of images, weight and bias for that of the output."""
-        out_channels, in_channels, *kernel = self.filters
-        count, _, height, width = dy.shape
-        dy = dy.reshape(count, out_channels, height * width)
-        dmatrix = np.zeros(self.matrix.shape, self.x.numpy().dtype)
-        dx = np.zeros(self.x.shape, dmatrix.dtype) if self.image_wanted else None
-        filters = self.matrix[:, :-1].T.contiguous() if self.image_wanted else None
-        for piece in self.pieces:
-            # matmul would transpose its second factor first: slow
-            products = flow._C.batch_matmul(dy[piece], self._columns_of(piece), False, True)
-            dmatrix += products.sum(0).numpy()
-            if dx is None:
-                continue
-            dcolumns = flow.matmul(filters, dy[piece]).numpy()
-            dcolumns = dcolumns.reshape(-1, *kernel, in_channels, height, width)
-            for i, j in np.ndindex(*kernel):
-                dx[piece, :, i : i + height, j : j + width] += dcolumns[:, i, j]
-        dweight = dmatrix[:, :-1].reshape(out_channels, *kernel, in_channels).transpose(0, 3, 1, 2)
-        gradients = (np.ascontiguousarray(array) for array in (dweight, dmatrix[:, -1]))
-        return (None if dx is None else flow.from_numpy(dx), *map(flow.from_numpy, gradients))
-
-    def _columns_of(self, piece: slice) -> flow.Tensor:
-        if len(self.pieces) == 1:
-            return self.columns
-        return flow.from_numpy(_columns(self.x.numpy()[piece], *self.filters[2:]))
+        x, gradients = self.x.numpy(), np.ascontiguousarray(dy.numpy())
+        gradients = gradients.reshape(*gradients.shape[:2], -1)
+        dx, dfilters = np.zeros(x.shape, x.dtype), np.zeros_like(self.filters)
+        (band, seen), (dband, dseen) = self.bands.empty(x.dtype), self.bands.empty(x.dtype)
+        for pixels, dpixels, gradient in zip(self.bands.over(x), self.bands.over(dx), gradients, strict=True):
+            band[:] = pixels
+            accumulate(gradient, seen.transpose(0, 2, 1), dfilters)
+            if self.image_wanted:
+                dband[:] = 0
+                accumulate(self.filters.transpose(0, 2, 1), gradient, dseen)
+                for place in np.ndindex(band.shape[:2]):  # one after another: their pixels overlap
+                    dpixels[place] += dband[place]
+        clear_wide_registers()
+        dweight, dbias = self.bands.weight(dfilters), gradients.sum((0, 2))
+        return flow.from_numpy(dx) if self.image_wanted else None, *map(flow.from_numpy, (dweight, dbias))
 
 
-def _columns(x: Array, *kernel: int) -> Array:
-    """Returns for each place of the kernel the pixels under it, and a 1: (N, kh * kw * C + 1, H' * W')."""
-    count, channels, height, width = x.shape
-    height, width = height - kernel[0] + 1, width - kernel[1] + 1
-    columns = np.empty((count, math.prod(kernel) * channels + 1, height, width), x.dtype)
-    for place, (i, j) in enumerate(np.ndindex(*kernel)):
-        rows = slice(place * channels, (place + 1) * channels)
-        columns[:, rows] = x[:, :, i : i + height, j : j + width]
-    columns[:, -1] = 1
-    return columns.reshape(count, -1, height * width)
+class _Bands:
+    """Where the pixels of an image go that a kernel passes over.
+
+    A band has R = I * J * C lines: for each of the kernel's J columns, each of the C channels, and, where
+    those are so few that the products would be slow, each of its I rows. Else I is 1, and the kernel is
+    multiplied row by row, in S = kh steps.
+    """
+
+    def __init__(self, image_shape: Sequence[int], kernel: Sequence[int]) -> None:
+        self.channels, height, width = image_shape
+        self.kernel = kernel
+        self.out_shape = height - kernel[0] + 1, width - kernel[1] + 1
+        together = kernel[0] if self.channels * kernel[1] < _FEWEST_LINES else 1
+        self.size = height - together + 1, self.out_shape[1]
+        self.shape = together, kernel[1], self.channels, *self.size
+
+    def over(self, images: Array) -> Array:
+        """Returns what goes into the band of each image, as a view of them: (N, I, J, C, H'', W')."""
+        over: Array = sliding_window_view(  # type: ignore[call-overload] # NumPy 1.23 declares one axis only
+            images, self.size, axis=(2, 3), writeable=True
+        )
+        return over.transpose(0, 2, 3, 1, 4, 5)
+
+    def empty(self, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+        """Returns a band (I, J, C, H'', W'), and a view of what the kernel's rows see: (S, R, H' * W')."""
+        band = np.empty(self.shape, dtype)
+        (height, width), lines = self.out_shape, math.prod(self.shape[:3])
+        seen = sliding_window_view(band.reshape(lines, -1), height * width, axis=1, writeable=True)
+        return band, seen[:, ::width].transpose(1, 0, 2)
+
+    def filters(self, weight: Array) -> Array:
+        """Returns weights (C', C, kh, kw) as factors of what the rows see: (S, C', R)."""
+        lines = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1, math.prod(self.shape[:3]))
+        return np.ascontiguousarray(lines.transpose(1, 0, 2))
+
+    def weight(self, filters: Array) -> Array:
+        """Returns the weights of which these are the filters."""
+        lines = filters.transpose(1, 0, 2).reshape(filters.shape[1], *self.kernel, self.channels)
+        return np.ascontiguousarray(lines.transpose(0, 3, 1, 2))
 
 
 def max_pool2d(x: flow.Tensor) -> flow.Tensor:

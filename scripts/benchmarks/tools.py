@@ -84,7 +84,7 @@ def epochs_of(run: Path) -> list[float]:
 
 def answer(command: Sequence[str | Path], **environment: str) -> Any:
     """Runs a program that prints JSON; returns that. What kdtrain has set for oneflow is unset for it."""
-    ours = ("OPENBLAS_CORETYPE", "GLOG_minloglevel", "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE")
+    ours = ("GLOG_minloglevel", "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE")
     finished = subprocess.run(
         [*map(str, command)],
         cwd=ROOT,
