@@ -27,52 +27,81 @@ _PACKAGE = "scipy_openblas32"
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # of CBLAS
 
 
-def accumulate(a: Array, b: Array, out: Array) -> None:
-    """Adds products of matrices to matrices, one after another: ``out[i] += a[i] @ b[i]``.
+class Accumulation:
+    """Adds products of matrices to matrices, one after another: ``out[n, s] += a[n, s] @ b[n, s]``.
 
-    Nothing is copied: in each matrix either the numbers of a row or those of a column must be
-    neighbours in memory; in ``out``, those of a row.
+    Each call does this for one n and every s. Missing axes, and those of length 1, are repeated as NumPy
+    does it; matrices of ``out`` may be one and the same, or overlap. Nothing is copied: in each matrix
+    either the numbers of a row or those of a column must be neighbours in memory; in ``out``, those of
+    a row. The arrays are held, and may change between calls.
 
     Args:
-        a: (S, M, K), all three in float32 or in float64. A matrix without the axis S takes part S times.
-        b: (S, K, N).
-        out: (S, M, N). Its matrices may overlap.
+        a: (N, S, M, K), all three in float32 or in float64.
+        b: (N, S, K, N').
+        out: (N, S, M, N').
 
     Raises:
         ValueError: shapes, types or strides are others.
     """
-    (rows, inner), columns = a.shape[-2:], b.shape[-1]
-    if not (a.dtype == b.dtype == out.dtype and b.shape[-2] == inner and out.shape[-2:] == (rows, columns)):
-        raise ValueError(f"{out.dtype} {out.shape} is no product of {a.dtype} {a.shape}, {b.dtype} {b.shape}")
-    gemm = _gemm(a.dtype.char)
-    count = max(len(stack) if stack.ndim == 3 else 1 for stack in (a, b, out))
-    a_at, a_step, a_order, a_stride = _layout(a, count)
-    b_at, b_step, b_order, b_stride = _layout(b, count)
-    at, step, order, stride = _layout(out, count)
-    if order != _AS_IT_IS or not out.flags.writeable:
-        raise ValueError("the result must be writeable, and have the numbers of a row side by side")
-    for i in range(count):
-        gemm(
-            *(_ROW_MAJOR, a_order, b_order, rows, columns, inner, 1.0, a_at + i * a_step, a_stride),
-            *(b_at + i * b_step, b_stride, 1.0, at + i * step, stride),
-        )
+
+    def __init__(self, a: Array, b: Array, out: Array) -> None:
+        (rows, inner), columns = a.shape[-2:], b.shape[-1]
+        fit = a.dtype == b.dtype == out.dtype and (b.shape[-2], *out.shape[-2:]) == (inner, rows, columns)
+        if not fit or max(array.ndim for array in (a, b, out)) > 4:
+            raise ValueError(
+                f"{out.dtype} {out.shape} is no product of {a.dtype} {a.shape}, {b.dtype} {b.shape}"
+            )
+        self._arrays = a, b, out
+        self._gemm = _gemm(a.dtype.char)
+        self._size = rows, columns, inner
+        self._count, self._steps = np.broadcast_shapes((1, 1), *(array.shape[:-2] for array in self._arrays))
+        self._layouts = [_Layout(array) for array in self._arrays]
+        if self._layouts[2].order != _AS_IT_IS or not out.flags.writeable:
+            raise ValueError("the result must be writeable, and have the numbers of a row side by side")
+
+    def __call__(self, n: int = 0) -> None:
+        """Adds the n-th products.
+
+        Raises:
+            IndexError: there are not so many.
+        """
+        if not 0 <= n < self._count:
+            raise IndexError(f"product {n} of {self._count}")
+        a, b, out = self._layouts
+        a_at, b_at, at = a.start + n * a.outer, b.start + n * b.outer, out.start + n * out.outer
+        for s in range(self._steps):
+            self._gemm(
+                *(_ROW_MAJOR, a.order, b.order, *self._size, 1.0, a_at + s * a.inner, a.line),
+                *(b_at + s * b.inner, b.line, 1.0, at + s * out.inner, out.line),
+            )
 
 
-def _layout(stack: Array, count: int) -> tuple[int, int, int, int]:
-    """Returns address, bytes from one matrix to the next, order, and numbers from one line to the next."""
-    *outer, row, column = stack.strides
-    (rows, columns), size = stack.shape[-2:], stack.itemsize
-    if outer and len(stack) != count:
-        raise ValueError(f"{len(stack)} matrices where there are {count}")
-    # OpenBLAS itself would print a word about a stride that cannot be, and compute nothing. Of a lone
-    # row or column, NumPy gives any stride.
-    if (column == size or columns == 1) and (row >= columns * size or rows == 1):
-        order, line = _AS_IT_IS, max(row, columns * size)
-    elif (row == size or rows == 1) and (column >= rows * size or columns == 1):
-        order, line = _TRANSPOSED, max(column, rows * size)
-    else:
-        raise ValueError(f"neither rows nor columns lie in one piece: strides {stack.strides}")
-    return stack.__array_interface__["data"][0], outer[0] if outer else 0, order, line // size
+class _Layout:
+    """Where the matrices of an array lie.
+
+    Attributes:
+        start: the first one's address.
+        outer: bytes from one to the next along the first axis, 0 where that is repeated.
+        inner: the same along the second.
+        order: which of CBLAS's two it is.
+        line: numbers from one row (or column) to the next.
+    """
+
+    def __init__(self, array: Array) -> None:
+        *outer, row, column = array.strides
+        (rows, columns), size = array.shape[-2:], array.itemsize
+        # OpenBLAS itself would print a word about a stride that cannot be, and compute nothing. Of a
+        # lone row or column, NumPy gives any stride.
+        if (column == size or columns == 1) and (row >= columns * size or rows == 1):
+            self.order, line = _AS_IT_IS, max(row, columns * size)
+        elif (row == size or rows == 1) and (column >= rows * size or columns == 1):
+            self.order, line = _TRANSPOSED, max(column, rows * size)
+        else:
+            raise ValueError(f"neither rows nor columns lie in one piece: strides {array.strides}")
+        self.line = line // size
+        self.start = array.ctypes.data
+        steps = [0 if length == 1 else step for length, step in zip(array.shape[:-2], outer, strict=True)]
+        self.outer, self.inner = [0, 0, *steps][-2:]
 
 
 @functools.cache

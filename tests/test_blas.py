@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain.blas import accumulate, kernel
+from kdtrain.blas import Accumulation, kernel
 from kdtrain.children import Job, run_jobs
 from tests.conftest import ROOT
 
@@ -21,11 +21,11 @@ Array = npt.NDArray[np.float32]
 PRODUCT = """
 import hashlib
 import numpy as np
-from kdtrain.blas import accumulate
+from kdtrain.blas import Accumulation
 random = np.random.default_rng(0)
 a, b = (random.normal(size=(3, 200, 200)).astype(np.float32) for _ in range(2))
 out = np.zeros((3, 200, 200), np.float32)
-accumulate(a, b, out)
+Accumulation(a, b, out)()
 digest = hashlib.sha256(out.tobytes()).hexdigest()
 """
 
@@ -41,34 +41,54 @@ def lay_out(values: npt.NDArray[np.float64], dtype: str, columns_first: bool, ga
     return view.swapaxes(-1, -2) if columns_first else view
 
 
+def axes(random: np.random.Generator, *lengths: int) -> tuple[int, ...]:
+    """The axes ahead of a matrix: all of them, fewer, or some of length 1."""
+    repeated = [length if random.integers(2) else 1 for length in lengths]
+    return tuple(repeated[random.integers(len(lengths) + 1) :])
+
+
 @given(
-    shape=st.tuples(sizes, sizes, sizes, st.integers(1, 4)),
+    shape=st.tuples(sizes, sizes, sizes),
+    counts=st.tuples(st.integers(1, 3), st.integers(1, 4)),
     dtype=st.sampled_from(["float32", "float64"]),
     columns_first=st.tuples(st.booleans(), st.booleans()),
     gap=st.integers(0, 3),
-    stacks=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_products_are_added_to_what_was_there(
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, int, int],
+    counts: tuple[int, int],
     dtype: str,
     columns_first: tuple[bool, bool],
     gap: int,
-    stacks: tuple[bool, bool, bool],
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
-    m, n, k, count = shape
+    m, n, k = shape
     a, b, out = (
-        random.normal(size=(count, *size) if stacked else size).astype(dtype).astype(np.float64)
-        for stacked, size in zip(stacks, ((m, k), (k, n), (m, n)), strict=True)
+        random.normal(size=(*axes(random, *counts), *size)).astype(dtype).astype(np.float64)
+        for size in ((m, k), (k, n), (m, n))
     )
-    steps = count if any(stacks) else 1
-    products = np.broadcast_to(a, (steps, m, k)) @ np.broadcast_to(b, (steps, k, n))
-    expected = out + (products if stacks[2] else products.sum(0))
+    products = a @ b + np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2], out.shape[:-2]), m, n))
+    products = products.reshape((1,) * (4 - products.ndim) + products.shape)
+    expected = out.reshape((1,) * (4 - out.ndim) + out.shape).copy()
+    for axis in (0, 1):
+        if expected.shape[axis] == 1:
+            products = products.sum(axis, keepdims=True)
+    expected += products
+
     result = lay_out(out, dtype, False, gap)
-    accumulate(lay_out(a, dtype, columns_first[0], gap), lay_out(b, dtype, columns_first[1], gap), result)
-    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 if dtype == "float32" else 1e-13)
+    add = Accumulation(
+        lay_out(a, dtype, columns_first[0], gap), lay_out(b, dtype, columns_first[1], gap), result
+    )
+    count = max(array.shape[0] if array.ndim == 4 else 1 for array in (a, b, out))
+    for i in range(count):
+        add(i)
+    with pytest.raises(IndexError):
+        add(count)
+    np.testing.assert_allclose(
+        result, expected.reshape(out.shape), rtol=0, atol=1e-4 if dtype == "float32" else 1e-12
+    )
     whole = result if result.base is None else result.base
     assert np.isnan(whole[..., n:]).all(), "something was written beside the matrices"
 
@@ -76,7 +96,7 @@ def test_products_are_added_to_what_was_there(
 def test_results_may_overlap() -> None:
     line = np.zeros(10, np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(line, 8, writeable=True)[:, None]
-    accumulate(np.ones((3, 1, 1), np.float32), np.ones((1, 8), np.float32), windows)
+    Accumulation(np.ones((3, 1, 1), np.float32), np.ones((1, 8), np.float32), windows)()
     np.testing.assert_array_equal(line, [1, 2, 3, 3, 3, 3, 3, 3, 2, 1])
 
 
@@ -96,6 +116,7 @@ def read_only() -> Array:
         (zeros(2, 3), zeros(4, 4), zeros(2, 4)),
         (zeros(2, 3), zeros(3, 4), zeros(2, 5)),
         (zeros(2, 2, 3), zeros(3, 3, 4), zeros(2, 4)),
+        (zeros(2, 3), zeros(3, 4), zeros(1, 1, 1, 2, 4)),
         (zeros(2, 3), np.zeros((3, 4)), zeros(2, 4)),
         (np.zeros((2, 3), np.float16), np.zeros((3, 4), np.float16), np.zeros((2, 4), np.float16)),
         (zeros(4, 6)[::2, ::2], zeros(3, 4), zeros(2, 4)),
@@ -106,8 +127,8 @@ def read_only() -> Array:
     ],
 )
 def test_what_cannot_be_multiplied_is_an_error(a: Array, b: Array, out: Array) -> None:
-    with pytest.raises(ValueError, match=r"product|matrices|strides|side by side"):
-        accumulate(a, b, out)
+    with pytest.raises(ValueError, match=r"product|broadcast|strides|side by side"):
+        Accumulation(a, b, out)
 
 
 def python(code: str, **variables: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from kdtrain.blas import accumulate
+from kdtrain.blas import Accumulation
 from kdtrain.errors import UsageError
 from kdtrain.runtime import clear_wide_registers, flow
 
@@ -92,28 +92,31 @@ class _Convolution(_Operation):
         y = np.empty((len(x), len(weight), *self.bands.out_shape), self.filters.dtype)
         y[:] = bias.numpy()[:, None, None]
         band, seen = self.bands.empty(y.dtype)
-        for pixels, result in zip(self.bands.over(x.numpy()), y, strict=True):
+        multiply = Accumulation(self.filters, seen, y.reshape(len(x), 1, len(weight), -1))
+        for n, pixels in enumerate(self.bands.over(x.numpy())):
             band[:] = pixels
-            accumulate(self.filters, seen, result.reshape(len(result), -1))
+            multiply(n)
         clear_wide_registers()
         return flow.from_numpy(y)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, flow.Tensor, flow.Tensor]:
         """Returns the gradients of images, weight and bias for that of the output."""
         x, gradients = self.x.numpy(), np.ascontiguousarray(dy.numpy())
-        gradients = gradients.reshape(*gradients.shape[:2], -1)
+        gradients = gradients.reshape(len(x), 1, self.filters.shape[1], -1)
         dx, dfilters = np.zeros(x.shape, x.dtype), np.zeros_like(self.filters)
         (band, seen), (dband, dseen) = self.bands.empty(x.dtype), self.bands.empty(x.dtype)
-        for pixels, dpixels, gradient in zip(self.bands.over(x), self.bands.over(dx), gradients, strict=True):
+        for_filters = Accumulation(gradients, seen.transpose(0, 2, 1), dfilters)
+        for_image = Accumulation(self.filters.transpose(0, 2, 1), gradients, dseen)
+        for n, (pixels, dpixels) in enumerate(zip(self.bands.over(x), self.bands.over(dx), strict=True)):
             band[:] = pixels
-            accumulate(gradient, seen.transpose(0, 2, 1), dfilters)
+            for_filters(n)
             if self.image_wanted:
                 dband[:] = 0
-                accumulate(self.filters.transpose(0, 2, 1), gradient, dseen)
+                for_image(n)
                 for place in np.ndindex(band.shape[:2]):  # one after another: their pixels overlap
                     dpixels[place] += dband[place]
         clear_wide_registers()
-        dweight, dbias = self.bands.weight(dfilters), gradients.sum((0, 2))
+        dweight, dbias = self.bands.weight(dfilters), gradients.sum((0, 1, 3))
         return flow.from_numpy(dx) if self.image_wanted else None, *map(flow.from_numpy, (dweight, dbias))
 
 
