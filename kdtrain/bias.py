@@ -33,12 +33,13 @@ def shift_by_teacher(student: Logits, teacher: Logits, classes: Sequence[int]) -
         teacher: its logits for the same images.
         classes: positions of those whose biases are to be raised.
     """
-    expected = float(expit(_odds(teacher, classes)).mean())
-    odds = _odds(student, classes)
-    low, high = (float(logit(expected) - bound) for bound in (odds.max(), odds.min()))
-    if low == high:
-        return low
-    return float(brentq(lambda shift: expit(odds + shift).mean() - expected, low, high))
+    theirs, ours = _odds(teacher, classes), _odds(student, classes)
+    # Of a probability near 1 the last digits are lost, of that of all other classes they are not.
+    sign = -1 if expit(theirs).mean() > 0.5 else 1
+    theirs, ours = sign * theirs, sign * ours
+    expected = expit(theirs).mean()
+    low, high = (float(logit(expected) - bound) for bound in (ours.max(), ours.min()))
+    return sign * float(brentq(lambda shift: expit(ours + shift).mean() - expected, low - 1, high + 1))
 
 
 def shift_by_labels(logits: Logits, labels: npt.NDArray[np.int64], classes: Sequence[int]) -> float:

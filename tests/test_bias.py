@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdtrain import KdtrainError, flow
@@ -61,8 +61,19 @@ def test_the_student_comes_to_expect_the_classes_as_often_as_the_teacher(
     shift = shift_by_teacher(logits, teacher, chosen)
     expected = mean_probability(teacher, chosen)
     assert mean_probability(raised(logits, chosen, shift), chosen) == pytest.approx(expected, rel=1e-6)
+    others = [i for i in range(classes) if i not in chosen]
+    p, q = (np.array([mean_probability(image[None], side) for image in logits]) for side in (chosen, others))
+    # With some images certain and all others certainly not, every shift in between gives the same mean.
+    assume((p * q).mean() > 1e-8 * min(p.mean(), q.mean()))
     back = shift_by_teacher(raised(logits, chosen, -3.5), logits, chosen)
     assert back == pytest.approx(3.5, abs=1e-6), "what was taken away from the biases is found again"
+
+
+@pytest.mark.parametrize("odds", [-60.0, -32.0, 0.0, 32.0, 60.0])
+def test_a_teacher_without_a_doubt_is_followed_as_closely(odds: float) -> None:
+    """In float64 a probability with odds of e^60 is 1."""
+    student = np.array([[0.0, 1.5], [0.0, 1.5]])
+    assert shift_by_teacher(student, np.array([[0.0, odds], [0.0, odds]]), [1]) == pytest.approx(odds - 1.5)
 
 
 @settings(max_examples=100, deadline=None)
