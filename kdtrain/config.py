@@ -57,7 +57,7 @@ class FitConfig:
 
     mode: str = setting("compare", "what to train", choices=MODES, also=("--model-type",))
     epochs: int | None = setting(
-        None, "epochs for every network [4 for the teacher, 60 for students]", check=AT_LEAST_ONE
+        None, "epochs for every network [3 for the teacher, 60 for students]", check=AT_LEAST_ONE
     )
     teacher_epochs: int | None = setting(None, "epochs for the teacher alone", check=AT_LEAST_ONE)
     batch_size: int = setting(128, "images in a training step", check=AT_LEAST_ONE)
@@ -205,7 +205,7 @@ class FitConfig:
     def epochs_for(self, network: str) -> int:
         """Returns how many epochs the ``teacher`` or the ``student`` is trained for."""
         if network == "teacher":
-            return self.teacher_epochs or self.epochs or 4
+            return self.teacher_epochs or self.epochs or 3
         return self.epochs or 60
 
     def augment_for(self, network: str) -> str:

@@ -132,7 +132,7 @@ def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:
         FitConfig(mode="student_kd", optimizer="adadelta", logdir=Path("elsewhere")).to_toml()
     )
     assert values["epochs"] == 60
-    assert values["teacher_epochs"] == 4
+    assert values["teacher_epochs"] == 3
     assert values["lr"] == 1.0
 
 
@@ -148,7 +148,7 @@ def test_defaults() -> None:
     config = from_words()
     assert config == FitConfig()
     assert (config.mode, config.temperature, config.alpha, config.batch_size) == ("compare", 4.0, 0.9, 128)
-    assert (config.epochs_for("teacher"), config.epochs_for("student")) == (4, 60)
+    assert (config.epochs_for("teacher"), config.epochs_for("student")) == (3, 60)
     assert (config.logdir, config.models) == (Path("logs"), Path("logs/models"))
     assert {name: from_words("--optimizer", name).peak_lr for name in OPTIMIZERS} == {
         "adam": 3e-3,
