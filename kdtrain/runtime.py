@@ -139,7 +139,7 @@ def clear_wide_registers() -> None:
 
     OpenBLAS's AVX kernels return without clearing the upper halves of the registers they used. Until
     someone does, each scalar instruction has to keep those halves and waits for the one before:
-    optimizers, dropout and additions take 2 to 4 times as long. NumPy's addition clears them.
+    optimizers and additions take 2 to 4 times as long. NumPy's addition clears them.
     """
     np.add(_A_REGISTER, _A_REGISTER, out=_ITS_SUM)
 

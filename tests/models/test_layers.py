@@ -226,6 +226,14 @@ def test_dropout_drops_its_fraction_and_scales_the_rest(rate: float) -> None:
     np.testing.assert_array_equal(inputs.grad.numpy(), values)  # the gradient passes where the value did
 
 
+def test_dropout_of_everything_leaves_nothing() -> None:
+    inputs = flow.ones(3, 4, requires_grad=True)
+    output = Dropout(1.0)(inputs)
+    output.sum().backward()
+    assert not output.numpy().any()
+    assert not inputs.grad.numpy().any()
+
+
 def test_dropout_changes_nothing_where_it_should_not() -> None:
     inputs = flow.tensor(np.random.default_rng(0).normal(size=(7, 9)).astype(np.float32))
     for layer in (Dropout(0.5).eval(), Dropout(0.0)):
