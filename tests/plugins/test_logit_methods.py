@@ -216,6 +216,7 @@ METHODS: dict[str, tuple[NeedsTeacher, float]] = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_takes_the_place_of_the_soft_targets_and_leaves_the_teacher_alone(name: str) -> None:
     plugin, weight = METHODS[name]
+    flow.manual_seed(0)  # a class of nearly constant probability would cost DIST a few 1e-6
     student, teacher = Convolutional(2), Convolutional(4)
     objective = plugin.configure(objective_for(student, teacher))
     assert list(objective.terms) == ["task", name]
