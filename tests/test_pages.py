@@ -15,7 +15,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 OWN_TESTS = {"writing-a-plugin.md", "models.md", "data.md", "tutorial.md", "serving.md"}
 """Pages whose blocks build on each other more than this test can follow."""
 
-TINY = ("--limit-train", "2560", "--val-size", "256", "--epochs", "2")
+TINY = ("--limit-train", "1024", "--val-size", "256", "--epochs", "1")
 
 
 def name_of(page: Path) -> str:
