@@ -6,33 +6,31 @@ operation runs in the calling thread. ``docs/oneflow.md`` has the figures.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import multiprocessing
 import os
 import pickle
 import signal
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Generic, TypeVar
 
 from kdtrain import console
-from kdtrain.errors import KdtrainError, Terminated, describe
+from kdtrain.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
+from kdtrain.errors import KdtrainError
 from kdtrain.interrupts import Interrupts, interrupts_as_messages
 from kdtrain.ranks import ForkedRanks, RankLostError, Ranks, shared_memory
-from kdtrain.runtime import subnormals_as_zero
+from kdtrain.watchdog import StackFile, StallWatch, location
 
 T = TypeVar("T")
 
+STALL_TIMEOUT = 300.0
+"""Seconds without any CPU time after which a job's processes are ended."""
+
 _FORK = multiprocessing.get_context("fork")
-_PATIENCE = 30.0  # seconds that an interrupted child has to close its files
-_INTERRUPT = signal.SIGUSR1  # how the parent passes on Ctrl-C
-_FROM_PARENT = (_INTERRUPT, signal.SIGTERM)
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+_PATIENCE = 4.0  # seconds that interrupted children have to close their files: Ctrl-C ends a fit in 5
 
 
 @dataclass(frozen=True)
@@ -56,26 +54,35 @@ def available_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def run_jobs(jobs: Sequence[Job[T]]) -> list[T]:
+def run_jobs(jobs: Sequence[Job[T]], stall_timeout: float = STALL_TIMEOUT) -> list[T]:
     """Runs every job, as many side by side as there are cores; returns their results in order.
 
+    Args:
+        jobs: what to run.
+        stall_timeout: seconds. A job is ended when all its processes, and all that they have started, use
+            no CPU time for so long. A process that waits for another one of its job is no stall while
+            that one computes. 0 turns this off.
+
     Raises:
-        KdtrainError: a child was killed.
+        KdtrainError: a child was killed, or a job was stalled; the text names the line where it stood.
         BaseException: whatever a job raised. The other jobs have been interrupted by then, and have
             ended.
     """
     with interrupts_as_messages() as interrupts:
         running: list[_Child] = []
         try:
-            return _run(jobs, running, interrupts)
+            return _run(jobs, running, interrupts, stall_timeout)
         except BaseException as error:
             _stop(running, error, interrupts)
             raise
 
 
-def _run(jobs: Sequence[Job[T]], running: list[_Child], interrupts: Interrupts) -> list[T]:
+def _run(
+    jobs: Sequence[Job[T]], running: list[_Child], interrupts: Interrupts, stall_timeout: float
+) -> list[T]:
     """Runs the jobs; ``running`` always tells which children there are."""
     waiting = list(enumerate(jobs))
+    watch = StallWatch(stall_timeout)
     free = available_cores()
     results: dict[int, T] = {}
     while waiting or running:
@@ -84,14 +91,15 @@ def _run(jobs: Sequence[Job[T]], running: list[_Child], interrupts: Interrupts) 
             cores, free = free[: job.cores], free[job.cores :]
             alone = not running and not (waiting and free)
             _start(index, job, cores, alone, running)
-        for child in _wait_for_any(running, interrupts):
+        for child in _wait_for_any(running, interrupts, watch.interval):
             message = child.receive()
             running.remove(child)
             free = sorted([*free, child.core])
             if message.error is not None:
-                raise message.error from _ChildError(message.trace)
+                raise message.error from ChildError(message.trace)
             if child.rank == 0:
                 results[child.index] = message.value
+        _check_progress(running, watch)
     return [results[index] for index in range(len(jobs))]
 
 
@@ -110,19 +118,6 @@ def _wait_for_any(
     return [child for child in running if child.messages in ready]
 
 
-class _ChildError(Exception):
-    """Where an exception was raised in a child, for --debug to show."""
-
-
-@dataclass(frozen=True)
-class _Message:
-    """What a child sends in the end: a value, or an error and its traceback."""
-
-    value: Any = None
-    error: BaseException | None = None
-    trace: str = ""
-
-
 @dataclass(frozen=True)
 class _Child:
     """A process under way: rank ``rank`` of job number ``index``."""
@@ -133,120 +128,104 @@ class _Child:
     core: int
     process: BaseProcess
     messages: Connection
+    stack: StackFile
 
-    def receive(self) -> _Message:
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        assert self.process.pid is not None, "a child is started before it is noted"
+        return self.process.pid
+
+    def receive(self) -> Message:
         """Waits for the child's end; returns what it has sent, or what has ended it."""
         try:
-            message: _Message = pickle.loads(self.messages.recv_bytes())
+            message: Message = pickle.loads(self.messages.recv_bytes())
         except EOFError:
             self.process.join()
-            message = _Message(error=KdtrainError(f"{self.name}: its process was ended by {self._cause()}."))
+            message = Message(error=KdtrainError(f"{self.name}: its process was ended by {self._cause()}."))
         self.process.join()
         self.messages.close()
+        self.stack.close()
         return message
+
+    def kill(self) -> str:
+        """Ends the child at once; returns where it stood, or an empty text."""
+        where = location(self.stack.ask(self.pid)) if self.process.is_alive() else ""
+        self.process.kill()
+        self.receive()
+        return where
 
     def _cause(self) -> str:
         code = self.process.exitcode or 0
         if code >= 0:
             return f"exit code {code}"
-        hint = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
+        where = location(self.stack.stack())  # empty after SIGKILL, which no handler can answer
+        hint = f" at {where}" if where else ""
+        hint = ", perhaps because memory ran out" if code == -signal.SIGKILL else hint
         return f"signal {signal.Signals(-code).name}{hint}"
+
+
+def _check_progress(running: Sequence[_Child], watch: StallWatch) -> None:
+    """Raises KdtrainError if a job is stalled; the text names the line where it stood."""
+    jobs: dict[int, list[_Child]] = {}
+    for child in running:
+        jobs.setdefault(child.index, []).append(child)
+    for index, job in jobs.items():
+        if not watch.is_stalled(index, [child.pid for child in job]):
+            continue
+        stacks = [child.stack.ask(child.pid) for child in job]
+        # Every process stands still; those in ranks.py wait for the one that stands elsewhere.
+        blamed = min(stacks, key=lambda stack: not stack or "kdtrain/ranks.py" in stack.partition("\n")[0])
+        raise KdtrainError(
+            f"{job[0].name} has used no CPU time for {watch.timeout:g} s and was ended. It stood at "
+            f"{location(blamed) or 'an unknown place'}. "
+            "`kdtrain fit --stall-timeout SECONDS` sets the limit; 0 sets none."
+        ) from ChildError("\n".join(stacks))
 
 
 def _start(index: int, job: Job[T], cores: Sequence[int], alone: bool, running: list[_Child]) -> None:
     """Starts a job's processes, with a pipe between rank 0 and each of the others."""
     pipes = [Pipe() for _ in cores[1:]]
     memory = shared_memory(len(cores))
-    signals = signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_PARENT)  # children unblock them when ready
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_PARENT)  # children unblock them when ready
     for rank, core in enumerate(cores):
         own = [near for near, _ in pipes] if rank == 0 else [pipes[rank - 1][1]]
         ranks = ForkedRanks(rank, len(cores), own, memory) if len(cores) > 1 else Ranks()
         receiver, sender = Pipe(duplex=False)
+        stack = StackFile()
         foreign = [receiver, *(end for pair in pipes for end in pair if end not in own)]
-        process = _FORK.Process(target=_child, args=(job, ranks, core, alone, sender, foreign))
+        process = _FORK.Process(target=run_child, args=(job.work, ranks, core, alone, sender, foreign, stack))
         process.start()
         sender.close()
-        running.append(_Child(index, job.name, rank, core, process, receiver))
+        running.append(_Child(index, job.name, rank, core, process, receiver, stack))
     signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     for pair in pipes:
         for end in pair:
             end.close()
 
 
-def _child(
-    job: Job[T], ranks: Ranks, core: int, alone: bool, messages: Connection, foreign: list[Connection]
-) -> None:
-    """What a child does: the job, and then to send its result or its error."""
-    for end in foreign:
-        end.close()  # a reader sees the end of a pipe once nobody holds the writing side
-    gc.freeze()  # what the parent has loaded is no garbage: looking through it again and again takes time
-    os.sched_setaffinity(0, {core})
-    console.enter_child(notes=ranks.rank == 0, bars=alone)
-    try:
-        with _interrupted_by_parent_only(), subnormals_as_zero():
-            value = job.work(ranks)
-        message = _Message(value if ranks.rank == 0 else None)
-    except BaseException as error:
-        message = _Message(error=_portable(error), trace="".join(traceback.format_exception(error)))
-    with contextlib.suppress(OSError):  # the parent may have gone
-        messages.send_bytes(pickle.dumps(message))
-
-
-@contextlib.contextmanager
-def _interrupted_by_parent_only() -> Iterator[None]:
-    """Takes Ctrl-C (as SIGUSR1) and SIGTERM from the parent, once, and does not outlive it.
-
-    A terminal sends Ctrl-C to every process of a group, and some supervisors do the same with
-    SIGTERM; a second signal must not disturb the closing of files.
-    """
-
-    def deaf() -> None:
-        for number in (signal.SIGINT, *_FROM_PARENT):
-            signal.signal(number, signal.SIG_IGN)
-
-    def interrupted(number: int, frame: object) -> NoReturn:
-        deaf()
-        raise KeyboardInterrupt if number == _INTERRUPT else Terminated
-
-    signal.set_wakeup_fd(-1)
-    deaf()
-    for number in _FROM_PARENT:
-        signal.signal(number, interrupted)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_PARENT)
-        yield
-    finally:
-        deaf()
-
-
-def _portable(error: BaseException) -> BaseException:
-    """Returns an exception that survives the way to the parent."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(describe(error))
-    return error
-
-
 def _stop(running: Sequence[_Child], error: BaseException, interrupts: Interrupts) -> None:
-    """Interrupts what still runs, and waits for its end.
+    """Interrupts what still runs, waits for its end, and kills what has not ended in time.
 
     Raises:
         BaseException: what ended a rank, where ``error`` is only that another one has lost it.
     """
     left, messages = list(running), []
+    deadline = time.monotonic() + _PATIENCE
     try:
         for child in left:
-            if child.process.is_alive() and child.process.pid is not None:
-                os.kill(child.process.pid, _INTERRUPT if type(error) is KeyboardInterrupt else signal.SIGTERM)
-        while ended := _wait_for_any(left, interrupts, _PATIENCE) if left else []:
+            if child.process.is_alive():
+                os.kill(child.pid, INTERRUPT if type(error) is KeyboardInterrupt else signal.SIGTERM)
+        while left and (ended := _wait_for_any(left, interrupts, max(0.0, deadline - time.monotonic()))):
             messages += [child.receive() for child in ended]
             left = [child for child in left if child not in ended]
     finally:  # out of patience, or a second Ctrl-C
         for child in left:
-            child.process.kill()
+            if (where := child.kill()) and isinstance(error, KeyboardInterrupt):
+                console.note(
+                    f"{child.name} did not end in {_PATIENCE:g} s and was killed. It stood at {where}."
+                )
     if isinstance(error, RankLostError):
         for message in messages:
             if not isinstance(message.error, (type(None), RankLostError, KeyboardInterrupt)):
-                raise message.error from _ChildError(message.trace)
+                raise message.error from ChildError(message.trace)

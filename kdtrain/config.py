@@ -149,6 +149,12 @@ class FitConfig:
     plugin: tuple[str, ...] = setting(
         (), "a callback: NAME or FILE.py:CLASS, with ,key=value arguments (repeatable)", metavar="PLUGIN"
     )
+    stall_timeout: int = setting(
+        300,
+        "end a fit whose processes use no CPU time for this many seconds; 0 sets no limit",
+        metavar="SECONDS",
+        check=NOT_NEGATIVE,
+    )
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     nproc_per_node: int = setting(
         1, "processes that train together through OneFlow; --batch-size is for each", check=AT_LEAST_ONE

@@ -17,6 +17,7 @@ from kdtrain.errors import UsageError, no_such
 from kdtrain.grid import parse_grid
 
 _LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
+_WITHOUT_EFFECT = {"stall_timeout"}  # on what is trained: a resumed run may have others
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
@@ -52,7 +53,7 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     why["epochs"] = f"the {begun.schedule} schedule ends with the epochs that it was begun with"
     if begun.schedule == "constant":
         why["epochs"] = "there can only be more"
-    for name in flags:
+    for name in flags.keys() - _WITHOUT_EFFECT:
         before, now = getattr(begun, name), getattr(asked, name)
         more = name == "epochs" and begun.schedule == "constant" and now > (before or now)
         if before == now or more:

@@ -36,13 +36,15 @@ _PROBE = """
 import json
 from kdtrain import blas
 from kdtrain.runtime import kernels_chosen, prepare_environment, resolve_device
-answer = {"error": "", "device": "", "kernel": ""}
+from kdtrain.thread_pool import thread_pool_obstacle
+answer = {"error": "", "device": "", "kernel": "", "threads": ""}
 try:
     answer["kernel"] = blas.kernel()
     prepare_environment()
     with kernels_chosen():
         import oneflow
     answer["device"] = resolve_device("auto")
+    answer["threads"] = thread_pool_obstacle() or ""
 except Exception as error:
     answer["error"] = f"{type(error).__name__}: {error}"
 print(json.dumps(answer))
@@ -129,21 +131,31 @@ def _oneflow() -> list[Check]:
         errors="replace",
         check=False,
     )
-    error, device, kernel = "", "", ""
+    error, answer = "", {}
     if result.returncode < 0:
         error = f"importing it ends the process by {signal.Signals(-result.returncode).name}"
     elif result.returncode > 0:
         error = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
     else:
         answer = json.loads(result.stdout.splitlines()[-1])
-        error, device, kernel = answer["error"], answer["device"], answer["kernel"]
+        error = answer["error"]
     if error:
         return [Check("import oneflow", False, error, f"{_REINSTALL}.")]
     return [
         Check("import oneflow", True, "works"),
-        Check("device", True, "cuda" if device == "cuda" else "cpu (no GPU that oneflow can use)"),
-        _blas_kernel(result.stderr, kernel),
+        Check("device", True, "cuda" if answer["device"] == "cuda" else "cpu (no GPU that oneflow can use)"),
+        _child_threads(answer["threads"]),
+        _blas_kernel(result.stderr, answer["kernel"]),
     ]
+
+
+def _child_threads(obstacle: str) -> Check:
+    """Judges whether operations that use OneFlow's thread pool (argmax, topk, median) end in a fit."""
+    remedy = (
+        "Plugins and networks of your own must not call argmax, topk, median, or max and min with a dim: "
+        "a fit that does is ended after --stall-timeout. OneFlow's own wheel of 0.9.0 does not need this."
+    )
+    return Check("thread pool in fits", not obstacle, obstacle or "renewed in each child process", remedy)
 
 
 def _blas_kernel(loading: str, ours: str) -> Check:

@@ -83,7 +83,7 @@ class Session:
         The latter on a GPU, and where this process is one of several that train together.
         """
         if self.ranks.size == 1 and self.device == "cpu":
-            return run_jobs(jobs)
+            return run_jobs(jobs, self.config.stall_timeout)
         return [job.work(self.ranks) for job in jobs]
 
     def fit_one(self, resume: Path | None = None) -> Trained:

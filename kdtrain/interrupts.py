@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -79,6 +80,47 @@ def interrupts_as_messages() -> Iterator[Interrupts]:
             signal.signal(number, handler or signal.SIG_DFL)
         os.close(reader)
         os.close(writer)
+
+
+@contextlib.contextmanager
+def interrupts_end_within(seconds: float) -> Iterator[None]:
+    """Ends the process if the block still runs so many seconds after Ctrl-C or SIGTERM.
+
+    Python calls a signal's handler between two instructions of the main thread, which may stand in C code
+    that never returns. A second thread acts then, which C code that holds Python's lock would stop as well.
+    Inside of ``interrupts_as_messages`` the signals do not count.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    guard = threading.Thread(target=_end_process, args=(reader, seconds, threading.get_ident()), daemon=True)
+    guard.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)  # which the guard takes for the end of the block
+        guard.join()
+        os.close(reader)
+
+
+def _end_process(reader: int, seconds: float, thread: int) -> None:
+    """Waits for a signal, then for the pipe's end; ends the process if that does not come in time."""
+    while number := os.read(reader, 1):
+        if number[0] not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([reader], [], [], left)[0] and not os.read(reader, 1):
+                return
+        frame = sys._current_frames().get(thread)
+        where = f" It stood at {frame.f_code.co_filename}, line {frame.f_lineno}." if frame else ""
+        said = "interrupted" if number[0] == signal.SIGINT else "terminated"
+        print(f"kdtrain: {said}, and did not end by itself in {seconds:g} s.{where}", file=sys.stderr)
+        os._exit(128 + number[0])
 
 
 class Interrupts:

@@ -12,7 +12,7 @@ from kdtrain.cli.parser import settings_in
 from kdtrain.config import FitConfig
 from kdtrain.config_file import load_config, resumed_config
 from kdtrain.errors import UsageError
-from kdtrain.interrupts import interrupts_put_off, turn_sigterm_into_exception
+from kdtrain.interrupts import interrupts_end_within, interrupts_put_off, turn_sigterm_into_exception
 from kdtrain.store.atomic import make_folder, write_bytes
 
 # What is imported on the way, and in forked children: all at once, because it must not be interrupted.
@@ -21,6 +21,8 @@ _NEEDED = (
     "tensorboardX.summary",
     "tensorboard.backend.event_processing.event_file_loader",
 )
+
+_SECONDS_TO_END = 4.5  # after Ctrl-C; by then, children have had their 4 s
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,14 +39,15 @@ def run(options: argparse.Namespace) -> int:
     turn_sigterm_into_exception()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
-    with interrupts_put_off():
-        for module in _NEEDED:
-            importlib.import_module(module)
-    with launch.as_rank(config) as config:
-        if config.mode == "compare":
-            _compare(config, resume)
-        else:
-            _single(config, resume)
+    with interrupts_end_within(_SECONDS_TO_END):
+        with interrupts_put_off():
+            for module in _NEEDED:
+                importlib.import_module(module)
+        with launch.as_rank(config) as config:
+            if config.mode == "compare":
+                _compare(config, resume)
+            else:
+                _single(config, resume)
     return 0
 
 
