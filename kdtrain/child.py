@@ -61,6 +61,7 @@ def run_child(
     try:
         with _interrupted_by_parent_only(), subnormals_as_zero():
             replace_thread_pool()
+            os.register_at_fork(after_in_child=replace_thread_pool)  # for a DataLoader's workers, say
             value = work(ranks)
         message = Message(value if ranks.rank == 0 else None)
     except BaseException as error:
