@@ -1,0 +1,84 @@
+"""A fit that stands in C code: Ctrl-C ends it within 5 s, and --stall-timeout does without anybody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Finished, Fitted, assert_explained
+from tests.conftest import ROOT, RunKdtrain
+
+PLUGIN = """
+import ctypes
+from pathlib import Path
+
+from kdtrain import Callback
+
+def stand_still():
+    Path("stuck").touch()
+    mutex = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+class Stuck(Callback):
+    def on_batch(self, run, event):
+        {in_hook}
+
+{in_module}
+"""
+
+
+def write_plugin(folder: Path, where: str) -> None:
+    calls = {"in_hook": "pass", "in_module": ""} | {where: "stand_still()"}
+    (folder / "stuck.py").write_text(PLUGIN.format(**calls))
+
+
+def interrupted_when_stuck(folder: Path, *words: str | Path) -> Finished:
+    """Sends one Ctrl-C to a fit that stands still, and expects its end within 5 s."""
+    command = [sys.executable, "-m", "kdtrain", "fit", "--plugin", "stuck.py:Stuck", *map(str, words)]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (folder / "stuck").exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=5)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("where", ["in_hook", "in_module"])
+def test_one_ctrl_c_ends_a_fit_that_stands_in_c_code(fitted: Fitted, tmp_path: Path, where: str) -> None:
+    write_plugin(tmp_path, where)
+    finished = interrupted_when_stuck(tmp_path, "--mode", "student", *fitted.flags)
+    assert (finished.returncode, finished.stdout) == (130, "")
+    assert "stuck.py, line 11" in finished.stderr
+    assert ("--resume logs/student/version_0" in finished.stderr) == (where == "in_hook")
+
+
+def test_a_fit_without_progress_is_ended_and_goes_on_with_another_limit(
+    fitted: Fitted, tmp_path: Path, run_kdtrain: RunKdtrain
+) -> None:
+    write_plugin(tmp_path, "in_hook")
+    words = ("--mode", "student", "--plugin", "stuck.py:Stuck", "--stall-timeout", "1", *fitted.flags)
+    ended = run_kdtrain("fit", *words, cwd=tmp_path, timeout=60)
+    assert_explained(ended, 1, "stuck.py, line 11, in stand_still", "--stall-timeout")
+
+    (tmp_path / "stuck.py").write_text("from kdtrain import Callback\n\nclass Stuck(Callback):\n    pass\n")
+    resumed = run_kdtrain("fit", "--mode", "student", "--resume", "--stall-timeout", "60", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
