@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kdtrain.errors import CallbackError, KdtrainError, describe, no_such
+from kdtrain.errors import CallbackError, KdtrainError, no_such, one_line
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.objective import Objective
 from kdtrain.run import Run
+from kdtrain.user_code import located, origin
 
 
 class Callback:
@@ -68,7 +69,7 @@ class CallbackList:
     def configure(self, objective: Objective) -> Objective:
         """Passes the objective through every callback."""
         for name, callback in self._named:
-            objective = _call(name, callback, "configure", objective)
+            objective = _call(name, callback, "configure", objective.credited_to(_origin(callback)))
             if not isinstance(objective, Objective):
                 raise CallbackError(f"{name}.configure returned {objective!r}: it must return an Objective.")
         return objective
@@ -82,13 +83,13 @@ class CallbackList:
 
     def tell(self, hook: str, run: Run, event: BatchEnd | EvalEnd | EpochEnd) -> None:
         """Calls ``hook`` on every callback, in order."""
-        for name, method in self._listeners[hook]:  # many times a second: as little as possible
+        for name, callback, method in self._listeners[hook]:  # many times a second: as little as possible
             try:
                 method(run, event)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                raise _failure(name, hook, error) from error
+                raise _failure(name, callback, hook, error) from error
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Ends every callback that was started, in reverse order, even where one of them raises.
@@ -108,7 +109,7 @@ class CallbackList:
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Returns every callback's state, by its name."""
-        return {name: callback.state_dict() for name, callback in self._named}
+        return {name: _call(name, callback, "state_dict") for name, callback in self._named}
 
     def load_state_dict(self, states: dict[str, dict[str, Any]]) -> None:
         """Gives every callback back what it had."""
@@ -132,11 +133,13 @@ def _names(callbacks: Sequence[Callback]) -> list[tuple[str, Callback]]:
     return named
 
 
-def _listeners(named: Sequence[tuple[str, Callback]], hook: str) -> list[tuple[str, Callable[..., None]]]:
-    """Returns the methods of those callbacks that do anything in a hook."""
-    methods = [(name, getattr(callback, hook)) for name, callback in named]
+def _listeners(
+    named: Sequence[tuple[str, Callback]], hook: str
+) -> list[tuple[str, Callback, Callable[..., None]]]:
+    """Returns those callbacks that do anything in a hook, each with its name and its method."""
     idle = getattr(Callback, hook)
-    return [(name, method) for name, method in methods if getattr(method, "__func__", None) is not idle]
+    methods = [(name, callback, getattr(callback, hook)) for name, callback in named]
+    return [entry for entry in methods if getattr(entry[2], "__func__", None) is not idle]
 
 
 def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
@@ -146,17 +149,25 @@ def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise _failure(name, hook, error) from error
+        raise _failure(name, callback, hook, error) from error
 
 
-def _failure(name: str, hook: str, error: BaseException) -> CallbackError:
+def _failure(name: str, callback: Callback, hook: str, error: BaseException) -> CallbackError:
     """Returns the error that names the hook in which another one came up.
 
     That one may be StopIteration, which a loop around us would take for its own end, or SystemExit,
     which would end the process as if nothing were wrong.
     """
     if not isinstance(error, KdtrainError):
-        return CallbackError(f"{name}.{hook} raised {describe(error)}")
+        place = located(_origin(callback), error)
+        before = f"{place}: " if place != type(callback).__name__ else ""
+        return CallbackError(f"{before}{name}.{hook} raised {one_line(error)}.")
     failure = CallbackError(f"{error} (in {name}.{hook})")
     failure.exit_code = error.exit_code
     return failure
+
+
+def _origin(callback: Callback) -> str:
+    """Returns what messages call a callback: its class, and the file if it is the user's."""
+    name = origin(type(callback))
+    return f"plugin {name}" if ":" in name else name

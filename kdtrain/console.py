@@ -5,10 +5,13 @@ stdout is for answers.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -27,6 +30,49 @@ def enter_child(*, notes: bool, bars: bool) -> None:
     _notes, _bars = notes, notes and bars
     # tqdm's own lock spans processes: one that is killed while it draws would stop all the others.
     tqdm.set_lock(threading.RLock())
+
+
+class _Descriptor(io.FileIO):
+    """A standard stream's descriptor, which leads nowhere once nobody reads what is written to it."""
+
+    def write(self, data: Any) -> int:
+        """Writes; drops this and all that follows, also what libraries write, if the reader has gone."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return len(data)
+
+
+@contextlib.contextmanager
+def reader_may_leave(name: str) -> Iterator[None]:
+    """Lets the block, and the processes that it forks, go on when nobody reads a stream any more.
+
+    Args:
+        name: ``stdout`` or ``stderr``.
+    """
+    stream = getattr(sys, name)
+    try:
+        raw = _Descriptor(stream.fileno(), "w", closefd=False)
+    except (OSError, AttributeError):  # it is no file: a notebook's, say
+        yield
+        return
+    stream.flush()
+    own = io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),  # as Python itself has it
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+    setattr(sys, name, own)
+    try:
+        yield
+    finally:
+        own.flush()
+        setattr(sys, name, stream)
 
 
 def claim_terminal() -> bool:

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable
 
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_CPP_STACK = re.compile(r'\s*\n *File "[^"\n]*\.(cpp|cc|cu|h|hpp)", line .*', re.DOTALL)
+_MOST_SHOWN = 500  # characters of a message
 
 
 class KdtrainError(Exception):
@@ -49,14 +52,28 @@ def without_controls(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Returns what a person should read of an exception: its text, with its type where that tells more."""
+    """Returns what a person should read of whatever has ended something: an error, or an interruption."""
     if isinstance(error, Terminated):
         return "SIGTERM"
-    if isinstance(error, KeyboardInterrupt):
-        return "Ctrl-C"
+    return "Ctrl-C" if isinstance(error, KeyboardInterrupt) else one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an exception's type and text on one line, without a full stop; of ours, the text alone.
+
+    oneflow's messages have colours, and the cause in front of a stack of C++ calls. Of two sizes that
+    differ they hold nothing but the numbers.
+    """
     if isinstance(error, KdtrainError):
         return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = _CPP_STACK.sub("", _COLOURS.sub("", str(error)))
+    text = " ".join(text.split()).removeprefix("Error: ").removeprefix("RuntimeError: ").rstrip(".")
+    if re.fullmatch(r"\(.+ vs .+\)", text):
+        text = f"sizes do not match: {text[1:-1]}"
+    if len(text) > _MOST_SHOWN:
+        text = f"{text[:_MOST_SHOWN]}..."
+    text = without_controls(text)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.errors import KdtrainError, UsageError, one_line
+from kdtrain.locations import sought
+from kdtrain.user_code import located
 
 
 def import_file(path: Path, kind: str, asked: str) -> ModuleType:
@@ -25,7 +26,7 @@ def import_file(path: Path, kind: str, asked: str) -> ModuleType:
         KdtrainError: it raises when it is imported.
     """
     if not os.path.isfile(path):
-        raise UsageError(f"{asked}: there is no file {path}.")
+        raise UsageError(f"{asked}: there is no file {sought(path)}.")
     spec = importlib.util.spec_from_file_location(f"kdtrain_{kind}_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{asked}: it is not a Python file.")
@@ -35,14 +36,12 @@ def import_file(path: Path, kind: str, asked: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise KdtrainError(f"the {kind} {path} cannot be imported: {reason(error)}.") from error
+        raise not_importable(f"the {kind} {path}", error) from error
     return module
 
 
-def reason(error: BaseException) -> str:
-    """Returns an error on one line, to go into a sentence."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    if text != str(error):  # oneflow's have colours, and a stack of C++ calls before the last line
-        text = text.strip().rpartition("\n")[2]
-    text = " ".join(text.split()).rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def not_importable(what: str, error: BaseException) -> KdtrainError:
+    """Returns the error that says why a file or a module raised, and where, when it was imported."""
+    place = located(what, error)
+    comma = "," if place != what else ""
+    return KdtrainError(f"{place}{comma} cannot be imported: {one_line(error)}.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import flow
+from kdtrain.user_code import failure
 
 if TYPE_CHECKING:
     from kdtrain.recording import Recorder, Teacher
@@ -52,11 +54,14 @@ class WeightedTerm(NamedTuple):
         Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), compute the cross-entropy so:
         it is linear in the labels. Of terms that are not, and of those that look at no label, it is
         the mean as well.
+
+        Raises:
+            TypeError: the term returns no tensor of one number.
         """
-        loss = self.term(batch, output)
+        loss = _one_number(self.term(batch, output))
         if batch.other is None:
             return loss
-        return loss * batch.share + self.term(batch.other, output) * (1.0 - batch.share)
+        return loss * batch.share + _one_number(self.term(batch.other, output)) * (1.0 - batch.share)
 
 
 class Objective:
@@ -64,25 +69,20 @@ class Objective:
 
     Args:
         terms: each term and its weight by name.
-        student: the network in training; set by the fit.
-        teacher: the network that teaches it; set by ``taught_by``.
+
+    Attributes:
         stand_in: the network to evaluate instead of the student; set by ``represented_by``.
         constraints: what holds after every step; set by ``subject_to``.
     """
 
-    def __init__(
-        self,
-        terms: dict[str, WeightedTerm],
-        student: Recorder | None = None,
-        teacher: Teacher | None = None,
-        stand_in: flow.nn.Module | None = None,
-        constraints: tuple[Constraint, ...] = (),
-    ) -> None:
+    def __init__(self, terms: dict[str, WeightedTerm]) -> None:
         self.terms = dict(terms)
-        self.stand_in = stand_in
-        self.constraints = constraints
-        self._student = student
-        self._teacher = teacher
+        self.stand_in: flow.nn.Module | None = None
+        self.constraints: tuple[Constraint, ...] = ()
+        self._student: Recorder | None = None
+        self._teacher: Teacher | None = None
+        self._author = ""
+        self._authors: dict[str | int, str] = {}  # by a term's name, by a constraint's number
 
     @classmethod
     def task(cls) -> Objective:
@@ -116,13 +116,17 @@ class Objective:
 
     def for_student(self, student: Recorder) -> Objective:
         """Returns this objective for a fit of ``student``."""
-        return Objective(self.terms, student, self._teacher, self.stand_in, self.constraints)
+        return self._with(_student=student)
+
+    def credited_to(self, author: str) -> Objective:
+        """Returns this objective; errors in what is added to it from here on name ``author``."""
+        return self._with(_author=author)
 
     def taught_by(self, teacher: Teacher) -> Objective:
         """Returns this objective with a teacher for terms to ask."""
         if self._student is not None:
             teacher.images = self._student.images
-        return Objective(self.terms, self._student, teacher, self.stand_in, self.constraints)
+        return self._with(_teacher=teacher)
 
     def represented_by(self, network: flow.nn.Module) -> Objective:
         """Returns this objective with a network that stands in for the student outside the steps.
@@ -134,7 +138,7 @@ class Objective:
         """
         if self.stand_in is not None:
             raise ValueError("another callback has put a network in the student's place already.")
-        return Objective(self.terms, self._student, self._teacher, network, self.constraints)
+        return self._with(stand_in=network)
 
     def subject_to(self, constraint: Constraint) -> Objective:
         """Returns this objective with a constraint on the weights.
@@ -142,8 +146,8 @@ class Objective:
         It is a part of every step, called once the optimizer has moved the weights and before any
         callback sees them; it changes weights in place, without gradient.
         """
-        constraints = (*self.constraints, constraint)
-        return Objective(self.terms, self._student, self._teacher, self.stand_in, constraints)
+        authors = {**self._authors, len(self.constraints): self._author}
+        return self._with(constraints=(*self.constraints, constraint), _authors=authors)
 
     def add(self, name: str, term: Term, weight: Weight = 1.0) -> Objective:
         """Returns this objective plus ``weight`` times ``term``.
@@ -153,7 +157,10 @@ class Objective:
         """
         if name in self.terms or name == "total":
             raise ValueError(f"the objective has a term {name!r} already: give the new one another name.")
-        return self._with({**self.terms, name: WeightedTerm(term, weight)})
+        return self._with(
+            terms={**self.terms, name: WeightedTerm(term, weight)},
+            _authors={**self._authors, name: self._author},
+        )
 
     def blend(self, name: str, term: Term, weight: Weight) -> Objective:
         """Returns (1 - ``weight``) times this objective plus ``weight`` times ``term``."""
@@ -161,7 +168,7 @@ class Objective:
             key: WeightedTerm(old, _product(factor, _complement(weight)))
             for key, (old, factor) in self.terms.items()
         }
-        return self._with(scaled).add(name, term, weight)
+        return self._with(terms=scaled).add(name, term, weight)
 
     def replace(self, name: str, term: Term, *, rename: str | None = None, factor: Weight = 1.0) -> Objective:
         """Returns this objective with another term in the place, and under the weight, of ``name``.
@@ -184,18 +191,20 @@ class Objective:
         if new != name and (new in self.terms or new == "total"):
             raise ValueError(f"the objective has a term {new!r} already: give the new one another name.")
         replaced = WeightedTerm(term, _product(self.terms[name].weight, factor))
-        return self._with(
-            {
-                (new if key == name else key): (replaced if key == name else old)
-                for key, old in self.terms.items()
-            }
-        )
+        terms = {
+            (new if key == name else key): (replaced if key == name else old)
+            for key, old in self.terms.items()
+        }
+        return self._with(terms=terms, _authors={**self._authors, new: self._author})
 
     def __call__(self, batch: Batch, output: Output, epochs_done: float = 0.0) -> dict[str, flow.Tensor]:
         """Returns each term's loss, unweighted, under its name, and their weighted sum as ``total``.
 
         A term whose weight is 0 is still reported but takes no part in the sum: no gradient flows
         through it, and training goes bit for bit as if it were not there.
+
+        Raises:
+            KdtrainError: a term raises, or returns no loss; the text names its author and the line.
         """
         losses: dict[str, flow.Tensor] = {}
         total = None
@@ -204,13 +213,15 @@ class Objective:
             factor = weight(epochs_done) if callable(weight) else weight
             if factor == 0.0:
                 with flow.no_grad():
-                    losses[name] = weighted_term.loss(batch, output)
+                    losses[name] = self._loss(name, batch, output)
                 continue
-            losses[name] = weighted_term.loss(batch, output)
+            losses[name] = self._loss(name, batch, output)
             weighted = losses[name] if factor == 1.0 else losses[name] * float(factor)
             total = weighted if total is None else total + weighted
         if total is None:
             raise ValueError("every term of the objective has weight 0: there is nothing to train on.")
+        if output.logits.requires_grad and not total.requires_grad:
+            raise KdtrainError(f"nothing can be learnt: no gradient flows from {', '.join(self.terms)}.")
         return {**losses, "total": total}
 
     def modules(self) -> Iterator[flow.nn.Module]:
@@ -219,13 +230,52 @@ class Objective:
             if isinstance(term, flow.nn.Module):
                 yield term
 
-    def _with(self, terms: dict[str, WeightedTerm]) -> Objective:
-        return Objective(terms, self._student, self._teacher, self.stand_in, self.constraints)
+    def constrain(self) -> None:
+        """Applies every constraint; raises KdtrainError, with author and line, if one of them raises."""
+        for number, constraint in enumerate(self.constraints):
+            try:
+                with flow.no_grad():
+                    constraint()
+            except KdtrainError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise failure(self._credit(number, "a constraint"), error, constraint) from error
+
+    def _loss(self, name: str, batch: Batch, output: Output) -> flow.Tensor:
+        try:
+            return self.terms[name].loss(batch, output)
+        except KdtrainError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise failure(self._credit(name, f"term {name!r}"), error, self.terms[name].term) from error
+
+    def _credit(self, key: str | int, what: str) -> str:
+        """Returns what an error calls a term or a constraint: its author comes first, if there is one."""
+        return ", ".join(filter(None, (self._authors.get(key), what)))
+
+    def _with(self, **changes: Any) -> Objective:
+        """Returns a copy with other attributes."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
 
 
 def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
     """Returns the mean cross-entropy of the labels, in nats per image."""
     return flow.nn.functional.cross_entropy(output.logits, batch.targets)
+
+
+def _one_number(loss: Any) -> flow.Tensor:
+    """Returns a term's loss; raises TypeError if it is no tensor of one number, as ``.mean()`` returns.
+
+    It needs no gradient, because a term may have nothing to say about a batch.
+    """
+    if not isinstance(loss, flow.Tensor):
+        kind = "nothing" if loss is None else f"a {type(loss).__name__}"
+        raise TypeError(f"it returned {kind}: a term has to return a tensor of one number, the batch's mean")
+    if loss.numel() != 1:
+        raise TypeError(f"it returned a tensor of the shape {tuple(loss.shape)}, not one number: add .mean()")
+    return loss
 
 
 def _product(first: Weight, second: Weight) -> Weight:

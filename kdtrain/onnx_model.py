@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.arrays import Normalization
-from kdtrain.errors import CheckpointError, KdtrainError
+from kdtrain.errors import CheckpointError, KdtrainError, one_line
 from kdtrain.store.card import ModelCard, read_card
 
 METADATA = "kdtrain"
@@ -64,7 +64,9 @@ class OnnxModel:
         try:
             model = onnx.load_model_from_string(content)
         except Exception as error:  # protobuf's and others
-            raise CheckpointError(f"{path} is not an ONNX file, or it is damaged: {_last(error)}.") from error
+            raise CheckpointError(
+                f"{path} is not an ONNX file, or it is damaged: {one_line(error)}."
+            ) from error
         about = _metadata(model, path)
         card = read_card(about, path)
         if about.get("precision") not in PRECISIONS or type(about.get("parameters")) is not int:
@@ -77,7 +79,7 @@ class OnnxModel:
         try:
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a dozen types of its own
-            raise CheckpointError(f"{path} cannot be used by onnxruntime: {_last(error)}.") from error
+            raise CheckpointError(f"{path} cannot be used by onnxruntime: {one_line(error)}.") from error
         return cls(path, card, about, session)
 
     @property
@@ -109,7 +111,7 @@ class OnnxModel:
         try:
             logits: npt.NDArray[np.float32] = self.session.run([LOGITS], feed)[0]
         except Exception as error:
-            raise CheckpointError(f"{self.path} cannot be computed: {_last(error)}.") from error
+            raise CheckpointError(f"{self.path} cannot be computed: {one_line(error)}.") from error
         if logits.shape != (count, len(self.card.classes)):
             raise CheckpointError(
                 f"{self.path} answers {count} images with numbers of shape {logits.shape}, "
@@ -199,9 +201,3 @@ def _signature(value: Any) -> tuple[str, bool, list[int]]:
     first, *rest = tensor.shape.dim or [None]
     any_number = first is not None and bool(first.dim_param)
     return value.name, any_number and tensor.elem_type == 1, [dimension.dim_value for dimension in rest]
-
-
-def _last(error: Exception) -> str:
-    """Returns the end of a message of onnx's or onnxruntime's, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".")

@@ -11,8 +11,9 @@ from types import UnionType
 from typing import Any, TypeGuard
 
 from kdtrain.callback import HOOKS, Callback
-from kdtrain.errors import KdtrainError, UsageError, no_such
-from kdtrain.importing import import_file, reason
+from kdtrain.errors import KdtrainError, UsageError, no_such, one_line
+from kdtrain.importing import import_file, not_importable
+from kdtrain.user_code import located
 
 GROUP = "kdtrain.plugins"
 
@@ -53,7 +54,8 @@ def load_plugin(spec: str) -> Callback:
     except KdtrainError as error:
         raise UsageError(f"--plugin {spec}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise UsageError(f"--plugin {spec}: {cls.__name__} cannot be made: {reason(error)}.") from error
+        place = located(f"--plugin {spec}", error)
+        raise UsageError(f"{place}: {cls.__name__} cannot be made: {one_line(error)}.") from error
 
 
 def list_plugins() -> list[PluginInfo]:
@@ -71,7 +73,7 @@ def _describe(point: importlib.metadata.EntryPoint) -> PluginInfo:
     try:
         cls = point.load()
     except (Exception, SystemExit) as error:
-        return PluginInfo(point.name, source, f"cannot be loaded: {reason(error)}")
+        return PluginInfo(point.name, source, f"cannot be loaded: {one_line(error)}")
     if not _is_callback(cls):
         return PluginInfo(point.name, source, "cannot be used: it is not a subclass of kdtrain.Callback")
     arguments = ", ".join(str(parameter).replace("'", "") for parameter in _parameters(cls).values())
@@ -87,9 +89,7 @@ def _from_entry_point(name: str) -> Any:
     try:
         return points[name].load()
     except (Exception, SystemExit) as error:
-        raise KdtrainError(
-            f"the plugin {name} ({points[name].value}) cannot be imported: {reason(error)}."
-        ) from error
+        raise not_importable(f"the plugin {name} ({points[name].value})", error) from error
 
 
 def _from_file(target: str) -> Any:
@@ -122,7 +122,7 @@ def _hints(cls: type[Callback], target: str) -> dict[str, Any]:
         return typing.get_type_hints(cls.__init__)
     except Exception as error:  # such as a name that is imported for type checkers only
         raise UsageError(
-            f"--plugin {target}: the types of its arguments are unknown: {reason(error)}."
+            f"--plugin {target}: the types of its arguments are unknown: {one_line(error)}."
         ) from error
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kdtrain.console import watched
 from kdtrain.data.loader import Loader
 from kdtrain.runtime import flow
+from kdtrain.user_code import answer
 
 # Both bound the memory that a convolution needs; a larger batch is not faster.
 _BATCH_SIZE = 250
@@ -39,7 +40,7 @@ def predict_logits(
     try:
         with flow.no_grad():
             # The copy matters: .numpy() is a view of memory that OneFlow may use again.
-            logits = [model(batch.inputs).numpy().copy() for batch in batches]
+            logits = [answer(model, batch.inputs).numpy().copy() for batch in batches]
     finally:
         model.train(was_training)
     return np.concatenate([loader.ranks.gather(rows) for rows in logits])

@@ -149,9 +149,7 @@ class Trainer:
         clear_wide_registers()
         of_batch = run.train.ranks.average(run.optimizer, _detached(losses), batch)
         run.optimizer.step()
-        for constraint in run.objective.constraints:
-            with flow.no_grad():
-                constraint()
+        run.objective.constrain()
         return of_batch
 
     def evaluate(self, loader: Loader) -> dict[str, float]:

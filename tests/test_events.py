@@ -241,5 +241,8 @@ def test_an_error_in_configure_or_in_a_term_is_not_swallowed(fit: Fit) -> None:
 
     with pytest.raises(CallbackError, match=r"BadConfigure\.configure returned None"):
         fit(BadConfigure())
-    with pytest.raises(CrashError, match="in the loss"):
+    with pytest.raises(
+        KdtrainError, match=r"BadTerm, term 'task', line \d+: CrashError: in the loss"
+    ) as caught:
         fit(BadTerm())
+    assert isinstance(caught.value.__cause__, CrashError)

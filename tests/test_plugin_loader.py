@@ -225,13 +225,16 @@ def test_files_that_are_not_there_or_no_python_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'."),
-        ("class X(:\n", "SyntaxError: "),
-        ("raise SystemExit(0)", "SystemExit: 0."),
-        ("1 / 0", "ZeroDivisionError: division by zero."),
+        (
+            "import no_such_module",
+            ", line 1, cannot be imported: ModuleNotFoundError: No module named 'no_such_",
+        ),
+        ("class X(:\n", " cannot be imported: SyntaxError: "),
+        ("\nraise SystemExit(0)", ", line 2, cannot be imported: SystemExit: 0."),
+        ("def f():\n    1 / 0\nf()", ", line 2, cannot be imported: ZeroDivisionError: division by zero."),
         (
             "from kdtrain import Callback\nclass X(Callback):\n    def on_epoc_end(self, run, event): ...",
-            "TypeError: X.on_epoc_end: there is no hook 'on_epoc_end' (did you mean 'on_epoch_end'?)",
+            ", line 2, cannot be imported: TypeError: X.on_epoc_end: there is no hook 'on_epoc_end' (did you mean 'on_epoch_end'?)",
         ),
     ],
 )
@@ -239,7 +242,7 @@ def test_files_that_cannot_be_imported_say_why(tmp_path: Path, content: str, rea
     path = tmp_path / "broken.py"
     path.write_text(content)
     text = failure(f"{path}:X")
-    assert text.startswith(f"the plugin {path} cannot be imported: {reason}")
+    assert text.startswith(f"the plugin {path}{reason}")
     assert "\n" not in text
     assert "kdtrain_plugin_broken" not in sys.modules
 
@@ -292,7 +295,7 @@ def test_unknown_names_are_refused(site: Path) -> None:
 
 def test_names_of_what_cannot_be_used_say_why(site: Path) -> None:
     assert failure("broken") == (
-        "the plugin broken (kdtrain_test_broken:X) cannot be imported: "
+        f"the plugin broken (kdtrain_test_broken:X), {site}/kdtrain_test_broken.py line 1, cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_module'."
     )
     assert failure("exits").endswith("cannot be imported: SystemExit: no thank you.")

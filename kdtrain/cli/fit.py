@@ -11,6 +11,7 @@ from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
 from kdtrain.config import FitConfig
 from kdtrain.config_file import load_config, resumed_config
+from kdtrain.console import reader_may_leave
 from kdtrain.errors import UsageError
 from kdtrain.interrupts import interrupts_end_within, interrupts_put_off, turn_sigterm_into_exception
 from kdtrain.store.atomic import make_folder, write_bytes
@@ -26,7 +27,12 @@ _SECONDS_TO_END = 4.5  # after Ctrl-C; by then, children have had their 4 s
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains, and prints how the models did."""
+    """Trains, and prints how the models did; goes on when nobody reads that, as after ``| head``."""
+    with reader_may_leave("stdout"):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     flags = settings_in(options)
     resume: Path | None = getattr(options, "resume", None)
     if resume is not None and options.config is not None:

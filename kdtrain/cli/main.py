@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ from typing import NoReturn
 
 from kdtrain import launch
 from kdtrain.cli.parser import parse
-from kdtrain.errors import KdtrainError, Terminated
+from kdtrain.console import reader_may_leave
+from kdtrain.errors import KdtrainError, Terminated, one_line
 from kdtrain.interrupts import interrupts_put_off
 
 
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done or stopped early, 1 failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM.
     """
     _open_missing_streams()
-    return launch.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    with reader_may_leave("stderr"):
+        return launch.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def process() -> NoReturn:
@@ -90,7 +91,4 @@ def _run(words: list[str]) -> int:
 def _sentence(error: Exception) -> str:
     if isinstance(error, KdtrainError):
         return str(error)
-    # OneFlow puts colours and a long stack of C++ calls into its messages.
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    last = text.splitlines()[-1].strip() if text else "no message"
-    return f"unexpected {type(error).__name__}: {last} (run again with --debug for the traceback)."
+    return f"unexpected {one_line(error)} (run again with --debug for the traceback)."

@@ -13,7 +13,9 @@ import numpy as np
 from kdtrain.data.arrays import MOST_PIXELS, Dataset
 from kdtrain.data.assembling import assemble, check_classes
 from kdtrain.data.npz import ARRAYS, too_many
-from kdtrain.errors import DataError, KdtrainError, UsageError, describe, no_such
+from kdtrain.errors import DataError, KdtrainError, UsageError, no_such, one_line
+from kdtrain.importing import import_file, not_importable
+from kdtrain.user_code import located
 
 
 def load_factory(spec: str) -> Dataset:
@@ -31,19 +33,21 @@ def load_factory(spec: str) -> Dataset:
         DataError: what it returns is no data set.
     """
     target, _, name = spec.rpartition(":")
-    module = _import_file(Path(target)) if target.endswith(".py") else _import_module(target, spec)
+    asked = f"--dataset {spec}"
+    is_file = target.endswith(".py")
+    module = import_file(Path(target), "data set", asked) if is_file else _import_module(target, asked)
     factory = getattr(module, name, None)
     if not callable(factory):
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"--dataset {spec}: {no_such('function', name, own)}")
+        raise UsageError(f"{asked}: {no_such('function', name, own)}")
     try:
         result = factory()
     except KdtrainError:
         raise
     except (Exception, SystemExit) as error:
-        raise KdtrainError(f"--dataset {spec}: {name} raised {_on_one_line(error)}.") from error
+        raise KdtrainError(f"{located(asked, error)}: {name} raised {one_line(error)}.") from error
     if not isinstance(result, Mapping) or not all(array in result for array in ARRAYS):
-        raise DataError(f"--dataset {spec}: {name} must return a mapping with {', '.join(ARRAYS)}.")
+        raise DataError(f"{asked}: {name} must return a mapping with {', '.join(ARRAYS)}.")
     arrays = [np.array(result[array]) for array in ARRAYS]  # copies: nobody else may write into them
     sources = [f"{array} of {spec}" for array in ARRAYS]
     if sum(array.size for array in arrays[::2]) > MOST_PIXELS:
@@ -51,38 +55,18 @@ def load_factory(spec: str) -> Dataset:
     return assemble(spec, arrays, sources, check_classes(result.get("classes"), f"classes of {spec}"))
 
 
-def _import_module(target: str, spec: str) -> ModuleType:
+def _import_module(target: str, asked: str) -> ModuleType:
     try:
         found = all(target.split(".")) and importlib.util.find_spec(target) is not None
     except ModuleNotFoundError:  # of a package that it should be in
         found = False
     except (Exception, SystemExit) as error:
-        raise KdtrainError(f"--dataset {spec}: {target} cannot be found: {_on_one_line(error)}.") from error
+        raise KdtrainError(f"{asked}: {target} cannot be found: {one_line(error)}.") from error
     if not found:
         raise UsageError(
-            f"--dataset {spec}: there is no module {target!r} to import (a file is named FILE.py:FACTORY)."
+            f"{asked}: there is no module {target!r} to import (a file is named FILE.py:FACTORY)."
         )
     try:
         return importlib.import_module(target)
     except (Exception, SystemExit) as error:
-        raise KdtrainError(
-            f"--dataset {spec}: {target} cannot be imported: {_on_one_line(error)}."
-        ) from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"--dataset {path}: there is no such file.")
-    spec = importlib.util.spec_from_file_location(f"kdtrain_dataset_{path.stem}", path)
-    assert spec is not None  # its name ends with .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise KdtrainError(f"--dataset {path} cannot be imported: {_on_one_line(error)}.") from error
-    return module
-
-
-def _on_one_line(error: BaseException) -> str:
-    return " ".join(describe(error).split()).rstrip(".")
+        raise not_importable(f"{asked}: {target}", error) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import KdtrainError, one_line
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
+from kdtrain.user_code import located
 
 BATCH = 1009
 """Images in the batch that is traced; nothing is computed. Graphs have fixed shapes, and a length that
@@ -76,11 +76,8 @@ def trace(model: flow.nn.Module, image_shape: ImageShape) -> Trace:
         with _without_noise(), flow.no_grad():
             job, _ = Graph().build_graph(flow.zeros(BATCH, *image_shape))
     except Exception as error:
-        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-        reason = text.splitlines()[-1].strip() if text else type(error).__name__
-        raise KdtrainError(
-            f"the network cannot be exported, because it cannot be traced: {reason}."
-        ) from error
+        what = located("the network cannot be exported, because it cannot be traced", error)
+        raise KdtrainError(f"{what}: {one_line(error)}.") from error
     return _read(job, {name: tensor.numpy().copy() for name, tensor in state.items()})
 
 

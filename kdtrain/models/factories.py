@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdtrain.errors import KdtrainError, UsageError, no_such
-from kdtrain.importing import import_file, reason
+from kdtrain.errors import KdtrainError, UsageError, no_such, one_line
+from kdtrain.importing import import_file, not_importable
+from kdtrain.locations import sought
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
+from kdtrain.user_code import located
 
 
 def check_factory(arch: str) -> None:
@@ -21,8 +24,8 @@ def check_factory(arch: str) -> None:
             f"the architecture {arch!r}: write file.py:factory, or package.module:factory, where "
             "factory(image_shape, num_classes) returns a network."
         )
-    if place.endswith(".py") and not Path(place).is_file():
-        raise UsageError(f"the architecture {arch}: there is no file {place}.")
+    if place.endswith(".py") and not os.path.isfile(place):
+        raise UsageError(f"the architecture {arch}: there is no file {sought(place)}.")
 
 
 def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
@@ -62,7 +65,7 @@ def _factory(arch: str) -> Any:
         try:
             module = importlib.import_module(place)
         except (Exception, SystemExit) as error:
-            raise KdtrainError(f"{asked}: {place} cannot be imported: {reason(error)}.") from error
+            raise not_importable(f"{asked}: {place}", error) from error
     factory: Any = getattr(module, name, None)
     if not callable(factory):
         own = [
@@ -80,7 +83,8 @@ def _call(arch: str, what: str, function: Callable[..., Any], *arguments: object
     except KdtrainError as error:
         raise UsageError(f"the architecture {arch}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise UsageError(f"the architecture {arch}: {what} raised {reason(error)}.") from error
+        place = located(f"the architecture {arch}", error)
+        raise UsageError(f"{place}: {what} raised {one_line(error)}.") from error
 
 
 def _kind(value: object) -> str:

@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_function_is_named(
 @pytest.mark.parametrize(
     ("spec", "kind", "words"),
     [
-        ("nowhere.py:f", UsageError, "nowhere.py: there is no such file"),
+        ("nowhere.py:f", UsageError, "there is no file nowhere.py (looked for at /"),
         ("no_such_package.images:f", UsageError, "there is no module 'no_such_package.images'"),
         ("foldr:pictures", UsageError, "there is no module 'foldr'"),
         ("..x:f", UsageError, "there is no module '..x'"),
@@ -107,7 +107,7 @@ def test_modules_that_are_not_there_are_named(spec: str, kind: type[KdtrainError
 
 def test_a_file_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
-    for source, words in (("import no_such_module_", "ModuleNotFoundError"), ("(", "SyntaxError")):
+    for source, words in (("import no_such_module_", ", line 1,"), ("(", "")):
         path.write_text(source)
-        with pytest.raises(KdtrainError, match=f"{path} cannot be imported: {words}"):
+        with pytest.raises(KdtrainError, match=f"{path}{words} cannot be imported: "):
             load_dataset(f"{path}:f")

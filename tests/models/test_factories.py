@@ -120,7 +120,7 @@ def test_mode_is_left_as_the_factory_chose_it(file: Path) -> None:
         ("my_net.py:breaks", "the network raised "),
         ("my_net.py:mak", "there is no factory 'mak' (did you mean 'make'?); there are: Net, make, "),
         ("my_net.py:number", "there is no factory 'number'"),
-        ("other.py:make", "there is no file other.py."),
+        ("other.py:make", "there is no file other.py (looked for at /"),
         ("my_net.py", "write file.py:factory, or package.module:factory"),
         ("my_net.py:", "write file.py:factory"),
         (":make", "write file.py:factory"),
@@ -142,7 +142,10 @@ def test_what_is_no_factory_is_refused_in_a_sentence(file: Path, arch: str, expe
 @pytest.mark.parametrize(
     ("arch", "reason"),
     [
-        ("broken.py:make", "the network broken.py cannot be imported: ZeroDivisionError: division by zero."),
+        (
+            "broken.py:make",
+            "the network broken.py, line 1, cannot be imported: ZeroDivisionError: division by zero.",
+        ),
         ("no_such_module_at_all:make", "cannot be imported: ModuleNotFoundError: No module named"),
     ],
 )

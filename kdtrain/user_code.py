@@ -1,0 +1,84 @@
+"""Code of the user's: which it is, and at which line of it an error came up."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from kdtrain.errors import KdtrainError, one_line
+from kdtrain.locations import shown
+
+_PLUGINS = "kdtrain_plugins"
+
+
+def is_users(file: str) -> bool:
+    """Returns whether a source file is none of kdtrain's, of Python's or of an installed package."""
+    return not file.startswith("<") and not os.path.realpath(file).startswith(_installed())
+
+
+def origin(cls: type) -> str:
+    """Returns what messages call a class: ``FILE.py:CLASS`` if a file of the user's has it."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return f"{shown(file)}:{cls.__name__}" if file and is_users(file) else cls.__name__
+
+
+def answer(network: Any, inputs: Any) -> Any:
+    """Returns what a network makes of its inputs.
+
+    Raises:
+        KdtrainError: it raises; the text names the network, and the line if it is the user's.
+    """
+    try:
+        return network(inputs)
+    except KdtrainError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise failure(f"the network {origin(type(network))}", error, network) from error
+
+
+def failure(what: str, error: BaseException, at: Callable[..., Any] | None = None) -> KdtrainError:
+    """Returns the error that names ``what`` of the user's has raised ``error``, and in which line."""
+    return KdtrainError(f"{located(what, error, at)}: {one_line(error)}.")
+
+
+def located(what: str, error: BaseException, at: Callable[..., Any] | None = None) -> str:
+    """Returns ``what`` and the line of the user's code that has raised an error.
+
+    It is the innermost call in a file of the user's: what oneflow does there tells nobody anything.
+
+    Args:
+        what: says whose code it is; the line's file is left out where ``what`` names it.
+        error: what was raised.
+        at: whose own line it is where no line of the user's is to blame, if it is the user's.
+    """
+    calls = [(call.filename, call.lineno) for call in traceback.extract_tb(error.__traceback__)]
+    places = [place for place in (*_definition(at), *calls) if is_users(place[0])]
+    if not places:
+        return what
+    file, line = places[-1]
+    known = re.search(rf"(^|[\s/]){re.escape(shown(file))}([:,\s]|$)", what)
+    return f"{what}, line {line}" if known else f"{what}, {shown(file)} line {line}"
+
+
+def _definition(function: Any) -> list[tuple[str, int]]:
+    """Returns the file and the line in which a function, a module's ``forward`` or a ``__call__`` begins."""
+    while isinstance(function, partial):
+        function = function.func
+    methods = [getattr(function, name, None) for name in ("forward", "__call__")]
+    codes = [one.__code__ for one in (function, *methods) if hasattr(one, "__code__")]
+    return [(code.co_filename, code.co_firstlineno) for code in codes[:1]]
+
+
+def _installed() -> tuple[str, ...]:
+    """Returns the folders of kdtrain, its plugins, Python and the packages that are installed."""
+    paths = sysconfig.get_paths()
+    folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    folders.add(os.path.dirname(__file__))
+    plugins = getattr(sys.modules.get(_PLUGINS), "__path__", ())
+    return tuple(os.path.join(os.path.realpath(folder), "") for folder in (*folders, *plugins))
