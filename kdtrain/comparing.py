@@ -13,10 +13,12 @@ import numpy as np
 from kdtrain.callbacks.tensorboard import write_picture
 from kdtrain.children import Job
 from kdtrain.choosing import Chosen, choose_settings
+from kdtrain.config_file import absolute_paths
 from kdtrain.console import note
 from kdtrain.fidelity import measure_fidelity
 from kdtrain.fitting import Session
 from kdtrain.grid import Settings, settings_text
+from kdtrain.locations import short
 from kdtrain.modes import COMPARE, LABEL_SMOOTHING
 from kdtrain.plan import Plan
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
@@ -47,7 +49,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         note(f"The teacher is {given.path}.")
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
-            write_text(directory / "config.toml", config.to_toml())
+            write_text(directory / "config.toml", absolute_paths(config).to_toml())
         trained, chosen = _Training(session, directory).run(given)
     comparison = compare(
         _results(trained, directory), {model: found.choice for model, found in chosen.items()}
@@ -160,7 +162,7 @@ def _result(trained: Trained, teacher: Trained, directory: Path) -> ModelResult:
             for row in trained.history
         ),
         correct=trained.test.correct,
-        arch=trained.saved.card.arch,
+        arch=short(trained.saved.card.arch),
         directory=str(trained.directory.relative_to(directory)) if trained.directory else None,
     )
 
@@ -175,6 +177,6 @@ def _file(comparison: Comparison, trained: Sequence[Trained], session: Session, 
             file_fidelity(one, result.fidelity)
     write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
     picture = directory / FILES["picture"]
-    save_figure(comparison_figure(comparison, title_extra=session.dataset.name), picture)
+    save_figure(comparison_figure(comparison, title_extra=short(session.dataset.name)), picture)
     write_picture(directory, "comparison", picture)
     write_report(directory, session.dataset)

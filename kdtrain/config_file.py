@@ -15,9 +15,11 @@ import tomli
 from kdtrain.config import FitConfig, flag_of, kind_of
 from kdtrain.errors import UsageError, no_such
 from kdtrain.grid import parse_grid
+from kdtrain.locations import absolute, sought
 
 _LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
 _WITHOUT_EFFECT = {"stall_timeout"}  # on what is trained: a resumed run may have others
+_NAMES_OF_FILES = ("dataset", "teacher_arch", "student_arch", "assistant_arch", "plugin")
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
@@ -36,6 +38,19 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     return config
 
 
+def absolute_paths(config: FitConfig) -> FitConfig:
+    """Returns the same configuration for use in any folder: every path in it is absolute."""
+    changed: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if isinstance(value, Path):
+            changed[name] = value.absolute()
+        elif name in _NAMES_OF_FILES and value is not None:
+            changed[name] = absolute(value) if isinstance(value, str) else tuple(map(absolute, value))
+    if config.image_save_dir is not None:
+        changed.pop("image_save_name", None)  # a path in that folder
+    return dataclasses.replace(config, **changed)
+
+
 def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     """Returns the configuration of a run that is to be resumed, from its directory.
 
@@ -46,9 +61,11 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     """
     file = directory / "config.toml"
     if not os.path.isfile(file):
-        raise UsageError(f"--resume {directory}: there is no run, since it has no config.toml.")
-    begun = load_config({}, file)
-    asked = load_config(flags, file)
+        raise UsageError(f"--resume {sought(directory)}: there is no run, since it has no config.toml.")
+    begun = _moved(absolute_paths(load_config({}, file)), directory)
+    asked = dataclasses.replace(
+        begun, **{name: getattr(absolute_paths(load_config(flags, file)), name) for name in flags}
+    )
     why = dict.fromkeys(flags, "what is trained already cannot be changed")
     why["epochs"] = f"the {begun.schedule} schedule ends with the epochs that it was begun with"
     if begun.schedule == "constant":
@@ -65,6 +82,19 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     return asked
 
 
+def _moved(config: FitConfig, directory: Path) -> FitConfig:
+    """Returns a run's configuration with the paths that it has if its log directory was moved or copied."""
+    here = directory.resolve()
+    if here.parent.name != config.mode or here.parents[1] == config.logdir.resolve():
+        return config
+    paths = {name: value for name, value in vars(config).items() if isinstance(value, Path)}
+    inside = {name: path for name, path in paths.items() if path.is_relative_to(config.logdir)}
+    moved: dict[str, Any] = {
+        name: here.parents[1] / path.relative_to(config.logdir) for name, path in inside.items()
+    }
+    return dataclasses.replace(config, **moved)
+
+
 def _read_toml(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
@@ -75,7 +105,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
             raise UsageError(f"--config {file} is larger than 64 KiB: that cannot be a configuration.")
         values = tomli.loads(content.decode())
     except FileNotFoundError:
-        raise UsageError(f"--config {file}: there is no such file.") from None
+        raise UsageError(f"--config {sought(file)}: there is no such file.") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
         raise UsageError(f"--config {file} cannot be read: {error}.") from error
     known = [field.name for field in dataclasses.fields(FitConfig)]

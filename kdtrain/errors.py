@@ -9,6 +9,8 @@ from collections.abc import Iterable
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CPP_STACK = re.compile(r'\s*\n *File "[^"\n]*\.(cpp|cc|cu|h|hpp)", line .*', re.DOTALL)
+_NEAR = 0.65  # of difflib's ratio: alfa is as near to alpha, quiet farther from augment
+_SHORTEST = 3  # letters that are taken for the beginning of a word
 _MOST_SHOWN = 500  # characters of a message
 
 
@@ -77,9 +79,13 @@ def one_line(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Returns ``" (did you mean 'x'?)"`` for the option closest to ``name``, or ``""``."""
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.55)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """Returns ``" (did you mean 'x'?)"`` for an option that is nearly ``name``, or begins so; else ``""``."""
+    near = {option.lstrip("-").lower(): option for option in options}
+    word = name.lstrip("-").lower()
+    close = difflib.get_close_matches(word, near, n=1, cutoff=_NEAR)
+    if not close and len(word) >= _SHORTEST:
+        close = [option for option in near if option.startswith(word)]
+    return f" (did you mean {near[close[0]]!r}?)" if close else ""
 
 
 def no_such(kind: str, name: str, options: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from kdtrain.callbacks.distillation import logits_over
 from kdtrain.chain import run_chain
 from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
+from kdtrain.config_file import absolute_paths
 from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
@@ -126,7 +127,7 @@ class Session:
         config = plan.config(self.config)
         if self.ranks.rank == 0:  # at once, so that the run can be resumed from its first moment on
             make_folder(plan.directory)
-            write_text(plan.directory / "config.toml", config.to_toml())
+            write_text(plan.directory / "config.toml", absolute_paths(config).to_toml())
 
         def inside(ranks: Ranks) -> T:
             with _run_directory(plan.directory, ranks) as own:

@@ -6,11 +6,11 @@ import os
 import re
 from pathlib import Path
 
-_FILE = re.compile(r"(?P<file>.+?\.py)(?P<rest>:[^/,:]*(,.*)?)?", re.DOTALL)
+_FILE = re.compile(r"(?P<file>.+?\.py)(:[^/,:]*(,.*)?)?", re.DOTALL)
 _DATA = ("folder", "npz")
 
 
-def anchored(name: str) -> str:
+def absolute(name: str) -> str:
     """Returns the name of a data set, a network or a plugin, with its path, if there is one, made absolute.
 
     It then stands for the same file wherever kdtrain is started: ``folder:pictures`` becomes
@@ -19,8 +19,23 @@ def anchored(name: str) -> str:
     kind, colon, path = name.partition(":")
     if colon and kind in _DATA:
         return f"{kind}:{os.path.abspath(path)}" if path else name
-    file = _FILE.fullmatch(name)
-    return f"{os.path.abspath(file['file'])}{file['rest'] or ''}" if file else name
+    file = source_file(name)
+    return os.path.abspath(file) + name[len(file) :] if file else name
+
+
+def short(name: str) -> str:
+    """Returns the name of a data set, a network or a plugin without the folders in its path, for a table."""
+    kind, colon, path = name.partition(":")
+    if colon and kind in _DATA:
+        return f"{kind}:{os.path.basename(path.rstrip('/')) or path}"
+    file = source_file(name)
+    return os.path.basename(file) + name[len(file) :]
+
+
+def source_file(name: str) -> str:
+    """Returns the path in ``FILE.py``, ``FILE.py:NAME`` or ``FILE.py:NAME,key=value``; else an empty text."""
+    found = _FILE.fullmatch(name)
+    return found["file"] if found else ""
 
 
 def sought(path: Path | str) -> str:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kdtrain.data.arrays import Normalization
 from kdtrain.errors import CheckpointError, KdtrainError, one_line
+from kdtrain.locations import sought
 from kdtrain.store.card import ModelCard, read_card
 
 METADATA = "kdtrain"
@@ -137,7 +138,7 @@ def import_onnx() -> tuple[Any, Any]:
 
 def _read(path: Path) -> bytes:
     if not os.path.exists(path):
-        raise CheckpointError(f"there is no model {path}.")
+        raise CheckpointError(f"there is no model {sought(path)}.")
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         raise CheckpointError(f"{path} is not an ONNX file: it is not a file.")
     try:

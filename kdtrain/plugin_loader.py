@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from kdtrain.callback import HOOKS, Callback
 from kdtrain.errors import KdtrainError, UsageError, no_such, one_line
 from kdtrain.importing import import_file, not_importable
+from kdtrain.locations import source_file
 from kdtrain.user_code import located
 
 GROUP = "kdtrain.plugins"
@@ -44,7 +45,9 @@ def load_plugin(spec: str) -> Callback:
         UsageError: there is no such plugin, or it does not take these arguments.
         KdtrainError: it cannot be imported or made.
     """
-    target, *words = spec.split(",")
+    start = len(source_file(spec))  # a path may have commas in it
+    name, *words = spec[start:].split(",")
+    target = spec[:start] + name
     cls = _from_file(target) if ":" in target or target.endswith(".py") else _from_entry_point(target)
     if not _is_callback(cls):
         raise UsageError(f"--plugin {target}: it is not a subclass of kdtrain.Callback.")

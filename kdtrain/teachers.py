@@ -8,6 +8,7 @@ from kdtrain.config import FitConfig
 from kdtrain.console import note
 from kdtrain.data.datasets import Dataset
 from kdtrain.errors import CheckpointError
+from kdtrain.locations import absolute
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 
 
@@ -28,7 +29,7 @@ def find_teacher(config: FitConfig, dataset: Dataset) -> SavedModel | None:
     )
     _check(teacher, dataset)
     teacher.build("cpu")  # finds out whether the weights are those of this architecture
-    if teacher.card.dataset != dataset.name:
+    if absolute(teacher.card.dataset) != absolute(dataset.name):
         note(f"The teacher in {path} was trained on {teacher.card.dataset}; here it teaches {dataset.name}.")
     return teacher
 
@@ -47,8 +48,8 @@ def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
     """Returns the card of a network that is trained on ``dataset``."""
     return ModelCard(
         mode=mode,
-        arch=arch,
-        dataset=dataset.name,
+        arch=absolute(arch),
+        dataset=absolute(dataset.name),
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         mean=dataset.normalization.mean,

@@ -10,6 +10,7 @@ from kdtrain.benchmark import Contender, run_benchmark
 from kdtrain.cli.common import check_at_least_one, check_fits, open_any_model, open_data, open_model
 from kdtrain.cli.output import Output
 from kdtrain.errors import CheckpointError
+from kdtrain.locations import sought
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.report.benchmark import benchmark_table, to_json
 from kdtrain.store.checkpoint import SavedModel
@@ -49,7 +50,9 @@ def _found(folder: Path) -> list[Path]:
     """Returns the models in a folder, by name."""
     found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".onnx"))
     if not found:
-        raise CheckpointError(f"there is no model in {folder}: train one with `kdtrain fit`, or name a file.")
+        raise CheckpointError(
+            f"there is no model in {sought(folder)}: train one with `kdtrain fit`, or name a file."
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from kdtrain.children import available_cores
 from kdtrain.cli.common import answer_test_images, open_any_model, open_data
 from kdtrain.cli.output import Output
 from kdtrain.evaluation import Evaluation
+from kdtrain.locations import short
 from kdtrain.report.evaluation import evaluation_report, to_json
 from kdtrain.runtime import resolve_device
 
@@ -25,6 +26,6 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(about | to_json(evaluation, model.card.classes), indent=2))
     else:
         output = Output()
-        output.text(f"{model.path} ({model.card.arch}) on the test set of {data.name}")
+        output.text(f"{model.path} ({short(model.card.arch)}) on the test set of {data.name}")
         output.print(evaluation_report(evaluation, model.card.classes))
     return 0

@@ -14,6 +14,7 @@ from kdtrain.config_file import load_config, resumed_config
 from kdtrain.console import reader_may_leave
 from kdtrain.errors import UsageError
 from kdtrain.interrupts import interrupts_end_within, interrupts_put_off, turn_sigterm_into_exception
+from kdtrain.locations import sought
 from kdtrain.store.atomic import make_folder, write_bytes
 
 # What is imported on the way, and in forked children: all at once, because it must not be interrupted.
@@ -66,7 +67,7 @@ def _latest(config: FitConfig) -> Path:
     folder = config.logdir / config.mode
     runs = [path for path in folder.glob("version_*") if path.name[8:].isdecimal()]
     if not runs:
-        raise UsageError(f"--resume: there is no run in {folder} yet.")
+        raise UsageError(f"--resume: there is no run in {sought(folder)} yet.")
     return max(runs, key=lambda path: int(path.name[8:]))
 
 

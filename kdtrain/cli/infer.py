@@ -21,6 +21,7 @@ from kdtrain.data.photo_file import open_picture
 from kdtrain.data.picture_input import picture_input
 from kdtrain.data.pictures import to_rgb
 from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.locations import short, sought
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.probabilities import probabilities
 from kdtrain.report.prediction import prediction_figure
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     path = options.checkpoint or default_model_path(options.model_save_dir, options.model_type)
     if options.checkpoint is None and not path.exists():
         raise CheckpointError(
-            f"there is no {options.model_type} model in {options.model_save_dir}: train one with "
+            f"there is no {options.model_type} model in {sought(options.model_save_dir)}: train one with "
             f"`kdtrain fit --mode {options.model_type}`, or name a file with --checkpoint."
         )
     device = resolve_device(options.device)
@@ -104,7 +105,7 @@ def _answer(
     best = int(hard.argmax())
     folder = options.image_save_dir or (None if options.image_save_name else Path("logs/images"))
     picture = picture_path(folder, options.image_save_name, Path(f"{model.path.stem}_{question.label}.png"))
-    title = f"{question.name}: {card.classes[best]} with {hard[best]:.1%} ({card.mode}, {card.arch})"
+    title = f"{question.name}: {card.classes[best]} with {hard[best]:.1%} ({card.mode}, {short(card.arch)})"
     figure = prediction_figure(
         question.pixels, logits, card.classes, options.temperature, title, question.original, question.truth
     )

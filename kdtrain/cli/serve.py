@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import math
 import os
+import shlex
 import socket
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def _check(options: argparse.Namespace) -> None:
     for flag, value in (("--rate", options.rate), ("--max-body", options.max_body)):
         if not 0 < value < math.inf:
             raise UsageError(f"{flag} is {value:g}: it must be above 0.")
+    for path in filter(None, (options.model, options.teacher)):
+        if path.suffix == ".safetensors" and path.is_file():
+            made = path.with_suffix(".onnx")
+            raise UsageError(
+                f"{path} is a checkpoint, and what is served is an exported file: export it first with "
+                f"`{shlex.join(['kdtrain', 'export', str(path)])}`, then serve {made}."
+            )
 
 
 def _teacher(path: Path, model: OnnxModel) -> OnnxModel:

@@ -17,6 +17,7 @@ from kdtrain.data.assembling import check_classes
 from kdtrain.data.decoding import Decoded, decode
 from kdtrain.data.pictures import picture_size
 from kdtrain.errors import DataError, UsageError, without_controls
+from kdtrain.locations import sought
 
 _SUFFIXES = {
     ".png",
@@ -139,7 +140,9 @@ def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.name[0] != "." and wanted(entry))
     except OSError as error:
-        raise DataError(f"{folder} cannot be read as a folder of pictures: {error.strerror}.") from error
+        raise DataError(
+            f"{sought(folder)} cannot be read as a folder of pictures: {error.strerror}."
+        ) from error
 
 
 def _pictures(folder: Path, classes: Sequence[str]) -> list[Picture]:

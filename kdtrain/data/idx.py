@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.errors import DataError
+from kdtrain.locations import sought
 
 _TYPES = {
     0x08: "unsigned bytes",
@@ -59,7 +60,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                 packed = path.stat().st_size
                 return _read(unzipped, path, min(_LARGEST, max(_HARMLESS, _TIGHTEST * packed)))
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
+        raise DataError(f"{sought(path)} does not exist.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged and cannot be unzipped ({error}); get it again.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

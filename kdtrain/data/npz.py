@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kdtrain.data.arrays import MOST_PIXELS, Dataset
 from kdtrain.data.assembling import assemble, check_classes
 from kdtrain.errors import DataError
+from kdtrain.locations import sought
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _CLASSES = "classes"
@@ -40,7 +41,7 @@ def load_npz(path: Path) -> Dataset:
             arrays = [_read(archive, name, path) for name in ARRAYS]
             names = _read(archive, _CLASSES, path) if _CLASSES in present else None
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
+        raise DataError(f"{sought(path)} does not exist.") from error
     except DataError:
         raise
     except Exception as error:  # damaged archives make zipfile raise nearly anything

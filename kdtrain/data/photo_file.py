@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdtrain.errors import DataError, KdtrainError
+from kdtrain.locations import sought
 
 T = TypeVar("T")
 Source = Path | bytes
@@ -52,7 +53,7 @@ def open_picture(source: Source, convert: Callable[[Image.Image], T]) -> T:
         kinds = ", ".join(_FORMATS)
         raise DataError(f"{name} is not a picture of a kind that can be read ({kinds}).") from error
     except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist.") from error
+        raise DataError(f"{sought(name)} does not exist.") from error
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{name} cannot be read as a picture: {reason.rstrip('.')}.") from error

@@ -6,16 +6,16 @@ import shlex
 from typing import Any
 
 from kdtrain.config import FitConfig, flag_of
-from kdtrain.config_file import load_config
+from kdtrain.config_file import absolute_paths, load_config
 
 
 def command(config: FitConfig) -> str:
     """Returns the ``kdtrain fit`` that comes to the same settings, with only the flags that it takes."""
-    wanted = config.resolved()
-    config = load_config(wanted)  # nothing in it is left to be decided
+    config = load_config(config.resolved())  # nothing in it is left to be decided
+    wanted = absolute_paths(config).resolved()
     given: dict[str, Any] = {"mode": config.mode}
     # One setting can be the default of another, so what is still different is looked for again.
-    while wrong := _different(FitConfig(**given).resolved(), wanted):
+    while wrong := _different(absolute_paths(FitConfig(**given)).resolved(), wanted):
         given |= {name: getattr(config, name) for name in wrong}
     words = ["kdtrain", "fit"]
     for name, value in given.items():

@@ -22,6 +22,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.locations import short, sought
 from kdtrain.models.registry import ARCHITECTURES, build_model, check_architecture, runs_code
 from kdtrain.runtime import flow
 from kdtrain.store.atomic import write_bytes
@@ -126,7 +127,7 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
         stated = header.pop("sha256", None) if isinstance(header, dict) else None
         actual = fingerprint(weights, header)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}.") from None
+        raise CheckpointError(f"there is no checkpoint {sought(path)}.") from None
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, SafetensorError) as error:
         # TypeError and AttributeError: the tensor has a type that NumPy does not know
         raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {error}.") from error
@@ -168,12 +169,15 @@ def load_model(
     }
     card = read_card(header, path)
     _check_architecture(card.arch, path, arch, flag)
-    return SavedModel(path, card, weights)
+    return SavedModel(path, dataclasses.replace(card, arch=arch or card.arch), weights)
 
 
 def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -> None:
-    """Raises CheckpointError unless a network of the kind that a card names may be built."""
-    if wanted is not None and named != wanted:
+    """Raises CheckpointError unless a network of the kind that a card names may be built.
+
+    A FILE.py:FACTORY is told by its name: the file may lie in another folder than it did in training.
+    """
+    if wanted is not None and short(named) != short(wanted):
         raise CheckpointError(
             f"{path} is a {named}, but {flag} is {wanted}: give the one that it is, or choose another file."
         )

@@ -26,7 +26,7 @@ def run_directory(logdir: Path, mode: str, resume: Path | None = None) -> Iterat
     try:
         yield directory
     except KeyboardInterrupt as error:
-        error.args = (f"Go on with: kdtrain fit --resume {shlex.quote(str(directory))}",)
+        error.args = (f"Go on with: kdtrain fit --resume {shlex.quote(str(directory.absolute()))}",)
         raise
     except KdtrainError as error:
         refused = error.exit_code == UsageError.exit_code  # a callback's comes as a CallbackError
