@@ -27,9 +27,21 @@ def enter_child(*, notes: bool, bars: bool) -> None:
     Two processes that draw bars on one terminal would draw over each other's lines.
     """
     global _notes, _bars
-    _notes, _bars = notes, notes and bars
+    _notes, _bars = _notes and notes, _bars and notes and bars
     # tqdm's own lock spans processes: one that is killed while it draws would stop all the others.
     tqdm.set_lock(threading.RLock())
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Shows neither notes nor progress bars meanwhile, in forked children neither."""
+    global _notes, _bars
+    before = _notes, _bars
+    _notes = _bars = False
+    try:
+        yield
+    finally:
+        _notes, _bars = before
 
 
 class _Descriptor(io.FileIO):

@@ -54,9 +54,13 @@ class Session:
     """What the runs of one command share: the configuration, the device, the data.
 
     Whatever can be found wrong with them is found when it is made, before any work is done.
+
+    Args:
+        config: what is to be done.
+        most_pictures: how many pictures of a folder are enough; all by default.
     """
 
-    def __init__(self, config: FitConfig) -> None:
+    def __init__(self, config: FitConfig, most_pictures: int | None = None) -> None:
         self.config = config
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
@@ -67,7 +71,11 @@ class Session:
         self.device = resolve_device(config.device)
         self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
         self.dataset = load_dataset(
-            config.dataset, config.data_dir, image_size=config.image_size, skip_corrupt=config.skip_corrupt
+            config.dataset,
+            config.data_dir,
+            image_size=config.image_size,
+            skip_corrupt=config.skip_corrupt,
+            most_pictures=most_pictures,
         )
         check_sizes(self.dataset, config)
         archs = [config.architecture_for(network) for network in networks_to_train(config)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ class OnnxModel:
         onnx, onnxruntime = import_onnx()
         content = _read(path)
         try:
-            model = onnx.load_model_from_string(content)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is then an error as well
+                model = onnx.load_model_from_string(content)
         except Exception as error:  # protobuf's and others
             raise CheckpointError(
                 f"{path} is not an ONNX file, or it is damaged: {one_line(error)}."

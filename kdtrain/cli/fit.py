@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import time
 from pathlib import Path
+from textwrap import fill
 
 from kdtrain import launch
 from kdtrain.cli.output import Output
@@ -14,12 +16,12 @@ from kdtrain.config_file import load_config, resumed_config
 from kdtrain.console import reader_may_leave
 from kdtrain.errors import UsageError
 from kdtrain.interrupts import interrupts_end_within, interrupts_put_off, turn_sigterm_into_exception
-from kdtrain.locations import sought
+from kdtrain.locations import short, sought
 from kdtrain.store.atomic import make_folder, write_bytes
 
 # What is imported on the way, and in forked children: all at once, because it must not be interrupted.
 _NEEDED = (
-    "kdtrain.comparing",
+    "kdtrain.trial",
     "tensorboardX.summary",
     "tensorboard.backend.event_processing.event_file_loader",
 )
@@ -36,6 +38,10 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     flags = settings_in(options)
     resume: Path | None = getattr(options, "resume", None)
+    if resume is not None and options.check:
+        raise UsageError(
+            "--check tries out what is to be begun, not a run to --resume: leave one of them out."
+        )
     if resume is not None and options.config is not None:
         raise UsageError("--resume takes the configuration of the run: leave --config out.")
     if resume is None:
@@ -51,7 +57,9 @@ def _run(options: argparse.Namespace) -> int:
             for module in _NEEDED:
                 importlib.import_module(module)
         with launch.as_rank(config) as config:
-            if config.mode == "compare":
+            if options.check:
+                _check(config)
+            elif config.mode == "compare":
                 _compare(config, resume)
             else:
                 _single(config, resume)
@@ -69,6 +77,27 @@ def _latest(config: FitConfig) -> Path:
     if not runs:
         raise UsageError(f"--resume: there is no run in {sought(folder)} yet.")
     return max(runs, key=lambda path: int(path.name[8:]))
+
+
+def _check(config: FitConfig) -> None:
+    from kdtrain.trial import try_out
+
+    began = time.perf_counter()
+    output = Output()
+    for tried in try_out(config):
+        output.text(tried.name)
+        rows = {
+            "network": f"{short(tried.arch)}, {tried.parameters:,} parameters",
+            "first losses": ", ".join(f"{name} {loss:.4f}" for name, loss in tried.losses.items()),
+            "callbacks": ", ".join(tried.callbacks),
+        }
+        for name, value in rows.items():
+            output.text(fill(value, 80, initial_indent=f"  {name:<14}", subsequent_indent=" " * 16))
+    seconds = time.perf_counter() - began
+    output.sentence(
+        f"Each was trained on two batches and evaluated, with every callback, in {seconds:.1f} s. "
+        "No file is left of it."
+    )
 
 
 def _single(config: FitConfig, resume: Path | None) -> None:

@@ -125,6 +125,11 @@ def _fit(parser: _Parser) -> None:
         metavar="RUN_DIR",
         help="go on with a run that was interrupted [the mode's latest one in --logdir]",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="try everything out on two batches, in seconds, without leaving a file",
+    )
     _config(parser)
 
 

@@ -80,6 +80,7 @@ def load_dataset(
     *,
     image_size: int | None = None,
     skip_corrupt: bool = False,
+    most_pictures: int | None = None,
 ) -> Dataset:
     """Returns a data set, complete and checked.
 
@@ -92,6 +93,7 @@ def load_dataset(
         cache_dir: where downloads are kept; by default ``kdtrain`` in the user's cache folder.
         image_size: height and width to which the pictures of a ``folder:DIR`` are brought.
         skip_corrupt: leaves out pictures of a ``folder:DIR`` that cannot be read.
+        most_pictures: how many of a ``folder:DIR`` are enough, of each split.
 
     Raises:
         UsageError: there is no data set of that name, or it does not go with the other arguments.
@@ -112,7 +114,9 @@ def load_dataset(
         raise UsageError(f"--data-dir {data_dir} does not go with --dataset {name}: leave one of them out.")
     cache = cache_dir or fashion.default_cache_dir()
     if kind == "folder":
-        return load_image_folder(Path(rest), cache, image_size=image_size, skip_corrupt=skip_corrupt)
+        return load_image_folder(
+            Path(rest), cache, image_size=image_size, skip_corrupt=skip_corrupt, most_pictures=most_pictures
+        )
     if kind == "npz":
         return load_npz(Path(rest))
     if colon:

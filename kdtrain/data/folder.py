@@ -48,7 +48,12 @@ class Picture(NamedTuple):
 
 
 def load_image_folder(
-    folder: Path, cache: Path, *, image_size: int | None = None, skip_corrupt: bool = False
+    folder: Path,
+    cache: Path,
+    *,
+    image_size: int | None = None,
+    skip_corrupt: bool = False,
+    most_pictures: int | None = None,
 ) -> Dataset:
     """Returns the pictures of a folder, each decoded once, in the order of their names.
 
@@ -62,12 +67,15 @@ def load_image_folder(
         cache: where pixels are kept while the process lives, if they are too many for the memory.
         image_size: height and width that all are brought to; by default they must all have one size.
         skip_corrupt: leave out, and count, files that cannot be read.
+        most_pictures: how many of each split are read, evenly spread; all by default.
 
     Raises:
         UsageError: sizes differ and there is no ``image_size``.
         DataError: the folder has no such structure, or a file cannot be read.
     """
     classes, splits = _find(folder)
+    if most_pictures is not None:
+        splits = [split[:: -(-len(split) // most_pictures) or 1] for split in splits]
     pictures = [picture for split in splits for picture in split]
     size = (image_size, image_size) if image_size else _size_of_first(pictures, skip_corrupt)
     if max(size) > LARGEST_SIDE:
