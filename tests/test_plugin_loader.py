@@ -234,7 +234,8 @@ def test_files_that_are_not_there_or_no_python_are_refused(tmp_path: Path) -> No
         ("def f():\n    1 / 0\nf()", ", line 2, cannot be imported: ZeroDivisionError: division by zero."),
         (
             "from kdtrain import Callback\nclass X(Callback):\n    def on_epoc_end(self, run, event): ...",
-            ", line 2, cannot be imported: TypeError: X.on_epoc_end: there is no hook 'on_epoc_end' (did you mean 'on_epoch_end'?)",
+            ", line 2, cannot be imported: TypeError: X.on_epoc_end: there is no hook 'on_epoc_end' "
+            "(did you mean 'on_epoch_end'?)",
         ),
     ],
 )
@@ -295,8 +296,8 @@ def test_unknown_names_are_refused(site: Path) -> None:
 
 def test_names_of_what_cannot_be_used_say_why(site: Path) -> None:
     assert failure("broken") == (
-        f"the plugin broken (kdtrain_test_broken:X), {site}/kdtrain_test_broken.py line 1, cannot be imported: "
-        "ModuleNotFoundError: No module named 'no_such_module'."
+        f"the plugin broken (kdtrain_test_broken:X), {site}/kdtrain_test_broken.py line 1, "
+        "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'."
     )
     assert failure("exits").endswith("cannot be imported: SystemExit: no thank you.")
     assert "has no attribute 'Absent'" in failure("absent")

@@ -177,11 +177,14 @@ def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -
 
     A FILE.py:FACTORY is told by its name: the file may lie in another folder than it did in training.
     """
-    if wanted is not None and short(named) != short(wanted):
-        raise CheckpointError(
-            f"{path} is a {named}, but {flag} is {wanted}: give the one that it is, or choose another file."
-        )
-    if runs_code(named) and wanted is None:
+    if wanted is not None:
+        if short(named) != short(wanted):
+            raise CheckpointError(
+                f"{path} is a {named}, but {flag} is {wanted}: give the one that it is, or choose another "
+                "file."
+            )
+        return
+    if runs_code(named):
         raise CheckpointError(
             f"{path} is for a network that the code in {named} makes, and no code is run because a file "
             f"names it. If you trust that code, allow it with {flag} {shlex.quote(named)}."

@@ -90,7 +90,7 @@ def test_a_folder_of_pictures_is_learnt_tested_and_asked(follow: Follow, folder:
     assert accuracy(follow(COMMANDS[0])) >= 90
     model = load_model(folder / MODEL)
     data = load_dataset("folder:pets", image_size=16)
-    assert model.card.dataset == "folder:pets"
+    assert model.card.dataset == f"folder:{folder}/pets"
     assert model.card.classes == ("cats", "dogs")
     pixels = data.train.images / 255
     assert model.card.mean == pytest.approx(pixels.mean((0, 2, 3)))

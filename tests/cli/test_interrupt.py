@@ -80,7 +80,7 @@ def test_in_the_middle_of_an_epoch(
     finished = interrupt(tmp_path, number, lambda pid: (tmp_path / "third epoch").exists(), *words)
     assert (finished.returncode, finished.stdout) == (code, "")
     *epochs, last = finished.stderr.splitlines()
-    assert last == f"{message} Go on with: kdtrain fit --resume logs/student/version_0"
+    assert last == f"{message} Go on with: kdtrain fit --resume {tmp_path}/logs/student/version_0"
     assert len(epochs) == 2
     assert all(EPOCH.fullmatch(line) for line in epochs)
 

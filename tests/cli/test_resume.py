@@ -117,7 +117,7 @@ def test_a_comparison_goes_on_with_what_is_not_trained_yet(
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143
-    hint = f"kdtrain: terminated. Go on with: kdtrain fit --resume {compared}"
+    hint = f"kdtrain: terminated. Go on with: kdtrain fit --resume {tmp_path / compared}"
     assert said.splitlines()[-1] == hint
 
     finished = run_kdtrain(*hint.partition("kdtrain ")[2].split()[-3:], cwd=tmp_path)

@@ -239,7 +239,7 @@ class Slow(Callback):
             process.kill()
             raise
     assert (process.returncode, time.monotonic() - began < 5) == (130, True)
-    assert said.splitlines()[-1] == f"kdtrain: interrupted. Go on with: kdtrain fit --resume {RUN}"
+    assert said.splitlines()[-1] == f"kdtrain: interrupted. Go on with: kdtrain fit --resume {tmp_path / RUN}"
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "</dev/null | head -1"])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from kdtrain.cli import main
 from kdtrain.cli.serve import _listen
+from tests.conftest import RunKdtrain
 from tests.serve.conftest import PNG, Service, encoded, serve
 
 
@@ -45,11 +46,30 @@ def test_port_that_is_taken_is_one_sentence(
     )
 
 
+def test_a_file_of_another_kind_is_one_line(exported: Path, tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
+    """onnx warns of such files as well, which a process of its own would show."""
+    wrong = tmp_path / "wrong.onnx"
+    wrong.write_bytes((exported / "student.safetensors").read_bytes())
+    finished = run_kdtrain("serve", wrong, cwd=tmp_path)
+    assert finished.returncode == 1
+    assert len(finished.stderr.splitlines()) == 1, finished.stderr
+
+
 def test_what_cannot_be_served_is_named(exported: Path, pets: Path, refused: Callable[..., str]) -> None:
     student = exported / "student.onnx"
     for words, code, said in (
         ((exported / "absent.onnx",), 1, f"there is no model {exported}/absent.onnx."),
         ((student, "--teacher", pets), 1, f"{pets} has other images than {student}."),
+        (
+            (exported / "student.safetensors",),
+            2,
+            f"export {exported}/student.safetensors`, then serve {student}",
+        ),
+        (
+            (student, "--teacher", exported / "teacher.safetensors"),
+            2,
+            f"export {exported}/teacher.safetensors`",
+        ),
         ((student, "--port", "65536"), 2, "--port is 65536: it must be from 0 (any that is free) to 65535."),
         ((student, "--rate", "0"), 2, "--rate is 0: it must be above 0."),
         ((student, "--max-body", "nan"), 2, "--max-body is nan: it must be above 0."),

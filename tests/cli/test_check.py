@@ -1,0 +1,120 @@
+"""``fit --check``: everything is tried out in seconds, and nothing is left of it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
+from tests.tools import files_in
+
+WATCH = """
+from pathlib import Path
+from kdtrain import HOOKS, Callback
+
+class Watch(Callback):
+    def _saw(self, hook, run):
+        with (Path(__file__).parent / "seen").open("a") as file:
+            print(hook, run.step, run.directory, file=file)
+
+for hook in HOOKS:
+    setattr(Watch, hook, lambda self, run, *event, hook=hook: self._saw(hook, run))
+"""
+NETWORKS = {
+    "teacher": ["teacher"],
+    "student": ["student"],
+    "student_kd": ["teacher", "student_kd"],
+    "compare": ["teacher", "student_kd", "student"],
+}
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The system's folder for temporary files."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def shown(stdout: str) -> list[str]:
+    """The names of the networks that were tried."""
+    return [line for line in stdout.splitlines()[:-1] if not line.startswith(" ")]
+
+
+@pytest.mark.parametrize("mode", NETWORKS)
+def test_every_network_and_hook_is_tried_and_no_file_is_left(
+    mode: str, tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path, temporary: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/watch.py").write_text(WATCH.replace("HOOKS, ", "").replace("HOOKS", repr(HOOKS)))
+    work = tmp_path / "work"
+    work.mkdir()
+    words = ("--mode", mode, "--data-dir", tiles, "--batch-size", "64", "--epochs", "50", "--seeds", "1")
+    finished = call_kdtrain("fit", "--check", *words, "--plugin", f"{tmp_path}/mine/watch.py:Watch", cwd=work)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert shown(finished.stdout) == NETWORKS[mode]
+    assert "parameters" in finished.stdout
+    assert "Watch" in finished.stdout
+    assert (list(work.iterdir()), list(temporary.iterdir())) == ([], [])
+    seen = (tmp_path / "mine/seen").read_text().splitlines()
+    calls = [f"{hook} {step}" for hook, step in CALLS]
+    for name in NETWORKS[mode]:
+        own = [line.rpartition(" ")[0] for line in seen if name in Path(line.split(" ", 2)[2]).parts]
+        assert own == calls
+
+
+HOOKS = ("on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end")
+CALLS = [
+    ("on_fit_start", 0),
+    ("on_batch", 1),
+    ("on_batch", 2),
+    ("on_eval", 2),
+    ("on_epoch_end", 2),
+    ("on_fit_end", 2),
+]
+
+
+def test_what_is_there_already_stays_as_it_is(tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    words = ("fit", "--mode", "student", "--data-dir", tiles, "--limit-train", "64", "--epochs", "1")
+    assert call_kdtrain(*words, cwd=tmp_path).returncode == 0
+    before = files_in(tmp_path)
+    assert call_kdtrain(*words, "--check", cwd=tmp_path).returncode == 0
+    assert files_in(tmp_path) == before
+
+
+def test_a_teacher_that_is_there_is_the_one_that_teaches(
+    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    from kdtrain.data.datasets import load_dataset
+
+    teacher = untrained_teacher(tmp_path / "t.safetensors", load_dataset(data_dir=tiles))
+    words = ("--mode", "student_kd", "--data-dir", tiles, "--teacher-checkpoint", teacher)
+    assert shown(call_kdtrain("fit", "--check", *words, cwd=tmp_path).stdout) == ["student_kd"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        ("--plugin mine.py:Own", 1, "mine.py:Own, term 'own', line 4: ZeroDivisionError"),
+        ("--limit-train 1000000", 2, "--limit-train 1000000"),
+        ("--val-size 1000000", 2, "--val-size 1000000"),
+        ("--teacher-checkpoint t.st", 1, "there is no checkpoint t.st"),
+        ("--resume", 2, "--check"),
+    ],
+)
+def test_what_a_fit_would_refuse_is_refused(
+    flags: str, code: int, said: str, tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path, temporary: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from kdtrain import Callback\nclass Own(Callback):\n    def configure(self, objective):\n"
+        "        return objective.add('own', lambda batch, output: 1 / 0)\n"
+    )
+    before = files_in(tmp_path)
+    mode = "student_kd" if "teacher" in flags else "student"
+    words = ("--mode", mode, "--data-dir", tiles, *flags.split())
+    assert_explained(call_kdtrain("fit", "--check", *words, cwd=tmp_path), code, said)
+    assert files_in(tmp_path) == before
+    assert list(temporary.iterdir()) == []
