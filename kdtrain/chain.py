@@ -36,11 +36,10 @@ def run_chain(session: Session, directory: Path, teacher: SavedModel) -> Trained
     trained = []
     for number, (name, arch, draw) in enumerate(stages, 1):
         session.prepare_soft_labels({config.seed: teacher})
-        is_last = number == len(stages)
         settings = {"student_arch": arch}
-        plan = Plan("student_kd", config.seed, directory / name, teacher, name, settings, draw, keep=is_last)
+        plan = Plan("student_kd", config.seed, directory / name, teacher, name, settings, draw)
         trained += session.run([session.training(plan)])
         teacher = trained[-1].saved
-        if not is_last:
+        if number < len(stages):
             note(f"{name} ({arch}): test accuracy {trained[-1].test.accuracy:.2%}; it teaches the next one.")
     return trained[-1]

@@ -19,7 +19,7 @@ from kdtrain.fidelity import measure_fidelity
 from kdtrain.fitting import Session
 from kdtrain.grid import Settings, settings_text
 from kdtrain.locations import short
-from kdtrain.modes import COMPARE, LABEL_SMOOTHING
+from kdtrain.modes import COMPARE, LABEL_SMOOTHING, MODES
 from kdtrain.plan import Plan
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
@@ -30,7 +30,7 @@ from kdtrain.results import Trained, file_fidelity
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel, save_tensors
 from kdtrain.store.run_directory import run_directory
-from kdtrain.teachers import find_teacher
+from kdtrain.teachers import describe_teacher, find_teacher
 
 
 def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:
@@ -46,11 +46,12 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     config = session.config
     given = find_teacher(config, session.dataset) if config.teacher_checkpoint is not None else None
     if given is not None:
-        note(f"The teacher is {given.path}.")
+        note(describe_teacher(given, config, session.dataset))
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         trained, chosen = _Training(session, directory).run(given)
+        _keep_best(session, trained)
     comparison = compare(
         _results(trained, directory), {model: found.choice for model, found in chosen.items()}
     )
@@ -124,7 +125,6 @@ class _Training:
             label = f"{model},{settings_text(own)}"
         if model == "student_ls":
             own["plugin"] = (*self.config.plugin, LABEL_SMOOTHING)
-        only_teacher = model == "teacher" and not self.config.teacher_per_seed
         return Plan(
             mode="student" if model == "student_ls" else model,
             seed=seed,
@@ -132,8 +132,15 @@ class _Training:
             teacher=teacher if model == "student_kd" else None,
             label=label if len(self.seeds) == 1 else f"{label}/{seed}",
             settings=own,
-            keep=(seed == self.seeds[-1] or only_teacher) and model != "student_ls",
         )
+
+
+def _keep_best(session: Session, trained: Sequence[Trained]) -> None:
+    """Keeps each mode's network of the seed with the highest held-out accuracy, the first of equals."""
+    for mode in MODES:
+        own = [one for one in trained if one.mode == mode and one.directory is not None]
+        if own:
+            session.keep(max(own, key=lambda one: one.saved.card.accuracy))
 
 
 def _results(trained: Sequence[Trained], directory: Path) -> list[ModelResult]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,12 @@ def setting(
     check: Check | None = None,
     metavar: str | None = None,
     also: tuple[str, ...] = (),
+    short: Mapping[str, str] | None = None,
 ) -> Any:
-    """Declares one setting: its default, what is allowed, and further spellings of its flag."""
-    metadata = {"help": help, "choices": choices, "check": check, "metavar": metavar, "also": also}
+    """Declares one setting: its default, what is allowed, further spellings and short forms of its flag."""
+    metadata = {
+        "help": help, "choices": choices, "check": check, "metavar": metavar, "also": also, "short": short
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -81,7 +83,7 @@ class FitConfig:
     )
     teacher_checkpoint: Path | None = setting(
         None,
-        "a trained teacher [the one in --model-save-dir]",
+        "a trained teacher [the one of these data in --model-save-dir]",
         metavar="FILE",
         also=("--load-teacher-checkpoint-dir",),
     )
@@ -161,6 +163,12 @@ class FitConfig:
     )
     logdir: Path = setting(Path("logs"), "where run directories go", metavar="DIR")
     model_save_dir: Path | None = setting(None, "where the best models go [LOGDIR/models]", metavar="DIR")
+    keep: str = setting(
+        "best",
+        "whether the model goes to --model-save-dir: if no better one is there, always, or never",
+        choices=("best", "always", "never"),
+        short={"--replace": "always", "--no-keep": "never"},
+    )
     image_save_dir: Path | None = setting(None, "put a copy of the comparison picture here", metavar="DIR")
     image_save_name: Path | None = setting(None, "name of that copy [compare.png]", metavar="FILE")
 
@@ -240,28 +248,6 @@ class FitConfig:
     def to_toml(self) -> str:
         """Returns the resolved configuration as a file that ``--config`` reads."""
         return tomli_w.dumps(self.resolved())
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for every setting; a flag that is not given leaves no trace in the namespace."""
-    for field in dataclasses.fields(FitConfig):
-        kind, repeatable = kind_of(field.name)
-        options: dict[str, Any] = {"action": "append"} if repeatable else {}
-        options |= {"dest": field.name, "default": argparse.SUPPRESS}
-        text, choices = field.metadata["help"], field.metadata["choices"]
-        if field.default not in (None, ()) and field.default is not False:
-            text += f" [{field.default}]"
-        if kind is bool:
-            parser.add_argument(flag_of(field.name), help=text, action="store_true", **options)
-            continue
-        options["type"] = kind
-        # The choices are checked by load_config, whose error says more than argparse's.
-        metavar = (
-            f"{{{','.join(choices)}}}" if choices else field.metadata["metavar"] or kind.__name__.upper()
-        )
-        parser.add_argument(flag_of(field.name), help=text, metavar=metavar, **options)
-        for spelling in field.metadata["also"]:
-            parser.add_argument(spelling, help=argparse.SUPPRESS, **options)
 
 
 def flag_of(name: str) -> str:

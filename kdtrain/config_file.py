@@ -54,7 +54,8 @@ def absolute_paths(config: FitConfig) -> FitConfig:
 def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     """Returns the configuration of a run that is to be resumed, from its directory.
 
-    More epochs are allowed where the schedule does not depend on how many there are.
+    More epochs are allowed where the schedule does not depend on how many there are, and another
+    decision on whether the model is kept, which comes after the training.
 
     Raises:
         UsageError: the directory is no run's, or a flag asks for something else than the run was begun with.
@@ -73,7 +74,7 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     for name in flags.keys() - _WITHOUT_EFFECT:
         before, now = getattr(begun, name), getattr(asked, name)
         more = name == "epochs" and begun.schedule == "constant" and now > (before or now)
-        if before == now or more:
+        if before == now or more or name == "keep":
             continue
         raise UsageError(
             f"{flag_of(name)} {now}: the run in {directory} was begun with {before}, "

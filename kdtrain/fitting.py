@@ -39,9 +39,10 @@ from kdtrain.results import Fitted, Trained, file_results
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
+from kdtrain.store.kept_models import keep_model
 from kdtrain.store.resume import load_state
 from kdtrain.store.run_directory import run_directory
-from kdtrain.teachers import default_model_path, find_teacher, model_card, networks_to_train
+from kdtrain.teachers import describe_teacher, find_teacher, model_card, networks_to_train
 from kdtrain.trainer import Trainer
 
 T = TypeVar("T")
@@ -65,7 +66,8 @@ class Session:
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
         check_plugins(config)
-        for folder in (config.logdir, config.models, config.image_save_dir):
+        models = None if config.keep == "never" else config.models
+        for folder in (config.logdir, models, config.image_save_dir):
             if folder is not None:
                 ensure_writable(folder)
         self.device = resolve_device(config.device)
@@ -78,7 +80,7 @@ class Session:
             most_pictures=most_pictures,
         )
         check_sizes(self.dataset, config)
-        archs = [config.architecture_for(network) for network in networks_to_train(config)]
+        archs = [config.architecture_for(network) for network in networks_to_train(config, self.dataset)]
         for arch in (*archs, *config.assistant_arch):
             build_model(arch, self.dataset.image_shape, self.dataset.num_classes)
         if count_validation(self.dataset, config) == 0:
@@ -107,8 +109,19 @@ class Session:
             self.prepare_soft_labels({seed: teacher})
         with run_directory(self.config.logdir, mode, resume) as directory:
             if self.config.is_chain and teacher is not None:
-                return run_chain(self, directory, teacher)
-            return self.run([self.training(Plan(mode, seed, directory, teacher))])[0]
+                trained = run_chain(self, directory, teacher)
+            else:
+                trained = self.run([self.training(Plan(mode, seed, directory, teacher))])[0]
+            self.keep(trained)
+            return trained
+
+    def keep(self, trained: Trained) -> None:
+        """Puts a network into the model-save directory if it belongs there, and says so."""
+        keep, folder = self.config.keep, self.config.models
+        if self.ranks.rank == 0 and keep != "never":
+            said = keep_model(trained.saved, trained.mode, folder, always=keep == "always")
+            if said is not None:
+                note(said)
 
     def training(self, plan: Plan) -> Job[Trained]:
         """Returns the job that trains a network, tests its best weights, and files the results."""
@@ -191,7 +204,7 @@ class Session:
         return Fitted(best, tuple(rows)), data.test
 
     def _finish(self, plan: Plan, fitted: Fitted, test: Loader, ranks: Ranks) -> Trained:
-        """Tests a network's best weights, keeps them as the mode's model, and files the results."""
+        """Tests a network's best weights, and files the results."""
         trained = dataclasses.replace(
             self._test(plan.mode, plan.seed, fitted.saved, test),
             seconds=fitted.seconds,
@@ -199,10 +212,6 @@ class Session:
             directory=plan.directory,
         )
         if ranks.rank == 0:
-            if plan.keep:
-                make_folder(self.config.models)
-                best = fitted.saved.path.read_bytes()
-                write_bytes(default_model_path(self.config.models, plan.mode), best)
             file_results(trained, plan.directory, plan.config(self.config))
         return trained
 
@@ -220,11 +229,13 @@ class Session:
         """Returns the teacher that is there, or trains one."""
         teacher = find_teacher(self.config, self.dataset)
         if teacher is not None:
-            note(f"The teacher is {teacher.path}.")
+            note(describe_teacher(teacher, self.config, self.dataset))
             return teacher
-        note(f"There is no teacher in {self.config.models} yet: training one first.")
+        note(f"There is no teacher for {self.dataset.name} in {self.config.models} yet: training one first.")
         with run_directory(self.config.logdir, "teacher") as directory:
-            return self.run([self.training(Plan("teacher", self.config.seed, directory))])[0].saved
+            trained = self.run([self.training(Plan("teacher", self.config.seed, directory))])[0]
+            self.keep(trained)
+            return trained.saved
 
     def _cores(self, arch: str, trained: bool = False) -> int:
         """Returns how many processes should share the work on a network.

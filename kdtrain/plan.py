@@ -24,7 +24,6 @@ class Plan:
         label: what progress calls the run; the mode by default.
         settings: those that are not as the session's configuration has them.
         draw: which of a seed's first weights.
-        keep: whether the best weights become the mode's model in the model-save directory.
     """
 
     mode: str
@@ -34,7 +33,6 @@ class Plan:
     label: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     draw: int = 0
-    keep: bool = True
 
     @property
     def name(self) -> str:

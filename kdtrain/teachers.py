@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdtrain.config import FitConfig
-from kdtrain.console import note
 from kdtrain.data.datasets import Dataset
+from kdtrain.data.prepare import count_training
 from kdtrain.errors import CheckpointError
 from kdtrain.locations import absolute
-from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
+from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card, load_model
+from kdtrain.store.kept_models import kept_models
 
 
 def find_teacher(config: FitConfig, dataset: Dataset) -> SavedModel | None:
-    """Returns --teacher-checkpoint, or else the best teacher in the model-save directory, or None.
+    """Returns --teacher-checkpoint, or else a teacher of these data in the model-save directory, or None.
 
     Raises:
         CheckpointError: it cannot be read, or it does not fit; the text names both sides.
     """
-    path = config.teacher_checkpoint or default_model_path(config.models, "teacher")
-    if config.teacher_checkpoint is None and not path.exists():
+    path = config.teacher_checkpoint or _kept_teacher(config, dataset)
+    if path is None:
         return None
     teacher = load_model(
         path,
@@ -29,18 +30,40 @@ def find_teacher(config: FitConfig, dataset: Dataset) -> SavedModel | None:
     )
     _check(teacher, dataset)
     teacher.build("cpu")  # finds out whether the weights are those of this architecture
-    if absolute(teacher.card.dataset) != absolute(dataset.name):
-        note(f"The teacher in {path} was trained on {teacher.card.dataset}; here it teaches {dataset.name}.")
     return teacher
 
 
-def networks_to_train(config: FitConfig) -> list[str]:
+def describe_teacher(teacher: SavedModel, config: FitConfig, dataset: Dataset) -> str:
+    """Returns a sentence that says which teacher it is, and what sets it apart from one trained here.
+
+    It tells of other data, fewer epochs and fewer images. A checkpoint without metrics comes from
+    elsewhere, and does not say how it was trained.
+    """
+    card, said = teacher.card, f"The teacher is {teacher.path}"
+    epochs, images = config.epochs_for("teacher"), count_training(dataset, config)
+    other_data = not is_of(card, dataset)
+    if not other_data and (not card.metrics or (card.epochs >= epochs and card.images >= images)):
+        return f"{said}."
+    other_images = " (other images)" if other_data and absolute(card.dataset) == absolute(dataset.name) else ""
+    return (
+        f"{said}: trained on {card.dataset}{other_images}, {_training(card.epochs, card.images)}, "
+        f"held-out accuracy {card.accuracy_text}. "
+        f"This run would train one on {dataset.name}, {_training(epochs, images)}."
+    )
+
+
+def is_of(card: ModelCard, dataset: Dataset) -> bool:
+    """Returns whether a model was trained on this data set."""
+    return card.data == model_card(card.mode, card.arch, dataset).data
+
+
+def networks_to_train(config: FitConfig, dataset: Dataset) -> list[str]:
     """Returns which of ``teacher`` and ``student`` a fit makes anew: a teacher may be there already."""
     if config.mode in ("teacher", "student"):
         return [config.mode]
     known = config.teacher_checkpoint is not None
     if config.mode == "student_kd":
-        known |= default_model_path(config.models, "teacher").exists()
+        known = known or _kept_teacher(config, dataset) is not None
     return ["student"] if known else ["teacher", "student"]
 
 
@@ -55,6 +78,21 @@ def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
         mean=dataset.normalization.mean,
         std=dataset.normalization.std,
     )
+
+
+def _kept_teacher(config: FitConfig, dataset: Dataset) -> Path | None:
+    """Returns the first teacher of these data, and of --teacher-arch if that is given."""
+    for path in kept_models(config.models, "teacher"):
+        card = load_card(path)
+        if is_of(card, dataset) and config.teacher_arch in (None, card.arch):
+            return path
+    return None
+
+
+def _training(epochs: int, images: int) -> str:
+    if not epochs:
+        return "epochs and images not recorded"
+    return f"{epochs:,} epoch{'s' * (epochs != 1)}, {images:,} image{'s' * (images != 1)}"
 
 
 def _check(teacher: SavedModel, dataset: Dataset) -> None:
@@ -73,8 +111,3 @@ def _check(teacher: SavedModel, dataset: Dataset) -> None:
 
 def _size(shape: tuple[int, int, int]) -> str:
     return "x".join(str(n) for n in shape)
-
-
-def default_model_path(models: Path, mode: str) -> Path:
-    """Returns where the best model of a mode is kept."""
-    return models / f"{mode}.safetensors"

@@ -65,6 +65,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
     "nproc_per_node": NUMBERS,
     "logdir": PATHS,
+    "keep": st.sampled_from(["best", "always", "never"]),
     **{name: st.none() | strategy for name, strategy in OPTIONAL.items()},
 }
 

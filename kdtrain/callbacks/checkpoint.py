@@ -10,7 +10,7 @@ from kdtrain.callbacks.monitor import Mode, Monitor
 from kdtrain.events import EpochEnd, EvalEnd
 from kdtrain.run import Run
 from kdtrain.store.atomic import make_folder
-from kdtrain.store.checkpoint import ModelCard, save_model, snapshot
+from kdtrain.store.checkpoint import ModelCard, fingerprint, save_model, snapshot
 from kdtrain.store.resume import save_state
 
 
@@ -22,7 +22,7 @@ class Checkpoint(Callback):
     every epoch and holds the optimizer's and the callbacks' state as well.
 
     Args:
-        card: what the weights are for; the epoch's metrics are added.
+        card: what the weights are for; the epoch's metrics are added, and how they came about.
         monitor: the metric that decides.
         mode: ``max`` where more is better, ``min`` where less is.
     """
@@ -33,8 +33,15 @@ class Checkpoint(Callback):
         self._is_best = False
 
     def on_fit_start(self, run: Run) -> None:
-        """Makes the folder; it is not made again if somebody deletes it later."""
+        """Makes the folder, which is not made again if somebody deletes it later; notes what the fit is."""
         make_folder(run.directory / "checkpoints")
+        labels = {"labels": run.validation.targets}
+        self.card = dataclasses.replace(
+            self.card,
+            epochs=run.epochs,
+            images=run.train.num_images,
+            held_out=fingerprint(labels, run.validation.fingerprint),
+        )
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Decides whether these weights are the best so far."""

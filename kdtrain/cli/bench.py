@@ -9,11 +9,14 @@ from pathlib import Path
 from kdtrain.benchmark import Contender, run_benchmark
 from kdtrain.cli.common import check_at_least_one, check_fits, open_any_model, open_data, open_model
 from kdtrain.cli.output import Output
+from kdtrain.console import note
+from kdtrain.data.datasets import Dataset
 from kdtrain.errors import CheckpointError
 from kdtrain.locations import sought
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.report.benchmark import benchmark_table, to_json
 from kdtrain.store.checkpoint import SavedModel
+from kdtrain.teachers import is_of
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,6 +28,8 @@ def run(options: argparse.Namespace) -> int:
     data = open_data(
         contenders[0].model, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt
     )
+    if not options.models:
+        contenders = _of_these_data(contenders, data)
     for contender in contenders:
         check_fits(contender.model, data)
     results = run_benchmark(
@@ -47,13 +52,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _found(folder: Path) -> list[Path]:
-    """Returns the models in a folder, by name."""
-    found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".onnx"))
+    """Returns the models in a folder by name; those named after nothing but their mode come first."""
+    found = [path for path in folder.glob("*") if path.suffix in (".safetensors", ".onnx")]
     if not found:
         raise CheckpointError(
             f"there is no model in {sought(folder)}: train one with `kdtrain fit`, or name a file."
         )
-    return found
+    return sorted(found, key=lambda path: ("-" in path.stem, path.name))
+
+
+def _of_these_data(contenders: list[Contender], data: Dataset) -> list[Contender]:
+    """Returns those that were trained on the data, and says which others there are; all if none was."""
+    own = [one for one in contenders if is_of(one.model.card, data)]
+    others = [one.model.path.name for one in contenders if one not in own]
+    if own and others:
+        note(f"Left out, because trained on other data than {data.name}: {', '.join(others)}.")
+    return own or contenders
 
 
 def _open(path: Path, arch: str | None, threads: int) -> OnnxModel | SavedModel:

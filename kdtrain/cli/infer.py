@@ -17,6 +17,7 @@ from rich.text import Text
 from kdtrain.cli.common import Logits, logits_of, open_any_model, open_data
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.output import Output
+from kdtrain.console import note
 from kdtrain.data.photo_file import open_picture
 from kdtrain.data.picture_input import picture_input
 from kdtrain.data.pictures import to_rgb
@@ -27,8 +28,8 @@ from kdtrain.probabilities import probabilities
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
 from kdtrain.runtime import resolve_device
-from kdtrain.store.checkpoint import ModelCard, SavedModel
-from kdtrain.teachers import default_model_path
+from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card
+from kdtrain.store.kept_models import kept_models
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,7 @@ class Question:
 def run(options: argparse.Namespace) -> int:
     """Recognises images; prints the answers and draws a picture of each."""
     _check(options)
-    path = options.checkpoint or default_model_path(options.model_save_dir, options.model_type)
-    if options.checkpoint is None and not path.exists():
-        raise CheckpointError(
-            f"there is no {options.model_type} model in {sought(options.model_save_dir)}: train one with "
-            f"`kdtrain fit --mode {options.model_type}`, or name a file with --checkpoint."
-        )
+    path = options.checkpoint or _kept(options)
     device = resolve_device(options.device)
     model = open_any_model(path, options.arch, mode=options.model_type)
     questions = _questions(options, model)
@@ -76,6 +72,30 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(
             "--image-save-name names one picture, but there are several images: use --image-save-dir."
         )
+
+
+def _kept(options: argparse.Namespace) -> Path:
+    """Returns the trained model to be asked; of several the one that fits the flags best, then the first."""
+    mode = options.model_type
+    paths = kept_models(options.model_save_dir, mode)
+    if not paths:
+        raise CheckpointError(
+            f"there is no {mode} model in {sought(options.model_save_dir)}: train one with "
+            f"`kdtrain fit --mode {mode}`, or name a file with --checkpoint."
+        )
+    if len(paths) == 1:
+        return paths[0]
+    cards = {path: load_card(path) for path in paths}
+    data = options.data_dir.resolve().name if options.data_dir else options.dataset
+    chosen = min(
+        paths, key=lambda path: (cards[path].dataset != data, options.arch not in (None, cards[path].arch))
+    )
+    others = ", ".join(path.name for path in paths if path != chosen)
+    note(
+        f"The model is {chosen} ({cards[chosen].dataset}, {cards[chosen].arch}). There are others: {others}. "
+        "Choose with --dataset, --arch or --checkpoint."
+    )
+    return chosen
 
 
 def _questions(options: argparse.Namespace, model: SavedModel | OnnxModel) -> list[Question]:

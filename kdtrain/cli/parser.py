@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import kdtrain
 from kdtrain.cli.flags import bench_flags, data_flags, device_flag, export_flags, serve_flags
-from kdtrain.config import MODES, FitConfig, add_flags
+from kdtrain.cli.setting_flags import add_flags
+from kdtrain.config import MODES, FitConfig
 from kdtrain.errors import UsageError, did_you_mean, no_such
 
 COMMANDS = {

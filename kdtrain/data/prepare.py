@@ -52,6 +52,12 @@ def count_validation(dataset: Dataset, config: FitConfig) -> int:
     return _held_out(dataset, config)
 
 
+def count_training(dataset: Dataset, config: FitConfig) -> int:
+    """Returns how many images a teacher is trained on."""
+    images = len(dataset.train) - _held_out(dataset, config)
+    return min(images, config.limit_train or images)
+
+
 def prepare(
     dataset: Dataset, config: FitConfig, network: str, seed: int, device: str, ranks: Ranks | None = None
 ) -> RunData:

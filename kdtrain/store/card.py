@@ -26,6 +26,8 @@ _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "versions": (dict, str),
 }
 """What a model's header holds: the type of each entry, and the one of what is in it."""
+_LATER: dict[str, type] = {"epochs": int, "images": int, "held_out": str}
+"""What headers of earlier versions lack."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class ModelCard:
         std: per channel, likewise.
         metrics: of the epoch that these weights are from.
         versions: of kdtrain and oneflow.
+        epochs: how many the fit was to last; 0 if that is not known.
+        images: how many it was trained on; 0 if that is not known.
+        held_out: SHA-256 of the images and labels that the metrics were measured on; "" if it is not known.
     """
 
     mode: str
@@ -55,6 +60,24 @@ class ModelCard:
     versions: dict[str, str] = field(
         default_factory=lambda: {"kdtrain": kdtrain.__version__, "oneflow": str(runtime.flow.__version__)}
     )
+    epochs: int = 0
+    images: int = 0
+    held_out: str = ""
+
+    @property
+    def data(self) -> tuple[object, ...]:
+        """What tells the data set from others, whatever their names: the statistics of all its pixels too."""
+        return self.image_shape, self.classes, self.mean, self.std
+
+    @property
+    def accuracy(self) -> float:
+        """On the held-out images, 0 to 1; NaN if it is not known."""
+        return self.metrics.get("eval/accuracy", math.nan)
+
+    @property
+    def accuracy_text(self) -> str:
+        """The same, for people."""
+        return "unknown" if math.isnan(self.accuracy) else f"{self.accuracy:.2%}"
 
 
 def read_card(header: Any, path: Path) -> ModelCard:
@@ -74,6 +97,12 @@ def read_card(header: Any, path: Path) -> ModelCard:
             )
         value = _cleaned(value)
         values[name] = tuple(value) if isinstance(value, list) else value
+    for name, kind in _LATER.items():
+        values[name] = header.get(name, kind())
+        if type(values[name]) is not kind:
+            raise CheckpointError(
+                f"{path} is not a model that kdtrain can use: its header has no valid {name}."
+            )
     card = ModelCard(**values)
     if not (
         len(card.image_shape) == 3
@@ -85,6 +114,8 @@ def read_card(header: Any, path: Path) -> ModelCard:
         and all(0 < std <= 1 for std in card.std)
         and 2 <= len(card.classes) <= _MOST_CLASSES
         and card.arch.isprintable()
+        and 0 <= card.epochs < 2**63
+        and 0 <= card.images < 2**63
     ):
         raise CheckpointError(f"{path} is not a model that kdtrain can use: its header contradicts itself.")
     return card

@@ -136,6 +136,15 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     return weights, header
 
 
+def load_card(path: Path) -> ModelCard:
+    """Returns what a model in a file of kdtrain's is for; its network may be one that must not be built.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds no model.
+    """
+    return _card_in(load_tensors(path)[1], path)
+
+
 def load_model(
     path: Path | str, fallback: ModelCard | None = None, *, arch: str | None = None, flag: str = "--arch"
 ) -> SavedModel:
@@ -162,14 +171,17 @@ def load_model(
         known = arch or _recognise(weights, fallback)
         return SavedModel(path, dataclasses.replace(fallback, arch=known), weights)
     weights, header = load_tensors(path)
-    header = header.get("model", header)  # `last` holds a model among other things
     others = ("optimizer/", "term/")
     weights = {
         name.removeprefix("model/"): array for name, array in weights.items() if not name.startswith(others)
     }
-    card = read_card(header, path)
+    card = _card_in(header, path)
     _check_architecture(card.arch, path, arch, flag)
     return SavedModel(path, dataclasses.replace(card, arch=arch or card.arch), weights)
+
+
+def _card_in(header: dict[str, Any], path: Path) -> ModelCard:
+    return read_card(header.get("model", header), path)  # `last` holds a model among other things
 
 
 def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -> None:

@@ -159,7 +159,7 @@ class Table:
             config = replace(self.config, mode="teacher", epochs=epochs, teacher_augment="none")
             with _quietly(), temporary_folder(self.folder) as run:
                 session = Session(config)
-                trained = session.run([session.training(Plan("teacher", 0, run / "teacher", keep=False))])[0]
+                trained = session.run([session.training(Plan("teacher", 0, run / "teacher"))])[0]
                 self.results["teacher"] = {"0": trained.test.accuracy}
                 path.write_bytes(trained.saved.path.read_bytes())
             write_text(self.file, json.dumps(self.results, indent=1) + "\n")
@@ -185,7 +185,6 @@ class Table:
                             teachers[seed] if taught else None,
                             settings={"student_arch": arch},
                             draw=stage if arch == self.pair.student else 0,
-                            keep=False,
                         )
                     )
                     for seed in seeds

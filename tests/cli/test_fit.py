@@ -141,7 +141,7 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
 ) -> None:
     words = ("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH, "--model-save-dir", "best")
     first = call_kdtrain(*words, cwd=tmp_path)
-    assert first.stderr.splitlines()[0] == "There is no teacher in best yet: training one first."
+    assert first.stderr.splitlines()[0] == "There is no teacher for tiles in best yet: training one first."
     assert [line.split()[0] for line in first.stderr.splitlines()[1:]] == ["teacher", "student_kd"]
     second = call_kdtrain(*words, cwd=tmp_path)
     assert second.stderr.splitlines()[0] == "The teacher is best/teacher.safetensors."
@@ -200,13 +200,14 @@ def test_unfit_teacher_is_refused_before_any_work(
     assert not (tmp_path / "logs" / mode).exists()
 
 
-def test_unfit_teacher_in_the_model_directory_is_refused_too(
-    tiles: Path, mnist: Dataset, call_kdtrain: CallKdtrain, tmp_path: Path
+def test_damaged_teacher_in_the_model_directory_is_refused_too(
+    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:
     (tmp_path / "logs/models").mkdir(parents=True)
-    untrained_teacher(tmp_path / "logs/models/teacher.safetensors", mnist)
+    (tmp_path / "logs/models/teacher.safetensors").write_text("Teach them well.")
     finished = call_kdtrain("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH, cwd=tmp_path)
-    assert_explained(finished, 1, "logs/models/teacher.safetensors", "--teacher-checkpoint")
+    assert_explained(finished, 1, "logs/models/teacher.safetensors", "not a checkpoint")
+    assert not (tmp_path / "logs/student_kd").exists()
 
 
 def test_early_stopping_ends_the_run_and_says_why(

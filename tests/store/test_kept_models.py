@@ -1,0 +1,161 @@
+"""The folder of models: what is replaced, what stays, and that nobody's model is lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import multiprocessing
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdtrain.errors import KdtrainError
+from kdtrain.store import kept_models as module
+from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card, save_model
+from kdtrain.store.kept_models import keep_model, kept_models
+
+FORK = multiprocessing.get_context("fork")
+
+
+def saved(card: ModelCard, run: Path, accuracy: float = 0.9, held_out: str = "a", **more: Any) -> SavedModel:
+    """A model in a run directory, as a fit leaves it."""
+    card = dataclasses.replace(card, metrics={"eval/accuracy": accuracy}, held_out=held_out, **more)
+    path = run / "checkpoints" / "best.safetensors"
+    path.parent.mkdir(parents=True)
+    save_model(path, {}, card)
+    return SavedModel(path, card, {})
+
+
+def keep(model: SavedModel, folder: Path, *, always: bool = False) -> str | None:
+    return keep_model(model, "student", folder / "models", always=always)
+
+
+def kept(folder: Path) -> dict[str, tuple[str, str, float]]:
+    """Data set, architecture and accuracy of each model in the folder."""
+    cards = {path.name: load_card(path) for path in (folder / "models").iterdir()}
+    return {name: (card.dataset, card.arch, card.accuracy) for name, card in cards.items()}
+
+
+def test_the_first_model_has_the_name_of_its_mode(card: ModelCard, tmp_path: Path) -> None:
+    model = saved(card, tmp_path / "run")
+    assert keep(model, tmp_path) is None
+    assert (tmp_path / "models/student.safetensors").read_bytes() == model.path.read_bytes()
+    assert keep(model, tmp_path) is None, "it is there already"
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"student.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "always", "left"),
+    [
+        ((0.8, "a"), (0.9, "a"), False, 0.9),
+        ((0.9, "a"), (0.8, "a"), False, 0.9),
+        ((0.9, "a"), (0.9, "a"), False, 0.9),
+        ((0.9, "a"), (0.8, "a"), True, 0.8),
+        ((0.8, "a"), (0.9, "b"), False, 0.8),
+        ((0.8, "a"), (0.9, "b"), True, 0.9),
+        ((0.8, ""), (0.9, "a"), False, 0.8),  # of an earlier version
+        ((0.8, ""), (0.9, ""), False, 0.8),
+        ((0.8, ""), (0.9, "a"), True, 0.9),
+    ],
+)
+def test_only_a_better_one_by_the_same_images_replaces_a_model_unasked(
+    card: ModelCard,
+    tmp_path: Path,
+    before: tuple[float, str],
+    now: tuple[float, str],
+    always: bool,
+    left: float,
+) -> None:
+    keep(saved(card, tmp_path / "before", *before), tmp_path)
+    said = keep(saved(card, tmp_path / "now", *now, epochs=2), tmp_path, always=always)
+    assert said is not None
+    path = tmp_path / "models/student.safetensors"
+    assert f"{path} " in said
+    assert re.findall(r"[\d.]+%", said) == [f"{before[0]:.2%}", f"{now[0]:.2%}"]
+    assert load_card(path).accuracy == left
+    comparable = before[1] == now[1] != ""
+    assert (f"--resume {tmp_path / 'now'} --replace" in said) == (not comparable and not always)
+
+
+def test_other_data_and_other_networks_are_kept_apart(card: ModelCard, tmp_path: Path) -> None:
+    other = {"dataset": "folder:/home/me/pets", "mean": (0.5,)}
+    same_name = {"dataset": "npz:other/pets", "mean": (0.6,)}
+    network = {"arch": "my nets/net.py:make"}
+    for number, accuracy in enumerate((0.7, 0.8, 0.6)):
+        for what, own in {"": {}, "data": other, "name": same_name, "net": network}.items():
+            keep(saved(card, tmp_path / f"{what}{number}", accuracy, **own), tmp_path)
+    found = kept(tmp_path)
+    third = next(name for name in found if name.startswith("student-pets-student_mlp-"))
+    assert found == {
+        "student.safetensors": ("mnist", "student_mlp", 0.8),
+        "student-pets-student_mlp.safetensors": ("folder:/home/me/pets", "student_mlp", 0.8),
+        third: ("npz:other/pets", "student_mlp", 0.8),
+        "student-mnist-make.safetensors": ("mnist", "my nets/net.py:make", 0.8),
+    }
+    first, *others = kept_models(tmp_path / "models", "student")
+    assert first.name == "student.safetensors"
+    assert {path.name for path in others} == found.keys() - {first.name}
+    assert kept_models(tmp_path / "models", "student_kd") == []
+
+
+def test_the_same_data_under_another_name_are_the_same(card: ModelCard, tmp_path: Path) -> None:
+    keep(saved(card, tmp_path / "here", 0.7, dataset="folder:pets"), tmp_path)
+    keep(saved(card, tmp_path / "there", 0.8, dataset="folder:/home/me/pets"), tmp_path)
+    assert kept(tmp_path) == {"student.safetensors": ("folder:/home/me/pets", "student_mlp", 0.8)}
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "folder:..", "npz:" + "ä" * 300, "a\nb", "", "x" * 300])
+def test_a_name_of_data_stays_a_name_of_a_file_in_the_folder(
+    card: ModelCard, tmp_path: Path, name: str
+) -> None:
+    keep(saved(card, tmp_path / "first"), tmp_path)
+    keep(saved(card, tmp_path / "second", dataset=name, mean=(0.5,)), tmp_path)
+    assert len(kept(tmp_path)) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second", "models"}
+
+
+@pytest.mark.parametrize("content", [b"", b"mine", b"\xff" * 100])
+def test_a_file_that_is_no_model_is_not_written_over(card: ModelCard, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/student.safetensors").write_bytes(content)
+    said = keep(saved(card, tmp_path / "run"), tmp_path, always=True)
+    assert said is not None
+    assert "student-mnist-student_mlp.safetensors" in said
+    assert (tmp_path / "models/student.safetensors").read_bytes() == content
+    assert load_card(tmp_path / "models/student-mnist-student_mlp.safetensors").dataset == "mnist"
+
+
+def test_models_that_are_kept_at_the_same_moment_leave_the_best(card: ModelCard, tmp_path: Path) -> None:
+    models = [saved(card, tmp_path / str(n), accuracy=(n * 7 % 12) / 12) for n in range(12)]
+    start = FORK.Event()
+
+    def work(model: SavedModel) -> None:
+        start.wait(30)
+        keep(model, tmp_path)
+
+    processes = [FORK.Process(target=work, args=(model,)) for model in models]
+    for process in processes:
+        process.start()
+    start.set()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * 12
+    assert kept(tmp_path) == {"student.safetensors": ("mnist", "student_mlp", 11 / 12)}
+
+
+def test_a_folder_that_is_held_too_long_is_an_error_that_says_how_to_go_on(
+    card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    (tmp_path / "models").mkdir()
+    holder = os.open(tmp_path / "models", os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(KdtrainError, match=f"--resume {tmp_path / 'run'}"):
+            keep(saved(card, tmp_path / "run"), tmp_path)
+    finally:
+        os.close(holder)
+    assert keep(saved(card, tmp_path / "again"), tmp_path) is None
