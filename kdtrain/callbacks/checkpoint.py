@@ -22,7 +22,7 @@ class Checkpoint(Callback):
     every epoch and holds the optimizer's and the callbacks' state as well.
 
     Args:
-        card: what the weights are for; the epoch's metrics are added, and how they came about.
+        card: what the weights are for; the fit's length and images are added, and the epoch's metrics.
         monitor: the metric that decides.
         mode: ``max`` where more is better, ``min`` where less is.
     """
@@ -33,7 +33,7 @@ class Checkpoint(Callback):
         self._is_best = False
 
     def on_fit_start(self, run: Run) -> None:
-        """Makes the folder, which is not made again if somebody deletes it later; notes what the fit is."""
+        """Makes the folder, which is not made again if it is deleted later; completes the card."""
         make_folder(run.directory / "checkpoints")
         labels = {"labels": run.validation.targets}
         self.card = dataclasses.replace(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from kdtrain.benchmark import Contender, run_benchmark
-from kdtrain.cli.common import check_at_least_one, check_fits, open_any_model, open_data, open_model
+from kdtrain.cli.common import check_at_least_one, check_fits, is_named, open_any_model, open_data, open_model
 from kdtrain.cli.output import Output
 from kdtrain.console import note
 from kdtrain.data.datasets import Dataset
@@ -25,6 +25,8 @@ def run(options: argparse.Namespace) -> int:
         check_at_least_one(name, getattr(options, name))
     paths = options.models or _found(options.model_save_dir)
     contenders = [Contender(_open(path, options.arch, options.threads), options.threads) for path in paths]
+    if not options.models:  # the first one decides how the data are read
+        contenders.sort(key=lambda one: not is_named(one.model.card, options.dataset, options.data_dir))
     data = open_data(
         contenders[0].model, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt
     )
@@ -64,7 +66,7 @@ def _found(folder: Path) -> list[Path]:
 def _of_these_data(contenders: list[Contender], data: Dataset) -> list[Contender]:
     """Returns those that were trained on the data, and says which others there are; all if none was."""
     own = [one for one in contenders if is_of(one.model.card, data)]
-    others = [one.model.path.name for one in contenders if one not in own]
+    others = [one.model.path.name for one in contenders if not is_of(one.model.card, data)]
     if own and others:
         note(f"Left out, because trained on other data than {data.name}: {', '.join(others)}.")
     return own or contenders

@@ -93,6 +93,17 @@ def open_data(
     return data
 
 
+def is_named(card: ModelCard, dataset: str | None, data_dir: Path | None) -> bool:
+    """Returns whether flags name the data set that a model was trained on, as far as names can tell."""
+    named = str(data_dir.resolve()) if data_dir is not None else dataset or ""
+    return _last_part(named) == _last_part(card.dataset)
+
+
+def _last_part(name: str) -> str:
+    """Returns what is left of, say, ``folder:/home/me/pets`` wherever the folder is: ``pets``."""
+    return Path(name.rpartition(":")[2]).name
+
+
 def check_fits(model: SavedModel | OnnxModel, data: Dataset) -> None:
     """Raises CheckpointError if a model is for other images or other classes than these."""
     if data.image_shape != model.card.image_shape or data.num_classes != len(model.card.classes):

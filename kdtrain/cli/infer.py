@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from rich.text import Text
 
-from kdtrain.cli.common import Logits, logits_of, open_any_model, open_data
+from kdtrain.cli.common import Logits, is_named, logits_of, open_any_model, open_data
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.output import Output
 from kdtrain.console import note
@@ -86,10 +86,12 @@ def _kept(options: argparse.Namespace) -> Path:
     if len(paths) == 1:
         return paths[0]
     cards = {path: load_card(path) for path in paths}
-    data = options.data_dir.resolve().name if options.data_dir else options.dataset
-    chosen = min(
-        paths, key=lambda path: (cards[path].dataset != data, options.arch not in (None, cards[path].arch))
-    )
+
+    def misfit(path: Path) -> tuple[bool, bool]:
+        card = cards[path]
+        return not is_named(card, options.dataset, options.data_dir), options.arch not in (None, card.arch)
+
+    chosen = min(paths, key=misfit)
     others = ", ".join(path.name for path in paths if path != chosen)
     note(
         f"The model is {chosen} ({cards[chosen].dataset}, {cards[chosen].arch}). There are others: {others}. "

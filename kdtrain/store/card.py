@@ -66,7 +66,7 @@ class ModelCard:
 
     @property
     def data(self) -> tuple[object, ...]:
-        """What tells the data set from others, whatever their names: the statistics of all its pixels too."""
+        """What tells data sets apart whatever their names are, with the statistics of all training images."""
         return self.image_shape, self.classes, self.mean, self.std
 
     @property
@@ -76,7 +76,7 @@ class ModelCard:
 
     @property
     def accuracy_text(self) -> str:
-        """The same, for people."""
+        """The same as a text."""
         return "unknown" if math.isnan(self.accuracy) else f"{self.accuracy:.2%}"
 
 

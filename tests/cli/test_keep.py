@@ -149,10 +149,11 @@ def test_models_of_other_data_and_other_networks_have_files_of_their_own(
         assert json.loads(finished.stdout)[0]["model"] == str(path)
         (said,) = notes(finished)
         assert str(path) in said
-    benched = call_kdtrain("bench", "--rounds", "1", "--data-dir", tiles, "--json", cwd=trained)
-    assert {row["model"] for row in json.loads(benched.stdout)} == {str(STUDENT), str(other_network)}
-    (said,) = notes(benched)
-    assert other_data.name in said
+    for data, own in ((tiles, {STUDENT, other_network}), (digits, {other_data})):
+        benched = call_kdtrain("bench", "--rounds", "1", "--data-dir", data, "--json", cwd=trained)
+        (said,) = notes(benched)
+        assert {row["model"] for row in json.loads(benched.stdout)} == {str(path) for path in own}
+        assert all(path.name in said for path in {STUDENT, other_data, other_network} - own)
 
 
 def test_a_run_that_is_killed_before_its_model_is_kept_ends_with_the_same_files(

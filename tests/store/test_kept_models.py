@@ -81,11 +81,11 @@ def test_only_a_better_one_by_the_same_images_replaces_a_model_unasked(
 
 
 def test_other_data_and_other_networks_are_kept_apart(card: ModelCard, tmp_path: Path) -> None:
-    other = {"dataset": "folder:/home/me/pets", "mean": (0.5,)}
-    same_name = {"dataset": "npz:other/pets", "mean": (0.6,)}
-    network = {"arch": "my nets/net.py:make"}
+    other: dict[str, Any] = {"dataset": "folder:/home/me/pets", "mean": (0.5,)}
+    same_name: dict[str, Any] = {"dataset": "npz:other/pets", "mean": (0.6,)}
+    network: dict[str, Any] = {"arch": "my nets/net.py:make"}
     for number, accuracy in enumerate((0.7, 0.8, 0.6)):
-        for what, own in {"": {}, "data": other, "name": same_name, "net": network}.items():
+        for what, own in (("", {}), ("data", other), ("name", same_name), ("net", network)):
             keep(saved(card, tmp_path / f"{what}{number}", accuracy, **own), tmp_path)
     found = kept(tmp_path)
     third = next(name for name in found if name.startswith("student-pets-student_mlp-"))
