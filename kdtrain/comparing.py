@@ -51,7 +51,10 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         trained, chosen = _Training(session, directory).run(given)
-        _keep_best(session, trained)
+        for mode in MODES:
+            own = [one for one in trained if one.mode == mode and one.directory is not None]
+            if own:  # a teacher that was there already is not this run's
+                session.keep(*own)
     comparison = compare(
         _results(trained, directory), {model: found.choice for model, found in chosen.items()}
     )
@@ -133,14 +136,6 @@ class _Training:
             label=label if len(self.seeds) == 1 else f"{label}/{seed}",
             settings=own,
         )
-
-
-def _keep_best(session: Session, trained: Sequence[Trained]) -> None:
-    """Keeps each mode's network of the seed with the highest held-out accuracy, the first of equals."""
-    for mode in MODES:
-        own = [one for one in trained if one.mode == mode and one.directory is not None]
-        if own:
-            session.keep(max(own, key=lambda one: one.saved.card.accuracy))
 
 
 def _results(trained: Sequence[Trained], directory: Path) -> list[ModelResult]:

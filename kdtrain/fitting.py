@@ -115,11 +115,20 @@ class Session:
             self.keep(trained)
             return trained
 
-    def keep(self, trained: Trained) -> None:
-        """Puts a network into the model-save directory if it belongs there, and says so."""
-        keep, folder = self.config.keep, self.config.models
-        if self.ranks.rank == 0 and keep != "never":
-            said = keep_model(trained.saved, trained.mode, folder, always=keep == "always")
+    def keep(self, *trained: Trained) -> None:
+        """Puts the best of a mode's networks by held-out accuracy into the model-save directory.
+
+        It does so if --keep and what is there allow it, and says what it did. Of equals it takes the first.
+        """
+        if self.ranks.rank == 0 and self.config.keep != "never":
+            best = max(trained, key=lambda one: one.saved.card.accuracy)
+            said = keep_model(
+                best.saved,
+                best.mode,
+                self.config.models,
+                always=self.config.keep == "always",
+                siblings=[one.saved.card for one in trained],
+            )
             if said is not None:
                 note(said)
 

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kdtrain.errors import CheckpointError, KdtrainError
@@ -25,7 +25,9 @@ def kept_models(folder: Path, mode: str) -> list[Path]:
     return [first] * first.exists() + sorted(folder.glob(f"{mode}-*.safetensors"))
 
 
-def keep_model(saved: SavedModel, mode: str, folder: Path, *, always: bool) -> str | None:
+def keep_model(
+    saved: SavedModel, mode: str, folder: Path, *, always: bool, siblings: Sequence[ModelCard] = ()
+) -> str | None:
     """Copies a run's best model into the folder, unless the one that is there has to stay.
 
     Models of other data sets or architectures are left alone. One of the same is replaced if its
@@ -36,6 +38,8 @@ def keep_model(saved: SavedModel, mode: str, folder: Path, *, always: bool) -> s
         mode: teacher, student or student_kd.
         folder: where it goes.
         always: replaces a model that is as good, or was measured on other images, as well.
+        siblings: models of other seeds that this one was chosen from. A model that is there and was
+            measured on the images of one of them is compared with that one.
 
     Returns:
         A sentence about it; None if the model is the first of its mode, or is there already.
@@ -54,15 +58,16 @@ def keep_model(saved: SavedModel, mode: str, folder: Path, *, always: bool) -> s
             return None if first else f"Kept as {path}: {mode}.safetensors holds another model."
         if path.read_bytes() == content:
             return None
-        comparable = there.held_out == saved.card.held_out != ""
-        replaced = always or (comparable and saved.card.accuracy > there.accuracy)
-        if replaced:
+        rivals = [card for card in (saved.card, *siblings) if card.held_out == there.held_out != ""]
+        # Of equals the one that is there stays, unless the rival has a sibling that is better still.
+        better = any((card.accuracy, saved.card.accuracy) > (there.accuracy,) * 2 for card in rivals)
+        if always or better:
             write_bytes(path, content)
-    said = f"{path} {'is replaced' if replaced else 'stays'}: held-out accuracy {there.accuracy_text}"
-    if not comparable:
+    said = f"{path} {'is replaced' if always or better else 'stays'}: held-out accuracy {there.accuracy_text}"
+    if saved.card not in rivals:
         said += f", measured on {'other' if there.held_out else 'unknown'} images"
     said += f"; this run's is {saved.card.accuracy_text}."
-    return said if replaced or comparable else f"{said} To replace it: {resume} --replace"
+    return said if always or rivals else f"{said} To replace it: {resume} --replace"
 
 
 def _place(card: ModelCard, mode: str, folder: Path, resume: str) -> tuple[Path, ModelCard | None]:

@@ -65,6 +65,8 @@ def chosen(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: R
     flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "1", "--batch-size", "64", "--seeds", "2")
     grid = ("--grid", "alpha=.5,.9", "--grid", "lr=1e-4,3e-3")
     words = ("--teacher-per-seed", "--with-label-smoothing", *grid)
+    quick = run_kdtrain("fit", "--mode", "teacher", *flags[:-2], "--limit-train", "100", cwd=folder)
+    assert quick.returncode == 0, quick.stderr
     finished = run_kdtrain("fit", "--mode", "compare", *flags, *words, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return Compared(folder, finished)

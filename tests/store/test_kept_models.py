@@ -80,6 +80,32 @@ def test_only_a_better_one_by_the_same_images_replaces_a_model_unasked(
     assert (f"--resume {tmp_path / 'now'} --replace" in said) == (not comparable and not always)
 
 
+@pytest.mark.parametrize(
+    ("before", "left"),
+    [
+        ((0.80, "a"), 0.93),  # beaten by its own rival
+        ((0.90, "a"), 0.93),  # the rival is as good, and its sibling better
+        ((0.91, "a"), 0.91),
+        ((0.92, "b"), 0.93),
+        ((0.93, "b"), 0.93),
+        ((0.80, "c"), 0.80),
+    ],
+)
+def test_the_best_of_several_seeds_replaces_what_the_seed_of_the_same_images_beats(
+    card: ModelCard, tmp_path: Path, before: tuple[float, str], left: float
+) -> None:
+    keep(saved(card, tmp_path / "before", *before, epochs=2), tmp_path)
+    rival, best = (
+        saved(card, tmp_path / seed, *how) for seed, how in (("0", (0.9, "a")), ("1", (0.93, "b")))
+    )
+    said = keep_model(best, "student", tmp_path / "models", always=False, siblings=[rival.card, best.card])
+    path = tmp_path / "models/student.safetensors"
+    assert load_card(path).accuracy == left
+    assert said is not None
+    assert (path.read_bytes() == best.path.read_bytes()) == ("is replaced" in said)
+    assert ("--replace" in said) == (before[1] == "c")
+
+
 def test_other_data_and_other_networks_are_kept_apart(card: ModelCard, tmp_path: Path) -> None:
     other: dict[str, Any] = {"dataset": "folder:/home/me/pets", "mean": (0.5,)}
     same_name: dict[str, Any] = {"dataset": "npz:other/pets", "mean": (0.6,)}
