@@ -18,7 +18,7 @@ from kdtrain.grid import parse_grid
 from kdtrain.locations import absolute, sought
 
 _LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
-_WITHOUT_EFFECT = {"stall_timeout"}  # on what is trained: a resumed run may have others
+_WITHOUT_EFFECT = {"keep", "stall_timeout"}  # on what is trained: a resumed run may have others
 _NAMES_OF_FILES = ("dataset", "teacher_arch", "student_arch", "assistant_arch", "plugin")
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
@@ -54,8 +54,8 @@ def absolute_paths(config: FitConfig) -> FitConfig:
 def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     """Returns the configuration of a run that is to be resumed, from its directory.
 
-    More epochs are allowed where the schedule does not depend on how many there are, and another
-    decision on whether the model is kept, which comes after the training.
+    Settings that change nothing about the training may differ, and there may be more epochs where the
+    schedule does not depend on how many there are.
 
     Raises:
         UsageError: the directory is no run's, or a flag asks for something else than the run was begun with.
@@ -74,7 +74,7 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     for name in flags.keys() - _WITHOUT_EFFECT:
         before, now = getattr(begun, name), getattr(asked, name)
         more = name == "epochs" and begun.schedule == "constant" and now > (before or now)
-        if before == now or more or name == "keep":
+        if before == now or more:
             continue
         raise UsageError(
             f"{flag_of(name)} {now}: the run in {directory} was begun with {before}, "

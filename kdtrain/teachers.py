@@ -44,7 +44,8 @@ def describe_teacher(teacher: SavedModel, config: FitConfig, dataset: Dataset) -
     other_data = not is_of(card, dataset)
     if not other_data and (not card.metrics or (card.epochs >= epochs and card.images >= images)):
         return f"{said}."
-    other_images = " (other images)" if other_data and absolute(card.dataset) == absolute(dataset.name) else ""
+    same_name = absolute(card.dataset) == absolute(dataset.name)
+    other_images = " (other images)" if other_data and same_name else ""
     return (
         f"{said}: trained on {card.dataset}{other_images}, {_training(card.epochs, card.images)}, "
         f"held-out accuracy {card.accuracy_text}. "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from kdtrain.cli.parser import COMMANDS
-from kdtrain.config import add_flags
+from kdtrain.cli.setting_flags import add_flags
 from kdtrain.errors import DataError, did_you_mean, one_line
 from kdtrain.runtime import flow
 
