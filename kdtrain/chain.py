@@ -9,7 +9,6 @@ from kdtrain.config_file import absolute_paths
 from kdtrain.console import note
 from kdtrain.plan import Plan
 from kdtrain.results import Trained
-from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ def run_chain(session: Session, directory: Path, teacher: SavedModel) -> Trained
         teacher: of the first network.
     """
     config = session.config
-    write_text(directory / "config.toml", absolute_paths(config).to_toml())
     stages = [(f"assistant_{i}", arch, 0) for i, arch in enumerate(config.assistant_arch, 1)]
     stages += [(f"generation_{i + 1}", config.student_arch, i) for i in range(config.generations)]
     trained = []

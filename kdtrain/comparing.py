@@ -55,11 +55,11 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
             own = [one for one in trained if one.mode == mode and one.directory is not None]
             if own:  # a teacher that was there already is not this run's
                 session.keep(*own)
-    comparison = compare(
-        _results(trained, directory), {model: found.choice for model, found in chosen.items()}
-    )
-    if session.ranks.rank == 0:
-        _file(comparison, trained, session, directory)
+        comparison = compare(
+            _results(trained, directory), {model: found.choice for model, found in chosen.items()}
+        )
+        if session.ranks.rank == 0:
+            _file(comparison, trained, session, directory)
     return comparison, directory
 
 

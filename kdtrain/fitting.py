@@ -49,6 +49,7 @@ T = TypeVar("T")
 
 _MOST_CORES = 4  # more have not been tried: adding up gradients takes longer with each
 _FEWEST_IMAGES = 16  # per process and batch
+_OWN_TEACHER = "teacher"  # a run's folder for the teacher that is trained first
 
 
 class Session:
@@ -104,13 +105,17 @@ class Session:
             resume: the directory of a run to go on with.
         """
         mode, seed = self.config.mode, self.config.seed
-        teacher = self._teacher_for_student() if MODES[mode].has_teacher else None
-        if teacher is not None:
-            self.prepare_soft_labels({seed: teacher})
+        taught = MODES[mode].has_teacher
+        teacher = self._known_teacher(resume) if taught else None
         with run_directory(self.config.logdir, mode, resume) as directory:
+            if taught:
+                teacher = teacher or self._own_teacher(directory, resume is not None)
+                self._record_teacher(directory, teacher)
             if self.config.is_chain and teacher is not None:
                 trained = run_chain(self, directory, teacher)
             else:
+                if teacher is not None:
+                    self.prepare_soft_labels({seed: teacher})
                 trained = self.run([self.training(Plan(mode, seed, directory, teacher))])[0]
             self.keep(trained)
             return trained
@@ -234,17 +239,41 @@ class Session:
         multiply_adds = count_multiply_adds(saved.build("cpu"), saved.card.image_shape)
         return Trained(mode, seed, saved, count_parameters(model), multiply_adds, evaluation, logits)
 
-    def _teacher_for_student(self) -> SavedModel:
-        """Returns the teacher that is there, or trains one."""
+    def _known_teacher(self, resume: Path | None) -> SavedModel | None:
+        """Returns the teacher that is there, or None where the run trains one of its own.
+
+        A run that has begun to do so goes on with it, whatever teachers there are by now.
+        """
+        named = self.config.teacher_checkpoint is not None
+        if resume is not None and not named and (resume / _OWN_TEACHER).is_dir():
+            return None
         teacher = find_teacher(self.config, self.dataset)
         if teacher is not None:
             note(describe_teacher(teacher, self.config, self.dataset))
-            return teacher
-        note(f"There is no teacher for {self.dataset.name} in {self.config.models} yet: training one first.")
-        with run_directory(self.config.logdir, "teacher") as directory:
-            trained = self.run([self.training(Plan("teacher", self.config.seed, directory))])[0]
-            self.keep(trained)
-            return trained.saved
+        return teacher
+
+    def _own_teacher(self, directory: Path, resumed: bool) -> SavedModel:
+        """Trains a teacher for the run in ``directory``, or goes on with it."""
+        if resumed:
+            note(f"The teacher is this run's own, in {directory / _OWN_TEACHER}.")
+        else:
+            note(
+                f"There is no teacher for {self.dataset.name} in {self.config.models} yet: training one first."
+            )
+        if self.ranks.rank == 0:
+            make_folder(directory / _OWN_TEACHER)  # first: by it, --resume knows whose teacher it is
+            write_text(directory / "config.toml", absolute_paths(self.config).to_toml())
+        trained = self.run([self.training(Plan("teacher", self.config.seed, directory / _OWN_TEACHER))])[0]
+        self.keep(trained)
+        return trained.saved
+
+    def _record_teacher(self, directory: Path, teacher: SavedModel) -> None:
+        """Makes the run's config.toml name the teacher, so that a resumed run has the same one."""
+        config = dataclasses.replace(
+            self.config, teacher_checkpoint=teacher.path, teacher_arch=teacher.card.arch
+        )
+        if self.ranks.rank == 0:
+            write_text(directory / "config.toml", absolute_paths(config).to_toml())
 
     def _cores(self, arch: str, trained: bool = False) -> int:
         """Returns how many processes should share the work on a network.

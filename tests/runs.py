@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from kdtrain.store.checkpoint import load_tensors
 from tests.tools import Scalars, read_scalars
 
 TIMES = {"images_per_second", "train_seconds", "eval_seconds"}
+_EVENTS = re.compile(r"events\.out\.tfevents\.\d+\.[^.]+\.\d+")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -59,3 +62,39 @@ def count_points(run: Path) -> dict[tuple[str, int], int]:
                 if value.HasField("simple_value") or value.HasField("image"):
                     points[value.tag, event.step] = points.get((value.tag, event.step), 0) + 1
     return points
+
+
+def assert_same_files(first: Path, second: Path) -> None:
+    """Asserts that two folders with runs hold the same files, the same but for times and places."""
+    assert _lasting(first) == _lasting(second)
+    for name in _lasting(first):
+        ours, theirs = first / name, second / name
+        if name.name == "metrics.jsonl":
+            assert_same_run(ours.parent, theirs.parent)
+            assert set(count_points(ours.parent).values()) == {1}, f"{ours.parent}: a point twice"
+        elif name.name == "compare.json":
+            assert without_times(json.loads(ours.read_text())) == without_times(
+                json.loads(theirs.read_text())
+            )
+        elif name.name == "metrics.csv":
+            assert _table(ours) == _table(theirs)
+        elif name.suffix in (".toml", ".png") or name.name == "logits.safetensors" or "models" in name.parts:
+            assert ours.read_bytes() == theirs.read_bytes(), f"{name} differs"
+
+
+def without_times(value: Any) -> Any:
+    """Returns a value of JSON without what tells how long something took."""
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if "seconds" not in key}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def _table(file: Path) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(file.open(newline="")))
+    return [{name: text for name, text in row.items() if name not in TIMES} for row in rows]
+
+
+def _lasting(folder: Path) -> list[Path]:
+    """The files by name; those of TensorBoard, whose names tell when they were written, by their suffix."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(file.with_name(_EVENTS.sub("events", file.name)) for file in files)

@@ -145,12 +145,12 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
     assert [line.split()[0] for line in first.stderr.splitlines()[1:]] == ["teacher", "student_kd"]
     second = call_kdtrain(*words, cwd=tmp_path)
     assert second.stderr.splitlines()[0] == "The teacher is best/teacher.safetensors."
-    assert not (tmp_path / "logs/teacher/version_1").exists()
+    assert not (tmp_path / "logs/teacher").exists()
     best = [tmp_path / f"logs/student_kd/version_{n}/checkpoints/best.safetensors" for n in (0, 1)]
     assert best[0].read_bytes() == best[1].read_bytes()
     # The run says which teacher taught it.
     config = tomli.loads((tmp_path / "logs/student_kd/version_0/config.toml").read_text())
-    assert config["teacher_checkpoint"] == "logs/teacher/version_0/checkpoints/best.safetensors"
+    assert config["teacher_checkpoint"] == "logs/student_kd/version_0/teacher/checkpoints/best.safetensors"
 
 
 @pytest.mark.parametrize("mode", ["student_kd", "compare"])

@@ -1,0 +1,190 @@
+"""``student_kd`` without a teacher trains one first, as a part of the run: both resume as a whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import tomli
+
+from tests.cli.conftest import CallKdtrain, Fitted
+from tests.runs import assert_same_files, assert_same_run
+from tests.tools import files_in
+
+RUN = Path("logs/student_kd/version_0")
+FLAGS = ("--val-size", "300", "--limit-train", "256", "--batch-size", "64", "--epochs", "3", "--seed", "1")
+KINDS: dict[str, tuple[str, ...]] = {"student": (), "chain": ("--generations", "2")}
+
+# Ends the process in the second epoch of one of the run's networks, or when a file is about to get its name.
+ENDER = """
+import os, signal
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Ender(Callback):
+    def _end(self):
+        if Path("at").exists():
+            how = Path("how").read_text()
+            Path("at").unlink()
+            if how == "Ctrl-C":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_fit_start(self, run):
+        self.at = Path("at").read_text() if Path("at").exists() else ""
+        rename = os.replace
+
+        def replace(source, target):
+            if str(target) == self.at:
+                self._end()
+            rename(source, target)
+
+        os.replace = replace
+
+    def on_batch(self, run, event):
+        if event.epoch == 2 and run.directory.name == self.at:
+            self._end()
+"""
+
+
+def end_at(folder: Path, at: str, how: str = "SIGKILL") -> None:
+    (folder / "ender.py").write_text(ENDER)
+    (folder / "how").write_text(how)
+    (folder / "at").write_text(at)
+
+
+def words(tiles: Path, kind: str) -> tuple[str | Path, ...]:
+    plugin = ("--plugin", "ender.py:Ender")
+    return ("fit", "--mode", "student_kd", "--data-dir", tiles, *FLAGS, *KINDS[kind], *plugin)
+
+
+def without_teacher(config: Path) -> str:
+    """Returns a config.toml as it is before it names the teacher."""
+    lines = config.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(("teacher_checkpoint", "teacher_arch")))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def finished_runs() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def whole(
+    kind: str,
+    finished_runs: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    tiles: Path,
+    call_kdtrain: CallKdtrain,
+) -> Path:
+    """The folder of a run of this kind that nobody disturbed."""
+    if kind not in finished_runs:
+        folder = tmp_path_factory.mktemp(kind)
+        (folder / "ender.py").write_text(ENDER)
+        finished = call_kdtrain(*words(tiles, kind), cwd=folder)
+        assert finished.returncode == 0, finished.stderr
+        finished_runs[kind] = folder
+    return finished_runs[kind]
+
+
+def test_teacher_is_a_part_of_the_run(whole: Path, kind: str) -> None:
+    assert {path.name for path in (whole / "logs").iterdir()} == {"cache", "models", "student_kd"}
+    teacher = whole / RUN / "teacher/checkpoints/best.safetensors"
+    assert (whole / "logs/models/teacher.safetensors").read_bytes() == teacher.read_bytes()
+    config = tomli.loads((whole / RUN / "config.toml").read_text())
+    assert config["teacher_checkpoint"] == str(teacher.relative_to(whole))
+    assert config["generations"] == (2 if kind == "chain" else 1)
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        "teacher",
+        str(RUN / "teacher/result.json"),
+        "logs/models/teacher.safetensors",
+        "student",
+    ],
+)
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
+    at: str, kind: str, whole: Path, fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    student = {"student": "version_0", "chain": "generation_1"}[kind]
+    end_at(tmp_path, student if at == "student" else at)
+    killed = call_kdtrain(*words(tiles, kind), cwd=tmp_path)
+    assert killed.returncode == 1
+    assert "SIGKILL" in killed.stderr
+    other = fitted.model("teacher")
+    if at == "teacher":  # another teacher appears, of another seed
+        shutil.copy(other, tmp_path / "logs/models/teacher.safetensors")
+    resumed = call_kdtrain("fit", "--mode", "student_kd", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_files(tmp_path / "logs", whole / "logs")
+
+
+def test_killed_between_teacher_and_student_it_does_not_train_another_teacher(
+    kind: str, whole: Path, tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain
+) -> None:
+    shutil.copytree(whole / "logs/models", tmp_path / "logs/models")
+    shutil.copytree(whole / RUN / "teacher", tmp_path / RUN / "teacher")
+    (tmp_path / "ender.py").write_text(ENDER)
+    (tmp_path / RUN / "config.toml").write_text(without_teacher(whole / RUN / "config.toml"))
+    resumed = call_kdtrain("fit", "--resume", RUN, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_files(tmp_path / "logs", whole / "logs")
+
+
+def test_interrupted_while_the_teacher_is_trained_it_says_what_goes_on_with_both(
+    kind: str, whole: Path, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    end_at(tmp_path, "teacher", "Ctrl-C")
+    interrupted = call_kdtrain(*words(tiles, kind), cwd=tmp_path)
+    assert interrupted.returncode == 130
+    hint = interrupted.stderr.splitlines()[-1].partition("Go on with: kdtrain ")[2]
+    assert hint == f"fit --resume {RUN}"
+    assert call_kdtrain(*hint.split(), cwd=tmp_path).returncode == 0
+    assert_same_files(tmp_path / "logs", whole / "logs")
+
+
+def test_a_teacher_that_was_there_is_kept_from_the_first_moment_on(
+    kind: str, fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    models = tmp_path / "logs/models"
+    models.mkdir(parents=True)
+    shutil.copy(fitted.model("teacher"), models / "teacher.safetensors")
+    end_at(tmp_path, {"student": "version_0", "chain": "generation_1"}[kind])
+    assert call_kdtrain(*words(tiles, kind), cwd=tmp_path).returncode == 1
+    config = tomli.loads((tmp_path / RUN / "config.toml").read_text())
+    assert config["teacher_checkpoint"] == "logs/models/teacher.safetensors"
+    (models / "teacher.safetensors").unlink()
+    resumed = call_kdtrain("fit", "--resume", RUN, cwd=tmp_path)
+    assert resumed.returncode == 1, "it does not train another one instead"
+    assert "logs/models/teacher.safetensors" in resumed.stderr.splitlines()[-1]
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_teacher_that_it_had(
+    kind: str, whole: Path, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    """Then the teacher had a run directory of its own, and a chain's config.toml did not name it."""
+    shutil.copytree(whole / "logs", tmp_path / "logs")
+    (tmp_path / "ender.py").write_text(ENDER)
+    (tmp_path / "logs/teacher").mkdir()
+    (tmp_path / RUN / "teacher").rename(tmp_path / "logs/teacher/version_0")
+    config = tmp_path / RUN / "config.toml"
+    if kind == "chain":
+        shutil.rmtree(tmp_path / RUN / "generation_2")
+        config.write_text(without_teacher(config))
+    else:
+        before = f"{RUN}/teacher/"
+        config.write_text(config.read_text().replace(before, "logs/teacher/version_0/"))
+    resumed = call_kdtrain("fit", "--resume", RUN, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    for run in {"student": ["."], "chain": ["generation_1", "generation_2"]}[kind]:
+        assert_same_run(tmp_path / RUN / run, whole / RUN / run)
+    assert not [name for name in files_in(tmp_path / RUN) if name.startswith("teacher/")]
