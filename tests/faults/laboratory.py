@@ -1,0 +1,106 @@
+"""Where faults are injected: data, a teacher, and an undisturbed run of each combination to compare with."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdtrain.store.checkpoint import load_model
+from kdtrain.store.resume import load_state
+from tests.faults.combinations import COMBINATIONS, Combination, write_materials
+from tests.faults.processes import start
+from tests.runs import assert_same_files
+
+_FOR_TEACHER = "teacher: sgd, cosine"  # the combination whose model teaches the others
+_PATIENCE = 300.0  # seconds for a fit that takes a few
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed.
+
+    Attributes:
+        folder: where it was started.
+        seconds: what it took.
+        files: what it left in ``logs``, by path, but for TensorBoard's files, whose names differ.
+        renames: how many files it has given their names.
+    """
+
+    folder: Path
+    seconds: float
+    files: tuple[Path, ...]
+    renames: int
+
+
+class Laboratory:
+    """Starts fits and says whether anything was lost."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = write_materials(folder)
+        self._references: dict[str, Reference] = {}
+        teacher = self.undisturbed(_FOR_TEACHER).folder / "logs/models/teacher.safetensors"
+        self.files["teacher"] = folder / "teacher.safetensors"
+        shutil.copy(teacher, self.files["teacher"])
+
+    def undisturbed(self, name: str) -> Reference:
+        """Returns the combination's reference; the run is made when it is asked for first."""
+        if name not in self._references:
+            self._references[name] = self._undisturbed(name)
+        return self._references[name]
+
+    def _undisturbed(self, name: str) -> Reference:
+        folder = self.new_folder(f"{name}, undisturbed", COMBINATIONS[name])
+        began = time.monotonic()
+        process = self.start(folder, COMBINATIONS[name])
+        assert process.wait(_PATIENCE) == 0, (folder / "stderr").read_text()
+        seconds = time.monotonic() - began
+        logs = (path.relative_to(folder) for path in sorted((folder / "logs").rglob("*")) if path.is_file())
+        files = tuple(path for path in logs if not path.name.startswith("events."))
+        return Reference(folder, seconds, files, (folder / "renames").stat().st_size)
+
+    def new_folder(self, name: str, combination: Combination) -> Path:
+        """Makes a folder to start a combination in."""
+        folder = (
+            self.folder / "runs" / name.replace("/", " ").replace(":", "")
+        )  # which PYTHONPATH would split
+        folder.mkdir(parents=True)
+        if combination.found:
+            (folder / "logs/models").mkdir(parents=True)
+            shutil.copy(self.files["teacher"], folder / "logs/models/teacher.safetensors")
+        return folder
+
+    def start(
+        self, folder: Path, combination: Combination, kill_at: int = 0, anew: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Starts a combination's fit, or goes on with the one that has been begun in ``folder``."""
+        run = self.run_of(combination)
+        begun = (folder / run / "config.toml").exists() and not anew
+        if not begun and not anew:  # killed before anything was done: there is nothing to go on from
+            shutil.rmtree(folder / run, ignore_errors=True)
+        return start(folder, ["--resume", run] if begun else combination.flags(self.files), kill_at)
+
+    @staticmethod
+    def run_of(combination: Combination) -> Path:
+        """Returns where the run's files are, from the folder that it is started in."""
+        return Path("logs") / combination.mode / "version_0"
+
+    def finish(self, folder: Path, combination: Combination, reference: Reference) -> None:
+        """Goes on to the end, and asserts that nothing tells the run from one that was not disturbed."""
+        check_checkpoints(folder)
+        process = self.start(folder, combination)
+        assert process.wait(_PATIENCE) == 0, (folder / "stderr").read_text()
+        assert_same_files(folder / "logs", reference.folder / "logs")
+        assert [str(path) for path in (folder / "tmp").iterdir()] == [], "temporary files stayed"
+
+
+def check_checkpoints(folder: Path) -> None:
+    """Asserts that all models and states are whole."""
+    for file in folder.glob("logs/**/*.safetensors"):
+        if file.name == "best.safetensors" or file.parent.name == "models":
+            load_model(file)
+        elif file.name == "last.safetensors":
+            load_state(file)
