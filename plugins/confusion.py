@@ -39,9 +39,13 @@ class Confusion(Callback):
         self.file: EventFile | None = None
 
     def on_fit_start(self, run: Run) -> None:
-        """Opens an event file beside the run's own; catches up on an epoch that a kill left out."""
-        self.file = EventFile(run.directory, suffix=".confusion", up_to=run.step)
-        if run.resumed is not None and ("confusion/matrix", run.step) not in self.file.earlier:
+        """Opens an event file beside the run's own.
+
+        A resumed run repeats what belongs to its last finished epoch, which a kill may have left out:
+        always, because processes that share the images must all evaluate or none.
+        """
+        self.file = EventFile(run.directory, suffix=".confusion", up_to=run.step - 1)
+        if run.resumed is not None:
             self.on_epoch_end(run, run.resumed)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:

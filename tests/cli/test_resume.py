@@ -49,7 +49,7 @@ class Killer(Callback):
 
 
 CASES = {
-    "teacher, shifted": ("teacher", "step", ()),
+    "teacher, shifted": ("teacher", "step", ("--plugin", "confusion,every=1", "--plugin", "calibration")),
     "student, Adadelta": ("student", "step", ("--optimizer", "adadelta", "--schedule", "cosine")),
     "student, SGD, shifted": ("student", "step", ("--optimizer", "sgd", "--augment", "shift=1")),
     "student, before the checkpoint": ("student", "eval", ("--early-stopping", "3")),

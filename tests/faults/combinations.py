@@ -41,7 +41,7 @@ _PICTURES = "--dataset folder:{pictures} --val-size 60"
 _ARRAYS = "--dataset npz:{arrays} --val-size 200"
 _TEST_CHOOSES = "--data-dir {tiles} --val-size 0 --limit-train 384"
 _GIVEN = "--teacher-checkpoint {teacher}"
-_OBSERVERS = "--plugin csv --plugin confusion,every=2"
+_OBSERVERS = "--plugin csv --plugin confusion,every=2 --plugin calibration"
 
 COMBINATIONS = {
     "teacher: sgd, cosine": Combination("teacher", "--optimizer sgd --schedule cosine"),

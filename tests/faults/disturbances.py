@@ -93,7 +93,8 @@ class Disturbances:
             return  # it came too late
         self.outcome.done[number.name] += 1
         self.slowest[number.name] = max(seconds, self.slowest.get(number.name, 0.0))
-        assert seconds < _SECONDS_TO_END, f"{number.name} took {seconds:.1f} s"
+        patience = max(_SECONDS_TO_END, reference.seconds)  # a busy machine takes longer for everything
+        assert seconds < patience, f"{number.name} took {seconds:.1f} s"
         results = [json.loads(file.read_text()) for file in folder.rglob("result.json") if begun]
         status = {result["status"] for result in results}
         if ended == -number:  # Python did not listen yet, or not any more
