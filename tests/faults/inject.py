@@ -8,6 +8,7 @@ few of them, ``scripts/soak`` all; the exit code is 1 if anything was lost.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -28,7 +29,7 @@ _WIDTH = max(map(len, COMBINATIONS))
 def main() -> int:
     """Injects what the arguments ask for, and prints tables."""
     options = _parse()
-    names = [name for name in COMBINATIONS if not options.only or any(part in name for part in options.only)]
+    names = [name for name in COMBINATIONS if any(re.search(wanted, name) for wanted in options.only or [""])]
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="kdtrain-soak-"))
     laboratory = Laboratory(folder)
 
@@ -78,8 +79,8 @@ def _parse() -> argparse.Namespace:
         "--only",
         action="append",
         default=[],
-        metavar="TEXT",
-        help="kill only combinations with this in their names (repeatable)",
+        metavar="REGEX",
+        help="kill only combinations whose names match (repeatable)",
     )
     return parser.parse_args()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from tests.faults.combinations import COMBINATIONS
 from tests.faults.laboratory import Laboratory, Reference, check_checkpoints
 from tests.faults.processes import kill, wait_for_session
 
+_KINDS = ("rename", "file", "time")
 _WHOM = ("all", "all", "command", "child")
 _MOST_KILLS = 3  # of one run
 _MOST_VAIN = 5  # runs in a row that ended before they could be killed
@@ -38,11 +40,11 @@ class Outcome:
 def kill_often(laboratory: Laboratory, name: str, kills: int, seed: int) -> Outcome:
     """Kills a combination's runs at least so often.
 
-    A third of the kills come at a moment drawn from the run's whole length, a third when one of its files
-    appears or changes, so that short phases between long ones have their share, and a third between the
-    writing of a file and its renaming.
+    In turn, a kill comes between the writing of a file and its renaming, when one of the run's files appears
+    or changes, so that short phases between long ones have their share, and at a moment drawn from the run's
+    whole length.
     """
-    outcome, chance = Outcome(), random.Random(f"{seed} {name}")
+    outcome, chance, kinds = Outcome(), random.Random(f"{seed} {name}"), itertools.cycle(_KINDS)
     reference = laboratory.undisturbed(name)
     vain = 0
     while outcome.done.total() < kills and vain < _MOST_VAIN and not outcome.losses:
@@ -52,7 +54,7 @@ def kill_often(laboratory: Laboratory, name: str, kills: int, seed: int) -> Outc
         moments = []
         try:
             for _ in range(planned):
-                moments.append(_Moment.draw(chance, reference))
+                moments.append(_Moment.draw(next(kinds), chance, reference))
                 killed = _kill_once(laboratory, name, folder, moments[-1])
                 outcome.done.update([killed] if killed else [])
             laboratory.finish(folder, COMBINATIONS[name], reference)
@@ -81,8 +83,9 @@ class _Moment:
     kill_at: int = 0
 
     @classmethod
-    def draw(cls, chance: random.Random, reference: Reference) -> _Moment:
-        kind, whom = chance.choice(["time", "file", "rename"]), chance.choice(_WHOM)
+    def draw(cls, kind: str, chance: random.Random, reference: Reference) -> _Moment:
+        """Returns a moment of one of ``_KINDS`` in a run like the reference."""
+        whom = chance.choice(_WHOM)
         if kind == "rename":
             return cls(0.0, "all", kill_at=chance.randint(1, reference.renames))
         if kind == "file":

@@ -1,4 +1,4 @@
-"""Where faults are injected: data, a teacher, and an undisturbed run of each combination to compare with."""
+"""Where faults are injected: data, a teacher to be given, and undisturbed runs to compare with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from kdtrain.store.checkpoint import load_model
@@ -40,22 +41,25 @@ class Laboratory:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = write_materials(folder)
+        self._data = write_materials(folder)
         self._references: dict[str, Reference] = {}
-        teacher = self.undisturbed(_FOR_TEACHER).folder / "logs/models/teacher.safetensors"
-        self.files["teacher"] = folder / "teacher.safetensors"
-        shutil.copy(teacher, self.files["teacher"])
+
+    @cached_property
+    def teacher(self) -> Path:
+        """The model that the combinations with a teacher are given."""
+        given = self._undisturbed("given teacher", COMBINATIONS[_FOR_TEACHER])
+        return given.folder / "logs/models/teacher.safetensors"
 
     def undisturbed(self, name: str) -> Reference:
         """Returns the combination's reference; the run is made when it is asked for first."""
         if name not in self._references:
-            self._references[name] = self._undisturbed(name)
+            self._references[name] = self._undisturbed(f"{name}, undisturbed", COMBINATIONS[name])
         return self._references[name]
 
-    def _undisturbed(self, name: str) -> Reference:
-        folder = self.new_folder(f"{name}, undisturbed", COMBINATIONS[name])
+    def _undisturbed(self, name: str, combination: Combination) -> Reference:
+        folder = self.new_folder(name, combination)
         began = time.monotonic()
-        process = self.start(folder, COMBINATIONS[name])
+        process = self.start(folder, combination)
         assert process.wait(_PATIENCE) == 0, (folder / "stderr").read_text()
         seconds = time.monotonic() - began
         logs = (path.relative_to(folder) for path in sorted((folder / "logs").rglob("*")) if path.is_file())
@@ -64,13 +68,12 @@ class Laboratory:
 
     def new_folder(self, name: str, combination: Combination) -> Path:
         """Makes a folder to start a combination in."""
-        folder = (
-            self.folder / "runs" / name.replace("/", " ").replace(":", "")
-        )  # which PYTHONPATH would split
+        # PYTHONPATH would be split at a colon.
+        folder = self.folder / "runs" / name.replace("/", " ").replace(":", "")
         folder.mkdir(parents=True)
         if combination.found:
             (folder / "logs/models").mkdir(parents=True)
-            shutil.copy(self.files["teacher"], folder / "logs/models/teacher.safetensors")
+            shutil.copy(self.teacher, folder / "logs/models/teacher.safetensors")
         return folder
 
     def start(
@@ -81,7 +84,10 @@ class Laboratory:
         begun = (folder / run / "config.toml").exists() and not anew
         if not begun and not anew:  # killed before anything was done: there is nothing to go on from
             shutil.rmtree(folder / run, ignore_errors=True)
-        return start(folder, ["--resume", run] if begun else combination.flags(self.files), kill_at)
+        if begun:
+            return start(folder, ["--resume", run], kill_at)
+        given = {"teacher": self.teacher} if "{teacher}" in combination.words else {}
+        return start(folder, combination.flags(self._data | given), kill_at)
 
     @staticmethod
     def run_of(combination: Combination) -> Path:
