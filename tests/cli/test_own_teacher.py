@@ -13,7 +13,7 @@ from tests.runs import assert_same_files, assert_same_run
 from tests.tools import files_in
 
 RUN = Path("logs/student_kd/version_0")
-FLAGS = ("--val-size", "300", "--limit-train", "256", "--batch-size", "64", "--epochs", "3", "--seed", "1")
+FLAGS = ("--val-size", "300", "--limit-train", "256", "--batch-size", "64", "--epochs", "2", "--seed", "1")
 KINDS: dict[str, tuple[str, ...]] = {"student": (), "chain": ("--generations", "2")}
 
 # Ends the process in the second epoch of one of the run's networks, or when a file is about to get its name.
@@ -104,32 +104,33 @@ def test_teacher_is_a_part_of_the_run(whole: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "at",
+    ("kind", "at"),
     [
-        "teacher",
-        str(RUN / "teacher/result.json"),
-        "logs/models/teacher.safetensors",
-        "student",
+        ("student", "teacher"),
+        ("student", str(RUN / "teacher/result.json")),  # the teacher is trained, and not tested yet
+        ("student", "logs/models/teacher.safetensors"),
+        ("student", "version_0"),
+        ("chain", "teacher"),
+        ("chain", "generation_1"),
     ],
+    indirect=["kind"],
 )
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     at: str, kind: str, whole: Path, fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
-    student = {"student": "version_0", "chain": "generation_1"}[kind]
-    end_at(tmp_path, student if at == "student" else at)
+    end_at(tmp_path, at)
     killed = call_kdtrain(*words(tiles, kind), cwd=tmp_path)
     assert killed.returncode == 1
     assert "SIGKILL" in killed.stderr
-    other = fitted.model("teacher")
-    if at == "teacher":  # another teacher appears, of another seed
-        shutil.copy(other, tmp_path / "logs/models/teacher.safetensors")
+    if at == "teacher":  # another one appears, of another seed
+        shutil.copy(fitted.model("teacher"), tmp_path / "logs/models/teacher.safetensors")
     resumed = call_kdtrain("fit", "--mode", "student_kd", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_files(tmp_path / "logs", whole / "logs")
 
 
 def test_killed_between_teacher_and_student_it_does_not_train_another_teacher(
-    kind: str, whole: Path, tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain
+    whole: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
     shutil.copytree(whole / "logs/models", tmp_path / "logs/models")
     shutil.copytree(whole / RUN / "teacher", tmp_path / RUN / "teacher")
@@ -140,6 +141,7 @@ def test_killed_between_teacher_and_student_it_does_not_train_another_teacher(
     assert_same_files(tmp_path / "logs", whole / "logs")
 
 
+@pytest.mark.parametrize("kind", ["student"], indirect=True)
 def test_interrupted_while_the_teacher_is_trained_it_says_what_goes_on_with_both(
     kind: str, whole: Path, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
@@ -152,13 +154,14 @@ def test_interrupted_while_the_teacher_is_trained_it_says_what_goes_on_with_both
     assert_same_files(tmp_path / "logs", whole / "logs")
 
 
+@pytest.mark.parametrize("kind", ["chain"], indirect=True)
 def test_a_teacher_that_was_there_is_kept_from_the_first_moment_on(
     kind: str, fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
     models = tmp_path / "logs/models"
     models.mkdir(parents=True)
     shutil.copy(fitted.model("teacher"), models / "teacher.safetensors")
-    end_at(tmp_path, {"student": "version_0", "chain": "generation_1"}[kind])
+    end_at(tmp_path, "generation_1")
     assert call_kdtrain(*words(tiles, kind), cwd=tmp_path).returncode == 1
     config = tomli.loads((tmp_path / RUN / "config.toml").read_text())
     assert config["teacher_checkpoint"] == "logs/models/teacher.safetensors"

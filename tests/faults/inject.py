@@ -1,8 +1,9 @@
 """Injects faults into real runs of kdtrain, and counts what was lost.
 
-Every combination of mode and options that tests/faults/combinations.py lists is killed at random moments and
-resumed until it ends; what it leaves is compared bit for bit with what an undisturbed run left. A test runs a
-few of them, ``scripts/soak`` all; the exit code is 1 if anything was lost.
+Every combination of mode and options in tests/faults/combinations.py is killed
+at random moments and resumed until it ends. What it leaves is compared bit for
+bit with what an undisturbed run left. A test runs a few combinations,
+`scripts/soak` all of them. The exit code is 1 if anything was lost.
 """
 
 from __future__ import annotations
