@@ -21,7 +21,7 @@ from tests.faults.laboratory import Laboratory
 from tests.faults.processes import LANES
 from tests.runs import assert_same_files, assert_same_run
 
-Fault = Callable[[str, Path, float], None]
+Fault = Callable[[str, Path, random.Random], None]
 
 _INTERRUPTED = (
     "student: early stopping, shift",
@@ -43,45 +43,39 @@ class Disturbances:
 
     def __init__(self, laboratory: Laboratory, seed: int) -> None:
         self.laboratory = laboratory
-        self.chance = random.Random(seed)
+        self.seed = seed
         self.outcome = Outcome()
         self.slowest: dict[str, float] = {}
 
     def interrupt(self, times: int) -> None:
         """SIGINT or SIGTERM at a random moment."""
-        signals = [self.chance.choice([signal.SIGINT, signal.SIGTERM]) for _ in range(times)]
-        number = itertools.count()
-        self._repeat(
-            lambda name, folder, moment: self._interrupt(name, folder, moment, signals[next(number)]),
-            times,
-            _INTERRUPTED,
-        )
+        self._repeat("interrupted", self._interrupt, times, _INTERRUPTED)
 
     def double(self, times: int) -> None:
         """Two fits that start at the same moment in the same folder."""
-        self._repeat(self._double, times, _DOUBLED)
+        self._repeat("doubled", self._double, times, _DOUBLED)
 
-    def _repeat(self, fault: Fault, times: int, names: Sequence[str]) -> None:
-        work = list(zip(range(times), itertools.cycle(names), strict=False))
-        moments = [self.chance.random() for _ in work]
+    def _repeat(self, what: str, fault: Fault, times: int, names: Sequence[str]) -> None:
+        work = [
+            (f"{name}, {what}, {number}", name) for number, name in zip(range(times), itertools.cycle(names))
+        ]
         for _, name in work:
             self.laboratory.undisturbed(name)
 
-        def once(number: int, name: str) -> None:
-            moment = moments[number]
-            folder = self.laboratory.new_folder(f"{name}, {fault.__name__} {number}", COMBINATIONS[name])
+        def once(title: str, name: str) -> None:
+            folder = self.laboratory.new_folder(title, COMBINATIONS[name])
             self.outcome.tries += 1
             try:
-                fault(name, folder, moment)
+                fault(name, folder, random.Random(f"{self.seed} {title}"))
             except Exception:
-                where = f"{name}, in {folder}, at {moment:.3f} of its time"
-                self.outcome.losses.append(f"{where}:\n{traceback.format_exc()}")
+                self.outcome.losses.append(f"{title}, in {folder}:\n{traceback.format_exc()}")
 
         with ThreadPoolExecutor(LANES) as pool:
             list(pool.map(lambda item: once(*item), work))
 
-    def _interrupt(self, name: str, folder: Path, moment: float, number: signal.Signals) -> None:
+    def _interrupt(self, name: str, folder: Path, chance: random.Random) -> None:
         combination, reference = COMBINATIONS[name], self.laboratory.undisturbed(name)
+        number, moment = chance.choice([signal.SIGINT, signal.SIGTERM]), chance.random()
         process = self.laboratory.start(folder, combination)
         time.sleep(moment * reference.seconds)
         begun = any(folder.rglob("checkpoints"))
@@ -109,7 +103,7 @@ class Disturbances:
                 assert all(True for _ in RawEventFileLoader(str(file)).Load())
         self.laboratory.finish(folder, combination, reference)
 
-    def _double(self, name: str, folder: Path, moment: float) -> None:
+    def _double(self, name: str, folder: Path, chance: random.Random) -> None:
         combination, reference = COMBINATIONS[name], self.laboratory.undisturbed(name)
         processes: list[subprocess.Popen[bytes]] = [
             self.laboratory.start(folder, combination, anew=True) for _ in range(2)
