@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdtrain.config_file import absolute_paths
 from kdtrain.console import note
 from kdtrain.plan import Plan
 from kdtrain.results import Trained

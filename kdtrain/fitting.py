@@ -257,9 +257,8 @@ class Session:
         if resumed:
             note(f"The teacher is this run's own, in {directory / _OWN_TEACHER}.")
         else:
-            note(
-                f"There is no teacher for {self.dataset.name} in {self.config.models} yet: training one first."
-            )
+            where = f"for {self.dataset.name} in {self.config.models}"
+            note(f"There is no teacher {where} yet: training one first.")
         if self.ranks.rank == 0:
             make_folder(directory / _OWN_TEACHER)  # first: by it, --resume knows whose teacher it is
             write_text(directory / "config.toml", absolute_paths(self.config).to_toml())
