@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kdtrain.runtime import flow
     from kdtrain.store.atomic import write_text
     from kdtrain.store.checkpoint import load_model
+    from kdtrain.store.regular_files import read_text
     from kdtrain.teachers import model_card
     from kdtrain.trainer import Trainer
 
@@ -83,6 +84,7 @@ _HOME = {
     "measure_fidelity": "kdtrain.fidelity",
     "model_card": "kdtrain.teachers",
     "predict_logits": "kdtrain.predict",
+    "read_text": "kdtrain.store.regular_files",
     "reliability": "kdtrain.calibration",
     "soft_target_loss": "kdtrain.losses.soft_targets",
     "write_text": "kdtrain.store.atomic",
@@ -128,6 +130,7 @@ __all__ = [
     "measure_fidelity",
     "model_card",
     "predict_logits",
+    "read_text",
     "reliability",
     "soft_target_loss",
     "write_text",

@@ -16,6 +16,7 @@ from kdtrain.config import FitConfig, flag_of, kind_of
 from kdtrain.errors import UsageError, no_such
 from kdtrain.grid import parse_grid
 from kdtrain.locations import absolute, sought
+from kdtrain.store.regular_files import read_text
 
 _LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
 _WITHOUT_EFFECT = {"keep", "stall_timeout"}  # on what is trained: a resumed run may have others
@@ -100,14 +101,12 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        with file.open("rb") as opened:
-            content = opened.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            raise UsageError(f"--config {file} is larger than 64 KiB: that cannot be a configuration.")
-        values = tomli.loads(content.decode())
+        values = tomli.loads(read_text(file, _LARGEST))
     except FileNotFoundError:
         raise UsageError(f"--config {sought(file)}: there is no such file.") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
+    except OSError as error:
+        raise UsageError(f"--config {file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
         raise UsageError(f"--config {file} cannot be read: {error}.") from error
     known = [field.name for field in dataclasses.fields(FitConfig)]
     for name in values:

@@ -6,12 +6,12 @@ import difflib
 import re
 from collections.abc import Iterable
 
-_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CPP_STACK = re.compile(r'\s*\n *File "[^"\n]*\.(cpp|cc|cu|h|hpp)", line .*', re.DOTALL)
 _NEAR = 0.65  # of difflib's ratio: alfa is as near to alpha, quiet farther from augment
 _SHORTEST = 3  # letters that are taken for the beginning of a word
 _MOST_SHOWN = 500  # characters of a message
+_UNSHOWABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class KdtrainError(Exception):
@@ -49,8 +49,11 @@ class Terminated(KeyboardInterrupt):
 
 
 def without_controls(text: str) -> str:
-    """Spells out what would command a terminal: names in a stranger's file may hold anything."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Spells out what would command a terminal, or is half a character that cannot be written.
+
+    Names in a stranger's file may hold anything.
+    """
+    return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def describe(error: BaseException) -> str:

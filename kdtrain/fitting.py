@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 from kdtrain.store.kept_models import keep_model
+from kdtrain.store.metrics_file import read_metrics
 from kdtrain.store.resume import load_state
 from kdtrain.store.run_directory import run_directory
 from kdtrain.teachers import describe_teacher, find_teacher, model_card, networks_to_train
@@ -214,8 +214,7 @@ class Session:
             )
         trainer.fit(data.train, data.validation, epochs=epochs, directory=directory, resume=state)
         best = load_model(directory / "checkpoints" / "best.safetensors", arch=card.arch)
-        rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-        return Fitted(best, tuple(rows)), data.test
+        return Fitted(best, tuple(read_metrics(directory))), data.test
 
     def _finish(self, plan: Plan, fitted: Fitted, test: Loader, ranks: Ranks) -> Trained:
         """Tests a network's best weights, and files the results."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from kdtrain.data.arrays import Normalization
 from kdtrain.errors import CheckpointError, KdtrainError, one_line
 from kdtrain.locations import sought
 from kdtrain.store.card import ModelCard, read_card
+from kdtrain.store.regular_files import read_bytes
 
 METADATA = "kdtrain"
 """The key under which a file says what it is for: a model's card and more, as JSON."""
@@ -140,14 +140,10 @@ def import_onnx() -> tuple[Any, Any]:
 
 
 def _read(path: Path) -> bytes:
-    if not os.path.exists(path):
-        raise CheckpointError(f"there is no model {sought(path)}.")
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise CheckpointError(f"{path} is not an ONNX file: it is not a file.")
     try:
-        if path.stat().st_size > _LARGEST:
-            raise CheckpointError(f"{path} is not an ONNX file that kdtrain wrote: it is larger than 2 GB.")
-        return path.read_bytes()
+        return read_bytes(path, _LARGEST)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no model {sought(path)}.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
 

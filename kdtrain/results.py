@@ -18,9 +18,11 @@ from kdtrain.fidelity import Fidelity
 from kdtrain.modes import MODES
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel
+from kdtrain.store.regular_files import read_text
 
 _AGREEMENT = "test/agreement"
 _SUFFIX = ".teacher"
+_LARGEST = 1 << 20  # bytes of result.json; it has 1,000
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def file_results(trained: Trained, directory: Path, config: FitConfig) -> None:
     """Adds the test figures to result.json and to TensorBoard."""
     test = trained.test
     path = directory / "result.json"
-    result = json.loads(path.read_text()) | {
+    result = json.loads(read_text(path, _LARGEST)) | {
         "mode": trained.mode,
         "seed": trained.seed,
         "parameters": trained.parameters,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
-from kdtrain import Callback, EpochEnd, KdtrainError, Run, write_text
+from kdtrain import Callback, EpochEnd, KdtrainError, Run, read_text, write_text
+
+_LARGEST = 1 << 28  # bytes of a table; a row has 200
 
 
 class Csv(Callback):
@@ -21,9 +23,9 @@ class Csv(Callback):
             return
         file = run.directory / "metrics.csv"
         try:
-            known = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
+            known = list(csv.DictReader(io.StringIO(read_text(file, _LARGEST)))) if file.exists() else []
             self.rows = [row for row in known if int(row["epoch"]) < run.resumed.epoch]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise KdtrainError(f"{file} is damaged ({error}): mend it, or move it away.") from error
         self._add(run, run.resumed)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from kdtrain.callback import Callback
-from kdtrain.errors import KdtrainError
 from kdtrain.events import EpochEnd, FitEnd
 from kdtrain.run import Run
 from kdtrain.store.atomic import write_text
+from kdtrain.store.metrics_file import NAME, read_metrics
 
 
 class RunLog(Callback):
@@ -24,12 +24,8 @@ class RunLog(Callback):
         is written anew, since the checkpoint may have been written when the line had not been.
         """
         if run.resumed is not None:
-            file = run.directory / "metrics.jsonl"
-            try:
-                known = file.read_text().splitlines() if file.exists() else []
-                self.lines = [line for line in known if json.loads(line)["epoch"] < run.resumed.epoch]
-            except (ValueError, TypeError, KeyError) as error:  # ValueError: not UTF-8, not JSON
-                raise KdtrainError(f"{file} is damaged ({error}): mend it, or move it away.") from error
+            known = read_metrics(run.directory)
+            self.lines = [json.dumps(row) for row in known if row["epoch"] < run.resumed.epoch]
             self._add(run, run.resumed)
         write_text(run.directory / "result.json", json.dumps({"status": "running"}, indent=2) + "\n")
 
@@ -59,4 +55,4 @@ class RunLog(Callback):
             "eval_seconds": round(event.eval_seconds, 3),
         }
         self.lines.append(json.dumps(line))
-        write_text(run.directory / "metrics.jsonl", "\n".join(self.lines) + "\n")
+        write_text(run.directory / NAME, "\n".join(self.lines) + "\n")

@@ -14,6 +14,9 @@ from kdtrain.callback import Callback
 from kdtrain.errors import KdtrainError
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.run import Run
+from kdtrain.store.regular_files import name_of, open_regular
+
+_LARGEST = 1 << 28  # bytes of an event file; an hour of training writes less than a million
 
 
 class TensorBoard(Callback):
@@ -148,16 +151,22 @@ class EventFile:
         """Copies other files' points, each once; an end that was cut off by a crash is left out."""
         if not files:
             return
+        from google.protobuf.message import DecodeError
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboardX.proto.event_pb2 import Event
 
         for file in files:
-            for record in RawEventFileLoader(str(file)).Load():
-                event = Event.FromString(record)
-                own = {(value.tag, event.step) for value in event.summary.value}
-                if own and event.step <= up_to and not own & self.earlier:
-                    self.earlier |= own
-                    self._records.write(record)
+            try:
+                with open_regular(file, _LARGEST) as opened:
+                    for record in RawEventFileLoader(name_of(opened)).Load():
+                        event = Event.FromString(record)
+                        own = {(value.tag, event.step) for value in event.summary.value}
+                        if own and event.step <= up_to and not own & self.earlier:
+                            self.earlier |= own
+                            self._records.write(record)
+            except (OSError, DecodeError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise KdtrainError(f"{file} cannot be read: {reason}. Move it away.") from error
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.datasets import SPELLINGS, Dataset, Normalization, load_dataset
+from kdtrain.data.datasets import BUILT_IN, Dataset, Normalization, load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.onnx_model import OnnxModel
@@ -69,25 +70,29 @@ def answer_test_images(
 def open_data(
     model: SavedModel | OnnxModel, dataset: str | None, data_dir: Path | None, *, skip_corrupt: bool = False
 ) -> Dataset:
-    """Returns the data set that a flag names, or else the one that the model was trained on.
+    """Returns the data set that a flag names, or else the built-in one that the model was trained on.
 
-    The pictures of a folder are brought to the size that the model takes. A factory is never called
-    because a checkpoint says so: that would let a file of weights run code.
+    Nothing else is opened because a model names it: a stranger's may name any file, any folder, or code.
+    The pictures of a folder are brought to the size that the model takes.
 
     Raises:
-        UsageError: the model was trained on data that cannot be read by name alone.
+        UsageError: the model was trained on other data than built-in ones, and no flag names them.
         CheckpointError: the model is for other images or other classes.
     """
-    name = dataset or model.card.dataset
-    kind = name.partition(":")[0]
-    known = name in SPELLINGS or (":" in name and kind in ("folder", "npz"))
-    if dataset is None and data_dir is None and not known:
-        flag = f"say so with --dataset {name}" if ":" in name else "say where that is with --data-dir"
-        raise UsageError(f"{model.path} was trained on {name}: {flag}.")
-    if dataset is None and data_dir is not None and name not in SPELLINGS:
-        name = kind = "mnist"  # the files decide
+    name = model.card.dataset if dataset is None else dataset
+    if dataset is None and name not in BUILT_IN:
+        if data_dir is None:
+            flag = (
+                f"say so with --dataset {shlex.quote(name)}" if ":" in name else "say where with --data-dir"
+            )
+            raise UsageError(
+                f"{model.path} was trained on {name}: {flag}. What a model names is not opened, unless it is "
+                "one of kdtrain's own data sets."
+            )
+        name = "mnist"  # the files decide
     _, height, width = model.card.image_shape
-    size = height if kind == "folder" and height == width else None  # else all pictures have one size
+    folder = name.startswith("folder:")
+    size = height if folder and height == width else None  # else all pictures have one size
     data = load_dataset(name, data_dir, image_size=size, skip_corrupt=skip_corrupt)
     check_fits(model, data)
     return data

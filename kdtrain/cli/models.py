@@ -11,8 +11,9 @@ from rich.table import Table
 
 from kdtrain.cli.output import Output
 from kdtrain.console import watched
-from kdtrain.data.datasets import LARGEST_SIDE, load_dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import UsageError
+from kdtrain.limits import LARGEST_SIDE
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import ARCHITECTURES, build_model, count_multiply_adds, count_parameters
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX

@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.errors import UsageError
+from kdtrain.limits import MOST_PIXELS
 
-LARGEST_SIDE = 256
-CHANNELS = (1, 3)
-MOST_PIXELS = 1 << 28  # of a data set that is kept in memory: 1 GiB as floats
 _AT_ONCE = 1 << 22  # pixel values that are counted, hashed or normalised together
 _HOLD_OUT = 0x56414C  # a stream of random numbers of its own: the choice depends on no other use of the seed
 

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.console import note
-from kdtrain.data.arrays import CHANNELS, LARGEST_SIDE, Dataset, Split
+from kdtrain.data.arrays import Dataset, Split
 from kdtrain.errors import DataError
-
-_MOST_CLASSES = 10_000
+from kdtrain.limits import CHANNELS, LARGEST_SIDE, LONGEST_NAME, MOST_CLASSES, MOST_LOGITS
 
 
 def assemble(
@@ -51,11 +50,14 @@ def assemble(
         raise DataError(
             f"{sources[1]} has labels up to {highest}, but there are names for {len(classes)} classes only."
         )
+    names = tuple(classes or (str(label) for label in range(highest + 1)))
+    for split, source in ((train, sources[0]), (test, sources[2])):
+        check_logits(len(split), len(names), source)
     counts = np.bincount(train.labels, minlength=len(classes or ()))
     if counts.min() == 0:
         number = int(counts.argmin())
         note(f"{sources[1]}: no training image has the label {number}; labels count from 0 on.")
-    return Dataset(name, train, test, tuple(classes or (str(label) for label in range(highest + 1))))
+    return Dataset(name, train, test, names)
 
 
 def check_classes(names: Any, source: str) -> list[str] | None:
@@ -72,12 +74,27 @@ def check_classes(names: Any, source: str) -> list[str] | None:
         raise DataError(f"{source} is damaged: it holds no texts.") from error
     if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
         raise DataError(f"{source} must be a list of texts, one for each class.")
+    if len(listed) > MOST_CLASSES:
+        raise DataError(
+            f"{source}: these are {len(listed):,} classes; kdtrain takes at most {MOST_CLASSES:,}."
+        )
     hidden = [name for name in listed if not name.isprintable()]
     if hidden:
         raise DataError(f"{source}: the name {ascii(hidden[0])[:100]} cannot be shown; choose another.")
+    if max(map(len, listed), default=0) > LONGEST_NAME:
+        raise DataError(f"{source}: a name has more than {LONGEST_NAME} characters; choose a shorter one.")
     if len(set(listed)) < len(listed):
         raise DataError(f"{source} names two classes alike.")
     return list(listed)
+
+
+def check_logits(images: int, classes: int, source: str) -> None:
+    """Raises DataError if a table of a network's logits for a split's images is too large for the memory."""
+    if images * classes > MOST_LOGITS:
+        raise DataError(
+            f"{source}: {images:,} images in {classes:,} classes are too many together: a network's answers "
+            f"to all of them are kept in memory, at most {MOST_LOGITS:,} numbers. Use fewer of either."
+        )
 
 
 def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Split:
@@ -98,10 +115,10 @@ def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Sp
     if len(images) == 0:
         raise DataError(f"{sources[0]} is empty: it holds no image.")
     _check_shape(images.shape, sources[0])
-    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
-        wrong = int(np.flatnonzero((labels < 0) | (labels >= _MOST_CLASSES))[0])
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        wrong = int(np.flatnonzero((labels < 0) | (labels >= MOST_CLASSES))[0])
         raise DataError(
-            f"{sources[1]}: label {labels[wrong]} of image {wrong} is not one of 0 to {_MOST_CLASSES - 1}."
+            f"{sources[1]}: label {labels[wrong]} of image {wrong} is not one of 0 to {MOST_CLASSES - 1}."
         )
     planes = images[:, np.newaxis] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return Split(planes, labels.astype(np.int64))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gzip
 import hashlib
 import http.client
 import io
@@ -21,6 +23,7 @@ from kdtrain.data.assembling import assemble
 from kdtrain.data.fashion import patience
 from kdtrain.errors import DataError
 from kdtrain.store.atomic import temporary_folder
+from kdtrain.store.regular_files import open_regular
 
 NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 """What ``--dataset`` calls them, and flowvision."""
@@ -30,6 +33,7 @@ _MORE_MIRRORS = ("https://dataset.bj.bcebos.com/cifar/",)
 
 _PATIENCE = 30.0  # seconds without a byte
 _LARGEST = 200 << 20  # bytes of a member; the largest that there is has 154 MB
+_LARGEST_ARCHIVE = 400 << 20  # bytes, unzipped; CIFAR-10's has 186 MB
 _PIXELS = (3, 32, 32)
 
 
@@ -117,7 +121,8 @@ def _read_archive(path: Path, source: Any, remedy: str) -> dict[str, dict[str, A
     """Returns what the data set's files hold, by file; other members of the archive are left alone."""
     wanted = dict([*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])])
     contents: dict[str, dict[str, Any]] = {}
-    with tarfile.open(path, "r:gz") as archive:
+    with open_regular(path) as file, gzip.open(file) as unzipped:
+        archive = tarfile.open(fileobj=_Bounded(unzipped, _LARGEST_ARCHIVE), mode="r|")
         for member in archive:
             folder, _, name = member.name.rpartition("/")
             if folder != source.base_folder or name not in wanted or not member.isreg():
@@ -131,6 +136,21 @@ def _read_archive(path: Path, source: Any, remedy: str) -> dict[str, dict[str, A
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}. {remedy}")
     return contents
+
+
+class _Bounded:
+    """A stream that raises ``OSError`` beyond a number of bytes: a few zipped ones can become very many."""
+
+    def __init__(self, stream: gzip.GzipFile, most: int) -> None:
+        self.stream = stream
+        self.left = most
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise OSError(errno.EFBIG, "it unzips to far more than the published archive")
+        return data
 
 
 class _Unpickler(pickle.Unpickler):

@@ -11,14 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data import cifar, fashion
-from kdtrain.data.arrays import (
-    LARGEST_SIDE,
-    Dataset,
-    Normalization,
-    Normalized,
-    Split,
-    hold_out,
-)
+from kdtrain.data.arrays import Dataset, Normalization, Normalized, Split, hold_out
 from kdtrain.data.assembling import assemble
 from kdtrain.data.factory import load_factory
 from kdtrain.data.folder import load_image_folder
@@ -28,9 +21,9 @@ from kdtrain.errors import DataError, UsageError, no_such
 from kdtrain.locations import sought
 
 __all__ = [
+    "BUILT_IN",
     "DATASETS",
     "FILES",
-    "LARGEST_SIDE",
     "SPELLINGS",
     "Dataset",
     "Known",
@@ -69,7 +62,10 @@ DATASETS = {
     ),
     "fashion_mnist": Known(classes=fashion.CLASSES, sha256=fashion.CONTENT_SHA256),
 }
-SPELLINGS = (*DATASETS, *cifar.NAMES, "folder:DIR", "npz:FILE", "MODULE:FACTORY", "FILE.py:FACTORY")
+BUILT_IN = (*DATASETS, *cifar.NAMES)
+"""Those with a plain name. What a file names is read if it is one of these, and no other."""
+
+SPELLINGS = (*BUILT_IN, "folder:DIR", "npz:FILE", "MODULE:FACTORY", "FILE.py:FACTORY")
 """What ``--dataset`` accepts."""
 
 
@@ -101,7 +97,7 @@ def load_dataset(
         KdtrainError: a factory cannot be imported, or fails.
     """
     kind, colon, rest = name.partition(":")
-    if not colon and name not in (*DATASETS, *cifar.NAMES):
+    if not colon and name not in BUILT_IN:
         kind = "folder" if Path(name).is_dir() else "npz" if name.endswith(".npz") else ""
         meant = f" For what lies there, write --dataset {kind}:{name}." if kind else ""
         raise UsageError(no_such("data set", name, SPELLINGS) + meant)

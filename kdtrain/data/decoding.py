@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.console import note
-from kdtrain.data.arrays import MOST_PIXELS
 from kdtrain.data.pictures import is_grey, read_picture, to_channels
 from kdtrain.errors import DataError, KdtrainError
+from kdtrain.limits import MOST_PIXELS
 
 _WORTH_A_PROCESS = 200  # pictures; fewer take less time than starting one
 _MANY = 5000

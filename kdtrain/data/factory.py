@@ -10,11 +10,12 @@ from types import ModuleType
 
 import numpy as np
 
-from kdtrain.data.arrays import MOST_PIXELS, Dataset
+from kdtrain.data.arrays import Dataset
 from kdtrain.data.assembling import assemble, check_classes
 from kdtrain.data.npz import ARRAYS, too_many
 from kdtrain.errors import DataError, KdtrainError, UsageError, no_such, one_line
 from kdtrain.importing import import_file, not_importable
+from kdtrain.limits import MOST_PIXELS
 from kdtrain.user_code import located
 
 

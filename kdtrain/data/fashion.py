@@ -131,4 +131,5 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.md5(file.read()).hexdigest()

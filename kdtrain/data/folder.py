@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.console import note
-from kdtrain.data.arrays import LARGEST_SIDE, Dataset, Split
-from kdtrain.data.assembling import check_classes
+from kdtrain.data.arrays import Dataset, Split
+from kdtrain.data.assembling import check_classes, check_logits
 from kdtrain.data.decoding import Decoded, decode
 from kdtrain.data.pictures import picture_size
 from kdtrain.errors import DataError, UsageError, without_controls
+from kdtrain.limits import LARGEST_SIDE
 from kdtrain.locations import sought
 
 _SUFFIXES = {
@@ -74,6 +76,7 @@ def load_image_folder(
         DataError: the folder has no such structure, or a file cannot be read.
     """
     classes, splits = _find(folder)
+    check_logits(max(map(len, splits)), len(classes), str(folder))
     if most_pictures is not None:
         splits = [split[:: -(-len(split) // most_pictures) or 1] for split in splits]
     pictures = [picture for split in splits for picture in split]
@@ -156,14 +159,15 @@ def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str
 def _pictures(folder: Path, classes: Sequence[str]) -> list[Picture]:
     """Returns the files in the class folders that are pictures by their names, in order."""
     found, others, nested = [], [], []
+    labels = {name: label for label, name in enumerate(classes)}
     for name in _subfolders(folder):
-        if name not in classes:
+        if name not in labels:
             raise DataError(f"{folder / name}: there is no class {name!r} among the training pictures.")
         files = _names(folder / name, os.DirEntry.is_file)
-        chosen = [file for file in files if os.path.splitext(file)[1].lower() in _SUFFIXES]
-        others += [folder / name / file for file in files if file not in chosen]
+        chosen = {file: os.path.splitext(file)[1].lower() in _SUFFIXES for file in files}
+        others += [folder / name / file for file in files if not chosen[file]]
         nested += [folder / name / inner for inner in _subfolders(folder / name)]
-        found += [Picture(folder / name / file, classes.index(name)) for file in chosen]
+        found += [Picture(folder / name / file, labels[name]) for file in files if chosen[file]]
     if others:
         note(f"Left out, as no pictures by their names ({len(others)} in {folder}): {_some(others)}")
     if nested:
@@ -177,8 +181,8 @@ def _split_off(pictures: list[Picture]) -> tuple[list[Picture], list[Picture]]:
     Which it is depends on the files' names alone, and a new file changes it for one other at most.
     """
     test = set()
-    for label in {picture.label for picture in pictures}:
-        own = [picture for picture in pictures if picture.label == label]
+    for _, of_class in itertools.groupby(pictures, lambda picture: picture.label):  # they come in this order
+        own = list(of_class)
         own.sort(key=lambda picture: hashlib.sha256(os.fsencode(picture.path.name)).digest())
         test.update(own[: max(len(own) // _TEST_SHARE, int(len(own) > 1))])
     return [p for p in pictures if p not in test], [p for p in pictures if p in test]

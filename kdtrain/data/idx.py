@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import stat
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kdtrain.errors import DataError
 from kdtrain.locations import sought
+from kdtrain.store.regular_files import open_regular
 
 _TYPES = {
     0x08: "unsigned bytes",
@@ -49,15 +50,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         DataError: the file is missing, unreadable, damaged, or no IDX file of unsigned bytes.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path} is not a file; an IDX file is needed there.")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             zipped = file.read(len(_GZIP)) == _GZIP
             file.seek(0)
             if not zipped:
                 return _read(file, path, _LARGEST)
             with gzip.open(file) as unzipped:
-                packed = path.stat().st_size
+                packed = os.fstat(file.fileno()).st_size
                 return _read(unzipped, path, min(_LARGEST, max(_HARMLESS, _TIGHTEST * packed)))
     except FileNotFoundError as error:
         raise DataError(f"{sought(path)} does not exist.") from error

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from kdtrain.data.arrays import MOST_PIXELS, Dataset
+from kdtrain.data.arrays import Dataset
 from kdtrain.data.assembling import assemble, check_classes
 from kdtrain.errors import DataError
+from kdtrain.limits import MOST_PIXELS
 from kdtrain.locations import sought
+from kdtrain.store.regular_files import open_regular
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _CLASSES = "classes"
@@ -32,7 +34,7 @@ def load_npz(path: Path) -> Dataset:
         DataError: the file is missing, damaged, or does not hold such arrays.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             present = {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
             missing = [name for name in ARRAYS if name not in present]
             if missing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.locations import sought
+from kdtrain.store.regular_files import open_regular
 
 T = TypeVar("T")
 Source = Path | bytes
@@ -65,12 +65,7 @@ def name_of(source: Source) -> str:
 
 
 def _open(source: Source) -> BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    if os.path.exists(source) and not os.path.isfile(source):  # opening a pipe would wait for ever
-        kind = "a folder" if os.path.isdir(source) else "a device or a pipe"
-        raise DataError(f"{source} is {kind}, not a picture.")
-    return source.open("rb")
+    return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
 
 
 def read_photo(source: Source) -> Image.Image:

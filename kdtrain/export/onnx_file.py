@@ -21,6 +21,7 @@ from kdtrain.models.registry import count_parameters
 from kdtrain.onnx_model import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
+from kdtrain.store.regular_files import open_regular
 
 _IR_VERSION = 8  # goes with opset 17; what is newer would shut older onnxruntimes out
 _TOLERANCE = 1e-4  # of a logit: float32 sums in another order differ by 1e-6 to 1e-5,
@@ -110,7 +111,10 @@ def finish(onnx: Any, graph: Any, about: dict[str, Any]) -> bytes:
 
 def sha256(path: Path) -> str | None:
     """Returns the SHA-256 (hex) of a checkpoint; None for a OneFlow directory, which is many files."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if path.is_dir():
+        return None
+    with open_regular(path) as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _graph(traced: Trace, card: ModelCard, images: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ from kdtrain.models.factories import build_from_factory, check_factory
 from kdtrain.models.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
 from kdtrain.models.resnet import ResNet
-from kdtrain.models.zoo import PREFIX, build_classifier, check_classifier
+from kdtrain.models.zoo import LARGE, PREFIX, build_classifier, check_classifier
 from kdtrain.runtime import flow
 
 Factory = Callable[[ImageShape, int], "flow.nn.Module"]
@@ -49,6 +50,21 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
             "choose hinton_1200 with --teacher-arch."
         )
     return ARCHITECTURES[arch](image_shape, num_classes)
+
+
+def fewest_values(arch: str, image_shape: ImageShape) -> int:
+    """Returns how many numbers a network's weights are at least, without making them.
+
+    For what cannot be large, or is the user's own, it is 0.
+    """
+    pixels, (_, height, width) = math.prod(image_shape), image_shape
+    of_first_layers = {
+        "teacher_cnn": 128 * 64 * ((height - 4) // 2) * ((width - 4) // 2),
+        "student_mlp": 128 * pixels,
+        "hinton_800": 800 * pixels,
+        "hinton_1200": 1200 * pixels,
+    }
+    return of_first_layers.get(arch) or LARGE.get(arch.removeprefix(PREFIX), 0)
 
 
 def runs_code(arch: str) -> bool:

@@ -36,6 +36,25 @@ Not among them: what is made for one size (inception, vit, swin and their like),
 a number of classes (rexnet, senet), what answers with more than logits (googlenet), what flowvision
 0.2.1 cannot make (resnest), and what has far too many parameters for images as small as ours.
 """
+LARGE = {
+    "alexnet": 56_989_378,
+    "convnext_small_224": 49_452_482,
+    "resnet101": 42_600_874,
+    "resnet152": 58_290_653,
+    "wide_resnet50_2": 66_897_783,
+    "vgg11": 128_773_378,
+    "vgg11_bn": 128_784_394,
+    "vgg13": 128_957_890,
+    "vgg13_bn": 128_969_676,
+    "vgg16": 134_267_586,
+    "vgg16_bn": 134_284_495,
+    "vgg19": 139_577_282,
+    "vgg19_bn": 139_599_314,
+}
+"""How many numbers the weights of the largest are, for the smallest grey images in two classes.
+
+All others have less than 30 million.
+"""
 _SMALL = 64  # pixels: below, a stem that divides height and width by four leaves too little
 _SMALLEST = 28
 

@@ -26,7 +26,9 @@ from kdtrain.report.page_settings import command
 from kdtrain.report.style import LINES
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import load_tensors
+from kdtrain.store.regular_files import read_text
 
+_LARGEST = 1 << 28  # bytes of compare.json; one seed has 50,000
 _DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}
 """Matplotlib's names for dashes, as SVG has them."""
 
@@ -77,7 +79,7 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
         confusions={model: confusions(seeds, labels) for model, seeds in by_model.items()},
         most_classes=MOST_CLASSES,
         examples=choose_examples(by_model, dataset),
-        settings=(directory / FILES["config"]).read_text(),
+        settings=config.to_toml(),
         command=command(config),
     )
     page = directory / FILES["report"]
@@ -87,7 +89,7 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
 
 def _read_figures(file: Path) -> dict[str, Any]:
     try:
-        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        figures: dict[str, Any] = json.loads(read_text(file, _LARGEST))
     except (OSError, ValueError) as error:
         raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it when it ends.") from error
     if figures["version"] != VERSION:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kdtrain
 from kdtrain import runtime
-from kdtrain.data.arrays import CHANNELS, LARGEST_SIDE
 from kdtrain.errors import CheckpointError, without_controls
+from kdtrain.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
 
-_MOST_CLASSES = 10_000  # far more than labels can tell apart, few enough to allocate a network for
-_MOST_VALUES = 3 * 256 * 256  # in an image: the largest network for it has less than 1 GB of weights
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "mode": (str, str),
     "arch": (str, str),
@@ -87,6 +84,11 @@ def read_card(header: Any, path: Path) -> ModelCard:
         CheckpointError: something in it is missing, or cannot be.
     """
     header = header if isinstance(header, dict) else {}
+    classes = header.get("classes")
+    if isinstance(classes, list) and len(classes) > MOST_CLASSES:
+        raise CheckpointError(
+            f"{path} is for {len(classes):,} classes; kdtrain takes at most {MOST_CLASSES:,}."
+        )
     values: dict[str, Any] = {}
     for name, (kind, inner) in _ENTRIES.items():
         value = header.get(name)
@@ -108,11 +110,10 @@ def read_card(header: Any, path: Path) -> ModelCard:
         len(card.image_shape) == 3
         and card.image_shape[0] in CHANNELS
         and all(1 <= length <= LARGEST_SIDE for length in card.image_shape[1:])
-        and math.prod(card.image_shape) <= _MOST_VALUES
         and len(card.mean) == len(card.std) == card.image_shape[0]
         and all(0 <= mean <= 1 for mean in card.mean)
         and all(0 < std <= 1 for std in card.std)
-        and 2 <= len(card.classes) <= _MOST_CLASSES
+        and len(card.classes) >= 2
         and card.arch.isprintable()
         and 0 <= card.epochs < 2**63
         and 0 <= card.images < 2**63

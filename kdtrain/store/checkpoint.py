@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,25 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.limits import MOST_HEADER, MOST_TENSORS
 from kdtrain.locations import short, sought
-from kdtrain.models.registry import ARCHITECTURES, build_model, check_architecture, runs_code
+from kdtrain.models.registry import (
+    ARCHITECTURES,
+    build_model,
+    check_architecture,
+    fewest_values,
+    runs_code,
+)
 from kdtrain.runtime import flow
 from kdtrain.store.atomic import write_bytes
 from kdtrain.store.card import ModelCard as ModelCard
 from kdtrain.store.card import read_card
 from kdtrain.store.oneflow_directory import read_oneflow_directory
+from kdtrain.store.regular_files import name_of, open_regular
 
 Weights = dict[str, npt.NDArray[np.generic]]
 
+_MOST_LISTED = 10  # of the weights that do not fit
 _HEADER = "kdtrain"  # one key only: safetensors does not keep the order of several
 
 
@@ -55,8 +64,18 @@ class SavedModel:
         Raises:
             CheckpointError: the weights do not fit the architecture; the text names those that do not.
         """
+        source, fewest = (
+            f"{self.path} ({self.card.arch})",
+            fewest_values(self.card.arch, self.card.image_shape),
+        )
+        given = sum({id(array): array.size for array in self.weights.values()}.values())
+        if given < fewest:  # a file of a few bytes may say that it is of a network of gigabytes
+            raise CheckpointError(
+                f"the weights in {source} do not fit the network: it has {fewest:,} numbers at least, and "
+                f"they are {given:,}."
+            )
         model = build_model(self.card.arch, self.card.image_shape, len(self.card.classes))
-        load_weights(model, self.weights, f"{self.path} ({self.card.arch})")
+        load_weights(model, self.weights, source)
         return model.to(device).eval()
 
 
@@ -71,8 +90,8 @@ def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
     Raises:
         CheckpointError: names, shapes or types differ; the text lists which.
     """
-    own = {name: _describe(array) for name, array in snapshot(model).items()}
-    given = {name: _describe(array) for name, array in weights.items()}
+    own = {name: _describe(tensor.shape, _type_of(tensor)) for name, tensor in model.state_dict().items()}
+    given = {name: _describe(array.shape, array.dtype) for name, array in weights.items()}
     problems = [f"missing {name}" for name in own if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in own]
     problems += [
@@ -81,7 +100,9 @@ def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
         if given.get(name, wanted) != wanted
     ]
     if problems:
-        raise CheckpointError(f"the weights in {source} do not fit the network: {'; '.join(problems)}.")
+        listed = "; ".join(problems[:_MOST_LISTED])
+        more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
+        raise CheckpointError(f"the weights in {source} do not fit the network: {listed}{more}.")
     model.load_state_dict(
         {name: flow.tensor(np.asarray(array, order="C")) for name, array in weights.items()}
     )
@@ -92,7 +113,12 @@ def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]], hea
     arrays = {name: np.asarray(array, order="C") for name, array in sorted(tensors.items())}
     header = json.loads(json.dumps(header))  # as it will be read: every key is a text then
     header["sha256"] = fingerprint(arrays, header)
-    write_bytes(path, safetensors.numpy.save(arrays, {_HEADER: json.dumps(header, sort_keys=True)}))
+    content = safetensors.numpy.save(arrays, {_HEADER: json.dumps(header, sort_keys=True)})
+    try:
+        _check_header(content)
+    except ValueError as error:  # what could not be read is not written
+        raise CheckpointError(f"{path} cannot be written: {error}.") from error
+    write_bytes(path, content)
 
 
 def fingerprint(tensors: Mapping[str, npt.NDArray[np.generic]], header: object) -> str:
@@ -115,22 +141,28 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     Raises:
         CheckpointError: the file is missing, damaged, or not one of kdtrain's.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise CheckpointError(f"{path} is not a checkpoint: it is not a file.")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if _HEADER not in metadata:
-                raise CheckpointError(f"{path} is a safetensors file, but not one that kdtrain wrote.")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        header = json.loads(metadata[_HEADER])
+        with open_regular(path) as opened:
+            _check_header(opened.read(8))
+            with safetensors.safe_open(name_of(opened), framework="numpy") as file:
+                text = (file.metadata() or {}).get(_HEADER)
+                if text is None:
+                    raise CheckpointError(f"{path} is a safetensors file, but not one that kdtrain wrote.")
+                names = file.keys()
+                if len(names) > MOST_TENSORS:
+                    raise CheckpointError(
+                        f"{path} holds {len(names):,} tensors; at most {MOST_TENSORS:,} are read."
+                    )
+                weights = {name: file.get_tensor(name) for name in names}
+        header = json.loads(text)
         stated = header.pop("sha256", None) if isinstance(header, dict) else None
         actual = fingerprint(weights, header)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {sought(path)}.") from None
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, SafetensorError) as error:
         # TypeError and AttributeError: the tensor has a type that NumPy does not know
-        raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {reason}.") from error
     if stated is None or stated != actual:
         raise CheckpointError(f"{path} is damaged: its content does not have the checksum that it states.")
     return weights, header
@@ -143,6 +175,16 @@ def load_card(path: Path) -> ModelCard:
         CheckpointError: it cannot be read, or holds no model.
     """
     return _card_in(load_tensors(path)[1], path)
+
+
+def _check_header(begin: bytes) -> None:
+    """Raises ValueError where a header, of which the first bytes tell the size, is larger than any needs.
+
+    Reading it takes much longer, and far more memory, than reading as many bytes of weights.
+    """
+    size = int.from_bytes(begin[:8], "little")
+    if size > MOST_HEADER:
+        raise ValueError(f"its header has {size:,} bytes, and should have at most {MOST_HEADER:,}")
 
 
 def load_model(
@@ -222,7 +264,12 @@ def _recognise(weights: Weights, card: ModelCard) -> str:
     return card.arch  # building it will list what does not fit
 
 
-def _describe(array: npt.NDArray[np.generic]) -> str:
-    """Returns an array's shape, and its type if it is not the one that weights usually have."""
-    shape = "x".join(str(n) for n in array.shape) or "a scalar"
-    return shape if array.dtype == np.float32 else f"{shape} of {array.dtype}"
+def _describe(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
+    """Returns a tensor's shape, and its type if it is not the one that weights usually have."""
+    text = "x".join(str(n) for n in shape) or "a scalar"
+    return text if dtype == np.float32 else f"{text} of {dtype}"
+
+
+def _type_of(tensor: flow.Tensor) -> np.dtype[Any]:
+    """Returns NumPy's name for a tensor's type, without looking at its values."""
+    return flow.empty(0, dtype=tensor.dtype).numpy().dtype

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import CheckpointError
+from kdtrain.store.regular_files import read_bytes
 
 _MAX_PICKLE = 1024 * 1024
 _MAX_META = 4096
@@ -134,14 +135,8 @@ def _read_tensor(folder: Path) -> npt.NDArray[np.generic]:
 
 
 def _read(file: Path, limit: int) -> bytes:
-    """Returns the content of an ordinary file of at most ``limit`` bytes."""
+    """Returns the content of a regular file of at most ``limit`` bytes."""
     try:
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing, or not a file.")
-        if file.stat().st_size > limit:
-            raise CheckpointError(
-                f"{file} holds {file.stat().st_size} bytes, and should hold at most {limit}."
-            )
-        return file.read_bytes()
+        return read_bytes(file, limit)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error

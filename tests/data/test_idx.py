@@ -160,7 +160,7 @@ def test_each_fault_of_the_compression_is_named(tmp_path: Path) -> None:
 
 def test_what_is_no_readable_file_is_named(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent")
-    assert "is not a file" in refusal(tmp_path)
+    assert "is a folder, not a file" in refusal(tmp_path)
     assert "name too long" in refusal(tmp_path / ("x" * 300))
     (tmp_path / "loop").symlink_to("loop")
     assert "symbolic links" in refusal(tmp_path / "loop")

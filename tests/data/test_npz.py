@@ -89,8 +89,8 @@ def test_fortran_order_columns_of_labels_and_names_are_understood(tmp_path: Path
         ("y_train", np.zeros((9, 3), np.int64), "labels must be whole numbers of shape (N,)"),
         ("y_train", np.zeros(9), "y_train in FILE is float64 of shape (9,)"),
         ("y_train", np.zeros(9, np.int64), "knows one class only"),
-        ("y_train", np.arange(9) - 1, "label -1 of image 0 is not one of 0 to 9999"),
-        ("y_train", np.arange(9) * 5000, "label 10000 of image 2 is not one of 0 to 9999"),
+        ("y_train", np.arange(9) - 1, "label -1 of image 0 is not one of 0 to 4095"),
+        ("y_train", np.arange(9) * 5000, "label 5000 of image 1 is not one of 0 to 4095"),
         ("y_test", np.array([0, 1, 2, 3, 0, 0]), "label 3 of image 3 is out of range"),
         ("classes", np.array(["a", "b"]), "labels up to 2, but there are names for 2 classes only"),
         ("classes", np.array(["a", "b", "a"]), "names two classes alike"),
@@ -131,7 +131,7 @@ def test_files_that_are_no_archives_are_named(tmp_path: Path) -> None:
     assert "cannot be read as .npz" in refusal(path)
     path.unlink()
     path.mkdir()
-    assert "Is a directory" in refusal(path)
+    assert "is a folder, not a file" in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent.png")
     assert "is a folder" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
-    assert "is a device or a pipe, not a picture" in refusal(tmp_path / "pipe.png")
+    assert "it is a pipe, not a file" in refusal(tmp_path / "pipe.png")
     page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     for name, content in (("empty.png", b""), ("text.png", b"seven"), ("page.eps", page)):
         (tmp_path / name).write_bytes(content)

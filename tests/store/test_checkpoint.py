@@ -220,7 +220,7 @@ def test_what_is_no_checkpoint_is_refused_at_once(tmp_path: Path, content: bytes
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
-    assert "it is not a file" in refusal(tmp_path / "pipe.safetensors")
+    assert "it is a pipe, not a file" in refusal(tmp_path / "pipe.safetensors")
 
 
 def test_a_name_that_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -358,7 +358,6 @@ def test_wrong_types_in_the_card_are_named(
             "arch": "hinton_1200",
         },  # 1.3 GB
         {"classes": ("only one",)},
-        {"classes": tuple(map(str, range(100_000)))},
         {"mean": (0.1, 0.2)},
         {"mean": (float("nan"),)},
         {"mean": (10**400,)},

@@ -268,7 +268,7 @@ def test_hostile_and_damaged_pickles_are_refused(tmp_path: Path, pickled: bytes)
 def test_far_too_large_pickle_is_not_even_read(tmp_path: Path) -> None:
     folder = directory(tmp_path / "saved")
     os.truncate(folder / "pickled_data", 10**11)  # sparse: takes no room
-    assert "holds 100000000000 bytes, and should hold at most 1048576" in refusal(folder)
+    assert "holds 100,000,000,000 bytes, and should hold at most 1,048,576" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -370,22 +370,25 @@ def dims(*sizes: int, dtype: str = "kFloat") -> str:
 
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
-    (lambda tensor: shutil.rmtree(tensor), "meta is missing, or not a file"),
-    (without("meta"), "meta is missing, or not a file"),
-    (without("out"), "out is missing, or not a file"),
-    (folder_named("out"), "out is missing, or not a file"),
-    (pipe("out"), "out is missing, or not a file"),
-    (pipe("meta"), "meta is missing, or not a file"),
-    (linked_to("/dev/zero", "out"), "out is missing, or not a file"),
-    (linked_to("out", "out"), "out is missing, or not a file"),
+    (lambda tensor: shutil.rmtree(tensor), "meta cannot be read: No such file"),
+    (without("meta"), "meta cannot be read: No such file"),
+    (without("out"), "out cannot be read: No such file"),
+    (folder_named("out"), "out cannot be read: it is a folder"),
+    (pipe("out"), "out cannot be read: it is a pipe"),
+    (pipe("meta"), "meta cannot be read: it is a pipe"),
+    (linked_to("/dev/zero", "out"), "out cannot be read: it is a device"),
+    (linked_to("out", "out"), "out cannot be read: Too many levels"),
     (
         lambda tensor: os.truncate(tensor / "out", 23),
         "out holds 23 bytes, which does not fit the shape (2, 3)",
     ),
     (lambda tensor: os.truncate(tensor / "out", 0), "out holds 0 bytes, which does not fit the shape (2, 3)"),
-    (lambda tensor: os.truncate(tensor / "out", 25), "out holds 25 bytes, and should hold at most 24"),
+    (
+        lambda tensor: os.truncate(tensor / "out", 25),
+        "out cannot be read: it holds 25 bytes, and should hold at most 24",
+    ),
     (lambda tensor: os.truncate(tensor / "out", 10**12), "bytes, and should hold at most 24"),
-    (lambda tensor: os.truncate(tensor / "meta", 10**12), "bytes, and should hold at most 4096"),
+    (lambda tensor: os.truncate(tensor / "meta", 10**12), "bytes, and should hold at most 4,096"),
     (with_meta(dims(3, 3)), "which does not fit the shape (3, 3)"),
     (with_meta(dims(10**12, 10**12)), "which does not fit the shape (1000000000000, 1000000000000)"),
     (with_meta(dims(2**70)), "which does not fit the shape"),

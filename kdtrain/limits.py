@@ -1,0 +1,34 @@
+"""How large things may be: the same for what is read, for what is trained and for what is written."""
+
+from __future__ import annotations
+
+CHANNELS = (1, 3)
+"""Of an image: grey, or red, green and blue."""
+
+LARGEST_SIDE = 256
+"""Pixels of an image's height and width."""
+
+MOST_PIXELS = 1 << 28
+"""Pixel values of a data set that is kept in memory: 1 GiB as floats."""
+
+MOST_CLASSES = 4096
+"""A matrix of confusions takes 128 MiB then; the 3,832 characters of Kuzushiji-Kanji are within."""
+
+MOST_LOGITS = 1 << 27
+"""Images of a split times classes: 512 MiB, and a few times that while a table is made and saved."""
+
+LONGEST_NAME = 255
+"""Characters of a class's name, as of a folder's."""
+
+MOST_EPOCHS = 100_000
+MOST_SEEDS = 1000
+"""Of a comparison."""
+
+LARGEST_SEED = 2**63 - 1
+"""What TOML can hold."""
+
+MOST_HEADER = 16 << 20
+"""Bytes of a checkpoint's header: ten times what 4,096 names of Chinese characters and a state need."""
+
+MOST_TENSORS = 20_000
+"""In a checkpoint: ten times as many as densenet201 has with Adam's state."""

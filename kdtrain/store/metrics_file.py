@@ -1,0 +1,65 @@
+"""``metrics.jsonl``: a row of figures per epoch, as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdtrain.errors import KdtrainError
+from kdtrain.limits import MOST_EPOCHS
+from kdtrain.store.regular_files import read_text
+
+NAME = "metrics.jsonl"
+
+_LARGEST = 256 << 20  # bytes; a line has 300 to 1000
+_LONGEST = 1 << 16  # characters of a line
+_WHOLE = ("epoch", "step")
+_NUMBERS = ("eval/accuracy", "eval/cross_entropy", "train_seconds", "eval_seconds")
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's file; none where there is no file.
+
+    Raises:
+        KdtrainError: the file cannot be read, or a line is not such a row; the text names both.
+    """
+    file = directory / NAME
+    remedy = "Mend it, or move it away."
+    try:
+        lines = read_text(file, _LARGEST).splitlines()
+        if len(lines) > MOST_EPOCHS:
+            raise ValueError(f"it has {len(lines):,} lines, and should have at most {MOST_EPOCHS:,}")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        reason = getattr(error, "strerror", None) or error
+        raise KdtrainError(f"{file} cannot be read: {reason}. {remedy}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(_row(line))
+        except (ValueError, RecursionError) as error:
+            raise KdtrainError(f"{file} is damaged, line {number}: {error}. {remedy}") from error
+    return rows
+
+
+def _row(line: str) -> dict[str, Any]:
+    """Returns the figures in a line.
+
+    Raises:
+        ValueError: it is not a JSON object with an epoch's figures.
+    """
+    if len(line) > _LONGEST:
+        raise ValueError(f"it has {len(line):,} characters, and should have at most {_LONGEST:,}")
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("it is no JSON object")
+    for name in (*_WHOLE, *_NUMBERS):
+        if name not in row:
+            raise ValueError(f"it has no {name}")
+        kinds, most = ((int,), 2**63 - 1) if name in _WHOLE else ((int, float), sys.float_info.max)
+        if type(row[name]) not in kinds or not 0 <= row[name] <= most:
+            raise ValueError(f"{name} is {json.dumps(row[name])[:40]}")
+    return row

@@ -1,0 +1,164 @@
+"""Pipes, devices and folders in the place of files: nothing is waited for, and nothing fills the memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdtrain.data.datasets import Dataset
+from kdtrain.store.regular_files import open_regular, read_bytes, read_text
+from tests.cli.conftest import CallKdtrain, Finished
+from tests.conftest import ROOT, RunKdtrain
+from tests.faults.limits import limited
+from tests.tools import write_tiles
+
+DATA = ("--data-dir", "tiles", "--val-size", "300")
+RUN = Path("logs/student/version_0")
+
+SPECIAL: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "zeros": lambda path: path.symlink_to("/dev/zero"),
+    "folder": Path.mkdir,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, run_kdtrain: RunKdtrain) -> Path:
+    """Where a student was trained on small images."""
+    folder = tmp_path_factory.mktemp("special")
+    write_tiles(folder / "tiles", mnist)
+    words = ("fit", "--mode", "student", *DATA, "--epochs", "2", "--plugin", "csv")
+    fit = run_kdtrain(*words, cwd=folder)
+    assert fit.returncode == 0, fit.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, for a test to spoil."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def assert_refused(finished: Finished, file: str) -> None:
+    """One sentence that names the file, and no traceback."""
+    assert finished.returncode in (1, 2), finished.stderr
+    assert "unexpected" not in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert file in finished.stderr.splitlines()[-1]
+
+
+READ = {
+    "settings.toml": ("config", "--config", "settings.toml"),
+    "model.safetensors": ("eval", "model.safetensors"),
+    "model.onnx": ("eval", "model.onnx"),
+    "served.onnx": ("serve", "served.onnx", "--port", "0"),
+    "exported.safetensors": ("export", "exported.safetensors"),
+    "photo.png": ("infer", "photo.png", "--checkpoint", RUN / "checkpoints/best.safetensors"),
+    "data.npz": ("models", "--dataset", "npz:data.npz"),
+    "data.py": ("models", "--dataset", "data.py:make"),
+    "network.py": ("models", "network.py:make"),
+    "plugin.py": ("fit", "--mode", "student", *DATA, "--plugin", "plugin.py:Mine"),
+    "teacher.safetensors": ("fit", "--mode=student_kd", *DATA, "--teacher-checkpoint=teacher.safetensors"),
+    "saved/pickled_data": ("eval", "saved"),
+    "tiles/t10k-labels-idx1-ubyte": ("models", "--data-dir", "tiles"),
+    "cifar-10-python.tar.gz": ("models", "--dataset", "cifar10", "--data-dir", "."),
+    "models/first.safetensors": ("bench", "--model-save-dir", "models"),
+    "logs/models/student.safetensors": ("infer", "--picture-index=0", "--model-type=student"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", READ)
+def test_what_a_command_reads_must_be_a_file(
+    copy: Path, call_kdtrain: CallKdtrain, name: str, kind: str
+) -> None:
+    file = copy / name
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    file.with_name(f"{file.name}.gz").unlink(missing_ok=True)
+    SPECIAL[kind](file)
+    with limited():
+        done = call_kdtrain(*READ[name], cwd=copy)
+    assert_refused(done, file.name)
+
+
+IN_A_RUN = (
+    "config.toml",
+    "metrics.jsonl",
+    "metrics.csv",
+    "checkpoints/last.safetensors",
+    "events.out.tfevents.1.host.1",
+)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", IN_A_RUN)
+def test_what_lies_in_a_resumed_run_must_be_a_file(
+    copy: Path, call_kdtrain: CallKdtrain, name: str, kind: str
+) -> None:
+    (copy / RUN / name).unlink(missing_ok=True)
+    SPECIAL[kind](copy / RUN / name)
+    best = (copy / RUN / "checkpoints/best.safetensors").read_bytes()
+    with limited(10):
+        done = call_kdtrain("fit", "--resume", RUN, cwd=copy)
+    assert_refused(done, name)
+    assert (copy / RUN / "checkpoints/best.safetensors").read_bytes() == best
+
+
+def test_a_link_to_a_file_is_as_good_as_the_file(copy: Path, call_kdtrain: CallKdtrain) -> None:
+    for name in IN_A_RUN[:4]:
+        file = copy / RUN / name
+        file.rename(copy / file.name)
+        file.symlink_to(copy / file.name)
+    done = call_kdtrain("fit", "--resume", RUN, cwd=copy)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_becomes_a_pipe_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks what a path is, and opens it afterwards, may open something else."""
+    (tmp_path / "file").write_bytes(b"x")
+    opens = os.open
+
+    def swap(path: Path, flags: int) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return opens(path, flags)
+
+    monkeypatch.setattr(os, "open", swap)
+    with limited(1), pytest.raises(OSError, match="a pipe"):
+        open_regular(tmp_path / "file")
+
+
+def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("äb")
+    assert (read_bytes(file, 3), read_text(file, 3)) == ("äb".encode(), "äb")
+    with pytest.raises(OSError, match="holds 3 bytes, and should hold at most 2"):
+        read_text(file, 2)
+    os.truncate(file, 1 << 40)  # sparse
+    with limited(1, 10), pytest.raises(OSError, match="should hold at most 1,000"):
+        read_bytes(file, 1000)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "nothing")
+
+
+def test_every_file_is_opened_in_one_place() -> None:
+    """A call that opens a file by its name, and so may wait for a pipe, stands nowhere else."""
+    words = (".read_text(", ".read_bytes(", '.open("rb")', "np.load(", "ZipFile(path", "tarfile.open(path")
+    ours = {
+        "kdtrain/store/regular_files.py",
+        *("kdtrain/doctor.py", "kdtrain/runtime.py"),  # of /proc
+        *("kdtrain/fitting.py", "kdtrain/cli/fit.py"),  # what this process has just written or read
+        "kdtrain/data/fashion.py",  # what it has just downloaded
+    }
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "plugins").glob("*.py")])
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if any(word in line for word in words) and str(path.relative_to(ROOT)) not in ours
+    ]
+    assert found == []

@@ -1,0 +1,92 @@
+"""A run's rows come back, or an error says which line is none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdtrain.errors import KdtrainError
+from kdtrain.limits import MOST_EPOCHS
+from kdtrain.store.metrics_file import NAME, read_metrics
+from tests.faults.limits import limited
+
+ROW = {
+    "epoch": 1,
+    "step": 8,
+    "eval/accuracy": 0.5,
+    "eval/cross_entropy": 1,
+    "loss/kd": float("nan"),
+    "train_seconds": 0.1,
+    "eval_seconds": 0.0,
+}
+
+
+def line(**changes: object) -> str:
+    return json.dumps({**ROW, **changes})
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    (tmp_path / NAME).write_text(line() + "\n" + line(epoch=2) + "\n")
+    rows = read_metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert json.dumps(rows[0]) == line()
+
+
+WRONG = {
+    "no JSON": "epoch 2",
+    "a part": line()[:40],
+    "blank": "",
+    "a list": "[1]",
+    "a number": "7",
+    "null": "null",
+    "empty": "{}",
+    "no step": json.dumps({name: value for name, value in ROW.items() if name != "step"}),
+    "no seconds": json.dumps({name: value for name, value in ROW.items() if name != "eval_seconds"}),
+    "epoch a text": line(epoch="2"),
+    "epoch a half": line(epoch=1.5),
+    "epoch true": line(epoch=True),
+    "epoch null": line(epoch=None),
+    "epoch negative": line(epoch=-1),
+    "epoch enormous": line(epoch=10**40),
+    "epoch of 5,000 digits": line(epoch=1).replace("1", "1" * 5000, 1),
+    "accuracy NaN": line(**{"eval/accuracy": float("nan")}),
+    "accuracy infinite": line(**{"eval/accuracy": float("inf")}),
+    "accuracy a list": line(**{"eval/accuracy": [[]] * 1000}),
+    "seconds negative": line(train_seconds=-1.0),
+    "seconds enormous": line(train_seconds=10**400),
+    "nested": "[" * 50_000,
+    "long": line(x="x" * 100_000),
+    "escapes": line(epoch="\x1b[2J"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_file_and_line_are_named(tmp_path: Path, fault: str) -> None:
+    (tmp_path / NAME).write_text(f"{line()}\n{WRONG[fault]}\n{line(epoch=3)}\n")
+    with limited(2, 100), pytest.raises(KdtrainError) as caught:
+        read_metrics(tmp_path)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / NAME} is damaged, line 2: ")
+    assert "move it away" in said
+    assert len(said) < len(str(tmp_path)) + 250
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda file: file.write_bytes(b"\xff" * 100),
+        lambda file: file.write_text("{}\n" * (MOST_EPOCHS + 1)),
+        lambda file: os.truncate(file, 1 << 40),
+    ],
+)
+def test_a_file_that_cannot_be_is_named(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    (tmp_path / NAME).touch()
+    spoil(tmp_path / NAME)
+    with limited(2, 100), pytest.raises(KdtrainError, match="cannot be read"):
+        read_metrics(tmp_path)
