@@ -21,6 +21,7 @@ from kdtrain.grid import Settings, settings_text
 from kdtrain.locations import short
 from kdtrain.modes import COMPARE, LABEL_SMOOTHING, MODES
 from kdtrain.plan import Plan
+from kdtrain.rehearsal import rehearse
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
@@ -47,6 +48,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     given = find_teacher(config, session.dataset) if config.teacher_checkpoint is not None else None
     if given is not None:
         note(describe_teacher(given, config, session.dataset))
+    rehearse(config, session.dataset, given)
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,16 @@ import tomli_w
 
 from kdtrain.data.augment_names import AUGMENT_FORMS, parse_augment
 from kdtrain.errors import UsageError
+from kdtrain.limits import (
+    LARGEST_SEED,
+    LARGEST_SIDE,
+    MOST_CLASSES,
+    MOST_GENERATIONS,
+    MOST_IMAGES,
+    MOST_PROCESSES,
+    MOST_SEEDS,
+)
+from kdtrain.value_checks import EPOCHS, IMAGES, MOST_NUMBER, SEED, Check, between, positive
 
 MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
@@ -23,17 +32,10 @@ OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 DEFAULT_TEACHER = "teacher_cnn"
 """What a teacher is that is trained here, unless --teacher-arch says otherwise."""
 
-
-Check = tuple[Callable[[Any], bool], str]
-
-POSITIVE: Check = (lambda value: 0 < value < math.inf, "must be above 0, and finite")
-NOT_NEGATIVE: Check = (lambda value: value >= 0, "must not be negative")
-AT_LEAST_ONE: Check = (lambda value: value >= 1, "must be at least 1")
 AUGMENTATION: Check = (
     lambda value: parse_augment(value) is not None,
     f"must be none, or some of {AUGMENT_FORMS}, each once",
 )
-FRACTION: Check = (lambda value: 0 <= value <= 1, "must be from 0 to 1")
 
 
 def setting(
@@ -45,12 +47,15 @@ def setting(
     metavar: str | None = None,
     also: tuple[str, ...] = (),
     short: Mapping[str, str] | None = None,
+    most: int = 100,
 ) -> Any:
-    """Declares one setting: its default, what is allowed, further spellings and short forms of its flag."""
-    metadata = {
-        "help": help, "choices": choices, "check": check, "metavar": metavar, "also": also, "short": short
-    }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
+    """Declares one setting: its default, what is allowed, further spellings and short forms of its flag.
+
+    One that can be repeated has at most ``most`` values.
+    """
+    allowed = {"choices": choices, "check": check, "most": most}
+    flag = {"help": help, "metavar": metavar, "also": also, "short": short}
+    return dataclasses.field(default=default, metadata=allowed | flag)
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,13 @@ class FitConfig:
 
     mode: str = setting("compare", "what to train", choices=MODES, also=("--model-type",))
     epochs: int | None = setting(
-        None, "epochs for every network [3 for the teacher, 60 for students]", check=AT_LEAST_ONE
+        None, "epochs for every network [3 for the teacher, 60 for students]", check=EPOCHS
     )
-    teacher_epochs: int | None = setting(None, "epochs for the teacher alone", check=AT_LEAST_ONE)
-    batch_size: int = setting(128, "images in a training step", check=AT_LEAST_ONE)
+    teacher_epochs: int | None = setting(None, "epochs for the teacher alone", check=EPOCHS)
+    batch_size: int = setting(128, "images in a training step", check=IMAGES)
     optimizer: str = setting("adam", "how weights are updated", choices=tuple(OPTIMIZERS))
     lr: float | None = setting(
-        None, "highest learning rate [adam 0.003, adadelta 1, sgd 0.1]", check=POSITIVE
+        None, "highest learning rate [adam 0.003, adadelta 1, sgd 0.1]", check=positive(MOST_NUMBER)
     )
     schedule: str = setting(
         "one_cycle", "how the learning rate changes", choices=("one_cycle", "cosine", "constant")
@@ -87,15 +92,19 @@ class FitConfig:
         metavar="FILE",
         also=("--load-teacher-checkpoint-dir",),
     )
-    temperature: float = setting(4.0, "how soft the teacher's labels are made", metavar="T", check=POSITIVE)
-    alpha: float = setting(0.9, "weight of the soft labels, 0 to 1", check=FRACTION)
+    temperature: float = setting(
+        4.0, "how soft the teacher's labels are made", metavar="T", check=positive(MOST_NUMBER)
+    )
+    alpha: float = setting(0.9, "weight of the soft labels, 0 to 1", check=between(0, 1))
     assistant_arch: tuple[str, ...] = setting(
         (),
         "a network of a size in between: taught by the teacher, it teaches the student (repeatable)",
         metavar="NAME",
     )
     generations: int = setting(
-        1, "students, each taught by the one before, the first by the teacher", check=AT_LEAST_ONE
+        1,
+        "students, each taught by the one before, the first by the teacher",
+        check=between(1, MOST_GENERATIONS),
     )
     dataset: str = setting(
         "mnist",
@@ -109,19 +118,19 @@ class FitConfig:
         None,
         "height and width that the pictures of folder:DIR are brought to",
         metavar="N",
-        check=AT_LEAST_ONE,
+        check=between(1, LARGEST_SIDE),
     )
     skip_corrupt: bool = setting(False, "leave out pictures of folder:DIR that cannot be read")
     val_size: int | None = setting(
         None,
         "training images held out to choose by; 0 chooses on the test set [5000, at most a sixth]",
         metavar="N",
-        check=NOT_NEGATIVE,
+        check=between(0, MOST_IMAGES),
     )
     omit_class: tuple[str, ...] = setting(
-        (), "train students without this class's images (repeatable)", metavar="CLASS"
+        (), "train students without this class's images (repeatable)", metavar="CLASS", most=MOST_CLASSES
     )
-    limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=AT_LEAST_ONE)
+    limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=IMAGES)
     augment: str | None = setting(
         None,
         f"change training images at random: {AUGMENT_FORMS} [shift=2 for the teacher, none for students]",
@@ -131,8 +140,10 @@ class FitConfig:
     teacher_augment: str | None = setting(
         None, "the same for the teacher alone", metavar="none|NAME=N,...", check=AUGMENTATION
     )
-    seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=NOT_NEGATIVE)
-    seeds: int = setting(1, "compare over this many seeds, from --seed on", metavar="N", check=AT_LEAST_ONE)
+    seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=SEED)
+    seeds: int = setting(
+        1, "compare over this many seeds, from --seed on", metavar="N", check=between(1, MOST_SEEDS)
+    )
     teacher_per_seed: bool = setting(
         False, "compare: train a teacher for each seed [the first seed's teaches all students]"
     )
@@ -146,7 +157,7 @@ class FitConfig:
         metavar="NAME=V,V,...",
     )
     early_stopping: int | None = setting(
-        None, "stop after this many epochs without a better accuracy", metavar="EPOCHS", check=AT_LEAST_ONE
+        None, "stop after this many epochs without a better accuracy", metavar="EPOCHS", check=EPOCHS
     )
     plugin: tuple[str, ...] = setting(
         (), "a callback: NAME or FILE.py:CLASS, with ,key=value arguments (repeatable)", metavar="PLUGIN"
@@ -155,11 +166,13 @@ class FitConfig:
         300,
         "end a fit whose processes use no CPU time for this many seconds; 0 sets no limit",
         metavar="SECONDS",
-        check=NOT_NEGATIVE,
+        check=between(0, MOST_SECONDS),
     )
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     nproc_per_node: int = setting(
-        1, "processes that train together through OneFlow; --batch-size is for each", check=AT_LEAST_ONE
+        1,
+        "processes that train together through OneFlow; --batch-size is for each",
+        check=between(1, MOST_PROCESSES),
     )
     logdir: Path = setting(Path("logs"), "where run directories go", metavar="DIR")
     model_save_dir: Path | None = setting(None, "where the best models go [LOGDIR/models]", metavar="DIR")
@@ -173,6 +186,8 @@ class FitConfig:
     image_save_name: Path | None = setting(None, "name of that copy [compare.png]", metavar="FILE")
 
     def __post_init__(self) -> None:
+        if self.seed + self.seeds - 1 > LARGEST_SEED:
+            raise UsageError(f"--seed {self.seed}: {self.seeds} seeds from there on {SEED[1]}.")
         if self.seeds > 1 and self.mode != "compare":
             raise UsageError(
                 f"--seeds {self.seeds} is for --mode compare; use --seed to choose one for {self.mode}."

@@ -13,8 +13,9 @@ from typing import Any
 import tomli
 
 from kdtrain.config import FitConfig, flag_of, kind_of
-from kdtrain.errors import UsageError, no_such
+from kdtrain.errors import UsageError, no_such, shown
 from kdtrain.grid import parse_grid
+from kdtrain.limits import MOST_COMBINATIONS
 from kdtrain.locations import absolute, sought
 from kdtrain.store.regular_files import read_text
 
@@ -33,7 +34,11 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     from_file = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
     from_flags = {name: _checked(name, value, flag_of(name)) for name, value in flags.items()}
     config = FitConfig(**(from_file | from_flags))
-    for name, values in parse_grid(config.grid).items():
+    grid = parse_grid(config.grid)
+    number = math.prod(map(len, grid.values()))
+    if number > MOST_COMBINATIONS:
+        raise UsageError(f"--grid has {number:,} combinations; at most {MOST_COMBINATIONS:,} can be tried.")
+    for name, values in grid.items():
         for value in values:
             _checked(name, value, f"--grid {name}={value:g}: {name}")
     return config
@@ -120,26 +125,34 @@ def _checked(name: str, value: Any, where: str) -> Any:
     field = next(field for field in dataclasses.fields(FitConfig) if field.name == name)
     kind, repeatable = kind_of(name)
     values = list(value) if repeatable and isinstance(value, (list, tuple)) else [value]
+    if len(values) > field.metadata["most"]:
+        raise UsageError(
+            f"{where}: these are {len(values):,}; it may have at most {field.metadata['most']:,}."
+        )
     for index, item in enumerate(values):
         if kind is float and isinstance(item, int) and not isinstance(item, bool):
             item = float(item) if abs(item) < sys.float_info.max else math.inf
         if kind is Path and isinstance(item, str):
             item = Path(item)
         if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
-            raise UsageError(f"{where} is {item!r}: it must be {_WANTED[kind]}.")
+            raise UsageError(f"{where} is {shown(item, repr)}: it must be {_WANTED[kind]}.")
         if not _can_be_written(item):
-            raise UsageError(f"{where} is {str(item)!r}: it has a character that no file can keep.")
+            raise UsageError(
+                f"{where} is {shown(str(item), repr)}: it has a character that no file can keep."
+            )
         choices, check = field.metadata["choices"], field.metadata["check"]
         if choices and item not in choices:
             raise UsageError(f"{where}: {no_such(name, str(item), choices)}")
         if check is not None and not check[0](item):
-            raise UsageError(f"{where} is {item}: it {check[1]}.")
+            raise UsageError(f"{where} is {shown(item)}: it {check[1]}.")
         values[index] = item
     return tuple(values) if repeatable else values[0]
 
 
 def _can_be_written(item: Any) -> bool:
     """Whether a value can stand in config.toml, and a path can be asked of the system."""
+    if not isinstance(item, (str, Path)):
+        return True
     try:
         str(item).encode()
     except UnicodeEncodeError:  # bytes of the command line that are not UTF-8

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CPP_STACK = re.compile(r'\s*\n *File "[^"\n]*\.(cpp|cc|cu|h|hpp)", line .*', re.DOTALL)
 _NEAR = 0.65  # of difflib's ratio: alfa is as near to alpha, quiet farther from augment
 _SHORTEST = 3  # letters that are taken for the beginning of a word
 _MOST_SHOWN = 500  # characters of a message
+_LONGEST_SHOWN = 100
 _UNSHOWABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -56,6 +57,15 @@ def without_controls(text: str) -> str:
     return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def shown(value: object, write: Callable[[object], str] = str) -> str:
+    """Returns a value as a sentence can show it, however long it is."""
+    try:
+        text = write(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
 def describe(error: BaseException) -> str:
     """Returns what a person should read of whatever has ended something: an error, or an interruption."""
     if isinstance(error, Terminated):
@@ -95,4 +105,4 @@ def no_such(kind: str, name: str, options: Iterable[str]) -> str:
     """Returns the sentence that says that there is no ``kind`` of this name, and which there are."""
     options = list(options)
     listed = ", ".join(options) or "none"
-    return f"there is no {kind} {name!r}{did_you_mean(name, options)}; there are: {listed}."
+    return f"there is no {kind} {shown(name, repr)}{did_you_mean(name, options)}; there are: {listed}."

@@ -34,6 +34,7 @@ from kdtrain.modes import (
 from kdtrain.plan import Plan
 from kdtrain.predict import predict_logits
 from kdtrain.ranks import OneFlowRanks, Ranks
+from kdtrain.rehearsal import rehearse
 from kdtrain.results import Fitted, Trained, file_results
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
@@ -107,6 +108,7 @@ class Session:
         mode, seed = self.config.mode, self.config.seed
         taught = MODES[mode].has_teacher
         teacher = self._known_teacher(resume) if taught else None
+        rehearse(self.config, self.dataset, teacher)
         with run_directory(self.config.logdir, mode, resume) as directory:
             if taught:
                 teacher = teacher or self._own_teacher(directory, resume is not None)

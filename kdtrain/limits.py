@@ -20,9 +20,24 @@ MOST_LOGITS = 1 << 27
 LONGEST_NAME = 255
 """Characters of a class's name, as of a folder's."""
 
+MOST_IMAGES = 100_000_000
+"""In a batch, or in a data set."""
+
 MOST_EPOCHS = 100_000
+"""Each has a line in ``metrics.jsonl``, which is written anew after it."""
+
 MOST_SEEDS = 1000
-"""Of a comparison."""
+"""Of a comparison: so many times three networks."""
+
+MOST_GENERATIONS = 1000
+MOST_COMBINATIONS = 1000
+"""Of a grid's values: so many networks."""
+
+MOST_PROCESSES = 256
+"""Of one command on one machine, or threads of onnxruntime."""
+
+MOST_SECONDS = 31_536_000
+"""Of a limit of time: a year."""
 
 LARGEST_SEED = 2**63 - 1
 """What TOML can hold."""

@@ -7,22 +7,28 @@ import json
 from pathlib import Path
 
 from kdtrain.benchmark import Contender, run_benchmark
-from kdtrain.cli.common import check_at_least_one, check_fits, is_named, open_any_model, open_data, open_model
+from kdtrain.cli.common import check_fits, is_named, open_any_model, open_data, open_model
+from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
 from kdtrain.console import note
 from kdtrain.data.datasets import Dataset
 from kdtrain.errors import CheckpointError
+from kdtrain.limits import MOST_PROCESSES
 from kdtrain.locations import sought
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.report.benchmark import benchmark_table, to_json
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.teachers import is_of
+from kdtrain.value_checks import IMAGES, between
+
+_MOST_ROUNDS = 100_000
 
 
 def run(options: argparse.Namespace) -> int:
     """Tests and times models side by side; prints a row for each."""
-    for name in ("rounds", "batch_size", "threads"):
-        check_at_least_one(name, getattr(options, name))
+    check_flags(
+        options, rounds=between(1, _MOST_ROUNDS), batch_size=IMAGES, threads=between(1, MOST_PROCESSES)
+    )
     paths = options.models or _found(options.model_save_dir)
     contenders = [Contender(_open(path, options.arch, options.threads), options.threads) for path in paths]
     if not options.models:  # the first one decides how the data are read

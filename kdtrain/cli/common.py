@@ -120,9 +120,3 @@ def check_fits(model: SavedModel | OnnxModel, data: Dataset) -> None:
 
 def _describe(shape: tuple[int, int, int], classes: int) -> str:
     return f"images of {'x'.join(str(n) for n in shape)} in {classes} classes"
-
-
-def check_at_least_one(name: str, value: int) -> None:
-    """Raises UsageError if the flag of this name was given a value below 1."""
-    if value < 1:
-        raise UsageError(f"--{name.replace('_', '-')} is {value}: it must be at least 1.")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdtrain.benchmark import Contender, run_benchmark
-from kdtrain.cli.common import answer_test_images, check_at_least_one, open_data, open_model
+from kdtrain.cli.common import answer_test_images, open_data, open_model
+from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
 from kdtrain.data.datasets import Dataset
 from kdtrain.errors import UsageError
@@ -17,13 +18,14 @@ from kdtrain.onnx_model import OnnxModel, import_onnx
 from kdtrain.report.benchmark import benchmark_table
 from kdtrain.store.atomic import ensure_writable, temporary_folder, write_bytes
 from kdtrain.store.checkpoint import SavedModel
+from kdtrain.value_checks import IMAGES, SEED
 
 _ROUNDS, _BATCH_SIZE = 20, 250  # as `kdtrain bench` has them
 
 
 def run(options: argparse.Namespace) -> int:
     """Writes a checkpoint as an ONNX file, once the file was seen to do the same."""
-    check_at_least_one("calibration_images", options.calibration_images)
+    check_flags(options, calibration_images=IMAGES, seed=SEED)
     import_onnx()
     path = options.output or options.checkpoint.with_suffix(".onnx")
     if path.suffix != ".onnx":

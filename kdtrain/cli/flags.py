@@ -5,6 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kdtrain.config import flag_of
+from kdtrain.errors import UsageError, shown
+from kdtrain.value_checks import Check
+
+
+def check_flags(options: argparse.Namespace, **demands: Check) -> None:
+    """Raises UsageError if a flag's number is not as it is demanded of it."""
+    for name, (is_allowed, demand) in demands.items():
+        value = getattr(options, name)
+        if not is_allowed(value):
+            raise UsageError(f"{flag_of(name)} is {shown(value)}: it {demand}.")
+
 
 def data_flags(parser: argparse.ArgumentParser) -> None:
     """Which data a model is asked about."""

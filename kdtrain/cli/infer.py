@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from rich.text import Text
 
 from kdtrain.cli.common import Logits, is_named, logits_of, open_any_model, open_data
 from kdtrain.cli.fit import picture_path
+from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
 from kdtrain.console import note
 from kdtrain.data.photo_file import open_picture
 from kdtrain.data.picture_input import picture_input
 from kdtrain.data.pictures import to_rgb
-from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.errors import CheckpointError, UsageError, shown
 from kdtrain.locations import short, sought
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.probabilities import probabilities
@@ -30,6 +30,7 @@ from kdtrain.report.style import save_figure
 from kdtrain.runtime import resolve_device
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card
 from kdtrain.store.kept_models import kept_models
+from kdtrain.value_checks import MOST_NUMBER, positive
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if (options.picture_index is None) == (not options.images):
         raise UsageError("name image files, or one image of the test set with --picture-index N.")
-    if not 0 < options.temperature < math.inf:
-        raise UsageError(f"--temperature is {options.temperature}: it must be above 0.")
+    check_flags(options, temperature=positive(MOST_NUMBER))
     if options.image_save_name is not None and len(options.images) > 1:
         raise UsageError(
             "--image-save-name names one picture, but there are several images: use --image-save-dir."
@@ -106,7 +106,9 @@ def _questions(options: argparse.Namespace, model: SavedModel | OnnxModel) -> li
     data = open_data(model, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
     index = options.picture_index
     if not 0 <= index < len(data.test):
-        raise UsageError(f"--picture-index {index}: the test set has images 0 to {len(data.test) - 1}.")
+        raise UsageError(
+            f"--picture-index {shown(index)}: the test set has images 0 to {len(data.test) - 1}."
+        )
     truth = data.classes[int(data.test.labels[index])]
     return [Question(f"test image {index}", str(index), data.test.images[index], truth=truth)]
 

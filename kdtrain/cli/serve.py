@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import math
 import os
 import shlex
 import socket
 from pathlib import Path
 
+from kdtrain.cli.flags import check_flags
 from kdtrain.console import note
-from kdtrain.errors import CheckpointError, KdtrainError, UsageError
+from kdtrain.errors import CheckpointError, KdtrainError, UsageError, shown
 from kdtrain.interrupts import turn_sigterm_into_exception
 from kdtrain.onnx_model import OnnxModel
+from kdtrain.value_checks import positive
 
+_MOST_RATE = 1e6  # requests per second
+_MOST_BODY = 1000.0  # megabytes; a body is kept in memory
 _SECONDS_TO_END = 5  # that requests have which are being answered
 
 
@@ -53,10 +56,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.port <= 65535:
-        raise UsageError(f"--port is {options.port}: it must be from 0 (any that is free) to 65535.")
-    for flag, value in (("--rate", options.rate), ("--max-body", options.max_body)):
-        if not 0 < value < math.inf:
-            raise UsageError(f"{flag} is {value:g}: it must be above 0.")
+        raise UsageError(f"--port is {shown(options.port)}: it must be from 0 (any that is free) to 65535.")
+    check_flags(options, rate=positive(_MOST_RATE), max_body=positive(_MOST_BODY))
     for path in filter(None, (options.model, options.teacher)):
         if path.suffix == ".safetensors" and path.is_file():
             made = path.with_suffix(".onnx")

@@ -121,8 +121,11 @@ def _read_archive(path: Path, source: Any, remedy: str) -> dict[str, dict[str, A
     """Returns what the data set's files hold, by file; other members of the archive are left alone."""
     wanted = dict([*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])])
     contents: dict[str, dict[str, Any]] = {}
-    with open_regular(path) as file, gzip.open(file) as unzipped:
-        archive = tarfile.open(fileobj=_Bounded(unzipped, _LARGEST_ARCHIVE), mode="r|")
+    with (
+        open_regular(path) as zipped,
+        _BoundedGzip(fileobj=zipped) as unzipped,
+        tarfile.open(fileobj=unzipped, mode="r|") as archive,
+    ):
         for member in archive:
             folder, _, name = member.name.rpartition("/")
             if folder != source.base_folder or name not in wanted or not member.isreg():
@@ -138,15 +141,13 @@ def _read_archive(path: Path, source: Any, remedy: str) -> dict[str, dict[str, A
     return contents
 
 
-class _Bounded:
-    """A stream that raises ``OSError`` beyond a number of bytes: a few zipped ones can become very many."""
+class _BoundedGzip(gzip.GzipFile):
+    """Raises OSError beyond a number of bytes: a few zipped ones can become very many."""
 
-    def __init__(self, stream: gzip.GzipFile, most: int) -> None:
-        self.stream = stream
-        self.left = most
+    left = _LARGEST_ARCHIVE
 
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
         self.left -= len(data)
         if self.left < 0:
             raise OSError(errno.EFBIG, "it unzips to far more than the published archive")

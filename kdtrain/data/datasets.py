@@ -98,7 +98,7 @@ def load_dataset(
     """
     kind, colon, rest = name.partition(":")
     if not colon and name not in BUILT_IN:
-        kind = "folder" if Path(name).is_dir() else "npz" if name.endswith(".npz") else ""
+        kind = "folder" if os.path.isdir(name) else "npz" if name.endswith(".npz") else ""
         meant = f" For what lies there, write --dataset {kind}:{name}." if kind else ""
         raise UsageError(no_such("data set", name, SPELLINGS) + meant)
     if colon and not rest:

@@ -272,4 +272,5 @@ def _describe(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
 
 def _type_of(tensor: flow.Tensor) -> np.dtype[Any]:
     """Returns NumPy's name for a tensor's type, without looking at its values."""
-    return flow.empty(0, dtype=tensor.dtype).numpy().dtype
+    dtype: np.dtype[Any] = flow.empty(0, dtype=tensor.dtype).numpy().dtype
+    return dtype

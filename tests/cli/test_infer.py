@@ -132,8 +132,16 @@ def test_photo_alone_gives_its_name_to_the_picture(
         ("--picture-index 300", 2, "--picture-index 300: the test set has images 0 to 299."),
         ("--picture-index -1", 2, "--picture-index -1: the test set has images 0 to 299."),
         ("--picture-index one", 2, "--picture-index is 'one': it must be a whole number."),
-        ("--picture-index 0 --temperature 0", 2, "--temperature is 0.0: it must be above 0."),
-        ("--picture-index 0 --temperature nan", 2, "--temperature is nan: it must be above 0."),
+        (
+            "--picture-index 0 --temperature 0",
+            2,
+            "--temperature is 0.0: it must be above 0, and at most 1,000,000.",
+        ),
+        (
+            "--picture-index 0 --temperature nan",
+            2,
+            "--temperature is nan: it must be above 0, and at most 1,000,000.",
+        ),
         ("", 2, "name image files, or one image of the test set with --picture-index N."),
         ("--picture-index 0 7.png", 2, "name image files, or one image of the test set"),
         ("7.png 2.jpg --image-save-name x.png", 2, "--image-save-name names one picture"),

@@ -48,7 +48,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
-    """A checkpoint and an ONNX file that say that they were trained on NAME, beside what names may lead to."""
+    """A folder for models, with what their names of data may lead to."""
     folder = tmp_path_factory.mktemp("named")
     os.mkfifo(folder / "pipe")
     (folder / "code.py").write_text("raise SystemExit('this was run')\n")
