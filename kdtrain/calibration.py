@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
+from kdtrain.data.arrays import in_slices
+
 BINS = 15
 """As in the paper; few enough for ten thousand images to fill."""
 
@@ -41,8 +43,10 @@ def reliability(logits: npt.ArrayLike, targets: npt.ArrayLike, bins: int = BINS)
         targets: (N,) the true classes.
         bins: of equal width over 0 to 1; a bin includes its upper end.
     """
-    scores, truth = np.asarray(logits, np.float64), np.asarray(targets)
-    confidence = softmax(scores, axis=1).max(axis=1)
+    scores, truth = np.asarray(logits), np.asarray(targets)
+    confidence = np.empty(len(scores))
+    for few in in_slices(scores.shape):  # all at once, they would take many times the memory
+        confidence[few] = softmax(scores[few].astype(np.float64), axis=1).max(axis=1)
     right = scores.argmax(axis=1) == truth
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(index, minlength=bins)

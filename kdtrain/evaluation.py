@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
 from kdtrain.calibration import reliability
+from kdtrain.data.arrays import in_slices
 from kdtrain.errors import DataError, KdtrainError
 
 
@@ -46,16 +48,19 @@ class Evaluation:
         """
         scores, truth = _checked(logits, labels)
         images, classes = scores.shape
-        predicted = scores.argmax(axis=1)
+        losses, predicted = np.empty(images), scores.argmax(axis=1)
+        for few in in_slices(scores.shape):  # all at once, they would take many times the memory
+            rows = log_softmax(scores[few].astype(np.float64), axis=1)
+            losses[few] = -rows[np.arange(len(rows)), truth[few]]
         correct = predicted == truth
         confusion = np.bincount(truth * classes + predicted, minlength=classes * classes)
-        confusion = confusion.reshape(classes, classes).astype(np.int64)
+        confusion = confusion.reshape(classes, classes)
         hits, totals = confusion.diagonal().tolist(), confusion.sum(axis=1).tolist()
         return cls(
             images=images,
             errors=images - int(correct.sum()),
             accuracy=int(correct.sum()) / images,
-            cross_entropy=float(-log_softmax(scores, axis=1)[np.arange(images), truth].mean()),
+            cross_entropy=float(losses.mean()),
             calibration_error=reliability(scores, truth).error,
             per_class_accuracy=tuple(
                 hit / total if total else None for hit, total in zip(hits, totals, strict=True)
@@ -67,8 +72,10 @@ class Evaluation:
 
 def _checked(
     logits: npt.ArrayLike, labels: npt.ArrayLike
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int64]]:
+    scores, truth = np.asarray(logits), np.asarray(labels)
+    if scores.dtype.kind != "f":
+        scores = scores.astype(np.float64)
     if scores.ndim != 2 or scores.size == 0 or truth.shape != scores.shape[:1]:
         raise DataError(
             f"nothing to evaluate: outputs of shape {scores.shape} do not go with labels of shape "

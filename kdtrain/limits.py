@@ -14,8 +14,8 @@ MOST_PIXELS = 1 << 28
 MOST_CLASSES = 4096
 """A matrix of confusions takes 128 MiB then; the 3,832 characters of Kuzushiji-Kanji are within."""
 
-MOST_LOGITS = 1 << 27
-"""Images of a split times classes: 512 MiB, and a few times that while a table is made and saved."""
+MOST_LOGITS = 1 << 26
+"""Images of a split times classes: 256 MiB, and a few times that while the table is made and saved."""
 
 LONGEST_NAME = 255
 """Characters of a class's name, as of a folder's."""

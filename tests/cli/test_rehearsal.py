@@ -32,7 +32,6 @@ REFUSED = {
     "one's own twice": ("compare", "mine.py:Twice", "mine.py:Twice"),
     "the name of a built-in term": ("student_kd", "mine.py:Kd"),
     "the name of a built-in term, in a comparison": ("compare", "mine.py:Kd"),
-    "smoothed labels twice": ("student", "label_smoothing", "label_smoothing"),
     "a method twice": ("student_kd", "dkd", "dkd"),
     "a layer that the student lacks": ("compare", "fitnet,teacher_layer=conv2,student_layer=conv2"),
 }

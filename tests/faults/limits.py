@@ -16,7 +16,7 @@ _ROOM = 6 << 30  # bytes of addresses; a process that takes more gets a MemoryEr
 
 
 @contextlib.contextmanager
-def limited(seconds: float = 5.0, megabytes: float = 500.0) -> Iterator[None]:
+def limited(seconds: float = 10.0, megabytes: float = 500.0) -> Iterator[None]:
     """Fails the test if its body waits, takes longer than ``seconds``, or more memory than ``megabytes``.
 
     Memory is that of this process, beyond what it had before.

@@ -68,7 +68,7 @@ WRONG = {
 @pytest.mark.parametrize("fault", WRONG)
 def test_file_and_line_are_named(tmp_path: Path, fault: str) -> None:
     (tmp_path / NAME).write_text(f"{line()}\n{WRONG[fault]}\n{line(epoch=3)}\n")
-    with limited(2, 100), pytest.raises(KdtrainError) as caught:
+    with limited(10, 100), pytest.raises(KdtrainError) as caught:
         read_metrics(tmp_path)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / NAME} is damaged, line 2: ")
@@ -88,5 +88,5 @@ def test_file_and_line_are_named(tmp_path: Path, fault: str) -> None:
 def test_a_file_that_cannot_be_is_named(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     (tmp_path / NAME).touch()
     spoil(tmp_path / NAME)
-    with limited(2, 100), pytest.raises(KdtrainError, match="cannot be read"):
+    with limited(10, 100), pytest.raises(KdtrainError, match="cannot be read"):
         read_metrics(tmp_path)
