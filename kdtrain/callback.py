@@ -28,7 +28,7 @@ class Callback:
                 raise TypeError(f"{cls.__name__}.{name}: {no_such('hook', name, HOOKS)}")
 
     def configure(self, objective: Objective) -> Objective:
-        """Returns the objective to train on; called once, before training."""
+        """Returns the objective to train on, and has no effect: a command tries it before any training."""
         return objective
 
     def on_fit_start(self, run: Run) -> None:

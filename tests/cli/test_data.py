@@ -111,7 +111,9 @@ def test_a_folder_of_pictures_is_learnt_tested_and_asked(follow: Follow, folder:
     assert (folder / answer["picture"]).exists()
 
     (answer,) = json.loads(
-        follow("scripts/kdtrain infer --picture-index 1 --model-type student --json").stdout
+        follow(
+            "scripts/kdtrain infer --picture-index 1 --model-type student --dataset folder:pets --json"
+        ).stdout
     )
     assert (answer["truth"], answer["prediction"]) == ("cats", "cats")
 
@@ -123,7 +125,9 @@ def test_arrays_are_learnt_from_a_file_and_from_a_function(
     subprocess.run([sys.executable, *words], cwd=folder, check=True)
     from_file = accuracy(follow(COMMANDS[4]))
     assert from_file > 90
-    assert json.loads(follow(f"{COMMANDS[1]} --json").stdout)["dataset"] == "npz:stripes.npz"
+    assert_explained(call_kdtrain("eval", MODEL, cwd=folder), 2, "npz:stripes.npz", "--dataset")
+    finished = call_kdtrain("eval", MODEL, "--dataset", "npz:stripes.npz", "--json", cwd=folder)
+    assert json.loads(finished.stdout)["dataset"] == "npz:stripes.npz"
     (answer,) = json.loads(follow(f"{COMMANDS[2]} --json").stdout)  # a colour picture, for a grey model
     assert set(answer["probabilities"]) == {"rows", "columns"}
 

@@ -21,7 +21,15 @@ from kdtrain.limits import LONGEST_NAME, MOST_CLASSES, MOST_LOGITS, MOST_TENSORS
 from kdtrain.models.registry import build_model, fewest_values
 from kdtrain.models.zoo import LARGE
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, fingerprint, load_model, load_tensors, save_model, snapshot
+from kdtrain.store.checkpoint import (
+    ModelCard,
+    Weights,
+    fingerprint,
+    load_model,
+    load_tensors,
+    save_model,
+    snapshot,
+)
 from tests.cli.conftest import CallKdtrain, assert_explained
 from tests.faults.limits import limited
 from tests.tools import write_digits
@@ -47,7 +55,7 @@ def test_no_network_is_built_for_weights_that_are_not_there(
 def test_a_command_refuses_such_a_file(tmp_path: Path, card: ModelCard, call_kdtrain: CallKdtrain) -> None:
     claim = dataclasses.replace(card, arch="flowvision:vgg19")
     save_model(tmp_path / "model.safetensors", {"x": np.zeros(3, np.float32)}, claim)
-    with limited(5, 300):
+    with limited(10, 300):
         done = call_kdtrain("infer", "--picture-index=0", "--checkpoint=model.safetensors", cwd=tmp_path)
     assert_explained(done, 1, "model.safetensors", "flowvision:vgg19", "139,577,282")
 
@@ -75,7 +83,7 @@ def test_no_network_has_fewer_weights_than_is_said(arch: str, shape: tuple[int, 
 
 def test_of_weights_that_do_not_fit_some_are_listed(tmp_path: Path, card: ModelCard) -> None:
     names = [f"{number}-" + "x" * 100 for number in range(5000)]
-    tensors = {name: np.zeros(30, np.float32) for name in names}
+    tensors: Weights = {name: np.zeros(30, np.float32) for name in names}
     save_model(tmp_path / "model.safetensors", tensors, card)
     with limited(10, 100), pytest.raises(CheckpointError, match="and 4996 more") as caught:
         load_model(tmp_path / "model.safetensors").build()
@@ -136,8 +144,8 @@ def test_half_a_character_in_a_name_is_spelt_out(
         done = call_kdtrain(*words, "--data-dir", "digits", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "ud800" in done.stdout
-    words = ("infer", "--picture-index=0", "--checkpoint=model.safetensors", "--data-dir=digits")
-    assert call_kdtrain(*words, cwd=tmp_path).returncode == 0
+    asked = ("infer", "--picture-index=0", "--checkpoint=model.safetensors", "--data-dir=digits")
+    assert call_kdtrain(*asked, cwd=tmp_path).returncode == 0
     assert_explained(call_kdtrain("eval", "model.safetensors", cwd=tmp_path), 2, "\\ud800")
 
 
