@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import pickle
 import struct
 import tarfile
@@ -85,6 +86,14 @@ def configurations() -> Iterator[bytes]:
             yield config.to_toml().encode() + SEPARATOR + flags
     yield b"schedule = 'constant'\nepochs = 2\n" + SEPARATOR + b"epochs=3"
     yield b'plugin = ["a", """b\nc"""]\nlogdir = \'x\'\n"lr" = 1e-3\n[a.b]\nc = {d = 2024-01-01T00:00:00Z}\n'
+
+
+def metrics() -> Iterator[bytes]:
+    """Yields rows of a run."""
+    row = {"epoch": 1, "step": 8, "eval/accuracy": 0.5, "eval/cross_entropy": 1.5, "loss/total": float("nan")}
+    line = json.dumps(row | {"train_seconds": 0.1, "eval_seconds": 1e-3}).encode() + b"\n"
+    yield line
+    yield line + line.replace(b'"epoch": 1', b'"epoch": 2')
 
 
 def plugins() -> Iterator[bytes]:

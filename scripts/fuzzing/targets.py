@@ -30,6 +30,7 @@ from kdtrain.events import EpochEnd
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import Weights, fingerprint, load_model
+from kdtrain.store.metrics_file import NAME, read_metrics
 from kdtrain.store.oneflow_directory import read_oneflow_directory
 from kdtrain.store.resume import load_state, save_state
 from scripts.fuzzing import seeds
@@ -73,6 +74,14 @@ def _file(read: Callable[[Path], object], wrap: Callable[[bytes], bytes] = bytes
         return check
 
     return prepare
+
+
+def _metrics(folder: Path) -> Check:
+    def check(data: bytes) -> object:
+        (folder / NAME).write_bytes(data)
+        return read_metrics(folder)
+
+    return check
 
 
 def _model_with_checksum(folder: Path) -> Check:
@@ -229,6 +238,7 @@ TARGETS = {
     "state": Target(lambda: [bytes(40), bytes(range(40))], _state),
     "directory": Target(seeds.directories, _directory),
     "configuration": Target(seeds.configurations, _configuration),
+    "metrics": Target(seeds.metrics, _metrics),
     "plugin": Target(seeds.plugins, _plugin),
     "photo": Target(seeds.photos, _file(_photo)),
     "picture": Target(seeds.photos, _file(_picture)),
