@@ -14,9 +14,7 @@ from kdtrain.callback import Callback
 from kdtrain.errors import KdtrainError
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.run import Run
-from kdtrain.store.regular_files import name_of, open_regular
-
-_LARGEST = 1 << 28  # bytes of an event file; an hour of training writes less than a million
+from kdtrain.store.event_records import read_records
 
 
 class TensorBoard(Callback):
@@ -110,8 +108,13 @@ class EventFile:
             self._records.write(
                 Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
             )
-            self._take_along(replaced, up_to)
-            self._records.flush()
+            try:
+                self._take_along(replaced, up_to)
+                self._records.flush()
+            except BaseException:
+                self._records.close()
+                (directory / name).unlink()
+                raise
             for path in replaced:
                 path.unlink()
 
@@ -149,24 +152,12 @@ class EventFile:
 
     def _take_along(self, files: Sequence[Path], up_to: int) -> None:
         """Copies other files' points, each once; an end that was cut off by a crash is left out."""
-        if not files:
-            return
-        from google.protobuf.message import DecodeError
-        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-        from tensorboardX.proto.event_pb2 import Event
-
         for file in files:
-            try:
-                with open_regular(file, _LARGEST) as opened:
-                    for record in RawEventFileLoader(name_of(opened)).Load():
-                        event = Event.FromString(record)
-                        own = {(value.tag, event.step) for value in event.summary.value}
-                        if own and event.step <= up_to and not own & self.earlier:
-                            self.earlier |= own
-                            self._records.write(record)
-            except (OSError, DecodeError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise KdtrainError(f"{file} cannot be read: {reason}. Move it away.") from error
+            for event, record in _events(file):
+                own = {(value.tag, event.step) for value in event.summary.value}
+                if own and event.step <= up_to and not own & self.earlier:
+                    self.earlier |= own
+                    self._records.write(record)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -176,6 +167,23 @@ class EventFile:
             raise KdtrainError(
                 f"cannot write TensorBoard's file in {self.directory}: {error.strerror or error}."
             ) from error
+
+
+def _events(file: Path) -> Iterator[tuple[Any, bytes]]:
+    """Yields a file's events, each with the record that it was in.
+
+    Raises:
+        KdtrainError: the file cannot be read, or a record is no event.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto.event_pb2 import Event
+
+    try:
+        for record in read_records(file):
+            yield Event.FromString(record), record
+    except (OSError, DecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise KdtrainError(f"{file} cannot be read: {reason}. Move it away.") from error
 
 
 def _suffix(path: Path) -> str:

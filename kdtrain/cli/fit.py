@@ -23,7 +23,6 @@ from kdtrain.store.atomic import make_folder, write_bytes
 _NEEDED = (
     "kdtrain.trial",
     "tensorboardX.summary",
-    "tensorboard.backend.event_processing.event_file_loader",
 )
 
 _SECONDS_TO_END = 4.5  # after Ctrl-C; by then, children have had their 4 s
