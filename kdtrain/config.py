@@ -21,6 +21,7 @@ from kdtrain.limits import (
     MOST_GENERATIONS,
     MOST_IMAGES,
     MOST_PROCESSES,
+    MOST_SECONDS,
     MOST_SEEDS,
 )
 from kdtrain.value_checks import EPOCHS, IMAGES, MOST_NUMBER, SEED, Check, between, positive
