@@ -10,7 +10,7 @@ import numpy as np
 
 from kdtrain.data.arrays import Normalization, Split
 from kdtrain.evaluation import Evaluation
-from kdtrain.latency import Ask, Images, Timing, measure
+from kdtrain.latency import Ask, Clock, Images, Timing, measure, stopwatch
 from kdtrain.models.registry import count_parameters
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
@@ -62,21 +62,30 @@ class Contender:
         files = [self.path] if self.path.is_file() else self.path.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
-    def start(self) -> Ask:
-        """Returns the network, ready to be asked in this process."""
+    def ask(self) -> Ask:
+        """Returns the network, ready to be asked."""
+        return self.model.logits if isinstance(self.model, OnnxModel) else _network(self.model)
+
+    def clock(self) -> Clock:
+        """Returns the network, ready to be timed on the cores of this process."""
         if isinstance(self.model, OnnxModel):
-            return OnnxModel.load(self.path, self.threads).logits
-        network, normalization = self.model.build(), Normalization(self.card.mean, self.card.std)
+            return OnnxModel.load(self.path, self.threads).seconds
+        return stopwatch(_network(self.model))
 
-        def ask(images: Images) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-            parts = []
-            with flow.no_grad():
-                for start in range(0, len(images), _AT_ONCE):
-                    inputs = flow.from_numpy(normalization.apply(images[start : start + _AT_ONCE]))
-                    parts.append(network(inputs).numpy().copy())  # a view of memory that oneflow reuses
-            return np.concatenate(parts)
 
-        return ask
+def _network(model: SavedModel) -> Ask:
+    """Returns a network of oneflow's, in this process."""
+    network, normalization = model.build(), Normalization(model.card.mean, model.card.std)
+
+    def ask(images: Images) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        parts = []
+        with flow.no_grad():
+            for start in range(0, len(images), _AT_ONCE):
+                inputs = flow.from_numpy(normalization.apply(images[start : start + _AT_ONCE]))
+                parts.append(network(inputs).numpy().copy())  # a view of memory that oneflow reuses
+        return np.concatenate(parts)
+
+    return ask
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,8 @@ def run_benchmark(
     contenders: Sequence[Contender], test: Split, *, batch_size: int, rounds: int
 ) -> list[Result]:
     """Tests and times models on a data set's test images, on as many cores as onnxruntime has threads."""
-    tests = [Evaluation.from_logits(contender.start()(test.images), test.labels) for contender in contenders]
-    makers = {str(number): contender.start for number, contender in enumerate(contenders)}
+    tests = [Evaluation.from_logits(contender.ask()(test.images), test.labels) for contender in contenders]
+    makers = {str(number): contender.clock for number, contender in enumerate(contenders)}
     timings = measure(
         makers, test.images[:batch_size], rounds, max(contender.threads for contender in contenders)
     )

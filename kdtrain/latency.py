@@ -18,6 +18,9 @@ Images = npt.NDArray[np.uint8]
 Ask = Callable[[Images], npt.NDArray[np.float32]]
 """From images (N, C, H, W), uint8, to logits (N, classes), float32."""
 
+Clock = Callable[[Images, int], list[float]]
+"""Asks about images in portions of so many; returns the seconds of each, in order."""
+
 _SINGLE = 20  # images asked about one by one, in a round
 _WARM_UP = 3  # rounds of which no time is kept
 
@@ -63,14 +66,15 @@ def _spread(rounds: npt.NDArray[np.float64]) -> float:
 
 
 def measure(
-    makers: Mapping[str, Callable[[], Ask]], images: Images, rounds: int, cores: int = 1
+    makers: Mapping[str, Callable[[], Clock]], images: Images, rounds: int, cores: int = 1
 ) -> dict[str, Timing]:
     """Times networks in rounds in which each has its turn, in a process of its own.
 
-    In a forked child oneflow is fastest (``kdtrain/children.py``).
+    In a forked child oneflow is fastest (``kdtrain/children.py``). Processes that the makers start have the
+    same cores.
 
     Args:
-        makers: build the networks, by name; called in that process.
+        makers: make the networks' clocks, by name; called in that process.
         images: to ask about: each round takes the first few one by one, then all at once.
         rounds: how many.
         cores: how many the process may use, for networks with several threads.
@@ -84,15 +88,23 @@ def measure(
     return run_jobs([Job("the measurement", work)])[0]
 
 
-def _measure(makers: Mapping[str, Callable[[], Ask]], images: Images, rounds: int) -> dict[str, Timing]:
+def stopwatch(ask: Ask) -> Clock:
+    """Returns the clock of a network that is asked in this process."""
+
+    def seconds(images: Images, size: int) -> list[float]:
+        return [_seconds(ask, images[start : start + size]) for start in range(0, len(images), size)]
+
+    return seconds
+
+
+def _measure(makers: Mapping[str, Callable[[], Clock]], images: Images, rounds: int) -> dict[str, Timing]:
     networks = {name: make() for name, make in makers.items()}
     single: dict[str, list[list[float]]] = {name: [] for name in networks}
     batches: dict[str, list[float]] = {name: [] for name in networks}
     for _ in watched(range(_WARM_UP + rounds), "measuring", _WARM_UP + rounds, "round"):
-        for name, ask in networks.items():
-            one_by_one = (images[index : index + 1] for index in range(min(_SINGLE, len(images))))
-            single[name].append([1000 * _seconds(ask, image) for image in one_by_one])
-            batches[name].append(len(images) / _seconds(ask, images))
+        for name, seconds in networks.items():
+            single[name].append([1000 * each for each in seconds(images[:_SINGLE], 1)])
+            batches[name].append(len(images) / sum(seconds(images, len(images))))
     return {
         name: Timing(
             np.array(single[name][_WARM_UP:]), np.array(batches[name][_WARM_UP:]), batch_size=len(images)

@@ -9,21 +9,21 @@ from functools import partial
 import numpy as np
 import pytest
 
-from kdtrain.latency import Ask, Images, Timing, measure
+from kdtrain.latency import Clock, Images, Timing, measure, stopwatch
 
 IMAGES = np.zeros((30, 1, 2, 2), np.uint8)
 
 
-def sleeper(milliseconds: float) -> Ask:
+def sleeper(milliseconds: float) -> Clock:
     def ask(images: Images) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         time.sleep(milliseconds * len(images) / 1000)
         return np.zeros((len(images), 2), np.float32)
 
-    return ask
+    return stopwatch(ask)
 
 
 def test_a_slower_network_is_seen_to_be_slower() -> None:
-    makers: dict[str, Callable[[], Ask]] = {"fast": partial(sleeper, 0.1), "slow": partial(sleeper, 2)}
+    makers: dict[str, Callable[[], Clock]] = {"fast": partial(sleeper, 0.1), "slow": partial(sleeper, 2)}
     timings = measure(makers, IMAGES, rounds=3)
     assert list(timings) == ["fast", "slow"]
     fast, slow = timings["fast"], timings["slow"]
@@ -38,14 +38,14 @@ def test_a_slower_network_is_seen_to_be_slower() -> None:
 def test_each_has_its_turn_in_every_round() -> None:
     asked: list[str] = []
 
-    def make(name: str) -> Ask:
+    def make(name: str) -> Clock:
         def ask(images: Images) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
             asked.append(name)
             return np.array([[len(asked)]], np.float32)
 
-        return ask
+        return stopwatch(ask)
 
-    def last() -> Ask:
+    def last() -> Clock:
         def ask(images: Images) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
             turns = [
                 name for number, name in enumerate(asked) if name != (asked[number - 1] if number else "")
@@ -53,7 +53,7 @@ def test_each_has_its_turn_in_every_round() -> None:
             assert turns == ["a", "b"] * (len(turns) // 2), turns
             return np.zeros((1, 1), np.float32)
 
-        return ask
+        return stopwatch(ask)
 
     measure({"a": partial(make, "a"), "b": partial(make, "b"), "judge": last}, IMAGES[:2], rounds=2)
 

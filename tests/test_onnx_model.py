@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.onnx_model import METADATA, OnnxModel
+from kdtrain.onnx_model import OnnxModel
+from kdtrain.onnx_reader import METADATA
 from tests.conftest import ROOT
 
 CARD: dict[str, Any] = {
@@ -198,9 +199,10 @@ def test_it_needs_no_oneflow() -> None:
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named_with_its_remedy(
-    path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.write_bytes(model().SerializeToString())
-    monkeypatch.setitem(sys.modules, missing, None)
+    (tmp_path / f"{missing}.py").write_text(f"raise ImportError('No module named {missing}')")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KdtrainError, match=rf"\({missing}|{missing} .*pip install 'kdtrain\[onnx\]'"):
         OnnxModel.load(path)

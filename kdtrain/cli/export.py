@@ -14,7 +14,8 @@ from kdtrain.data.datasets import Dataset
 from kdtrain.errors import UsageError
 from kdtrain.export.onnx_file import Agreement, sha256, to_onnx
 from kdtrain.export.quantization import draw, quantize
-from kdtrain.onnx_model import OnnxModel, import_onnx
+from kdtrain.onnx_model import OnnxModel
+from kdtrain.onnx_reader import import_onnx
 from kdtrain.report.benchmark import benchmark_table
 from kdtrain.store.atomic import ensure_writable, temporary_folder, write_bytes
 from kdtrain.store.checkpoint import SavedModel

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.export.trace import BATCH, Operation, Trace
-from kdtrain.onnx_model import import_onnx
+from kdtrain.onnx_reader import import_onnx
 
 Array = npt.NDArray[np.generic]
 

@@ -18,7 +18,7 @@ from kdtrain.export.graph import GraphBuilder
 from kdtrain.export.operations import OPSET, translate
 from kdtrain.export.trace import Trace, trace
 from kdtrain.models.registry import count_parameters
-from kdtrain.onnx_model import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
+from kdtrain.onnx_reader import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.regular_files import open_regular

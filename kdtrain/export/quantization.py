@@ -15,7 +15,8 @@ import numpy.typing as npt
 from kdtrain.data.arrays import Normalization
 from kdtrain.errors import KdtrainError
 from kdtrain.export.onnx_file import finish
-from kdtrain.onnx_model import INPUTS, LOGITS, OnnxModel, import_onnx
+from kdtrain.onnx_model import OnnxModel
+from kdtrain.onnx_reader import INPUTS, LOGITS, import_onnx
 
 _AT_ONCE = 32
 _OPERATIONS = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add",
@@ -55,7 +56,7 @@ def quantize(model: OnnxModel, images: npt.NDArray[np.uint8], folder: Path, **pr
             tools.quantize_static(
                 str(prepared),
                 str(result),
-                _batches(tools, model, images),
+                _batches(tools, model, images, onnx.load(str(prepared)).graph.input[0].name),
                 quant_format=tools.QuantFormat.QDQ,
                 op_types_to_quantize=_OPERATIONS,
                 per_channel=True,
@@ -71,13 +72,11 @@ def quantize(model: OnnxModel, images: npt.NDArray[np.uint8], folder: Path, **pr
     return finish(onnx, graph, model.about | {"precision": "int8"} | provenance)
 
 
-def _batches(tools: Any, model: OnnxModel, images: npt.NDArray[np.uint8]) -> Any:
-    name = model.session.get_inputs()[0].name
+def _batches(tools: Any, model: OnnxModel, images: npt.NDArray[np.uint8], name: str) -> Any:
+    """Returns what hands images out to the input of this name, some at a time."""
     normalization = Normalization(model.card.mean, model.card.std)
 
     class Reader(tools.CalibrationDataReader):
-        """Hands the images out, some at a time."""
-
         def __init__(self) -> None:
             self.starts = iter(range(0, len(images), _AT_ONCE))
 

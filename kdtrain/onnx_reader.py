@@ -1,0 +1,141 @@
+"""What an ONNX file says, read and checked before anything in it is computed. Runs in the worker only."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdtrain.errors import CheckpointError, KdtrainError
+from kdtrain.onnx_cost import Cost, GraphError, graph_cost
+from kdtrain.store.card import ModelCard, read_card
+
+METADATA = "kdtrain"
+"""The key under which a file says what it is for: a model's card and more, as JSON."""
+
+PIXELS, INPUTS, LOGITS = "pixels", "inputs", "logits"
+"""Names of the graph's input, (N, C, H, W): pixels 0..255, or normalised ones; and of its output."""
+
+PRECISIONS = ("float32", "int8")
+
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
+_LONGEST_METADATA = 2 << 20  # characters: 10,000 classes of long names
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file that may be computed.
+
+    Attributes:
+        content: its bytes.
+        about: all that it says under ``METADATA``: the card's entries, and ``precision`` (float32 or
+            int8), ``checkpoint_sha256`` and more.
+        card: what it is for.
+        images: the name of its input.
+        cost: what one image takes.
+    """
+
+    content: bytes
+    about: dict[str, Any]
+    card: ModelCard
+    images: str
+    cost: Cost
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Reads a file.
+
+    Raises:
+        CheckpointError: it is missing, damaged, not one of kdtrain's, refers to other files, or takes more
+            memory or time than is allowed.
+        KdtrainError: onnx is not installed.
+    """
+    content = _read(path)
+    onnx = import_onnx()[0]
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's and others
+        raise CheckpointError(
+            f"{path} is not an ONNX file, or it is damaged: {in_one_line(error)}."
+        ) from error
+    about = _metadata(model, path)
+    card = read_card(about, path)
+    if about.get("precision") not in PRECISIONS or type(about.get("parameters")) is not int:
+        raise CheckpointError(f"{path} does not say which precision and how many parameters it has.")
+    images = _check_ends(model, card, path)
+    try:
+        cost = graph_cost(onnx, model, images)
+    except GraphError as error:
+        raise CheckpointError(f"{path} {error}.") from error
+    return OnnxFile(content, about, card, images, cost)
+
+
+def import_onnx() -> tuple[Any, Any]:
+    """Returns the modules onnx and onnxruntime.
+
+    Raises:
+        KdtrainError: they are not installed; the text says how to.
+    """
+    try:
+        return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise KdtrainError(
+            f"ONNX files need onnx and onnxruntime, which are not installed ({error}): "
+            "install them with `pip install 'kdtrain[onnx]'`."
+        ) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """Returns a message of onnx's or onnxruntime's on one line, without its full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rstrip(".")
+
+
+def _read(path: Path) -> bytes:
+    if not os.path.exists(path):
+        raise CheckpointError(f"there is no model {path}.")
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path} is not an ONNX file: it is not a file.")
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise CheckpointError(f"{path} is not an ONNX file that kdtrain wrote: it is larger than 2 GB.")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _metadata(model: Any, path: Path) -> dict[str, Any]:
+    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA]
+    if len(texts) != 1 or len(texts[0]) > _LONGEST_METADATA:
+        raise CheckpointError(f"{path} is an ONNX file, but not one that kdtrain wrote.")
+    try:
+        about = json.loads(texts[0])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: what it says about itself is no JSON: {error}.") from error
+    return about if isinstance(about, dict) else {}
+
+
+def _check_ends(model: Any, card: ModelCard, path: Path) -> str:
+    """Compares the graph's input and output with the card; returns the input's name."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    given = [_signature(value) for value in model.graph.input if value.name not in weights]
+    returned = [_signature(value) for value in model.graph.output]
+    wanted = [(name, True, list(card.image_shape)) for name in (PIXELS, INPUTS)]
+    if len(given) != 1 or given[0] not in wanted or returned != [(LOGITS, True, [len(card.classes)])]:
+        shape = ", ".join(map(str, card.image_shape))
+        raise CheckpointError(
+            f"{path} is not an ONNX file that kdtrain wrote: its graph does not lead from {PIXELS} or "
+            f"{INPUTS} (float32, N, {shape}) to {LOGITS} (float32, N, {len(card.classes)})."
+        )
+    return given[0][0]
+
+
+def _signature(value: Any) -> tuple[str, bool, list[int]]:
+    """Returns a value's name, whether it is float32 with any number of images, and the rest of its shape."""
+    tensor = value.type.tensor_type
+    first, *rest = tensor.shape.dim or [None]
+    any_number = first is not None and bool(first.dim_param)
+    return value.name, any_number and tensor.elem_type == 1, [dimension.dim_value for dimension in rest]
