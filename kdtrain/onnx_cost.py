@@ -29,17 +29,24 @@ OPERATORS = frozenset(
 )
 """What kdtrain writes (``kdtrain/export``), and what others write for networks that classify images."""
 
-LARGEST_PEAK = 128 << 20
+LARGEST_PEAK = 80 << 20
 """Bytes that the tensors of one image may take at one time; VGG-19 at 256x256 takes 34 MB."""
 
 LARGEST_WORK = 50_000_000_000
-"""Multiply-adds, and numbers read and written, for one image; VGG-19 at 256x256 takes 26 billion."""
+"""Multiply-adds for one image, whatever the file; VGG-19 at 256x256 takes 26 billion.
 
+A network uses each of its weights at most once for each pixel, or nearly so: a smaller file may ask for less.
+"""
+
+_LONGEST_REASON = 300  # characters
 _MOST_NODES = 20_000  # nodes and weights; DenseNet-201 has 1,900, in 8 bits about three times as many
-_MOST_VALUES = 1 << 28  # of all tensors of one image together; DenseNet-201 at 224x224 has 50 million
+_MOST_VALUES = 1 << 27  # of all tensors of one image together; DenseNet-201 at 224x224 has 50 million
 _FROM_WEIGHTS = 8  # bytes computed from weights, for each one in the file: float32 of int8 takes four
-_SLACK = 1 << 20
+_SLACK = 16 << 20  # bytes of them, whatever the size of the file
 _LITTLE = 4096  # bytes of a constant that may be a shape; the numbers in larger ones are not looked at
+_PER_BYTE = 2  # multiply-adds for each byte of the file and each pixel; SqueezeNet in 8 bits takes 0.1,
+_BASE = 20_000_000  # and beside those
+_PER_NUMBER = 4  # multiply-adds take as long as to read or write a number
 _PER_RESIZED = 64  # multiply-adds for each number of a Resize: cubic in two dimensions takes 16
 _BYTES = {"FLOAT": 4, "DOUBLE": 8, "FLOAT16": 2, "BFLOAT16": 2, "BOOL": 1, "INT8": 1, "UINT8": 1,
           "INT16": 2, "UINT16": 2, "INT32": 4, "UINT32": 4, "INT64": 8, "UINT64": 8}  # fmt: skip
@@ -56,7 +63,7 @@ class Cost:
 
     Attributes:
         peak: bytes of the tensors that are needed at one time, for one image.
-        work: multiply-adds, and numbers read and written, for one image.
+        work: multiply-adds for one image; a number that is read or written counts as some.
     """
 
     peak: int
@@ -91,7 +98,7 @@ def graph_cost(onnx: Any, model: Any, images: str) -> Cost:
         GraphError: it holds what no classifier needs, costs too much, or its cost cannot be told.
     """
     _check_nodes(model)
-    most_weights = _FROM_WEIGHTS * model.ByteSize() + _SLACK
+    size = model.ByteSize()
     tensors = _infer(onnx, model, images)
     nodes = model.graph.node
     varying = {images}
@@ -99,13 +106,23 @@ def graph_cost(onnx: Any, model: Any, images: str) -> Cost:
         if not varying.isdisjoint(node.input):
             varying.update(node.output)
     fixed = sum(tensor.size for name, tensor in tensors.items() if name not in varying)
-    _check(fixed, "bytes of weights", most_weights)
-    _check(sum(tensor.values for tensor in tensors.values()), "numbers for one image", _MOST_VALUES)
-    peak = _peak(nodes, {name: tensor.size for name, tensor in tensors.items() if name in varying})
+    _check(fixed, "bytes of weights", _FROM_WEIGHTS * size + _SLACK)
+    made = {name: tensor for name, tensor in tensors.items() if name in varying}
+    _check(sum(tensor.values for tensor in made.values()), "numbers for one image", _MOST_VALUES)
+    peak = _peak(nodes, {name: tensor.size for name, tensor in made.items()})
     _check(peak, "bytes at one time for one image", LARGEST_PEAK)
     work = sum(_work(node, tensors) for node in nodes)
-    _check(work, "multiply-adds for one image", LARGEST_WORK)
+    pixels = math.prod(tensors[images].shape[2:])
+    _check(work, "multiply-adds for one image", min(LARGEST_WORK, _BASE + _PER_BYTE * size * pixels))
     return Cost(peak, work)
+
+
+def reason(error: Exception) -> str:
+    """Returns what onnx or onnxruntime say of a failure, in one line without a full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
+        return "it needs more memory than is allowed"
+    return text[:_LONGEST_REASON].rstrip(".")
 
 
 def _check(number: int, what: str, most: int) -> None:
@@ -167,7 +184,7 @@ def _infer(onnx: Any, model: Any, images: str) -> dict[str, _Tensor]:
     try:
         found = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True).graph
     except Exception as error:  # of several types
-        raise GraphError(f"cannot be computed: {' '.join(str(error).split())[:300].rstrip('.')}") from error
+        raise GraphError(f"cannot be computed: {reason(error)}") from error
     tensors = {tensor.name: _Tensor(tuple(tensor.dims), widths[tensor.data_type]) for tensor in little}
     for value in (*found.input, *found.value_info):
         dimensions = value.type.tensor_type.shape.dim
@@ -176,11 +193,11 @@ def _infer(onnx: Any, model: Any, images: str) -> dict[str, _Tensor]:
             shape = tuple(dimension.dim_value for dimension in dimensions)
             tensors[value.name] = _Tensor(shape, widths[value.type.tensor_type.elem_type])
     for node in graph.node:
-        for name in filter(None, node.output):
+        for name in filter(None, (*node.input, *node.output)):
             if name not in tensors or min(tensors[name].shape, default=0) < 0:
                 raise GraphError(
-                    f"cannot be computed within limits: how large {name!r} is, made by {node.op_type}, "
-                    "does not follow from its graph"
+                    f"cannot be computed within limits: it does not say beforehand how large {name!r} of its "
+                    f"{node.op_type} is"
                 )
     return tensors
 
@@ -218,11 +235,11 @@ def _peak(nodes: Sequence[Any], sizes: Mapping[str, int]) -> int:
 
 
 def _work(node: Any, tensors: Mapping[str, _Tensor]) -> int:
-    """Returns a node's multiply-adds, and the numbers that it reads and writes."""
+    """Returns the multiply-adds that a node costs."""
     inputs = [tensors[name] for name in node.input if name]
     made = sum(tensors[name].values for name in node.output if name)
     options = {attribute.name: attribute for attribute in node.attribute}
-    times = 1
+    times = 0
     if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
         weights = inputs[3 if node.op_type == "QLinearConv" else 1]
         times = math.prod(weights.shape[1:])
@@ -235,4 +252,4 @@ def _work(node: Any, tensors: Mapping[str, _Tensor]) -> int:
         times = options["size"].i
     elif node.op_type == "Resize":
         times = _PER_RESIZED
-    return made * max(times, 1) + sum(tensor.values for tensor in inputs)
+    return made * times + _PER_NUMBER * (made + sum(tensor.values for tensor in inputs))

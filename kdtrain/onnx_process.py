@@ -22,7 +22,7 @@ from kdtrain.errors import CheckpointError
 from kdtrain.onnx_worker import LONGEST
 
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from kdtrain import onnx_worker as w; w.main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from kdtrain.onnx_worker import main; main()"
 )
 Answer = tuple[npt.NDArray[np.float32], list[float]]
 """Logits (N, classes), and the seconds that each portion of the images took."""
@@ -110,7 +110,7 @@ class OnnxProcess:
         if code == -signal.SIGALRM:
             return f"it takes longer than {LONGEST} seconds"
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"its process was ended by {how}, perhaps because it needs more memory than is allowed"
+        return f"its process was ended by {how}: it is damaged, or needs more memory than is allowed"
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.onnx_cost import Cost, GraphError, graph_cost
+from kdtrain.onnx_cost import Cost, GraphError, graph_cost, reason
 from kdtrain.store.card import ModelCard, read_card
 
 METADATA = "kdtrain"
@@ -58,9 +58,7 @@ def read_onnx(path: Path) -> OnnxFile:
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's and others
-        raise CheckpointError(
-            f"{path} is not an ONNX file, or it is damaged: {in_one_line(error)}."
-        ) from error
+        raise CheckpointError(f"{path} is not an ONNX file, or it is damaged: {reason(error)}.") from error
     about = _metadata(model, path)
     card = read_card(about, path)
     if about.get("precision") not in PRECISIONS or type(about.get("parameters")) is not int:
@@ -86,12 +84,6 @@ def import_onnx() -> tuple[Any, Any]:
             f"ONNX files need onnx and onnxruntime, which are not installed ({error}): "
             "install them with `pip install 'kdtrain[onnx]'`."
         ) from error
-
-
-def in_one_line(error: Exception) -> str:
-    """Returns a message of onnx's or onnxruntime's on one line, without its full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".")
 
 
 def _read(path: Path) -> bytes:

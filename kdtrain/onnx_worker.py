@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from kdtrain.data.arrays import Normalization
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.onnx_reader import INPUTS, LOGITS, import_onnx, in_one_line, read_onnx
+from kdtrain.onnx_cost import LARGEST_PEAK, reason
+from kdtrain.onnx_reader import INPUTS, LOGITS, import_onnx, read_onnx
 from kdtrain.store.card import ModelCard
 
 LONGEST = 30
@@ -32,9 +33,8 @@ LONGEST = 30
 _MEMORY = 512 << 20  # bytes that may be used beside the interpreter's and its libraries',
 _FOR_WEIGHTS = 5  # for each byte of the file,
 _FOR_THREADS = 16 << 20  # and for each thread, which has a stack
-_MOST = 250  # images of a portion,
-_MOST_BYTES = 128 << 20  # which take no more memory than this
-_MOST_WORK = 20_000_000_000  # nor more multiply-adds
+_MOST = 250  # images of a portion, which takes no more memory than one may
+_MOST_WORK = 20_000_000_000  # and no more multiply-adds than these, or one's
 _FATAL = 4  # of onnxruntime's severities: all else it says is raised as well
 
 Pixels = npt.NDArray[Any]
@@ -66,11 +66,12 @@ class _Network:
         try:
             logits: npt.NDArray[np.float32] = self.session.run([LOGITS], feed)[0]
         except Exception as error:  # onnxruntime has a dozen types of its own
-            raise CheckpointError(f"{self.path} cannot be computed: {in_one_line(error)}.") from error
+            raise CheckpointError(f"{self.path} cannot be computed: {reason(error)}.") from error
         wanted = (len(images), len(self.card.classes))
         if logits.shape != wanted:
             raise CheckpointError(
-                f"{self.path} answers {len(images)} images with numbers of shape {logits.shape}, not {wanted}."
+                f"{self.path} answers {len(images)} images with numbers of shape {logits.shape}, "
+                f"not {wanted}."
             )
         return logits
 
@@ -99,10 +100,8 @@ def _errors_sent(connection: Connection, path: str) -> Iterator[None]:
     except (EOFError, ConnectionError):
         raise  # nobody is there to be told
     except Exception as error:
-        sentence = (
-            str(error) if isinstance(error, KdtrainError) else f"{path} cannot be used: {in_one_line(error)}."
-        )
-        connection.send_bytes(json.dumps({"error": sentence}).encode())
+        said = str(error) if isinstance(error, KdtrainError) else f"{path} is damaged: {reason(error)}."
+        connection.send_bytes(json.dumps({"error": said}).encode())
 
 
 def _load(path: Path, threads: int) -> tuple[_Network, dict[str, Any]]:
@@ -117,8 +116,8 @@ def _load(path: Path, threads: int) -> tuple[_Network, dict[str, Any]]:
         try:
             session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be used by onnxruntime: {in_one_line(error)}.") from error
-    most = min(_MOST, _MOST_BYTES // max(file.cost.peak, 1), _MOST_WORK // max(file.cost.work, 1))
+            raise CheckpointError(f"{path} cannot be used by onnxruntime: {reason(error)}.") from error
+    most = min(_MOST, LARGEST_PEAK // max(file.cost.peak, 1), _MOST_WORK // max(file.cost.work, 1))
     return _Network(path, file.card, file.images, session, max(most, 1)), file.about
 
 

@@ -109,6 +109,17 @@ def unknown_node(made: onnx.ModelProto) -> None:
     made.graph.node[0].op_type = "Nonsense"
 
 
+def without_kernel(made: onnx.ModelProto) -> None:
+    """Nothing is wrong with it, but onnxruntime has no code for it."""
+    made.graph.node[1].output[0] = "sums"
+    for kind, given, returned, options in (
+        ("Cast", "sums", "brief", {"to": TensorProto.BFLOAT16}),
+        ("Neg", "brief", "negative", {}),
+        ("Cast", "negative", "logits", {"to": TensorProto.FLOAT}),
+    ):
+        made.graph.node.append(helper.make_node(kind, [given], [returned], **options))
+
+
 EDITS: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (elsewhere, "refers to another file"),
     (constant_elsewhere, "refers to another file"),
@@ -120,7 +131,8 @@ EDITS: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (fixed_batch, "does not lead from"),
     (whole_numbers, "does not lead from"),
     (no_outputs, "does not lead from"),
-    (unknown_node, "cannot be used by onnxruntime"),
+    (unknown_node, "'Nonsense'"),
+    (without_kernel, "cannot be used by onnxruntime"),
     (lambda made: made.ClearField("metadata_props"), "not one that kdtrain wrote"),
     (lambda made: made.ClearField("graph"), "does not lead from"),
     (lambda made: says(made, classes=["a", "b", "c"]), "does not lead from"),
@@ -202,7 +214,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     path: Path, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.write_bytes(model().SerializeToString())
-    (tmp_path / f"{missing}.py").write_text(f"raise ImportError('No module named {missing}')")
+    (tmp_path / f"{missing}.py").write_text(f"raise ImportError('{missing} is not here')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KdtrainError, match=rf"\({missing}|{missing} .*pip install 'kdtrain\[onnx\]'"):
         OnnxModel.load(path)
