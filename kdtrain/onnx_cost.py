@@ -39,7 +39,7 @@ A network uses each of its weights at most once for each pixel, or nearly so: a 
 """
 
 _LONGEST_REASON = 300  # characters
-_MOST_NODES = 20_000  # nodes and weights; DenseNet-201 has 1,900, in 8 bits about three times as many
+_MOST_NODES = 10_000  # nodes and weights; DenseNet-201 has 1,900, in 8 bits about three times as many
 _MOST_VALUES = 1 << 27  # of all tensors of one image together; DenseNet-201 at 224x224 has 50 million
 _FROM_WEIGHTS = 8  # bytes computed from weights, for each one in the file: float32 of int8 takes four
 _SLACK = 16 << 20  # bytes of them, whatever the size of the file

@@ -29,20 +29,22 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from kdtrain.serve.app import make_app
+        from kdtrain.serve.connections import connections
         from kdtrain.serve.limits import Limits
     except ImportError as error:
         raise KdtrainError(
             f"serving needs starlette and uvicorn, which are not installed ({error}): "
             "install them with `pip install 'kdtrain[serve]'`."
         ) from error
-    model = OnnxModel.load(options.model)
-    teacher = None if options.teacher is None else _teacher(options.teacher, model)
+    threads = len(os.sched_getaffinity(0))
+    model = OnnxModel.load(options.model, threads)
+    teacher = None if options.teacher is None else _teacher(options.teacher, model, threads)
     limits = Limits(rate=options.rate, body=round(options.max_body * 1e6))
-    threads = len(os.sched_getaffinity(0))  # onnxruntime computes each request in one
     names = {options.host, socket.gethostname(), socket.getfqdn()}
     with _listen(options.host, options.port) as listener:
         config = uvicorn.Config(
             make_app(model, teacher, limits, threads, names),
+            http=connections(limits.head),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -67,8 +69,8 @@ def _check(options: argparse.Namespace) -> None:
             )
 
 
-def _teacher(path: Path, model: OnnxModel) -> OnnxModel:
-    teacher = OnnxModel.load(path)
+def _teacher(path: Path, model: OnnxModel, threads: int) -> OnnxModel:
+    teacher = OnnxModel.load(path, threads)
     for what in ("image_shape", "classes"):
         if getattr(teacher.card, what) != getattr(model.card, what):
             raise CheckpointError(f"{path} has other {what.replace('_shape', 's')} than {model.path}.")

@@ -57,7 +57,7 @@ def make_app(
         model: what is asked.
         teacher: what is asked as well, if any; it takes the same images and knows the same classes.
         limits: what one client may ask.
-        threads: how many requests are computed at the same time.
+        threads: how many requests are prepared at the same time; one after the other is computed.
         names: those under which it may be reached, beside localhost and addresses.
     """
     service = _Service(model, teacher, limits, anyio.CapacityLimiter(threads))

@@ -23,11 +23,13 @@ class Limits:
     Attributes:
         rate: predictions per second for each client; twice as many may come at once.
         body: the longest body in bytes.
+        head: seconds that the head of a request may take to arrive.
         seconds: how long a body may take to arrive.
     """
 
     rate: float = 30.0
     body: int = 10_000_000
+    head: float = 10.0
     seconds: float = 15.0
 
 

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from kdtrain.data.datasets import Dataset
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.serve.app import make_app
+from kdtrain.serve.connections import connections
 from kdtrain.serve.limits import Limits, TokenBuckets
 from kdtrain.serve.questions import images
 from kdtrain.store.card import ModelCard
@@ -35,7 +36,8 @@ CARD = ModelCard("student", "student_mlp", "mnist", (1, 3, 2), ("a", "b"), (0.5,
 def service_with(model: Path, limits: Limits) -> Iterator[int]:
     """A service in a thread of this process, with limits that no flag sets; yields its port."""
     app = make_app(OnnxModel.load(model), None, limits, threads=1)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="critical"))
+    http = connections(limits.head)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", ws="none", log_level="critical"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
