@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdtrain.errors import CheckpointError
+from kdtrain.errors import CheckpointError, one_line
 
 OPERATORS = frozenset(
     """
@@ -38,7 +38,6 @@ LARGEST_WORK = 50_000_000_000
 A network uses each of its weights at most once for each pixel, or nearly so: a smaller file may ask for less.
 """
 
-_LONGEST_REASON = 300  # characters
 _MOST_NODES = 10_000  # nodes and weights; DenseNet-201 has 1,900, in 8 bits about three times as many
 _MOST_VALUES = 1 << 27  # of all tensors of one image together; DenseNet-201 at 224x224 has 50 million
 _FROM_WEIGHTS = 8  # bytes computed from weights, for each one in the file: float32 of int8 takes four
@@ -119,10 +118,10 @@ def graph_cost(onnx: Any, model: Any, images: str) -> Cost:
 
 def reason(error: Exception) -> str:
     """Returns what onnx or onnxruntime say of a failure, in one line without a full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
         return "it needs more memory than is allowed"
-    return text[:_LONGEST_REASON].rstrip(".")
+    return text
 
 
 def _check(number: int, what: str, most: int) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import CheckpointError, KdtrainError
+from kdtrain.locations import sought
 from kdtrain.onnx_cost import Cost, GraphError, graph_cost, reason
 from kdtrain.store.card import ModelCard, read_card
+from kdtrain.store.regular_files import read_bytes
 
 METADATA = "kdtrain"
 """The key under which a file says what it is for: a model's card and more, as JSON."""
@@ -87,14 +88,10 @@ def import_onnx() -> tuple[Any, Any]:
 
 
 def _read(path: Path) -> bytes:
-    if not os.path.exists(path):
-        raise CheckpointError(f"there is no model {path}.")
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise CheckpointError(f"{path} is not an ONNX file: it is not a file.")
     try:
-        if path.stat().st_size > _LARGEST:
-            raise CheckpointError(f"{path} is not an ONNX file that kdtrain wrote: it is larger than 2 GB.")
-        return path.read_bytes()
+        return read_bytes(path, _LARGEST)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no model {sought(path)}.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
 

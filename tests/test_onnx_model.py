@@ -112,12 +112,13 @@ def unknown_node(made: onnx.ModelProto) -> None:
 def without_kernel(made: onnx.ModelProto) -> None:
     """Nothing is wrong with it, but onnxruntime has no code for it."""
     made.graph.node[1].output[0] = "sums"
-    for kind, given, returned, options in (
-        ("Cast", "sums", "brief", {"to": TensorProto.BFLOAT16}),
-        ("Neg", "brief", "negative", {}),
-        ("Cast", "negative", "logits", {"to": TensorProto.FLOAT}),
-    ):
-        made.graph.node.append(helper.make_node(kind, [given], [returned], **options))
+    made.graph.node.extend(
+        [
+            helper.make_node("Cast", ["sums"], ["brief"], to=TensorProto.BFLOAT16),
+            helper.make_node("Neg", ["brief"], ["negative"]),
+            helper.make_node("Cast", ["negative"], ["logits"], to=TensorProto.FLOAT),
+        ]
+    )
 
 
 EDITS: list[tuple[Callable[[onnx.ModelProto], None], str]] = [

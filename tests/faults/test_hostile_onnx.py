@@ -61,7 +61,7 @@ def run(*words: str | Path, cwd: Path) -> Ended:
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     took = time.monotonic() - began
-    said = ((cwd / name).read_text() for name in ("out", "err"))
+    said = (cwd / "out").read_text(), (cwd / "err").read_text()
     return Ended(process.returncode, *said, took, usage.ru_maxrss)
 
 

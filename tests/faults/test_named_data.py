@@ -14,7 +14,7 @@ import pytest
 from kdtrain.cli import main
 from kdtrain.data.datasets import Dataset
 from kdtrain.export.onnx_file import to_onnx
-from kdtrain.onnx_model import METADATA
+from kdtrain.onnx_reader import METADATA
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, save_model, snapshot
 from tests.cli.conftest import CallKdtrain, assert_explained
