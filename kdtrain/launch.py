@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
+import importlib.metadata
+import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,16 +24,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from kdtrain import console
-from kdtrain.config import FitConfig
-from kdtrain.errors import KdtrainError, Terminated
+from kdtrain import __version__, console
+from kdtrain.config import FitConfig, flag_of, kind_of
+from kdtrain.errors import KdtrainError, Terminated, UsageError
+from kdtrain.heartbeat import SILENCE, Heartbeat
 from kdtrain.interrupts import interrupts_as_messages
+from kdtrain.meeting import meet
 from kdtrain.store.atomic import temporary_folder
 
 _GRACE = 5.0  # seconds that the others have to notice that one has failed
-_PATIENCE = 10.0  # seconds that a process has to close its files once it was told
+_PATIENCE = 4.0  # seconds that a process has once it was told: a little more than its guard takes
 _POLL = 0.05
 _PR_SET_PDEATHSIG = 1
+_SILENCE = "KDTRAIN_SILENCE"  # the environment's name for the limit, where another one is wanted
 
 
 def rank() -> int | None:
@@ -55,16 +62,59 @@ def prepare_rank() -> None:
         time.sleep(0.5)  # who looks for rank 0 before it listens waits ten seconds for the next try
 
 
-def end(code: int) -> int:
-    """Returns the exit code; but a process that has failed beside others ends here and now.
+def meet_others(config: FitConfig) -> Heartbeat | None:
+    """Connects this process with those that it trains with; None if it is on its own.
 
-    Leaving the usual way it would wait for the others, which wait for it.
+    Raises:
+        KdtrainError: another one does not come, or differs.
+        UsageError: the addresses cannot be used, or the settings differ.
     """
-    if rank() is not None and code != 0:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    number = rank()
+    if number is None:
+        return None
+    _follow_launcher()
+    address = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    return meet(number, int(os.environ["WORLD_SIZE"]), address, _facts(config), silence=_silence())
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Has the kernel send this process a signal when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def _follow_launcher() -> None:
+    """Ends this process with oneflow's launcher, if that has started it.
+
+    Ranks that were started in other ways, in the background of a shell say, may outlive that.
+    """
+    parent = os.getppid()
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{parent}/cmdline").read_bytes()
+        if re.search(rb"oneflow[./]distributed[./]launch", words):
+            die_with_parent(signal.SIGTERM)
+            if os.getppid() != parent:
+                raise Terminated
+
+
+def _facts(config: FitConfig) -> dict[str, str]:
+    """Returns what has to be the same in all processes. Where files lie may differ."""
+    facts = {"kdtrain": __version__, "oneflow": importlib.metadata.version("oneflow")}
+    for name, value in config.resolved().items():
+        if kind_of(name)[0] is not Path and name != "nproc_per_node":
+            text = value.partition(":")[0] if name == "dataset" else str(value)
+            facts[flag_of(name)] = re.sub(r"[^\s:='\"]*/", "", text)
+    return facts
+
+
+def _silence() -> float:
+    text = os.environ.get(_SILENCE, str(SILENCE))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{_SILENCE} is {text!r}: it must be a number of seconds above 0.")
+    return seconds
 
 
 def launch(words: Sequence[str], processes: int) -> int:
@@ -106,13 +156,17 @@ def as_rank(config: FitConfig) -> Iterator[FitConfig]:
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
     ):
-        yield dataclasses.replace(
-            config,
-            logdir=copies,
-            model_save_dir=config.models,
-            image_save_dir=None,
-            image_save_name=None,
-        )
+        tempfile.tempdir = str(copies)  # so that what a worker leaves when it is killed is removed as well
+        try:
+            yield dataclasses.replace(
+                config,
+                logdir=copies,
+                model_save_dir=config.models,
+                image_save_dir=None,
+                image_save_name=None,
+            )
+        finally:
+            tempfile.tempdir = None
 
 
 class _Rank:
@@ -127,17 +181,13 @@ class _Rank:
             stdout=None if number == 0 else subprocess.DEVNULL,
             stderr=None if number == 0 else self.said,
             start_new_session=True,  # Ctrl-C is the parent's to pass on
-            preexec_fn=_die_with_parent,
+            preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),
         )
 
     @property
     def code(self) -> int | None:
         """The exit code; negative for a signal, None while it runs."""
         return self.process.poll()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:
@@ -147,17 +197,12 @@ def _free_port() -> int:
 
 
 def _end_all(ranks: Sequence[_Rank], number: signal.Signals, grace: float = 0.0) -> None:
-    """Waits for the ranks to end by themselves, then after a signal, then kills what is left.
-
-    Rank 0 comes first: as soon as one rank is gone oneflow aborts the others, and this one has files
-    to close.
-    """
+    """Waits for the ranks to end by themselves, then after a signal, then kills what is left."""
     _wait(ranks, grace)
-    for some in (ranks[:1], ranks[1:]):
-        for one in some:
-            if one.code is None:
-                one.process.send_signal(number)
-        _wait(some, _PATIENCE)
+    for one in ranks:
+        if one.code is None:
+            one.process.send_signal(number)
+    _wait(ranks, _PATIENCE)
     for one in ranks:
         one.process.kill()
         one.process.wait()

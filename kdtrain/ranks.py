@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 
@@ -167,12 +168,17 @@ class OneFlowRanks(Ranks):
         self.rank = flow.env.get_rank()
         self.size = self.batches = flow.env.get_world_size()
         self.device = device
+        self._waiting = ThreadPoolExecutor(1, "oneflow")
 
     def total(self, values: Floats) -> Floats:
-        """Returns the sum of every rank's ``values``, to all of them."""
+        """Returns the sum of every rank's ``values``, to all of them.
+
+        A thread waits for it: no signal would interrupt oneflow's wait, which has no end where a rank
+        has stopped.
+        """
         summed = flow.tensor(values).to(self.device)
         flow.comm.all_reduce(summed)
-        result: Floats = summed.numpy().copy()
+        result: Floats = self._waiting.submit(lambda: summed.numpy().copy()).result()
         return result
 
     def gather(self, rows: Floats) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import time
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 
@@ -15,6 +16,7 @@ from kdtrain.config import FitConfig
 from kdtrain.config_file import load_config, resumed_config
 from kdtrain.console import reader_may_leave
 from kdtrain.errors import UsageError
+from kdtrain.guard import run_guarded
 from kdtrain.interrupts import interrupts_end_within, interrupts_put_off, turn_sigterm_into_exception
 from kdtrain.locations import short, sought
 from kdtrain.store.atomic import make_folder, write_bytes
@@ -51,18 +53,26 @@ def _run(options: argparse.Namespace) -> int:
     turn_sigterm_into_exception()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
+    others = launch.meet_others(config)
+    with launch.as_rank(config) as config:
+        fit = partial(_fit, config, resume, check=options.check)
+        if others is not None:
+            return run_guarded(fit, others)
+        fit()
+    return 0
+
+
+def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
     with interrupts_end_within(_SECONDS_TO_END):
         with interrupts_put_off():
             for module in _NEEDED:
                 importlib.import_module(module)
-        with launch.as_rank(config) as config:
-            if options.check:
-                _check(config)
-            elif config.mode == "compare":
-                _compare(config, resume)
-            else:
-                _single(config, resume)
-    return 0
+        if check:
+            _check(config)
+        elif config.mode == "compare":
+            _compare(config, resume)
+        else:
+            _single(config, resume)
 
 
 def _latest(config: FitConfig) -> Path:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kdtrain import launch
+from kdtrain import guard, launch
 from kdtrain.cli.parser import parse
 from kdtrain.console import reader_may_leave
 from kdtrain.errors import KdtrainError, Terminated, one_line
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_missing_streams()
     with reader_may_leave("stderr"):
-        return launch.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
+        return guard.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def process() -> NoReturn:
