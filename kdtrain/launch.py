@@ -165,6 +165,9 @@ def as_rank(config: FitConfig) -> Iterator[FitConfig]:
                 image_save_dir=None,
                 image_save_name=None,
             )
+        except KeyboardInterrupt as error:
+            error.args = ()  # how to go on is rank 0's to say: this run directory is no more
+            raise
         finally:
             tempfile.tempdir = None
 

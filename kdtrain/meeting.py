@@ -215,6 +215,8 @@ def _admitted(
         problem += ". Processes that train together need the same settings, and a number each."
         _refuse(peer.line, problem)
         raise UsageError(problem)
+    if earlier is not None:
+        earlier.line.close()
     return peer
 
 
