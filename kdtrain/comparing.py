@@ -31,7 +31,7 @@ from kdtrain.results import Trained, file_fidelity
 from kdtrain.store.atomic import write_text
 from kdtrain.store.checkpoint import SavedModel, save_tensors
 from kdtrain.store.run_directory import run_directory
-from kdtrain.teachers import describe_teacher, find_teacher
+from kdtrain.teachers import describe_teacher
 
 
 def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:
@@ -45,7 +45,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         resume: the directory of a comparison to go on with: what is trained already is only tested.
     """
     config = session.config
-    given = find_teacher(config, session.dataset) if config.teacher_checkpoint is not None else None
+    given = session.find_teacher() if config.teacher_checkpoint is not None else None
     if given is not None:
         note(describe_teacher(given, config, session.dataset))
     rehearse(config, session.dataset, given)

@@ -38,7 +38,7 @@ from kdtrain.rehearsal import rehearse
 from kdtrain.results import Fitted, Trained, file_results
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
-from kdtrain.store.checkpoint import SavedModel, load_model
+from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import read_metrics
 from kdtrain.store.resume import load_state
@@ -203,8 +203,10 @@ class Session:
         config, mode = plan.config(self.config), MODES[plan.mode]
         last = plan.directory / "checkpoints" / "last.safetensors"
         state = load_state(last) if last.exists() else None
+        ranks.check_same("the checkpoints to go on from", last.read_bytes() if last.exists() else b"")
         card = model_card(plan.mode, architecture(plan.mode, config), self.dataset)
         data = prepare(self.dataset, config, mode.network, config.seed, self.device, ranks)
+        ranks.check_same("the training images", data.train.fingerprint.encode())
         flow.manual_seed(derive_seed(config.seed, "weights", mode.network, *[plan.draw] * bool(plan.draw)))
         model = build_model(card.arch, card.image_shape, len(card.classes)).to(self.device)
         setup = Setup(config, card, plan.name, plan.teacher.build(self.device) if plan.teacher else None)
@@ -240,6 +242,18 @@ class Session:
         multiply_adds = count_multiply_adds(saved.build("cpu"), saved.card.image_shape)
         return Trained(mode, seed, saved, count_parameters(model), multiply_adds, evaluation, logits)
 
+    def find_teacher(self) -> SavedModel | None:
+        """Returns the teacher that is there already, on all machines; None if there is none on any.
+
+        Raises:
+            CheckpointError: it cannot be read, or it does not fit.
+            KdtrainError: the machines have different ones.
+        """
+        teacher = find_teacher(self.config, self.dataset)
+        weights = fingerprint(teacher.weights, teacher.card.arch) if teacher is not None else ""
+        self.ranks.check_same("the teachers", weights.encode())
+        return teacher
+
     def _known_teacher(self, resume: Path | None) -> SavedModel | None:
         """Returns the teacher that is there, or None where the run trains one of its own.
 
@@ -248,7 +262,7 @@ class Session:
         named = self.config.teacher_checkpoint is not None
         if resume is not None and not named and (resume / _OWN_TEACHER).is_dir():
             return None
-        teacher = find_teacher(self.config, self.dataset)
+        teacher = self.find_teacher()
         if teacher is not None:
             note(describe_teacher(teacher, self.config, self.dataset))
         return teacher

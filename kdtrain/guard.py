@@ -25,7 +25,7 @@ from typing import IO
 
 from kdtrain.errors import KdtrainError, Terminated, describe
 from kdtrain.heartbeat import Heartbeat, News, from_line, to_line
-from kdtrain.interrupts import Interrupts, interrupts_as_messages, turn_sigterm_into_exception
+from kdtrain.interrupts import Interrupts, interrupts_as_messages
 from kdtrain.launch import die_with_parent
 
 _TICK = 0.1  # seconds between two looks at the worker
@@ -57,8 +57,7 @@ def run_guarded(work: Callable[[], None], heartbeat: Heartbeat) -> int:
         _become_worker(parent, far, said)
     near.close()
     heartbeat.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    turn_sigterm_into_exception()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     signal.signal(_TO_WORKER, _fail)
     try:
         work()
@@ -91,9 +90,9 @@ def _become_worker(parent: int, line: socket.socket, said: IO[bytes]) -> None:
     die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    stderr = os.dup(2)
+    stderr, encoding = os.dup(2), sys.stderr.encoding
     os.dup2(said.fileno(), 2)
-    sys.stderr = open(stderr, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    sys.stderr = open(stderr, "w", buffering=1, encoding=encoding, errors="backslashreplace")  # noqa: SIM115
 
 
 def _report(word: dict[str, object]) -> None:

@@ -29,6 +29,7 @@ TOKEN_BYTES = 16
 
 _BEAT = 1.0  # seconds between two beats
 _NEWS_BYTES = 1 << 12  # of a word at the end, at most
+_DATAGRAMS = 100  # that are read at once: a stranger may send many
 _TEXT = 500  # characters of the sentence in it
 
 Address = tuple[str, int]
@@ -187,7 +188,7 @@ class Heartbeat:
 
     def _read_datagrams(self) -> None:
         with contextlib.suppress(OSError):  # nothing left to read
-            while True:
+            for _ in range(_DATAGRAMS):
                 data, home = self._datagrams.recvfrom(len(self._own) + 1)
                 token, rank = data[:TOKEN_BYTES], int.from_bytes(data[TOKEN_BYTES:], "big")
                 if len(data) == len(self._own) and secrets.compare_digest(token, self._token):

@@ -73,8 +73,14 @@ def meet_others(config: FitConfig) -> Heartbeat | None:
     if number is None:
         return None
     _follow_launcher()
-    address = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
-    return meet(number, int(os.environ["WORLD_SIZE"]), address, _facts(config), silence=_silence())
+    host, port, size = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16 or number >= int(size):
+        raise UsageError(
+            f"RANK is {number}, WORLD_SIZE {size}, MASTER_ADDR {host or 'not set'}, MASTER_PORT "
+            f"{port or 'not set'}: processes that train together need a number below WORLD_SIZE each, and "
+            "the address and port of process 0."
+        )
+    return meet(number, int(size), (host, int(port)), _facts(config), silence=_silence())
 
 
 def die_with_parent(number: signal.Signals) -> None:

@@ -50,10 +50,8 @@ def meet(
     """
     try:
         host = str(socket.getaddrinfo(*address, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-    except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"--master_addr {address[0]}, where process 0 should be, is not known: {error}."
-        ) from None
+    except OSError as error:
+        raise UsageError(f"--master_addr {address[0]} is not known: {error.strerror or error}.") from None
     waiting = _Waiting((host, address[1]), limit)
     if rank > 0:
         return _join(rank, size, facts, waiting, silence)
@@ -98,12 +96,11 @@ def _bound(where: Address, kind: socket.SocketKind) -> socket.socket:
         if kind is socket.SOCK_STREAM:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(where)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         opened.close()
-        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"process 0 cannot listen at {where[0]}:{where[1]} ({reason}): --master_addr has to be an "
-            "address of its machine, --master_port a port that is free there."
+            f"process 0 cannot listen at {where[0]}:{where[1]} ({error.strerror}): --master_addr has to be "
+            "an address of its machine, --master_port a port that is free there."
         ) from None
     return opened
 

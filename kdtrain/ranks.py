@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,23 @@ class Ranks:
     def any(self, condition: bool) -> bool:
         """Returns whether ``condition`` holds on any rank."""
         return condition if self.size == 1 else bool(self.total(np.array([condition], np.float32)).any())
+
+    def check_same(self, what: str, value: bytes) -> None:
+        """Makes sure that all ranks hold the same: those on other machines have files of their own.
+
+        Args:
+            what: its name, in the plural.
+            value: its content, or a fingerprint of it.
+
+        Raises:
+            KdtrainError: they do not; on all ranks.
+        """
+        if self.size == 1:
+            return
+        digest = np.frombuffer(hashlib.sha256(value).digest(), np.uint8).astype(np.float32)
+        digests = self.gather(digest[None])
+        if (digests != digests[0]).any():
+            raise KdtrainError(f"{what} are not the same on all machines: give each of them the same files.")
 
     def share(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Returns this rank's part of ``items``; the parts' lengths differ by one at most."""

@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.heartbeat import Heartbeat, News
+from kdtrain.heartbeat import Address, Heartbeat, News
 from kdtrain.launch import _free_port
-from kdtrain.meeting import Address, Facts, meet
+from kdtrain.meeting import Facts, meet
 
 FACTS = {"--epochs": "3"}
 Meeting = Callable[..., "Future[Heartbeat]"]

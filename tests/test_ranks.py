@@ -13,6 +13,7 @@ from kdtrain.callbacks import LearningRateSchedule
 from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.data.datasets import Dataset
 from kdtrain.data.loader import Loader
+from kdtrain.errors import KdtrainError
 from kdtrain.events import BatchEnd, EvalEnd, FitEnd, Status
 from kdtrain.models.registry import build_model
 from kdtrain.predict import predict_logits
@@ -91,6 +92,22 @@ def test_all_ranks_hold_the_same_bits(mnist: Dataset, tmp_path: Path) -> None:
 
     (rows,) = run_jobs([Job("two", work, cores=2)])
     np.testing.assert_array_equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_different_files_are_refused_on_all_ranks(odd: int) -> None:
+    def work(ranks: Ranks) -> list[str]:
+        said = []
+        for value in (b"same", b"odd" if ranks.rank == odd else b"other"):
+            try:
+                ranks.check_same("the teachers", value)
+            except KdtrainError as error:
+                said.append(str(error))
+        return [str(count) for count in ranks.gather(np.array([len(said)], np.float32))] + said
+
+    (said,) = run_jobs([Job("two", work, cores=2)])
+    assert said[:2] == ["1.0", "1.0"]
+    assert said[2].startswith("the teachers are not the same")
 
 
 def test_dropout_differs_between_ranks(mnist: Dataset, tmp_path: Path) -> None:

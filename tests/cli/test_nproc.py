@@ -196,6 +196,19 @@ def test_when_a_process_is_killed_the_others_end(tmp_path: Path, tiles: Path, vi
     assert not (tmp_path / "logs/models").exists() or not list((tmp_path / "logs/models").iterdir())
 
 
+def test_when_a_process_is_stopped_the_others_end(
+    tmp_path: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDTRAIN_SILENCE", "2")
+    with start(tmp_path, tiles) as process:
+        ranks = ranks_of(tmp_path)
+        os.kill(ranks[1], signal.SIGSTOP)
+        finished = finish(process, ranks)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert "process 1 has not been heard from for 2 seconds" in finished.stderr.splitlines()[-1]
+    assert json.loads((tmp_path / "logs/student/version_0/result.json").read_text())["status"] == "failed"
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_a_plugin_fails_in_one_process_its_error_is_shown(
     tmp_path: Path, tiles: Path, rank: int
