@@ -205,6 +205,7 @@ class _Guard:
         """Asks the worker to end, and waits for it."""
         if self._code is None:
             os.kill(self._worker, number)
+            os.kill(self._worker, signal.SIGCONT)  # one that was stopped has files to close, too
             self._wait(lambda: self._code is not None, _CLOSING)
 
     def _part(self, seconds: float) -> None:

@@ -104,6 +104,7 @@ def test_a_stopped_process_ends_both_sides(
     fits[victim].signal(signal.SIGSTOP, "worker")
     for rank in (0, 1):
         assert_ended(fits[rank], 1 - rank, 15)
+    assert status(fits[0]) == "failed"
 
 
 @pytest.mark.parametrize("victim", [0, 1])
