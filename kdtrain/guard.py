@@ -62,6 +62,8 @@ def run_guarded(work: Callable[[], None], heartbeat: Heartbeat) -> int:
     try:
         work()
     except Exception as error:
+        if isinstance(error.__cause__, _PeerLostError):
+            raise error.__cause__ from None  # it came while a hook ran, which has no part in it
         text = re.sub(r"\x1b\[[0-9;]*m", "", describe(error)).strip().partition("\n")[0]
         _report({"text": f"failed: {text[:_TEXT]}"})
         raise
@@ -105,7 +107,11 @@ def _fail(number: int, frame: object) -> None:
     """Raises the reason that the guard has for it."""
     with contextlib.suppress(BlockingIOError):
         if _guard is not None and (reason := _guard.recv(8 * _TEXT, socket.MSG_DONTWAIT)):
-            raise KdtrainError(reason.decode(errors="replace"))
+            raise _PeerLostError(reason.decode(errors="replace"))
+
+
+class _PeerLostError(KdtrainError):
+    """What is raised in a worker when its guard wants it to end."""
 
 
 class _Guard:
