@@ -106,7 +106,7 @@ class Laboratory:
                 for rank, (seconds, code, said) in enumerate(ends):
                     if rank != victim or fault is not kill_all_of_it:
                         _check(rank, seconds, code, said, fault, victim)
-                assert not list(folder.glob("?/tmp/*")), "temporary files stayed"
+                        assert not list((fits[rank].folder / "tmp").iterdir()), "temporary files stayed"
             except AssertionError as error:
                 broken = f"{fault.__name__}, {victim}: {error}"
         if not broken and fault is not cut_for_30_seconds:
