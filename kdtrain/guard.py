@@ -31,7 +31,7 @@ from kdtrain.launch import die_with_parent
 _TICK = 0.1  # seconds between two looks at the worker
 _CLOSING = 2.5  # seconds that a worker has to close its files
 _FAREWELL = 1.0  # seconds that the peers have to do so, after this guard's worker
-_SETTLING = 2.0  # seconds that a worker has to fail by itself in the way that a peer has failed
+_SETTLING = 2.5  # seconds that a worker has to fail by itself in the way that a peer has failed
 _TEXT = 500  # characters of an error that the peers are told
 _SAID = 2000  # bytes of what oneflow said that are shown
 _TO_WORKER = signal.SIGUSR1  # says that there is a reason to fail to be read
@@ -161,7 +161,7 @@ class _Guard:
             self._wait(lambda: self._heartbeat.all_closed)
             return 0
         if code > 0:
-            self._heartbeat.say("failed", self._text)
+            self._heartbeat.say("lost", self._text, code)
             self._part(_SETTLING + _CLOSING)
             return code
         if code == -signal.SIGABRT:  # what oneflow does when a peer has ended
@@ -169,7 +169,7 @@ class _Guard:
             if self._heartbeat.news is not None:
                 raise self._failure(self._heartbeat.news)
         cause = f"was ended by signal {signal.Signals(-code).name}."
-        self._heartbeat.say("ended", cause)
+        self._heartbeat.say("lost", cause)
         self._part(_CLOSING)
         self._said.seek(0)
         said = self._said.read()[-_SAID:].decode(errors="replace").strip()
@@ -178,7 +178,7 @@ class _Guard:
 
     def _peer_lost(self, news: News) -> int:
         """A peer has ended, and so will the worker."""
-        if news.settles:
+        if news.code is not None:
             self._wait(lambda: self._code is not None, _SETTLING)
         if self._code is None:
             error = self._failure(news)
@@ -188,14 +188,14 @@ class _Guard:
             self._part(_FAREWELL)
             if self._code is None or self._code < 0:
                 raise error
-            return self._code
+            return error.exit_code if self._code > 0 else 0
         return self._ended(self._code)
 
     def _interrupt(self, error: KeyboardInterrupt) -> int:
         """Ctrl-C or SIGTERM. A second Ctrl-C comes out as it is."""
         terminated = isinstance(error, Terminated)
         self._interrupted = True
-        self._heartbeat.say("ended", "was terminated." if terminated else "was interrupted.")
+        self._heartbeat.say("lost", "was terminated." if terminated else "was interrupted.")
         self._end_worker(signal.SIGTERM if terminated else signal.SIGINT)
         self._part(_FAREWELL)
         if self._code is None or self._code < 0:
@@ -204,8 +204,10 @@ class _Guard:
 
     def _failure(self, news: News) -> KdtrainError:
         """Passes on that a peer has ended: only rank 0 is connected to all of them."""
-        self._heartbeat.say("ended", f"failed: {news.text}")
-        return KdtrainError(news.text)
+        self._heartbeat.say("lost", f"failed: {news.text}")
+        error = KdtrainError(news.text)
+        error.exit_code = news.code or 1
+        return error
 
     def _end_worker(self, number: signal.Signals) -> None:
         """Asks the worker to end, and waits for it."""

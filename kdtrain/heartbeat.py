@@ -41,11 +41,11 @@ class News:
 
     Attributes:
         text: a sentence that names the peer.
-        settles: whether this process may be about to fail in the same way, by itself.
+        code: its exit code, where it has failed by itself, as this process may be about to do as well.
     """
 
     text: str
-    settles: bool = False
+    code: int | None = None
 
 
 @dataclass
@@ -93,14 +93,15 @@ class Peer:
             self.lose("has ended unexpectedly.")
             self.closed = True
 
-    def lose(self, how: str, settles: bool = False) -> None:
+    def lose(self, how: str, code: int | None = None) -> None:
         """Notes its end, if that is not known yet."""
-        self.lost = self.lost or News(f"{self.name} {how}", settles)
+        self.lost = self.lost or News(f"{self.name} {how}", code)
 
     def _take(self, word: Mapping[str, Any]) -> None:
         end = word.get("end")
-        if end in ("failed", "ended"):
-            self.lose(str(word.get("text"))[:_TEXT], settles=end == "failed")
+        if end == "lost":
+            code = word.get("code")
+            self.lose(str(word.get("text"))[:_TEXT], code if type(code) is int and 0 < code < 256 else None)
         self.closed = self.closed or end in ("done", "closed")
 
 
@@ -169,17 +170,17 @@ class Heartbeat:
                 )
                 peer.closed = True
 
-    def say(self, end: str, text: str = "") -> None:
+    def say(self, end: str, text: str = "", code: int | None = None) -> None:
         """Tells all peers about this process's end.
 
         Args:
-            end: ``done`` as planned; ``failed``, where the same may be about to happen to the peers by
-                themselves; ``ended`` for any other reason; ``closed`` once its files are.
+            end: ``done`` as planned; ``lost`` for any other reason; ``closed`` once its files are.
             text: the rest of the sentence that begins with this process's name.
+            code: as in ``News``.
         """
         for peer in self.peers:
             with contextlib.suppress(OSError):
-                peer.line.send(to_line({"end": end, "text": text[:_TEXT]}))
+                peer.line.send(to_line({"end": end, "text": text[:_TEXT], "code": code}))
 
     def close(self) -> None:
         """Closes all connections."""

@@ -124,12 +124,12 @@ def test_a_closed_peer_is_named_at_once(pair: tuple[Heartbeat, Heartbeat], close
 
 
 def test_what_a_peer_says_about_its_end_is_passed_on(pair: tuple[Heartbeat, Heartbeat]) -> None:
-    pair[1].say("failed", "failed: no more \x1b[31m" + "x" * 10_000)
+    pair[1].say("lost", "failed: no more \x1b[31m" + "x" * 10_000, code=2)
     news = news_of(pair[0])
     assert news is not None
     assert news.text.startswith("process 1 failed: no more ")
     assert len(news.text) < 1000
-    assert news.settles
+    assert news.code == 2
     assert not pair[0].all_closed
     pair[1].say("closed")
     time.sleep(0.1)

@@ -140,11 +140,11 @@ class Laboratory:
 def _end(fits: list[Fit], rank: int, began: float, fault: Fault, victim: int) -> tuple[float, int, str]:
     """Waits for one side; returns after how many seconds it has ended, its exit code and its last line."""
     if rank == victim and fault is stop_all_of_it:
-        fits[1 - rank].wait(2 * LONGEST)
+        fits[1 - rank].wait(5 * LONGEST)
         began = time.monotonic()
         fits[rank].signal(signal.SIGCONT, "group")
         fits[rank].signal(signal.SIGCONT, "all")
-    code = fits[rank].wait(2 * LONGEST)
+    code = fits[rank].wait(5 * LONGEST)
     return time.monotonic() - began, code, (fits[rank].said or [""])[-1].removeprefix("kdtrain: ")
 
 
