@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdtrain.console import note
+from kdtrain.fitting import Session
 from kdtrain.plan import Plan
 from kdtrain.results import Trained
 from kdtrain.store.checkpoint import SavedModel
-
-if TYPE_CHECKING:
-    from kdtrain.fitting import Session
 
 
 def run_chain(session: Session, directory: Path, teacher: SavedModel) -> Trained:

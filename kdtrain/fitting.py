@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from kdtrain import launch
 from kdtrain.callbacks.distillation import logits_over
-from kdtrain.chain import run_chain
 from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
 from kdtrain.config_file import absolute_paths
@@ -34,7 +33,6 @@ from kdtrain.modes import (
 from kdtrain.plan import Plan
 from kdtrain.predict import predict_logits
 from kdtrain.ranks import OneFlowRanks, Ranks
-from kdtrain.rehearsal import rehearse
 from kdtrain.results import Fitted, Trained, file_results
 from kdtrain.runtime import derive_seed, flow, resolve_device
 from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
@@ -42,15 +40,13 @@ from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import read_metrics
 from kdtrain.store.resume import load_state
-from kdtrain.store.run_directory import run_directory
-from kdtrain.teachers import describe_teacher, find_teacher, model_card, networks_to_train
+from kdtrain.teachers import find_teacher, model_card, networks_to_train
 from kdtrain.trainer import Trainer
 
 T = TypeVar("T")
 
 _MOST_CORES = 4  # more have not been tried: adding up gradients takes longer with each
 _FEWEST_IMAGES = 16  # per process and batch
-_OWN_TEACHER = "teacher"  # a run's folder for the teacher that is trained first
 
 
 class Session:
@@ -98,29 +94,6 @@ class Session:
         if self.ranks.size == 1 and self.device == "cpu":
             return run_jobs(jobs, self.config.stall_timeout)
         return [job.work(self.ranks) for job in jobs]
-
-    def fit_one(self, resume: Path | None = None) -> Trained:
-        """Trains the network of mode teacher, student or student_kd.
-
-        Args:
-            resume: the directory of a run to go on with.
-        """
-        mode, seed = self.config.mode, self.config.seed
-        taught = MODES[mode].has_teacher
-        teacher = self._known_teacher(resume) if taught else None
-        rehearse(self.config, self.dataset, teacher)
-        with run_directory(self.config.logdir, mode, resume) as directory:
-            if taught:
-                teacher = teacher or self._own_teacher(directory, resume is not None)
-                self._record_teacher(directory, teacher)
-            if self.config.is_chain and teacher is not None:
-                trained = run_chain(self, directory, teacher)
-            else:
-                if teacher is not None:
-                    self.prepare_soft_labels({seed: teacher})
-                trained = self.run([self.training(Plan(mode, seed, directory, teacher))])[0]
-            self.keep(trained)
-            return trained
 
     def keep(self, *trained: Trained) -> None:
         """Puts the best of a mode's networks by held-out accuracy into the model-save directory.
@@ -253,41 +226,6 @@ class Session:
         weights = fingerprint(teacher.weights, teacher.card.arch) if teacher is not None else ""
         self.ranks.check_same("the teachers", weights.encode())
         return teacher
-
-    def _known_teacher(self, resume: Path | None) -> SavedModel | None:
-        """Returns the teacher that is there, or None where the run trains one of its own.
-
-        A run that has begun to do so goes on with it, whatever teachers there are by now.
-        """
-        named = self.config.teacher_checkpoint is not None
-        if resume is not None and not named and (resume / _OWN_TEACHER).is_dir():
-            return None
-        teacher = self.find_teacher()
-        if teacher is not None:
-            note(describe_teacher(teacher, self.config, self.dataset))
-        return teacher
-
-    def _own_teacher(self, directory: Path, resumed: bool) -> SavedModel:
-        """Trains a teacher for the run in ``directory``, or goes on with it."""
-        if resumed:
-            note(f"The teacher is this run's own, in {directory / _OWN_TEACHER}.")
-        else:
-            where = f"for {self.dataset.name} in {self.config.models}"
-            note(f"There is no teacher {where} yet: training one first.")
-        if self.ranks.rank == 0:
-            make_folder(directory / _OWN_TEACHER)  # first: by it, --resume knows whose teacher it is
-            write_text(directory / "config.toml", absolute_paths(self.config).to_toml())
-        trained = self.run([self.training(Plan("teacher", self.config.seed, directory / _OWN_TEACHER))])[0]
-        self.keep(trained)
-        return trained.saved
-
-    def _record_teacher(self, directory: Path, teacher: SavedModel) -> None:
-        """Makes the run's config.toml name the teacher, so that a resumed run has the same one."""
-        config = dataclasses.replace(
-            self.config, teacher_checkpoint=teacher.path, teacher_arch=teacher.card.arch
-        )
-        if self.ranks.rank == 0:
-            write_text(directory / "config.toml", absolute_paths(config).to_toml())
 
     def _cores(self, arch: str, trained: bool = False) -> int:
         """Returns how many processes should share the work on a network.

@@ -20,6 +20,7 @@ from kdtrain.console import silence
 from kdtrain.data.datasets import Dataset, Split
 from kdtrain.fitting import Session
 from kdtrain.modes import MODES
+from kdtrain.single import run_single
 from kdtrain.store.atomic import temporary_folder
 from kdtrain.store.checkpoint import load_tensors
 from kdtrain.teachers import find_teacher
@@ -79,7 +80,7 @@ def try_out(config: FitConfig) -> list[Tried]:
         if config.mode == "compare":
             run_comparison(session)
         else:
-            session.fit_one()
+            run_single(session)
         states = folder.rglob("checkpoints/last.safetensors")
         return [_tried(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
 

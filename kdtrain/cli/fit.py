@@ -111,8 +111,9 @@ def _check(config: FitConfig) -> None:
 
 def _single(config: FitConfig, resume: Path | None) -> None:
     from kdtrain.fitting import Session
+    from kdtrain.single import run_single
 
-    trained = Session(config).fit_one(resume)
+    trained = run_single(Session(config), resume)
     test = trained.test
     rows = {
         "test accuracy": f"{test.accuracy:.2%} ({test.errors:,} errors in {test.images:,})",
