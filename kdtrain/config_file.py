@@ -13,7 +13,7 @@ from typing import Any
 import tomli
 
 from kdtrain.config import FitConfig, flag_of, kind_of
-from kdtrain.errors import UsageError, no_such, shown
+from kdtrain.errors import UsageError, clipped, no_such
 from kdtrain.grid import parse_grid
 from kdtrain.limits import MOST_COMBINATIONS
 from kdtrain.locations import absolute, sought
@@ -135,16 +135,16 @@ def _checked(name: str, value: Any, where: str) -> Any:
         if kind is Path and isinstance(item, str):
             item = Path(item)
         if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
-            raise UsageError(f"{where} is {shown(item, repr)}: it must be {_WANTED[kind]}.")
+            raise UsageError(f"{where} is {clipped(item, repr)}: it must be {_WANTED[kind]}.")
         if not _can_be_written(item):
             raise UsageError(
-                f"{where} is {shown(str(item), repr)}: it has a character that no file can keep."
+                f"{where} is {clipped(str(item), repr)}: it has a character that no file can keep."
             )
         choices, check = field.metadata["choices"], field.metadata["check"]
         if choices and item not in choices:
             raise UsageError(f"{where}: {no_such(name, str(item), choices)}")
         if check is not None and not check[0](item):
-            raise UsageError(f"{where} is {shown(item)}: it {check[1]}.")
+            raise UsageError(f"{where} is {clipped(item)}: it {check[1]}.")
         values[index] = item
     return tuple(values) if repeatable else values[0]
 

@@ -57,7 +57,7 @@ def without_controls(text: str) -> str:
     return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def shown(value: object, write: Callable[[object], str] = str) -> str:
+def clipped(value: object, write: Callable[[object], str] = str) -> str:
     """Returns a value as a sentence can show it, however long it is."""
     try:
         text = write(value)
@@ -105,4 +105,4 @@ def no_such(kind: str, name: str, options: Iterable[str]) -> str:
     """Returns the sentence that says that there is no ``kind`` of this name, and which there are."""
     options = list(options)
     listed = ", ".join(options) or "none"
-    return f"there is no {kind} {shown(name, repr)}{did_you_mean(name, options)}; there are: {listed}."
+    return f"there is no {kind} {clipped(name, repr)}{did_you_mean(name, options)}; there are: {listed}."

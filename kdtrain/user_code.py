@@ -15,11 +15,22 @@ from kdtrain.errors import KdtrainError, one_line
 from kdtrain.locations import shown
 
 _PLUGINS = "kdtrain_plugins"
+_KDTRAIN = os.path.join(os.path.dirname(__file__), "")
+_STANDARD_LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
+_LIBRARIES = {"matplotlib", "numpy", "oneflow", "scipy", "tensorboardX", "tqdm"}  # users' code calls them
 
 
 def is_users(file: str) -> bool:
     """Returns whether a source file is none of kdtrain's, of Python's or of an installed package."""
     return not file.startswith("<") and not os.path.realpath(file).startswith(_installed())
+
+
+def is_library(file: str) -> bool:
+    """Returns whether a source file is kdtrain's, Python's or a library's; an installed plugin is neither."""
+    _, installed, module = file.rpartition("/site-packages/")
+    if installed and not file.startswith(_KDTRAIN):
+        return module.partition("/")[0] in _LIBRARIES
+    return file.startswith((_KDTRAIN, _STANDARD_LIBRARY, "<"))
 
 
 def origin(cls: type) -> str:

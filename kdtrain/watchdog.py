@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdtrain.user_code import is_library
+
 _DUMP = signal.SIGUSR2  # asks a child for its Python stack
 _DUMP_SECONDS = 1.0  # for the answer, which faulthandler writes in the signal handler itself
 _LONGEST_INTERVAL = 5.0  # seconds
 _CPU_SECONDS = 0.1  # less is no progress: helper threads that wake up now and then use that little
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
-_STANDARD_LIBRARY = str(Path(os.__file__).parent) + os.sep
-_KDTRAIN = str(Path(__file__).parent) + os.sep
-_LIBRARIES = {"matplotlib", "numpy", "oneflow", "scipy", "tensorboardX", "tqdm"}  # called by users' code
 _TICKS = os.sysconf("SC_CLK_TCK")  # of CPU time, per second
 
 
@@ -65,16 +64,8 @@ def location(stack: str) -> str:
             user's file or a plugin: neither of kdtrain's own, nor of Python's or an installed library.
     """
     frames = [match for line in stack.splitlines() if (match := _FRAME.match(line))]
-    of_users = [frame for frame in frames if is_users(frame[1])]
+    of_users = [frame for frame in frames if not is_library(frame[1])]
     return next(("{}, line {}, in {}".format(*frame.groups()) for frame in of_users + frames), "")
-
-
-def is_users(file: str) -> bool:
-    """Returns whether a source file is a user's or a plugin's: not kdtrain's, Python's or a library's."""
-    _, installed, module = file.rpartition("/site-packages/")
-    if installed and not file.startswith(_KDTRAIN):
-        return module.partition("/")[0] not in _LIBRARIES
-    return not file.startswith((_KDTRAIN, _STANDARD_LIBRARY, "<"))
 
 
 class StallWatch:

@@ -17,7 +17,8 @@ import pytest
 from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.errors import KdtrainError
 from kdtrain.ranks import Ranks
-from kdtrain.watchdog import is_users, location
+from kdtrain.user_code import is_library
+from kdtrain.watchdog import location
 
 HERE = Path(__file__).name
 LIMIT = 1.0  # seconds without CPU time
@@ -121,10 +122,10 @@ def test_a_location_is_the_innermost_line_of_a_users_file() -> None:
     assert location("") == ""
 
 
-def test_installed_plugins_are_users_files_and_libraries_are_not() -> None:
+def test_installed_plugins_are_not_taken_for_libraries() -> None:
     site = Path(np.__file__).parent.parent
-    assert is_users(str(site / "kdtrain_plugins" / "dkd.py"))
-    assert is_users(str(site / "their_plugins" / "focal.py"))
-    assert is_users("focal.py")
+    assert not is_library(str(site / "kdtrain_plugins" / "dkd.py"))
+    assert not is_library(str(site / "their_plugins" / "focal.py"))
+    assert not is_library("focal.py")
     for library in (np.__file__, os.__file__, sys.modules["kdtrain.watchdog"].__file__, "<string>"):
-        assert not is_users(str(library))
+        assert is_library(str(library))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from kdtrain.config import flag_of
-from kdtrain.errors import UsageError, shown
+from kdtrain.errors import UsageError, clipped
 from kdtrain.value_checks import Check
 
 
@@ -15,7 +15,7 @@ def check_flags(options: argparse.Namespace, **demands: Check) -> None:
     for name, (is_allowed, demand) in demands.items():
         value = getattr(options, name)
         if not is_allowed(value):
-            raise UsageError(f"{flag_of(name)} is {shown(value)}: it {demand}.")
+            raise UsageError(f"{flag_of(name)} is {clipped(value)}: it {demand}.")
 
 
 def data_flags(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from kdtrain.console import note
 from kdtrain.data.photo_file import open_picture
 from kdtrain.data.picture_input import picture_input
 from kdtrain.data.pictures import to_rgb
-from kdtrain.errors import CheckpointError, UsageError, shown
+from kdtrain.errors import CheckpointError, UsageError, clipped
 from kdtrain.locations import short, sought
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.probabilities import probabilities
@@ -107,7 +107,7 @@ def _questions(options: argparse.Namespace, model: SavedModel | OnnxModel) -> li
     index = options.picture_index
     if not 0 <= index < len(data.test):
         raise UsageError(
-            f"--picture-index {shown(index)}: the test set has images 0 to {len(data.test) - 1}."
+            f"--picture-index {clipped(index)}: the test set has images 0 to {len(data.test) - 1}."
         )
     truth = data.classes[int(data.test.labels[index])]
     return [Question(f"test image {index}", str(index), data.test.images[index], truth=truth)]

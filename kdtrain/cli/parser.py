@@ -14,7 +14,7 @@ import kdtrain
 from kdtrain.cli.flags import bench_flags, data_flags, device_flag, export_flags, serve_flags
 from kdtrain.cli.setting_flags import add_flags
 from kdtrain.config import MODES, FitConfig
-from kdtrain.errors import UsageError, did_you_mean, no_such, shown
+from kdtrain.errors import UsageError, clipped, did_you_mean, no_such
 
 COMMANDS = {
     "fit": "train a teacher, a student, a distilled student, or compare all three",
@@ -55,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
             wanted = {"int": "a whole number", "float": "a number"}[number[2]]
             if number[3].strip("'-").isdecimal():
                 wanted = "a number of fewer digits"
-            message = f"{number[1]} is {shown(number[3])}: it must be {wanted}"
+            message = f"{number[1]} is {clipped(number[3])}: it must be {wanted}"
         choice = re.search(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
             options = re.findall(r"'(.*?)'", choice[3])

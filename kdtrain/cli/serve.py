@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdtrain.cli.flags import check_flags
 from kdtrain.console import note
-from kdtrain.errors import CheckpointError, KdtrainError, UsageError, shown
+from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
 from kdtrain.interrupts import turn_sigterm_into_exception
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.value_checks import positive
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.port <= 65535:
-        raise UsageError(f"--port is {shown(options.port)}: it must be from 0 (any that is free) to 65535.")
+        raise UsageError(f"--port is {clipped(options.port)}: it must be from 0 (any that is free) to 65535.")
     check_flags(options, rate=positive(_MOST_RATE), max_body=positive(_MOST_BODY))
     for path in filter(None, (options.model, options.teacher)):
         if path.suffix == ".safetensors" and path.is_file():
