@@ -73,12 +73,14 @@ def keep_model(
 def _place(card: ModelCard, mode: str, folder: Path, resume: str) -> tuple[Path, ModelCard | None]:
     """Returns where a model belongs, and the card of the one of its kind that is there already.
 
-    A file that cannot be read, or is of another kind, is passed over: nothing is lost.
+    The data may have had another name then. A file that cannot be read, or is of another kind, is
+    passed over: nothing is lost.
     """
-    long = f"{mode}-{_short(card.dataset)}-{_short(card.arch)}"
+    arch = _short(card.arch)
+    long = f"{mode}-{_short(card.dataset)}-{arch}"
     digest = fingerprint({}, [card.data, card.arch])[:8]
     paths = [folder / f"{stem}.safetensors" for stem in (mode, long, f"{long}-{digest}")]
-    for path in paths:
+    for path in [*paths, *sorted(folder.glob(f"{mode}-*-{arch}*.safetensors"))]:
         with contextlib.suppress(CheckpointError):
             there = load_card(path)
             if (there.data, there.arch) == (card.data, card.arch):

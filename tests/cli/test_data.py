@@ -32,7 +32,8 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 Follow = Callable[[str], Finished]
-MODEL = Path("logs/models/student.safetensors")
+MODEL = Path("logs/models/student.safetensors")  # of the page's first data
+STRIPES, CIFAR = (MODEL.with_stem(f"student-{data}-student_mlp") for data in ("stripes.npz", "cifar10"))
 
 
 def write_pets(folder: Path, count: int = 30) -> None:
@@ -125,19 +126,23 @@ def test_arrays_are_learnt_from_a_file_and_from_a_function(
     subprocess.run([sys.executable, *words], cwd=folder, check=True)
     from_file = accuracy(follow(COMMANDS[4]))
     assert from_file > 90
-    assert_explained(call_kdtrain("eval", MODEL, cwd=folder), 2, "npz:stripes.npz", "--dataset")
-    finished = call_kdtrain("eval", MODEL, "--dataset", "npz:stripes.npz", "--json", cwd=folder)
-    assert json.loads(finished.stdout)["dataset"] == "npz:stripes.npz"
-    (answer,) = json.loads(follow(f"{COMMANDS[2]} --json").stdout)  # a colour picture, for a grey model
+    assert_explained(call_kdtrain("eval", STRIPES, cwd=folder), 2, "stripes.npz", "--dataset")
+    tested = call_kdtrain("eval", STRIPES, "--dataset", "npz:stripes.npz", "--json", cwd=folder)
+    assert json.loads(tested.stdout)["dataset"] == "npz:stripes.npz"
+    asked = follow(f"{COMMANDS[2]} --dataset npz:stripes.npz --json")  # a colour picture, for a grey model
+    (answer,) = json.loads(asked.stdout)
     assert set(answer["probabilities"]) == {"rows", "columns"}
 
-    assert accuracy(follow(COMMANDS[5])) == from_file
+    from_function = follow(COMMANDS[5])
+    assert accuracy(from_function) == from_file
+    assert f"{STRIPES} stays" in from_function.stderr, "the same data, the same network"
     # A checkpoint cannot make us call a function.
-    finished = call_kdtrain("eval", MODEL, cwd=folder)
+    best = from_function.stdout.split()[-1]
+    finished = call_kdtrain("eval", best, cwd=folder)
     assert_explained(
         finished, 2, "was trained on save_stripes.py:stripes: say so with --dataset save_stripes.py:stripes."
     )
-    finished = call_kdtrain("eval", MODEL, "--dataset", "save_stripes.py:stripes", "--json", cwd=folder)
+    finished = call_kdtrain("eval", best, "--dataset", "save_stripes.py:stripes", "--json", cwd=folder)
     assert 100 * json.loads(finished.stdout)["accuracy_fraction"] == pytest.approx(from_file, abs=0.01)
 
 
@@ -146,9 +151,9 @@ def test_cifar_is_learnt(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     accuracy(follow(COMMANDS[6]))
-    assert load_model(folder / MODEL).card.image_shape == (3, 32, 32)
+    assert load_model(folder / CIFAR).card.image_shape == (3, 32, 32)
     assert (folder / "cache" / "kdtrain" / ARCHIVES["cifar10"]).exists()
-    assert json.loads(follow(f"{COMMANDS[1]} --json").stdout)["dataset"] == "cifar10"
+    assert json.loads(follow(f"scripts/kdtrain eval {CIFAR} --json").stdout)["dataset"] == "cifar10"
 
 
 def test_mixed_images_are_trained_on(follow: Follow, folder: Path) -> None:

@@ -127,10 +127,17 @@ def test_other_data_and_other_networks_are_kept_apart(card: ModelCard, tmp_path:
     assert kept_models(tmp_path / "models", "student_kd") == []
 
 
-def test_the_same_data_under_another_name_are_the_same(card: ModelCard, tmp_path: Path) -> None:
-    keep(saved(card, tmp_path / "here", 0.7, dataset="folder:pets"), tmp_path)
-    keep(saved(card, tmp_path / "there", 0.8, dataset="folder:/home/me/pets"), tmp_path)
-    assert kept(tmp_path) == {"student.safetensors": ("folder:/home/me/pets", "student_mlp", 0.8)}
+@pytest.mark.parametrize("first", ["pets", "others"])
+def test_the_same_data_under_another_name_are_the_same(card: ModelCard, tmp_path: Path, first: str) -> None:
+    if first == "others":
+        keep(saved(card, tmp_path / "first"), tmp_path)
+    pets: dict[str, Any] = {"mean": (0.5,)}
+    keep(saved(card, tmp_path / "here", 0.7, dataset="folder:pets", **pets), tmp_path)
+    keep(saved(card, tmp_path / "there", 0.8, dataset="folder:/home/me/animals", **pets), tmp_path)
+    found = kept(tmp_path)
+    name = "student.safetensors" if first == "pets" else "student-pets-student_mlp.safetensors"
+    assert found[name] == ("folder:/home/me/animals", "student_mlp", 0.8)
+    assert len(found) == (1 if first == "pets" else 2)
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "folder:..", "npz:" + "ä" * 300, "a\nb", "", "x" * 300])
