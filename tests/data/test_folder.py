@@ -307,3 +307,14 @@ def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.M
     text = refusal(tmp_path)
     assert "6 pictures of 6x6 take 0 MiB on the disk" in text
     assert "XDG_CACHE_HOME" in text
+
+
+def test_a_few_pictures_of_each_class_are_enough_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Only they are read: a damaged one in between is not noticed."""
+    fill(tmp_path / "train", 20)
+    fill(tmp_path / "test", 3)
+    (tmp_path / "train/cats/001.png").write_bytes(b"damaged")
+    few = load_dataset(f"folder:{tmp_path}", cache_dir=tmp_path / ".cache", most_pictures=8)
+    assert (len(few.train), set(few.train.labels), len(few.test)) == (8, {0, 1}, 6)
+    with pytest.raises(DataError, match=r"001\.png"):
+        load(tmp_path)
