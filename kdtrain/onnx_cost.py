@@ -224,7 +224,7 @@ def _constants(graph: Any) -> dict[str, Any]:
 def _peak(nodes: Sequence[Any], sizes: Mapping[str, int]) -> int:
     """Returns the most bytes that are needed at one time, where each tensor goes after its last use."""
     last = {name: number for number, node in enumerate(nodes) for name in (*node.output, *node.input)}
-    alive = peak = 0
+    alive = peak = sum(sizes.values()) - sum(sizes.get(name, 0) for node in nodes for name in node.output)
     for number, node in enumerate(nodes):
         alive += sum(sizes.get(name, 0) for name in node.output)
         peak = max(peak, alive)

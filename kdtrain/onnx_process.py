@@ -65,8 +65,8 @@ class OnnxProcess:
         """
         question = {"shape": images.shape, "type": images.dtype.name, "size": size}
         with self._lock:
-            if self._process.poll() is not None and self._start() != self.about:
-                raise CheckpointError(f"{self._path} has been replaced: load it again.")
+            if self._process.poll() is not None:
+                self._restart()
             with contextlib.suppress(ConnectionError):  # it has died; there is no answer then
                 self._connection.send_bytes(json.dumps(question).encode())
                 self._connection.send_bytes(images.tobytes())
@@ -91,6 +91,12 @@ class OnnxProcess:
         self._connection = Connection(near.detach())
         self._end = weakref.finalize(self, _end, self._process, self._connection)
         return self._receive()["about"]
+
+    def _restart(self) -> None:
+        self._end()
+        if self._start() != self.about:
+            self._end()
+            raise CheckpointError(f"{self._path} has been replaced: load it again.")
 
     def _receive(self) -> Any:
         """Returns what the process answers. Whatever interrupts this, such as Ctrl-C, ends the process."""

@@ -61,8 +61,8 @@ def run(*words: str | Path, cwd: Path) -> Ended:
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     took = time.monotonic() - began
-    said = (cwd / "out").read_text(), (cwd / "err").read_text()
-    return Ended(process.returncode, *said, took, usage.ru_maxrss)
+    said, complained = ((cwd / name).read_text() for name in ("out", "err"))
+    return Ended(process.returncode, said, complained, took, usage.ru_maxrss)
 
 
 def limit() -> None:
