@@ -76,7 +76,7 @@ def assert_same_files(first: Path, second: Path) -> None:
             assert_same_run(ours.parent, theirs.parent)
             assert set(count_points(ours.parent).values()) == {1}, f"{ours.parent}: a point twice"
         elif name.name == "compare.json":
-            assert without_times(json.loads(ours.read_text())) == without_times(
+            assert _without_times(json.loads(ours.read_text())) == _without_times(
                 json.loads(theirs.read_text())
             )
         elif name.name == "metrics.csv":
@@ -85,11 +85,11 @@ def assert_same_files(first: Path, second: Path) -> None:
             assert ours.read_bytes() == theirs.read_bytes(), f"{name} differs"
 
 
-def without_times(value: Any) -> Any:
+def _without_times(value: Any) -> Any:
     """Returns a value of JSON without what tells how long something took."""
     if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if "seconds" not in key}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_times(item) for key, item in value.items() if "seconds" not in key}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def _table(file: Path) -> list[dict[str, str]]:
