@@ -43,7 +43,7 @@ LARGEST_SEED = 2**63 - 1
 """What TOML can hold."""
 
 MOST_HEADER = 16 << 20
-"""Bytes of a checkpoint's header: ten times what 4,096 names of Chinese characters and a state need."""
+"""Bytes of a checkpoint's header: several times what 4,096 names and the state of a fit need."""
 
 MOST_TENSORS = 20_000
-"""In a checkpoint: ten times as many as densenet201 has with Adam's state."""
+"""In a checkpoint: five times as many as densenet201 has with Adam's state."""

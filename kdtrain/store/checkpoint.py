@@ -64,10 +64,8 @@ class SavedModel:
         Raises:
             CheckpointError: the weights do not fit the architecture; the text names those that do not.
         """
-        source, fewest = (
-            f"{self.path} ({self.card.arch})",
-            fewest_values(self.card.arch, self.card.image_shape),
-        )
+        source = f"{self.path} ({self.card.arch})"
+        fewest = fewest_values(self.card.arch, self.card.image_shape)
         given = sum({id(array): array.size for array in self.weights.values()}.values())
         if given < fewest:  # a file of a few bytes may say that it is of a network of gigabytes
             raise CheckpointError(
