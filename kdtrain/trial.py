@@ -19,7 +19,7 @@ from kdtrain.config import FitConfig
 from kdtrain.console import silence
 from kdtrain.data.datasets import Dataset, Split
 from kdtrain.fitting import Session
-from kdtrain.modes import MODES
+from kdtrain.modes import COMPARE, MODES
 from kdtrain.single import run_single
 from kdtrain.store.atomic import temporary_folder
 from kdtrain.store.checkpoint import load_tensors
@@ -55,7 +55,7 @@ def try_out(config: FitConfig) -> list[Tried]:
     Nothing is left of it. A teacher that is not there yet is trained on two batches as well.
 
     Returns:
-        The networks, in the order in which they were trained.
+        The networks, each after the one that teaches it.
 
     Raises:
         KdtrainError: what the fit itself would raise.
@@ -82,7 +82,10 @@ def try_out(config: FitConfig) -> list[Tried]:
         else:
             run_single(session)
         states = folder.rglob("checkpoints/last.safetensors")
-        return [_tried(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
+        tried = [_tried(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
+        if config.mode == "compare":  # its students are trained side by side
+            tried.sort(key=lambda one: COMPARE.index(one.name))
+        return tried
 
 
 @contextlib.contextmanager
