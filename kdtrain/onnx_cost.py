@@ -29,17 +29,17 @@ OPERATORS = frozenset(
 )
 """What kdtrain writes (``kdtrain/export``), and what others write for networks that classify images."""
 
-LARGEST_PEAK = 80 << 20
-"""Bytes that the tensors of one image may take at one time; VGG-19 at 256x256 takes 34 MB."""
+LARGEST_PEAK = 64 << 20
+"""Bytes that the tensors of one image may take at one time; VGG-19 at 224x224 takes 26 MB."""
 
 LARGEST_WORK = 50_000_000_000
-"""Multiply-adds for one image, whatever the file; VGG-19 at 256x256 takes 26 billion.
+"""Multiply-adds for one image, whatever the file; VGG-19 at 224x224 takes 20 billion.
 
 A network uses each of its weights at most once for each pixel, or nearly so: a smaller file may ask for less.
 """
 
-_MOST_NODES = 10_000  # nodes and weights; DenseNet-201 has 1,900, in 8 bits about three times as many
-_MOST_VALUES = 1 << 27  # of all tensors of one image together; DenseNet-201 at 224x224 has 50 million
+_MOST_NODES = 10_000  # nodes and weights; DenseNet-201 has 1,723
+_MOST_VALUES = 1 << 28  # of all tensors of one image together; DenseNet-201 at 224x224 has 77 million
 _FROM_WEIGHTS = 8  # bytes computed from weights, for each one in the file: float32 of int8 takes four
 _SLACK = 16 << 20  # bytes of them, whatever the size of the file
 _LITTLE = 4096  # bytes of a constant that may be a shape; the numbers in larger ones are not looked at

@@ -30,7 +30,7 @@ from kdtrain.store.card import ModelCard
 LONGEST = 30
 """Seconds that a file may take to load, and one portion of images to be computed."""
 
-_MEMORY = 512 << 20  # bytes that may be used beside the interpreter's and its libraries',
+_MEMORY = 384 << 20  # bytes that may be used beside the interpreter's and its libraries',
 _FOR_WEIGHTS = 5  # for each byte of the file,
 _FOR_THREADS = 16 << 20  # and for each thread, which has a stack
 _MOST = 250  # images of a portion, which takes no more memory than one may
