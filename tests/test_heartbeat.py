@@ -9,12 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kdtrain.config import FitConfig
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.heartbeat import Address, Heartbeat, News
-from kdtrain.launch import _free_port
+from kdtrain.launch import _facts, _free_port
 from kdtrain.meeting import Facts, meet
 
 FACTS = {"--epochs": "3"}
@@ -214,6 +217,20 @@ def test_unequal_settings_are_refused_on_both_sides(come: Meeting) -> None:
         first.result()
     with pytest.raises(KdtrainError, match="--epochs is 3 in process 0, and 4 in process 1"):
         second.result()
+
+
+def test_files_may_lie_elsewhere_on_another_machine() -> None:
+    def facts(folder: str, **settings: Any) -> Facts:
+        where: dict[str, Any] = {
+            "data_dir": Path(folder),
+            "logdir": Path(folder),
+            "dataset": f"folder:{folder}",
+        }
+        plugin = f"{folder}/focal.py:Focal,gamma=2"
+        return _facts(FitConfig(mode="student", plugin=(plugin,), **where, **settings))
+
+    assert facts("/data/one") == facts("two")
+    assert facts("one") != facts("one", seed=1)
 
 
 @pytest.mark.parametrize(("rank", "size"), [(2, 2), (1, 3)])
