@@ -16,6 +16,8 @@ from kdtrain.runtime import flow
 
 Factory = Callable[[ImageShape, int], "flow.nn.Module"]
 
+_MANY_VALUES = 30_000_000  # 120 MB
+
 ARCHITECTURES: dict[str, Factory] = {
     "teacher_cnn": TeacherCnn,
     "student_mlp": StudentMlp,
@@ -53,9 +55,9 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
 
 
 def fewest_values(arch: str, image_shape: ImageShape) -> int:
-    """Returns how many numbers a network's weights are at least, without making them.
+    """Returns how many numbers a large network's weights are at least, without making them.
 
-    For what cannot be large, or is the user's own, it is 0.
+    It is 0 for a network that takes little memory, and for the user's own.
     """
     pixels, (_, height, width) = math.prod(image_shape), image_shape
     of_first_layers = {
@@ -64,7 +66,8 @@ def fewest_values(arch: str, image_shape: ImageShape) -> int:
         "hinton_800": 800 * pixels,
         "hinton_1200": 1200 * pixels,
     }
-    return of_first_layers.get(arch) or LARGE.get(arch.removeprefix(PREFIX), 0)
+    values = of_first_layers.get(arch) or LARGE.get(arch.removeprefix(PREFIX), 0)
+    return values if values >= _MANY_VALUES else 0
 
 
 def runs_code(arch: str) -> bool:

@@ -8,6 +8,7 @@ import io
 import json
 import struct
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,12 @@ def test_a_command_refuses_such_a_file(tmp_path: Path, card: ModelCard, call_kdt
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Networks with whatever was in their memory: to draw a gigabyte of weights takes seconds."""
     for name in [name for name in vars(flow.nn.init) if name.endswith("_") and name[0] != "_"]:
         monkeypatch.setattr(flow.nn.init, name, lambda tensor, *arguments, **options: tensor)
+    yield
+    flow.ones(1).numpy()  # waits for oneflow, so that no later test does
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -74,11 +77,13 @@ def test_the_large_networks_have_as_many_weights_as_is_said(name: str) -> None:
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == LARGE[name]
 
 
-@pytest.mark.parametrize("shape", [(1, 6, 6), (1, 28, 28), (3, 31, 17), (1, 64, 128)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 31, 17), (3, 120, 110)])
 @pytest.mark.parametrize("arch", ["teacher_cnn", "student_mlp", "hinton_800", "hinton_1200", "resnet8"])
+@pytest.mark.usefixtures("undrawn")
 def test_no_network_has_fewer_weights_than_is_said(arch: str, shape: tuple[int, int, int]) -> None:
     values = sum(tensor.numel() for tensor in build_model(arch, shape, 2).state_dict().values())
-    assert fewest_values(arch, shape) <= values < 1.5 * fewest_values(arch, shape) + 5_000_000
+    fewest = fewest_values(arch, shape)
+    assert fewest <= values < (1.1 * fewest if fewest else 40_000_000)
 
 
 def test_of_weights_that_do_not_fit_some_are_listed(tmp_path: Path, card: ModelCard) -> None:
