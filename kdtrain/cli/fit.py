@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     flags = settings_in(options)
     resume: Path | None = getattr(options, "resume", None)
-    if resume is not None and options.check:
+    check = hasattr(options, "check")
+    if resume is not None and check:
         raise UsageError(
             "--check tries out what is to be begun, not a run to --resume: leave one of them out."
         )
@@ -55,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
         return launch.launch(options.words, config.nproc_per_node)
     others = launch.meet_others(config)
     with launch.as_rank(config) as config:
-        fit = partial(_fit, config, resume, check=options.check)
+        fit = partial(_fit, config, resume, check=check)
         if others is not None:
             return run_guarded(fit, others)
         fit()

@@ -131,6 +131,7 @@ def _fit(parser: _Parser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
+        default=argparse.SUPPRESS,
         help="try everything out on two batches, in seconds, without leaving a file",
     )
     _config(parser)

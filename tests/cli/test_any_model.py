@@ -99,7 +99,7 @@ def test_flowvision_teaches_a_network_from_a_file(
     # Whoever uses it has to allow its code.
     for command in (("eval", best), ("infer", "--checkpoint", best, "--picture-index", "0")):
         named = (*command, "--data-dir", digits, "--json")
-        assert_explained(call_kdtrain(*named, cwd=tmp_path), 1, "--arch net.py:make")
+        assert_explained(call_kdtrain(*named, cwd=tmp_path), 1, f"--arch {tmp_path}/net.py:make")
         assert call_kdtrain(*named, "--arch", "net.py:make", cwd=tmp_path).returncode == 0
         wrong = call_kdtrain(*named, "--arch", "student_mlp", cwd=tmp_path)
         assert_explained(wrong, 1, "is a net.py:make, but --arch is student_mlp")

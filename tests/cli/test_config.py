@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tomli
 
+from kdtrain.config_file import absolute_paths, load_config
 from kdtrain.store.checkpoint import Weights, load_tensors
 from tests.cli.conftest import CallKdtrain, assert_explained
 from tests.cli.test_usage import ENVIRONMENT
@@ -36,7 +37,7 @@ def test_printed_settings_reproduce_the_run(tiles: Path, call_kdtrain: CallKdtra
         run = tmp_path / f"logs/student_kd/version_{len(weights)}"
         weights.append(load_tensors(run / "checkpoints/last.safetensors")[0])
         own = tomli.loads((run / "config.toml").read_text())
-        asked = tomli.loads(printed.stdout)
+        asked = absolute_paths(load_config(tomli.loads(printed.stdout))).resolved()
         assert {name: own[name] for name in asked} == asked
     assert weights[0].keys() == weights[1].keys()
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
