@@ -103,7 +103,7 @@ def graph_cost(onnx: Any, model: Any, images: str) -> Cost:
     varying = {images}
     for node in nodes:
         if not varying.isdisjoint(node.input):
-            varying.update(node.output)
+            varying.update(filter(None, node.output))
     fixed = sum(tensor.size for name, tensor in tensors.items() if name not in varying)
     _check(fixed, "bytes of weights", _FROM_WEIGHTS * size + _SLACK)
     made = {name: tensor for name, tensor in tensors.items() if name in varying}
@@ -251,4 +251,4 @@ def _work(node: Any, tensors: Mapping[str, _Tensor]) -> int:
         times = options["size"].i
     elif node.op_type == "Resize":
         times = _PER_RESIZED
-    return made * times + _PER_NUMBER * (made + sum(tensor.values for tensor in inputs))
+    return made * max(times, 0) + _PER_NUMBER * (made + sum(tensor.values for tensor in inputs))

@@ -71,7 +71,7 @@ class OnnxProcess:
                 self._connection.send_bytes(json.dumps(question).encode())
                 self._connection.send_bytes(images.tobytes())
             answer = self._receive()
-            logits = np.frombuffer(self._connection.recv_bytes(_LONGEST_MESSAGE), np.float32)
+            logits = np.frombuffer(self._read(), np.float32)
         return logits.reshape(answer["shape"]), answer["seconds"]
 
     def _start(self) -> Any:
@@ -99,17 +99,21 @@ class OnnxProcess:
             raise CheckpointError(f"{self._path} has been replaced: load it again.")
 
     def _receive(self) -> Any:
-        """Returns what the process answers. Whatever interrupts this, such as Ctrl-C, ends the process."""
+        """Returns the JSON that the process answers with."""
+        answer = json.loads(self._read())
+        if "error" in answer:
+            raise CheckpointError(answer["error"])
+        return answer
+
+    def _read(self) -> bytes:
+        """Returns a message. Whatever interrupts this, such as Ctrl-C, ends the process."""
         try:
-            answer = json.loads(self._connection.recv_bytes(_LONGEST_MESSAGE))
+            return self._connection.recv_bytes(_LONGEST_MESSAGE)
         except (EOFError, ConnectionError) as error:
             raise CheckpointError(f"{self._path} cannot be computed: {self._cause()}.") from error
         except BaseException:
             self._end()
             raise
-        if "error" in answer:
-            raise CheckpointError(answer["error"])
-        return answer
 
     def _cause(self) -> str:
         code = self._process.wait()

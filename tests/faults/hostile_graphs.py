@@ -191,6 +191,13 @@ GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
     ),
     "Conv, steps of 0": lambda: network([node("Conv", "pixels kernel", strides=[0, 0])], {"kernel": KERNEL}),
     "MaxPool": lambda: network([node("MaxPool", "pixels", kernel_shape=[3001, 3001], pads=[3000] * 4)], {}),
+    "MaxPool, work that is negative": lambda: network(
+        [
+            node("LRN", "pixels", "less", size=-(2**40)),
+            node("MaxPool", "less", kernel_shape=[1001, 1001], pads=[1000] * 4),
+        ],
+        {},
+    ),
     "LRN": lambda: network([node("LRN", "pixels", size=2**31 - 1)], {}),
     "DequantizeLinear": lambda: network(
         [node("Expand", "zero size", "many"), node("DequantizeLinear", "many scale")],
