@@ -232,8 +232,8 @@ def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -
     if wanted is not None:
         if short(named) != short(wanted):
             raise CheckpointError(
-                f"{path} is a {named}, but {flag} is {wanted}: give the one that it is, or choose another "
-                "file."
+                f"{path} is a {short(named)}, but {flag} is {wanted}: give the one that it is, or choose "
+                "another file."
             )
         return
     if runs_code(named):

@@ -104,7 +104,9 @@ def test_flowvision_teaches_a_network_from_a_file(
         wrong = call_kdtrain(*named, "--arch", "student_mlp", cwd=tmp_path)
         assert_explained(wrong, 1, "is a net.py:make, but --arch is student_mlp")
     teaches = ("fit", "--mode", "student_kd", "--teacher-checkpoint", best, "--data-dir", digits, *QUICK)
-    assert_explained(call_kdtrain(*teaches, cwd=tmp_path), 1, "allow it with --teacher-arch net.py:make")
+    assert_explained(
+        call_kdtrain(*teaches, cwd=tmp_path), 1, f"allow it with --teacher-arch {tmp_path}/net.py:make"
+    )
     assert call_kdtrain(*teaches, "--teacher-arch", "net.py:make", cwd=tmp_path).returncode == 0
 
     # A run's own configuration names it.
