@@ -32,6 +32,7 @@ _TICK = 0.1  # seconds between two looks at the worker
 _CLOSING = 2.5  # seconds that a worker has to close its files
 _FAREWELL = 1.0  # seconds that the peers have to do so, after this guard's worker
 _SETTLING = 2.5  # seconds that a worker has to fail by itself in the way that a peer has failed
+_AGAIN = 0.5  # seconds after which another Ctrl-C is a second one
 _TEXT = 500  # characters of an error that the peers are told
 _SAID = 2000  # bytes of what oneflow said that are shown
 _TO_WORKER = signal.SIGUSR1  # says that there is a reason to fail to be read
@@ -130,7 +131,7 @@ class _Guard:
         self._text = "failed."  # what the worker says about that
         self._gone = False  # whether the process is no more
         self._stopped = False
-        self._interrupted = False
+        self._interrupted = 0.0  # when, on the monotonic clock
         line.setblocking(False)
 
     def watch(self) -> int:
@@ -194,7 +195,7 @@ class _Guard:
     def _interrupt(self, error: KeyboardInterrupt) -> int:
         """Ctrl-C or SIGTERM. A second Ctrl-C comes out as it is."""
         terminated = isinstance(error, Terminated)
-        self._interrupted = True
+        self._interrupted = time.monotonic()
         self._heartbeat.say("lost", "was terminated." if terminated else "was interrupted.")
         self._end_worker(signal.SIGTERM if terminated else signal.SIGINT)
         self._part(_FAREWELL)
@@ -239,8 +240,10 @@ class _Guard:
         if self._interrupts.reader in ready:
             try:
                 self._interrupts.raise_first()
-            except Terminated:  # launchers send it after Ctrl-C, and the kernel when they end
-                if not self._interrupted:
+            except KeyboardInterrupt as error:
+                # Launchers send SIGTERM after Ctrl-C, and the kernel when they end; it may arrive first.
+                again = not isinstance(error, Terminated) and time.monotonic() - self._interrupted > _AGAIN
+                if self._interrupted == 0.0 or again:
                     raise
         self._look_at_worker()
         if not self._stopped:
