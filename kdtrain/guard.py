@@ -194,6 +194,10 @@ class _Guard:
 
     def _interrupt(self, error: KeyboardInterrupt) -> int:
         """Ctrl-C or SIGTERM. A second Ctrl-C comes out as it is."""
+        try:
+            self._interrupts.raise_within(_TICK)
+        except KeyboardInterrupt as other:  # a launcher's SIGTERM may arrive ahead of its cause
+            error = other if isinstance(error, Terminated) else error
         terminated = isinstance(error, Terminated)
         self._interrupted = time.monotonic()
         self._heartbeat.say("lost", "was terminated." if terminated else "was interrupted.")
@@ -236,19 +240,18 @@ class _Guard:
         sources: list[socket.socket | int] = [*self._heartbeat.sockets]
         sources += [] if self._gone else [self._line]
         sources += [] if self._interrupts.reader is None else [self._interrupts.reader]
-        ready, _, _ = select.select(sources, [], [], _TICK)
-        if self._interrupts.reader in ready:
-            try:
-                self._interrupts.raise_first()
-            except KeyboardInterrupt as error:
-                # Launchers send SIGTERM after Ctrl-C, and the kernel when they end; it may arrive first.
-                again = not isinstance(error, Terminated) and time.monotonic() - self._interrupted > _AGAIN
-                if self._interrupted == 0.0 or again:
-                    raise
+        select.select(sources, [], [], _TICK)
         self._look_at_worker()
         if not self._stopped:
             self._heartbeat.beat()
         self._heartbeat.listen()
+        try:  # after listening: the peers may have got the same Ctrl-C, and be faster
+            self._interrupts.raise_within(0.0)
+        except KeyboardInterrupt as error:
+            # Launchers send SIGTERM with Ctrl-C, and the kernel does when they end.
+            again = not isinstance(error, Terminated) and time.monotonic() - self._interrupted > _AGAIN
+            if self._interrupted == 0.0 or again:
+                raise
         return self._heartbeat.news
 
     def _look_at_worker(self) -> None:
