@@ -58,6 +58,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "skip_corrupt": st.booleans(),
     "omit_class": st.lists(TEXTS, max_size=2).map(tuple),
     "seed": st.integers(0, 2**63 - 1),
+    "stall_timeout": st.integers(0, 31_536_000),
     "seeds": st.just(1),
     "teacher_per_seed": st.booleans(),
     "with_label_smoothing": st.booleans(),

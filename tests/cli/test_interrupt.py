@@ -118,7 +118,7 @@ def test_while_the_teacher_labels_the_training_images(
     finished = interrupt(tmp_path, number, labelling, *words)
     assert (finished.returncode, finished.stdout) == (code, "")
     run = Path("logs/student_kd/version_0")
-    hint = f"{message} Go on with: kdtrain fit --resume {run}"
+    hint = f"{message} Go on with: kdtrain fit --resume {tmp_path / run}"
     assert finished.stderr.splitlines() == [f"The teacher is {teacher}.", hint]
     assert files_in(tmp_path).keys() == {"signpost.py", "teacher.safetensors", str(run / "config.toml")}
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]

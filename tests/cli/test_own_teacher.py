@@ -99,7 +99,7 @@ def test_teacher_is_a_part_of_the_run(whole: Path, kind: str) -> None:
     teacher = whole / RUN / "teacher/checkpoints/best.safetensors"
     assert (whole / "logs/models/teacher.safetensors").read_bytes() == teacher.read_bytes()
     config = tomli.loads((whole / RUN / "config.toml").read_text())
-    assert config["teacher_checkpoint"] == str(teacher.relative_to(whole))
+    assert config["teacher_checkpoint"] == str(teacher)
     assert config["generations"] == (2 if kind == "chain" else 1)
 
 
@@ -108,7 +108,6 @@ def test_teacher_is_a_part_of_the_run(whole: Path, kind: str) -> None:
     [
         ("student", "teacher"),
         ("student", str(RUN / "teacher/result.json")),  # the teacher is trained, and not tested yet
-        ("student", "logs/models/teacher.safetensors"),
         ("student", "version_0"),
         ("chain", "teacher"),
         ("chain", "generation_1"),
@@ -122,20 +121,24 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     killed = call_kdtrain(*words(tiles, kind), cwd=tmp_path)
     assert killed.returncode == 1
     assert "SIGKILL" in killed.stderr
+    kept, strangers = tmp_path / "logs/models/teacher.safetensors", fitted.model("teacher")
     if at == "teacher":  # another one appears, of another seed
-        shutil.copy(fitted.model("teacher"), tmp_path / "logs/models/teacher.safetensors")
+        shutil.copy(strangers, kept)
     resumed = call_kdtrain("fit", "--mode", "student_kd", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
+    if at == "teacher":
+        assert kept.read_bytes() == strangers.read_bytes(), "measured on other images, it is not replaced"
+        shutil.copy(whole / "logs/models/teacher.safetensors", kept)
     assert_same_files(tmp_path / "logs", whole / "logs")
 
 
 def test_killed_between_teacher_and_student_it_does_not_train_another_teacher(
     whole: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
-    shutil.copytree(whole / "logs/models", tmp_path / "logs/models")
-    shutil.copytree(whole / RUN / "teacher", tmp_path / RUN / "teacher")
+    shutil.copytree(whole / RUN / "teacher", tmp_path / RUN / "teacher")  # no model is kept yet
     (tmp_path / "ender.py").write_text(ENDER)
-    (tmp_path / RUN / "config.toml").write_text(without_teacher(whole / RUN / "config.toml"))
+    config = without_teacher(whole / RUN / "config.toml").replace(str(whole), str(tmp_path))
+    (tmp_path / RUN / "config.toml").write_text(config)
     resumed = call_kdtrain("fit", "--resume", RUN, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_files(tmp_path / "logs", whole / "logs")
@@ -149,7 +152,7 @@ def test_interrupted_while_the_teacher_is_trained_it_says_what_goes_on_with_both
     interrupted = call_kdtrain(*words(tiles, kind), cwd=tmp_path)
     assert interrupted.returncode == 130
     hint = interrupted.stderr.splitlines()[-1].partition("Go on with: kdtrain ")[2]
-    assert hint == f"fit --resume {RUN}"
+    assert hint == f"fit --resume {tmp_path / RUN}"
     assert call_kdtrain(*hint.split(), cwd=tmp_path).returncode == 0
     assert_same_files(tmp_path / "logs", whole / "logs")
 
@@ -164,7 +167,7 @@ def test_a_teacher_that_was_there_is_kept_from_the_first_moment_on(
     end_at(tmp_path, "generation_1")
     assert call_kdtrain(*words(tiles, kind), cwd=tmp_path).returncode == 1
     config = tomli.loads((tmp_path / RUN / "config.toml").read_text())
-    assert config["teacher_checkpoint"] == "logs/models/teacher.safetensors"
+    assert config["teacher_checkpoint"] == str(models / "teacher.safetensors")
     (models / "teacher.safetensors").unlink()
     resumed = call_kdtrain("fit", "--resume", RUN, cwd=tmp_path)
     assert resumed.returncode == 1, "it does not train another one instead"

@@ -386,7 +386,12 @@ def called(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-UNPICKLING = {"kdtrain/children.py", "kdtrain/store/oneflow_directory.py", "kdtrain/data/cifar.py"}
+UNPICKLING = {
+    "kdtrain/child.py",
+    "kdtrain/children.py",
+    "kdtrain/data/cifar.py",
+    "kdtrain/store/oneflow_directory.py",
+}
 """Messages between kdtrain's own processes, and unpicklers that admit next to nothing."""
 
 FORBIDDEN = re.compile(
