@@ -58,6 +58,18 @@ class _Descriptor(io.FileIO):
             return len(data)
 
 
+def open_stream(descriptor: int, like: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Returns a text stream that drops what nobody reads, and is otherwise like another one."""
+    raw = _Descriptor(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if like.write_through else io.BufferedWriter(raw),  # as Python itself has it
+        like.encoding,
+        like.errors,
+        line_buffering=like.line_buffering,
+        write_through=like.write_through,
+    )
+
+
 @contextlib.contextmanager
 def reader_may_leave(name: str) -> Iterator[None]:
     """Lets the block, and the processes that it forks, go on when nobody reads a stream any more.
@@ -67,18 +79,11 @@ def reader_may_leave(name: str) -> Iterator[None]:
     """
     stream = getattr(sys, name)
     try:
-        raw = _Descriptor(stream.fileno(), "w", closefd=False)
+        own = open_stream(stream.fileno(), stream)
     except (OSError, AttributeError):  # it is no file: a notebook's, say
         yield
         return
     stream.flush()
-    own = io.TextIOWrapper(
-        raw if stream.write_through else io.BufferedWriter(raw),  # as Python itself has it
-        stream.encoding,
-        stream.errors,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
     setattr(sys, name, own)
     try:
         yield

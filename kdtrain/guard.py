@@ -12,6 +12,7 @@ oneflow aborts the peers, and they have files to close.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import select
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from typing import IO
 
+from kdtrain.console import open_stream
 from kdtrain.errors import KdtrainError, Terminated, describe
 from kdtrain.heartbeat import Heartbeat, News, from_line, to_line
 from kdtrain.interrupts import Interrupts, interrupts_as_messages
@@ -93,9 +95,10 @@ def _become_worker(parent: int, line: socket.socket, said: IO[bytes]) -> None:
     die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    stderr, encoding = os.dup(2), sys.stderr.encoding
+    stderr = os.dup(2)
     os.dup2(said.fileno(), 2)
-    sys.stderr = open(stderr, "w", buffering=1, encoding=encoding, errors="backslashreplace")  # noqa: SIM115
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = open_stream(stderr, sys.stderr)
 
 
 def _report(word: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ from kdtrain.errors import CheckpointError, KdtrainError
 from kdtrain.store.atomic import make_folder, write_bytes
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
+from kdtrain.store.regular_files import open_regular
 
 _PATIENCE = 30.0  # seconds; another process holds the folder for some milliseconds
 
@@ -48,7 +49,7 @@ def keep_model(
         KdtrainError: it cannot be written, or another process does not let go of the folder.
     """
     make_folder(folder)
-    content = saved.path.read_bytes()
+    content = _content(saved.path)
     resume = f"kdtrain fit --resume {shlex.quote(str(saved.path.parent.parent))}"
     with _locked(folder, resume):
         path, there = _place(saved.card, mode, folder, resume)
@@ -56,7 +57,7 @@ def keep_model(
             write_bytes(path, content)
             first = path.stem == mode
             return None if first else f"Kept as {path}: {mode}.safetensors holds another model."
-        if path.read_bytes() == content:
+        if _content(path) == content:
             return None
         rivals = [card for card in (saved.card, *siblings) if card.held_out == there.held_out != ""]
         # Of equals the one that is there stays, unless the rival has a sibling that is better still.
@@ -68,6 +69,11 @@ def keep_model(
         said += f", measured on {'other' if there.held_out else 'unknown'} images"
     said += f"; this run's is {saved.card.accuracy_text}."
     return said if always or rivals else f"{said} To replace it: {resume} --replace"
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _place(card: ModelCard, mode: str, folder: Path, resume: str) -> tuple[Path, ModelCard | None]:

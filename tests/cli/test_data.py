@@ -140,7 +140,7 @@ def test_arrays_are_learnt_from_a_file_and_from_a_function(
     best = from_function.stdout.split()[-1]
     finished = call_kdtrain("eval", best, cwd=folder)
     assert_explained(
-        finished, 2, "was trained on save_stripes.py:stripes: say so with --dataset save_stripes.py:stripes."
+        finished, 2, "was trained on", f"say so with --dataset {folder}/save_stripes.py:stripes."
     )
     finished = call_kdtrain("eval", best, "--dataset", "save_stripes.py:stripes", "--json", cwd=folder)
     assert 100 * json.loads(finished.stdout)["accuracy_fraction"] == pytest.approx(from_file, abs=0.01)

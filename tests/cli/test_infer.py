@@ -146,8 +146,8 @@ def test_photo_alone_gives_its_name_to_the_picture(
         ("--picture-index 0 7.png", 2, "name image files, or one image of the test set"),
         ("7.png 2.jpg --image-save-name x.png", 2, "--image-save-name names one picture"),
         ("--picture-index 0 --model-type techer", 2, "did you mean 'teacher'?"),
-        ("nowhere.png", 1, "nowhere.png does not exist."),
-        ("other", 1, "other is a folder, not a picture."),
+        ("nowhere.png", 1, "nowhere.png (looked for at"),
+        ("other", 1, "other cannot be read as a picture: it is a folder"),
         ("notes.txt", 1, "notes.txt is not a picture"),
         ("half.png", 1, "half.png cannot be read as a picture"),
         ("blank.png", 1, "blank.png"),
@@ -169,4 +169,4 @@ def test_missing_model_says_how_to_train_one(call_kdtrain: CallKdtrain, tmp_path
     finished = call_kdtrain("infer", "--picture-index", "0", cwd=tmp_path)
     assert_explained(finished, 1, "no student_kd model in logs/models", "kdtrain fit --mode student_kd")
     finished = call_kdtrain("infer", "--picture-index", "0", "--checkpoint", "mine", cwd=tmp_path)
-    assert_explained(finished, 1, "there is no checkpoint mine.")
+    assert_explained(finished, 1, "there is no checkpoint mine (looked for at")

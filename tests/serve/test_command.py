@@ -71,7 +71,7 @@ def test_what_cannot_be_served_is_named(exported: Path, pets: Path, refused: Cal
             f"export {exported}/teacher.safetensors`",
         ),
         ((student, "--port", "65536"), 2, "--port is 65536: it must be from 0 (any that is free) to 65535."),
-        ((student, "--rate", "0"), 2, "--rate is 0: it must be above 0, and at most 1,000,000."),
+        ((student, "--rate", "0"), 2, "--rate is 0.0: it must be above 0, and at most 1,000,000."),
         ((student, "--max-body", "nan"), 2, "--max-body is nan: it must be above 0, and at most 1,000."),
         ((student, "--host", "nowhere.invalid"), 2, "--host nowhere.invalid is no address or name of this"),
     ):

@@ -66,7 +66,7 @@ def test_code_that_is_allowed_by_name_is_run_to_build(names_code: Path, witness:
 
 def test_other_code_than_what_the_card_names_is_refused(names_code: Path, witness: Path) -> None:
     Path("other.py").write_text(NET.format(witness=str(witness)))
-    for arch in ("other.py:make", "student_mlp", "./net.py:make"):
+    for arch in ("other.py:make", "student_mlp", "net.py:other"):
         assert f"is a net.py:make, but --arch is {arch}" in refusal(names_code, arch)
     assert not witness.exists()
 
