@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +20,7 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import save_model, snapshot
 from kdtrain.teachers import model_card
-from tests.conftest import RunKdtrain
+from tests.conftest import ROOT, RunKdtrain
 from tests.tools import write_digits, write_tiles
 
 Finished = subprocess.CompletedProcess[str]
@@ -88,6 +91,34 @@ def call_kdtrain(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     handler = signal.getsignal(signal.SIGTERM)
     yield call
     signal.signal(signal.SIGTERM, handler)
+
+
+def signal_when_ready(
+    folder: Path, number: signal.Signals, ready: Callable[[int], object], *words: str | Path
+) -> Finished:
+    """Starts ``kdtrain fit``, sends it a signal once it is ``ready``, and expects it to end within 5 s.
+
+    ``ready`` is asked with the number of the process.
+    """
+    command = [sys.executable, "-m", "kdtrain", "fit", *map(str, words)]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not ready(process.pid) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=5)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def untrained_teacher(path: Path, dataset: Dataset, arch: str = "teacher_cnn") -> Path:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +11,7 @@ import pytest
 
 from kdtrain.data.datasets import Dataset, load_dataset
 from kdtrain.store.checkpoint import load_model, load_tensors
-from tests.cli.conftest import EPOCH, Finished, Fitted, untrained_teacher
-from tests.conftest import ROOT
+from tests.cli.conftest import EPOCH, Finished, Fitted, signal_when_ready, untrained_teacher
 from tests.tools import files_in, write_digits
 
 SIGNALS = pytest.mark.parametrize(
@@ -46,30 +41,9 @@ class Signpost(Callback):
 def interrupt(
     folder: Path, number: signal.Signals, ready: Callable[[int], object], *words: str | Path
 ) -> Finished:
-    """Starts ``kdtrain fit``, sends it a signal once it is ``ready``, and expects it to end within 5 s.
-
-    ``ready`` is asked with the number of the process.
-    """
+    """Sends a signal to ``kdtrain fit`` with the signpost, once it is ``ready``."""
     (folder / "signpost.py").write_text(PLUGIN)
-    command = [sys.executable, "-m", "kdtrain", "fit", "--plugin", "signpost.py:Signpost", *map(str, words)]
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not ready(process.pid) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            process.send_signal(number)
-            out, err = process.communicate(timeout=5)
-        except BaseException:
-            process.kill()
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return signal_when_ready(folder, number, ready, "--plugin", "signpost.py:Signpost", *words)
 
 
 @SIGNALS

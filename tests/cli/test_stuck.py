@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Finished, Fitted, assert_explained
-from tests.conftest import ROOT, RunKdtrain
+from tests.cli.conftest import Fitted, assert_explained, signal_when_ready
+from tests.conftest import RunKdtrain
 
 PLUGIN = """
 import ctypes
@@ -39,33 +35,11 @@ def write_plugin(folder: Path, where: str) -> None:
     (folder / "stuck.py").write_text(PLUGIN.format(**calls))
 
 
-def interrupted_when_stuck(folder: Path, *words: str | Path) -> Finished:
-    """Sends one Ctrl-C to a fit that stands still, and expects its end within 5 s."""
-    command = [sys.executable, "-m", "kdtrain", "fit", "--plugin", "stuck.py:Stuck", *map(str, words)]
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not (folder / "stuck").exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=5)
-        except BaseException:
-            process.kill()
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
 @pytest.mark.parametrize("where", ["in_hook", "in_module"])
 def test_one_ctrl_c_ends_a_fit_that_stands_in_c_code(fitted: Fitted, tmp_path: Path, where: str) -> None:
     write_plugin(tmp_path, where)
-    finished = interrupted_when_stuck(tmp_path, "--mode", "student", *fitted.flags)
+    words = ("--mode", "student", "--plugin", "stuck.py:Stuck", *fitted.flags)
+    finished = signal_when_ready(tmp_path, signal.SIGINT, lambda pid: (tmp_path / "stuck").exists(), *words)
     assert (finished.returncode, finished.stdout) == (130, "")
     assert "stuck.py, line 11" in finished.stderr
     assert ("logs/student/version_0" in finished.stderr) == (where == "in_hook")
