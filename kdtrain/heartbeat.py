@@ -1,4 +1,4 @@
-"""How processes that train together notice that one of them is no more.
+"""The connections by which processes that train together notice that one of them has ended.
 
 OneFlow's collectives wait for ever where a network is cut or a process is stopped. These connections
 are kdtrain's own. Rank 0 is connected to each of the others:

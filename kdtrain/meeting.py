@@ -112,7 +112,7 @@ def _gather(size: int, facts: Facts, waiting: _Waiting) -> list[Peer]:
     with _bound(waiting.where, socket.SOCK_STREAM) as listener:
         listener.listen(size + _STRANGERS)
         try:
-            while missing := [rank for rank in range(1, size) if rank not in peers]:
+            while missing := [rank for rank in range(1, size) if _is_missing(peers.get(rank))]:
                 if not waiting.goes_on(missing[0]):
                     raise KdtrainError(
                         f"process {missing[0]} has not come to {waiting} within {waiting.limit:g} seconds: "
@@ -129,6 +129,13 @@ def _gather(size: int, facts: Facts, waiting: _Waiting) -> list[Peer]:
         for visitor in visitors:
             visitor.line.close()
     return [peers[rank] for rank in sorted(peers)]
+
+
+def _is_missing(peer: Peer | None) -> bool:
+    """Returns whether a process has not come yet, or has ended since it came."""
+    if peer is not None:
+        peer.read()
+    return peer is None or peer.lost is not None
 
 
 class _Visitor:
@@ -199,11 +206,9 @@ def _admitted(
     theirs = {str(name): str(value) for name, value in hello["facts"].items()}
     different = sorted(name for name in {*facts, *theirs} if facts.get(name) != theirs.get(name))
     earlier, problem = peers.get(peer.rank), None
-    if earlier is not None:
-        earlier.read()  # it may have gone, and have been started again
     if hello.get("size") != size or not 0 < peer.rank < size:
         problem = f"{peer.name} of {hello.get('size')} has come, and there should be {size}"
-    elif earlier is not None and earlier.lost is None:
+    elif not _is_missing(earlier):  # it may have gone, and have been started again
         problem = f"{peer.name} has come twice"
     elif different:
         ours, other = (some.get(different[0], "not set")[:_FACT] for some in (facts, theirs))

@@ -39,6 +39,14 @@ for path in sys.argv[1:]:
 """
 
 
+MEASURE = """
+import pathlib, resource, subprocess, sys
+code = subprocess.run([sys.executable, *sys.argv[1:]]).returncode
+pathlib.Path("kilobytes").write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a process ended: its exit code, what it said, how long it took, and the memory of its largest."""
@@ -53,16 +61,13 @@ class Ended:
 def run(*words: str | Path, cwd: Path) -> Ended:
     """Runs Python, and sees how much memory it and the processes that it starts take."""
     began = time.monotonic()
-    with (cwd / "out").open("w") as out, (cwd / "err").open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, words)], cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=out, stderr=err, preexec_fn=limit,
-        )  # fmt: skip
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    # A small process in between: what pytest takes would count as memory of a process that it starts.
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", MEASURE, *map(str, words)], cwd=cwd, text=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=limit, check=False,
+    )  # fmt: skip
     took = time.monotonic() - began
-    said, complained = ((cwd / name).read_text() for name in ("out", "err"))
-    return Ended(process.returncode, said, complained, took, usage.ru_maxrss)
+    return Ended(done.returncode, done.stdout, done.stderr, took, int((cwd / "kilobytes").read_text()))
 
 
 def limit() -> None:
