@@ -5,7 +5,7 @@ are kdtrain's own. Rank 0 is connected to each of the others:
 
 * A TCP connection carries a word at the end, and the kernel closes it when a process is killed.
 * Datagrams carry a beat a second. TCP carries the same beat, for networks that let no datagram through.
-  TCP alone would be too slow: after a link was cut for 30 s it sends again 51 s after the cut.
+  TCP alone would be too slow: its pauses double, so after a cut of 30 s it sends again 51 s after the cut.
 
 All of it is JSON lines and bytes of bounded size.
 """
