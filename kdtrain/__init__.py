@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kdtrain._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from kdtrain.calibration import Reliability, reliability
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
     from kdtrain.callbacks.features import FeatureLoss, FeatureMethod
     from kdtrain.callbacks.tensorboard import EventFile
-    from kdtrain.console import claim_terminal
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
@@ -38,9 +37,10 @@ if TYPE_CHECKING:
     from kdtrain.recording import Recorder, Shape, Teacher
     from kdtrain.run import Run
     from kdtrain.runtime import flow
-    from kdtrain.store.atomic import write_text
+    from kdtrain.runtime.console import claim_terminal
+    from kdtrain.runtime.files import write_text
+    from kdtrain.runtime.regular_files import read_text
     from kdtrain.store.checkpoint import load_model
-    from kdtrain.store.regular_files import read_text
     from kdtrain.teachers import model_card
     from kdtrain.trainer import Trainer
 
@@ -77,17 +77,17 @@ _HOME = {
     "Trainer": "kdtrain.trainer",
     "UsageError": "kdtrain.errors",
     "build_model": "kdtrain.models.registry",
-    "claim_terminal": "kdtrain.console",
+    "claim_terminal": "kdtrain.runtime.console",
     "flow": "kdtrain.runtime",
     "load_data": "kdtrain.notebook",
     "load_model": "kdtrain.store.checkpoint",
     "measure_fidelity": "kdtrain.fidelity",
     "model_card": "kdtrain.teachers",
     "predict_logits": "kdtrain.predict",
-    "read_text": "kdtrain.store.regular_files",
+    "read_text": "kdtrain.runtime.regular_files",
     "reliability": "kdtrain.calibration",
     "soft_target_loss": "kdtrain.losses.soft_targets",
-    "write_text": "kdtrain.store.atomic",
+    "write_text": "kdtrain.runtime.files",
 }
 
 __all__ = [

@@ -11,7 +11,7 @@ from kdtrain.errors import CallbackError, KdtrainError, no_such, one_line
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.objective import Objective
 from kdtrain.run import Run
-from kdtrain.user_code import located, origin
+from kdtrain.runtime.user_code import located, origin
 
 
 class Callback:

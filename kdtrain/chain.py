@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrain.console import note
 from kdtrain.fitting import Session
 from kdtrain.plan import Plan
 from kdtrain.results import Trained
+from kdtrain.runtime.console import note
 from kdtrain.store.checkpoint import SavedModel
 
 

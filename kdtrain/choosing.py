@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kdtrain.console import note
 from kdtrain.fitting import Session
 from kdtrain.grid import Candidate, Choice, Settings, choose, combinations, parse_grid, settings_text
 from kdtrain.plan import Plan
 from kdtrain.results import Fitted
+from kdtrain.runtime.console import note
 
 _OF_ALL = ("lr",)
 """What concerns students without a teacher as well."""

@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 
 from kdtrain.callbacks.tensorboard import write_picture
-from kdtrain.children import Job
 from kdtrain.choosing import Chosen, choose_settings
 from kdtrain.config_file import absolute_paths
-from kdtrain.console import note
 from kdtrain.fidelity import measure_fidelity
 from kdtrain.fitting import Session
 from kdtrain.grid import Settings, settings_text
-from kdtrain.locations import short
 from kdtrain.modes import COMPARE, LABEL_SMOOTHING, MODES
 from kdtrain.plan import Plan
 from kdtrain.rehearsal import rehearse
@@ -28,7 +25,10 @@ from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.results import Trained, file_fidelity
-from kdtrain.store.atomic import write_text
+from kdtrain.runtime.console import note
+from kdtrain.runtime.files import write_text
+from kdtrain.runtime.locations import short
+from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import SavedModel, save_tensors
 from kdtrain.store.run_directory import run_directory
 from kdtrain.teachers import describe_teacher

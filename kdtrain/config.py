@@ -14,7 +14,7 @@ import tomli_w
 
 from kdtrain.data.augment_names import AUGMENT_FORMS, parse_augment
 from kdtrain.errors import UsageError
-from kdtrain.limits import (
+from kdtrain.runtime.limits import (
     LARGEST_SEED,
     LARGEST_SIDE,
     MOST_CLASSES,
@@ -24,7 +24,7 @@ from kdtrain.limits import (
     MOST_SECONDS,
     MOST_SEEDS,
 )
-from kdtrain.value_checks import EPOCHS, IMAGES, MOST_NUMBER, SEED, Check, between, positive
+from kdtrain.runtime.value_checks import EPOCHS, IMAGES, MOST_NUMBER, SEED, Check, between, positive
 
 MODES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}

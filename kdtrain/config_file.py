@@ -15,9 +15,9 @@ import tomli
 from kdtrain.config import FitConfig, flag_of, kind_of
 from kdtrain.errors import UsageError, clipped, no_such
 from kdtrain.grid import parse_grid
-from kdtrain.limits import MOST_COMBINATIONS
-from kdtrain.locations import absolute, sought
-from kdtrain.store.regular_files import read_text
+from kdtrain.runtime.limits import MOST_COMBINATIONS
+from kdtrain.runtime.locations import absolute, sought
+from kdtrain.runtime.regular_files import read_text
 
 _LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
 _WITHOUT_EFFECT = {"keep", "stall_timeout"}  # on what is trained: a resumed run may have others

@@ -34,9 +34,9 @@ _FAST_KERNELS = {"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids"}
 # With OPENBLAS_VERBOSE=2, OpenBLAS says on stderr which kernel it has chosen, as it is loaded.
 _PROBE = """
 import json
-from kdtrain import blas
-from kdtrain.runtime import kernels_chosen, prepare_environment, resolve_device
-from kdtrain.thread_pool import thread_pool_obstacle
+from kdtrain.runtime.openblas as blas import openblas as blas
+from kdtrain.runtime.oneflow import kernels_chosen, prepare_environment, resolve_device
+from kdtrain.runtime.thread_pool import thread_pool_obstacle
 answer = {"error": "", "device": "", "kernel": "", "threads": ""}
 try:
     answer["kernel"] = blas.kernel()
@@ -165,7 +165,7 @@ def _blas_kernel(loading: str, ours: str) -> Check:
         loading: what libraries said while they were loaded, oneflow's last.
         ours: what kdtrain's own said when it was asked.
     """
-    from kdtrain.runtime import processor_flags
+    from kdtrain.runtime.processor import processor_flags
 
     cores = [line.partition(":")[2].strip() for line in loading.splitlines() if line.startswith("Core:")]
     kernel = cores[-1] if cores else "unknown"

@@ -9,12 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from kdtrain import launch
 from kdtrain.callbacks.distillation import logits_over
-from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
 from kdtrain.config_file import absolute_paths
-from kdtrain.console import note
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.data.prepare import check_sizes, count_validation, prepare
@@ -32,10 +29,14 @@ from kdtrain.modes import (
 )
 from kdtrain.plan import Plan
 from kdtrain.predict import predict_logits
-from kdtrain.ranks import OneFlowRanks, Ranks
 from kdtrain.results import Fitted, Trained, file_results
-from kdtrain.runtime import derive_seed, flow, resolve_device
-from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
+from kdtrain.runtime import flow, launch
+from kdtrain.runtime.console import note
+from kdtrain.runtime.files import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
+from kdtrain.runtime.oneflow import resolve_device
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import OneFlowRanks, Ranks
+from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import read_metrics

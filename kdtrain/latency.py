@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.children import Job, available_cores, run_jobs
-from kdtrain.console import watched
-from kdtrain.ranks import Ranks
+from kdtrain.runtime.console import watched
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import Ranks
 
 Images = npt.NDArray[np.uint8]
 Ask = Callable[[Images], npt.NDArray[np.float32]]
@@ -70,8 +70,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Times networks in rounds in which each has its turn, in a process of its own.
 
-    In a forked child oneflow is fastest (``kdtrain/children.py``). Processes that the makers start have the
-    same cores.
+    In a forked child oneflow is fastest (``kdtrain/runtime/processes.py``). Processes that the makers
+    start have the same cores.
 
     Args:
         makers: make the networks' clocks, by name; called in that process.

@@ -8,7 +8,7 @@ from kdtrain.config_file import load_config
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, check_sizes, prepare
 from kdtrain.errors import UsageError, no_such
-from kdtrain.runtime import resolve_device
+from kdtrain.runtime.oneflow import resolve_device
 
 _SETTINGS = ("dataset", "data_dir", "val_size", "limit_train", "augment", "batch_size", "seed", "device")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import flow
-from kdtrain.user_code import failure
+from kdtrain.runtime.user_code import failure
 
 if TYPE_CHECKING:
     from kdtrain.recording import Recorder, Teacher

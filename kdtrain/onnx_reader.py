@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.locations import sought
 from kdtrain.onnx_cost import Cost, GraphError, graph_cost, reason
+from kdtrain.runtime.locations import sought
+from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.store.card import ModelCard, read_card
-from kdtrain.store.regular_files import read_bytes
 
 METADATA = "kdtrain"
 """The key under which a file says what it is for: a model's card and more, as JSON."""

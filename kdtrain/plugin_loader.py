@@ -12,9 +12,8 @@ from typing import Any, TypeGuard
 
 from kdtrain.callback import HOOKS, Callback
 from kdtrain.errors import KdtrainError, UsageError, no_such, one_line
-from kdtrain.importing import import_file, not_importable
-from kdtrain.locations import source_file
-from kdtrain.user_code import located
+from kdtrain.runtime.locations import source_file
+from kdtrain.runtime.user_code import import_file, located, not_importable
 
 GROUP = "kdtrain.plugins"
 

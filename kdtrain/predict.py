@@ -7,10 +7,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.console import watched
 from kdtrain.data.loader import Loader
 from kdtrain.runtime import flow
-from kdtrain.user_code import answer
+from kdtrain.runtime.console import watched
+from kdtrain.runtime.user_code import answer
 
 # Both bound the memory that a convolution needs; a larger batch is not faster.
 _BATCH_SIZE = 250

@@ -13,7 +13,7 @@ from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError, no_such
 from kdtrain.objective import Output
 from kdtrain.runtime import flow
-from kdtrain.user_code import answer
+from kdtrain.runtime.user_code import answer
 
 Shape = tuple[int, ...]
 

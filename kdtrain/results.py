@@ -16,9 +16,9 @@ from kdtrain.config import FitConfig
 from kdtrain.evaluation import Evaluation
 from kdtrain.fidelity import Fidelity
 from kdtrain.modes import MODES
-from kdtrain.store.atomic import write_text
+from kdtrain.runtime.files import write_text
+from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import SavedModel
-from kdtrain.store.regular_files import read_text
 
 _AGREEMENT = "test/agreement"
 _SUFFIX = ".teacher"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from kdtrain.chain import run_chain
 from kdtrain.config_file import absolute_paths
-from kdtrain.console import note
 from kdtrain.fitting import Session
 from kdtrain.modes import MODES
 from kdtrain.plan import Plan
 from kdtrain.rehearsal import rehearse
 from kdtrain.results import Trained
-from kdtrain.store.atomic import make_folder, write_text
+from kdtrain.runtime.console import note
+from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import run_directory
 from kdtrain.teachers import describe_teacher

@@ -8,7 +8,7 @@ from kdtrain.config import FitConfig
 from kdtrain.data.datasets import Dataset
 from kdtrain.data.prepare import count_training
 from kdtrain.errors import CheckpointError
-from kdtrain.locations import absolute
+from kdtrain.runtime.locations import absolute
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card, load_model
 from kdtrain.store.kept_models import kept_models
 

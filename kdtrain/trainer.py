@@ -18,7 +18,9 @@ from kdtrain.objective import Objective
 from kdtrain.predict import predict_logits
 from kdtrain.recording import Recorder
 from kdtrain.run import Progress, Run
-from kdtrain.runtime import clear_wide_registers, derive_seed, flow
+from kdtrain.runtime import flow
+from kdtrain.runtime.processor import clear_wide_registers
+from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.resume import FitState
 
 OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]

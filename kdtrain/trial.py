@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from kdtrain.comparing import run_comparison
 from kdtrain.config import FitConfig
-from kdtrain.console import silence
 from kdtrain.data.datasets import Dataset, Split
 from kdtrain.fitting import Session
 from kdtrain.modes import COMPARE, MODES
+from kdtrain.runtime.console import silence
+from kdtrain.runtime.files import temporary_folder
 from kdtrain.single import run_single
-from kdtrain.store.atomic import temporary_folder
 from kdtrain.store.checkpoint import load_tensors
 from kdtrain.teachers import find_teacher
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain.blas import Accumulation, kernel
-from kdtrain.children import Job, run_jobs
+from kdtrain.runtime.openblas import Accumulation, kernel
+from kdtrain.runtime.processes import Job, run_jobs
 from tests.conftest import ROOT
 
 Array = npt.NDArray[np.float32]
@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float32]
 PRODUCT = """
 import hashlib
 import numpy as np
-from kdtrain.blas import Accumulation
+from kdtrain.runtime.openblas import Accumulation
 random = np.random.default_rng(0)
 a, b = (random.normal(size=(3, 200, 200)).astype(np.float32) for _ in range(2))
 out = np.zeros((3, 200, 200), np.float32)
@@ -176,7 +176,7 @@ print(len(os.listdir("/proc/self/task")) - threads, dict(os.environ) == before)
 
 
 def test_a_user_may_choose_the_kernel() -> None:
-    code = "from kdtrain.blas import kernel; print(kernel())"
+    code = "from kdtrain.runtime.openblas import kernel; print(kernel())"
     assert python(code, OPENBLAS_CORETYPE="Nehalem") == "Nehalem"
     assert python("from kdtrain.runtime import flow; flow.zeros(1); " + code) == kernel()
 
@@ -194,7 +194,7 @@ def test_without_the_library_the_error_says_what_is_missing() -> None:
     code = """
 import sys
 sys.modules["scipy_openblas32"] = None
-from kdtrain.blas import kernel
+from kdtrain.runtime.openblas import kernel
 try:
     kernel()
 except Exception as error:

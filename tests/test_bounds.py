@@ -13,7 +13,7 @@ from kdtrain.cli.parser import parse, settings_in
 from kdtrain.config import FitConfig, flag_of, kind_of
 from kdtrain.config_file import load_config
 from kdtrain.errors import UsageError
-from kdtrain.limits import LARGEST_SEED
+from kdtrain.runtime.limits import LARGEST_SEED
 from tests.faults.limits import limited
 
 NUMBERS = [field.name for field in dataclasses.fields(FitConfig) if kind_of(field.name)[0] in (int, float)]

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import Ranks
 
 two_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 
@@ -171,8 +171,8 @@ def test_an_error_of_a_rank_is_what_is_reported() -> None:
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from kdtrain.children import Job, run_jobs
-from kdtrain.interrupts import turn_sigterm_into_exception
+from kdtrain.runtime.processes import Job, run_jobs
+from kdtrain.runtime.signals import turn_sigterm_into_exception
 
 folder = Path(sys.argv[1])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.doctor import Check, disk_check, memory_check, report
-from kdtrain.runtime import processor_flags
+from kdtrain.runtime.processor import processor_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-c", "from kdtrain.doctor import *; raise SystemExit(report(run_checks()))"]

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from kdtrain.cli.rank import shared_facts
 from kdtrain.config import FitConfig
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.heartbeat import Address, Heartbeat, News
-from kdtrain.launch import _facts, _free_port
-from kdtrain.meeting import Facts, meet
+from kdtrain.runtime.heartbeat import Address, Heartbeat, News
+from kdtrain.runtime.launch import _free_port
+from kdtrain.runtime.meeting import Facts, meet
 
 FACTS = {"--epochs": "3"}
 Meeting = Callable[..., "Future[Heartbeat]"]
@@ -94,7 +95,7 @@ def test_after_the_meeting_its_port_is_free(pair: tuple[Heartbeat, Heartbeat], a
 
 
 def test_who_beats_is_alive(pair: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdtrain.heartbeat._BEAT", 0.1)
+    monkeypatch.setattr("kdtrain.runtime.heartbeat._BEAT", 0.1)
     assert news_of(pair[0], beating=(pair[1],), seconds=1) is None
 
 
@@ -110,7 +111,7 @@ def test_a_beat_arrives_by_either_way(
     pair: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a cut TCP waits for long before it sends again; and some networks let no datagram through."""
-    monkeypatch.setattr("kdtrain.heartbeat._BEAT", 0.1)
+    monkeypatch.setattr("kdtrain.runtime.heartbeat._BEAT", 0.1)
     listening, beating = pair
     home, beating.peers[0].home = beating.peers[0].home, None
     assert news_of(listening, beating=(beating,), seconds=0.7) is None
@@ -230,7 +231,7 @@ def test_files_may_lie_elsewhere_on_another_machine() -> None:
             "dataset": f"folder:{folder}",
         }
         plugin = f"{folder}/focal.py:Focal,gamma=2"
-        return _facts(FitConfig(mode="student", plugin=(plugin,), **where, **settings))
+        return shared_facts(FitConfig(mode="student", plugin=(plugin,), **where, **settings))
 
     assert facts("/data/one") == facts("two")
     assert facts("one") != facts("one", seed=1)

@@ -8,7 +8,7 @@ import pytest
 
 from kdtrain.config import FitConfig
 from kdtrain.config_file import absolute_paths, load_config, resumed_config
-from kdtrain.locations import absolute, short, sought
+from kdtrain.runtime.locations import absolute, short, sought
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from kdtrain.data.loader import Batch, Loader
 from kdtrain.events import BatchEnd
 from kdtrain.models.registry import build_model
 from kdtrain.objective import Objective, Output
-from kdtrain.ranks import Ranks
 from kdtrain.run import Run
 from kdtrain.runtime import flow
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.trainer import Trainer
 from plugins.grad_norm import GradNorm
 from plugins.label_smoothing import LabelSmoothing

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdtrain import thread_pool
-from kdtrain.children import Job, run_jobs
 from kdtrain.errors import KdtrainError
-from kdtrain.ranks import Ranks
-from kdtrain.runtime import flow
+from kdtrain.runtime import flow, thread_pool
+from kdtrain.runtime.processes import Job, run_jobs
+from kdtrain.runtime.ranks import Ranks
 from tests.oneflow_calls import CRASHES, LEFT_OUT, REFUSED, calls
 
 SECONDS = 5.0  # without CPU time: an operation that waits for a thread that is not there uses none

@@ -10,16 +10,16 @@ import pytest
 
 from kdtrain.callback import Callback
 from kdtrain.callbacks import LearningRateSchedule
-from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.data.datasets import Dataset
 from kdtrain.data.loader import Loader
 from kdtrain.errors import KdtrainError
 from kdtrain.events import BatchEnd, EvalEnd, FitEnd, Status
 from kdtrain.models.registry import build_model
 from kdtrain.predict import predict_logits
-from kdtrain.ranks import Floats, Ranks
 from kdtrain.run import Run
 from kdtrain.runtime import flow
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import Floats, Ranks
 from kdtrain.store.checkpoint import Weights, snapshot
 from kdtrain.trainer import Trainer
 

@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
-from kdtrain.runtime import derive_seed, flow, processor_flags, resolve_device
+from kdtrain.runtime import flow
+from kdtrain.runtime.oneflow import resolve_device
+from kdtrain.runtime.processor import processor_flags
+from kdtrain.runtime.seeds import derive_seed
 from tests.conftest import ROOT
 
 FRESH = {
@@ -105,7 +108,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_during_the_import_is_not_lost(tmp_path: Path) -> None:
     code = """
 import time
-from kdtrain.interrupts import interrupts_put_off
+from kdtrain.runtime.signals import interrupts_put_off
 print('ready', flush=True)
 try:
     with interrupts_put_off():

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.errors import KdtrainError
-from kdtrain.ranks import Ranks
-from kdtrain.user_code import is_library
-from kdtrain.watchdog import location
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.user_code import is_library
+from kdtrain.runtime.watchdog import location
 
 HERE = Path(__file__).name
 LIMIT = 1.0  # seconds without CPU time
@@ -127,5 +127,5 @@ def test_installed_plugins_are_not_taken_for_libraries() -> None:
     assert not is_library(str(site / "kdtrain_plugins" / "dkd.py"))
     assert not is_library(str(site / "their_plugins" / "focal.py"))
     assert not is_library("focal.py")
-    for library in (np.__file__, os.__file__, sys.modules["kdtrain.watchdog"].__file__, "<string>"):
+    for library in (np.__file__, os.__file__, sys.modules["kdtrain.runtime.watchdog"].__file__, "<string>"):
         assert is_library(str(library))

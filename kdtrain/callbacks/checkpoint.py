@@ -9,7 +9,7 @@ from kdtrain.callback import Callback
 from kdtrain.callbacks.monitor import Mode, Monitor
 from kdtrain.events import EpochEnd, EvalEnd
 from kdtrain.run import Run
-from kdtrain.store.atomic import make_folder
+from kdtrain.runtime.files import make_folder
 from kdtrain.store.checkpoint import ModelCard, fingerprint, save_model, snapshot
 from kdtrain.store.resume import save_state
 

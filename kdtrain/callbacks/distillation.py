@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.callback import Callback
-from kdtrain.console import note
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.events import FitEnd, Status
@@ -19,6 +18,7 @@ from kdtrain.predict import predict_logits
 from kdtrain.recording import Teacher
 from kdtrain.run import Run
 from kdtrain.runtime import flow
+from kdtrain.runtime.console import note
 from kdtrain.store.logit_cache import cached_logits, weights_fingerprint
 
 

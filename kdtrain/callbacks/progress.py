@@ -5,9 +5,9 @@ from __future__ import annotations
 from tqdm import tqdm
 
 from kdtrain.callback import Callback
-from kdtrain.console import note, progress_bar
 from kdtrain.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.run import Run
+from kdtrain.runtime.console import note, progress_bar
 
 _REFRESH_STEPS = 20
 

@@ -7,7 +7,7 @@ import json
 from kdtrain.callback import Callback
 from kdtrain.events import EpochEnd, FitEnd
 from kdtrain.run import Run
-from kdtrain.store.atomic import write_text
+from kdtrain.runtime.files import write_text
 from kdtrain.store.metrics_file import NAME, read_metrics
 
 

@@ -10,16 +10,16 @@ from kdtrain.benchmark import Contender, run_benchmark
 from kdtrain.cli.common import check_fits, is_named, open_any_model, open_data, open_model
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
-from kdtrain.console import note
 from kdtrain.data.datasets import Dataset
 from kdtrain.errors import CheckpointError
-from kdtrain.limits import MOST_PROCESSES
-from kdtrain.locations import sought
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.report.benchmark import benchmark_table, to_json
+from kdtrain.runtime.console import note
+from kdtrain.runtime.limits import MOST_PROCESSES
+from kdtrain.runtime.locations import sought
+from kdtrain.runtime.value_checks import IMAGES, between
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.teachers import is_of
-from kdtrain.value_checks import IMAGES, between
 
 _MOST_ROUNDS = 100_000
 

@@ -21,8 +21,9 @@ from kdtrain.errors import UsageError
 from kdtrain.evaluation import Evaluation
 from kdtrain.modes import logit_cache
 from kdtrain.predict import predict_logits
-from kdtrain.runtime import flow, resolve_device
-from kdtrain.store.atomic import make_folder
+from kdtrain.runtime import flow
+from kdtrain.runtime.files import make_folder
+from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.store.checkpoint import load_model, save_model
 from kdtrain.teachers import find_teacher
 

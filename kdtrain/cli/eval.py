@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from kdtrain.children import available_cores
 from kdtrain.cli.common import answer_test_images, open_any_model, open_data
 from kdtrain.cli.output import Output
 from kdtrain.evaluation import Evaluation
-from kdtrain.locations import short
 from kdtrain.report.evaluation import evaluation_report, to_json
-from kdtrain.runtime import resolve_device
+from kdtrain.runtime.locations import short
+from kdtrain.runtime.oneflow import resolve_device
+from kdtrain.runtime.processes import available_cores
 
 
 def run(options: argparse.Namespace) -> int:

@@ -17,9 +17,9 @@ from kdtrain.export.quantization import draw, quantize
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.onnx_reader import import_onnx
 from kdtrain.report.benchmark import benchmark_table
-from kdtrain.store.atomic import ensure_writable, temporary_folder, write_bytes
+from kdtrain.runtime.files import ensure_writable, temporary_folder, write_bytes
+from kdtrain.runtime.value_checks import IMAGES, SEED
 from kdtrain.store.checkpoint import SavedModel
-from kdtrain.value_checks import IMAGES, SEED
 
 _ROUNDS, _BATCH_SIZE = 20, 250  # as `kdtrain bench` has them
 

@@ -9,17 +9,18 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
-from kdtrain import launch
 from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
+from kdtrain.cli.rank import as_rank, shared_facts
 from kdtrain.config import FitConfig
 from kdtrain.config_file import load_config, resumed_config
-from kdtrain.console import reader_may_leave
 from kdtrain.errors import UsageError
-from kdtrain.guard import run_guarded
-from kdtrain.interrupts import interrupts_end_within, interrupts_put_off, turn_sigterm_into_exception
-from kdtrain.locations import short, sought
-from kdtrain.store.atomic import make_folder, write_bytes
+from kdtrain.runtime import launch
+from kdtrain.runtime.console import reader_may_leave
+from kdtrain.runtime.files import make_folder, write_bytes
+from kdtrain.runtime.guard import run_guarded
+from kdtrain.runtime.locations import short, sought
+from kdtrain.runtime.signals import interrupts_end_within, interrupts_put_off, turn_sigterm_into_exception
 
 # What is imported on the way, and in forked children: all at once, because it must not be interrupted.
 _NEEDED = (
@@ -54,8 +55,8 @@ def _run(options: argparse.Namespace) -> int:
     turn_sigterm_into_exception()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
-    others = launch.meet_others(config)
-    with launch.as_rank(config) as config:
+    others = launch.meet_others(shared_facts(config))
+    with as_rank(config) as config:
         fit = partial(_fit, config, resume, check=check)
         if others is not None:
             return run_guarded(fit, others)

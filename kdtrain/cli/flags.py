@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdtrain.config import flag_of
 from kdtrain.errors import UsageError, clipped
-from kdtrain.value_checks import Check
+from kdtrain.runtime.value_checks import Check
 
 
 def check_flags(options: argparse.Namespace, **demands: Check) -> None:

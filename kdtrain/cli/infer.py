@@ -17,20 +17,20 @@ from kdtrain.cli.common import Logits, is_named, logits_of, open_any_model, open
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
-from kdtrain.console import note
 from kdtrain.data.photo_file import open_picture
 from kdtrain.data.picture_input import picture_input
 from kdtrain.data.pictures import to_rgb
 from kdtrain.errors import CheckpointError, UsageError, clipped
-from kdtrain.locations import short, sought
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.probabilities import probabilities
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
-from kdtrain.runtime import resolve_device
+from kdtrain.runtime.console import note
+from kdtrain.runtime.locations import short, sought
+from kdtrain.runtime.oneflow import resolve_device
+from kdtrain.runtime.value_checks import MOST_NUMBER, positive
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card
 from kdtrain.store.kept_models import kept_models
-from kdtrain.value_checks import MOST_NUMBER, positive
 
 
 @dataclass(frozen=True)

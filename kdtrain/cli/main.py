@@ -11,11 +11,11 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kdtrain import guard, launch
 from kdtrain.cli.parser import parse
-from kdtrain.console import reader_may_leave
 from kdtrain.errors import KdtrainError, Terminated, one_line
-from kdtrain.interrupts import interrupts_put_off
+from kdtrain.runtime import guard, launch
+from kdtrain.runtime.console import reader_may_leave
+from kdtrain.runtime.signals import interrupts_put_off
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

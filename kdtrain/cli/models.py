@@ -10,13 +10,13 @@ from typing import Any
 from rich.table import Table
 
 from kdtrain.cli.output import Output
-from kdtrain.console import watched
 from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import UsageError
-from kdtrain.limits import LARGEST_SIDE
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import ARCHITECTURES, build_model, count_multiply_adds, count_parameters
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX
+from kdtrain.runtime.console import watched
+from kdtrain.runtime.limits import LARGEST_SIDE
 
 
 def run(options: argparse.Namespace) -> int:

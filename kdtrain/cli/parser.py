@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import kdtrain
+from kdtrain._version import __version__
 from kdtrain.cli.flags import bench_flags, data_flags, device_flag, export_flags, serve_flags
 from kdtrain.cli.setting_flags import add_flags
 from kdtrain.config import MODES, FitConfig
@@ -30,6 +30,7 @@ COMMANDS = {
     "doctor": "check this installation and say how to mend it",
 }
 
+_DESCRIPTION = "kdtrain: a plugin-style trainer for knowledge distillation on OneFlow."
 _EXAMPLES = """examples:
   kdtrain fit --mode compare                     teacher, student with and without KD, and a picture
   kdtrain fit --mode student_kd --temperature 4  distil the best teacher into a student
@@ -76,8 +77,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: something in it is unknown or not allowed.
     """
-    top = _Parser(prog="kdtrain", description=kdtrain.__doc__.partition("\n")[0], epilog=_EXAMPLES)
-    top.add_argument("--version", action="version", version=f"kdtrain {kdtrain.__version__}")
+    top = _Parser(prog="kdtrain", description=_DESCRIPTION, epilog=_EXAMPLES)
+    top.add_argument("--version", action="version", version=f"kdtrain {__version__}")
     listed = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
     top.usage = "kdtrain COMMAND [flags]"
     top.description = (

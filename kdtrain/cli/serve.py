@@ -10,11 +10,11 @@ import socket
 from pathlib import Path
 
 from kdtrain.cli.flags import check_flags
-from kdtrain.console import note
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
-from kdtrain.interrupts import turn_sigterm_into_exception
 from kdtrain.onnx_model import OnnxModel
-from kdtrain.value_checks import positive
+from kdtrain.runtime.console import note
+from kdtrain.runtime.signals import turn_sigterm_into_exception
+from kdtrain.runtime.value_checks import positive
 
 _MOST_RATE = 1e6  # requests per second
 _MOST_BODY = 1000.0  # megabytes; a body is kept in memory

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.errors import UsageError
-from kdtrain.limits import MOST_PIXELS
+from kdtrain.runtime.limits import MOST_PIXELS
 
 _AT_ONCE = 1 << 22  # pixel values that are counted, hashed or normalised together
 _HOLD_OUT = 0x56414C  # a stream of random numbers of its own: the choice depends on no other use of the seed

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.console import note
 from kdtrain.data.arrays import Dataset, Split
 from kdtrain.errors import DataError
-from kdtrain.limits import CHANNELS, LARGEST_SIDE, LONGEST_NAME, MOST_CLASSES, MOST_LOGITS
+from kdtrain.runtime.console import note
+from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, LONGEST_NAME, MOST_CLASSES, MOST_LOGITS
 
 
 def assemble(

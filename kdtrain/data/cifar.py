@@ -22,8 +22,8 @@ from kdtrain.data.arrays import Dataset
 from kdtrain.data.assembling import assemble
 from kdtrain.data.fashion import patience
 from kdtrain.errors import DataError
-from kdtrain.store.atomic import temporary_folder
-from kdtrain.store.regular_files import open_regular
+from kdtrain.runtime.files import temporary_folder
+from kdtrain.runtime.regular_files import open_regular
 
 NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 """What ``--dataset`` calls them, and flowvision."""
@@ -72,7 +72,7 @@ def load_cifar(name: str, folder: Path | None, cache: Path) -> Dataset:
 
 def _source(name: str) -> Any:
     """Returns flowvision's class, for what it knows: addresses, names and checksums."""
-    from kdtrain.runtime import import_oneflow
+    from kdtrain.runtime.oneflow import import_oneflow
 
     import_oneflow()
     import flowvision.datasets

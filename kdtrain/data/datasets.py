@@ -18,7 +18,7 @@ from kdtrain.data.folder import load_image_folder
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.data.npz import load_npz
 from kdtrain.errors import DataError, UsageError, no_such
-from kdtrain.locations import sought
+from kdtrain.runtime.locations import sought
 
 __all__ = [
     "BUILT_IN",

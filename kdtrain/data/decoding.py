@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.console import note
 from kdtrain.data.pictures import is_grey, read_picture, to_channels
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.limits import MOST_PIXELS
+from kdtrain.runtime.console import note
+from kdtrain.runtime.limits import MOST_PIXELS
 
 _WORTH_A_PROCESS = 200  # pictures; fewer take less time than starting one
 _MANY = 5000
@@ -74,7 +74,7 @@ def decode(
     Raises:
         DataError: there is no room for the pixels.
     """
-    from kdtrain.children import Job, available_cores, run_jobs  # it loads oneflow
+    from kdtrain.runtime.processes import Job, available_cores, run_jobs  # it loads oneflow
 
     pixels = _shared((len(paths), 3, *size), cache)
     grey = _shared((len(paths),), cache)

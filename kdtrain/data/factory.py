@@ -14,9 +14,8 @@ from kdtrain.data.arrays import Dataset
 from kdtrain.data.assembling import assemble, check_classes
 from kdtrain.data.npz import ARRAYS, too_many
 from kdtrain.errors import DataError, KdtrainError, UsageError, no_such, one_line
-from kdtrain.importing import import_file, not_importable
-from kdtrain.limits import MOST_PIXELS
-from kdtrain.user_code import located
+from kdtrain.runtime.limits import MOST_PIXELS
+from kdtrain.runtime.user_code import import_file, located, not_importable
 
 
 def load_factory(spec: str) -> Dataset:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import DataError
-from kdtrain.store.atomic import temporary_folder
+from kdtrain.runtime.files import temporary_folder
 
 CLASSES = (
     "T-shirt/top",
@@ -102,7 +102,7 @@ def _download(folder: Path) -> Path:
 
 def _loader() -> Any:
     """Returns flowvision's FashionMNIST class, confined to downloading."""
-    from kdtrain.runtime import import_oneflow
+    from kdtrain.runtime.oneflow import import_oneflow
 
     import_oneflow()
     from flowvision.datasets import FashionMNIST

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.console import note
 from kdtrain.data.arrays import Dataset, Split
 from kdtrain.data.assembling import check_classes, check_logits
 from kdtrain.data.decoding import Decoded, decode
 from kdtrain.data.pictures import picture_size
 from kdtrain.errors import DataError, UsageError, without_controls
-from kdtrain.limits import LARGEST_SIDE
-from kdtrain.locations import sought
+from kdtrain.runtime.console import note
+from kdtrain.runtime.limits import LARGEST_SIDE
+from kdtrain.runtime.locations import sought
 
 _SUFFIXES = {
     ".png",

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.errors import DataError
-from kdtrain.locations import sought
-from kdtrain.store.regular_files import open_regular
+from kdtrain.runtime.locations import sought
+from kdtrain.runtime.regular_files import open_regular
 
 _TYPES = {
     0x08: "unsigned bytes",

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from kdtrain.data.arrays import Normalized, in_slices
 from kdtrain.data.augmentation import Augmentation, Mixup
 from kdtrain.errors import DataError
-from kdtrain.ranks import Ranks
-from kdtrain.runtime import derive_seed, flow
+from kdtrain.runtime import flow
+from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.seeds import derive_seed
 
 _Value = TypeVar("_Value", bound=np.generic)
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from kdtrain.data.arrays import Dataset
 from kdtrain.data.assembling import assemble, check_classes
 from kdtrain.errors import DataError
-from kdtrain.limits import MOST_PIXELS
-from kdtrain.locations import sought
-from kdtrain.store.regular_files import open_regular
+from kdtrain.runtime.limits import MOST_PIXELS
+from kdtrain.runtime.locations import sought
+from kdtrain.runtime.regular_files import open_regular
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _CLASSES = "classes"

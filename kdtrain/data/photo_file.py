@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.locations import sought
-from kdtrain.store.regular_files import open_regular
+from kdtrain.runtime.locations import sought
+from kdtrain.runtime.regular_files import open_regular
 
 T = TypeVar("T")
 Source = Path | bytes

@@ -12,7 +12,7 @@ from kdtrain.data.arrays import Dataset, Split, hold_out
 from kdtrain.data.augmentation import Augmentation, Mixup, augmentation, mixup
 from kdtrain.data.loader import Loader
 from kdtrain.errors import UsageError, no_such
-from kdtrain.ranks import Ranks
+from kdtrain.runtime.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
 

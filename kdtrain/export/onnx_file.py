@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import kdtrain
+from kdtrain._version import __version__
 from kdtrain.errors import KdtrainError
 from kdtrain.export.graph import GraphBuilder
 from kdtrain.export.operations import OPSET, translate
@@ -20,8 +20,8 @@ from kdtrain.export.trace import Trace, trace
 from kdtrain.models.registry import count_parameters
 from kdtrain.onnx_reader import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
 from kdtrain.runtime import flow
+from kdtrain.runtime.regular_files import open_regular
 from kdtrain.store.card import ModelCard
-from kdtrain.store.regular_files import open_regular
 
 _IR_VERSION = 8  # goes with opset 17; what is newer would shut older onnxruntimes out
 _TOLERANCE = 1e-4  # of a logit: float32 sums in another order differ by 1e-6 to 1e-5,
@@ -94,7 +94,7 @@ def finish(onnx: Any, graph: Any, about: dict[str, Any]) -> bytes:
     file = onnx.helper.make_model(
         graph,
         producer_name="kdtrain",
-        producer_version=kdtrain.__version__,
+        producer_version=__version__,
         ir_version=_IR_VERSION,
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
     )

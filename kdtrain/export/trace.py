@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kdtrain.errors import KdtrainError, one_line
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
-from kdtrain.user_code import located
+from kdtrain.runtime.user_code import located
 
 BATCH = 1009
 """Images in the batch that is traced; nothing is computed. Graphs have fixed shapes, and a length that

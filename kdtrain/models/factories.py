@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, no_such, one_line
-from kdtrain.importing import import_file, not_importable
-from kdtrain.locations import sought
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
-from kdtrain.user_code import located
+from kdtrain.runtime.locations import sought
+from kdtrain.runtime.user_code import import_file, located, not_importable
 
 
 def check_factory(arch: str) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from kdtrain.blas import Accumulation
 from kdtrain.errors import UsageError
-from kdtrain.runtime import clear_wide_registers, flow
+from kdtrain.runtime import flow
+from kdtrain.runtime.openblas import Accumulation
+from kdtrain.runtime.processor import clear_wide_registers
 
 F = flow.nn.functional
 

@@ -24,9 +24,9 @@ from kdtrain.report.page_confusion import MOST_CLASSES, confusions
 from kdtrain.report.page_examples import choose_examples
 from kdtrain.report.page_settings import command
 from kdtrain.report.style import LINES
-from kdtrain.store.atomic import write_text
+from kdtrain.runtime.files import write_text
+from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import load_tensors
-from kdtrain.store.regular_files import read_text
 
 _LARGEST = 1 << 28  # bytes of compare.json; one seed has 50,000
 _DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}

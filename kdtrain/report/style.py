@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.style
 from matplotlib.figure import Figure
 
-from kdtrain.store.atomic import make_folder, write_bytes
+from kdtrain.runtime.files import make_folder, write_bytes
 
 DPI = 120
 GREY = "#5f5f5f"

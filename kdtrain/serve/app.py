@@ -24,11 +24,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kdtrain.console import note
 from kdtrain.data.picture_input import shows_ink
 from kdtrain.errors import KdtrainError, describe
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.probabilities import probabilities
+from kdtrain.runtime.console import note
 from kdtrain.serve import questions
 from kdtrain.serve.limits import Limits, TokenBuckets, read_body
 

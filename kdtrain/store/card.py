@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import kdtrain
-from kdtrain import runtime
+from kdtrain._version import __version__
 from kdtrain.errors import CheckpointError, without_controls
-from kdtrain.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
+from kdtrain.runtime import flow
+from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
 
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "mode": (str, str),
@@ -56,7 +56,7 @@ class ModelCard:
     std: tuple[float, ...]
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(
-        default_factory=lambda: {"kdtrain": kdtrain.__version__, "oneflow": str(runtime.flow.__version__)}
+        default_factory=lambda: {"kdtrain": __version__, "oneflow": str(flow.__version__)}
     )
     epochs: int = 0
     images: int = 0

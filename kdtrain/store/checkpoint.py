@@ -22,8 +22,6 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from kdtrain.errors import CheckpointError, UsageError
-from kdtrain.limits import MOST_HEADER, MOST_TENSORS
-from kdtrain.locations import short, sought
 from kdtrain.models.registry import (
     ARCHITECTURES,
     build_model,
@@ -32,11 +30,13 @@ from kdtrain.models.registry import (
     runs_code,
 )
 from kdtrain.runtime import flow
-from kdtrain.store.atomic import write_bytes
+from kdtrain.runtime.files import write_bytes
+from kdtrain.runtime.limits import MOST_HEADER, MOST_TENSORS
+from kdtrain.runtime.locations import short, sought
+from kdtrain.runtime.regular_files import name_of, open_regular
 from kdtrain.store.card import ModelCard as ModelCard
 from kdtrain.store.card import read_card
 from kdtrain.store.oneflow_directory import read_oneflow_directory
-from kdtrain.store.regular_files import name_of, open_regular
 
 Weights = dict[str, npt.NDArray[np.generic]]
 

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdtrain.store.regular_files import open_regular
+from kdtrain.runtime.regular_files import open_regular
 
 _LARGEST = 1 << 28  # bytes of a file; an hour of training writes less than a million
 _HEAD, _FOOT = 12, 4  # bytes: length and its checksum before a record, the record's checksum after it

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.store.atomic import make_folder, write_bytes
+from kdtrain.runtime.files import make_folder, write_bytes
+from kdtrain.runtime.regular_files import open_regular
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
-from kdtrain.store.regular_files import open_regular
 
 _PATIENCE = 30.0  # seconds; another process holds the folder for some milliseconds
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import CheckpointError
-from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
-from kdtrain.store.atomic import make_folder
+from kdtrain.runtime.files import make_folder
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import fingerprint, load_tensors, save_tensors, snapshot
 
 

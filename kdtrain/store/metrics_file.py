@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError
-from kdtrain.limits import MOST_EPOCHS
-from kdtrain.store.regular_files import read_text
+from kdtrain.runtime.limits import MOST_EPOCHS
+from kdtrain.runtime.regular_files import read_text
 
 NAME = "metrics.jsonl"
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import CheckpointError
-from kdtrain.store.regular_files import read_bytes
+from kdtrain.runtime.regular_files import read_bytes
 
 _MAX_PICKLE = 1024 * 1024
 _MAX_META = 4096

@@ -17,13 +17,13 @@ import trainer_overhead
 from serving import serving
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
-from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, prepare
 from kdtrain.fitting import Session
 from kdtrain.plan import Plan
-from kdtrain.ranks import Ranks
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import load_model
 
 HERE = Path(__file__).parent

@@ -22,7 +22,7 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.fitting import Session
 from kdtrain.plan import Plan
 from kdtrain.report.statistics import Interval, t_interval
-from kdtrain.store.atomic import make_folder, temporary_folder, write_text
+from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 
 PAGE = ROOT / "docs" / "methods.md"

@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image
 from tools import Row, ratio_row, side_by_side
 
-from kdtrain.children import Job, run_jobs
 from kdtrain.data.arrays import Dataset, Normalized
 from kdtrain.data.augmentation import augmentation
 from kdtrain.data.decoding import decode
 from kdtrain.data.folder import load_image_folder
 from kdtrain.data.loader import Loader
 from kdtrain.models.registry import build_model
-from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
+from kdtrain.runtime.processes import Job, run_jobs
+from kdtrain.runtime.ranks import Ranks
 
 SIZE = 64  # of the network's images
 BATCH = 32

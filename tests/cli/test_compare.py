@@ -18,15 +18,16 @@ import tomli
 from PIL import Image
 
 from kdtrain import choosing, fitting
-from kdtrain.children import available_cores
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import prepare
 from kdtrain.grid import choose
 from kdtrain.models.registry import build_model
 from kdtrain.predict import predict_logits
-from kdtrain.ranks import ForkedRanks, shared_memory
-from kdtrain.runtime import derive_seed, flow
+from kdtrain.runtime import flow
+from kdtrain.runtime.processes import available_cores
+from kdtrain.runtime.ranks import ForkedRanks, shared_memory
+from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted
 from tests.conftest import ROOT, RunKdtrain

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.launch import _free_port
+from kdtrain.runtime.launch import _free_port
 from kdtrain.store.checkpoint import load_tensors
 from tests.cli.conftest import EPOCH, MODES, Finished, assert_explained
 from tests.conftest import ROOT, RunKdtrain

@@ -84,7 +84,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def flowvision_class() -> Any:
-    from kdtrain.runtime import import_oneflow
+    from kdtrain.runtime.oneflow import import_oneflow
 
     import_oneflow()
     from flowvision.datasets import FashionMNIST

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from kdtrain.data.loader import Loader
 from kdtrain.errors import DataError
-from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
+from kdtrain.runtime.ranks import Ranks
 from tests.conftest import LoaderFactory
 
 

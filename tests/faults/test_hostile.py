@@ -387,8 +387,8 @@ def called(path: Path) -> Iterator[tuple[str, ast.Call]]:
 
 
 UNPICKLING = {
-    "kdtrain/child.py",
-    "kdtrain/children.py",
+    "kdtrain/runtime/child.py",
+    "kdtrain/runtime/processes.py",
     "kdtrain/data/cifar.py",
     "kdtrain/store/oneflow_directory.py",
 }

@@ -18,10 +18,10 @@ from PIL import Image
 from kdtrain.data.cifar import _BoundedGzip
 from kdtrain.data.datasets import Dataset, load_dataset
 from kdtrain.errors import CheckpointError, DataError
-from kdtrain.limits import LONGEST_NAME, MOST_CLASSES, MOST_LOGITS, MOST_TENSORS
 from kdtrain.models.registry import build_model, fewest_values
 from kdtrain.models.zoo import LARGE
 from kdtrain.runtime import flow
+from kdtrain.runtime.limits import LONGEST_NAME, MOST_CLASSES, MOST_LOGITS, MOST_TENSORS
 from kdtrain.store.checkpoint import (
     ModelCard,
     Weights,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.data.datasets import Dataset
-from kdtrain.store.regular_files import open_regular, read_bytes, read_text
+from kdtrain.runtime.regular_files import open_regular, read_bytes, read_text
 from tests.cli.conftest import CallKdtrain, Finished
 from tests.conftest import ROOT, RunKdtrain
 from tests.faults.limits import limited
@@ -150,9 +150,9 @@ def test_every_file_is_opened_in_one_place() -> None:
     """A call that opens a file by its name, and so may wait for a pipe, stands nowhere else."""
     words = (".read_text(", ".read_bytes(", '.open("rb")', "np.load(", "ZipFile(path", "tarfile.open(path")
     ours = {
-        "kdtrain/store/regular_files.py",
-        *("kdtrain/doctor.py", "kdtrain/launch.py", "kdtrain/onnx_worker.py"),  # of /proc
-        *("kdtrain/runtime.py", "kdtrain/watchdog.py"),  # of /proc
+        "kdtrain/runtime/regular_files.py",
+        *("kdtrain/doctor.py", "kdtrain/runtime/launch.py", "kdtrain/onnx_worker.py"),  # of /proc
+        *("kdtrain/runtime/oneflow.py", "kdtrain/runtime/watchdog.py"),  # of /proc
         *("kdtrain/fitting.py", "kdtrain/trial.py", "kdtrain/cli/fit.py"),  # what kdtrain has just written
         "kdtrain/data/fashion.py",  # what it has just downloaded
     }

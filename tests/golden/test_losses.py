@@ -20,7 +20,8 @@ from kdtrain.data.loader import Loader
 from kdtrain.events import BatchEnd
 from kdtrain.models.registry import build_model
 from kdtrain.run import Run
-from kdtrain.runtime import derive_seed, flow
+from kdtrain.runtime import flow
+from kdtrain.runtime.seeds import derive_seed
 from kdtrain.trainer import Trainer
 
 TRACE = Path(__file__).with_name("losses.json")

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kdtrain.children import Job, run_jobs
 from kdtrain.models.layers import Conv2d, Dropout, max_pool2d
 from kdtrain.models.networks import TeacherCnn
-from kdtrain.ranks import Ranks
 from kdtrain.runtime import flow
+from kdtrain.runtime.processes import Job, run_jobs
+from kdtrain.runtime.ranks import Ranks
 
 Array = npt.NDArray[np.float32]
 

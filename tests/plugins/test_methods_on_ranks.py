@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, flow
-from kdtrain.children import Job, available_cores, run_jobs
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import Dataset
 from kdtrain.fitting import Session
 from kdtrain.models.registry import build_model
 from kdtrain.plan import Plan
-from kdtrain.ranks import Floats, Ranks
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import Floats, Ranks
 from kdtrain.store.checkpoint import load_model, snapshot
 from plugins.dkd import Dkd
 from plugins.fitnet import FitNet

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.errors import KdtrainError
-from kdtrain.store.atomic import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
+from kdtrain.runtime.files import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
 
 ROOT = Path(__file__).parents[2]
 SIZE = 2_000_000
@@ -22,7 +22,7 @@ SIZE = 2_000_000
 WRITE_FOR_EVER = f"""
 import itertools, sys
 from pathlib import Path
-from kdtrain.store.atomic import write_bytes
+from kdtrain.runtime.files import write_bytes
 for number in itertools.count():
     write_bytes(Path(sys.argv[1]), bytes([number % 256]) * {SIZE})
 """
@@ -31,7 +31,7 @@ WRITE_ONCE = """
 import os, resource, sys
 from pathlib import Path
 from kdtrain.errors import KdtrainError
-from kdtrain.store.atomic import ensure_writable, write_bytes
+from kdtrain.runtime.files import ensure_writable, write_bytes
 path, how = Path(sys.argv[1]), sys.argv[2]
 if how == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -114,7 +114,7 @@ def test_killed_writer_leaves_the_previous_content_or_the_new_one(tmp_path: Path
 DIE_BEFORE_THE_RENAME = """
 import os, signal, sys
 from pathlib import Path
-from kdtrain.store.atomic import temporary_folder, write_bytes
+from kdtrain.runtime.files import temporary_folder, write_bytes
 os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
 with temporary_folder(Path(sys.argv[1]).parent):
     write_bytes(Path(sys.argv[1]), b"new")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.errors import KdtrainError
-from kdtrain.limits import MOST_EPOCHS
+from kdtrain.runtime.limits import MOST_EPOCHS
 from kdtrain.store.metrics_file import NAME, read_metrics
 from tests.faults.limits import limited
 

@@ -24,11 +24,11 @@ import time
 from collections.abc import Callable
 from typing import IO
 
-from kdtrain.console import open_stream
 from kdtrain.errors import KdtrainError, Terminated, describe
-from kdtrain.heartbeat import Heartbeat, News, from_line, to_line
-from kdtrain.interrupts import Interrupts, interrupts_as_messages
-from kdtrain.launch import die_with_parent
+from kdtrain.runtime.console import open_stream
+from kdtrain.runtime.heartbeat import Heartbeat, News, from_line, to_line
+from kdtrain.runtime.launch import die_with_parent
+from kdtrain.runtime.signals import Interrupts, interrupts_as_messages
 
 _TICK = 0.1  # seconds between two looks at the worker
 _CLOSING = 2.5  # seconds that a worker has to close its files

@@ -12,7 +12,7 @@ import ctypes
 import functools
 import sys
 
-from kdtrain.runtime import import_oneflow
+from kdtrain.runtime.oneflow import import_oneflow
 
 _CONSTRUCTOR = "_ZN7oneflow10ThreadPoolC1Ei"  # oneflow::ThreadPool::ThreadPool(int threads)
 _GLOBAL = "_ZZN7oneflow9SingletonINS_10ThreadPoolEvE7GetPPtrEvE3ptr"  # Singleton<ThreadPool>::GetPPtr()::ptr

@@ -1,8 +1,6 @@
-"""What must happen before oneflow is imported, and what stands between it and the process.
+"""The import of oneflow: its environment, its noise on stderr, and Python's SIGINT handler.
 
-Every other module writes ``from kdtrain.runtime import flow``: the first such import prepares the
-environment, imports oneflow quietly and gives Ctrl-C back to Python. ``docs/oneflow.md`` has the
-reasons for each step.
+``docs/oneflow.md`` has the reasons for each step.
 """
 
 from __future__ import annotations
@@ -21,28 +19,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kdtrain import launch
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.interrupts import interrupts_put_off, take_interrupts_back
-
-if TYPE_CHECKING:
-    import oneflow as flow
-
-__all__ = [
-    "clear_wide_registers",
-    "derive_seed",
-    "flow",
-    "import_oneflow",
-    "kernels_chosen",
-    "prepare_environment",
-    "processor_flags",
-    "resolve_device",
-    "subnormals_as_zero",
-]
+from kdtrain.runtime import launch
+from kdtrain.runtime.processor import processor_flags
+from kdtrain.runtime.signals import interrupts_put_off, take_interrupts_back
 
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
 _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
@@ -50,17 +31,6 @@ _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
 _OPEN_FILES = 64  # some 25 are enough for two processes that train together
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
-
-_MXCSR, _AS_ZERO = 7, 0x8040  # which word of x86-64's fenv_t; its bits "flush to zero", "denormals are zeros"
-
-_A_REGISTER = np.ones(16, np.float32)  # as much as the widest holds
-_ITS_SUM = np.empty_like(_A_REGISTER)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "flow":
-        return import_oneflow()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @functools.cache
@@ -134,44 +104,6 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def clear_wide_registers() -> None:
-    """Makes what follows a matrix product as fast as it can be, on the CPU.
-
-    OpenBLAS's AVX kernels return without clearing the upper halves of the registers they used. Until
-    someone does, each scalar instruction has to keep those halves and waits for the one before:
-    optimizers and additions take 2 to 4 times as long. NumPy's addition clears them.
-    """
-    np.add(_A_REGISTER, _A_REGISTER, out=_ITS_SUM)
-
-
-@contextlib.contextmanager
-def subnormals_as_zero() -> Iterator[None]:
-    """Has this thread take numbers closer to 0 than 1.2e-38 for 0.
-
-    Such numbers cost the processor a hundred cycles each, and real training makes many: when a unit is
-    dead, Adam's first moments of its weights shrink to a few times 1e-45, where 0.9 of a number is
-    rounded to that number again. With a third of the units dead, a step takes twice as long.
-    A child computes in the thread that calls; the threads of OneFlow's that compute elsewhere are not
-    reached.
-    """
-    if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    for kind in (np.float32, np.float64):
-        np.finfo(kind)  # is kept; made anew, it would warn that the smallest number is 0
-    libc = ctypes.CDLL(None)
-    environment = (ctypes.c_uint32 * 8)()
-    libc.fegetenv(environment)
-    before = environment[_MXCSR]
-    environment[_MXCSR] = before | _AS_ZERO
-    libc.fesetenv(environment)
-    try:
-        yield
-    finally:
-        environment[_MXCSR] = before
-        libc.fesetenv(environment)
-
-
 def _allow_open_files() -> None:
     """Makes sure that enough files can be open at once: oneflow aborts the process where they cannot.
 
@@ -188,15 +120,6 @@ def _allow_open_files() -> None:
             f"Raise it with `ulimit -n {_OPEN_FILES}`."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
-
-
-def processor_flags() -> set[str]:
-    """Returns the instruction sets that the first processor reports (empty where unknown)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
 
 
 def _load_library() -> None:
@@ -244,13 +167,3 @@ def _gpu_obstacle() -> str | None:
         theirs = "{}.{}".format(*capability)
         return f"{properties.name} has compute capability {theirs}, oneflow's kernels are for 6.0 to 8.9"
     return None
-
-
-def derive_seed(seed: int, *purpose: str | int) -> int:
-    """Returns a 63-bit seed for one purpose, independent of the seeds for all other purposes.
-
-    Weights, data order and dropout each draw from a stream of their own, named by ``purpose`` (and
-    the epoch), so that none of them depends on how much another one has drawn before.
-    """
-    words = [seed, *(int.from_bytes(str(part).encode(), "little") for part in purpose)]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

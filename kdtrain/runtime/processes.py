@@ -17,12 +17,12 @@ from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
-from kdtrain import console
-from kdtrain.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
 from kdtrain.errors import KdtrainError
-from kdtrain.interrupts import Interrupts, interrupts_as_messages
-from kdtrain.ranks import ForkedRanks, RankLostError, Ranks, shared_memory
-from kdtrain.watchdog import StackFile, StallWatch, location
+from kdtrain.runtime import console
+from kdtrain.runtime.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
+from kdtrain.runtime.ranks import ForkedRanks, RankLostError, Ranks, shared_memory
+from kdtrain.runtime.signals import Interrupts, interrupts_as_messages
+from kdtrain.runtime.watchdog import StackFile, StallWatch, location
 
 T = TypeVar("T")
 
@@ -175,7 +175,9 @@ def _check_progress(running: Sequence[_Child], watch: StallWatch) -> None:
             continue
         stacks = [child.stack.ask(child.pid) for child in job]
         # Every process stands still; those in ranks.py wait for the one that stands elsewhere.
-        blamed = min(stacks, key=lambda stack: not stack or "kdtrain/ranks.py" in stack.partition("\n")[0])
+        blamed = min(
+            stacks, key=lambda stack: not stack or "kdtrain/runtime/ranks.py" in stack.partition("\n")[0]
+        )
         raise KdtrainError(
             f"{job[0].name} has used no CPU time for {watch.timeout:g} s and was ended. It stood at "
             f"{location(blamed) or 'an unknown place'}. "

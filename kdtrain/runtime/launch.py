@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import functools
-import importlib.metadata
 import math
 import os
 import re
@@ -20,17 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from kdtrain import __version__, console
-from kdtrain.config import FitConfig, flag_of, kind_of
 from kdtrain.errors import KdtrainError, Terminated, UsageError
-from kdtrain.heartbeat import SILENCE, Heartbeat
-from kdtrain.interrupts import interrupts_as_messages
-from kdtrain.meeting import meet
-from kdtrain.store.atomic import temporary_folder
+from kdtrain.runtime.heartbeat import SILENCE, Heartbeat
+from kdtrain.runtime.meeting import meet
+from kdtrain.runtime.signals import interrupts_as_messages
 
 _GRACE = 5.0  # seconds that the others have to notice that one has failed
 _PATIENCE = 4.0  # seconds that a process has once it was told: a little more than its guard takes
@@ -62,8 +57,11 @@ def prepare_rank() -> None:
         time.sleep(0.5)  # who looks for rank 0 before it listens waits ten seconds for the next try
 
 
-def meet_others(config: FitConfig) -> Heartbeat | None:
+def meet_others(facts: Mapping[str, str]) -> Heartbeat | None:
     """Connects this process with those that it trains with; None if it is on its own.
+
+    Args:
+        facts: what has to be the same in all of them, by the name that an error gives it.
 
     Raises:
         KdtrainError: another one does not come, or differs.
@@ -80,7 +78,7 @@ def meet_others(config: FitConfig) -> Heartbeat | None:
             f"{port or 'not set'}: processes that train together need a number below WORLD_SIZE each, and "
             "the address and port of process 0."
         )
-    return meet(number, int(size), (host, int(port)), _facts(config), silence=_silence())
+    return meet(number, int(size), (host, int(port)), facts, silence=_silence())
 
 
 def die_with_parent(number: signal.Signals) -> None:
@@ -100,16 +98,6 @@ def _follow_launcher() -> None:
             die_with_parent(signal.SIGTERM)
             if os.getppid() != parent:
                 raise Terminated
-
-
-def _facts(config: FitConfig) -> dict[str, str]:
-    """Returns what has to be the same in all processes. Where files lie may differ."""
-    facts = {"kdtrain": __version__, "oneflow": importlib.metadata.version("oneflow")}
-    for name, value in config.resolved().items():
-        if kind_of(name)[0] is not Path and name != "nproc_per_node":
-            text = value.partition(":")[0] if name == "dataset" else str(value)
-            facts[flag_of(name)] = re.sub(r"[^\s:='\"]*/", "", text)
-    return facts
 
 
 def _silence() -> float:
@@ -141,41 +129,6 @@ def launch(words: Sequence[str], processes: int) -> int:
             _end_all(ranks, signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
             raise
     return _outcome(ranks)
-
-
-@contextlib.contextmanager
-def as_rank(config: FitConfig) -> Iterator[FitConfig]:
-    """Yields the configuration for this process, which is changed where its rank is not 0.
-
-    Such a process says nothing, and writes into a folder that is removed in the end.
-    """
-    number = rank()
-    if number is not None:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(os.environ.get("LOCAL_RANK", number)) % len(cores)]})
-    if not number:
-        yield config
-        return
-    console.enter_child(notes=False, bars=False)
-    with (
-        temporary_folder(Path(tempfile.gettempdir())) as copies,
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-    ):
-        tempfile.tempdir = str(copies)  # so that what a worker leaves when it is killed is removed as well
-        try:
-            yield dataclasses.replace(
-                config,
-                logdir=copies,
-                model_save_dir=config.models,
-                image_save_dir=None,
-                image_save_name=None,
-            )
-        except KeyboardInterrupt as error:
-            error.args = ()  # how to go on is rank 0's to say: this run directory is no more
-            raise
-        finally:
-            tempfile.tempdir = None
 
 
 class _Rank:

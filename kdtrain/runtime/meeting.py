@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from kdtrain.console import note
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, Peer, from_line, to_line
+from kdtrain.runtime.console import note
+from kdtrain.runtime.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, Peer, from_line, to_line
 
 LIMIT = 90.0
 """Seconds that the processes have to find each other; people start them by hand, one after another."""

@@ -1,7 +1,8 @@
-"""Code of the user's: which it is, and at which line of it an error came up."""
+"""The user's own code: importing a file of it, and naming the line of it that an error came from."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -9,15 +10,52 @@ import sysconfig
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from kdtrain.errors import KdtrainError, one_line
-from kdtrain.locations import shown
+from kdtrain.errors import KdtrainError, UsageError, one_line
+from kdtrain.runtime.locations import shown, sought
 
 _PLUGINS = "kdtrain_plugins"
-_KDTRAIN = os.path.join(os.path.dirname(__file__), "")
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_KDTRAIN = os.path.join(_PACKAGE, "")
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
 _LIBRARIES = {"matplotlib", "numpy", "oneflow", "scipy", "tensorboardX", "tqdm"}  # users' code calls them
+
+
+def import_file(path: Path, kind: str, asked: str) -> ModuleType:
+    """Returns the module that a file makes.
+
+    Args:
+        path: the file.
+        kind: what is looked for in it, in one word, such as ``plugin``.
+        asked: what the user has written, for an error to begin with.
+
+    Raises:
+        UsageError: there is no such file, or it is no Python file.
+        KdtrainError: it raises when it is imported.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f"{asked}: there is no file {sought(path)}.")
+    spec = importlib.util.spec_from_file_location(f"kdtrain_{kind}_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{asked}: it is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the annotations of their fields
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise not_importable(f"the {kind} {path}", error) from error
+    return module
+
+
+def not_importable(what: str, error: BaseException) -> KdtrainError:
+    """Returns the error that says why a file or a module raised, and where, when it was imported."""
+    place = located(what, error)
+    comma = "," if place != what else ""
+    return KdtrainError(f"{place}{comma} cannot be imported: {one_line(error)}.")
 
 
 def is_users(file: str) -> bool:
@@ -90,6 +128,6 @@ def _installed() -> tuple[str, ...]:
     """Returns the folders of kdtrain, its plugins, Python and the packages that are installed."""
     paths = sysconfig.get_paths()
     folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    folders.add(os.path.dirname(__file__))
+    folders.add(_PACKAGE)
     plugins = getattr(sys.modules.get(_PLUGINS), "__path__", ())
     return tuple(os.path.join(os.path.realpath(folder), "") for folder in (*folders, *plugins))

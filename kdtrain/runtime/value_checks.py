@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kdtrain.limits import LARGEST_SEED, MOST_EPOCHS, MOST_IMAGES
+from kdtrain.runtime.limits import LARGEST_SEED, MOST_EPOCHS, MOST_IMAGES
 
 Check = tuple[Callable[[Any], bool], str]
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from kdtrain import console
 from kdtrain.errors import Terminated, describe
-from kdtrain.ranks import Ranks
-from kdtrain.runtime import subnormals_as_zero
-from kdtrain.thread_pool import replace_thread_pool
-from kdtrain.watchdog import StackFile
+from kdtrain.runtime import console
+from kdtrain.runtime.processor import subnormals_as_zero
+from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.thread_pool import replace_thread_pool
+from kdtrain.runtime.watchdog import StackFile
 
 INTERRUPT = signal.SIGUSR1
 """How the parent passes Ctrl-C on."""

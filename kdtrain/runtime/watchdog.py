@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdtrain.user_code import is_library
+from kdtrain.runtime.user_code import is_library
 
 _DUMP = signal.SIGUSR2  # asks a child for its Python stack
 _DUMP_SECONDS = 1.0  # for the answer, which faulthandler writes in the signal handler itself
