@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from kdtrain._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from kdtrain.calibration import Reliability, reliability
     from kdtrain.callback import Callback
     from kdtrain.callbacks import (
         Checkpoint,
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.errors import KdtrainError, UsageError
     from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
-    from kdtrain.fidelity import Fidelity, measure_fidelity
     from kdtrain.losses.soft_targets import soft_target_loss
+    from kdtrain.metrics.calibration import Reliability, reliability
+    from kdtrain.metrics.fidelity import Fidelity, measure_fidelity
     from kdtrain.models.layers import Conv2d, Dropout
     from kdtrain.models.registry import build_model
     from kdtrain.notebook import load_data
@@ -58,7 +58,7 @@ _HOME = {
     "EventFile": "kdtrain.callbacks.tensorboard",
     "FeatureLoss": "kdtrain.callbacks.features",
     "FeatureMethod": "kdtrain.callbacks.features",
-    "Fidelity": "kdtrain.fidelity",
+    "Fidelity": "kdtrain.metrics.fidelity",
     "FitEnd": "kdtrain.events",
     "KdtrainError": "kdtrain.errors",
     "LearningRateSchedule": "kdtrain.callbacks",
@@ -69,7 +69,7 @@ _HOME = {
     "Output": "kdtrain.objective",
     "Progress": "kdtrain.callbacks",
     "Recorder": "kdtrain.recording",
-    "Reliability": "kdtrain.calibration",
+    "Reliability": "kdtrain.metrics.calibration",
     "Run": "kdtrain.run",
     "Shape": "kdtrain.recording",
     "Status": "kdtrain.events",
@@ -81,11 +81,11 @@ _HOME = {
     "flow": "kdtrain.runtime",
     "load_data": "kdtrain.notebook",
     "load_model": "kdtrain.store.checkpoint",
-    "measure_fidelity": "kdtrain.fidelity",
+    "measure_fidelity": "kdtrain.metrics.fidelity",
     "model_card": "kdtrain.teachers",
     "predict_logits": "kdtrain.predict",
     "read_text": "kdtrain.runtime.regular_files",
-    "reliability": "kdtrain.calibration",
+    "reliability": "kdtrain.metrics.calibration",
     "soft_target_loss": "kdtrain.losses.soft_targets",
     "write_text": "kdtrain.runtime.files",
 }

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from kdtrain.data.arrays import Normalization, Split
-from kdtrain.evaluation import Evaluation
 from kdtrain.latency import Ask, Clock, Images, Timing, measure, stopwatch
+from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import count_parameters
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow

@@ -13,9 +13,9 @@ import numpy as np
 from kdtrain.callbacks.tensorboard import write_picture
 from kdtrain.choosing import Chosen, choose_settings
 from kdtrain.config_file import absolute_paths
-from kdtrain.fidelity import measure_fidelity
 from kdtrain.fitting import Session
 from kdtrain.grid import Settings, settings_text
+from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.modes import COMPARE, LABEL_SMOOTHING, MODES
 from kdtrain.plan import Plan
 from kdtrain.rehearsal import rehearse

@@ -16,7 +16,7 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.data.prepare import check_sizes, count_validation, prepare
 from kdtrain.errors import DataError, UsageError
-from kdtrain.evaluation import Evaluation
+from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
 from kdtrain.modes import (
     MODES,

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from kdtrain.callbacks.tensorboard import EventFile, write_results
 from kdtrain.config import FitConfig
-from kdtrain.evaluation import Evaluation
-from kdtrain.fidelity import Fidelity
+from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.modes import MODES
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.regular_files import read_text

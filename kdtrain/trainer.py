@@ -11,9 +11,9 @@ from types import MappingProxyType
 from kdtrain.callback import Callback, CallbackList
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.errors import describe
-from kdtrain.evaluation import Evaluation
 from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
 from kdtrain.mean_losses import mean_losses
+from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.objective import Objective
 from kdtrain.predict import predict_logits
 from kdtrain.recording import Recorder

@@ -18,7 +18,7 @@ from kdtrain.config_file import load_config
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, prepare
 from kdtrain.errors import UsageError
-from kdtrain.evaluation import Evaluation
+from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.modes import logit_cache
 from kdtrain.predict import predict_logits
 from kdtrain.runtime import flow

@@ -7,7 +7,7 @@ import json
 
 from kdtrain.cli.common import answer_test_images, open_any_model, open_data
 from kdtrain.cli.output import Output
-from kdtrain.evaluation import Evaluation
+from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.evaluation import evaluation_report, to_json
 from kdtrain.runtime.locations import short
 from kdtrain.runtime.oneflow import resolve_device

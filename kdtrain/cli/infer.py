@@ -21,8 +21,8 @@ from kdtrain.data.photo_file import open_picture
 from kdtrain.data.picture_input import picture_input
 from kdtrain.data.pictures import to_rgb
 from kdtrain.errors import CheckpointError, UsageError, clipped
+from kdtrain.metrics.probabilities import probabilities
 from kdtrain.onnx_model import OnnxModel
-from kdtrain.probabilities import probabilities
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
 from kdtrain.runtime.console import note

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 from kdtrain.errors import UsageError
 from kdtrain.runtime.limits import MOST_PIXELS
+from kdtrain.runtime.slices import in_slices
 
-_AT_ONCE = 1 << 22  # pixel values that are counted, hashed or normalised together
 _HOLD_OUT = 0x56414C  # a stream of random numbers of its own: the choice depends on no other use of the seed
 
 
@@ -167,12 +166,6 @@ class Dataset:
                 for few in in_slices(array.shape):
                     digest.update(np.ascontiguousarray(array[few]).data)
         return digest.hexdigest()
-
-
-def in_slices(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Yields slices along the first axis that are small enough to be worked on in memory."""
-    step = max(1, _AT_ONCE // max(1, math.prod(shape[1:])))
-    return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -13,12 +13,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.arrays import Normalized, in_slices
+from kdtrain.data.arrays import Normalized
 from kdtrain.data.augmentation import Augmentation, Mixup
 from kdtrain.errors import DataError
 from kdtrain.runtime import flow
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
+from kdtrain.runtime.slices import in_slices
 
 _Value = TypeVar("_Value", bound=np.generic)
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import KdtrainError
-from kdtrain.fidelity import Fidelity
 from kdtrain.grid import Choice
-from kdtrain.report.statistics import (
+from kdtrain.metrics.fidelity import Fidelity
+from kdtrain.metrics.statistics import (
     Interval,
     McNemar,
     distinguishable,

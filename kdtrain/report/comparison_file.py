@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from kdtrain.grid import Candidate, Choice
+from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, ModelResult, ModelSummary
-from kdtrain.report.statistics import CONFIDENCE
 from kdtrain.report.verdict import gap_sentence, verdict
 
 VERSION = 1

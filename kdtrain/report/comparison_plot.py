@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from kdtrain.metrics.statistics import Interval, gain_text, interval_text
 from kdtrain.report.comparison import Comparison, Model
-from kdtrain.report.statistics import Interval, gain_text, interval_text
 from kdtrain.report.style import GREY, LINES, house_style
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from rich import box
 from rich.table import Table
 
-from kdtrain.calibration import BINS
 from kdtrain.grid import Choice
+from kdtrain.metrics.calibration import BINS
+from kdtrain.metrics.statistics import CONFIDENCE, Interval, gain_text
 from kdtrain.report.comparison import Comparison, Difference
-from kdtrain.report.statistics import CONFIDENCE, Interval, gain_text
 from kdtrain.report.verdict import count_text, difference_bounds, difference_text
 
 

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdtrain.evaluation import Evaluation
+from kdtrain.metrics.evaluation import Evaluation
 
 # Wider than this, a confusion matrix no longer fits a terminal of 80 columns.
 _MATRIX_CLASSES = 10

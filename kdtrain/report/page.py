@@ -12,12 +12,12 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from kdtrain.calibration import BINS, reliability
 from kdtrain.config_file import load_config
 from kdtrain.data.arrays import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import count_validation
 from kdtrain.errors import DataError, KdtrainError
+from kdtrain.metrics.calibration import BINS, reliability
 from kdtrain.report.comparison_file import FILES, VERSION
 from kdtrain.report.page_charts import curves, differences, reliability_chart
 from kdtrain.report.page_confusion import MOST_CLASSES, confusions

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from kdtrain.calibration import Reliability
+from kdtrain.metrics.calibration import Reliability
 
 WIDTH, HEIGHT = 420, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 34

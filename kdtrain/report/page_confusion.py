@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.evaluation import Evaluation
+from kdtrain.metrics.evaluation import Evaluation
 
 MOST_CLASSES = 20
 """Of a matrix that can still be read."""

@@ -10,7 +10,7 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from kdtrain.probabilities import probabilities
+from kdtrain.metrics.probabilities import probabilities
 from kdtrain.report.style import BAR, GREY, HIGHLIGHT, house_style
 
 _MOST_BARS = 10

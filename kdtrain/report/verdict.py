@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kdtrain.report.comparison import Comparison, Difference
-from kdtrain.report.statistics import (
+from kdtrain.metrics.statistics import (
     CONFIDENCE,
     MOST_SEEDS,
     POWER,
@@ -13,6 +12,7 @@ from kdtrain.report.statistics import (
     interval_text,
     p_text,
 )
+from kdtrain.report.comparison import Comparison, Difference
 
 
 def verdict(comparison: Comparison) -> str:

@@ -26,8 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdtrain.data.picture_input import shows_ink
 from kdtrain.errors import KdtrainError, describe
+from kdtrain.metrics.probabilities import probabilities
 from kdtrain.onnx_model import OnnxModel
-from kdtrain.probabilities import probabilities
 from kdtrain.runtime.console import note
 from kdtrain.serve import questions
 from kdtrain.serve.limits import Limits, TokenBuckets, read_body

@@ -20,8 +20,8 @@ from tools import ROOT
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.fitting import Session
+from kdtrain.metrics.statistics import Interval, t_interval
 from kdtrain.plan import Plan
-from kdtrain.report.statistics import Interval, t_interval
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtrain.data import arrays
-from kdtrain.data.arrays import Split, in_slices
+from kdtrain.data.arrays import Split
 from kdtrain.data.loader import Loader
 from kdtrain.predict import predict_logits
 from kdtrain.runtime import flow
+from kdtrain.runtime.slices import in_slices
 
 
 @given(shape=st.lists(st.integers(0, 2000), min_size=1, max_size=4).map(tuple))

@@ -20,8 +20,8 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from kdtrain.errors import KdtrainError
-from kdtrain.fidelity import Fidelity
 from kdtrain.grid import Candidate, choose
+from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.report import comparison as module
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import to_json

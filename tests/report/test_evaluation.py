@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.evaluation import Evaluation
+from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.evaluation import evaluation_report, to_json
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain.calibration import reliability
 from kdtrain.cli.parser import parse, settings_in
 from kdtrain.config import FitConfig
 from kdtrain.config_file import load_config
+from kdtrain.metrics.calibration import reliability
 from kdtrain.report.page_charts import Axis, curves, differences, reliability_chart
 from kdtrain.report.page_confusion import confusions
 from kdtrain.report.page_settings import command

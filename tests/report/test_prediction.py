@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from kdtrain.errors import KdtrainError
-from kdtrain.probabilities import probabilities
+from kdtrain.metrics.probabilities import probabilities
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
 

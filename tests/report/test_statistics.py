@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain.report.statistics import (
+from kdtrain.metrics.statistics import (
     Interval,
     bounds_text,
     distinguishable,

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
-from kdtrain.calibration import reliability
-from kdtrain.data.arrays import in_slices
 from kdtrain.errors import DataError, KdtrainError
+from kdtrain.metrics.calibration import reliability
+from kdtrain.runtime.slices import in_slices
 
 
 @dataclass(frozen=True, eq=False)

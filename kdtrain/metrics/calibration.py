@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from kdtrain.data.arrays import in_slices
+from kdtrain.runtime.slices import in_slices
 
 BINS = 15
 """As in the paper; few enough for ten thousand images to fill."""
