@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtrain.data.arrays import Normalization, Split
+from kdtrain.data.dataset import Normalization, Split
 from kdtrain.latency import Ask, Clock, Images, Timing, measure, stopwatch
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import count_parameters

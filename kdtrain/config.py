@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from kdtrain.data.augment_names import AUGMENT_FORMS, parse_augment
+from kdtrain.data.augment_spec import AUGMENT_FORMS, parse_augment
 from kdtrain.errors import UsageError
 from kdtrain.runtime.limits import (
     LARGEST_SEED,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.arrays import Normalization
+from kdtrain.data.dataset import Normalization
 from kdtrain.errors import CheckpointError, KdtrainError
 from kdtrain.onnx_cost import LARGEST_PEAK, reason
 from kdtrain.onnx_reader import INPUTS, LOGITS, import_onnx, read_onnx

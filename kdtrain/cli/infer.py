@@ -17,9 +17,9 @@ from kdtrain.cli.common import Logits, is_named, logits_of, open_any_model, open
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
-from kdtrain.data.photo_file import open_picture
-from kdtrain.data.picture_input import picture_input
-from kdtrain.data.pictures import to_rgb
+from kdtrain.data.images.image_file import open_picture
+from kdtrain.data.images.model_input import picture_input
+from kdtrain.data.images.resize import to_rgb
 from kdtrain.errors import CheckpointError, UsageError, clipped
 from kdtrain.metrics.probabilities import probabilities
 from kdtrain.onnx_model import OnnxModel

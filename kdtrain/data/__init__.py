@@ -1,1 +1,4 @@
-"""Data: the IDX reader, the data sets (MNIST lies in ``mnist/``), and photos of digits."""
+"""Data: from files on disk to batches of normalised images.
+
+Networks, settings and training do not belong here. Imports ``errors``, ``runtime`` and ``metrics``.
+"""

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.augment_names import parse_augment
+from kdtrain.data.augment_spec import parse_augment
 
 Images = NDArray[np.float32]
 

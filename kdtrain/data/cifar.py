@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.arrays import Dataset
-from kdtrain.data.assembling import assemble
+from kdtrain.data.checks import assemble
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.fashion import patience
 from kdtrain.errors import DataError
 from kdtrain.runtime.files import temporary_folder

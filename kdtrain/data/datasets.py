@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data import cifar, fashion
-from kdtrain.data.arrays import Dataset, Normalization, Normalized, Split, hold_out
-from kdtrain.data.assembling import assemble
+from kdtrain.data.checks import assemble
+from kdtrain.data.dataset import Dataset, Normalization, Normalized, Split, hold_out
 from kdtrain.data.factory import load_factory
 from kdtrain.data.folder import load_image_folder
 from kdtrain.data.idx import content_sha256, read_idx

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import numpy as np
 
-from kdtrain.data.arrays import Dataset
-from kdtrain.data.assembling import assemble, check_classes
+from kdtrain.data.checks import assemble, check_classes
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.npz import ARRAYS, too_many
 from kdtrain.errors import DataError, KdtrainError, UsageError, no_such, one_line
 from kdtrain.runtime.limits import MOST_PIXELS

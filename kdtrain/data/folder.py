@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.arrays import Dataset, Split
-from kdtrain.data.assembling import check_classes, check_logits
-from kdtrain.data.decoding import Decoded, decode
-from kdtrain.data.pictures import picture_size
+from kdtrain.data.checks import check_classes, check_logits
+from kdtrain.data.dataset import Dataset, Split
+from kdtrain.data.images.decode_folder import Decoded, decode
+from kdtrain.data.images.resize import picture_size
 from kdtrain.errors import DataError, UsageError, without_controls
 from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import LARGEST_SIDE

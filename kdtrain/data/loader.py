@@ -13,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.arrays import Normalized
 from kdtrain.data.augmentation import Augmentation, Mixup
+from kdtrain.data.dataset import Normalized
 from kdtrain.errors import DataError
 from kdtrain.runtime import flow
 from kdtrain.runtime.ranks import Ranks

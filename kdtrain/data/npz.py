@@ -11,8 +11,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from kdtrain.data.arrays import Dataset
-from kdtrain.data.assembling import assemble, check_classes
+from kdtrain.data.checks import assemble, check_classes
+from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError
 from kdtrain.runtime.limits import MOST_PIXELS
 from kdtrain.runtime.locations import sought

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.config import FitConfig
-from kdtrain.data.arrays import Dataset, Split, hold_out
 from kdtrain.data.augmentation import Augmentation, Mixup, augmentation, mixup
+from kdtrain.data.dataset import Dataset, Split, hold_out
 from kdtrain.data.loader import Loader
 from kdtrain.errors import UsageError, no_such
 from kdtrain.runtime.ranks import Ranks

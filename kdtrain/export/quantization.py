@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.arrays import Normalization
+from kdtrain.data.dataset import Normalization
 from kdtrain.errors import KdtrainError
 from kdtrain.export.onnx_file import finish
 from kdtrain.onnx_model import OnnxModel

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdtrain.config_file import load_config
-from kdtrain.data.arrays import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import count_validation
 from kdtrain.errors import DataError, KdtrainError

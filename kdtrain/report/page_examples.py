@@ -12,7 +12,7 @@ import numpy.typing as npt
 import PIL.Image
 from scipy.special import softmax
 
-from kdtrain.data.arrays import Dataset
+from kdtrain.data.dataset import Dataset
 
 SHOWN = 8
 _PIXELS = 96

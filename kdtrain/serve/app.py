@@ -24,7 +24,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kdtrain.data.picture_input import shows_ink
+from kdtrain.data.images.model_input import shows_ink
 from kdtrain.errors import KdtrainError, describe
 from kdtrain.metrics.probabilities import probabilities
 from kdtrain.onnx_model import OnnxModel

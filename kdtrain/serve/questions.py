@@ -10,7 +10,7 @@ import numpy.typing as npt
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from kdtrain.data.picture_input import picture_input
+from kdtrain.data.images.model_input import picture_input
 from kdtrain.errors import DataError
 from kdtrain.store.card import ModelCard
 

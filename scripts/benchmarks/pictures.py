@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 from tools import Row, ratio_row, side_by_side
 
-from kdtrain.data.arrays import Dataset, Normalized
 from kdtrain.data.augmentation import augmentation
-from kdtrain.data.decoding import decode
+from kdtrain.data.dataset import Dataset, Normalized
 from kdtrain.data.folder import load_image_folder
+from kdtrain.data.images.decode_folder import decode
 from kdtrain.data.loader import Loader
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow

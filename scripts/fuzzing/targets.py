@@ -21,10 +21,10 @@ from kdtrain.callbacks.early_stopping import EarlyStopping
 from kdtrain.config_file import load_config, resumed_config
 from kdtrain.data import cifar
 from kdtrain.data.idx import read_idx
+from kdtrain.data.images.digit_photo import to_mnist
+from kdtrain.data.images.image_file import read_photo
+from kdtrain.data.images.resize import is_grey, read_picture, to_channels
 from kdtrain.data.npz import load_npz
-from kdtrain.data.photo import to_mnist
-from kdtrain.data.photo_file import read_photo
-from kdtrain.data.pictures import is_grey, read_picture, to_channels
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.events import EpochEnd
 from kdtrain.plugin_loader import load_plugin

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from kdtrain.data.datasets import Normalization, load_dataset
-from kdtrain.data.pictures import read_picture
+from kdtrain.data.images.resize import read_picture
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, Finished, assert_explained

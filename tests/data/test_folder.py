@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdtrain.config import FitConfig
-from kdtrain.data import arrays, decoding
-from kdtrain.data.arrays import Normalized
+from kdtrain.data import dataset as arrays
+from kdtrain.data.dataset import Normalized
 from kdtrain.data.datasets import Dataset, load_dataset
-from kdtrain.data.decoding import decode
+from kdtrain.data.images import decode_folder as decoding
+from kdtrain.data.images.decode_folder import decode
 from kdtrain.data.prepare import check_sizes, count_validation, prepare
 from kdtrain.errors import DataError, UsageError
 

@@ -194,7 +194,7 @@ def refuse_in_little_memory(tmp_path: Path, content: bytes) -> str:
 
 def test_importing_the_data_side_is_light() -> None:
     code = (
-        "import sys, kdtrain.data.datasets, kdtrain.data.photo\n"
+        "import sys, kdtrain.data.datasets, kdtrain.data.images.digit_photo\n"
         "heavy = {'oneflow', 'flowvision', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain.data import arrays
-from kdtrain.data.arrays import Split
+from kdtrain.data import dataset as arrays
+from kdtrain.data.dataset import Split
 from kdtrain.data.loader import Loader
 from kdtrain.predict import predict_logits
 from kdtrain.runtime import flow

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.photo import to_mnist
-from kdtrain.data.photo_file import read_photo
+from kdtrain.data.images.digit_photo import to_mnist
+from kdtrain.data.images.image_file import read_photo
 from kdtrain.errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -335,7 +335,7 @@ def test_the_largest_picture_takes_a_third_of_a_gigabyte(tmp_path: Path, mode: s
     path = tmp_path / f"a.{kind}"
     Image.new(mode, (7_000, 7_000)).save(path, compress_level=1)
     code = (
-        "import pathlib, re, sys; from kdtrain.data.photo_file import read_photo\n"
+        "import pathlib, re, sys; from kdtrain.data.images.image_file import read_photo\n"
         "read_photo(pathlib.Path(sys.argv[1]))\n"
         "print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"  # KB
     )

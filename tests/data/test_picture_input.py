@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from kdtrain.data.datasets import Dataset
-from kdtrain.data.photo import to_mnist
-from kdtrain.data.picture_input import picture_input, shows_ink
+from kdtrain.data.images.digit_photo import to_mnist
+from kdtrain.data.images.model_input import picture_input, shows_ink
 from kdtrain.errors import DataError
 
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdtrain.data.pictures import is_grey, read_picture, to_channels
+from kdtrain.data.images.resize import is_grey, read_picture, to_channels
 from kdtrain.errors import DataError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)

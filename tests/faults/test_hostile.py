@@ -24,7 +24,7 @@ import pytest
 from kdtrain.cli import main
 from kdtrain.data.datasets import Dataset, load_dataset
 from kdtrain.data.idx import read_idx
-from kdtrain.data.photo_file import read_photo
+from kdtrain.data.images.image_file import read_photo
 from kdtrain.errors import CheckpointError, DataError, KdtrainError
 from kdtrain.events import EpochEnd
 from kdtrain.runtime import flow

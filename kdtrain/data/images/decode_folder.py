@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.pictures import is_grey, read_picture, to_channels
+from kdtrain.data.images.resize import is_grey, read_picture, to_channels
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import MOST_PIXELS

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.arrays import Dataset, Split
+from kdtrain.data.dataset import Dataset, Split
 from kdtrain.errors import DataError
 from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, LONGEST_NAME, MOST_CLASSES, MOST_LOGITS

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from kdtrain.data.photo_file import Source, name_of, on_paper, open_picture, to_grey
+from kdtrain.data.images.image_file import Source, name_of, on_paper, open_picture, to_grey
 from kdtrain.errors import UsageError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.photo import to_mnist
-from kdtrain.data.photo_file import Source, read_photo
-from kdtrain.data.pictures import read_picture, to_channels
+from kdtrain.data.images.digit_photo import to_mnist
+from kdtrain.data.images.image_file import Source, read_photo
+from kdtrain.data.images.resize import read_picture, to_channels
 from kdtrain.errors import DataError
 
 
