@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from kdtrain._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from kdtrain.callback import Callback
     from kdtrain.callbacks import (
         Checkpoint,
         DistillationCallback,
@@ -20,61 +19,61 @@ if TYPE_CHECKING:
         LearningRateSchedule,
         Progress,
     )
-    from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
     from kdtrain.callbacks.features import FeatureLoss, FeatureMethod
     from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.data.loader import Batch, Loader
+    from kdtrain.engine.callback import Callback, NeedsTeacher, NeedsWholeBatch
+    from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+    from kdtrain.engine.losses import soft_target_loss
+    from kdtrain.engine.objective import Objective
+    from kdtrain.engine.predict import predict_logits
+    from kdtrain.engine.recorder import Output, Recorder, Shape, Teacher
+    from kdtrain.engine.run import Run
+    from kdtrain.engine.trainer import Trainer
     from kdtrain.errors import KdtrainError, UsageError
-    from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
-    from kdtrain.losses.soft_targets import soft_target_loss
     from kdtrain.metrics.calibration import Reliability, reliability
     from kdtrain.metrics.fidelity import Fidelity, measure_fidelity
     from kdtrain.models.layers import Conv2d, Dropout
     from kdtrain.models.registry import build_model
     from kdtrain.notebook import load_data
-    from kdtrain.objective import Objective, Output
-    from kdtrain.predict import predict_logits
-    from kdtrain.recording import Recorder, Shape, Teacher
-    from kdtrain.run import Run
     from kdtrain.runtime import flow
     from kdtrain.runtime.console import claim_terminal
     from kdtrain.runtime.files import write_text
     from kdtrain.runtime.regular_files import read_text
     from kdtrain.store.checkpoint import load_model
     from kdtrain.teachers import model_card
-    from kdtrain.trainer import Trainer
 
 _HOME = {
     "Batch": "kdtrain.data.loader",
-    "BatchEnd": "kdtrain.events",
-    "Callback": "kdtrain.callback",
+    "BatchEnd": "kdtrain.engine.events",
+    "Callback": "kdtrain.engine.callback",
     "Checkpoint": "kdtrain.callbacks",
     "Conv2d": "kdtrain.models.layers",
     "DistillationCallback": "kdtrain.callbacks",
     "Dropout": "kdtrain.models.layers",
     "EarlyStopping": "kdtrain.callbacks",
-    "EpochEnd": "kdtrain.events",
-    "EvalEnd": "kdtrain.events",
+    "EpochEnd": "kdtrain.engine.events",
+    "EvalEnd": "kdtrain.engine.events",
     "EventFile": "kdtrain.callbacks.tensorboard",
     "FeatureLoss": "kdtrain.callbacks.features",
     "FeatureMethod": "kdtrain.callbacks.features",
     "Fidelity": "kdtrain.metrics.fidelity",
-    "FitEnd": "kdtrain.events",
+    "FitEnd": "kdtrain.engine.events",
     "KdtrainError": "kdtrain.errors",
     "LearningRateSchedule": "kdtrain.callbacks",
     "Loader": "kdtrain.data.loader",
-    "NeedsTeacher": "kdtrain.callbacks.distillation",
-    "NeedsWholeBatch": "kdtrain.callbacks.distillation",
-    "Objective": "kdtrain.objective",
-    "Output": "kdtrain.objective",
+    "NeedsTeacher": "kdtrain.engine.callback",
+    "NeedsWholeBatch": "kdtrain.engine.callback",
+    "Objective": "kdtrain.engine.objective",
+    "Output": "kdtrain.engine.recorder",
     "Progress": "kdtrain.callbacks",
-    "Recorder": "kdtrain.recording",
+    "Recorder": "kdtrain.engine.recorder",
     "Reliability": "kdtrain.metrics.calibration",
-    "Run": "kdtrain.run",
-    "Shape": "kdtrain.recording",
-    "Status": "kdtrain.events",
-    "Teacher": "kdtrain.recording",
-    "Trainer": "kdtrain.trainer",
+    "Run": "kdtrain.engine.run",
+    "Shape": "kdtrain.engine.recorder",
+    "Status": "kdtrain.engine.events",
+    "Teacher": "kdtrain.engine.recorder",
+    "Trainer": "kdtrain.engine.trainer",
     "UsageError": "kdtrain.errors",
     "build_model": "kdtrain.models.registry",
     "claim_terminal": "kdtrain.runtime.console",
@@ -83,10 +82,10 @@ _HOME = {
     "load_model": "kdtrain.store.checkpoint",
     "measure_fidelity": "kdtrain.metrics.fidelity",
     "model_card": "kdtrain.teachers",
-    "predict_logits": "kdtrain.predict",
+    "predict_logits": "kdtrain.engine.predict",
     "read_text": "kdtrain.runtime.regular_files",
     "reliability": "kdtrain.metrics.calibration",
-    "soft_target_loss": "kdtrain.losses.soft_targets",
+    "soft_target_loss": "kdtrain.engine.losses",
     "write_text": "kdtrain.runtime.files",
 }
 

@@ -15,6 +15,9 @@ from kdtrain.config_file import absolute_paths
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.data.prepare import check_sizes, count_validation, prepare
+from kdtrain.engine.predict import predict_logits
+from kdtrain.engine.resume import load_state
+from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import DataError, UsageError
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
@@ -28,7 +31,6 @@ from kdtrain.modes import (
     optimizer,
 )
 from kdtrain.plan import Plan
-from kdtrain.predict import predict_logits
 from kdtrain.results import Fitted, Trained, file_results
 from kdtrain.runtime import flow, launch
 from kdtrain.runtime.console import note
@@ -40,9 +42,7 @@ from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import read_metrics
-from kdtrain.store.resume import load_state
 from kdtrain.teachers import find_teacher, model_card, networks_to_train
-from kdtrain.trainer import Trainer
 
 T = TypeVar("T")
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import (
     Checkpoint,
     DistillationCallback,
@@ -18,13 +17,13 @@ from kdtrain.callbacks import (
     StopOnNonFinite,
     TensorBoard,
 )
-from kdtrain.callbacks.distillation import NeedsTeacher, NeedsWholeBatch
 from kdtrain.config import FitConfig
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard
-from kdtrain.trainer import OptimizerFactory
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,12 @@ def plugins(setup: Setup) -> list[Callback]:
 def needs_whole_batch(mode: str, config: FitConfig) -> bool:
     """Returns whether a plugin forbids that processes share each batch of ``mode``."""
     plugins = _plugins_for(config, MODES[mode].has_teacher)
-    return any(isinstance(plugin, NeedsWholeBatch) for plugin in plugins)
+    return any(plugin.needs_whole_batch for plugin in plugins)
 
 
 def _plugins_for(config: FitConfig, has_teacher: bool) -> list[Callback]:
     loaded = [load_plugin(spec) for spec in config.plugin]
-    return [plugin for plugin in loaded if has_teacher or not isinstance(plugin, NeedsTeacher)]
+    return [plugin for plugin in loaded if has_teacher or not plugin.needs_teacher]
 
 
 def check_plugins(config: FitConfig) -> None:
@@ -79,7 +78,7 @@ def check_plugins(config: FitConfig) -> None:
                 "for --with-label-smoothing to compare with: leave one of them out."
             )
     for spec in config.plugin:
-        if isinstance(load_plugin(spec), NeedsTeacher) and config.mode in ("teacher", "student"):
+        if load_plugin(spec).needs_teacher and config.mode in ("teacher", "student"):
             raise UsageError(
                 f"--plugin {spec}: it needs a teacher, and --mode {config.mode} has none: "
                 "choose student_kd or compare."

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeGuard
 
-from kdtrain.callback import HOOKS, Callback
+from kdtrain.engine.callback import HOOKS, Callback
 from kdtrain.errors import KdtrainError, UsageError, no_such, one_line
 from kdtrain.runtime.locations import source_file
 from kdtrain.runtime.user_code import import_file, located, not_importable

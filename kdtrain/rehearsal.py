@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from kdtrain.callback import CallbackList
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import Dataset
+from kdtrain.engine.callback import CallbackList
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.recorder import Recorder
 from kdtrain.models.registry import build_model
 from kdtrain.modes import LABEL_SMOOTHING, MODES, Setup
-from kdtrain.objective import Objective
-from kdtrain.recording import Recorder
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.teachers import model_card

@@ -17,7 +17,7 @@ import pytest
 import tomli
 
 from kdtrain import KdtrainError, Loader, Status, Trainer, UsageError, flow
-from kdtrain.callback import HOOKS, Callback
+from kdtrain.engine.callback import HOOKS, Callback
 from kdtrain.plugin_loader import GROUP, load_plugin
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import (
     Checkpoint,
     DistillationCallback,
@@ -21,14 +20,16 @@ from kdtrain.callbacks import (
     TensorBoard,
 )
 from kdtrain.data.loader import Batch, Loader
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.recorder import Output
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, KdtrainError
-from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
 from kdtrain.models.registry import build_model
-from kdtrain.objective import Objective, Output
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, load_tensors
-from kdtrain.trainer import Trainer
 from tests.conftest import ADAM, Fit
 
 EVENTS = ("on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end")

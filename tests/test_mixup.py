@@ -11,18 +11,19 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks.distillation import DistillationCallback
 from kdtrain.data.augmentation import Mixup, Shift, augmentation, mixup
 from kdtrain.data.datasets import Dataset
 from kdtrain.data.loader import Batch, Loader
-from kdtrain.events import BatchEnd
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.recorder import Output
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
-from kdtrain.objective import Objective, Output
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.trainer import Trainer
 from plugins.grad_norm import GradNorm
 from plugins.label_smoothing import LabelSmoothing
 from tests.tools import read_scalars

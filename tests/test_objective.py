@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kdtrain.data.loader import Batch
-from kdtrain.objective import Objective, Output
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.recorder import Output
 from kdtrain.runtime import flow
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import tomli
 
-from kdtrain.callback import Callback
 from kdtrain.cli import main
+from kdtrain.engine.callback import Callback
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.plugin_loader import list_plugins, load_plugin
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import LearningRateSchedule
 from kdtrain.data.datasets import Dataset
 from kdtrain.data.loader import Loader
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd, EvalEnd, FitEnd, Status
+from kdtrain.engine.predict import predict_logits
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import KdtrainError
-from kdtrain.events import BatchEnd, EvalEnd, FitEnd, Status
 from kdtrain.models.registry import build_model
-from kdtrain.predict import predict_logits
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Floats, Ranks
 from kdtrain.store.checkpoint import Weights, snapshot
-from kdtrain.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 

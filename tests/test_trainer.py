@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import (
     Checkpoint,
     EarlyStopping,
@@ -19,14 +18,16 @@ from kdtrain.callbacks import (
     StopOnNonFinite,
 )
 from kdtrain.data.loader import Batch, Loader
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, Status
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.recorder import Output
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, UsageError
-from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, Status
 from kdtrain.models.registry import build_model
-from kdtrain.objective import Objective, Output
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, snapshot
-from kdtrain.trainer import Trainer
 from tests.conftest import ADAM, Fit
 
 # ---------------------------------------- rule 2: the step is the loop's

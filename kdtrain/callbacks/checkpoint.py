@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks.monitor import Mode, Monitor
-from kdtrain.events import EpochEnd, EvalEnd
-from kdtrain.run import Run
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import EpochEnd, EvalEnd
+from kdtrain.engine.resume import save_state
+from kdtrain.engine.run import Run
 from kdtrain.runtime.files import make_folder
 from kdtrain.store.checkpoint import ModelCard, fingerprint, save_model, snapshot
-from kdtrain.store.resume import save_state
 
 
 class Checkpoint(Callback):

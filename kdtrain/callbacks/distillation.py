@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.callback import Callback
 from kdtrain.data.loader import Batch, Loader
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import FitEnd, Status
+from kdtrain.engine.losses import soft_target_loss
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.predict import predict_logits
+from kdtrain.engine.recorder import Output, Teacher
+from kdtrain.engine.run import Run
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
-from kdtrain.events import FitEnd, Status
-from kdtrain.losses.soft_targets import soft_target_loss
-from kdtrain.objective import Objective, Output
-from kdtrain.predict import predict_logits
-from kdtrain.recording import Teacher
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import note
 from kdtrain.store.logit_cache import cached_logits, weights_fingerprint
@@ -41,23 +41,6 @@ class SoftTargets:
     def __call__(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the loss of ``soft_target_loss`` for a batch."""
         return soft_target_loss(output.logits, self.teacher_logits(batch), self.temperature)
-
-
-class NeedsTeacher(Callback):
-    """A callback that takes part only where there is a teacher.
-
-    From the command line it is left out of a comparison's other networks, and refused in the modes
-    that train without a teacher. It finds the teacher as ``objective.teacher``.
-    """
-
-
-class NeedsWholeBatch(Callback):
-    """A callback whose loss relates a batch's images to one another.
-
-    The processes that share a network's batches on a CPU would each relate the images of their part
-    only, so that the result would depend on the number of cores: with such a callback there is one
-    process. With ``--nproc-per-node`` each process relates the ``--batch-size`` images of its own.
-    """
 
 
 class DistillationCallback(Callback):

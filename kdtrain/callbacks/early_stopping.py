@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks.monitor import Mode, Monitor
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import EvalEnd
+from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError
-from kdtrain.events import EvalEnd
-from kdtrain.run import Run
 
 
 class EarlyStopping(Callback):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdtrain.callbacks.distillation import NeedsTeacher
 from kdtrain.data.loader import Batch
+from kdtrain.engine.callback import NeedsTeacher
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.recorder import Output, Shape, Teacher
 from kdtrain.errors import UsageError
-from kdtrain.objective import Objective, Output
-from kdtrain.recording import Shape, Teacher
 from kdtrain.runtime import flow
 
 FeatureLoss = Callable[["flow.Tensor", "flow.Tensor"], "flow.Tensor"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from kdtrain.callback import Callback
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd
+from kdtrain.engine.run import Run
 from kdtrain.errors import KdtrainError
-from kdtrain.events import BatchEnd
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 
 _TOGETHER = 8  # steps

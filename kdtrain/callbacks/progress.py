@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
-from kdtrain.callback import Callback
-from kdtrain.events import BatchEnd, EpochEnd, FitEnd, Status
-from kdtrain.run import Run
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd, EpochEnd, FitEnd, Status
+from kdtrain.engine.run import Run
 from kdtrain.runtime.console import note, progress_bar
 
 _REFRESH_STEPS = 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from kdtrain.callback import Callback
-from kdtrain.events import EpochEnd, FitEnd
-from kdtrain.run import Run
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import EpochEnd, FitEnd
+from kdtrain.engine.run import Run
 from kdtrain.runtime.files import write_text
 from kdtrain.store.metrics_file import NAME, read_metrics
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from kdtrain.callback import Callback
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd
+from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError, no_such
-from kdtrain.events import BatchEnd
-from kdtrain.run import Run
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdtrain.callback import Callback
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
+from kdtrain.engine.run import Run
 from kdtrain.errors import KdtrainError
-from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
-from kdtrain.run import Run
 from kdtrain.store.event_records import read_records
 
 

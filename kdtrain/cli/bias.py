@@ -17,10 +17,10 @@ from kdtrain.config import FitConfig
 from kdtrain.config_file import load_config
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, prepare
+from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import UsageError
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.modes import logit_cache
-from kdtrain.predict import predict_logits
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import make_folder
 from kdtrain.runtime.oneflow import resolve_device

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from kdtrain.data.datasets import BUILT_IN, Dataset, Normalization, load_dataset
 from kdtrain.data.loader import Loader
+from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.onnx_model import OnnxModel
-from kdtrain.predict import predict_logits
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
 

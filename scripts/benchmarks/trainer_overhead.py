@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 from tools import Row, ratio_row, side_by_side
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import Checkpoint, LearningRateSchedule, Progress, StopOnNonFinite, TensorBoard
 from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import RunData, prepare
-from kdtrain.events import EpochEnd
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import EpochEnd
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
 from kdtrain.runtime.processor import clear_wide_registers
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard
 from kdtrain.teachers import model_card
-from kdtrain.trainer import Trainer
 
 LR = 3e-3
 PAIRS = 2  # in each process

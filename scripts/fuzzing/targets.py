@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from kdtrain.callback import CallbackList
 from kdtrain.callbacks.checkpoint import Checkpoint
 from kdtrain.callbacks.early_stopping import EarlyStopping
 from kdtrain.config_file import load_config, resumed_config
@@ -25,14 +24,15 @@ from kdtrain.data.images.digit_photo import to_mnist
 from kdtrain.data.images.image_file import read_photo
 from kdtrain.data.images.resize import is_grey, read_picture, to_channels
 from kdtrain.data.npz import load_npz
+from kdtrain.engine.callback import CallbackList
+from kdtrain.engine.events import EpochEnd
+from kdtrain.engine.resume import load_state, save_state
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.events import EpochEnd
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import Weights, fingerprint, load_model
 from kdtrain.store.metrics_file import NAME, read_metrics
 from kdtrain.store.oneflow_directory import read_oneflow_directory
-from kdtrain.store.resume import load_state, save_state
 from scripts.fuzzing import seeds
 from scripts.fuzzing.edits import Edits
 from scripts.fuzzing.seeds import CARD, SEPARATOR

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import Checkpoint, EarlyStopping
 from kdtrain.data.loader import Loader
-from kdtrain.events import EvalEnd
-from kdtrain.run import Run
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import EvalEnd
+from kdtrain.engine.resume import flatten_optimizer
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, Weights, load_model, load_tensors, snapshot
-from kdtrain.store.resume import flatten_optimizer
-from kdtrain.trainer import Trainer
 from tests.conftest import Fit
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from kdtrain.callbacks import EarlyStopping
 from kdtrain.callbacks.monitor import Monitor
+from kdtrain.engine.events import EvalEnd
 from kdtrain.errors import UsageError
-from kdtrain.events import EvalEnd
 
 
 def _epochs_until_stop(callback: EarlyStopping, values: Sequence[float]) -> int | None:

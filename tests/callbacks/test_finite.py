@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import Checkpoint, StopOnNonFinite
 from kdtrain.data.loader import Batch, Loader
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd, FitEnd, Status
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.recorder import Output
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, KdtrainError
-from kdtrain.events import BatchEnd, FitEnd, Status
-from kdtrain.objective import Objective, Output
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, load_model
-from kdtrain.trainer import Trainer
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

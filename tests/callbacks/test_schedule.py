@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import LearningRateSchedule
 from kdtrain.callbacks.schedule import SCHEDULES, learning_rate
 from kdtrain.data.loader import Loader
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import UsageError
-from kdtrain.events import BatchEnd
-from kdtrain.run import Run
 from kdtrain.runtime import flow
-from kdtrain.trainer import Trainer
 
 
 @given(st.sampled_from(SCHEDULES), st.floats(1e-6, 10), st.integers(1, 5000))

@@ -21,9 +21,9 @@ from kdtrain import choosing, fitting
 from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import prepare
+from kdtrain.engine.predict import predict_logits
 from kdtrain.grid import choose
 from kdtrain.models.registry import build_model
-from kdtrain.predict import predict_logits
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import available_cores
 from kdtrain.runtime.ranks import ForkedRanks, shared_memory

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kdtrain.data import dataset as arrays
 from kdtrain.data.dataset import Split
 from kdtrain.data.loader import Loader
-from kdtrain.predict import predict_logits
+from kdtrain.engine.predict import predict_logits
 from kdtrain.runtime import flow
 from kdtrain.runtime.slices import in_slices
 

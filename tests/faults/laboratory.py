@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kdtrain.engine.resume import load_state
 from kdtrain.store.checkpoint import load_model
-from kdtrain.store.resume import load_state
 from tests.faults.combinations import COMBINATIONS, Combination, write_materials
 from tests.faults.processes import start
 from tests.runs import assert_same_files

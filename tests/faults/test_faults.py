@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from kdtrain.engine.resume import load_state
 from kdtrain.store.checkpoint import load_model
-from kdtrain.store.resume import load_state
 from tests.cli.conftest import EPOCH, CallKdtrain, Finished, assert_explained
 from tests.conftest import ROOT
 from tests.tools import files_in

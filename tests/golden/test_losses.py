@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtrain.callback import Callback
 from kdtrain.callbacks import DistillationCallback, LearningRateSchedule
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
-from kdtrain.events import BatchEnd
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
-from kdtrain.run import Run
 from kdtrain.runtime import flow
 from kdtrain.runtime.seeds import derive_seed
-from kdtrain.trainer import Trainer
 
 TRACE = Path(__file__).with_name("losses.json")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdtrain.losses.soft_targets import soft_target_loss
+from kdtrain.engine.losses import soft_target_loss
 from kdtrain.runtime import flow
 
 Array = npt.NDArray[np.float64]

@@ -23,7 +23,7 @@ from kdtrain import (
     UsageError,
     flow,
 )
-from kdtrain.objective import cross_entropy
+from kdtrain.engine.losses import cross_entropy
 from tests.conftest import ADAM
 from tests.plugins.reference import Convolutional, batch_of, images_of, objective_for
 

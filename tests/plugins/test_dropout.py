@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrain import Dropout, Loader, Objective, Trainer, UsageError, build_model, flow
-from kdtrain.recording import Recorder
+from kdtrain.engine.recorder import Recorder
 from plugins.dropout import DropoutRates
 from tests.conftest import ADAM
 

@@ -12,9 +12,9 @@ import pytest
 
 from kdtrain import BatchEnd, Callback, EvalEnd, Loader, Run, Trainer, UsageError, flow
 from kdtrain.callbacks import Checkpoint
+from kdtrain.engine.resume import load_state
 from kdtrain.models.registry import build_model
 from kdtrain.store.checkpoint import ModelCard, load_tensors, snapshot
-from kdtrain.store.resume import load_state
 from plugins.ema import Ema
 from tests.conftest import RunKdtrain
 

@@ -22,8 +22,8 @@ from kdtrain import (
     UsageError,
     flow,
 )
+from kdtrain.engine.losses import cross_entropy
 from kdtrain.models.registry import build_model
-from kdtrain.objective import cross_entropy
 from kdtrain.store.checkpoint import snapshot
 from plugins.label_smoothing import LabelSmoothing
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrain import BatchEnd, Callback, Loader, Objective, Run, Trainer, UsageError, flow
-from kdtrain.recording import Recorder
+from kdtrain.engine.recorder import Recorder
 from kdtrain.store.checkpoint import snapshot
 from plugins.max_norm import MaxNorm
 from tests.conftest import ADAM

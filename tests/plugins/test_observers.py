@@ -36,9 +36,9 @@ from kdtrain import (
     reliability,
 )
 from kdtrain.callbacks import TensorBoard
+from kdtrain.engine.resume import load_state
 from kdtrain.models.registry import build_model
 from kdtrain.store.checkpoint import ModelCard, snapshot
-from kdtrain.store.resume import load_state
 from plugins.calibration import Calibration
 from plugins.confusion import Confusion, confusion_matrix, draw_matrix, worst_mistakes
 from plugins.csv import Csv

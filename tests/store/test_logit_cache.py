@@ -11,8 +11,8 @@ import pytest
 
 from kdtrain.data.datasets import Dataset, Normalization
 from kdtrain.data.loader import Loader
+from kdtrain.engine.predict import predict_logits
 from kdtrain.models.registry import build_model
-from kdtrain.predict import predict_logits
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_weights, snapshot
 from kdtrain.store.logit_cache import cached_logits, weights_fingerprint

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError, no_such
-from kdtrain.objective import Output
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import answer
 
 Shape = tuple[int, ...]
+
+
+class Output(NamedTuple):
+    """What a network made of a batch.
+
+    Attributes:
+        logits: (B, classes) float32.
+        features: outputs of inner layers, by name, where a callback records them.
+    """
+
+    logits: flow.Tensor
+    features: Mapping[str, flow.Tensor] = MappingProxyType({})
 
 
 class Recorder:

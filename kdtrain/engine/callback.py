@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.run import Run
 from kdtrain.errors import CallbackError, KdtrainError, no_such, one_line
-from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
-from kdtrain.objective import Objective
-from kdtrain.run import Run
 from kdtrain.runtime.user_code import located, origin
 
 
@@ -19,7 +19,14 @@ class Callback:
 
     Callbacks run in the order given, ``on_fit_end`` in the reverse one. No callback may depend on
     its place: decide in ``on_eval``, write files in ``on_epoch_end``, when everybody has decided.
+
+    Attributes:
+        needs_teacher: it takes part only where there is a teacher (see ``NeedsTeacher``).
+        needs_whole_batch: its loss relates a batch's images to one another (see ``NeedsWholeBatch``).
     """
+
+    needs_teacher: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -56,6 +63,27 @@ class Callback:
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 _EVENTS = ("on_batch", "on_eval", "on_epoch_end")  # those that CallbackList.tell knows
+
+
+class NeedsTeacher(Callback):
+    """A callback that takes part only where there is a teacher.
+
+    From the command line it is left out of a comparison's other networks, and refused in the modes
+    that train without a teacher. It finds the teacher as ``objective.teacher``.
+    """
+
+    needs_teacher = True
+
+
+class NeedsWholeBatch(Callback):
+    """A callback whose loss relates a batch's images to one another.
+
+    The processes that share a network's batches on a CPU would each relate the images of their part
+    only, so that the result would depend on the number of cores: with such a callback there is one
+    process. With ``--nproc-per-node`` each process relates the ``--batch-size`` images of its own.
+    """
+
+    needs_whole_batch = True
 
 
 class CallbackList:

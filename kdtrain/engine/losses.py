@@ -1,10 +1,17 @@
-"""The loss of Hinton, Vinyals and Dean: match a teacher's softened probabilities."""
+"""The losses: cross-entropy against labels, and Hinton's against a teacher's softened probabilities."""
 
 from __future__ import annotations
 
+from kdtrain.data.loader import Batch
+from kdtrain.engine.recorder import Output
 from kdtrain.runtime import flow
 
 F = flow.nn.functional
+
+
+def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
+    """Returns the mean cross-entropy of the labels, in nats per image."""
+    return F.cross_entropy(output.logits, batch.targets)
 
 
 def soft_target_loss(

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from kdtrain.engine.events import EpochEnd
 from kdtrain.errors import CheckpointError
-from kdtrain.events import EpochEnd
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import ModelCard, Weights, load_tensors, load_weights, save_tensors, snapshot
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.data.loader import Loader
-from kdtrain.events import EpochEnd
-from kdtrain.objective import Objective
+from kdtrain.engine.events import EpochEnd
+from kdtrain.engine.objective import Objective
 from kdtrain.runtime import flow
 
 

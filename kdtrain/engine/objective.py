@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from kdtrain.data.loader import Batch
+from kdtrain.engine.losses import cross_entropy
+from kdtrain.engine.recorder import Output, Recorder, Teacher
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import failure
-
-if TYPE_CHECKING:
-    from kdtrain.recording import Recorder, Teacher
-
-
-class Output(NamedTuple):
-    """What a network made of a batch.
-
-    Attributes:
-        logits: (B, classes) float32.
-        features: outputs of inner layers, by name, where a callback records them.
-    """
-
-    logits: flow.Tensor
-    features: Mapping[str, flow.Tensor] = MappingProxyType({})
-
 
 Term = Callable[[Batch, Output], "flow.Tensor"]
 """A loss: a batch and the network's output to a scalar tensor, the mean over the batch's images.
@@ -258,11 +243,6 @@ class Objective:
         other = copy.copy(self)
         vars(other).update(changes)
         return other
-
-
-def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
-    """Returns the mean cross-entropy of the labels, in nats per image."""
-    return flow.nn.functional.cross_entropy(output.logits, batch.targets)
 
 
 def _one_number(loss: Any) -> flow.Tensor:

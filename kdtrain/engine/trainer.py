@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from kdtrain.callback import Callback, CallbackList
+import numpy as np
+
 from kdtrain.data.loader import Batch, Loader
+from kdtrain.engine.callback import Callback, CallbackList
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.predict import predict_logits
+from kdtrain.engine.recorder import Recorder
+from kdtrain.engine.resume import FitState
+from kdtrain.engine.run import Progress, Run
 from kdtrain.errors import describe
-from kdtrain.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
-from kdtrain.mean_losses import mean_losses
 from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.objective import Objective
-from kdtrain.predict import predict_logits
-from kdtrain.recording import Recorder
-from kdtrain.run import Progress, Run
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import clear_wide_registers
 from kdtrain.runtime.seeds import derive_seed
-from kdtrain.store.resume import FitState
 
 OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]
 
@@ -131,7 +132,7 @@ class Trainer:
                 if _stopping(run):
                     break
             sizes = run.train.batch_sizes[: len(seen)]
-            losses_of_epoch, trained = mean_losses(seen, sizes), time.perf_counter()
+            losses_of_epoch, trained = _mean_losses(seen, sizes), time.perf_counter()
             run.train.ranks.average_buffers(self.model)
 
             metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
@@ -196,3 +197,22 @@ def _stopping(run: Run) -> bool:
     if stopping and not asked:
         run.stop("a callback of another process asked for it")
     return stopping
+
+
+def _mean_losses(batches: Sequence[Mapping[str, flow.Tensor]], sizes: Sequence[int]) -> dict[str, float]:
+    """Returns the mean over all images, as ``loss/NAME``.
+
+    No step waits for its numbers: they stay on the device until the epoch is over.
+
+    Args:
+        batches: each batch's mean losses, by name.
+        sizes: how many images each batch has.
+    """
+    names = batches[0] if batches else ()
+    return {f"loss/{name}": _mean([losses[name] for losses in batches], sizes) for name in names}
+
+
+def _mean(losses: Sequence[flow.Tensor], sizes: Sequence[int]) -> float:
+    """Returns the mean, weighted by ``sizes``. The losses are read together, not one by one."""
+    values = flow.stack(list(losses)).numpy().reshape(len(sizes))
+    return float(np.average(values.astype(np.float64), weights=sizes))
