@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         Progress,
     )
     from kdtrain.callbacks.features import FeatureLoss, FeatureMethod
-    from kdtrain.callbacks.tensorboard import EventFile
     from kdtrain.data.loader import Batch, Loader
     from kdtrain.engine.callback import Callback, NeedsTeacher, NeedsWholeBatch
     from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
@@ -40,8 +39,9 @@ if TYPE_CHECKING:
     from kdtrain.runtime.console import claim_terminal
     from kdtrain.runtime.files import write_text
     from kdtrain.runtime.regular_files import read_text
+    from kdtrain.store.card import model_card
     from kdtrain.store.checkpoint import load_model
-    from kdtrain.teachers import model_card
+    from kdtrain.store.event_file import EventFile
 
 _HOME = {
     "Batch": "kdtrain.data.loader",
@@ -54,7 +54,7 @@ _HOME = {
     "EarlyStopping": "kdtrain.callbacks",
     "EpochEnd": "kdtrain.engine.events",
     "EvalEnd": "kdtrain.engine.events",
-    "EventFile": "kdtrain.callbacks.tensorboard",
+    "EventFile": "kdtrain.store.event_file",
     "FeatureLoss": "kdtrain.callbacks.features",
     "FeatureMethod": "kdtrain.callbacks.features",
     "Fidelity": "kdtrain.metrics.fidelity",
@@ -81,7 +81,7 @@ _HOME = {
     "load_data": "kdtrain.notebook",
     "load_model": "kdtrain.store.checkpoint",
     "measure_fidelity": "kdtrain.metrics.fidelity",
-    "model_card": "kdtrain.teachers",
+    "model_card": "kdtrain.store.card",
     "predict_logits": "kdtrain.engine.predict",
     "read_text": "kdtrain.runtime.regular_files",
     "reliability": "kdtrain.metrics.calibration",

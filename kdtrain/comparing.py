@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.callbacks.tensorboard import write_picture
 from kdtrain.choosing import Chosen, choose_settings
 from kdtrain.config_file import absolute_paths
 from kdtrain.fitting import Session
@@ -30,6 +29,7 @@ from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import SavedModel, save_tensors
+from kdtrain.store.event_file import write_picture
 from kdtrain.store.run_directory import run_directory
 from kdtrain.teachers import describe_teacher
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from kdtrain.callbacks.distillation import logits_over
+from kdtrain.callbacks.teacher_logits import logits_over
 from kdtrain.config import FitConfig
 from kdtrain.config_file import absolute_paths
 from kdtrain.data.datasets import load_dataset
@@ -39,10 +39,11 @@ from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import OneFlowRanks, Ranks
 from kdtrain.runtime.seeds import derive_seed
+from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import read_metrics
-from kdtrain.teachers import find_teacher, model_card, networks_to_train
+from kdtrain.teachers import find_teacher, networks_to_train
 
 T = TypeVar("T")
 

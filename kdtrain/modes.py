@@ -23,7 +23,7 @@ from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.plugin_loader import load_plugin
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard
+from kdtrain.store.card import ModelCard
 
 
 @dataclass(frozen=True)

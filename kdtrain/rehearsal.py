@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Iterator
 
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
 from kdtrain.models.registry import build_model
 from kdtrain.modes import LABEL_SMOOTHING, MODES, Setup
 from kdtrain.runtime import flow
+from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel
-from kdtrain.teachers import model_card
 
 
 def rehearse(config: FitConfig, dataset: Dataset, teacher: SavedModel | None) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.callbacks.tensorboard import EventFile, write_results
 from kdtrain.config import FitConfig
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.fidelity import Fidelity
@@ -19,6 +18,7 @@ from kdtrain.modes import MODES
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import SavedModel
+from kdtrain.store.event_file import EventFile, write_results
 
 _AGREEMENT = "test/agreement"
 _SUFFIX = ".teacher"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.prepare import count_training
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime.locations import absolute
-from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card, load_model
+from kdtrain.store.card import ModelCard, model_card
+from kdtrain.store.checkpoint import SavedModel, load_card, load_model
 from kdtrain.store.kept_models import kept_models
 
 
@@ -66,19 +67,6 @@ def networks_to_train(config: FitConfig, dataset: Dataset) -> list[str]:
     if config.mode == "student_kd":
         known = known or _kept_teacher(config, dataset) is not None
     return ["student"] if known else ["teacher", "student"]
-
-
-def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
-    """Returns the card of a network that is trained on ``dataset``."""
-    return ModelCard(
-        mode=mode,
-        arch=absolute(arch),
-        dataset=absolute(dataset.name),
-        image_shape=dataset.image_shape,
-        classes=dataset.classes,
-        mean=dataset.normalization.mean,
-        std=dataset.normalization.std,
-    )
 
 
 def _kept_teacher(config: FitConfig, dataset: Dataset) -> Path | None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kdtrain.comparing import run_comparison
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset, Split
+from kdtrain.data.dataset import Dataset, Split
 from kdtrain.fitting import Session
 from kdtrain.modes import COMPARE, MODES
 from kdtrain.runtime.console import silence

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import FitEnd
 from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard
+from kdtrain.store.card import ModelCard
 
 ROOT = Path(__file__).parent.parent
 ADAM = partial(flow.optim.Adam, lr=1e-3)

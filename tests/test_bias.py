@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from kdtrain import KdtrainError, flow
 from kdtrain.bias import raise_biases, shift_by_labels, shift_by_teacher
 from kdtrain.models.registry import build_model
-from kdtrain.store.checkpoint import ModelCard, SavedModel, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import SavedModel, snapshot
 
 Array = npt.NDArray[np.float64]
 

@@ -29,7 +29,8 @@ from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, KdtrainError
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, load_tensors
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import load_tensors
 from tests.conftest import ADAM, Fit
 
 EVENTS = ("on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end")

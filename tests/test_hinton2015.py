@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from examples.hinton2015.experiment import table
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.store.checkpoint import load_tensors
 from tests.conftest import ROOT
 from tests.tools import files_in, write_digits

@@ -13,7 +13,7 @@ import scipy.stats
 
 from kdtrain.callbacks.distillation import DistillationCallback
 from kdtrain.data.augmentation import Mixup, Shift, augmentation, mixup
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.models.registry import ARCHITECTURES
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import untrained_teacher

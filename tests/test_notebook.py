@@ -9,7 +9,8 @@ import pytest
 
 from kdtrain import UsageError, load_data
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.data.prepare import prepare
 from tests.tools import write_tiles
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdtrain.callbacks import LearningRateSchedule
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Loader
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EvalEnd, FitEnd, Status

@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdtrain.callbacks.tensorboard import EventFile
 from kdtrain.comparing import run_comparison
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.errors import KdtrainError
 from kdtrain.fitting import Session
+from kdtrain.store.event_file import EventFile
 from tests.tools import read_scalars, write_tiles
 
 RUNS = {mode: f"compare/version_0/seed_0/{mode}" for mode in ("teacher", "student_kd", "student")}

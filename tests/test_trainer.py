@@ -27,7 +27,8 @@ from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, UsageError
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import snapshot
 from tests.conftest import ADAM, Fit
 
 # ---------------------------------------- rule 2: the step is the loop's

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tensorboardX.proto.event_pb2 import Event
 
-from kdtrain.data.datasets import Dataset, Split
+from kdtrain.data.dataset import Dataset, Split
 
 TRAIN, TEST = 1500, 300
 Scalars = dict[str, dict[int, float]]

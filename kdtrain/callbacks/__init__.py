@@ -1,4 +1,7 @@
-"""The built-in callbacks, one file each."""
+"""The built-in callbacks, one file each, and what several of them share.
+
+Which callbacks a fit has is decided in ``experiment``. Imports any room but that and ``cli``.
+"""
 
 from kdtrain.callbacks.checkpoint import Checkpoint
 from kdtrain.callbacks.distillation import DistillationCallback

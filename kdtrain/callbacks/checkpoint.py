@@ -11,7 +11,8 @@ from kdtrain.engine.events import EpochEnd, EvalEnd
 from kdtrain.engine.resume import save_state
 from kdtrain.engine.run import Run
 from kdtrain.runtime.files import make_folder
-from kdtrain.store.checkpoint import ModelCard, fingerprint, save_model, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import fingerprint, save_model, snapshot
 
 
 class Checkpoint(Callback):

@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from kdtrain.callbacks.teacher_logits import logits_over, weights_fingerprint
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import FitEnd, Status
 from kdtrain.engine.losses import soft_target_loss
 from kdtrain.engine.objective import Objective
-from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import note
-from kdtrain.store.logit_cache import cached_logits, weights_fingerprint
 
 
 class SoftTargets:
@@ -128,18 +124,3 @@ class DistillationCallback(Callback):
                 f"the teacher knows {classes} classes, the data have {train.num_classes}: "
                 "choose a teacher that was trained on these data with --teacher-checkpoint."
             )
-
-
-def logits_over(
-    teacher: flow.nn.Module, train: Loader, cache_directory: Path | None
-) -> npt.NDArray[np.float32]:
-    """Returns the teacher's logits over the training images, (N, classes), from the cache if it can."""
-    if cache_directory is None:
-        return predict_logits(teacher, train, description="teacher's soft labels")
-    return cached_logits(
-        cache_directory,
-        weights_fingerprint(teacher),
-        train.fingerprint,
-        compute=lambda: predict_logits(teacher, train, description="teacher's soft labels"),
-        ranks=train.ranks,
-    )

@@ -10,7 +10,7 @@ from kdtrain.benchmark import Contender, run_benchmark
 from kdtrain.cli.common import check_fits, is_named, open_any_model, open_data, open_model
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.report.benchmark import benchmark_table, to_json

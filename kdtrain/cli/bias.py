@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kdtrain.bias import raise_biases, shift_by_labels, shift_by_teacher
-from kdtrain.callbacks.distillation import logits_over
+from kdtrain.callbacks.teacher_logits import logits_over
 from kdtrain.cli.output import Output
 from kdtrain.config import FitConfig
 from kdtrain.config_file import load_config

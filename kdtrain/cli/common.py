@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.datasets import BUILT_IN, Dataset, Normalization, load_dataset
+from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.data.datasets import BUILT_IN, load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, SavedModel, load_model
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import SavedModel, load_model
 
 Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 

@@ -10,7 +10,7 @@ from kdtrain.benchmark import Contender, run_benchmark
 from kdtrain.cli.common import answer_test_images, open_data, open_model
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.errors import UsageError
 from kdtrain.export.onnx_file import Agreement, sha256, to_onnx
 from kdtrain.export.quantization import draw, quantize

@@ -29,7 +29,8 @@ from kdtrain.runtime.console import note
 from kdtrain.runtime.locations import short, sought
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.value_checks import MOST_NUMBER, positive
-from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import SavedModel, load_card
 from kdtrain.store.kept_models import kept_models
 
 

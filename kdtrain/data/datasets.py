@@ -12,28 +12,13 @@ from numpy.typing import NDArray
 
 from kdtrain.data import cifar, fashion
 from kdtrain.data.checks import assemble
-from kdtrain.data.dataset import Dataset, Normalization, Normalized, Split, hold_out
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.factory import load_factory
 from kdtrain.data.folder import load_image_folder
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.data.npz import load_npz
 from kdtrain.errors import DataError, UsageError, no_such
 from kdtrain.runtime.locations import sought
-
-__all__ = [
-    "BUILT_IN",
-    "DATASETS",
-    "FILES",
-    "SPELLINGS",
-    "Dataset",
-    "Known",
-    "Normalization",
-    "Normalized",
-    "Split",
-    "hold_out",
-    "load_dataset",
-    "verify_embedded",
-]
 
 FILES = (
     "train-images-idx3-ubyte",

@@ -12,7 +12,8 @@ import numpy as np
 from kdtrain.engine.events import EpochEnd
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, Weights, load_tensors, load_weights, save_tensors, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import Weights, load_tensors, load_weights, save_tensors, snapshot
 
 _AN_END = EpochEnd(1, 1, {}, 1, 1.0, 1.0, 1.0)  # for the types of its fields
 

@@ -1,1 +1,5 @@
-"""Files on disk: atomic writes, checkpoints, run directories."""
+"""What lies on disk, and why it can be trusted: checkpoints, cards, runs, kept models, event files.
+
+What decides when a file is written does not belong here. Imports ``errors``, ``runtime``, ``data`` and
+``models``.
+"""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain._version import __version__
+from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, without_controls
-from kdtrain.runtime import flow
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
+from kdtrain.runtime.locations import absolute
 
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "mode": (str, str),
@@ -55,9 +56,7 @@ class ModelCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     metrics: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, str] = field(
-        default_factory=lambda: {"kdtrain": __version__, "oneflow": str(flow.__version__)}
-    )
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
     epochs: int = 0
     images: int = 0
     held_out: str = ""
@@ -76,6 +75,19 @@ class ModelCard:
     def accuracy_text(self) -> str:
         """The same as a text."""
         return "unknown" if math.isnan(self.accuracy) else f"{self.accuracy:.2%}"
+
+
+def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
+    """Returns the card of a network that is trained on ``dataset``."""
+    return ModelCard(
+        mode=mode,
+        arch=absolute(arch),
+        dataset=absolute(dataset.name),
+        image_shape=dataset.image_shape,
+        classes=dataset.classes,
+        mean=dataset.normalization.mean,
+        std=dataset.normalization.std,
+    )
 
 
 def read_card(header: Any, path: Path) -> ModelCard:
@@ -130,3 +142,9 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
     return without_controls(value) if isinstance(value, str) else value
+
+
+def _versions() -> dict[str, str]:
+    from kdtrain.runtime import flow  # here, because reading a card does without oneflow
+
+    return {"kdtrain": __version__, "oneflow": str(flow.__version__)}

@@ -34,8 +34,7 @@ from kdtrain.runtime.files import write_bytes
 from kdtrain.runtime.limits import MOST_HEADER, MOST_TENSORS
 from kdtrain.runtime.locations import short, sought
 from kdtrain.runtime.regular_files import name_of, open_regular
-from kdtrain.store.card import ModelCard as ModelCard
-from kdtrain.store.card import read_card
+from kdtrain.store.card import ModelCard, read_card
 from kdtrain.store.oneflow_directory import read_oneflow_directory
 
 Weights = dict[str, npt.NDArray[np.generic]]

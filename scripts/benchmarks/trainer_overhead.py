@@ -23,8 +23,7 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
 from kdtrain.runtime.processor import clear_wide_registers
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.store.card import ModelCard
-from kdtrain.teachers import model_card
+from kdtrain.store.card import ModelCard, model_card
 
 LR = 3e-3
 PAIRS = 2  # in each process

@@ -21,7 +21,8 @@ from kdtrain.config import FitConfig
 from kdtrain.data.npz import ARRAYS
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, save_model, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import save_model, snapshot
 
 SEPARATOR = b"\n--\n"
 CARD = ModelCard(

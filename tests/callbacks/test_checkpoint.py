@@ -16,7 +16,8 @@ from kdtrain.engine.resume import flatten_optimizer
 from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, Weights, load_model, load_tensors, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import Weights, load_model, load_tensors, snapshot
 from tests.conftest import Fit
 
 

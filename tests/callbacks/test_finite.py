@@ -17,7 +17,8 @@ from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, KdtrainError
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, load_model
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import load_model
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from kdtrain.cli import main
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
+from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import save_model, snapshot
-from kdtrain.teachers import model_card
 from tests.conftest import ROOT, RunKdtrain
 from tests.tools import write_digits, write_tiles
 

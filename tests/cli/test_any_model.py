@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import tomli
 
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.conftest import RunKdtrain

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from tests.cli.conftest import CallKdtrain, Fitted, assert_explained, untrained_teacher
 from tests.conftest import RunKdtrain
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.prepare import prepare
 from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import CallKdtrain, Fitted, assert_explained

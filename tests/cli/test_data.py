@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdtrain.data.datasets import Normalization, load_dataset
+from kdtrain.data.dataset import Normalization
+from kdtrain.data.datasets import load_dataset
 from kdtrain.data.images.resize import read_picture
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from tests.cli.conftest import LOGDIR, CallKdtrain, Fitted, assert_explained

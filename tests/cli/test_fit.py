@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import tomli
 
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import (

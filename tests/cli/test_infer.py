@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from tests.cli.conftest import LOGDIR, MODES, CallKdtrain, Finished, Fitted, assert_explained
 from tests.conftest import RunKdtrain
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import EPOCH, Finished, Fitted, signal_when_ready, untrained_teacher
 from tests.tools import files_in, write_digits

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.store.checkpoint import load_model, save_model
 from tests.cli.conftest import EPOCH, CallKdtrain, Finished, Fitted, assert_explained, untrained_teacher
 from tests.conftest import ROOT

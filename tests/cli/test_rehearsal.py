@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CallbackError
 from kdtrain.rehearsal import rehearse
 from kdtrain.store.checkpoint import load_model

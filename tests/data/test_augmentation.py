@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrain.data.augmentation import Crop, Flip, Rotate, Shift, augmentation
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Loader
 
 Floats = npt.NDArray[np.float32]

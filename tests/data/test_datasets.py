@@ -16,16 +16,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from kdtrain.data import datasets
-from kdtrain.data.datasets import (
-    FILES,
-    Dataset,
-    Known,
-    Normalization,
-    Split,
-    hold_out,
-    load_dataset,
-    verify_embedded,
-)
+from kdtrain.data.dataset import Dataset, Normalization, Split, hold_out
+from kdtrain.data.datasets import FILES, Known, load_dataset, verify_embedded
 from kdtrain.errors import DataError, UsageError
 
 Arrays = dict[str, NDArray[np.uint8]]

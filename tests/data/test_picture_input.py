@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.images.digit_photo import to_mnist
 from kdtrain.data.images.model_input import picture_input, shows_ink
 from kdtrain.errors import DataError

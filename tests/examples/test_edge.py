@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.export.onnx_file import to_onnx
 from kdtrain.models.registry import build_model
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
-from kdtrain.teachers import model_card
+from kdtrain.store.card import model_card
 from tests.conftest import ROOT
 
 PROGRAM = ROOT / "examples" / "edge" / "predict.py"

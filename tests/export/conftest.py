@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.engine.trainer import Trainer
 from kdtrain.export.onnx_file import sha256, to_onnx
 from kdtrain.export.quantization import draw, quantize
 from kdtrain.models.registry import build_model
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
+from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, load_model, save_model, snapshot
-from kdtrain.teachers import model_card
 from tests.conftest import ADAM, LoaderFactory
 
 

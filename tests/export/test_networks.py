@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.data.datasets import Normalization
+from kdtrain.data.dataset import Normalization
 from kdtrain.export.onnx_file import to_onnx
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import ARCHITECTURES, build_model

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 import kdtrain
-from kdtrain.data.datasets import Dataset, Normalization
+from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.errors import KdtrainError
 from kdtrain.export.onnx_file import Agreement, sha256, to_onnx
 from kdtrain.onnx_model import OnnxModel

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.export.onnx_file import to_onnx
 from kdtrain.export.quantization import draw, quantize
 from kdtrain.models.registry import build_model
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
-from kdtrain.teachers import model_card
+from kdtrain.store.card import model_card
 from tests.export.conftest import Exported
 
 

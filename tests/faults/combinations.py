@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kdtrain.data.datasets import Dataset, Split, load_dataset
+from kdtrain.data.dataset import Dataset, Split
+from kdtrain.data.datasets import load_dataset
 from tests.tools import write_tiles
 
 PICTURES = 60  # of each class in the folder

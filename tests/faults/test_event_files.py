@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tensorboardX.record_writer import masked_crc32c
 
-from kdtrain.callbacks.tensorboard import EventFile
 from kdtrain.errors import KdtrainError
+from kdtrain.store.event_file import EventFile
 from tests.faults.limits import limited
 
 NAME = "events.out.tfevents.1.host.1"

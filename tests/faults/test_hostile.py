@@ -22,14 +22,16 @@ import numpy as np
 import pytest
 
 from kdtrain.cli import main
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.data.idx import read_idx
 from kdtrain.data.images.image_file import read_photo
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.resume import load_state, save_state
 from kdtrain.errors import CheckpointError, DataError, KdtrainError
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, Weights, load_model, load_tensors, save_tensors
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import Weights, load_model, load_tensors, save_tensors
 from kdtrain.store.oneflow_directory import read_oneflow_directory
 from tests.conftest import ROOT, RunKdtrain
 from tests.tools import write_digits, write_tiles

@@ -12,11 +12,12 @@ import onnx
 import pytest
 
 from kdtrain.cli import main
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.export.onnx_file import to_onnx
 from kdtrain.onnx_reader import METADATA
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, save_model, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import save_model, snapshot
 from tests.cli.conftest import CallKdtrain, assert_explained
 from tests.faults.limits import limited
 from tests.tools import write_digits

@@ -16,21 +16,15 @@ import pytest
 from PIL import Image
 
 from kdtrain.data.cifar import _BoundedGzip
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import CheckpointError, DataError
 from kdtrain.models.registry import build_model, fewest_values
 from kdtrain.models.zoo import LARGE
 from kdtrain.runtime import flow
 from kdtrain.runtime.limits import LONGEST_NAME, MOST_CLASSES, MOST_LOGITS, MOST_TENSORS
-from kdtrain.store.checkpoint import (
-    ModelCard,
-    Weights,
-    fingerprint,
-    load_model,
-    load_tensors,
-    save_model,
-    snapshot,
-)
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import Weights, fingerprint, load_model, load_tensors, save_model, snapshot
 from tests.cli.conftest import CallKdtrain, assert_explained
 from tests.faults.limits import limited
 from tests.tools import write_digits

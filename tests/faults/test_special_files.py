@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.runtime.regular_files import open_regular, read_bytes, read_text
 from tests.cli.conftest import CallKdtrain, Finished
 from tests.conftest import ROOT, RunKdtrain

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.models.layers import Dropout
 from kdtrain.models.registry import build_model, count_parameters
 from kdtrain.runtime import flow

@@ -14,7 +14,8 @@ from kdtrain import BatchEnd, Callback, EvalEnd, Loader, Run, Trainer, UsageErro
 from kdtrain.callbacks import Checkpoint
 from kdtrain.engine.resume import load_state
 from kdtrain.models.registry import build_model
-from kdtrain.store.checkpoint import ModelCard, load_tensors, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import load_tensors, snapshot
 from plugins.ema import Ema
 from tests.conftest import RunKdtrain
 

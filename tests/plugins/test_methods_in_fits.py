@@ -13,9 +13,11 @@ import pytest
 from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, flow
 from kdtrain.callbacks import Checkpoint
 from kdtrain.data.augmentation import Shift
-from kdtrain.data.datasets import Dataset, load_dataset
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
 from kdtrain.models.registry import build_model
-from kdtrain.store.checkpoint import ModelCard, load_model, load_tensors, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import load_model, load_tensors, snapshot
 from plugins.attention import Attention
 from plugins.dist import Dist
 from plugins.dkd import Dkd

@@ -10,7 +10,7 @@ import pytest
 
 from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, flow
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.fitting import Session
 from kdtrain.models.registry import build_model
 from kdtrain.plan import Plan

@@ -38,7 +38,8 @@ from kdtrain import (
 from kdtrain.callbacks import TensorBoard
 from kdtrain.engine.resume import load_state
 from kdtrain.models.registry import build_model
-from kdtrain.store.checkpoint import ModelCard, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import snapshot
 from plugins.calibration import Calibration
 from plugins.confusion import Confusion, confusion_matrix, draw_matrix, worst_mistakes
 from plugins.csv import Csv

@@ -20,7 +20,7 @@ from PIL import Image
 
 from kdtrain.comparing import run_comparison
 from kdtrain.config import FitConfig
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.fitting import Session
 from kdtrain.report.page import write_report

@@ -20,13 +20,13 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.engine.trainer import Trainer
 from kdtrain.export.onnx_file import to_onnx
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, load_model, save_model, snapshot
-from kdtrain.teachers import model_card
+from kdtrain.store.card import ModelCard, model_card
+from kdtrain.store.checkpoint import load_model, save_model, snapshot
 from tests.conftest import ROOT, LoaderFactory
 
 JSON = {"Content-Type": "application/json"}

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from kdtrain.cli import main
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.images.model_input import picture_input
 from kdtrain.onnx_model import OnnxModel
 from tests.serve.conftest import JSON, PNG, Service, as_json, encoded

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
-from kdtrain.data.datasets import Dataset
+from kdtrain.data.dataset import Dataset
 from kdtrain.onnx_model import OnnxModel
 from kdtrain.serve.app import make_app
 from kdtrain.serve.connections import connections

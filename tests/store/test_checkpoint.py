@@ -24,8 +24,8 @@ from hypothesis.extra import numpy as hnp
 from kdtrain.errors import CheckpointError
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
+from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import (
-    ModelCard,
     Weights,
     load_model,
     load_tensors,

@@ -11,7 +11,8 @@ import pytest
 from kdtrain.errors import CheckpointError
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, load_model, save_model, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import load_model, save_model, snapshot
 
 NET = """
 from pathlib import Path

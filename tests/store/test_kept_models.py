@@ -14,7 +14,8 @@ import pytest
 
 from kdtrain.errors import KdtrainError
 from kdtrain.store import kept_models as module
-from kdtrain.store.checkpoint import ModelCard, SavedModel, load_card, save_model
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import SavedModel, load_card, save_model
 from kdtrain.store.kept_models import keep_model, kept_models
 
 FORK = multiprocessing.get_context("fork")

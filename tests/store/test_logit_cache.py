@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdtrain.data.datasets import Dataset, Normalization
+from kdtrain.callbacks.teacher_logits import cached_logits, weights_fingerprint
+from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_weights, snapshot
-from kdtrain.store.logit_cache import cached_logits, weights_fingerprint
 
 
 class Cache:

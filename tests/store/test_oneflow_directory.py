@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from kdtrain.errors import CheckpointError
 from kdtrain.models.registry import ARCHITECTURES, build_model
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import ModelCard, load_model, snapshot
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import load_model, snapshot
 from kdtrain.store.oneflow_directory import read_oneflow_directory
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.data.loader import Loader
+from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import make_folder
@@ -19,6 +21,21 @@ from kdtrain.store.checkpoint import fingerprint, load_tensors, save_tensors, sn
 def weights_fingerprint(model: flow.nn.Module) -> str:
     """Returns the SHA-256 of the network's structure and of all its weights' bytes."""
     return fingerprint(snapshot(model), repr(model))
+
+
+def logits_over(
+    teacher: flow.nn.Module, train: Loader, cache_directory: Path | None
+) -> npt.NDArray[np.float32]:
+    """Returns the teacher's logits over the training images, (N, classes), from the cache if it can."""
+    if cache_directory is None:
+        return predict_logits(teacher, train, description="teacher's soft labels")
+    return cached_logits(
+        cache_directory,
+        weights_fingerprint(teacher),
+        train.fingerprint,
+        compute=lambda: predict_logits(teacher, train, description="teacher's soft labels"),
+        ranks=train.ranks,
+    )
 
 
 def cached_logits(
