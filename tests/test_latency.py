@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from kdtrain.latency import Clock, Images, Timing, measure, stopwatch
+from kdtrain.deploy.latency import Clock, Images, Timing, measure, stopwatch
 
 IMAGES = np.zeros((30, 1, 2, 2), np.uint8)
 

@@ -13,10 +13,10 @@ import onnxruntime
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from kdtrain.export.onnx_file import to_onnx
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.onnx_cost import LARGEST_PEAK, LARGEST_WORK, graph_cost
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.models.registry import build_model
-from kdtrain.onnx_cost import LARGEST_PEAK, LARGEST_WORK, graph_cost
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from tests.faults.hostile_graphs import CARD, node

@@ -14,9 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx_reader import METADATA
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.onnx_model import OnnxModel
-from kdtrain.onnx_reader import METADATA
 from tests.conftest import ROOT
 
 CARD: dict[str, Any] = {
@@ -203,7 +203,7 @@ def test_an_answer_of_another_shape_is_refused(path: Path) -> None:
 
 
 def test_it_needs_no_oneflow() -> None:
-    code = "import sys, kdtrain.onnx_model; print([name for name in sys.modules if 'oneflow' in name])"
+    code = "import sys, kdtrain.deploy.onnx_model; print([name for name in sys.modules if 'oneflow' in name])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError
-from kdtrain.onnx_model import OnnxModel
 from tests.conftest import ROOT
 from tests.test_onnx_model import model
 
@@ -42,7 +42,8 @@ def test_it_ends_with_the_model(path: Path) -> None:
 
 def test_it_ends_when_whoever_asked_is_killed(path: Path) -> None:
     code = (
-        "import sys, time; from kdtrain.onnx_model import OnnxModel; model = OnnxModel.load(sys.argv[1]);"
+        "import sys, time; from kdtrain.deploy.onnx_model import OnnxModel;"
+        "model = OnnxModel.load(sys.argv[1]);"
         "print(model.process._process.pid, flush=True); time.sleep(60)"
     )
     asking = subprocess.Popen(

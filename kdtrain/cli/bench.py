@@ -6,14 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from kdtrain.benchmark import Contender, run_benchmark
 from kdtrain.cli.common import check_fits, is_named, open_any_model, open_data, open_model
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
 from kdtrain.data.dataset import Dataset
+from kdtrain.deploy.benchmark import Contender, run_benchmark
+from kdtrain.deploy.benchmark_table import benchmark_table, to_json
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError
-from kdtrain.onnx_model import OnnxModel
-from kdtrain.report.benchmark import benchmark_table, to_json
 from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import MOST_PROCESSES
 from kdtrain.runtime.locations import sought

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.datasets import BUILT_IN, load_dataset
 from kdtrain.data.loader import Loader
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError, UsageError
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel, load_model

@@ -6,17 +6,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdtrain.benchmark import Contender, run_benchmark
 from kdtrain.cli.common import answer_test_images, open_data, open_model
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
 from kdtrain.data.dataset import Dataset
+from kdtrain.deploy.benchmark import Contender, run_benchmark
+from kdtrain.deploy.benchmark_table import benchmark_table
+from kdtrain.deploy.export.onnx_file import Agreement, sha256, to_onnx
+from kdtrain.deploy.export.quantization import draw, quantize
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx_reader import import_onnx
 from kdtrain.errors import UsageError
-from kdtrain.export.onnx_file import Agreement, sha256, to_onnx
-from kdtrain.export.quantization import draw, quantize
-from kdtrain.onnx_model import OnnxModel
-from kdtrain.onnx_reader import import_onnx
-from kdtrain.report.benchmark import benchmark_table
 from kdtrain.runtime.files import ensure_writable, temporary_folder, write_bytes
 from kdtrain.runtime.value_checks import IMAGES, SEED
 from kdtrain.store.checkpoint import SavedModel

@@ -20,9 +20,9 @@ from kdtrain.cli.output import Output
 from kdtrain.data.images.image_file import open_picture
 from kdtrain.data.images.model_input import picture_input
 from kdtrain.data.images.resize import to_rgb
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, UsageError, clipped
 from kdtrain.metrics.probabilities import probabilities
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
 from kdtrain.runtime.console import note

@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 
 from kdtrain.cli.flags import check_flags
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime.console import note
 from kdtrain.runtime.signals import turn_sigterm_into_exception
 from kdtrain.runtime.value_checks import positive
@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         import uvicorn
 
-        from kdtrain.serve.app import make_app
-        from kdtrain.serve.connections import connections
-        from kdtrain.serve.limits import Limits
+        from kdtrain.deploy.serve.app import make_app
+        from kdtrain.deploy.serve.connections import connections
+        from kdtrain.deploy.serve.limits import Limits
     except ImportError as error:
         raise KdtrainError(
             f"serving needs starlette and uvicorn, which are not installed ({error}): "

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.export.onnx_file import to_onnx
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.models.registry import build_model
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
 from tests.conftest import ROOT

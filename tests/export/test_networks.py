@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kdtrain.data.dataset import Normalization
-from kdtrain.export.onnx_file import to_onnx
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import ARCHITECTURES, build_model
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 

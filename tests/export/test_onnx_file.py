@@ -15,9 +15,9 @@ import pytest
 
 import kdtrain
 from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.deploy.export.onnx_file import Agreement, sha256, to_onnx
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import KdtrainError
-from kdtrain.export.onnx_file import Agreement, sha256, to_onnx
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from tests.conftest import ROOT
 from tests.export.conftest import Exported

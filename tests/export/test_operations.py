@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import KdtrainError
-from kdtrain.export.onnx_file import to_onnx
 from kdtrain.models.layers import Conv2d, Dropout
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 

@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.export.onnx_file import to_onnx
-from kdtrain.export.quantization import draw, quantize
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.export.quantization import draw, quantize
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.models.registry import build_model
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
 from tests.export.conftest import Exported

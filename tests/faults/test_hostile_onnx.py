@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.onnx_model import OnnxModel
+from kdtrain.deploy.onnx_model import OnnxModel
 from tests.conftest import ROOT
 from tests.faults.hostile_graphs import GRAPHS, ONE, network, node
 
@@ -26,7 +26,7 @@ ASK = """
 import json, resource, sys, time
 import numpy as np
 from kdtrain.errors import KdtrainError
-from kdtrain.onnx_model import OnnxModel
+from kdtrain.deploy.onnx_model import OnnxModel
 for path in sys.argv[1:]:
     began, said = time.monotonic(), None
     try:

@@ -13,8 +13,8 @@ import pytest
 
 from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
-from kdtrain.export.onnx_file import to_onnx
-from kdtrain.onnx_reader import METADATA
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.onnx_reader import METADATA
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import save_model, snapshot

@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from kdtrain.data.dataset import Dataset
+from kdtrain.deploy.export.onnx_file import to_onnx
 from kdtrain.engine.trainer import Trainer
-from kdtrain.export.onnx_file import to_onnx
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard, model_card

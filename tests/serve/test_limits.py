@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.onnx_model import OnnxModel
-from kdtrain.serve.app import make_app
-from kdtrain.serve.connections import connections
-from kdtrain.serve.limits import Limits, TokenBuckets
-from kdtrain.serve.questions import images
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.serve.app import make_app
+from kdtrain.deploy.serve.connections import connections
+from kdtrain.deploy.serve.limits import Limits, TokenBuckets
+from kdtrain.deploy.serve.requests import images
 from kdtrain.store.card import ModelCard
 from tests.serve.conftest import JSON, Service, as_json, serve
 

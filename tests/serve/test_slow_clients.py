@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.serve.limits import Limits
+from kdtrain.deploy.serve.limits import Limits
 from tests.serve.test_limits import service_with
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.onnx_process import Answer, OnnxProcess
+from kdtrain.deploy.onnx_process import Answer, OnnxProcess
 from kdtrain.store.card import ModelCard, read_card
 
 _AT_ONCE = 250  # images that are sent at one time

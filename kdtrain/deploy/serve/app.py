@@ -25,12 +25,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdtrain.data.images.model_input import shows_ink
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.serve import requests as questions
+from kdtrain.deploy.serve.limits import Limits, TokenBuckets, read_body
 from kdtrain.errors import KdtrainError, describe
 from kdtrain.metrics.probabilities import probabilities
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime.console import note
-from kdtrain.serve import questions
-from kdtrain.serve.limits import Limits, TokenBuckets, read_body
 
 PAGE = Path(__file__).parent / "page"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdtrain.deploy.onnx_cost import Cost, GraphError, graph_cost, reason
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.onnx_cost import Cost, GraphError, graph_cost, reason
 from kdtrain.runtime.locations import sought
 from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.store.card import ModelCard, read_card

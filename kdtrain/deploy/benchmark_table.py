@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kdtrain.benchmark import Result
+from kdtrain.deploy.benchmark import Result
 
 
 def benchmark_table(results: Sequence[Result]) -> Table:

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
+from kdtrain.deploy.export.onnx_file import finish
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, import_onnx
 from kdtrain.errors import KdtrainError
-from kdtrain.export.onnx_file import finish
-from kdtrain.onnx_model import OnnxModel
-from kdtrain.onnx_reader import INPUTS, LOGITS, import_onnx
 
 _AT_ONCE = 32
 _OPERATIONS = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add",

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.deploy.onnx_worker import LONGEST
 from kdtrain.errors import CheckpointError
-from kdtrain.onnx_worker import LONGEST
 
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from kdtrain.onnx_worker import main; main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from kdtrain.deploy.onnx_worker import main; main()"
 )
 Answer = tuple[npt.NDArray[np.float32], list[float]]
 """Logits (N, classes), and the seconds that each portion of the images took."""

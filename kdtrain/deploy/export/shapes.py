@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdtrain.export.graph import GraphBuilder, Translation
-from kdtrain.export.trace import BATCH, Operation
+from kdtrain.deploy.export.graph import GraphBuilder, Translation
+from kdtrain.deploy.export.trace import BATCH, Operation
 
 
 def _reshape(operation: Operation, graph: GraphBuilder) -> str:

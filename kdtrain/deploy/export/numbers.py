@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from kdtrain.export.graph import GraphBuilder, Translation
-from kdtrain.export.trace import Operation
+from kdtrain.deploy.export.graph import GraphBuilder, Translation
+from kdtrain.deploy.export.trace import Operation
 
 _SAME = {
     "abs": "Abs",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kdtrain.export import layers, numbers, shapes
-from kdtrain.export.graph import GraphBuilder
-from kdtrain.export.trace import Operation
+from kdtrain.deploy.export import layers, numbers, shapes
+from kdtrain.deploy.export.graph import GraphBuilder
+from kdtrain.deploy.export.trace import Operation
 
 OPSET = 17
 """The version of ONNX's operators that is written: onnxruntime has known it since 1.12 (2022)."""

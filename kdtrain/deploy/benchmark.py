@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from kdtrain.data.dataset import Normalization, Split
-from kdtrain.latency import Ask, Clock, Images, Timing, measure, stopwatch
+from kdtrain.deploy.latency import Ask, Clock, Images, Timing, measure, stopwatch
+from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import count_parameters
-from kdtrain.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from kdtrain.export.graph import GraphBuilder, Translation
-from kdtrain.export.trace import Operation
+from kdtrain.deploy.export.graph import GraphBuilder, Translation
+from kdtrain.deploy.export.trace import Operation
 
 
 def _takes_bias(graph: GraphBuilder, x: str, bias: str) -> bool:

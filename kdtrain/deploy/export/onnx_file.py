@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain._version import __version__
+from kdtrain.deploy.export.graph import GraphBuilder
+from kdtrain.deploy.export.operations import OPSET, translate
+from kdtrain.deploy.export.trace import Trace, trace
+from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
 from kdtrain.errors import KdtrainError
-from kdtrain.export.graph import GraphBuilder
-from kdtrain.export.operations import OPSET, translate
-from kdtrain.export.trace import Trace, trace
 from kdtrain.models.registry import count_parameters
-from kdtrain.onnx_reader import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
 from kdtrain.runtime import flow
 from kdtrain.runtime.regular_files import open_regular
 from kdtrain.store.card import ModelCard

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
+from kdtrain.deploy.onnx_cost import LARGEST_PEAK, reason
+from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, import_onnx, read_onnx
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.onnx_cost import LARGEST_PEAK, reason
-from kdtrain.onnx_reader import INPUTS, LOGITS, import_onnx, read_onnx
 from kdtrain.store.card import ModelCard
 
 LONGEST = 30

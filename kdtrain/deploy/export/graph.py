@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.export.trace import BATCH, Operation, Trace
-from kdtrain.onnx_reader import import_onnx
+from kdtrain.deploy.export.trace import BATCH, Operation, Trace
+from kdtrain.deploy.onnx_reader import import_onnx
 
 Array = npt.NDArray[np.generic]
 
