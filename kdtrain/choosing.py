@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdtrain.fitting import Session
-from kdtrain.grid import Candidate, Choice, Settings, choose, combinations, parse_grid, settings_text
+from kdtrain.grid import choose, combinations, parse_grid
 from kdtrain.plan import Plan
+from kdtrain.report.grid_result import Candidate, Choice, Settings, settings_text
 from kdtrain.results import Fitted
 from kdtrain.runtime.console import note
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from kdtrain.choosing import Chosen, choose_settings
-from kdtrain.config_file import absolute_paths
+from kdtrain.config_file import absolute_paths, load_config
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.prepare import count_validation
 from kdtrain.fitting import Session
-from kdtrain.grid import Settings, settings_text
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.modes import COMPARE, LABEL_SMOOTHING, MODES
 from kdtrain.plan import Plan
@@ -21,7 +22,9 @@ from kdtrain.rehearsal import rehearse
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
+from kdtrain.report.grid_result import Settings, settings_text
 from kdtrain.report.page import write_report
+from kdtrain.report.page_settings import command
 from kdtrain.report.style import save_figure
 from kdtrain.results import Trained, file_fidelity
 from kdtrain.runtime.console import note
@@ -183,4 +186,21 @@ def _file(comparison: Comparison, trained: Sequence[Trained], session: Session, 
     picture = directory / FILES["picture"]
     save_figure(comparison_figure(comparison, title_extra=short(session.dataset.name)), picture)
     write_picture(directory, "comparison", picture)
-    write_report(directory, session.dataset)
+    write_page(directory, session.dataset)
+
+
+def write_page(directory: Path, dataset: Dataset) -> Path:
+    """Writes a comparison's ``report.html`` from the files in its directory; returns the page's path.
+
+    Raises:
+        DataError: the data set's test labels are not those of the comparison.
+        KdtrainError: a file is missing, damaged or of another version, or the page cannot be written.
+    """
+    config = load_config({}, directory / FILES["config"])
+    return write_report(
+        directory,
+        dataset,
+        settings=config.to_toml(),
+        command=command(config),
+        test_chose=count_validation(dataset, config) == 0,
+    )

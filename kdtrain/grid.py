@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from kdtrain.errors import UsageError, no_such
+from kdtrain.report.grid_result import Candidate, Choice, Settings
 
 EXAMPLES = {
     "temperature": "temperature=2,4,8",
@@ -14,34 +14,6 @@ EXAMPLES = {
     "lr": "lr=0.001,0.003",
 }
 """What can be chosen: settings that leave a student's size and its budget alone."""
-
-Settings = Mapping[str, float]
-"""A value for each of some settings."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One combination of settings, and how a model did with it on the held-out images.
-
-    Attributes:
-        settings: the combination.
-        accuracy: of the best epoch, fraction 0..1.
-        cross_entropy: of the same epoch, nats per image.
-        directory: the run directory, within the comparison's.
-    """
-
-    settings: Settings
-    accuracy: float
-    cross_entropy: float
-    directory: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one model was tried with, and what was chosen: see ``choose``."""
-
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
 
 
 def parse_grid(specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -66,11 +38,6 @@ def parse_grid(specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
 def combinations(grid: Mapping[str, Sequence[float]]) -> list[Settings]:
     """Returns all combinations of a grid's values; an empty grid has one, of nothing."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def settings_text(settings: Settings) -> str:
-    """Returns ``"temperature=2,alpha=0.5"``."""
-    return ",".join(f"{name}={value!r}".removesuffix(".0") for name, value in settings.items())
 
 
 def choose(candidates: Sequence[Candidate]) -> Choice:

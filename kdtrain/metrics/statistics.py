@@ -62,38 +62,6 @@ def distinguishable(interval: Interval) -> bool:
     return not interval.low <= 0 <= interval.high
 
 
-def gain_text(interval: Interval) -> str:
-    """Returns the mean with its sign, ``"+0.18"``; zero has none."""
-    decimals = _decimals(interval)
-    return f"{interval.mean:+.{decimals}f}" if round(interval.mean, decimals) else "0"
-
-
-def bounds_text(interval: Interval) -> str:
-    """Returns ``"0.10 to 0.26"``, or ``""`` where there is no interval of any width."""
-    if interval.low is None or interval.high is None or interval.sd == 0:
-        return ""
-    decimals = _decimals(interval)
-    # Adding zero turns a rounded "-0.00" into "0.00".
-    return " to ".join(
-        f"{round(bound, decimals) + 0.0:.{decimals}f}" for bound in (interval.low, interval.high)
-    )
-
-
-def interval_text(interval: Interval) -> str:
-    """Returns ``"95 % interval 0.10 to 0.26 over 5 seeds"``; without one, says why."""
-    if interval.n == 1:
-        return "one seed"
-    if interval.sd == 0:
-        return f"the same in each of {interval.n} seeds"
-    return f"{100 * CONFIDENCE:.0f} % interval {bounds_text(interval)} over {interval.n} seeds"
-
-
-def _decimals(interval: Interval) -> int:
-    """Two, or up to four where a number that is not zero would be shown as zero."""
-    shown = [number for number in (interval.mean, interval.low, interval.high) if round(number or 0, 4)]
-    return next((decimals for decimals in (2, 3) if all(round(number or 0, decimals) for number in shown)), 4)
-
-
 @dataclass(frozen=True)
 class McNemar:
     """The images that only one of two networks got right, and how surprising that imbalance is."""
@@ -124,12 +92,6 @@ def mcnemar(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np
         return McNemar(0, 0, 1.0)
     test = scipy.stats.binomtest(only_first, only_first + only_second, 0.5)
     return McNemar(only_first, only_second, float(test.pvalue))
-
-
-def p_text(test: McNemar) -> str:
-    """Returns ``"McNemar's exact p = 0.031"``."""
-    p_value = f"= {test.p_value:.2g}" if test.p_value >= 0.0001 else "< 0.0001"
-    return f"McNemar's exact p {p_value}"
 
 
 def paired_proportions_interval(

@@ -1,1 +1,5 @@
-"""Tables, pictures and figures that say what a run found, and how sure one may be of it."""
+"""What people read: tables, verdicts, pictures and the page.
+
+Deciding what to train does not belong here. Imports ``errors``, ``runtime``, ``metrics``, ``data`` and
+``store``.
+"""

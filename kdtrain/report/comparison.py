@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import KdtrainError
-from kdtrain.grid import Choice
 from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.metrics.statistics import (
     Interval,
@@ -21,6 +20,7 @@ from kdtrain.metrics.statistics import (
     seeds_needed,
     t_interval,
 )
+from kdtrain.report.grid_result import Choice
 
 Model = Literal["teacher", "student_kd", "student", "student_ls"]
 Outcome = Literal["helped", "hurt", "undecided"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from kdtrain.grid import Candidate, Choice
 from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, ModelResult, ModelSummary
+from kdtrain.report.grid_result import Candidate, Choice
 from kdtrain.report.verdict import gap_sentence, verdict
 
 VERSION = 1

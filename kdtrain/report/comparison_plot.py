@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdtrain.metrics.statistics import Interval, gain_text, interval_text
+from kdtrain.metrics.statistics import Interval
 from kdtrain.report.comparison import Comparison, Model
 from kdtrain.report.style import GREY, LINES, house_style
+from kdtrain.report.verdict import gain_text, interval_text
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from rich import box
 from rich.table import Table
 
-from kdtrain.grid import Choice
 from kdtrain.metrics.calibration import BINS
-from kdtrain.metrics.statistics import CONFIDENCE, Interval, gain_text
+from kdtrain.metrics.statistics import CONFIDENCE, Interval
 from kdtrain.report.comparison import Comparison, Difference
-from kdtrain.report.verdict import count_text, difference_bounds, difference_text
+from kdtrain.report.grid_result import Choice
+from kdtrain.report.verdict import count_text, difference_bounds, difference_text, gain_text
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:

@@ -20,13 +20,14 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from kdtrain.errors import KdtrainError
-from kdtrain.grid import Candidate, choose
+from kdtrain.grid import choose
 from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.report import comparison as module
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.comparison_table import comparison_tables
+from kdtrain.report.grid_result import Candidate
 from kdtrain.report.style import save_figure
 from kdtrain.report.verdict import gap_sentence, verdict
 

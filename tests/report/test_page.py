@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdtrain.comparing import run_comparison
+from kdtrain.comparing import run_comparison, write_page
 from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.fitting import Session
-from kdtrain.report.page import write_report
 from kdtrain.store.checkpoint import load_tensors, save_tensors
 from tests import browser
 from tests.browser import Browser
@@ -182,7 +181,7 @@ def test_what_was_tried_is_listed(compared: Compared) -> None:
 
 def test_page_can_be_written_anew_from_the_directory_alone(compared: Compared, tmp_path: Path) -> None:
     again = compared.copy(tmp_path / "elsewhere")
-    assert write_report(again.directory) == again.directory / "report.html"
+    assert write_page(again.directory, again.dataset) == again.directory / "report.html"
     assert (again.directory / "report.html").read_bytes() == (compared.directory / "report.html").read_bytes()
 
 
@@ -225,7 +224,7 @@ def test_names_of_strangers_are_text(compared: Compared, tmp_path: Path) -> None
     evil = ("<script>alert(1)</script>", '" onmouseover="alert(2)', "{{ 7 * 7 }}", "</style><b>&amp;")
     renamed = dataclasses.replace(compared.dataset, classes=evil, name="<img src=x onerror=alert(3)>")
     elsewhere = compared.copy(tmp_path / "elsewhere")
-    page = Page(write_report(elsewhere.directory, renamed))
+    page = Page(write_page(elsewhere.directory, renamed))
     assert not {"script", "b"} & {tag for tag, _ in page.tags}
     assert not [name for _, found in page.tags for name in found if name.startswith("on")]
     assert "49" not in page.source or "{{ 7 * 7 }}" in page.source
@@ -243,7 +242,7 @@ def test_many_classes_have_their_most_frequent_confusions(compared: Compared, tm
     }
     save_tensors(elsewhere.directory / "test_logits.safetensors", padded, {})
     many = dataclasses.replace(compared.dataset, classes=tuple(f"class {number}" for number in range(100)))
-    page = Page(write_report(elsewhere.directory, many))
+    page = Page(write_page(elsewhere.directory, many))
     assert "most frequent" in page.source
     assert 'class="matrix' not in page.source
     assert len(page.source) < 300_000
@@ -252,10 +251,10 @@ def test_many_classes_have_their_most_frequent_confusions(compared: Compared, tm
 def test_other_test_images_are_refused(compared: Compared, mnist: Dataset, tmp_path: Path) -> None:
     elsewhere = compared.copy(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="test images of mnist are not those that"):
-        write_report(elsewhere.directory, mnist)
+        write_page(elsewhere.directory, mnist)
     (elsewhere.directory / "compare.json").unlink()
     with pytest.raises(KdtrainError, match=r"compare\.json cannot be read: .*writes it when it ends"):
-        write_report(elsewhere.directory, mnist)
+        write_page(elsewhere.directory, mnist)
 
 
 WIDTHS, SCHEMES = (390, 1280), ("light", "dark")

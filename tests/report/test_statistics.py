@@ -12,16 +12,13 @@ from hypothesis import strategies as st
 
 from kdtrain.metrics.statistics import (
     Interval,
-    bounds_text,
     distinguishable,
-    gain_text,
-    interval_text,
     mcnemar,
-    p_text,
     paired_proportions_interval,
     seeds_needed,
     t_interval,
 )
+from kdtrain.report.verdict import bounds_text, gain_text, interval_text, p_text
 
 # Student's t, two-sided 95 %, by degrees of freedom: from printed tables.
 T_95 = {1: 12.7062047, 2: 4.30265273, 3: 3.18244631, 4: 2.77644511, 9: 2.26215716, 15: 2.13144955}

@@ -12,17 +12,13 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from kdtrain.config_file import load_config
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.datasets import load_dataset
-from kdtrain.data.prepare import count_validation
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.metrics.calibration import BINS, reliability
 from kdtrain.report.comparison_file import FILES, VERSION
-from kdtrain.report.page_charts import curves, differences, reliability_chart
-from kdtrain.report.page_confusion import MOST_CLASSES, confusions
-from kdtrain.report.page_examples import choose_examples
-from kdtrain.report.page_settings import command
+from kdtrain.report.page.charts import curves, differences, reliability_chart
+from kdtrain.report.page.confusion import MOST_CLASSES, confusions
+from kdtrain.report.page.examples import choose_examples
 from kdtrain.report.style import LINES
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.regular_files import read_text
@@ -33,12 +29,15 @@ _DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}
 """Matplotlib's names for dashes, as SVG has them."""
 
 
-def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
-    """Writes ``report.html`` from a comparison's ``compare.json``, configuration and logits.
+def write_report(directory: Path, dataset: Dataset, *, settings: str, command: str, test_chose: bool) -> Path:
+    """Writes ``report.html`` from a comparison's ``compare.json`` and logits.
 
     Args:
         directory: the comparison's.
-        dataset: what was tested on; read as the configuration says by default.
+        dataset: the data that it was tested on.
+        settings: its configuration (TOML), shown as text.
+        command: the command that repeats it.
+        test_chose: the test images chose the best epochs, because none were held out.
 
     Returns:
         The page's path.
@@ -49,11 +48,6 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
             cannot be written.
     """
     figures = _read_figures(directory / "compare.json")
-    config = load_config({}, directory / FILES["config"])
-    if dataset is None:
-        dataset = load_dataset(
-            config.dataset, config.data_dir, image_size=config.image_size, skip_corrupt=config.skip_corrupt
-        )
     logits, _ = load_tensors(directory / FILES["test_logits"])
     labels = logits.pop("labels").astype(np.int64)
     if not np.array_equal(labels, dataset.test.labels):
@@ -70,7 +64,7 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
     text = template.render(
         dataset=dataset,
         figures=figures,
-        test_chose=count_validation(dataset, config) == 0,
+        test_chose=test_chose,
         looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
         charts=_charts(figures),
         differences=differences(figures["differences"]),
@@ -79,8 +73,8 @@ def write_report(directory: Path, dataset: Dataset | None = None) -> Path:
         confusions={model: confusions(seeds, labels) for model, seeds in by_model.items()},
         most_classes=MOST_CLASSES,
         examples=choose_examples(by_model, dataset),
-        settings=config.to_toml(),
-        command=command(config),
+        settings=settings,
+        command=command,
     )
     page = directory / FILES["report"]
     write_text(page, text)
@@ -100,7 +94,7 @@ def _read_figures(file: Path) -> dict[str, Any]:
 def _environment(figures: Mapping[str, Any]) -> Environment:
     """Returns what renders the page; names of strangers' classes and files are escaped."""
     environment = Environment(
-        loader=PackageLoader("kdtrain.report"),
+        loader=PackageLoader("kdtrain.report.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
