@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from kdtrain.engine.run import Run
     from kdtrain.engine.trainer import Trainer
     from kdtrain.errors import KdtrainError, UsageError
+    from kdtrain.experiment.loaders import load_data
     from kdtrain.metrics.calibration import Reliability, reliability
     from kdtrain.metrics.fidelity import Fidelity, measure_fidelity
     from kdtrain.models.layers import Conv2d, Dropout
     from kdtrain.models.registry import build_model
-    from kdtrain.notebook import load_data
     from kdtrain.runtime import flow
     from kdtrain.runtime.console import claim_terminal
     from kdtrain.runtime.files import write_text
@@ -78,7 +78,7 @@ _HOME = {
     "build_model": "kdtrain.models.registry",
     "claim_terminal": "kdtrain.runtime.console",
     "flow": "kdtrain.runtime",
-    "load_data": "kdtrain.notebook",
+    "load_data": "kdtrain.experiment.loaders",
     "load_model": "kdtrain.store.checkpoint",
     "measure_fidelity": "kdtrain.metrics.fidelity",
     "model_card": "kdtrain.store.card",

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kdtrain import KdtrainError, flow
-from kdtrain.bias import raise_biases, shift_by_labels, shift_by_teacher
+from kdtrain.experiment.class_bias import raise_biases, shift_by_labels, shift_by_teacher
 from kdtrain.models.registry import build_model
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel, snapshot

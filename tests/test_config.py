@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdtrain.cli.parser import parse
-from kdtrain.config import OPTIMIZERS, FitConfig
-from kdtrain.config_file import load_config, resumed_config
 from kdtrain.errors import UsageError
+from kdtrain.experiment.config import OPTIMIZERS, FitConfig
+from kdtrain.experiment.config_file import load_config, resumed_config
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
 PATHS = TEXTS.filter(lambda text: "\0" not in text).map(Path)

@@ -18,7 +18,7 @@ import tomli
 
 from kdtrain import KdtrainError, Loader, Status, Trainer, UsageError, flow
 from kdtrain.engine.callback import HOOKS, Callback
-from kdtrain.plugin_loader import GROUP, load_plugin
+from kdtrain.experiment.plugin_loader import GROUP, load_plugin
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")

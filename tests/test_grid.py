@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
-from kdtrain.grid import choose, combinations, parse_grid
+from kdtrain.experiment.grid import choose, combinations, parse_grid
 from kdtrain.report.grid_result import Candidate, settings_text
 
 VALUES = st.lists(st.floats(0.001, 100), min_size=1, max_size=4)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from kdtrain.cli.rank import shared_facts
-from kdtrain.config import FitConfig
 from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.experiment.config import FitConfig
 from kdtrain.runtime.heartbeat import Address, Heartbeat, News
 from kdtrain.runtime.launch import _free_port
 from kdtrain.runtime.meeting import Facts, meet

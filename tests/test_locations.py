@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.config import FitConfig
-from kdtrain.config_file import absolute_paths, load_config, resumed_config
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import absolute_paths, load_config, resumed_config
 from kdtrain.runtime.locations import absolute, short, sought
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kdtrain import UsageError, load_data
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.prepare import prepare
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.loaders import prepare
 from tests.tools import write_tiles
 
 

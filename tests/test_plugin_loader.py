@@ -18,7 +18,7 @@ import tomli
 from kdtrain.cli import main
 from kdtrain.engine.callback import Callback
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.plugin_loader import list_plugins, load_plugin
+from kdtrain.experiment.plugin_loader import list_plugins, load_plugin
 
 ROOT = Path(__file__).parent.parent
 

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdtrain.comparing import run_comparison
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import KdtrainError
-from kdtrain.fitting import Session
+from kdtrain.experiment.compare import run_comparison
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.session import Session
 from kdtrain.store.event_file import EventFile
 from tests.tools import read_scalars, write_tiles
 

@@ -14,12 +14,12 @@ from kdtrain.deploy.benchmark import Contender, run_benchmark
 from kdtrain.deploy.benchmark_table import benchmark_table, to_json
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError
+from kdtrain.experiment.teacher import is_of
 from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import MOST_PROCESSES
 from kdtrain.runtime.locations import sought
 from kdtrain.runtime.value_checks import IMAGES, between
 from kdtrain.store.checkpoint import SavedModel
-from kdtrain.teachers import is_of
 
 _MOST_ROUNDS = 100_000
 

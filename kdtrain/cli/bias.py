@@ -10,22 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtrain.bias import raise_biases, shift_by_labels, shift_by_teacher
 from kdtrain.callbacks.teacher_logits import logits_over
 from kdtrain.cli.output import Output
-from kdtrain.config import FitConfig
-from kdtrain.config_file import load_config
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.prepare import RunData, prepare
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import UsageError
+from kdtrain.experiment.class_bias import raise_biases, shift_by_labels, shift_by_teacher
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import load_config
+from kdtrain.experiment.loaders import RunData, prepare
+from kdtrain.experiment.modes import logit_cache
+from kdtrain.experiment.teacher import find_teacher
 from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.modes import logit_cache
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import make_folder
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.store.checkpoint import load_model, save_model
-from kdtrain.teachers import find_teacher
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from kdtrain.cli.parser import settings_in
-from kdtrain.config_file import load_config
+from kdtrain.experiment.config_file import load_config
 
 
 def run(options: argparse.Namespace) -> int:

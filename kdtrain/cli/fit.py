@@ -12,9 +12,9 @@ from textwrap import fill
 from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
-from kdtrain.config import FitConfig
-from kdtrain.config_file import load_config, resumed_config
 from kdtrain.errors import UsageError
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import load_config, resumed_config
 from kdtrain.runtime import launch
 from kdtrain.runtime.console import reader_may_leave
 from kdtrain.runtime.files import make_folder, write_bytes
@@ -24,7 +24,7 @@ from kdtrain.runtime.signals import interrupts_end_within, interrupts_put_off, t
 
 # What is imported on the way, and in forked children: all at once, because it must not be interrupted.
 _NEEDED = (
-    "kdtrain.trial",
+    "kdtrain.experiment.trial",
     "tensorboardX.summary",
 )
 
@@ -91,7 +91,7 @@ def _latest(config: FitConfig) -> Path:
 
 
 def _check(config: FitConfig) -> None:
-    from kdtrain.trial import try_out
+    from kdtrain.experiment.trial import try_out
 
     began = time.perf_counter()
     output = Output()
@@ -112,8 +112,8 @@ def _check(config: FitConfig) -> None:
 
 
 def _single(config: FitConfig, resume: Path | None) -> None:
-    from kdtrain.fitting import Session
-    from kdtrain.single import run_single
+    from kdtrain.experiment.session import Session
+    from kdtrain.experiment.single import run_single
 
     trained = run_single(Session(config), resume)
     test = trained.test
@@ -130,8 +130,8 @@ def _single(config: FitConfig, resume: Path | None) -> None:
 
 
 def _compare(config: FitConfig, resume: Path | None) -> None:
-    from kdtrain.comparing import run_comparison
-    from kdtrain.fitting import Session
+    from kdtrain.experiment.compare import run_comparison
+    from kdtrain.experiment.session import Session
     from kdtrain.report.comparison_table import comparison_tables
     from kdtrain.report.verdict import gap_sentence, verdict
 

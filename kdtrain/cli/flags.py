@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kdtrain.config import flag_of
 from kdtrain.errors import UsageError, clipped
+from kdtrain.experiment.config import flag_of
 from kdtrain.runtime.value_checks import Check
 
 

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from kdtrain._version import __version__
 from kdtrain.cli.flags import bench_flags, data_flags, device_flag, export_flags, serve_flags
 from kdtrain.cli.setting_flags import add_flags
-from kdtrain.config import MODES, FitConfig
 from kdtrain.errors import UsageError, clipped, did_you_mean, no_such
+from kdtrain.experiment.config import MODES, FitConfig
 
 COMMANDS = {
     "fit": "train a teacher, a student, a distilled student, or compare all three",

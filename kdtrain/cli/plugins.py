@@ -9,7 +9,7 @@ import json
 from rich.text import Text
 
 from kdtrain.cli.output import Output
-from kdtrain.plugin_loader import list_plugins
+from kdtrain.experiment.plugin_loader import list_plugins
 
 
 def run(options: argparse.Namespace) -> int:

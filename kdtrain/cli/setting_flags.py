@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from kdtrain.config import FitConfig, flag_of, kind_of
+from kdtrain.experiment.config import FitConfig, flag_of, kind_of
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -17,11 +17,11 @@ import trainer_overhead
 from serving import serving
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
-from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.prepare import RunData, prepare
-from kdtrain.fitting import Session
-from kdtrain.plan import Plan
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.loaders import RunData, prepare
+from kdtrain.experiment.session import Session
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import load_model

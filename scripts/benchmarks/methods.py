@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tools import ROOT
 
-from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
-from kdtrain.fitting import Session
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.session import Session
 from kdtrain.metrics.statistics import Interval, t_interval
-from kdtrain.plan import Plan
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 

@@ -11,13 +11,13 @@ from tools import Row, ratio_row, side_by_side
 
 from kdtrain.callbacks import Checkpoint, LearningRateSchedule, Progress, StopOnNonFinite, TensorBoard
 from kdtrain.callbacks.schedule import learning_rate
-from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.prepare import RunData, prepare
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.loaders import RunData, prepare
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kdtrain.config import FitConfig
 from kdtrain.data.npz import ARRAYS
+from kdtrain.experiment.config import FitConfig
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard

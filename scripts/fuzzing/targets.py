@@ -17,7 +17,6 @@ import safetensors.numpy
 
 from kdtrain.callbacks.checkpoint import Checkpoint
 from kdtrain.callbacks.early_stopping import EarlyStopping
-from kdtrain.config_file import load_config, resumed_config
 from kdtrain.data import cifar
 from kdtrain.data.idx import read_idx
 from kdtrain.data.images.digit_photo import to_mnist
@@ -28,7 +27,8 @@ from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.resume import load_state, save_state
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.plugin_loader import load_plugin
+from kdtrain.experiment.config_file import load_config, resumed_config
+from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import Weights, fingerprint, load_model
 from kdtrain.store.metrics_file import NAME, read_metrics

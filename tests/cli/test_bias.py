@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.prepare import prepare
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.loaders import prepare
 from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
 from tests.conftest import RunKdtrain

@@ -17,12 +17,13 @@ import pytest
 import tomli
 from PIL import Image
 
-from kdtrain import choosing, fitting
-from kdtrain.config import FitConfig
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.prepare import prepare
 from kdtrain.engine.predict import predict_logits
-from kdtrain.grid import choose
+from kdtrain.experiment import grid_search as choosing
+from kdtrain.experiment import session as fitting
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.grid import choose
+from kdtrain.experiment.loaders import prepare
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import available_cores

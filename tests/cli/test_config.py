@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tomli
 
-from kdtrain.config_file import absolute_paths, load_config
+from kdtrain.experiment.config_file import absolute_paths, load_config
 from kdtrain.store.checkpoint import Weights, load_tensors
 from tests.cli.conftest import CallKdtrain, assert_explained
 from tests.cli.test_usage import ENVIRONMENT

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CallbackError
-from kdtrain.rehearsal import rehearse
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, untrained_teacher
 from tests.faults.limits import limited

@@ -10,14 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdtrain.config import FitConfig
 from kdtrain.data import dataset as arrays
 from kdtrain.data.dataset import Dataset, Normalized
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.images import decode_folder as decoding
 from kdtrain.data.images.decode_folder import decode
-from kdtrain.data.prepare import check_sizes, count_validation, prepare
 from kdtrain.errors import DataError, UsageError
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.loaders import check_sizes, count_validation, prepare
 
 Pixels = NDArray[np.uint8]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdtrain.config import FitConfig
 from kdtrain.errors import UsageError
+from kdtrain.experiment.config import FitConfig
 from kdtrain.models.registry import (
     ARCHITECTURES,
     build_model,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, flow
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
-from kdtrain.fitting import Session
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.session import Session
 from kdtrain.models.registry import build_model
-from kdtrain.plan import Plan
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Floats, Ranks
 from kdtrain.store.checkpoint import load_model, snapshot

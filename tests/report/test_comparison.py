@@ -20,7 +20,7 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from kdtrain.errors import KdtrainError
-from kdtrain.grid import choose
+from kdtrain.experiment.grid import choose
 from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.report import comparison as module
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdtrain.comparing import run_comparison, write_page
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.fitting import Session
+from kdtrain.experiment.compare import run_comparison, write_page
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.session import Session
 from kdtrain.store.checkpoint import load_tensors, save_tensors
 from tests import browser
 from tests.browser import Browser

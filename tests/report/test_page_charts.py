@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrain.cli.parser import parse, settings_in
-from kdtrain.config import FitConfig
-from kdtrain.config_file import load_config
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import load_config
+from kdtrain.experiment.repeat_command import command
 from kdtrain.metrics.calibration import reliability
 from kdtrain.report.page.charts import Axis, curves, differences, reliability_chart
 from kdtrain.report.page.confusion import confusions
-from kdtrain.report.page_settings import command
 
 numbers = st.floats(-1e6, 1e6)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.prepare import count_training
 from kdtrain.errors import CheckpointError
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.loaders import count_training
 from kdtrain.runtime.locations import absolute
 from kdtrain.store.card import ModelCard, model_card
 from kdtrain.store.checkpoint import SavedModel, load_card, load_model

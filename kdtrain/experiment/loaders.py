@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.config import FitConfig
 from kdtrain.data.augmentation import Augmentation, Mixup, augmentation, mixup
 from kdtrain.data.dataset import Dataset, Split, hold_out
+from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
 from kdtrain.errors import UsageError, no_such
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import load_config
+from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
+_SETTINGS = ("dataset", "data_dir", "val_size", "limit_train", "augment", "batch_size", "seed", "device")
+"""What ``load_data`` takes of the settings of ``kdtrain fit``."""
 
 
 @dataclass(frozen=True)
@@ -131,3 +137,26 @@ def _held_out(dataset: Dataset, config: FitConfig) -> int:
     if config.val_size is not None:
         return config.val_size
     return 0 if dataset.validation is not None else min(_USUALLY_HELD_OUT, len(dataset.train) // 6)
+
+
+def load_data(**settings: Any) -> RunData:
+    """Returns a data set as ``kdtrain fit --mode student`` sees it, in loaders.
+
+    Args:
+        settings: of those of ``kdtrain fit``: dataset, data_dir, val_size, limit_train, augment,
+            batch_size, seed and device, with the same defaults.
+
+    Returns:
+        The loaders ``train``, ``validation`` and ``test``, and the ``dataset`` itself.
+
+    Raises:
+        UsageError: there is no such setting, or its value is not allowed.
+        DataError: files are missing, damaged or inconsistent.
+    """
+    for name in settings:
+        if name not in _SETTINGS:
+            raise UsageError(f"load_data: {no_such('setting', name, _SETTINGS)}")
+    config = load_config({"mode": "student", **settings})
+    dataset = load_dataset(config.dataset, config.data_dir)
+    check_sizes(dataset, config)
+    return prepare(dataset, config, "student", config.seed, resolve_device(config.device))

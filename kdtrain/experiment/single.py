@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from kdtrain.chain import run_chain
-from kdtrain.config_file import absolute_paths
-from kdtrain.fitting import Session
-from kdtrain.modes import MODES
-from kdtrain.plan import Plan
-from kdtrain.rehearsal import rehearse
-from kdtrain.results import Trained
+from kdtrain.experiment.chain import run_chain
+from kdtrain.experiment.config_file import absolute_paths
+from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.modes import MODES
+from kdtrain.experiment.rehearsal import rehearse
+from kdtrain.experiment.result import Trained
+from kdtrain.experiment.session import Session
+from kdtrain.experiment.teacher import describe_teacher
 from kdtrain.runtime.console import note
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import run_directory
-from kdtrain.teachers import describe_teacher
 
 _OWN_TEACHER = "teacher"  # a run's folder for the teacher that is trained first
 

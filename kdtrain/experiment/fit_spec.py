@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config import FitConfig
+from kdtrain.experiment.config import FitConfig
 from kdtrain.store.checkpoint import SavedModel
 
 

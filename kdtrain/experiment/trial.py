@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.comparing import run_comparison
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset, Split
-from kdtrain.fitting import Session
-from kdtrain.modes import COMPARE, MODES
+from kdtrain.experiment.compare import run_comparison
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.modes import COMPARE, MODES
+from kdtrain.experiment.session import Session
+from kdtrain.experiment.single import run_single
+from kdtrain.experiment.teacher import find_teacher
 from kdtrain.runtime.console import silence
 from kdtrain.runtime.files import temporary_folder
-from kdtrain.single import run_single
 from kdtrain.store.checkpoint import load_tensors
-from kdtrain.teachers import find_teacher
 
 _BATCHES = 2
 _PICTURES = 2000  # of a folder's, at most, that are decoded

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from kdtrain.config import FitConfig
 from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.modes import LABEL_SMOOTHING, MODES, Setup
 from kdtrain.models.registry import build_model
-from kdtrain.modes import LABEL_SMOOTHING, MODES, Setup
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel

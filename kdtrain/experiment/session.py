@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdtrain.callbacks.teacher_logits import logits_over
-from kdtrain.config import FitConfig
-from kdtrain.config_file import absolute_paths
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
-from kdtrain.data.prepare import check_sizes, count_validation, prepare
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.resume import load_state
 from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import DataError, UsageError
-from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
-from kdtrain.modes import (
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import absolute_paths
+from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.loaders import check_sizes, count_validation, prepare
+from kdtrain.experiment.modes import (
     MODES,
     Setup,
     architecture,
@@ -30,8 +29,10 @@ from kdtrain.modes import (
     needs_whole_batch,
     optimizer,
 )
-from kdtrain.plan import Plan
-from kdtrain.results import Fitted, Trained, file_results
+from kdtrain.experiment.result import Fitted, Trained, file_results
+from kdtrain.experiment.teacher import find_teacher, networks_to_train
+from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
 from kdtrain.runtime import flow, launch
 from kdtrain.runtime.console import note
 from kdtrain.runtime.files import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
@@ -43,7 +44,6 @@ from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import read_metrics
-from kdtrain.teachers import find_teacher, networks_to_train
 
 T = TypeVar("T")
 

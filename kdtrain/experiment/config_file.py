@@ -12,9 +12,9 @@ from typing import Any
 
 import tomli
 
-from kdtrain.config import FitConfig, flag_of, kind_of
 from kdtrain.errors import UsageError, clipped, no_such
-from kdtrain.grid import parse_grid
+from kdtrain.experiment.config import FitConfig, flag_of, kind_of
+from kdtrain.experiment.grid import parse_grid
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import absolute, sought
 from kdtrain.runtime.regular_files import read_text

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kdtrain.fitting import Session
-from kdtrain.grid import choose, combinations, parse_grid
-from kdtrain.plan import Plan
+from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.grid import choose, combinations, parse_grid
+from kdtrain.experiment.result import Fitted
+from kdtrain.experiment.session import Session
 from kdtrain.report.grid_result import Candidate, Choice, Settings, settings_text
-from kdtrain.results import Fitted
 from kdtrain.runtime.console import note
 
 _OF_ALL = ("lr",)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrain.fitting import Session
-from kdtrain.plan import Plan
-from kdtrain.results import Trained
+from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.result import Trained
+from kdtrain.experiment.session import Session
 from kdtrain.runtime.console import note
 from kdtrain.store.checkpoint import SavedModel
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from kdtrain.config import FitConfig, flag_of
-from kdtrain.config_file import absolute_paths, load_config
+from kdtrain.experiment.config import FitConfig, flag_of
+from kdtrain.experiment.config_file import absolute_paths, load_config
 
 
 def command(config: FitConfig) -> str:

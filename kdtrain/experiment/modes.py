@@ -17,11 +17,11 @@ from kdtrain.callbacks import (
     StopOnNonFinite,
     TensorBoard,
 )
-from kdtrain.config import FitConfig
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
-from kdtrain.plugin_loader import load_plugin
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 

@@ -10,23 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.choosing import Chosen, choose_settings
-from kdtrain.config_file import absolute_paths, load_config
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.prepare import count_validation
-from kdtrain.fitting import Session
+from kdtrain.experiment.config_file import absolute_paths, load_config
+from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.grid_search import Chosen, choose_settings
+from kdtrain.experiment.loaders import count_validation
+from kdtrain.experiment.modes import COMPARE, LABEL_SMOOTHING, MODES
+from kdtrain.experiment.rehearsal import rehearse
+from kdtrain.experiment.repeat_command import command
+from kdtrain.experiment.result import Trained, file_fidelity
+from kdtrain.experiment.session import Session
+from kdtrain.experiment.teacher import describe_teacher
 from kdtrain.metrics.fidelity import measure_fidelity
-from kdtrain.modes import COMPARE, LABEL_SMOOTHING, MODES
-from kdtrain.plan import Plan
-from kdtrain.rehearsal import rehearse
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.grid_result import Settings, settings_text
 from kdtrain.report.page import write_report
-from kdtrain.report.page_settings import command
 from kdtrain.report.style import save_figure
-from kdtrain.results import Trained, file_fidelity
 from kdtrain.runtime.console import note
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short
@@ -34,7 +35,6 @@ from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import SavedModel, save_tensors
 from kdtrain.store.event_file import write_picture
 from kdtrain.store.run_directory import run_directory
-from kdtrain.teachers import describe_teacher
 
 
 def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.config import FitConfig
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.modes import MODES
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.fidelity import Fidelity
-from kdtrain.modes import MODES
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import SavedModel
