@@ -13,6 +13,12 @@ import kdtrain
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "kdtrain").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+ROOMS = [
+    "errors",
+    *("runtime", "metrics", "data", "models", "store"),
+    *("engine", "report", "deploy", "callbacks", "experiment", "cli"),
+]
+"""Each may import those before it."""
 MOST_LINES = 300
 MOST_LINES_OF_A_FUNCTION = 40
 
@@ -31,10 +37,50 @@ def imports(path: Path) -> Iterator[tuple[str, str | None]]:
             yield from ((module, alias.name) for alias in node.names)
 
 
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "kdtrain").parts[0].removesuffix(".py")
+
+
+def dependencies(path: Path) -> set[Path]:
+    """Returns the files of the package that a file imports, also inside functions."""
+    files = set()
+    for module, name in imports(path):
+        place = ROOT.joinpath(*module.split("."))
+        candidates = [place / f"{name}.py", place / str(name) / "__init__.py"] if name else []
+        candidates += [place.with_suffix(".py"), place / "__init__.py"]
+        files |= {next((file for file in candidates if file in PACKAGE), path)}
+    return files - {path}
+
+
 def test_there_is_something_to_look_at() -> None:
-    assert ROOT / "kdtrain" / "trainer.py" in PACKAGE
+    assert ROOT / "kdtrain" / "engine" / "trainer.py" in PACKAGE
     assert ROOT / "plugins" / "grad_norm.py" in PLUGINS
-    assert ("kdtrain.errors", "KdtrainError") in imports(ROOT / "kdtrain" / "store" / "atomic.py")
+    assert ("kdtrain.errors", "KdtrainError") in imports(ROOT / "kdtrain" / "runtime" / "files.py")
+
+
+def test_the_package_holds_its_rooms_and_nothing_else() -> None:
+    entries = {path.name for path in (ROOT / "kdtrain").iterdir()} - {"__pycache__"}
+    assert entries == {*ROOMS, "__init__.py", "__main__.py", "_version.py", "errors.py", "py.typed"} - {"errors"}
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_imports_point_to_earlier_rooms_or_stay_in_their_own(path: Path) -> None:
+    if path.parent == ROOT / "kdtrain" and path.name != "errors.py":
+        return  # the package's face and its way in, which nothing imports
+    room = room_of(path)
+    for module, _ in imports(path):
+        if module == "kdtrain" or module.startswith("kdtrain."):
+            other = module.removeprefix("kdtrain").lstrip(".").partition(".")[0]
+            assert other == "_version" or ROOMS.index(other) <= ROOMS.index(room), f"{module} is above {room}"
+
+
+def test_no_imports_go_round_in_circles() -> None:
+    """A file that imports nothing that is left imports nothing that leads back to it."""
+    left = {path: dependencies(path) for path in PACKAGE}
+    while ground := [path for path, below in left.items() if not below & left.keys()]:
+        for path in ground:
+            del left[path]
+    assert not left, "these files import each other"
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=name_of)

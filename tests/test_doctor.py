@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.doctor import Check, disk_check, memory_check, report
+from kdtrain.cli.doctor import Check, disk_check, memory_check, report
 from kdtrain.runtime.processor import processor_flags
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = [sys.executable, "-c", "from kdtrain.doctor import *; raise SystemExit(report(run_checks()))"]
+COMMAND = [sys.executable, "-c", "from kdtrain.cli.doctor import *; raise SystemExit(report(run_checks()))"]
 
 needs_avx2 = pytest.mark.skipif(
     not {"avx2", "fma"} <= processor_flags(), reason="this processor has no fast kernel to miss"
@@ -180,7 +180,7 @@ def test_a_terminal_gets_a_table_with_the_remedies_below() -> None:
     checks = "[Check('one', True, 'here'), Check('two', False, 'off', 'Switch it on.')]"
     main, worker = pty.openpty()
     run = subprocess.run(
-        [sys.executable, "-c", f"from kdtrain.doctor import *; raise SystemExit(report({checks}))"],
+        [sys.executable, "-c", f"from kdtrain.cli.doctor import *; raise SystemExit(report({checks}))"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "60", "TERM": "xterm"},
         stdout=worker,
         check=False,

@@ -1,4 +1,7 @@
-"""The command line: ``kdtrain COMMAND``. Each command has a module of its own."""
+"""The command line: ``kdtrain COMMAND``, one file a command, and the words that they share.
+
+What a command does once its words are understood does not belong here. Imports any room.
+"""
 
 from kdtrain.cli.main import main, process
 

@@ -1,12 +1,248 @@
-"""``kdtrain doctor``."""
+"""``kdtrain doctor``: is this installation whole, and is this machine fit for it?
+
+Each check gives one line or a few, good or bad, and what is bad comes with its remedy. OneFlow is
+tried in a process of its own, because a broken installation can abort the process that imports it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 
-from kdtrain.doctor import report, run_checks
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_GB = 1e9
+_REINSTALL = (
+    "In a clone, remove .venv and run scripts/kdtrain again; elsewhere, install kdtrain's wheel again"
+)
+
+# OpenBLAS's kernels for processors with AVX2 and FMA. On others it computes 2 to 4 times slower.
+_FAST_KERNELS = {"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids"}
+
+# With OPENBLAS_VERBOSE=2, OpenBLAS says on stderr which kernel it has chosen, as it is loaded.
+_PROBE = """
+import json
+from kdtrain.runtime.openblas as blas import openblas as blas
+from kdtrain.runtime.oneflow import kernels_chosen, prepare_environment, resolve_device
+from kdtrain.runtime.thread_pool import thread_pool_obstacle
+answer = {"error": "", "device": "", "kernel": "", "threads": ""}
+try:
+    answer["kernel"] = blas.kernel()
+    prepare_environment()
+    with kernels_chosen():
+        import oneflow
+    answer["device"] = resolve_device("auto")
+    answer["threads"] = thread_pool_obstacle() or ""
+except Exception as error:
+    answer["error"] = f"{type(error).__name__}: {error}"
+print(json.dumps(answer))
+"""
 
 
 def run(options: argparse.Namespace) -> int:
     """Checks the installation; 1 if anything is bad."""
     return report(run_checks())
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what was looked at, what was found, and how to mend it if it is bad."""
+
+    name: str
+    good: bool
+    detail: str
+    remedy: str = ""
+
+
+def run_checks() -> list[Check]:
+    """Returns the results of all checks. A check that fails to run is a bad one, never an exception."""
+    checks: list[Check] = []
+    for group in (_python, _packages, _oneflow, _embedded_data, _machine, _terminal):
+        checks += _guarded(group)
+    return checks
+
+
+def report(checks: list[Check]) -> int:
+    """Writes the checks to stdout, as a table on a terminal and as plain lines elsewhere.
+
+    Returns:
+        The exit code: 1 if anything is bad, otherwise 0.
+    """
+    bad = [check for check in checks if not check.good]
+    if sys.stdout.isatty():
+        _print_table(checks)
+    else:
+        for check in checks:
+            _print_line(check)
+    print("everything is good" if not bad else f"{len(bad)} of {len(checks)} are bad")
+    return 1 if bad else 0
+
+
+def _guarded(group: Callable[[], list[Check]]) -> list[Check]:
+    try:
+        return group()
+    except Exception as error:
+        name = group.__name__.strip("_").replace("_", " ")
+        found = f"cannot be checked: {type(error).__name__}: {error}"
+        return [Check(name, False, found, f"{_REINSTALL}.")]
+
+
+def _python() -> list[Check]:
+    good = sys.version_info[:2] == (3, 10) and platform.python_implementation() == "CPython"
+    found = f"{platform.python_implementation()} {platform.python_version()}"
+    return [Check("python", good, found, "Use CPython 3.10: OneFlow 0.9.0 has no wheel for a later one.")]
+
+
+def _packages() -> list[Check]:
+    try:
+        declared = metadata.requires("kdtrain") or []
+    except metadata.PackageNotFoundError:
+        return [Check("kdtrain", False, "runs, but is not installed", f"{_REINSTALL}.")]
+    needed = [Requirement(line) for line in declared]
+    return [
+        Check("kdtrain", True, metadata.version("kdtrain")),
+        *(_package(one) for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})),
+    ]
+
+
+def _package(needed: Requirement) -> Check:
+    remedy = f"{_REINSTALL}; it takes {needed.name} {needed.specifier}."
+    try:
+        version = metadata.version(needed.name)
+    except metadata.PackageNotFoundError:
+        return Check(needed.name, False, "not installed", remedy)
+    good = needed.specifier.contains(version, prereleases=True)
+    return Check(needed.name, good, version, remedy)
+
+
+def _oneflow() -> list[Check]:
+    result = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        env=os.environ | {"OPENBLAS_VERBOSE": "2"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    error, answer = "", {}
+    if result.returncode < 0:
+        error = f"importing it ends the process by {signal.Signals(-result.returncode).name}"
+    elif result.returncode > 0:
+        error = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+    else:
+        answer = json.loads(result.stdout.splitlines()[-1])
+        error = answer["error"]
+    if error:
+        return [Check("import oneflow", False, error, f"{_REINSTALL}.")]
+    return [
+        Check("import oneflow", True, "works"),
+        Check("device", True, "cuda" if answer["device"] == "cuda" else "cpu (no GPU that oneflow can use)"),
+        _child_threads(answer["threads"]),
+        _blas_kernel(result.stderr, answer["kernel"]),
+    ]
+
+
+def _child_threads(obstacle: str) -> Check:
+    """Judges whether operations that use OneFlow's thread pool (argmax, topk, median) end in a fit."""
+    remedy = (
+        "Plugins and networks of your own must not call argmax, topk, median, or max and min with a dim: "
+        "a fit that does is ended after --stall-timeout. OneFlow's own wheel of 0.9.0 does not need this."
+    )
+    return Check("thread pool in fits", not obstacle, obstacle or "renewed in each child process", remedy)
+
+
+def _blas_kernel(loading: str, ours: str) -> Check:
+    """Judges the kernels of both BLAS libraries.
+
+    Args:
+        loading: what libraries said while they were loaded, oneflow's last.
+        ours: what kdtrain's own said when it was asked.
+    """
+    from kdtrain.runtime.processor import processor_flags
+
+    cores = [line.partition(":")[2].strip() for line in loading.splitlines() if line.startswith("Core:")]
+    kernel = cores[-1] if cores else "unknown"
+    both = f"{kernel}, for convolutions {ours}"
+    if not {"avx2", "fma"} <= processor_flags():
+        return Check("BLAS kernel", True, f"{both}; this processor has no AVX2 and FMA: expect slow runs")
+    wish = os.environ.get("OPENBLAS_CORETYPE")
+    chosen = "chosen by kdtrain" if wish is None else f"OPENBLAS_CORETYPE={wish}"
+    remedy = "Unset OPENBLAS_CORETYPE, or set it to Haswell: a kernel here is 2 to 4 times slower."
+    good = {kernel.lower(), ours.lower()} <= _FAST_KERNELS
+    return Check("BLAS kernel", good, f"{both} ({chosen})", remedy)
+
+
+def _embedded_data() -> list[Check]:
+    from kdtrain.data.datasets import verify_embedded
+
+    return [
+        Check(file, good, "checksum is right" if good else "damaged or missing", f"{_REINSTALL}.")
+        for file, good in verify_embedded()
+    ]
+
+
+def _machine() -> list[Check]:
+    here = Path.cwd()
+    meminfo = Path("/proc/meminfo").read_text()
+    available = next(line for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
+    return [disk_check(here, shutil.disk_usage(here).free), memory_check(int(available.split()[1]) * 1024)]
+
+
+def disk_check(folder: Path, free: int) -> Check:
+    """Judges the free disk, in bytes, of the folder where ``logs/`` goes by default."""
+    remedy = (
+        "Make room, or put the runs on another disk with --logdir, --model-save-dir and --image-save-dir."
+    )
+    return Check("free disk", free >= _GB, f"{free / _GB:.1f} GB in {folder}", remedy)
+
+
+def memory_check(available: int) -> Check:
+    """Judges the memory, in bytes, that a run could take without swapping."""
+    remedy = "End other programs: training on MNIST takes up to 2 GB."
+    return Check("available memory", available >= 2 * _GB, f"{available / _GB:.1f} GB", remedy)
+
+
+def _terminal() -> list[Check]:
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        "±█─│".encode(encoding)
+        good = True
+    except (UnicodeEncodeError, LookupError):
+        good = False
+    remedy = "Tables and bars need UTF-8: export LC_ALL=C.UTF-8 (and unset PYTHONIOENCODING)."
+    return [Check("terminal", good, encoding, remedy)]
+
+
+def _print_table(checks: list[Check]) -> None:
+    table = Table.grid(padding=(0, 2))
+    remedies = Table.grid(padding=(0, 2))
+    for check in checks:
+        mark = Text("good", "green") if check.good else Text("BAD", "bold red")
+        table.add_row(mark, check.name, Text(check.detail))
+        if not check.good:
+            remedies.add_row(Text(check.name, "bold red"), Text(check.remedy))
+    console = Console()
+    console.print(table)
+    if remedies.row_count:
+        console.print(remedies)
+
+
+def _print_line(check: Check) -> None:
+    line = f"{'good' if check.good else 'BAD '}  {check.name}: {check.detail}"
+    if not check.good:
+        line += f". {check.remedy}"
+    encoding = sys.stdout.encoding or "ascii"
+    print(line.encode(encoding, "replace").decode(encoding))  # a report must not fail on a file name

@@ -1,1 +1,4 @@
-"""Networks, and the layers they are made of."""
+"""Networks, the registry of their names, and the layers they are made of.
+
+Training and files of weights do not belong here. Imports ``errors`` and ``runtime``.
+"""
