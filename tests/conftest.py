@@ -21,8 +21,8 @@ from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
+from tests.tools import ROOT
 
-ROOT = Path(__file__).parent.parent
 ADAM = partial(flow.optim.Adam, lr=1e-3)
 
 settings.register_profile("kdtrain", deadline=None)  # a busy machine is no failure

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.tools import ROOT
+
 SETUP_FILES = (".python-version", "constraints.txt", "pyproject.toml", "setup.cfg", "README.md", "scripts")
 TOOLS = ("awk", "bash", "cat", "df", "env", "flock", "grep", "head", "mkdir", "mv", "readlink", "rm", "sed")
 

@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from kdtrain.data.dataset import Dataset, Split
 
+ROOT = Path(__file__).parents[1]
 TRAIN, TEST = 1500, 300
 Scalars = dict[str, dict[int, float]]
 

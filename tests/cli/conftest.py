@@ -20,8 +20,8 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import save_model, snapshot
-from tests.conftest import ROOT, RunKdtrain
-from tests.tools import write_digits, write_tiles
+from tests.conftest import RunKdtrain
+from tests.tools import ROOT, write_digits, write_tiles
 
 Finished = subprocess.CompletedProcess[str]
 CallKdtrain = Callable[..., Finished]

@@ -31,8 +31,8 @@ from kdtrain.runtime.ranks import ForkedRanks, shared_memory
 from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted
-from tests.conftest import ROOT, RunKdtrain
-from tests.tools import read_scalars
+from tests.conftest import RunKdtrain
+from tests.tools import ROOT, read_scalars
 
 
 @dataclass(frozen=True)

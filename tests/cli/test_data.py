@@ -20,8 +20,8 @@ from kdtrain.data.images.resize import read_picture
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, Finished, assert_explained
-from tests.conftest import ROOT
 from tests.data.test_cifar import ARCHIVES, Mirror, mirror
+from tests.tools import ROOT
 
 __all__ = ["mirror"]  # a fixture
 

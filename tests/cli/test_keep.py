@@ -16,8 +16,7 @@ import pytest
 from kdtrain.data.dataset import Dataset
 from kdtrain.store.checkpoint import load_model, save_model
 from tests.cli.conftest import EPOCH, CallKdtrain, Finished, Fitted, assert_explained, untrained_teacher
-from tests.conftest import ROOT
-from tests.tools import files_in
+from tests.tools import ROOT, files_in
 
 MODELS = Path("logs/models")
 STUDENT = MODELS / "student.safetensors"

@@ -16,8 +16,8 @@ import pytest
 from kdtrain.runtime.launch import _free_port
 from kdtrain.store.checkpoint import load_tensors
 from tests.cli.conftest import EPOCH, MODES, Finished, assert_explained
-from tests.conftest import ROOT, RunKdtrain
-from tests.tools import files_in, read_scalars
+from tests.conftest import RunKdtrain
+from tests.tools import ROOT, files_in, read_scalars
 
 SGD = ("--mode", "student", "--val-size", "300", "--epochs", "3", "--optimizer", "sgd", "--lr", "0.05")
 TWO = ("--nproc-per-node", "2")

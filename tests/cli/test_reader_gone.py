@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Fitted
-from tests.conftest import ROOT
 from tests.runs import metrics
+from tests.tools import ROOT
 
 FAILS = """
 from kdtrain import Callback

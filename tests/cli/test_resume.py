@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import MODES, CallKdtrain, Fitted, assert_explained
-from tests.conftest import ROOT, RunKdtrain
+from tests.conftest import RunKdtrain
 from tests.runs import assert_same_run, count_points, metrics
-from tests.tools import files_in
+from tests.tools import ROOT, files_in
 
 # Kills its own process: in the third epoch, or at a given moment of the end of the second.
 KILLER = """

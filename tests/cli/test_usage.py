@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import EPOCH, CallKdtrain, Fitted, assert_explained
-from tests.conftest import ROOT, RunKdtrain
-from tests.tools import files_in
+from tests.conftest import RunKdtrain
+from tests.tools import ROOT, files_in
 
 KDTRAIN = (sys.executable, "-m", "kdtrain")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.errors import DataError
+from tests.tools import ROOT
 
 arrays = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6))
 
@@ -198,4 +199,4 @@ def test_importing_the_data_side_is_light() -> None:
         "heavy = {'oneflow', 'flowvision', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

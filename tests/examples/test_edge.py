@@ -19,7 +19,7 @@ from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
-from tests.conftest import ROOT
+from tests.tools import ROOT
 
 PROGRAM = ROOT / "examples" / "edge" / "predict.py"
 PACKAGES = ("numpy", "numpy.libs", "onnxruntime", "onnxruntime.libs")

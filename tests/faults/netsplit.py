@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kdtrain.data.datasets import load_dataset
-from tests.machines import ADDRESSES, Fit, Machines, obstacle
+from tests.faults.machines import ADDRESSES, Fit, Machines, obstacle
 from tests.runs import assert_same_run
 from tests.tools import write_tiles
 

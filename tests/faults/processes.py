@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.tools import ROOT
+
 LANES = 2  # how many fits are under way at once
 
 # Python runs a file of this name as it starts. It counts, over all processes of a command, the files that are

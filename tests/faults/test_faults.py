@@ -17,8 +17,7 @@ import pytest
 from kdtrain.engine.resume import load_state
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import EPOCH, CallKdtrain, Finished, assert_explained
-from tests.conftest import ROOT
-from tests.tools import files_in
+from tests.tools import ROOT, files_in
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 RUN = Path("logs/student/version_0")

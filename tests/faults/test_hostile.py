@@ -33,8 +33,8 @@ from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_model, load_tensors, save_tensors
 from kdtrain.store.oneflow_directory import read_oneflow_directory
-from tests.conftest import ROOT, RunKdtrain
-from tests.tools import write_digits, write_tiles
+from tests.conftest import RunKdtrain
+from tests.tools import ROOT, write_digits, write_tiles
 
 PACKAGE = sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 

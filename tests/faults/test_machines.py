@@ -13,7 +13,7 @@ import pytest
 
 from kdtrain.store.checkpoint import load_tensors
 from tests.conftest import RunKdtrain
-from tests.machines import ADDRESSES, Fit, Machines, obstacle
+from tests.faults.machines import ADDRESSES, Fit, Machines, obstacle
 from tests.tools import files_in
 
 REASON = obstacle()

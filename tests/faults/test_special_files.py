@@ -12,9 +12,9 @@ import pytest
 from kdtrain.data.dataset import Dataset
 from kdtrain.runtime.regular_files import open_regular, read_bytes, read_text
 from tests.cli.conftest import CallKdtrain, Finished
-from tests.conftest import ROOT, RunKdtrain
+from tests.conftest import RunKdtrain
 from tests.faults.limits import limited
-from tests.tools import write_tiles
+from tests.tools import ROOT, write_tiles
 
 DATA = ("--data-dir", "tiles", "--val-size", "300")
 RUN = Path("logs/student/version_0")

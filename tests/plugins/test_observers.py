@@ -47,8 +47,8 @@ from plugins.dashboard import Dashboard, bars
 from plugins.fidelity import Fidelity
 from plugins.grad_norm import GradNorm
 from plugins.similarity import Similarity
-from tests.conftest import ROOT
 from tests.runs import count_points, metrics
+from tests.tools import ROOT
 
 SGD = partial(flow.optim.SGD, lr=0.1)
 

@@ -12,8 +12,7 @@ import pytest
 
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.store.run_directory import claim_run_directory, run_directory
-
-ROOT = Path(__file__).parents[2]
+from tests.tools import ROOT
 
 CLAIM_SOME = """
 import sys

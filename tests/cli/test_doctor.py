@@ -1,0 +1,193 @@
+"""What ``kdtrain doctor`` promises: it finds what is broken, says how to mend it, and never breaks itself."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdtrain.cli.doctor import Check, disk_check, memory_check, report
+from kdtrain.runtime.processor import processor_flags
+from tests.tools import ROOT
+
+COMMAND = [sys.executable, "-c", "from kdtrain.cli.doctor import *; raise SystemExit(report(run_checks()))"]
+
+needs_avx2 = pytest.mark.skipif(
+    not {"avx2", "fma"} <= processor_flags(), reason="this processor has no fast kernel to miss"
+)
+
+
+def doctor(*folders: Path, **variables: str) -> tuple[int, dict[str, str]]:
+    """Runs the doctor with ``folders`` ahead of the installed packages; returns its code and its lines."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*folders, ROOT]))} | variables
+    run = subprocess.run(COMMAND, env=environment, capture_output=True, check=False, timeout=120)
+    assert run.stderr == b""
+    lines = run.stdout.decode(variables.get("PYTHONIOENCODING", "utf-8")).splitlines()
+    return run.returncode, {line[6:].partition(":")[0]: line for line in lines}
+
+
+def pretend_installed(folder: Path, name: str, version: str, *requires: str) -> None:
+    """Makes ``folder`` look as if it held that distribution."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    needed = "".join(f"Requires-Dist: {one}\n" for one in requires)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needed}")
+
+
+def pretend_oneflow(folder: Path, code: str) -> None:
+    (folder / "oneflow").mkdir(parents=True)
+    (folder / "oneflow" / "__init__.py").write_text(code)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the tests run outside the tree, whose kdtrain Python would find first."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A folder that makes kdtrain count as installed, wherever these tests run."""
+    pretend_installed(tmp_path / "whole", "kdtrain", "0.1.0", "numpy<1.24,>=1.23.5", "oneflow==0.9.0")
+    return tmp_path / "whole"
+
+
+@needs_avx2
+@pytest.mark.parametrize("kernel", ["Prescott", ""])
+def test_a_slow_blas_kernel_is_bad_and_the_remedy_is_told(kernel: str, whole: Path) -> None:
+    code, lines = doctor(whole, OPENBLAS_CORETYPE=kernel)
+    assert code == 1
+    assert lines["BLAS kernel"].startswith("BAD")
+    assert "Prescott" in lines["BLAS kernel"]
+    assert "Unset OPENBLAS_CORETYPE" in lines["BLAS kernel"]
+
+
+@needs_avx2
+def test_a_whole_installation_is_good_line_by_line(whole: Path) -> None:
+    code, lines = doctor(whole, OPENBLAS_CORETYPE="Haswell")
+    assert [line for line in lines.values() if line.startswith("BAD")] == []
+    assert code == 0
+    assert lines["numpy"].endswith("1.23.5")
+    assert lines["BLAS kernel"] == (
+        "good  BLAS kernel: Haswell, for convolutions Haswell (OPENBLAS_CORETYPE=Haswell)"
+    )
+    assert "t10k-labels-idx1-ubyte" in lines
+    assert {"python", "device", "free disk", "available memory", "terminal"} <= lines.keys()
+
+
+def test_a_package_of_the_wrong_version_is_bad(whole: Path, tmp_path: Path) -> None:
+    pretend_installed(tmp_path / "new", "numpy", "2.0.1")
+    code, lines = doctor(tmp_path / "new", whole)
+    assert code == 1
+    assert lines["numpy"].startswith("BAD   numpy: 2.0.1. ")
+    assert "it takes numpy <1.24,>=1.23.5" in lines["numpy"]
+
+
+def test_a_missing_package_is_bad(tmp_path: Path) -> None:
+    extra = 'absent-too; extra == "dev"'
+    pretend_installed(tmp_path, "kdtrain", "0.1.0", "absent-package>=3", extra)
+    code, lines = doctor(tmp_path)
+    assert code == 1
+    assert lines["absent-package"].startswith("BAD   absent-package: not installed. ")
+    assert "absent-too" not in lines
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ImportError('libcudnn.so.8: cannot open')", "ImportError: libcudnn.so.8: cannot open"),
+        ("import os; os.abort()", "importing it ends the process by SIGABRT"),
+        ("import sys; sys.stderr.write('no such luck'); sys.exit(3)", "no such luck"),
+    ],
+)
+def test_a_oneflow_that_does_not_import_is_bad_with_the_reason(
+    code: str, said: str, whole: Path, tmp_path: Path
+) -> None:
+    pretend_oneflow(tmp_path / "broken", code)
+    exit_code, lines = doctor(tmp_path / "broken", whole)
+    assert exit_code == 1
+    assert lines["import oneflow"].startswith("BAD")
+    assert said in lines["import oneflow"]
+    assert "good" in lines["python"]  # the other checks still ran
+
+
+def test_damaged_data_are_found(whole: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy" / "kdtrain"
+    shutil.copytree(ROOT / "kdtrain", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / "data" / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    pretend_oneflow(tmp_path / "broken", "raise ImportError")  # not under test here, and slow
+    code, lines = doctor(tmp_path / "copy", tmp_path / "broken", whole)
+    assert code == 1
+    assert lines["t10k-labels-idx1-ubyte"].startswith("BAD   t10k-labels-idx1-ubyte: damaged or missing. ")
+    assert lines["t10k-images-idx3-ubyte"].startswith("good")
+
+
+def test_a_terminal_that_cannot_show_tables_is_bad_and_still_gets_the_report(
+    whole: Path, tmp_path: Path
+) -> None:
+    pretend_oneflow(tmp_path / "broken", "raise ImportError('größer')")
+    code, lines = doctor(tmp_path / "broken", whole, PYTHONIOENCODING="ascii")
+    assert code == 1
+    assert lines["terminal"].startswith("BAD   terminal: ascii. ")
+    assert "export LC_ALL=C.UTF-8" in lines["terminal"]
+    assert "gr??er" in lines["import oneflow"]
+
+
+def test_a_check_that_cannot_run_is_bad_and_no_traceback(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    pretend_oneflow(tmp_path / "broken", "raise ImportError")
+    code, lines = doctor(tmp_path / "broken", whole)
+    assert code == 1
+    assert lines["machine"].startswith("BAD   machine: cannot be checked: FileNotFoundError")
+
+
+@pytest.mark.parametrize(("free", "good"), [(999_999_999, False), (1_000_000_000, True)])
+def test_less_than_1_gb_of_disk_is_bad(free: int, good: bool) -> None:
+    check = disk_check(Path("somewhere"), free)
+    assert (check.good, check.detail) == (good, "1.0 GB in somewhere")
+    assert "--logdir" in check.remedy
+
+
+@pytest.mark.parametrize(("available", "good"), [(1_999_999_999, False), (2_000_000_000, True)])
+def test_less_than_2_gb_of_memory_is_bad(available: int, good: bool) -> None:
+    assert memory_check(available).good is good
+
+
+def test_the_exit_code_is_1_if_and_only_if_something_is_bad(capsys: pytest.CaptureFixture[str]) -> None:
+    good = Check("a", True, "found", "never shown")
+    bad = Check("b", False, "broken", "mend it")
+    assert report([good]) == 0
+    assert capsys.readouterr().out == "good  a: found\neverything is good\n"
+    assert report([good, bad]) == 1
+    assert capsys.readouterr().out == "good  a: found\nBAD   b: broken. mend it\n1 of 2 are bad\n"
+
+
+def test_a_terminal_gets_a_table_with_the_remedies_below() -> None:
+    checks = "[Check('one', True, 'here'), Check('two', False, 'off', 'Switch it on.')]"
+    main, worker = pty.openpty()
+    run = subprocess.run(
+        [sys.executable, "-c", f"from kdtrain.cli.doctor import *; raise SystemExit(report({checks}))"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "60", "TERM": "xterm"},
+        stdout=worker,
+        check=False,
+    )
+    os.close(worker)
+    shown = os.read(main, 10_000).decode()
+    os.close(main)
+    assert run.returncode == 1
+    rows = [" ".join(line.split()) for line in re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines()]
+    assert rows == ["good one here", "BAD two off", "two Switch it on.", "1 of 2 are bad"]

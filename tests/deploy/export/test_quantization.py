@@ -1,0 +1,77 @@
+"""A network in 8-bit integers: what it keeps, and what it was calibrated on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from kdtrain.data.dataset import Dataset
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.export.quantization import draw, quantize
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.models.registry import build_model
+from kdtrain.runtime import flow
+from kdtrain.store.card import model_card
+from tests.deploy.export.conftest import Exported
+
+
+def test_accuracy_and_predictions_are_kept(exported: Exported, mnist: Dataset) -> None:
+    full, int8 = (model.logits(mnist.test.images) for model in (exported.full, exported.int8))
+    labels = mnist.test.labels
+    accuracy, smaller = ((logits.argmax(axis=1) == labels).mean() for logits in (full, int8))
+    assert accuracy > 0.8, "the student has learnt something"
+    assert abs(accuracy - smaller) < 0.005
+    assert (full.argmax(axis=1) == int8.argmax(axis=1)).mean() > 0.98
+
+
+def test_weights_are_bytes_and_the_file_is_a_quarter(exported: Exported) -> None:
+    assert exported.int8.path.stat().st_size < 0.3 * exported.full.path.stat().st_size
+    tensors = {tensor.name: tensor for tensor in onnx.load(exported.int8.path).graph.initializer}
+    for layer, units in (("fc1", 128), ("fc2", 64), ("fc3", 10)):
+        weights = onnx.numpy_helper.to_array(tensors[f"{layer}.weight_quantized"])
+        assert weights.dtype == np.int8
+        assert np.abs(weights.astype(int)).max() <= 64, "7 bits: no sum of two products leaves 16"
+        assert tensors[f"{layer}.weight_scale"].dims == [units], "a scale for each unit"
+
+
+def test_logits_are_not_rounded(exported: Exported, mnist: Dataset) -> None:
+    logits = exported.int8.logits(mnist.test.images[:500])
+    assert len(np.unique(logits)) > 4000, "8 bits would give 256 values"
+
+
+def test_file_says_how_it_was_made(exported: Exported) -> None:
+    about = exported.int8.about
+    assert (about["precision"], about["calibration_images"], about["calibration_seed"]) == ("int8", 128, 0)
+    assert about["checkpoint_sha256"] == exported.full.about["checkpoint_sha256"]
+    assert exported.int8.card == exported.full.card
+
+
+def test_same_images_give_the_same_bytes(exported: Exported, mnist: Dataset, tmp_path: Path) -> None:
+    images = mnist.train.images[draw(128, len(mnist.train), seed=0)]
+    again = quantize(exported.full, images, tmp_path, calibration_images=128, calibration_seed=0)
+    assert again == exported.int8.path.read_bytes()
+
+
+def test_images_are_drawn_by_seed_without_repetition() -> None:
+    first = draw(100, 1000, seed=1)
+    assert len(np.unique(first)) == 100
+    assert first.min() >= 0
+    assert first.max() < 1000
+    np.testing.assert_array_equal(first, draw(100, 1000, seed=1))
+    assert not np.array_equal(first, draw(100, 1000, seed=2))
+    np.testing.assert_array_equal(draw(100, 60, seed=1), np.arange(60))
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "teacher_cnn"])
+def test_convolutions_come_near(arch: str, mnist: Dataset, tmp_path: Path) -> None:
+    flow.manual_seed(0)
+    path = tmp_path / "net.onnx"
+    network = build_model(arch, mnist.image_shape, mnist.num_classes).eval()
+    path.write_bytes(to_onnx(network, model_card("teacher", arch, mnist)))
+    full, images = OnnxModel.load(path), mnist.train.images[:64]
+    path.write_bytes(quantize(full, images, tmp_path))
+    difference = OnnxModel.load(path).logits(images) - full.logits(images)
+    assert 0 < np.abs(difference).max() < 0.1 * np.ptp(full.logits(images))

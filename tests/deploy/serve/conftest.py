@@ -1,0 +1,154 @@
+"""What the tests of the service share: exported models, and a service in a process of its own."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from kdtrain.data.dataset import Dataset
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.engine.trainer import Trainer
+from kdtrain.models.registry import build_model
+from kdtrain.runtime import flow
+from kdtrain.store.card import ModelCard, model_card
+from kdtrain.store.checkpoint import load_model, save_model, snapshot
+from tests.conftest import LoaderFactory
+from tests.tools import ROOT
+
+JSON = {"Content-Type": "application/json"}
+PNG = {"Content-Type": "image/png"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: the status, the headers, and the JSON in the body."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    content: Any
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that runs."""
+
+    port: int
+    process: subprocess.Popen[str]
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def ask(
+        self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str = ""
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, json.loads(response.read() or "null"))
+        finally:
+            connection.close()
+
+
+Serve = Callable[..., AbstractContextManager[Service]]
+
+
+@contextmanager
+def serve(*words: str | Path) -> Iterator[Service]:
+    """Runs ``kdtrain serve`` with the words, on a port that is free; kills what has not ended by itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdtrain", "serve", *map(str, words), "--port", "0"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        address = process.stdout.readline()
+        assert address, process.stderr.read()
+        yield Service(int(address.rstrip("/\n").rpartition(":")[2]), process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, make_loader: LoaderFactory) -> Path:
+    """A folder with a student and a teacher of MNIST, each as a checkpoint and as an ONNX file."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name, arch, images in (("student", "student_mlp", 3000), ("teacher", "hinton_800", 1500)):
+        flow.manual_seed(0)
+        model = build_model(arch, mnist.image_shape, mnist.num_classes)
+        trainer = Trainer(model, partial(flow.optim.Adam, lr=3e-3), [])
+        trainer.fit(make_loader(images), make_loader(256, start=6000, seed=None), epochs=1, directory=folder)
+        save_model(folder / f"{name}.safetensors", snapshot(model), model_card(name, arch, mnist))
+        export(folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of coloured pictures, with its first weights."""
+    path = tmp_path_factory.mktemp("pets") / "pets.safetensors"
+    flow.manual_seed(0)
+    shape, classes = (3, 16, 12), ("cat", "dog", "a rather long-haired guinea pig")
+    card = ModelCard("student", "student_mlp", "folder:pets", shape, classes, (0.5,) * 3, (0.2,) * 3)
+    save_model(path, snapshot(build_model("student_mlp", shape, len(classes))), card)
+    return export(path)
+
+
+def export(checkpoint: Path) -> Path:
+    saved = load_model(checkpoint)
+    path = checkpoint.with_suffix(".onnx")
+    path.write_bytes(to_onnx(saved.build(), saved.card, normalized_input=False, checkpoint_sha256="0" * 64))
+    return path
+
+
+@pytest.fixture(scope="session")
+def service(exported: Path) -> Iterator[Service]:
+    """A service of both models, which takes as many requests as a test may have."""
+    words = ("--teacher", exported / "teacher.onnx", "--rate", "100000")
+    with serve(exported / "student.onnx", *words) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def pet_service(pets: Path) -> Iterator[Service]:
+    """A service of coloured pictures, without a teacher."""
+    with serve(pets) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def photo(mnist: Dataset) -> Image.Image:
+    """A 7, dark on coloured paper."""
+    ink = Image.fromarray(mnist.test.images[0, 0]).resize((140, 140), Image.Resampling.BICUBIC)
+    return Image.composite(Image.new("RGB", ink.size, "navy"), Image.new("RGB", ink.size, "wheat"), ink)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def as_json(pixels: npt.NDArray[np.generic]) -> bytes:
+    return json.dumps({"pixels": pixels.tolist()}).encode()

@@ -1,0 +1,216 @@
+"""What one client cannot do to the service, and what it can do to the others: nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+
+from kdtrain.data.dataset import Dataset
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.serve.app import make_app
+from kdtrain.deploy.serve.connections import connections
+from kdtrain.deploy.serve.limits import Limits, TokenBuckets
+from kdtrain.deploy.serve.requests import images
+from kdtrain.store.card import ModelCard
+from tests.deploy.serve.conftest import JSON, Service, as_json, serve
+
+CARD = ModelCard("student", "student_mlp", "mnist", (1, 3, 2), ("a", "b"), (0.5,), (0.2,))
+
+
+@contextmanager
+def service_with(model: Path, limits: Limits) -> Iterator[int]:
+    """A service in a thread of this process, with limits that no flag sets; yields its port."""
+    app = make_app(OnnxModel.load(model), None, limits, threads=1)
+    http = connections(limits.head)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", ws="none", log_level="critical"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def begun(port: int, *head: str) -> Iterator[tuple[socket.socket, http.client.HTTPResponse]]:
+    """A request of which the head has been sent, and the answer to be."""
+    lines = ["POST /predict HTTP/1.1", "Host: localhost", "Content-Type: image/png", *head, "", ""]
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        with http.client.HTTPResponse(connection) as response:
+            yield connection, response
+
+
+def test_fifty_at_once_are_all_answered(exported: Path, mnist: Dataset) -> None:
+    with serve(exported / "student.onnx") as service, ThreadPoolExecutor(50) as pool:
+        answers = list(
+            pool.map(
+                lambda index: service.ask("/predict", as_json(mnist.test.images[index]), JSON), range(50)
+            )
+        )
+        assert [answer.status for answer in answers] == 50 * [200]
+        expected = OnnxModel.load(exported / "student.onnx").logits(mnist.test.images[:50]).argmax(1)
+        found = [answer.content["predictions"][0]["class"] for answer in answers]
+        assert found == [str(index) for index in expected]
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(exported: Path, mnist: Dataset) -> None:
+    body = as_json(mnist.test.images[0])
+    with serve(exported / "student.onnx", "--rate", "0.5") as service:
+        assert service.ask("/predict", body, JSON).status == 200
+        refused = service.ask("/predict", body, JSON)
+        assert refused.status == 429
+        assert refused.content["error"].startswith("too many requests: 0.5 per second are allowed; try again")
+        other = service.ask("/predict", body, JSON | {"X-Forwarded-For": "192.0.2.7"})
+        assert other.status == 200, "a proxy on this machine asks for many clients"
+        assert service.ask("/healthz").status == 200
+        time.sleep(int(refused.headers["Retry-After"]))
+        assert service.ask("/predict", body, JSON).status == 200
+
+
+@given(
+    rate=st.floats(0.1, 100),
+    pauses=st.lists(st.floats(0, 3), min_size=1, max_size=60),
+)
+def test_no_client_gets_more_than_its_rate(rate: float, pauses: list[float]) -> None:
+    now = 0.0
+    buckets = TokenBuckets(rate, clock=lambda: now)
+    taken: list[float] = []
+    for pause in pauses:
+        now += pause
+        wait = buckets.take("a")
+        if wait == 0:
+            taken.append(now)
+            continue
+        assert 0 < wait <= 1 / rate + 1e-6
+        now += wait
+        assert buckets.take("a") == 0, "there is a token when it was said that there would be"
+        taken.append(now)
+    for first, begin in enumerate(taken):
+        for last in range(first, len(taken)):
+            at_most = max(2 * rate, 1) + rate * (taken[last] - begin)
+            assert last - first + 1 <= at_most + 1e-6
+    assert buckets.take("b") == 0, "each client has a bucket of its own"
+
+
+def test_clients_that_have_been_quiet_are_forgotten() -> None:
+    now = 0.0
+    buckets = TokenBuckets(1.0, clock=lambda: now)
+    for number in range(25_000):
+        now += 0.01
+        buckets.take(f"client {number}")
+    assert len(buckets._full_at) <= 10_000
+
+
+def test_body_is_refused_before_it_is_sent(service: Service) -> None:
+    head = ("Content-Length: 9999999999", "Expect: 100-continue")
+    with begun(service.port, *head) as (_, response):
+        response.begin()
+        assert response.status == 413
+
+
+def test_body_without_a_length_is_counted(exported: Path) -> None:
+    """Three times the limit: the client hears of it. Without end: it is cut off."""
+    with service_with(exported / "student.onnx", Limits(body=100_000)) as port:
+        chunk = b"4000\r\n" + bytes(0x4000) + b"\r\n"
+        with begun(port, "Transfer-Encoding: chunked") as (connection, response):
+            connection.sendall(20 * chunk + b"0\r\n\r\n")
+            response.begin()
+            assert response.status == 413
+            assert json.loads(response.read()) == {"error": "the body is longer than 100,000 bytes."}
+        with (
+            begun(port, "Transfer-Encoding: chunked") as (connection, _),
+            pytest.raises(OSError, match=r"Broken pipe|Connection reset"),
+        ):
+            connection.sendall(10_000 * chunk)
+
+
+def test_slow_body_is_given_up_and_delays_nobody(exported: Path, mnist: Dataset) -> None:
+    with (
+        service_with(exported / "student.onnx", Limits(seconds=1.5)) as port,
+        begun(port, "Content-Length: 1000") as (connection, response),
+    ):
+        began = time.monotonic()
+        for _ in range(5):
+            connection.sendall(b"x")
+            other = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            other.request("POST", "/predict", as_json(mnist.test.images[0]), JSON)
+            assert other.getresponse().status == 200
+            other.close()
+        response.begin()
+        assert time.monotonic() - began >= 1.4
+        assert (response.status, response.headers["Connection"]) == (408, "close")
+        assert json.loads(response.read()) == {"error": "the body had not arrived after 1.5 seconds."}
+
+
+def test_client_that_leaves_is_no_failure(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with service_with(exported / "student.onnx", Limits()) as port:
+        with begun(port, "Content-Length: 1000") as (connection, _):
+            connection.sendall(b"half")
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
+def test_network_that_answers_nonsense_is_our_fault(
+    exported: Path, mnist: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that are no numbers: the answer is no HTML and no traceback."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(exported / "student.onnx")
+    weights = model.graph.initializer[-1]
+    spoilt = np.full_like(numpy_helper.to_array(weights), np.nan)
+    weights.CopyFrom(numpy_helper.from_array(spoilt, weights.name))
+    onnx.save(model, tmp_path / "spoilt.onnx")
+    with service_with(tmp_path / "spoilt.onnx", Limits()) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/predict", as_json(mnist.test.images[0]), JSON)
+        response = connection.getresponse()
+        assert response.status == 500
+        assert "outputs are not finite numbers" in json.loads(response.read())["error"]
+        connection.close()
+    said = capfd.readouterr().err
+    assert said.startswith("kdtrain: POST /predict failed: ")
+    assert "Traceback" not in said
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=2), inner)),
+    max_leaves=30,
+)
+
+
+@settings(max_examples=50)
+@given(st.one_of(VALUES, VALUES.map(lambda value: {"pixels": value})).map(json.dumps).map(str.encode))
+def test_any_json_gives_images_or_a_refusal(body: bytes) -> None:
+    with contextlib.suppress(HTTPException):
+        found = images("application/json", body, CARD)
+        assert found.shape[1:] == CARD.image_shape
+        assert ((found >= 0) & (found <= 255)).all()
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_give_images_or_a_refusal(body: bytes) -> None:
+    for kind in ("application/json", "image/png"):
+        with pytest.raises(HTTPException) as caught:
+            images(kind, body, CARD)
+        assert caught.value.status_code in (400, 422)

@@ -1,0 +1,221 @@
+"""Strangers' ONNX files: refused in a sentence, before anything in them is obeyed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx_reader import METADATA
+from kdtrain.errors import CheckpointError, KdtrainError
+from tests.tools import ROOT
+
+CARD: dict[str, Any] = {
+    "mode": "student",
+    "arch": "any",
+    "dataset": "mnist",
+    "image_shape": [1, 2, 2],
+    "classes": ["a", "b"],
+    "mean": [0.5],
+    "std": [0.5],
+    "metrics": {},
+    "versions": {},
+    "precision": "float32",
+    "parameters": 8,
+}
+
+
+def model() -> onnx.ModelProto:
+    """A network that kdtrain could have written: sums of pixels."""
+    weight = onnx.numpy_helper.from_array(np.arange(8, dtype=np.float32).reshape(4, 2), "weight")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["pixels"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        ],
+        "sums",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 1, 2, 2])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
+        [weight],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(made, {METADATA: json.dumps(CARD)})
+    return made
+
+
+def says(made: onnx.ModelProto, **entries: Any) -> None:
+    helper.set_model_props(made, {METADATA: json.dumps(CARD | entries)})
+
+
+def elsewhere(made: onnx.ModelProto) -> None:
+    tensor = made.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "../secret"), ("offset", "0"), ("length", "32")):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+
+
+def constant_elsewhere(made: onnx.ModelProto) -> None:
+    elsewhere(made)
+    tensor = made.graph.initializer.pop()
+    made.graph.node.insert(0, helper.make_node("Constant", [], ["weight"], value=tensor))
+
+
+def endless(made: onnx.ModelProto) -> None:
+    body = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "body", [], [])
+    made.graph.node.append(helper.make_node("Loop", ["", "weight"], ["z"], body=body))
+
+
+def foreign(made: onnx.ModelProto) -> None:
+    made.graph.node[0].domain = "com.example"
+
+
+def functions(made: onnx.ModelProto) -> None:
+    made.functions.add().name = "own"
+
+
+def other_input(made: onnx.ModelProto) -> None:
+    made.graph.input[0].name = "images"
+    made.graph.node[0].input[0] = "images"
+
+
+def two_inputs(made: onnx.ModelProto) -> None:
+    made.graph.input.add().CopyFrom(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+
+
+def fixed_batch(made: onnx.ModelProto) -> None:
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def whole_numbers(made: onnx.ModelProto) -> None:
+    made.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+
+
+def no_outputs(made: onnx.ModelProto) -> None:
+    del made.graph.output[:]
+
+
+def unknown_node(made: onnx.ModelProto) -> None:
+    made.graph.node[0].op_type = "Nonsense"
+
+
+def without_kernel(made: onnx.ModelProto) -> None:
+    """Nothing is wrong with it, but onnxruntime has no code for it."""
+    made.graph.node[1].output[0] = "sums"
+    made.graph.node.extend(
+        [
+            helper.make_node("Cast", ["sums"], ["brief"], to=TensorProto.BFLOAT16),
+            helper.make_node("Neg", ["brief"], ["negative"]),
+            helper.make_node("Cast", ["negative"], ["logits"], to=TensorProto.FLOAT),
+        ]
+    )
+
+
+EDITS: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
+    (elsewhere, "refers to another file"),
+    (constant_elsewhere, "refers to another file"),
+    (endless, "'Loop'"),
+    (foreign, "'Flatten'"),
+    (functions, "functions"),
+    (other_input, "does not lead from pixels or inputs"),
+    (two_inputs, "does not lead from"),
+    (fixed_batch, "does not lead from"),
+    (whole_numbers, "does not lead from"),
+    (no_outputs, "does not lead from"),
+    (unknown_node, "'Nonsense'"),
+    (without_kernel, "cannot be used by onnxruntime"),
+    (lambda made: made.ClearField("metadata_props"), "not one that kdtrain wrote"),
+    (lambda made: made.ClearField("graph"), "does not lead from"),
+    (lambda made: says(made, classes=["a", "b", "c"]), "does not lead from"),
+    (lambda made: says(made, image_shape=[1, 1 << 30, 2]), "contradicts itself"),
+    (lambda made: says(made, std=[0]), "contradicts itself"),
+    (lambda made: says(made, mean=[float("nan")]), "contradicts itself"),
+    (lambda made: says(made, arch=7), "no valid arch"),
+    (lambda made: says(made, precision="int3"), "which precision"),
+    (lambda made: says(made, parameters="many"), "how many parameters"),
+    (lambda made: helper.set_model_props(made, {METADATA: "{"}), "no JSON"),
+    (lambda made: helper.set_model_props(made, {METADATA: "[" * 100_000}), "no JSON"),
+    (lambda made: helper.set_model_props(made, {METADATA: "[]"}), "no valid mode"),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(32))
+    return folder / "model.onnx"
+
+
+def test_a_good_one_answers(path: Path) -> None:
+    path.write_bytes(model().SerializeToString())
+    images = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2)
+    expected = images.reshape(2, 4).astype(np.float32) @ np.arange(8, dtype=np.float32).reshape(4, 2)
+    np.testing.assert_array_equal(OnnxModel.load(path).logits(images), expected)
+
+
+@pytest.mark.parametrize(("edit", "said"), EDITS)
+def test_what_kdtrain_never_writes_is_refused(
+    path: Path, edit: Callable[[onnx.ModelProto], None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = model()
+    edit(made)
+    path.write_bytes(made.SerializeToString())
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        OnnxModel.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_onnx_file_is_refused(path: Path) -> None:
+    whole = model().SerializeToString()
+    for content in (b"", b"weights\n" * 40, whole[:-20], whole[: len(whole) // 2], b"PK\x03\x04" + whole):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"not an? ONNX|damaged|not one that kdtrain|not lead from"):
+            OnnxModel.load(path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="there is no model"):
+        OnnxModel.load(path)
+    path.mkdir()
+    with pytest.raises(CheckpointError, match="not a file"):
+        OnnxModel.load(path)
+
+
+def test_an_answer_of_another_shape_is_refused(path: Path) -> None:
+    made = model()  # says N x 2, makes 1 x 2
+    made.graph.node[1].output[0] = "many"
+    made.graph.node.append(helper.make_node("ReduceSum", ["many", "axis"], ["logits"], keepdims=1))
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "axis"))
+    path.write_bytes(made.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"answers 3 images with numbers of shape \(1, 2\)"):
+        OnnxModel.load(path).logits(np.zeros((3, 1, 2, 2), np.uint8))
+
+
+def test_it_needs_no_oneflow() -> None:
+    code = "import sys, kdtrain.deploy.onnx_model; print([name for name in sys.modules if 'oneflow' in name])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_remedy(
+    path: Path, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(model().SerializeToString())
+    (tmp_path / f"{missing}.py").write_text(f"raise ImportError('{missing} is not here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KdtrainError, match=rf"\({missing}|{missing} .*pip install 'kdtrain\[onnx\]'"):
+        OnnxModel.load(path)

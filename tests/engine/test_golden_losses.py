@@ -1,0 +1,70 @@
+"""The first steps of a distillation, against a recorded trace.
+
+Whatever changes these numbers changes everyone's results: if that is meant, record them anew with
+``python -m tests.engine.test_golden_losses`` and say so in the changelog.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from kdtrain.callbacks import DistillationCallback, LearningRateSchedule
+from kdtrain.data.datasets import load_dataset
+from kdtrain.data.loader import Loader
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import Trainer
+from kdtrain.models.registry import build_model
+from kdtrain.runtime import flow
+from kdtrain.runtime.seeds import derive_seed
+
+TRACE = Path(__file__).with_name("losses.json")
+
+
+class Tracer(Callback):
+    def __init__(self) -> None:
+        self.losses: dict[str, list[float]] = {}
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        for name, loss in event.losses.items():
+            self.losses.setdefault(name, []).append(loss.item())
+
+
+def trace(folder: Path) -> dict[str, list[float]]:
+    mnist = load_dataset()
+    images = mnist.normalization.apply(mnist.train.images[:640])
+    train = Loader(images[:512], mnist.train.labels[:512], 64, num_classes=10, seed=3)
+    validation = Loader(images[512:], mnist.train.labels[512:640], 64, num_classes=10)
+    flow.manual_seed(derive_seed(3, "weights", "teacher"))
+    teacher = build_model("hinton_800", (1, 28, 28), 10)
+    flow.manual_seed(derive_seed(3, "weights", "student"))
+    student = build_model("student_mlp", (1, 28, 28), 10)
+    tracer = Tracer()
+    callbacks = [
+        LearningRateSchedule("one_cycle", 3e-3),
+        DistillationCallback(teacher, temperature=4.0, alpha=0.9, cache_directory=folder),
+        tracer,
+    ]
+    trainer = Trainer(student, partial(flow.optim.Adam, lr=1e-3), callbacks, seed=3)
+    trainer.fit(train, validation, epochs=3, directory=folder)
+    return tracer.losses
+
+
+def test_the_first_steps_go_as_recorded(tmp_path: Path) -> None:
+    recorded = json.loads(TRACE.read_text())
+    traced = trace(tmp_path)
+    assert list(traced) == list(recorded) == ["task", "kd", "total"]
+    for name, losses in recorded.items():
+        # Not to the bit: another processor's matrix product rounds differently.
+        np.testing.assert_allclose(traced[name], losses, rtol=2e-3, err_msg=name)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        TRACE.write_text(json.dumps(trace(Path(folder)), indent=1) + "\n")
