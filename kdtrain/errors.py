@@ -24,7 +24,7 @@ class KdtrainError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return without_controls(super().__str__())
+        return escape_controls(super().__str__())
 
 
 class UsageError(KdtrainError):
@@ -49,7 +49,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: an interruption like Ctrl-C, except for its exit code."""
 
 
-def without_controls(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Spells out what would command a terminal, or is half a character that cannot be written.
 
     Names in a stranger's file may hold anything.
@@ -66,7 +66,7 @@ def clipped(value: object, write: Callable[[object], str] = str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
-def describe(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Returns what a person should read of whatever has ended something: an error, or an interruption."""
     if isinstance(error, Terminated):
         return "SIGTERM"
@@ -87,7 +87,7 @@ def one_line(error: BaseException) -> str:
         text = f"sizes do not match: {text[1:-1]}"
     if len(text) > _MOST_SHOWN:
         text = f"{text[:_MOST_SHOWN]}..."
-    text = without_controls(text)
+    text = escape_controls(text)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -101,7 +101,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f" (did you mean {near[close[0]]!r}?)" if close else ""
 
 
-def no_such(kind: str, name: str, options: Iterable[str]) -> str:
+def unknown_name_message(kind: str, name: str, options: Iterable[str]) -> str:
     """Returns the sentence that says that there is no ``kind`` of this name, and which there are."""
     options = list(options)
     listed = ", ".join(options) or "none"

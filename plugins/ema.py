@@ -29,7 +29,7 @@ class Ema(Callback):
         self.average = copy.deepcopy(objective.student.network).eval()
         for parameter in self.average.parameters():
             parameter.requires_grad_(False)
-        return objective.represented_by(self.average)
+        return objective.evaluate_with(self.average)
 
     def on_fit_start(self, run: Run) -> None:
         """Pairs each average with what it is of; statistics, such as a batch norm's, are copied."""

@@ -29,7 +29,7 @@ class MaxNorm(Callback):
         self.weights = [
             layer.weight for layer in layers if isinstance(layer, (flow.nn.Linear, flow.nn.Conv2d))
         ]
-        return objective.subject_to(self.shorten)
+        return objective.with_constraint(self.shorten)
 
     def shorten(self) -> None:
         """Projects each unit's weights, a row of (units, ...), on the ball of that radius."""

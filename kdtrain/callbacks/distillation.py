@@ -71,7 +71,7 @@ class DistillationCallback(Callback):
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective with the soft targets blended in, as the term ``kd``, and the teacher."""
-        return objective.taught_by(self.teacher).blend("kd", self.soft_targets, weight=self.alpha)
+        return objective.with_teacher(self.teacher).blend("kd", self.soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
         """Asks the teacher about every training image, once, unless each epoch changes the images.
@@ -82,7 +82,7 @@ class DistillationCallback(Callback):
         teacher = self.teacher.network
         self._check_classes(run.train)
         self._fingerprint = weights_fingerprint(teacher)
-        if run.train.changes_images:
+        if run.train.augments:
             note("The images are augmented, so the teacher is asked at every step: that is slow.")
             return
         if self.teacher.layers:
@@ -117,7 +117,7 @@ class DistillationCallback(Callback):
             )
 
     def _check_classes(self, train: Loader) -> None:
-        first = next(iter(train.in_order(train.ranks.size).epoch(1)))
+        first = next(iter(train.sequential(train.ranks.size).epoch(1)))
         classes = int(self.teacher.logits(first).shape[1])
         if classes != train.num_classes:
             raise CheckpointError(

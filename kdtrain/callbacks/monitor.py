@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from kdtrain.errors import UsageError, no_such
+from kdtrain.errors import UsageError, unknown_name_message
 
 Mode = Literal["max", "min"]
 
@@ -36,7 +36,7 @@ class Monitor:
             UsageError: the evaluation has no such metric.
         """
         if self.metric not in metrics:
-            raise UsageError(no_such("metric", self.metric, sorted(metrics)))
+            raise UsageError(unknown_name_message("metric", self.metric, sorted(metrics)))
         value = metrics[self.metric]
         if self.best is None:
             better = value == value

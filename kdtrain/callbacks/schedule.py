@@ -7,7 +7,7 @@ import math
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd
 from kdtrain.engine.run import Run
-from kdtrain.errors import UsageError, no_such
+from kdtrain.errors import UsageError, unknown_name_message
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
 
@@ -30,7 +30,7 @@ class LearningRateSchedule(Callback):
 
     def __init__(self, schedule: str, lr: float) -> None:
         if schedule not in SCHEDULES:
-            raise UsageError(no_such("schedule", schedule, SCHEDULES))
+            raise UsageError(unknown_name_message("schedule", schedule, SCHEDULES))
         self.schedule = schedule
         self.lr = lr
         self._rates: list[float] = []

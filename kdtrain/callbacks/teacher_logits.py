@@ -59,7 +59,7 @@ def cached_logits(
     key = hashlib.sha256(f"{teacher} {data}".encode()).hexdigest()[:32]
     path = directory / f"{key}.safetensors"
     known = _load(path)
-    if not ranks.any(known is None) and known is not None:
+    if not ranks.any_rank(known is None) and known is not None:
         return known
     logits = compute()
     if ranks.rank == 0:

@@ -36,13 +36,13 @@ _FAST_KERNELS = {"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids"}
 _PROBE = """
 import json
 from kdtrain.runtime.openblas as blas import openblas as blas
-from kdtrain.runtime.oneflow import kernels_chosen, prepare_environment, resolve_device
+from kdtrain.runtime.oneflow import with_openblas_coretype, prepare_environment, resolve_device
 from kdtrain.runtime.thread_pool import thread_pool_obstacle
 answer = {"error": "", "device": "", "kernel": "", "threads": ""}
 try:
     answer["kernel"] = blas.kernel()
     prepare_environment()
-    with kernels_chosen():
+    with with_openblas_coretype():
         import oneflow
     answer["device"] = resolve_device("auto")
     answer["threads"] = thread_pool_obstacle() or ""

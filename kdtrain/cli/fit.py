@@ -20,7 +20,7 @@ from kdtrain.runtime.console import reader_may_leave
 from kdtrain.runtime.files import make_folder, write_bytes
 from kdtrain.runtime.guard import run_guarded
 from kdtrain.runtime.locations import short, sought
-from kdtrain.runtime.signals import interrupts_end_within, interrupts_put_off, turn_sigterm_into_exception
+from kdtrain.runtime.signals import defer_signals, interrupts_end_within, turn_sigterm_into_exception
 
 # What is imported on the way, and in forked children: all at once, because it must not be interrupted.
 _NEEDED = (
@@ -66,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
     with interrupts_end_within(_SECONDS_TO_END):
-        with interrupts_put_off():
+        with defer_signals():
             for module in _NEEDED:
                 importlib.import_module(module)
         if check:

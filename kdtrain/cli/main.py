@@ -15,7 +15,7 @@ from kdtrain.cli.parser import parse
 from kdtrain.errors import KdtrainError, Terminated, one_line
 from kdtrain.runtime import guard, launch
 from kdtrain.runtime.console import reader_may_leave
-from kdtrain.runtime.signals import interrupts_put_off
+from kdtrain.runtime.signals import defer_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def _run(words: list[str]) -> int:
     try:
         options = parse(words)
         options.words = words
-        with interrupts_put_off():
+        with defer_signals():
             command = importlib.import_module(f"kdtrain.cli.{options.command}")
         code: int = command.run(options)
         sys.stdout.flush()

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from kdtrain._version import __version__
 from kdtrain.cli.flags import bench_flags, data_flags, device_flag, export_flags, serve_flags
 from kdtrain.cli.setting_flags import add_flags
-from kdtrain.errors import UsageError, clipped, did_you_mean, no_such
+from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
 from kdtrain.experiment.config import MODES, FitConfig
 
 COMMANDS = {
@@ -60,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
         choice = re.search(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
             options = re.findall(r"'(.*?)'", choice[3])
-            message = f"{choice[1]}: {no_such('choice', choice[2], options)}".rstrip(".")
+            message = f"{choice[1]}: {unknown_name_message('choice', choice[2], options)}".rstrip(".")
         raise UsageError(f"{message}. See `{self.prog} --help`.")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -90,7 +90,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     command, *rest = words
     if command not in COMMANDS:
         if not command.startswith("-"):
-            raise UsageError(no_such("command", command, COMMANDS))
+            raise UsageError(unknown_name_message("command", command, COMMANDS))
         top.parse_args([command])
     parser = _Parser(prog=f"kdtrain {command}", description=f"{COMMANDS[command].capitalize()}.")
     _FLAGS[command](parser)

@@ -17,7 +17,7 @@ from kdtrain.data.factory import load_factory
 from kdtrain.data.folder import load_image_folder
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.data.npz import load_npz
-from kdtrain.errors import DataError, UsageError, no_such
+from kdtrain.errors import DataError, UsageError, unknown_name_message
 from kdtrain.runtime.locations import sought
 
 FILES = (
@@ -85,7 +85,7 @@ def load_dataset(
     if not colon and name not in BUILT_IN:
         kind = "folder" if os.path.isdir(name) else "npz" if name.endswith(".npz") else ""
         meant = f" For what lies there, write --dataset {kind}:{name}." if kind else ""
-        raise UsageError(no_such("data set", name, SPELLINGS) + meant)
+        raise UsageError(unknown_name_message("data set", name, SPELLINGS) + meant)
     if colon and not rest:
         raise UsageError(f"--dataset {name} lacks what should stand behind the colon.")
     if (image_size is not None or skip_corrupt) and kind != "folder":

@@ -13,7 +13,7 @@ import numpy as np
 from kdtrain.data.checks import assemble, check_classes
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.npz import ARRAYS, too_many
-from kdtrain.errors import DataError, KdtrainError, UsageError, no_such, one_line
+from kdtrain.errors import DataError, KdtrainError, UsageError, one_line, unknown_name_message
 from kdtrain.runtime.limits import MOST_PIXELS
 from kdtrain.runtime.user_code import import_file, located, not_importable
 
@@ -39,7 +39,7 @@ def load_factory(spec: str) -> Dataset:
     factory = getattr(module, name, None)
     if not callable(factory):
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{asked}: {no_such('function', name, own)}")
+        raise UsageError(f"{asked}: {unknown_name_message('function', name, own)}")
     try:
         result = factory()
     except KdtrainError:

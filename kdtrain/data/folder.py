@@ -16,7 +16,7 @@ from kdtrain.data.checks import check_classes, check_logits
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.images.decode_folder import Decoded, decode
 from kdtrain.data.images.resize import picture_size
-from kdtrain.errors import DataError, UsageError, without_controls
+from kdtrain.errors import DataError, UsageError, escape_controls
 from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import LARGEST_SIDE
 from kdtrain.runtime.locations import sought
@@ -218,4 +218,4 @@ def _report(decoded: Decoded, pictures: Sequence[Picture], folder: Path, skip_co
 
 def _some(paths: Sequence[Path]) -> str:
     """Returns the first of many names."""
-    return ", ".join(without_controls(str(path)) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+    return ", ".join(escape_controls(str(path)) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")

@@ -17,6 +17,7 @@ from kdtrain.data.augmentation import Augmentation, Mixup
 from kdtrain.data.dataset import Normalized
 from kdtrain.errors import DataError
 from kdtrain.runtime import flow
+from kdtrain.runtime.old_names import OldName
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
 from kdtrain.runtime.slices import in_slices
@@ -32,16 +33,19 @@ class Batch:
         inputs: normalised images, (B, C, H, W) float32.
         targets: class labels, (B,) int64.
         indices: each image's position in the loader's data, (B,) int64.
-        share: how much of each image the targets stand for: 1 unless images have been mixed.
-        other: with mixup, the same inputs under the targets and indices of the images that were mixed
-            in. An objective gives the loss of both, weighted by share; a term need not know.
+        mixup_lambda: how much of each image the targets stand for: 1 unless images have been mixed.
+        mixup_partner: with mixup, the same inputs under the targets and indices of the images that were
+            mixed in. An objective gives the loss of both, weighted by lambda; a term need not know.
     """
 
     inputs: flow.Tensor
     targets: flow.Tensor
     indices: flow.Tensor
-    share: float = 1.0
-    other: Batch | None = None
+    mixup_lambda: float = 1.0
+    mixup_partner: Batch | None = None
+
+    share = OldName("mixup_lambda")
+    other = OldName("mixup_partner")
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])
@@ -117,8 +121,11 @@ class Loader:
         """The number of images in an epoch."""
         return len(self.targets)
 
+    changes_images = OldName("augments")
+    in_order = OldName("sequential")
+
     @property
-    def changes_images(self) -> bool:
+    def augments(self) -> bool:
         """Whether a network sees an image otherwise than it is, and anew in each epoch."""
         return self.augment is not None or self.mixup is not None
 
@@ -133,9 +140,9 @@ class Loader:
             order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
         rng = np.random.default_rng(derive_seed(self.seed or 0, "augment", epoch, self.ranks.rank))
         for start, stop in itertools.pairwise(self._bounds):
-            yield self._batch(self.ranks.share(order[start:stop]), rng)
+            yield self._batch(self.ranks.shard(order[start:stop]), rng)
 
-    def in_order(self, batch_size: int) -> Loader:
+    def sequential(self, batch_size: int) -> Loader:
         """Returns a loader over the same images that neither shuffles nor changes them."""
         return Loader(
             self.inputs,
@@ -183,7 +190,9 @@ class Loader:
         mixed, share, others = self.mixup(images, rng)
         inputs = _to(flow.from_numpy(mixed), self.device)
         other = self._under_labels(inputs, indices[others])
-        return dataclasses.replace(self._under_labels(inputs, indices), share=share, other=other)
+        return dataclasses.replace(
+            self._under_labels(inputs, indices), mixup_lambda=share, mixup_partner=other
+        )
 
     def _under_labels(self, inputs: flow.Tensor, indices: npt.NDArray[np.int64]) -> Batch:
         return Batch(

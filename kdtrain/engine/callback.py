@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.run import Run
-from kdtrain.errors import CallbackError, KdtrainError, no_such, one_line
+from kdtrain.errors import CallbackError, KdtrainError, one_line, unknown_name_message
 from kdtrain.runtime.user_code import located, origin
 
 
@@ -32,7 +32,7 @@ class Callback:
         super().__init_subclass__(**kwargs)
         for name in dir(cls):
             if name.startswith("on_") and not hasattr(Callback, name):
-                raise TypeError(f"{cls.__name__}.{name}: {no_such('hook', name, HOOKS)}")
+                raise TypeError(f"{cls.__name__}.{name}: {unknown_name_message('hook', name, HOOKS)}")
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective to train on, and has no effect: a command tries it before any training."""
@@ -62,7 +62,7 @@ class Callback:
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
-_EVENTS = ("on_batch", "on_eval", "on_epoch_end")  # those that CallbackList.tell knows
+_EVENTS = ("on_batch", "on_eval", "on_epoch_end")  # those that CallbackList.emit knows
 
 
 class NeedsTeacher(Callback):
@@ -109,7 +109,7 @@ class CallbackList:
             _call(name, callback, "on_fit_start", run)
             self._started.append((name, callback))
 
-    def tell(self, hook: str, run: Run, event: BatchEnd | EvalEnd | EpochEnd) -> None:
+    def emit(self, hook: str, run: Run, event: BatchEnd | EvalEnd | EpochEnd) -> None:
         """Calls ``hook`` on every callback, in order."""
         for name, callback, method in self._listeners[hook]:  # many times a second: as little as possible
             try:

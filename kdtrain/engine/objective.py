@@ -11,6 +11,7 @@ from kdtrain.engine.losses import cross_entropy
 from kdtrain.engine.recorder import Output, Recorder, Teacher
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import flow
+from kdtrain.runtime.old_names import OldName
 from kdtrain.runtime.user_code import failure
 
 Term = Callable[[Batch, Output], "flow.Tensor"]
@@ -44,9 +45,11 @@ class WeightedTerm(NamedTuple):
             TypeError: the term returns no tensor of one number.
         """
         loss = _one_number(self.term(batch, output))
-        if batch.other is None:
+        if batch.mixup_partner is None:
             return loss
-        return loss * batch.share + _one_number(self.term(batch.other, output)) * (1.0 - batch.share)
+        return loss * batch.mixup_lambda + _one_number(self.term(batch.mixup_partner, output)) * (
+            1.0 - batch.mixup_lambda
+        )
 
 
 class Objective:
@@ -56,13 +59,19 @@ class Objective:
         terms: each term and its weight by name.
 
     Attributes:
-        stand_in: the network to evaluate instead of the student; set by ``represented_by``.
-        constraints: what holds after every step; set by ``subject_to``.
+        eval_model: the network to evaluate instead of the student; set by ``evaluate_with``.
+        constraints: what holds after every step; set by ``with_constraint``.
     """
+
+    stand_in = OldName("eval_model")
+    for_student = OldName("with_student")
+    taught_by = OldName("with_teacher")
+    represented_by = OldName("evaluate_with")
+    subject_to = OldName("with_constraint")
 
     def __init__(self, terms: dict[str, WeightedTerm]) -> None:
         self.terms = dict(terms)
-        self.stand_in: flow.nn.Module | None = None
+        self.eval_model: flow.nn.Module | None = None
         self.constraints: tuple[Constraint, ...] = ()
         self._student: Recorder | None = None
         self._teacher: Teacher | None = None
@@ -99,7 +108,7 @@ class Objective:
             )
         return self._teacher
 
-    def for_student(self, student: Recorder) -> Objective:
+    def with_student(self, student: Recorder) -> Objective:
         """Returns this objective for a fit of ``student``."""
         return self._with(_student=student)
 
@@ -107,13 +116,13 @@ class Objective:
         """Returns this objective; errors in what is added to it from here on name ``author``."""
         return self._with(_author=author)
 
-    def taught_by(self, teacher: Teacher) -> Objective:
+    def with_teacher(self, teacher: Teacher) -> Objective:
         """Returns this objective with a teacher for terms to ask."""
         if self._student is not None:
             teacher.images = self._student.images
         return self._with(_teacher=teacher)
 
-    def represented_by(self, network: flow.nn.Module) -> Objective:
+    def evaluate_with(self, network: flow.nn.Module) -> Objective:
         """Returns this objective with a network that stands in for the student outside the steps.
 
         It is what is evaluated, and kept as the best model; its weights are for a callback to change.
@@ -121,11 +130,11 @@ class Objective:
         Raises:
             ValueError: there is one already.
         """
-        if self.stand_in is not None:
+        if self.eval_model is not None:
             raise ValueError("another callback has put a network in the student's place already.")
-        return self._with(stand_in=network)
+        return self._with(eval_model=network)
 
-    def subject_to(self, constraint: Constraint) -> Objective:
+    def with_constraint(self, constraint: Constraint) -> Objective:
         """Returns this objective with a constraint on the weights.
 
         It is a part of every step, called once the optimizer has moved the weights and before any

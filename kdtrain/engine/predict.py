@@ -31,7 +31,7 @@ def predict_logits(
         description: if given, a progress bar shows it.
     """
     fitting = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
-    ordered = loader.in_order(max(loader.ranks.size, min(_BATCH_SIZE, fitting)))
+    ordered = loader.sequential(max(loader.ranks.size, min(_BATCH_SIZE, fitting)))
     batches = ordered.epoch(1)
     if description is not None:
         batches = watched(batches, description, len(ordered), "batch")
@@ -43,4 +43,4 @@ def predict_logits(
             logits = [answer(model, batch.inputs).numpy().copy() for batch in batches]
     finally:
         model.train(was_training)
-    return np.concatenate([loader.ranks.gather(rows) for rows in logits])
+    return np.concatenate([loader.ranks.all_gather(rows) for rows in logits])

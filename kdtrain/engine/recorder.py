@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.loader import Batch
-from kdtrain.errors import KdtrainError, UsageError, no_such
+from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import answer
 
@@ -67,7 +67,7 @@ class Recorder:
         known = {name: module for name, module in self.network.named_modules() if name}
         if layer not in known:
             where = f"layer of the {self.role} ({type(self.network).__name__})"
-            raise UsageError(no_such(where, layer, known))
+            raise UsageError(unknown_name_message(where, layer, known))
         if self.images is None:
             raise KdtrainError(f"the {self.role}'s layers can be recorded in configure, within a fit, only.")
         self._layers[layer] = known[layer]

@@ -52,13 +52,13 @@ class Run:
     @property
     def evaluated(self) -> flow.nn.Module:
         """The network that is evaluated and kept as the best: ``model``, unless another stands in."""
-        return self.model if self.objective.stand_in is None else self.objective.stand_in
+        return self.model if self.objective.eval_model is None else self.objective.eval_model
 
     @property
     def modules(self) -> tuple[flow.nn.Module, ...]:
         """All that has weights: the model, terms that have some, the network that stands in."""
-        stand_in = self.objective.stand_in
-        return (self.model, *self.objective.modules(), *(() if stand_in is None else (stand_in,)))
+        eval_model = self.objective.eval_model
+        return (self.model, *self.objective.modules(), *(() if eval_model is None else (eval_model,)))
 
     @property
     def epoch(self) -> int:

@@ -18,10 +18,10 @@ from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.recorder import Recorder
 from kdtrain.engine.resume import FitState
 from kdtrain.engine.run import Progress, Run
-from kdtrain.errors import describe
+from kdtrain.errors import error_text
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.runtime import flow
-from kdtrain.runtime.processor import clear_wide_registers
+from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.seeds import derive_seed
 
 OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]
@@ -54,7 +54,7 @@ class Trainer:
         self.objective = objective or Objective.task()
         self.seed = seed
         self._student = Recorder(model, "student")
-        self._stand_in: flow.nn.Module | None = None
+        self._eval_model: flow.nn.Module | None = None
 
     def fit(
         self,
@@ -84,8 +84,8 @@ class Trainer:
         directory.mkdir(parents=True, exist_ok=True)
         flow.manual_seed(derive_seed(self.seed, "weights", "terms"))
         self._student = Recorder(self.model, "student", _example(train))
-        objective = self.callbacks.configure(self.objective.for_student(self._student))
-        objective = objective.for_student(self._student)  # also where one made an objective of its own
+        objective = self.callbacks.configure(self.objective.with_student(self._student))
+        objective = objective.with_student(self._student)  # also where one made an objective of its own
         modules = (self.model, *(term.to(train.device) for term in objective.modules()))
         optimizer = self.make_optimizer([p for module in modules for p in module.parameters()])
         progress, states = Progress(), self.callbacks.state_dict
@@ -93,7 +93,7 @@ class Trainer:
         run = Run(
             self.model, optimizer, objective, train, validation, epochs, directory, states, resumed, progress
         )
-        self._stand_in = objective.stand_in
+        self._eval_model = objective.eval_model
         if resume is not None:
             resume.restore(run.modules, optimizer)
             self.callbacks.load_state_dict(resume.callbacks)
@@ -104,7 +104,7 @@ class Trainer:
             self._train(run, progress)
         except BaseException as error:
             status = Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
-            reason = describe(error)
+            reason = error_text(error)
             with contextlib.suppress(Exception):  # the first error is the one to report
                 self._end(run, status, reason, started)
             raise
@@ -126,7 +126,7 @@ class Trainer:
                 losses = self._step(run, batch, progress.step / batches)
                 progress.step += 1
                 seen.append(losses)
-                self.callbacks.tell(
+                self.callbacks.emit(
                     "on_batch", run, BatchEnd(progress.epoch, progress.step, batch, losses, rate)
                 )
                 if _stopping(run):
@@ -137,20 +137,20 @@ class Trainer:
 
             metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
             seconds = time.perf_counter() - trained
-            self.callbacks.tell("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
+            self.callbacks.emit("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
 
             end = EpochEnd(run.epoch, run.step, metrics, sum(sizes), trained - started, seconds, rate)
-            self.callbacks.tell("on_epoch_end", run, end)
+            self.callbacks.emit("on_epoch_end", run, end)
 
     def _step(self, run: Run, batch: Batch, epochs_done: float) -> Mapping[str, flow.Tensor]:
         """Makes one optimizer step; returns the losses before it."""
         run.optimizer.zero_grad(set_to_none=True)
         output = self._student(batch.inputs)
-        clear_wide_registers()
+        zero_upper_avx()
         losses = run.objective(batch, output, epochs_done)
         losses["total"].backward()
-        clear_wide_registers()
-        of_batch = run.train.ranks.average(run.optimizer, _detached(losses), batch)
+        zero_upper_avx()
+        of_batch = run.train.ranks.average_gradients(run.optimizer, _detached(losses), batch)
         run.optimizer.step()
         run.objective.constrain()
         return of_batch
@@ -161,7 +161,7 @@ class Trainer:
         They measure the task, whatever the objective is, so that runs can be compared; of the network
         that stands in for the model, where the last fit had one.
         """
-        model = self.model if self._stand_in is None else self._stand_in
+        model = self.model if self._eval_model is None else self._eval_model
         evaluation = Evaluation.from_logits(predict_logits(model, loader), loader.targets)
         return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
 
@@ -193,7 +193,7 @@ def _stopping(run: Run) -> bool:
     asked, ranks = run.stopping, run.train.ranks
     if ranks.size == 1:
         return asked
-    stopping = ranks.any(asked)
+    stopping = ranks.any_rank(asked)
     if stopping and not asked:
         run.stop("a callback of another process asked for it")
     return stopping

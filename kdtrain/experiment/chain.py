@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrain.experiment.fit_spec import Plan
-from kdtrain.experiment.result import Trained
+from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.session import Session
 from kdtrain.runtime.console import note
 from kdtrain.store.checkpoint import SavedModel
 
 
-def run_chain(session: Session, directory: Path, teacher: SavedModel) -> Trained:
+def run_chain(session: Session, directory: Path, teacher: SavedModel) -> TestedModel:
     """Trains each network of a chain with the one before as its teacher; returns the last.
 
     Teacher assistants are networks of sizes in between (Mirzadeh et al. 2020, "Improved Knowledge
@@ -31,7 +31,7 @@ def run_chain(session: Session, directory: Path, teacher: SavedModel) -> Trained
     for number, (name, arch, draw) in enumerate(stages, 1):
         session.prepare_soft_labels({config.seed: teacher})
         settings = {"student_arch": arch}
-        plan = Plan("student_kd", config.seed, directory / name, teacher, name, settings, draw)
+        plan = FitSpec("student_kd", config.seed, directory / name, teacher, name, settings, draw)
         trained += session.run([session.training(plan)])
         teacher = trained[-1].saved
         if number < len(stages):

@@ -12,13 +12,13 @@ import numpy as np
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.config_file import absolute_paths, load_config
-from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import Chosen, choose_settings
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import COMPARE, LABEL_SMOOTHING, MODES
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
-from kdtrain.experiment.result import Trained, file_fidelity
+from kdtrain.experiment.result import TestedModel, file_fidelity
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher
 from kdtrain.metrics.fidelity import measure_fidelity
@@ -84,7 +84,7 @@ class _Training:
         if not self.config.with_label_smoothing:
             self.students.remove("student_ls")
 
-    def run(self, given: SavedModel | None) -> tuple[list[Trained], dict[str, Chosen]]:
+    def run(self, given: SavedModel | None) -> tuple[list[TestedModel], dict[str, Chosen]]:
         """Returns all models by seed, and what was chosen; ``given`` is a teacher that is there already."""
         if len(self.seeds) > 1:
             note(f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed.")
@@ -103,7 +103,7 @@ class _Training:
         trained = [dataclasses.replace(one, mode=name) for name, one in zip(names, trained, strict=True)]
         return sorted(trained, key=lambda one: (one.seed, COMPARE.index(one.mode))), chosen
 
-    def _teachers(self, given: SavedModel | None) -> tuple[dict[int, SavedModel], list[Job[Trained]]]:
+    def _teachers(self, given: SavedModel | None) -> tuple[dict[int, SavedModel], list[Job[TestedModel]]]:
         """Returns each seed's teacher, trained but untested, and the jobs that test the teachers."""
         session = self.session
         if given is not None:
@@ -115,7 +115,7 @@ class _Training:
         teachers = {seed: own.get(seed, fitted[0].saved) for seed in self.seeds}
         return teachers, [session.finishing(plan, fit) for plan, fit in zip(plans, fitted, strict=True)]
 
-    def _student(self, model: str, seed: int, teacher: SavedModel, chosen: Chosen | None) -> Job[Trained]:
+    def _student(self, model: str, seed: int, teacher: SavedModel, chosen: Chosen | None) -> Job[TestedModel]:
         """Returns the job that trains and tests a student; the best of the grid only has to be tested."""
         plan = self._plan(model, seed, teacher, chosen.choice.chosen.settings if chosen else {})
         if chosen is not None and seed == self.seeds[0]:
@@ -124,7 +124,7 @@ class _Training:
 
     def _plan(
         self, model: str, seed: int, teacher: SavedModel | None = None, settings: Settings | None = None
-    ) -> Plan:
+    ) -> FitSpec:
         """Returns the fit of a model; the first seed's with settings of their own is one of the grid's."""
         own: dict[str, Any] = dict(settings or {})
         folder, label = Path(f"seed_{seed}") / model, model
@@ -133,7 +133,7 @@ class _Training:
             label = f"{model},{settings_text(own)}"
         if model == "student_ls":
             own["plugin"] = (*self.config.plugin, LABEL_SMOOTHING)
-        return Plan(
+        return FitSpec(
             mode="student" if model == "student_ls" else model,
             seed=seed,
             directory=self.directory / folder,
@@ -143,14 +143,14 @@ class _Training:
         )
 
 
-def _results(trained: Sequence[Trained], directory: Path) -> list[ModelResult]:
+def _results(trained: Sequence[TestedModel], directory: Path) -> list[ModelResult]:
     """Returns each model's figures; fidelity is to the teacher of its seed, or to the only one."""
     teachers = {model.seed: model for model in trained if model.mode == "teacher"}
     only = next(iter(teachers.values()))
     return [_result(model, teachers.get(model.seed, only), directory) for model in trained]
 
 
-def _result(trained: Trained, teacher: Trained, directory: Path) -> ModelResult:
+def _result(trained: TestedModel, teacher: TestedModel, directory: Path) -> ModelResult:
     fidelity = None if trained is teacher else measure_fidelity(trained.logits, teacher.logits)
     return ModelResult(
         model=trained.mode,  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ def _result(trained: Trained, teacher: Trained, directory: Path) -> ModelResult:
     )
 
 
-def _file(comparison: Comparison, trained: Sequence[Trained], session: Session, directory: Path) -> None:
+def _file(comparison: Comparison, trained: Sequence[TestedModel], session: Session, directory: Path) -> None:
     """Writes the comparison's figures, logits, picture and page."""
     logits = {logits_key(one.mode, one.seed): one.logits for one in trained}
     labels = session.dataset.test.labels.astype(np.int64)

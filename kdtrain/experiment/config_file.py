@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli
 
-from kdtrain.errors import UsageError, clipped, no_such
+from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.config import FitConfig, flag_of, kind_of
 from kdtrain.experiment.grid import parse_grid
 from kdtrain.runtime.limits import MOST_COMBINATIONS
@@ -116,7 +116,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(FitConfig)]
     for name in values:
         if name not in known:
-            raise UsageError(f"{file}: {no_such('setting', name, known)}")
+            raise UsageError(f"{file}: {unknown_name_message('setting', name, known)}")
     return values
 
 
@@ -142,7 +142,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
             )
         choices, check = field.metadata["choices"], field.metadata["check"]
         if choices and item not in choices:
-            raise UsageError(f"{where}: {no_such(name, str(item), choices)}")
+            raise UsageError(f"{where}: {unknown_name_message(name, str(item), choices)}")
         if check is not None and not check[0](item):
             raise UsageError(f"{where} is {clipped(item)}: it {check[1]}.")
         values[index] = item

@@ -13,7 +13,7 @@ from kdtrain.store.checkpoint import SavedModel
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitSpec:
     """One fit.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from kdtrain.errors import UsageError, no_such
+from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.report.grid_result import Candidate, Choice, Settings
 
 EXAMPLES = {
@@ -26,7 +26,7 @@ def parse_grid(specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
     for spec in specs:
         name, _, values = spec.partition("=")
         if name not in EXAMPLES:
-            raise UsageError(f"--grid {spec}: {no_such('setting to choose', name, EXAMPLES)}")
+            raise UsageError(f"--grid {spec}: {unknown_name_message('setting to choose', name, EXAMPLES)}")
         if name in grid:
             raise UsageError(f"--grid {spec}: {name} has its values already.")
         if not values:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid import choose, combinations, parse_grid
-from kdtrain.experiment.result import Fitted
+from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.report.grid_result import Candidate, Choice, Settings, settings_text
 from kdtrain.runtime.console import note
@@ -21,11 +21,11 @@ class Chosen:
     """What was chosen for a model, and the fit that won."""
 
     choice: Choice
-    fitted: Fitted
+    fitted: FitResult
 
 
 def choose_settings(
-    session: Session, students: Sequence[str], plan: Callable[[str, Settings], Plan]
+    session: Session, students: Sequence[str], plan: Callable[[str, Settings], FitSpec]
 ) -> dict[str, Chosen]:
     """Returns what was chosen for each model for which there is something to choose.
 
@@ -56,7 +56,7 @@ def choose_settings(
     return chosen
 
 
-def _best(fits: list[tuple[Plan, Fitted]], settings: list[Settings]) -> Chosen:
+def _best(fits: list[tuple[FitSpec, FitResult]], settings: list[Settings]) -> Chosen:
     candidates = []
     for (plan, fitted), values in zip(fits, settings, strict=True):
         metrics = fitted.saved.card.metrics

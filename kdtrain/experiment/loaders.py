@@ -12,7 +12,7 @@ from kdtrain.data.augmentation import Augmentation, Mixup, augmentation, mixup
 from kdtrain.data.dataset import Dataset, Split, hold_out
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
-from kdtrain.errors import UsageError, no_such
+from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
 from kdtrain.runtime.oneflow import resolve_device
@@ -91,7 +91,7 @@ def prepare(
         return Loader(
             split.normalized(dataset.normalization, indices),
             split.labels if indices is None else split.labels[indices],
-            config.batch_size * (ranks.batches if ranks else 1),
+            config.batch_size * (ranks.batch_multiplier if ranks else 1),
             num_classes=dataset.num_classes,
             seed=shuffle,
             device=device,
@@ -125,7 +125,7 @@ def _divide(
     training, held_out = hold_out(dataset.train, _held_out(dataset, config), seed)
     for name in config.omit_class:
         if name not in dataset.classes:
-            raise UsageError(f"--omit-class: {no_such('class', name, dataset.classes)}")
+            raise UsageError(f"--omit-class: {unknown_name_message('class', name, dataset.classes)}")
     if network == "student" and config.omit_class:
         omitted = [dataset.classes.index(name) for name in config.omit_class]
         training = training[~np.isin(dataset.train.labels[training], omitted)]
@@ -155,7 +155,7 @@ def load_data(**settings: Any) -> RunData:
     """
     for name in settings:
         if name not in _SETTINGS:
-            raise UsageError(f"load_data: {no_such('setting', name, _SETTINGS)}")
+            raise UsageError(f"load_data: {unknown_name_message('setting', name, _SETTINGS)}")
     config = load_config({"mode": "student", **settings})
     dataset = load_dataset(config.dataset, config.data_dir)
     check_sizes(dataset, config)

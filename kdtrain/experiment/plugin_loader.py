@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, TypeGuard
 
 from kdtrain.engine.callback import HOOKS, Callback
-from kdtrain.errors import KdtrainError, UsageError, no_such, one_line
+from kdtrain.errors import KdtrainError, UsageError, one_line, unknown_name_message
 from kdtrain.runtime.locations import source_file
 from kdtrain.runtime.user_code import import_file, located, not_importable
 
@@ -87,7 +87,7 @@ def _describe(point: importlib.metadata.EntryPoint) -> PluginInfo:
 def _from_entry_point(name: str) -> Any:
     points = {point.name: point for point in _entry_points()}
     if name not in points:
-        raise UsageError(no_such("plugin", name, sorted(points)))
+        raise UsageError(unknown_name_message("plugin", name, sorted(points)))
     try:
         return points[name].load()
     except (Exception, SystemExit) as error:
@@ -103,7 +103,7 @@ def _from_file(target: str) -> Any:
     if not hasattr(module, name):
         callbacks = {key: value for key, value in vars(module).items() if _is_callback(value)}
         own = [key for key, value in callbacks.items() if value.__module__ == module.__name__]
-        raise UsageError(f"--plugin {path}: {no_such('callback class', name, own)}")
+        raise UsageError(f"--plugin {path}: {unknown_name_message('callback class', name, own)}")
     return getattr(module, name)
 
 
@@ -138,7 +138,7 @@ def _arguments(cls: type[Callback], words: list[str], target: str) -> dict[str, 
         if not equals:
             raise UsageError(f"--plugin {target}: {word!r} should be key=value.")
         if key not in parameters:
-            raise UsageError(f"--plugin {target}: {no_such('argument', key, parameters)}")
+            raise UsageError(f"--plugin {target}: {unknown_name_message('argument', key, parameters)}")
         if key in arguments:
             raise UsageError(f"--plugin {target}: {key} is given twice.")
         default = parameters[key].default

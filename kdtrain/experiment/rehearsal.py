@@ -31,16 +31,16 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: SavedModel | None) ->
     Raises:
         CallbackError: a callback's ``configure`` raised.
     """
-    taught_by = None if teacher is None else teacher.build()
+    with_teacher = None if teacher is None else teacher.build()
     for mode, arch, plugins in _fits(config, has_teacher=teacher is not None):
         network = build_model(arch, dataset.image_shape, dataset.num_classes)
         own = dataclasses.replace(config, plugin=(*config.plugin, *plugins))
         card = model_card(mode, arch, dataset)
-        setup = Setup(own, card, mode, taught_by if MODES[mode].has_teacher else None)
+        setup = Setup(own, card, mode, with_teacher if MODES[mode].has_teacher else None)
         student = Recorder(network, "student", flow.zeros(1, *dataset.image_shape))
-        CallbackList(MODES[mode].callbacks(setup)).configure(Objective.task().for_student(student))
+        CallbackList(MODES[mode].callbacks(setup)).configure(Objective.task().with_student(student))
         if config.mode == "student_kd" or mode == "teacher":  # the next one's
-            taught_by = network
+            with_teacher = network
 
 
 def _fits(config: FitConfig, *, has_teacher: bool) -> Iterator[tuple[str, str, tuple[str, ...]]]:

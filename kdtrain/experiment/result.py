@@ -26,7 +26,7 @@ _LARGEST = 1 << 20  # bytes of result.json; it has 1,000
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A network whose training is over.
 
     Attributes:
@@ -44,7 +44,7 @@ class Fitted:
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class TestedModel:
     """A model, and how it did on the test set.
 
     Attributes:
@@ -72,7 +72,7 @@ class Trained:
     directory: Path | None = None
 
 
-def file_results(trained: Trained, directory: Path, config: FitConfig) -> None:
+def file_results(trained: TestedModel, directory: Path, config: FitConfig) -> None:
     """Adds the test figures to result.json and to TensorBoard."""
     test = trained.test
     path = directory / "result.json"
@@ -99,7 +99,7 @@ def file_results(trained: Trained, directory: Path, config: FitConfig) -> None:
     write_results(directory, _hyperparameters(trained, config), metrics, step, later=[_AGREEMENT])
 
 
-def file_fidelity(trained: Trained, fidelity: Fidelity) -> None:
+def file_fidelity(trained: TestedModel, fidelity: Fidelity) -> None:
     """Adds to TensorBoard how far a student goes with its teacher, which takes both their logits."""
     if trained.directory is None:
         return
@@ -110,7 +110,7 @@ def file_fidelity(trained: Trained, fidelity: Fidelity) -> None:
         file.add_scalars(values, trained.history[-1]["step"])
 
 
-def _hyperparameters(trained: Trained, config: FitConfig) -> dict[str, str | int | float]:
+def _hyperparameters(trained: TestedModel, config: FitConfig) -> dict[str, str | int | float]:
     """Returns what the HParams tab shows: the same names for every mode, and nothing that decides nothing."""
     mode = MODES[trained.mode]
     return {

@@ -18,7 +18,7 @@ from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths
-from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import check_sizes, count_validation, prepare
 from kdtrain.experiment.modes import (
     MODES,
@@ -29,7 +29,7 @@ from kdtrain.experiment.modes import (
     needs_whole_batch,
     optimizer,
 )
-from kdtrain.experiment.result import Fitted, Trained, file_results
+from kdtrain.experiment.result import FitResult, TestedModel, file_results
 from kdtrain.experiment.teacher import find_teacher, networks_to_train
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
@@ -97,7 +97,7 @@ class Session:
             return run_jobs(jobs, self.config.stall_timeout)
         return [job.work(self.ranks) for job in jobs]
 
-    def keep(self, *trained: Trained) -> None:
+    def keep(self, *trained: TestedModel) -> None:
         """Puts the best of a mode's networks by held-out accuracy into the model-save directory.
 
         It does so if --keep and what is there allow it, and says what it did. Of equals it takes the first.
@@ -114,28 +114,28 @@ class Session:
             if said is not None:
                 note(said)
 
-    def training(self, plan: Plan) -> Job[Trained]:
+    def training(self, plan: FitSpec) -> Job[TestedModel]:
         """Returns the job that trains a network, tests its best weights, and files the results."""
 
-        def work(ranks: Ranks, directory: Path) -> Trained:
+        def work(ranks: Ranks, directory: Path) -> TestedModel:
             fitted, test = self._fit(plan, ranks, directory)
             return self._finish(plan, fitted, test, ranks)
 
         return self._job("training", plan, work)
 
-    def fitting(self, plan: Plan) -> Job[Fitted]:
+    def fitting(self, plan: FitSpec) -> Job[FitResult]:
         """Returns the job that trains a network, and does not look at the test set."""
         return self._job("training", plan, lambda ranks, directory: self._fit(plan, ranks, directory)[0])
 
-    def finishing(self, plan: Plan, fitted: Fitted) -> Job[Trained]:
+    def finishing(self, plan: FitSpec, fitted: FitResult) -> Job[TestedModel]:
         """Returns the job that tests what ``fitting`` has trained, and files the results."""
 
-        def work(ranks: Ranks, directory: Path) -> Trained:
+        def work(ranks: Ranks, directory: Path) -> TestedModel:
             return self._finish(plan, fitted, self._test_images(plan.mode, plan.seed, ranks), ranks)
 
         return self._job("testing", plan, work)
 
-    def _job(self, what: str, plan: Plan, work: Callable[[Ranks, Path], T]) -> Job[T]:
+    def _job(self, what: str, plan: FitSpec, work: Callable[[Ranks, Path], T]) -> Job[T]:
         config = plan.config(self.config)
         if self.ranks.rank == 0:  # at once, so that the run can be resumed from its first moment on
             make_folder(plan.directory)
@@ -161,15 +161,15 @@ class Session:
 
         return Job("the teacher's soft labels", work, self._cores(teacher.card.arch))
 
-    def testing(self, mode: str, seed: int, saved: SavedModel) -> Job[Trained]:
+    def testing(self, mode: str, seed: int, saved: SavedModel) -> Job[TestedModel]:
         """Returns the job that evaluates a model on the test set."""
 
-        def work(ranks: Ranks) -> Trained:
+        def work(ranks: Ranks) -> TestedModel:
             return self._test(mode, seed, saved, self._test_images(mode, seed, ranks))
 
         return Job(f"testing {mode}", work, self._cores(saved.card.arch))
 
-    def _fit(self, plan: Plan, ranks: Ranks, directory: Path) -> tuple[Fitted, Loader]:
+    def _fit(self, plan: FitSpec, ranks: Ranks, directory: Path) -> tuple[FitResult, Loader]:
         """Trains a network in this process, alone or as one of several; returns the test images as well.
 
         Its first weights are drawn by seed and network, so a student starts from the same ones with
@@ -193,9 +193,9 @@ class Session:
             )
         trainer.fit(data.train, data.validation, epochs=epochs, directory=directory, resume=state)
         best = load_model(directory / "checkpoints" / "best.safetensors", arch=card.arch)
-        return Fitted(best, tuple(read_metrics(directory))), data.test
+        return FitResult(best, tuple(read_metrics(directory))), data.test
 
-    def _finish(self, plan: Plan, fitted: Fitted, test: Loader, ranks: Ranks) -> Trained:
+    def _finish(self, plan: FitSpec, fitted: FitResult, test: Loader, ranks: Ranks) -> TestedModel:
         """Tests a network's best weights, and files the results."""
         trained = dataclasses.replace(
             self._test(plan.mode, plan.seed, fitted.saved, test),
@@ -210,12 +210,12 @@ class Session:
     def _test_images(self, mode: str, seed: int, ranks: Ranks) -> Loader:
         return prepare(self.dataset, self.config, MODES[mode].network, seed, self.device, ranks).test
 
-    def _test(self, mode: str, seed: int, saved: SavedModel, test: Loader) -> Trained:
+    def _test(self, mode: str, seed: int, saved: SavedModel, test: Loader) -> TestedModel:
         model = saved.build(self.device)
         logits = predict_logits(model, test, description=f"{mode} on the test set")
         evaluation = Evaluation.from_logits(logits, test.targets)
         multiply_adds = count_multiply_adds(saved.build("cpu"), saved.card.image_shape)
-        return Trained(mode, seed, saved, count_parameters(model), multiply_adds, evaluation, logits)
+        return TestedModel(mode, seed, saved, count_parameters(model), multiply_adds, evaluation, logits)
 
     def find_teacher(self) -> SavedModel | None:
         """Returns the teacher that is there already, on all machines; None if there is none on any.

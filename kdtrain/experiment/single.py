@@ -7,10 +7,10 @@ from pathlib import Path
 
 from kdtrain.experiment.chain import run_chain
 from kdtrain.experiment.config_file import absolute_paths
-from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.rehearsal import rehearse
-from kdtrain.experiment.result import Trained
+from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher
 from kdtrain.runtime.console import note
@@ -21,7 +21,7 @@ from kdtrain.store.run_directory import run_directory
 _OWN_TEACHER = "teacher"  # a run's folder for the teacher that is trained first
 
 
-def run_single(session: Session, resume: Path | None = None) -> Trained:
+def run_single(session: Session, resume: Path | None = None) -> TestedModel:
     """Trains the network of mode teacher, student or student_kd, and returns it tested.
 
     Args:
@@ -41,7 +41,9 @@ def run_single(session: Session, resume: Path | None = None) -> Trained:
         else:
             if teacher is not None:
                 session.prepare_soft_labels({config.seed: teacher})
-            trained = session.run([session.training(Plan(config.mode, config.seed, directory, teacher))])[0]
+            trained = session.run([session.training(FitSpec(config.mode, config.seed, directory, teacher))])[
+                0
+            ]
         session.keep(trained)
     return trained
 
@@ -70,9 +72,9 @@ def _own_teacher(session: Session, directory: Path, *, resumed: bool) -> SavedMo
     if session.ranks.rank == 0:
         make_folder(directory / _OWN_TEACHER)  # first: by it, --resume knows whose teacher it is
         write_text(directory / "config.toml", absolute_paths(session.config).to_toml())
-    trained = session.run([session.training(Plan("teacher", session.config.seed, directory / _OWN_TEACHER))])[
-        0
-    ]
+    trained = session.run(
+        [session.training(FitSpec("teacher", session.config.seed, directory / _OWN_TEACHER))]
+    )[0]
     session.keep(trained)
     return trained.saved
 

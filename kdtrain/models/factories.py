@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdtrain.errors import KdtrainError, UsageError, no_such, one_line
+from kdtrain.errors import KdtrainError, UsageError, one_line, unknown_name_message
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import sought
@@ -72,7 +72,7 @@ def _factory(arch: str) -> Any:
             for key, value in vars(module).items()
             if callable(value) and getattr(value, "__module__", None) == module.__name__
         ]
-        raise UsageError(f"{asked}: {no_such('factory', name, own)}")
+        raise UsageError(f"{asked}: {unknown_name_message('factory', name, own)}")
     return factory
 
 

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.openblas import Accumulation
-from kdtrain.runtime.processor import clear_wide_registers
+from kdtrain.runtime.processor import zero_upper_avx
 
 F = flow.nn.functional
 
@@ -97,7 +97,7 @@ class _Convolution(_Operation):
         for n, pixels in enumerate(self.bands.over(x.numpy())):
             band[:] = pixels
             multiply(n)
-        clear_wide_registers()
+        zero_upper_avx()
         return flow.from_numpy(y)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, flow.Tensor, flow.Tensor]:
@@ -116,7 +116,7 @@ class _Convolution(_Operation):
                 for_image(n)
                 for place in np.ndindex(band.shape[:2]):  # one after another: their pixels overlap
                     dpixels[place] += dband[place]
-        clear_wide_registers()
+        zero_upper_avx()
         dweight, dbias = self.bands.weight(dfilters), gradients.sum((0, 1, 3))
         return flow.from_numpy(dx) if self.image_wanted else None, *map(flow.from_numpy, (dweight, dbias))
 

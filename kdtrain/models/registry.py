@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from kdtrain.errors import UsageError, no_such
+from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.models.factories import build_from_factory, check_factory
 from kdtrain.models.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
@@ -82,7 +82,7 @@ def check_architecture(arch: str) -> None:
     elif runs_code(arch):
         check_factory(arch)
     elif arch not in ARCHITECTURES:
-        raise UsageError(no_such("architecture", arch, ARCHITECTURES))
+        raise UsageError(unknown_name_message("architecture", arch, ARCHITECTURES))
 
 
 def count_parameters(model: flow.nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 
-from kdtrain.errors import UsageError, no_such
+from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
 
@@ -63,7 +63,7 @@ def check_classifier(arch: str) -> None:
     """Raises UsageError if ``flowvision:NAME`` is none of the classifiers."""
     name = arch.removeprefix(PREFIX)
     if name not in CLASSIFIERS:
-        raise UsageError(no_such("flowvision classifier", name, CLASSIFIERS))
+        raise UsageError(unknown_name_message("flowvision classifier", name, CLASSIFIERS))
 
 
 def build_classifier(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:

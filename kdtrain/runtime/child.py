@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from kdtrain.errors import Terminated, describe
+from kdtrain.errors import Terminated, error_text
 from kdtrain.runtime import console
-from kdtrain.runtime.processor import subnormals_as_zero
+from kdtrain.runtime.processor import flush_denormals
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.thread_pool import replace_thread_pool
 from kdtrain.runtime.watchdog import StackFile
@@ -59,7 +59,7 @@ def run_child(
     stack.install()
     console.enter_child(notes=ranks.rank == 0, bars=alone)
     try:
-        with _interrupted_by_parent_only(), subnormals_as_zero():
+        with _interrupted_by_parent_only(), flush_denormals():
             replace_thread_pool()
             os.register_at_fork(after_in_child=replace_thread_pool)  # for a DataLoader's workers, say
             value = work(ranks)
@@ -103,5 +103,5 @@ def _portable(error: BaseException) -> BaseException:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(describe(error))
+        return RuntimeError(error_text(error))
     return error

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import IO
 
-from kdtrain.errors import KdtrainError, Terminated, describe
+from kdtrain.errors import KdtrainError, Terminated, error_text
 from kdtrain.runtime.console import open_stream
 from kdtrain.runtime.heartbeat import Heartbeat, News, from_line, to_line
 from kdtrain.runtime.launch import die_with_parent
@@ -67,7 +67,7 @@ def run_guarded(work: Callable[[], None], heartbeat: Heartbeat) -> int:
     except Exception as error:
         if isinstance(error.__cause__, _PeerLostError):
             raise error.__cause__ from None  # it came while a hook ran, which has no part in it
-        text = re.sub(r"\x1b\[[0-9;]*m", "", describe(error)).strip().partition("\n")[0]
+        text = re.sub(r"\x1b\[[0-9;]*m", "", error_text(error)).strip().partition("\n")[0]
         _report({"text": f"failed: {text[:_TEXT]}"})
         raise
     return 0

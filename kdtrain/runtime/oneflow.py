@@ -23,7 +23,7 @@ from types import ModuleType
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import launch
 from kdtrain.runtime.processor import processor_flags
-from kdtrain.runtime.signals import interrupts_put_off, take_interrupts_back
+from kdtrain.runtime.signals import defer_signals, restore_sigint_handler
 
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
 _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
@@ -43,7 +43,7 @@ def import_oneflow() -> ModuleType:
     _allow_open_files()
     prepare_environment()
     launch.prepare_rank()
-    with interrupts_put_off(), tempfile.TemporaryFile() as heard:
+    with defer_signals(), tempfile.TemporaryFile() as heard:
         sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(heard.fileno(), 2)  # oneflow's C++ part writes to the descriptor, not to sys.stderr
@@ -75,7 +75,7 @@ def prepare_environment() -> None:
 
 
 @contextlib.contextmanager
-def kernels_chosen() -> Iterator[None]:
+def with_openblas_coretype() -> Iterator[None]:
     """Has oneflow's OpenBLAS, if it is loaded meanwhile, use AVX2, unless the user has chosen otherwise.
 
     It does not know recent AMD processors and would fall back to SSE. Other libraries, and the
@@ -131,9 +131,9 @@ def _load_library() -> None:
     spec = importlib.util.find_spec("oneflow")
     folders = spec.submodule_search_locations if spec is not None else None
     for library in (path for folder in folders or () for path in Path(folder).glob("_oneflow_internal*.so")):
-        with kernels_chosen():
+        with with_openblas_coretype():
             ctypes.CDLL(str(library))
-    take_interrupts_back()
+    restore_sigint_handler()
 
 
 def resolve_device(name: str) -> str:

@@ -16,7 +16,7 @@ _A_REGISTER = np.ones(16, np.float32)  # as much as the widest holds
 _ITS_SUM = np.empty_like(_A_REGISTER)
 
 
-def clear_wide_registers() -> None:
+def zero_upper_avx() -> None:
     """Makes what follows a matrix product as fast as it can be, on the CPU.
 
     OpenBLAS's AVX kernels return without clearing the upper halves of the registers they used. Until
@@ -27,7 +27,7 @@ def clear_wide_registers() -> None:
 
 
 @contextlib.contextmanager
-def subnormals_as_zero() -> Iterator[None]:
+def flush_denormals() -> Iterator[None]:
     """Has this thread take numbers closer to 0 than 1.2e-38 for 0.
 
     Such numbers cost the processor a hundred cycles each, and real training makes many: when a unit is

@@ -34,24 +34,24 @@ class Ranks:
     Attributes:
         rank: this process's number, from 0. Only rank 0 writes files that last.
         size: how many processes there are.
-        batches: how many times ``--batch-size`` all of them see in a step.
+        batch_multiplier: how many times ``--batch-size`` all of them see in a step.
     """
 
     rank = 0
     size = 1
-    batches = 1
+    batch_multiplier = 1
 
-    def total(self, values: Floats) -> Floats:
+    def all_reduce(self, values: Floats) -> Floats:
         """Returns the sum of every rank's ``values``, to all of them."""
         return values
 
-    def gather(self, rows: Floats) -> Floats:
+    def all_gather(self, rows: Floats) -> Floats:
         """Returns every rank's rows, those of rank 0 first, to all of them."""
         return rows
 
-    def any(self, condition: bool) -> bool:
+    def any_rank(self, condition: bool) -> bool:
         """Returns whether ``condition`` holds on any rank."""
-        return condition if self.size == 1 else bool(self.total(np.array([condition], np.float32)).any())
+        return condition if self.size == 1 else bool(self.all_reduce(np.array([condition], np.float32)).any())
 
     def check_same(self, what: str, value: bytes) -> None:
         """Makes sure that all ranks hold the same: those on other machines have files of their own.
@@ -66,15 +66,15 @@ class Ranks:
         if self.size == 1:
             return
         digest = np.frombuffer(hashlib.sha256(value).digest(), np.uint8).astype(np.float32)
-        digests = self.gather(digest[None])
+        digests = self.all_gather(digest[None])
         if (digests != digests[0]).any():
             raise KdtrainError(f"{what} are not the same on all machines: give each of them the same files.")
 
-    def share(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def shard(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Returns this rank's part of ``items``; the parts' lengths differ by one at most."""
         return items if self.size == 1 else np.array_split(items, self.size)[self.rank]
 
-    def average(
+    def average_gradients(
         self, optimizer: flow.optim.Optimizer, losses: Mapping[str, flow.Tensor], batch: Sized
     ) -> Mapping[str, flow.Tensor]:
         """Makes gradients and losses those of the whole batch: means over all ranks' images.
@@ -95,7 +95,7 @@ class Ranks:
         values.append(np.array([*(loss.item() for loss in losses.values()), 1.0], np.float32))
         flat = np.concatenate(values)
         flat *= np.float32(len(batch))
-        mean = self.total(flat)
+        mean = self.all_reduce(flat)
         mean /= mean[-1]
         for gradient in gradients:
             gradient.copy_(mean[: gradient.numel()].reshape(gradient.shape))
@@ -112,7 +112,7 @@ class Ranks:
         buffers = [buffer for buffer in model.buffers() if buffer.dtype == flow.float32]
         if self.size == 1 or not buffers:
             return
-        mean = self.total(np.concatenate([buffer.numpy().ravel() for buffer in buffers]))
+        mean = self.all_reduce(np.concatenate([buffer.numpy().ravel() for buffer in buffers]))
         mean /= self.size
         for buffer in buffers:
             buffer.copy_(mean[: buffer.numel()].reshape(buffer.shape))
@@ -136,7 +136,7 @@ class ForkedRanks(Ranks):
         self._buffers = np.frombuffer(memory, np.float32).reshape(2, size, _CHUNK)
         self._turn = 0
 
-    def total(self, values: Floats) -> Floats:
+    def all_reduce(self, values: Floats) -> Floats:
         """Returns the sum of every rank's ``values``, to all of them."""
         result = np.empty_like(values)
         for start in range(0, len(values), _CHUNK):
@@ -150,7 +150,7 @@ class ForkedRanks(Ranks):
             np.sum(buffer, axis=0, out=result[start : start + _CHUNK])
         return result
 
-    def gather(self, rows: Floats) -> Floats:
+    def all_gather(self, rows: Floats) -> Floats:
         """Returns every rank's rows, those of rank 0 first, to all of them."""
         with _loss_explained():
             if self.rank > 0:
@@ -184,11 +184,11 @@ class OneFlowRanks(Ranks):
 
     def __init__(self, device: str) -> None:
         self.rank = flow.env.get_rank()
-        self.size = self.batches = flow.env.get_world_size()
+        self.size = self.batch_multiplier = flow.env.get_world_size()
         self.device = device
         self._waiting = ThreadPoolExecutor(1, "oneflow")
 
-    def total(self, values: Floats) -> Floats:
+    def all_reduce(self, values: Floats) -> Floats:
         """Returns the sum of every rank's ``values``, to all of them.
 
         A thread waits for it: no signal would interrupt oneflow's wait, which has no end where a rank
@@ -199,14 +199,14 @@ class OneFlowRanks(Ranks):
         result: Floats = self._waiting.submit(lambda: summed.numpy().copy()).result()
         return result
 
-    def gather(self, rows: Floats) -> Floats:
+    def all_gather(self, rows: Floats) -> Floats:
         """Returns every rank's rows, those of rank 0 first, to all of them."""
         counts = np.zeros(self.size, np.float32)
         counts[self.rank] = len(rows)
-        start = np.concatenate([[0], np.cumsum(self.total(counts))]).astype(int)
+        start = np.concatenate([[0], np.cumsum(self.all_reduce(counts))]).astype(int)
         everything = np.zeros((start[-1], *rows.shape[1:]), np.float32)
         everything[start[self.rank] : start[self.rank + 1]] = rows
-        return self.total(everything)
+        return self.all_reduce(everything)
 
 
 def shared_memory(size: int) -> mmap.mmap:

@@ -15,7 +15,7 @@ from kdtrain.errors import Terminated
 
 
 @contextlib.contextmanager
-def interrupts_put_off() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Lets Ctrl-C and SIGTERM wait until the end of the block, so that nothing is left half imported.
 
     What interrupts an import may come out of it as an ImportError. Threads that are started in the
@@ -34,7 +34,7 @@ def interrupts_put_off() -> Iterator[None]:
     try:
         yield
     finally:
-        take_interrupts_back()
+        restore_sigint_handler()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
@@ -42,7 +42,7 @@ def interrupts_put_off() -> Iterator[None]:
         signal.raise_signal(arrived[0])
 
 
-def take_interrupts_back() -> None:
+def restore_sigint_handler() -> None:
     """Puts Python's SIGINT handler in force again, after a library has replaced it behind its back."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.default_int_handler)

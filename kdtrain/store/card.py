@@ -9,7 +9,7 @@ from typing import Any
 
 from kdtrain._version import __version__
 from kdtrain.data.dataset import Dataset
-from kdtrain.errors import CheckpointError, without_controls
+from kdtrain.errors import CheckpointError, escape_controls
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
 from kdtrain.runtime.locations import absolute
 
@@ -138,10 +138,10 @@ def read_card(header: Any, path: Path) -> ModelCard:
 def _cleaned(value: Any) -> Any:
     """Returns a header's value with nothing in its texts that a terminal would obey: they are printed."""
     if isinstance(value, dict):
-        return {without_controls(name): _cleaned(item) for name, item in value.items()}
+        return {escape_controls(name): _cleaned(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
-    return without_controls(value) if isinstance(value, str) else value
+    return escape_controls(value) if isinstance(value, str) else value
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ra
 
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import RunData, prepare
 from kdtrain.experiment.session import Session
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
@@ -128,9 +128,9 @@ def seeds_side_by_side(bench: Bench) -> list[Row]:
     def run(cores: list[int]) -> float:
         folder, every = bench.fresh(), available_cores()
         jobs = [
-            session.training(Plan(mode, seed, folder / f"{mode}{seed}", taught_by))
+            session.training(FitSpec(mode, seed, folder / f"{mode}{seed}", with_teacher))
             for seed in (0, 1)
-            for mode, taught_by in (("student_kd", teacher), ("student", None))
+            for mode, with_teacher in (("student_kd", teacher), ("student", None))
         ]
         os.sched_setaffinity(0, cores)
         began = time.perf_counter()

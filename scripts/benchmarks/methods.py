@@ -19,7 +19,7 @@ from tools import ROOT
 
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.session import Session
 from kdtrain.metrics.statistics import Interval, t_interval
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text
@@ -159,7 +159,7 @@ class Table:
             config = replace(self.config, mode="teacher", epochs=epochs, teacher_augment="none")
             with _quietly(), temporary_folder(self.folder) as run:
                 session = Session(config)
-                trained = session.run([session.training(Plan("teacher", 0, run / "teacher"))])[0]
+                trained = session.run([session.training(FitSpec("teacher", 0, run / "teacher"))])[0]
                 self.results["teacher"] = {"0": trained.test.accuracy}
                 path.write_bytes(trained.saved.path.read_bytes())
             write_text(self.file, json.dumps(self.results, indent=1) + "\n")
@@ -178,7 +178,7 @@ class Table:
                     session.prepare_soft_labels(teachers)
                 jobs = [
                     session.training(
-                        Plan(
+                        FitSpec(
                             method.mode,
                             seed,
                             run / f"{stage}_{seed}",

@@ -21,7 +21,7 @@ from kdtrain.experiment.loaders import RunData, prepare
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.processor import clear_wide_registers
+from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard, model_card
 
@@ -80,10 +80,10 @@ def _bare(card: ModelCard, data: RunData) -> float:
         optimizer.param_groups[0]["lr"] = learning_rate("one_cycle", LR, step, len(data.train))
         optimizer.zero_grad(set_to_none=True)
         logits = network(batch.inputs)
-        clear_wide_registers()
+        zero_upper_avx()
         loss = flow.nn.functional.cross_entropy(logits, batch.targets)
         loss.backward()
-        clear_wide_registers()
+        zero_upper_avx()
         optimizer.step()
     loss.item()
     return time.perf_counter() - start

@@ -95,7 +95,7 @@ def test_in_a_long_epoch_the_bad_step_is_found_within_eight(
         steps += 1
         return output.logits.sum() * (float("inf") if steps == 11 else 0.0)
 
-    many = train.in_order(batch_size=4)
+    many = train.sequential(batch_size=4)
     assert len(many) > 32
     trainer = Trainer(student, partial(flow.optim.SGD, lr=0.1), [Bomb(), StopOnNonFinite()])
     with pytest.raises(CallbackError, match="not finite at step 11 "):

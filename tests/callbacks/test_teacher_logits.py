@@ -59,7 +59,7 @@ def test_logits_are_computed_once_and_then_read_bit_for_bit(
     assert read.tobytes() == computed.tobytes() == predict_logits(student, train).tobytes()
     same = build_model("student_mlp", (1, 28, 28), 10)
     load_weights(same, snapshot(student), "here")
-    cache(same, train.in_order(7))
+    cache(same, train.sequential(7))
     assert cache.computed == 1, "another object, but the same weights and images"
 
 

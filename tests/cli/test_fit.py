@@ -151,8 +151,8 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
     assert best[0].read_bytes() == best[1].read_bytes()
     # The run says which teacher taught it.
     config = tomli.loads((tmp_path / "logs/student_kd/version_0/config.toml").read_text())
-    taught_by = tmp_path / "logs/student_kd/version_0/teacher/checkpoints/best.safetensors"
-    assert config["teacher_checkpoint"] == str(taught_by)
+    with_teacher = tmp_path / "logs/student_kd/version_0/teacher/checkpoints/best.safetensors"
+    assert config["teacher_checkpoint"] == str(with_teacher)
 
 
 @pytest.mark.parametrize("mode", ["student_kd", "compare"])

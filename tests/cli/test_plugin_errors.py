@@ -36,7 +36,7 @@ class Detached(Callback):
 
 class Bound(Callback):
     def configure(self, objective):
-        return objective.subject_to(self.bound)
+        return objective.with_constraint(self.bound)
     def bound(self):
         raise ValueError("out of bounds")
 

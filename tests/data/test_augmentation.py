@@ -205,5 +205,5 @@ def test_evaluation_sees_the_images_unchanged(mnist: Dataset) -> None:
     images = mnist.normalization.apply(mnist.train.images[:64])
     augment = Shift(2, mnist.normalization.background)
     loader = Loader(images, mnist.train.labels[:64], 64, num_classes=10, seed=0, augment=augment)
-    (batch,) = loader.in_order(64).epoch(1)
+    (batch,) = loader.sequential(64).epoch(1)
     np.testing.assert_array_equal(batch.inputs.numpy(), images)

@@ -59,16 +59,18 @@ def test_shares_are_drawn_from_the_beta_distribution(alpha: float) -> None:
 def test_each_image_is_mixed_with_one_of_its_batch_in_one_proportion(images: Floats, mnist: Dataset) -> None:
     labels = mnist.train.labels
     batches = list(_loader(images, mnist).epoch(1))
-    assert len({batch.share for batch in batches}) == len(batches)
+    assert len({batch.mixup_lambda for batch in batches}) == len(batches)
     for batch in batches:
-        assert batch.other is not None
-        assert batch.other.inputs is batch.inputs
-        own, others = batch.indices.numpy(), batch.other.indices.numpy()
+        assert batch.mixup_partner is not None
+        assert batch.mixup_partner.inputs is batch.inputs
+        own, others = batch.indices.numpy(), batch.mixup_partner.indices.numpy()
         assert sorted(own) == sorted(others)
-        expected = batch.share * images[own].astype(np.float64) + (1 - batch.share) * images[others]
+        expected = (
+            batch.mixup_lambda * images[own].astype(np.float64) + (1 - batch.mixup_lambda) * images[others]
+        )
         np.testing.assert_allclose(batch.inputs.numpy(), expected, atol=1e-6)
         np.testing.assert_array_equal(batch.targets.numpy(), labels[own])
-        np.testing.assert_array_equal(batch.other.targets.numpy(), labels[others])
+        np.testing.assert_array_equal(batch.mixup_partner.targets.numpy(), labels[others])
 
 
 def test_it_comes_after_the_other_changes_and_evaluation_knows_none(images: Floats, mnist: Dataset) -> None:
@@ -77,13 +79,15 @@ def test_it_comes_after_the_other_changes_and_evaluation_knows_none(images: Floa
     moved, mixed = (
         next(iter(one.epoch(1))) for one in (_loader(images, mnist, augment=shift, mixup=None), loader)
     )
-    assert mixed.other is not None
+    assert mixed.mixup_partner is not None
     np.testing.assert_array_equal(moved.indices.numpy(), mixed.indices.numpy())
-    rows = [list(moved.indices.numpy()).index(index) for index in mixed.other.indices.numpy()]
-    expected = mixed.share * moved.inputs.numpy() + (1 - mixed.share) * moved.inputs.numpy()[rows]
+    rows = [list(moved.indices.numpy()).index(index) for index in mixed.mixup_partner.indices.numpy()]
+    expected = (
+        mixed.mixup_lambda * moved.inputs.numpy() + (1 - mixed.mixup_lambda) * moved.inputs.numpy()[rows]
+    )
     np.testing.assert_allclose(mixed.inputs.numpy(), expected, atol=1e-5)
-    (batch,) = loader.in_order(256).epoch(1)
-    assert batch.other is None
+    (batch,) = loader.sequential(256).epoch(1)
+    assert batch.mixup_partner is None
     np.testing.assert_array_equal(batch.inputs.numpy(), images)
 
 
@@ -96,10 +100,12 @@ def test_seed_epoch_and_process_decide_all_of_it(images: Floats, mnist: Dataset)
 
     np.testing.assert_array_equal(first().inputs.numpy(), first().inputs.numpy())
     for other in (first(2), first(seed=1), first(ranks=Second())):
-        assert other.share != first().share
+        assert other.mixup_lambda != first().mixup_lambda
     part = first(ranks=Second())
-    assert part.other is not None
-    assert sorted(part.indices.numpy()) == sorted(part.other.indices.numpy()), "a process mixes its own part"
+    assert part.mixup_partner is not None
+    assert sorted(part.indices.numpy()) == sorted(part.mixup_partner.indices.numpy()), (
+        "a process mixes its own part"
+    )
 
 
 def _mixed(share: float) -> tuple[Batch, npt.NDArray[np.float64]]:
@@ -142,7 +148,7 @@ def test_a_teacher_is_asked_once_a_step_about_the_mixed_images(
 
     loader = _loader(images, mnist)
     trainer = Trainer(student, partial(flow.optim.Adam, lr=1e-3), [DistillationCallback(teacher), Watch()])
-    trainer.fit(loader, loader.in_order(64), epochs=1, directory=tmp_path)
+    trainer.fit(loader, loader.sequential(64), epochs=1, directory=tmp_path)
     assert len(seen) == 1 + len(loader)  # one image to count the classes with
 
 
@@ -150,6 +156,6 @@ def test_gradient_norms_of_terms_count_both_labels(images: Floats, mnist: Datase
     flow.manual_seed(3)
     student, loader = build_model("student_mlp", (1, 28, 28), 10), _loader(images, mnist)
     trainer = Trainer(student, partial(flow.optim.SGD, lr=1e-9), [GradNorm(every=1)])
-    trainer.fit(loader, loader.in_order(64), epochs=1, directory=tmp_path)
+    trainer.fit(loader, loader.sequential(64), epochs=1, directory=tmp_path)
     curves = read_scalars(tmp_path)
     assert curves["grad_norm"] == pytest.approx(curves["grad_norm/task"], rel=1e-4)

@@ -79,7 +79,7 @@ def objective_for(student: flow.nn.Module, teacher: flow.nn.Module, alpha: float
     """What a plugin is given in ``configure`` when the mode is student_kd."""
     soft = SoftTargets(teacher, 4.0)
     recorder = Recorder(student, "student", flow.tensor(images_of(count=1)))
-    return Objective.task().for_student(recorder).taught_by(soft.teacher).blend("kd", soft, alpha)
+    return Objective.task().with_student(recorder).with_teacher(soft.teacher).blend("kd", soft, alpha)
 
 
 def output_of(objective: Objective, batch: Batch) -> Output:

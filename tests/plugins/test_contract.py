@@ -106,18 +106,36 @@ def test_a_replaced_term_keeps_its_place_and_gets_another_name_and_weight() -> N
     assert list(objective.terms) == ["task", "kd", "extra"], "the first one is as it was"
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("taught_by", "with_teacher"),
+        ("for_student", "with_student"),
+        ("represented_by", "evaluate_with"),
+        ("subject_to", "with_constraint"),
+        ("stand_in", "eval_model"),
+    ],
+)
+def test_old_names_still_work_and_say_the_new_ones(old: str, new: str) -> None:
+    objective = Objective.task()
+    with pytest.warns(DeprecationWarning, match=rf"{old} is now called {new}"):
+        assert getattr(objective, old) == getattr(objective, new)
+
+
 def test_networks_stay_through_every_change_of_the_objective() -> None:
     objective = objective_for(Convolutional(2), Convolutional(3))
-    stand_in, constraints = Convolutional(2), [list, dict]
-    objective = objective.subject_to(constraints[0])
-    changed = objective.represented_by(stand_in).add("a", cross_entropy).blend("b", cross_entropy, 0.5)
-    changed = changed.replace("a", cross_entropy).taught_by(objective.teacher).for_student(objective.student)
+    eval_model, constraints = Convolutional(2), [list, dict]
+    objective = objective.with_constraint(constraints[0])
+    changed = objective.evaluate_with(eval_model).add("a", cross_entropy).blend("b", cross_entropy, 0.5)
+    changed = (
+        changed.replace("a", cross_entropy).with_teacher(objective.teacher).with_student(objective.student)
+    )
     assert changed.student is objective.student
     assert changed.teacher is objective.teacher
-    assert changed.stand_in is stand_in
-    assert list(changed.subject_to(constraints[1]).constraints) == constraints
+    assert changed.eval_model is eval_model
+    assert list(changed.with_constraint(constraints[1]).constraints) == constraints
     with pytest.raises(ValueError, match="put a network in the student's place already"):
-        changed.represented_by(stand_in)
+        changed.evaluate_with(eval_model)
     with pytest.raises(UsageError, match="needs a teacher"):
         _ = Objective.task().teacher
 
@@ -151,7 +169,9 @@ def test_constraints_hold_after_every_step_and_add_up(
 
         def configure(self, objective: Objective) -> Objective:
             self.bias = dict(objective.student.network.named_parameters())[f"{self.layer}.bias"]
-            return objective.subject_to(lambda: self.bias.fill_(self.value)).add(self.layer, cross_entropy)
+            return objective.with_constraint(lambda: self.bias.fill_(self.value)).add(
+                self.layer, cross_entropy
+            )
 
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             self.seen.extend(self.bias.numpy().tolist())

@@ -21,7 +21,7 @@ def rates(network: flow.nn.Module) -> list[float]:
 
 
 def configure(plugin: DropoutRates, network: flow.nn.Module) -> None:
-    objective = Objective.task().for_student(Recorder(network, "student"))
+    objective = Objective.task().with_student(Recorder(network, "student"))
     assert plugin.configure(objective) is objective
 
 

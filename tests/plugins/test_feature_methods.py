@@ -288,7 +288,7 @@ def test_without_a_teacher_the_error_says_how_to_have_one() -> None:
     from kdtrain import Objective
 
     with pytest.raises(UsageError, match="it needs a teacher: choose --mode student_kd or compare"):
-        Similarity("fc1", "fc1").configure(Objective.task().for_student(student))
+        Similarity("fc1", "fc1").configure(Objective.task().with_student(student))
     with pytest.raises(KdtrainError, match="does not belong to a fit"):
         _ = Objective.task().student
 

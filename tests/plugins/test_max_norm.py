@@ -48,7 +48,7 @@ def test_weights_equal_an_independent_formula(seed: int, scale: float, limit: fl
         values[0] = 0
         parameter.data.copy_(values.astype(np.float32))
     before = {name: array.astype(np.float64) for name, array in snapshot(network).items()}
-    objective = MaxNorm(limit).configure(Objective.task().for_student(Recorder(network, "student")))
+    objective = MaxNorm(limit).configure(Objective.task().with_student(Recorder(network, "student")))
     with flow.no_grad():
         for constraint in objective.constraints:
             constraint()

@@ -11,7 +11,7 @@ import pytest
 from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, flow
 from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.fit_spec import Plan
+from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.session import Session
 from kdtrain.models.registry import build_model
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
@@ -53,7 +53,7 @@ def distil(mnist: Dataset, folder: Path, ranks: Ranks) -> Floats:
     callbacks = [DistillationCallback(teacher), Dkd(warmup=1), FitNet("fc1", "fc1"), kept]
     trainer = Trainer(model, partial(flow.optim.SGD, lr=1e-3, momentum=0.9), callbacks)
     trainer.fit(train, held_out, epochs=1, directory=folder / f"rank_{ranks.rank}")
-    return ranks.gather(np.stack([kept.first, kept.weights])[None])
+    return ranks.all_gather(np.stack([kept.first, kept.weights])[None])
 
 
 def test_two_processes_distil_as_one_and_hold_the_same_regressor(mnist: Dataset, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_method_that_relates_images_keeps_its_batches_whole(
     )
     session = Session(config)
     teacher = load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist))
-    distilled = session.training(Plan("student_kd", 0, tmp_path / "student_kd", teacher))
+    distilled = session.training(FitSpec("student_kd", 0, tmp_path / "student_kd", teacher))
     assert min(distilled.cores, 2) == cores
-    plain = session.training(Plan("student", 0, tmp_path / "student"))
+    plain = session.training(FitSpec("student", 0, tmp_path / "student"))
     assert plain.cores > 1, "where the method takes no part it forbids nothing"

@@ -108,10 +108,10 @@ except KeyboardInterrupt:
 def test_ctrl_c_during_the_import_is_not_lost(tmp_path: Path) -> None:
     code = """
 import time
-from kdtrain.runtime.signals import interrupts_put_off
+from kdtrain.runtime.signals import defer_signals
 print('ready', flush=True)
 try:
-    with interrupts_put_off():
+    with defer_signals():
         from kdtrain.runtime import flow
     print('imported', flush=True)
     time.sleep(5)

@@ -148,7 +148,7 @@ def test_a_rank_that_dies_is_what_is_reported_and_the_others_end() -> None:
     def work(ranks: Ranks) -> None:
         if ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        ranks.total(np.ones(2_000_000, np.float32))
+        ranks.all_reduce(np.ones(2_000_000, np.float32))
         time.sleep(60)
 
     start = time.monotonic()
@@ -162,7 +162,7 @@ def test_an_error_of_a_rank_is_what_is_reported() -> None:
     def work(ranks: Ranks) -> None:
         if ranks.rank == 1:
             raise KdtrainError("the disk is full")
-        ranks.total(np.ones(10, np.float32))
+        ranks.all_reduce(np.ones(10, np.float32))
 
     with pytest.raises(KdtrainError, match="the disk is full"):
         run_jobs([Job("teacher", work, cores=2)])

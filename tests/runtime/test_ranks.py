@@ -65,7 +65,7 @@ def test_every_image_is_on_one_rank_once_an_epoch(mnist: Dataset) -> None:
     def work(ranks: Ranks) -> Floats:
         seen = [batch.indices.numpy() for batch in _loader(mnist, ranks).epoch(1)]
         assert len(seen) == len(_loader(mnist, ranks)) == 5
-        return ranks.gather(np.concatenate(seen).astype(np.float32))
+        return ranks.all_gather(np.concatenate(seen).astype(np.float32))
 
     (gathered,) = run_jobs([Job("indices", work, cores=2)])
     assert sorted(gathered) == list(range(IMAGES))
@@ -88,7 +88,7 @@ def test_all_ranks_hold_the_same_bits(mnist: Dataset, tmp_path: Path) -> None:
 
     def work(ranks: Ranks) -> Floats:
         weights, _, _ = _fit(mnist, tmp_path, ranks, arch="teacher_cnn")
-        return ranks.gather(np.concatenate([array.ravel() for array in weights.values()])[None])
+        return ranks.all_gather(np.concatenate([array.ravel() for array in weights.values()])[None])
 
     (rows,) = run_jobs([Job("two", work, cores=2)])
     np.testing.assert_array_equal(rows[0], rows[1])
@@ -103,7 +103,7 @@ def test_different_files_are_refused_on_all_ranks(odd: int) -> None:
                 ranks.check_same("the teachers", value)
             except KdtrainError as error:
                 said.append(str(error))
-        return [str(count) for count in ranks.gather(np.array([len(said)], np.float32))] + said
+        return [str(count) for count in ranks.all_gather(np.array([len(said)], np.float32))] + said
 
     (said,) = run_jobs([Job("two", work, cores=2)])
     assert said[:2] == ["1.0", "1.0"]
@@ -122,7 +122,7 @@ def test_dropout_differs_between_ranks(mnist: Dataset, tmp_path: Path) -> None:
     def work(ranks: Ranks) -> Floats:
         look = Look()
         _fit(mnist, tmp_path, ranks, look)
-        return ranks.gather(look.drawn)
+        return ranks.all_gather(look.drawn)
 
     (rows,) = run_jobs([Job("two", work, cores=2)])
     assert not np.array_equal(rows[0], rows[1])

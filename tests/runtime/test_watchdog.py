@@ -62,7 +62,7 @@ def test_of_two_ranks_the_one_is_named_that_the_other_waits_for() -> None:
     def work(ranks: Ranks) -> None:
         if ranks.rank == 1:
             threading.Event().wait()
-        ranks.total(np.ones(1, np.float32))
+        ranks.all_reduce(np.ones(1, np.float32))
 
     with pytest.raises(KdtrainError, match=f"{HERE}, line .*, in work"):
         run_jobs([Job("training x", work, cores=2)], stall_timeout=LIMIT)
@@ -73,7 +73,7 @@ def test_a_rank_may_wait_for_another_one_that_computes() -> None:
     def work(ranks: Ranks) -> float:
         if ranks.rank == 1:
             compute(2 * LIMIT)
-        return float(ranks.total(np.ones(1, np.float32))[0])
+        return float(ranks.all_reduce(np.ones(1, np.float32))[0])
 
     assert run_jobs([Job("training x", work, cores=2)], stall_timeout=LIMIT) == [2.0]
 

@@ -28,7 +28,7 @@ from kdtrain.data.images.model_input import shows_ink
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.deploy.serve import requests as questions
 from kdtrain.deploy.serve.limits import Limits, TokenBuckets, read_body
-from kdtrain.errors import KdtrainError, describe
+from kdtrain.errors import KdtrainError, error_text
 from kdtrain.metrics.probabilities import probabilities
 from kdtrain.runtime.console import note
 
@@ -160,8 +160,8 @@ async def _refusal(request: Request, error: Exception) -> Response:
 
 async def _failure(request: Request, error: Exception) -> Response:
     """Answers where we are at fault, and tells who started the service."""
-    note(f"kdtrain: {request.method} {request.url.path} failed: {describe(error)}")
-    return JSONResponse({"error": f"the service failed: {describe(error)}"}, 500)
+    note(f"kdtrain: {request.method} {request.url.path} failed: {error_text(error)}")
+    return JSONResponse({"error": f"the service failed: {error_text(error)}"}, 500)
 
 
 class _Guard:
