@@ -66,6 +66,11 @@ def clipped(value: object, write: Callable[[object], str] = str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
+def size_text(shape: Iterable[int]) -> str:
+    """Returns a shape as messages write it, ``"1x28x28"``."""
+    return "x".join(map(str, shape))
+
+
 def error_text(error: BaseException) -> str:
     """Returns what a person should read of whatever has ended something: an error, or an interruption."""
     if isinstance(error, Terminated):

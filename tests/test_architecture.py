@@ -19,7 +19,8 @@ ROOMS = [
     *("engine", "report", "deploy", "callbacks", "experiment", "cli"),
 ]
 """Each may import those before it."""
-MOST_LINES = 300
+MOST_LINES = 400
+"""A question, not a wall: raise it for one idea that is longer, and split two ideas that are not."""
 MOST_LINES_OF_A_FUNCTION = 40
 
 
@@ -60,7 +61,7 @@ def test_there_is_something_to_look_at() -> None:
 
 def test_the_package_holds_its_rooms_and_nothing_else() -> None:
     entries = {path.name for path in (ROOT / "kdtrain").iterdir()} - {"__pycache__"}
-    files = {"errors.py", "__init__.py", "__main__.py", "_version.py", "py.typed"}
+    files = {"errors.py", "__init__.py", "__init__.pyi", "__main__.py", "_version.py", "py.typed"}
     assert entries == files | set(ROOMS) - {"errors"}
 
 
@@ -131,7 +132,8 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 
 def test_public_names_are_there() -> None:
+    assert len(kdtrain.__all__) == 44
     for name in kdtrain.__all__:
         assert getattr(kdtrain, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
-        kdtrain.Nonsense  # noqa: B018 (asking for it is the point)
+    with pytest.raises(AttributeError, match="Nonsense"):
+        getattr(kdtrain, "Nonsense")  # noqa: B009 (the type checker knows that there is none)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.runtime import flow
-from kdtrain.runtime.console import note
+
+logger = logging.getLogger(__name__)
 
 
 class SoftTargets:
@@ -83,10 +85,10 @@ class DistillationCallback(Callback):
         self._check_classes(run.train)
         self._fingerprint = weights_fingerprint(teacher)
         if run.train.augments:
-            note("The images are augmented, so the teacher is asked at every step: that is slow.")
+            logger.info("The images are augmented, so the teacher is asked at every step: that is slow.")
             return
         if self.teacher.layers:
-            note("Layers of the teacher are compared, so it is asked at every step: that is slow.")
+            logger.info("Layers of the teacher are compared, so it is asked at every step: that is slow.")
         logits = logits_over(teacher, run.train, self.cache_directory)
         self.teacher.use_table(logits, run.train.device)
 

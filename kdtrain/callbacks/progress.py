@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from tqdm import tqdm
 
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.engine.run import Run
-from kdtrain.runtime.console import note, progress_bar
+from kdtrain.runtime.console import progress_bar
+
+logger = logging.getLogger(__name__)
 
 _REFRESH_STEPS = 20
 
@@ -35,7 +39,7 @@ class Progress(Callback):
         """Prints the epoch's line, short enough for a terminal of 80 columns."""
         self._close()
         width = len(str(run.epochs))
-        note(
+        logger.info(
             f"{self.name:<12} {event.epoch:>{width}}/{run.epochs}"
             f"  loss {event.metrics['loss/total']:.4f}"
             f"  accuracy {event.metrics['eval/accuracy']:.2%}"
@@ -47,7 +51,7 @@ class Progress(Callback):
         """Takes the bar away; says why a fit was stopped. Errors are for whoever catches them to show."""
         self._close()
         if event.status is Status.STOPPED:
-            note(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")
+            logger.info(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")
 
     def _close(self) -> None:
         if self._bar is not None:

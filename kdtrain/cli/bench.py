@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 from kdtrain.cli.common import check_fits, is_named, open_any_model, open_data, open_model
@@ -15,11 +16,12 @@ from kdtrain.deploy.benchmark_table import benchmark_table, to_json
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.teacher import is_of
-from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import MOST_PROCESSES
 from kdtrain.runtime.locations import sought
 from kdtrain.runtime.value_checks import IMAGES, between
 from kdtrain.store.checkpoint import SavedModel
+
+logger = logging.getLogger(__name__)
 
 _MOST_ROUNDS = 100_000
 
@@ -74,7 +76,7 @@ def _of_these_data(contenders: list[Contender], data: Dataset) -> list[Contender
     own = [one for one in contenders if is_of(one.model.card, data)]
     others = [one.model.path.name for one in contenders if not is_of(one.model.card, data)]
     if own and others:
-        note(f"Left out, because trained on other data than {data.name}: {', '.join(others)}.")
+        logger.info(f"Left out, because trained on other data than {data.name}: {', '.join(others)}.")
     return own or contenders
 
 

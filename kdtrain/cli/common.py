@@ -16,6 +16,7 @@ from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.runtime import flow
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel, load_model
 
@@ -65,7 +66,7 @@ def answer_test_images(
     if isinstance(model, OnnxModel):
         return model.logits(data.test.images)
     inputs = data.test.normalized(Normalization(model.card.mean, model.card.std))
-    test = Loader(inputs, data.test.labels, 250, num_classes=data.num_classes, device=device)
+    test = Loader(inputs, data.test.labels, IMAGES_AT_ONCE, num_classes=data.num_classes, device=device)
     return predict_logits(model.build(device), test, description="test set")
 
 

@@ -18,10 +18,11 @@ from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.deploy.onnx_reader import import_onnx
 from kdtrain.errors import UsageError
 from kdtrain.runtime.files import ensure_writable, temporary_folder, write_bytes
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.value_checks import IMAGES, SEED
 from kdtrain.store.checkpoint import SavedModel
 
-_ROUNDS, _BATCH_SIZE = 20, 250  # as `kdtrain bench` has them
+_ROUNDS = 20  # as `kdtrain bench` has them
 
 
 def run(options: argparse.Namespace) -> int:
@@ -80,5 +81,5 @@ def _write_quantized(path: Path, data: Dataset, smaller: Path, wanted: int, seed
 
 def _compare(paths: Sequence[Path], data: Dataset, output: Output) -> None:
     contenders = [Contender(OnnxModel.load(path)) for path in paths]
-    batch_size = min(_BATCH_SIZE, len(data.test))
+    batch_size = min(IMAGES_AT_ONCE, len(data.test))
     output.print(benchmark_table(run_benchmark(contenders, data.test, batch_size=batch_size, rounds=_ROUNDS)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdtrain.errors import UsageError, clipped
 from kdtrain.experiment.config import flag_of
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.value_checks import Check
 
 
@@ -93,7 +94,13 @@ def bench_flags(parser: argparse.ArgumentParser) -> None:
         help="where the trained models are [logs/models]",
     )
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds [20]")
-    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images in a batch [250]")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=IMAGES_AT_ONCE,
+        metavar="N",
+        help=f"images in a batch [{IMAGES_AT_ONCE}]",
+    )
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="threads of onnxruntime [1, as oneflow has]"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from kdtrain.errors import CheckpointError, UsageError, clipped
 from kdtrain.metrics.probabilities import probabilities
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
-from kdtrain.runtime.console import note
 from kdtrain.runtime.locations import short, sought
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.value_checks import MOST_NUMBER, positive
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel, load_card
 from kdtrain.store.kept_models import kept_models
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _kept(options: argparse.Namespace) -> Path:
 
     chosen = min(paths, key=misfit)
     others = ", ".join(path.name for path in paths if path != chosen)
-    note(
+    logger.info(
         f"The model is {chosen} ({cards[chosen].dataset}, {cards[chosen].arch}). There are others: {others}. "
         "Choose with --dataset, --arch or --checkpoint."
     )

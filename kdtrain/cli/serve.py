@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import logging
 import os
 import shlex
 import socket
@@ -12,9 +13,10 @@ from pathlib import Path
 from kdtrain.cli.flags import check_flags
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
-from kdtrain.runtime.console import note
 from kdtrain.runtime.signals import turn_sigterm_into_exception
 from kdtrain.runtime.value_checks import positive
+
+logger = logging.getLogger(__name__)
 
 _MOST_RATE = 1e6  # requests per second
 _MOST_BODY = 1000.0  # megabytes; a body is kept in memory
@@ -103,9 +105,9 @@ def _say_where(listener: socket.socket) -> None:
     address, port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-        note(
+        logger.info(
             f"kdtrain: warning: whoever can reach {shown} can use this service: it asks nobody who they are, "
             "and encrypts nothing."
         )
-    note("Ctrl-C ends it.")
+    logger.info("Ctrl-C ends it.")
     print(f"http://{shown}:{port}/", flush=True)

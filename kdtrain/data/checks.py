@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.errors import DataError
-from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, LONGEST_NAME, MOST_CLASSES, MOST_LOGITS
+
+logger = logging.getLogger(__name__)
 
 
 def assemble(
@@ -56,7 +58,7 @@ def assemble(
     counts = np.bincount(train.labels, minlength=len(classes or ()))
     if counts.min() == 0:
         number = int(counts.argmin())
-        note(f"{sources[1]}: no training image has the label {number}; labels count from 0 on.")
+        logger.info(f"{sources[1]}: no training image has the label {number}; labels count from 0 on.")
     return Dataset(name, train, test, names)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.images.decode_folder import Decoded, decode
 from kdtrain.data.images.resize import picture_size
 from kdtrain.errors import DataError, UsageError, escape_controls
-from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import LARGEST_SIDE
 from kdtrain.runtime.locations import sought
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = {
     ".png",
@@ -121,7 +123,7 @@ def _find(folder: Path) -> tuple[tuple[str, ...], list[list[Picture]]]:
         raise DataError(f"{folder} has no folder train beside {' and '.join(lonely)}.")
     if "train" in top and set(top) - set(_PARTS):
         unused = ", ".join(sorted(set(top) - set(_PARTS)))
-        note(f"{folder}: only the folders {', '.join(_PARTS)} are used, and not {unused}.")
+        logger.info(f"{folder}: only the folders {', '.join(_PARTS)} are used, and not {unused}.")
     source = folder / "train" if "train" in top else folder
     classes = tuple(_subfolders(source) if "train" in top else top)
     if len(classes) < 2:
@@ -169,9 +171,9 @@ def _pictures(folder: Path, classes: Sequence[str]) -> list[Picture]:
         nested += [folder / name / inner for inner in _subfolders(folder / name)]
         found += [Picture(folder / name / file, labels[name]) for file in files if chosen[file]]
     if others:
-        note(f"Left out, as no pictures by their names ({len(others)} in {folder}): {_some(others)}")
+        logger.info(f"Left out, as no pictures by their names ({len(others)} in {folder}): {_some(others)}")
     if nested:
-        note(f"Left out, as a folder deeper than the rest: {_some(nested)}")
+        logger.info(f"Left out, as a folder deeper than the rest: {_some(nested)}")
     return found
 
 
@@ -213,7 +215,7 @@ def _report(decoded: Decoded, pictures: Sequence[Picture], folder: Path, skip_co
         others = f" So it is with {number - 1} others." if number > 1 else ""
         raise DataError(f"{first}{others} {_REMEDY}")
     names = _some([pictures[index].path for index in sorted(decoded.failures)])
-    note(f"{number} of {len(pictures)} pictures in {folder} cannot be read, and are left out: {names}")
+    logger.info(f"{number} of {len(pictures)} pictures in {folder} cannot be read, and are left out: {names}")
 
 
 def _some(paths: Sequence[Path]) -> str:

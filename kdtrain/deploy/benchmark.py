@@ -14,10 +14,9 @@ from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import count_parameters
 from kdtrain.runtime import flow
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel
-
-_AT_ONCE = 250  # images; bounds the memory that a convolution needs
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ def _network(model: SavedModel) -> Ask:
     def ask(images: Images) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         parts = []
         with flow.no_grad():
-            for start in range(0, len(images), _AT_ONCE):
-                inputs = flow.from_numpy(normalization.apply(images[start : start + _AT_ONCE]))
+            for start in range(0, len(images), IMAGES_AT_ONCE):
+                inputs = flow.from_numpy(normalization.apply(images[start : start + IMAGES_AT_ONCE]))
                 parts.append(network(inputs).numpy().copy())  # a view of memory that oneflow reuses
         return np.concatenate(parts)
 

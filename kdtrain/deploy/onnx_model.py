@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.deploy.onnx_process import Answer, OnnxProcess
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard, read_card
-
-_AT_ONCE = 250  # images that are sent at one time
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class OnnxModel:
         Raises:
             CheckpointError: onnxruntime cannot compute them; only a file made by others gets here.
         """
-        return np.concatenate([logits for logits, _ in self._answers(images, _AT_ONCE)])
+        return np.concatenate([logits for logits, _ in self._answers(images, IMAGES_AT_ONCE)])
 
     def seconds(self, images: npt.NDArray[Any], size: int) -> list[float]:
         """Returns how long portions of ``size`` images take to be computed, in order, from pixels to logits.
@@ -82,5 +81,5 @@ class OnnxModel:
     def _answers(self, images: npt.NDArray[Any], size: int) -> Iterator[Answer]:
         if images.dtype != np.uint8:
             images = images.astype(np.float32)
-        for start in range(0, max(len(images), 1), _AT_ONCE):
-            yield self.process.ask(images[start : start + _AT_ONCE], size)
+        for start in range(0, max(len(images), 1), IMAGES_AT_ONCE):
+            yield self.process.ask(images[start : start + IMAGES_AT_ONCE], size)

@@ -25,6 +25,7 @@ from kdtrain.data.dataset import Normalization
 from kdtrain.deploy.onnx_cost import LARGEST_PEAK, reason
 from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, import_onnx, read_onnx
 from kdtrain.errors import CheckpointError, KdtrainError
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard
 
 LONGEST = 30
@@ -33,7 +34,6 @@ LONGEST = 30
 _MEMORY = 384 << 20  # bytes that may be used beside the interpreter's and its libraries',
 _FOR_WEIGHTS = 5  # for each byte of the file,
 _FOR_THREADS = 16 << 20  # and for each thread, which has a stack
-_MOST = 250  # images of a portion, which takes no more memory than one may
 _MOST_WORK = 20_000_000_000  # and no more multiply-adds than these, or one's
 _FATAL = 4  # of onnxruntime's severities: all else it says is raised as well
 
@@ -117,7 +117,7 @@ def _load(path: Path, threads: int) -> tuple[_Network, dict[str, Any]]:
             session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise CheckpointError(f"{path} cannot be used by onnxruntime: {reason(error)}.") from error
-    most = min(_MOST, LARGEST_PEAK // max(file.cost.peak, 1), _MOST_WORK // max(file.cost.work, 1))
+    most = min(IMAGES_AT_ONCE, LARGEST_PEAK // max(file.cost.peak, 1), _MOST_WORK // max(file.cost.work, 1))
     return _Network(path, file.card, file.images, session, max(most, 1)), file.about
 
 

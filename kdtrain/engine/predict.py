@@ -10,10 +10,10 @@ import numpy.typing as npt
 from kdtrain.data.loader import Loader
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import watched
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.user_code import answer
 
 # Both bound the memory that a convolution needs; a larger batch is not faster.
-_BATCH_SIZE = 250
 _MOST_VALUES = 1 << 22  # of the images in a batch: 27 of 224x224 in colour
 
 
@@ -31,7 +31,7 @@ def predict_logits(
         description: if given, a progress bar shows it.
     """
     fitting = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
-    ordered = loader.sequential(max(loader.ranks.size, min(_BATCH_SIZE, fitting)))
+    ordered = loader.sequential(max(loader.ranks.size, min(IMAGES_AT_ONCE, fitting)))
     batches = ordered.epoch(1)
     if description is not None:
         batches = watched(batches, description, len(ordered), "batch")

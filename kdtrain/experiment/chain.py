@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.session import Session
-from kdtrain.runtime.console import note
 from kdtrain.store.checkpoint import SavedModel
+
+logger = logging.getLogger(__name__)
 
 
 def run_chain(session: Session, directory: Path, teacher: SavedModel) -> TestedModel:
@@ -35,5 +37,7 @@ def run_chain(session: Session, directory: Path, teacher: SavedModel) -> TestedM
         trained += session.run([session.training(plan)])
         teacher = trained[-1].saved
         if number < len(stages):
-            note(f"{name} ({arch}): test accuracy {trained[-1].test.accuracy:.2%}; it teaches the next one.")
+            logger.info(
+                f"{name} ({arch}): test accuracy {trained[-1].test.accuracy:.2%}; it teaches the next one."
+            )
     return trained[-1]

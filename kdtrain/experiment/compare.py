@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.grid_result import Settings, settings_text
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
-from kdtrain.runtime.console import note
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import SavedModel, save_tensors
 from kdtrain.store.event_file import write_picture
 from kdtrain.store.run_directory import run_directory
+
+logger = logging.getLogger(__name__)
 
 
 def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:
@@ -50,7 +52,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     config = session.config
     given = session.find_teacher() if config.teacher_checkpoint is not None else None
     if given is not None:
-        note(describe_teacher(given, config, session.dataset))
+        logger.info(describe_teacher(given, config, session.dataset))
     rehearse(config, session.dataset, given)
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
@@ -87,7 +89,9 @@ class _Training:
     def run(self, given: SavedModel | None) -> tuple[list[TestedModel], dict[str, Chosen]]:
         """Returns all models by seed, and what was chosen; ``given`` is a teacher that is there already."""
         if len(self.seeds) > 1:
-            note(f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed.")
+            logger.info(
+                f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
+            )
         teachers, tests = self._teachers(given)
         self.session.prepare_soft_labels(teachers)
         first = self.seeds[0]

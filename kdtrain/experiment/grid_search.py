@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from kdtrain.experiment.grid import choose, combinations, parse_grid
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.report.grid_result import Candidate, Choice, Settings, settings_text
-from kdtrain.runtime.console import note
+
+logger = logging.getLogger(__name__)
 
 _OF_ALL = ("lr",)
 """What concerns students without a teacher as well."""
@@ -45,14 +47,16 @@ def choose_settings(
     fits = [(model, plan(model, own)) for model in students for own in tried[model] if own]
     if not fits:
         return {}
-    note(f"Grid: {len(fits)} fits with seed {session.config.seed}; the held-out images choose.")
+    logger.info(f"Grid: {len(fits)} fits with seed {session.config.seed}; the held-out images choose.")
     fitted = session.run([session.fitting(one) for _, one in fits])
     chosen = {}
     for model in dict(fits):
         own = [(one, fit) for (name, one), fit in zip(fits, fitted, strict=True) if name == model]
         chosen[model] = _best(own, tried[model])
         best = chosen[model].choice.chosen
-        note(f"{model}: {settings_text(best.settings)} is best, held-out accuracy {best.accuracy:.2%}.")
+        logger.info(
+            f"{model}: {settings_text(best.settings)} is best, held-out accuracy {best.accuracy:.2%}."
+        )
     return chosen
 
 

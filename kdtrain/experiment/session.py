@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,6 @@ from kdtrain.experiment.teacher import find_teacher, networks_to_train
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture, count_multiply_adds, count_parameters
 from kdtrain.runtime import flow, launch
-from kdtrain.runtime.console import note
 from kdtrain.runtime.files import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
@@ -44,6 +44,8 @@ from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import read_metrics
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -86,7 +88,9 @@ class Session:
         if count_validation(self.dataset, config) == 0:
             if config.grid:
                 raise UsageError(f"--grid chooses by held-out images, and {self.dataset.name} leaves none.")
-            note("--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic.")
+            logger.info(
+                "--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic."
+            )
 
     def run(self, jobs: Sequence[Job[T]]) -> list[T]:
         """Runs jobs side by side on the CPU's cores, or here and one after another.
@@ -112,7 +116,7 @@ class Session:
                 siblings=[one.saved.card for one in trained],
             )
             if said is not None:
-                note(said)
+                logger.info(said)
 
     def training(self, plan: FitSpec) -> Job[TestedModel]:
         """Returns the job that trains a network, tests its best weights, and files the results."""

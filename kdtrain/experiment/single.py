@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from kdtrain.experiment.chain import run_chain
@@ -13,10 +14,11 @@ from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher
-from kdtrain.runtime.console import note
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import run_directory
+
+logger = logging.getLogger(__name__)
 
 _OWN_TEACHER = "teacher"  # a run's folder for the teacher that is trained first
 
@@ -58,17 +60,17 @@ def _known_teacher(session: Session, resume: Path | None) -> SavedModel | None:
         return None
     teacher = session.find_teacher()
     if teacher is not None:
-        note(describe_teacher(teacher, session.config, session.dataset))
+        logger.info(describe_teacher(teacher, session.config, session.dataset))
     return teacher
 
 
 def _own_teacher(session: Session, directory: Path, *, resumed: bool) -> SavedModel:
     """Trains a teacher for the run in ``directory``, or goes on with it."""
     if resumed:
-        note(f"The teacher is this run's own, in {directory / _OWN_TEACHER}.")
+        logger.info(f"The teacher is this run's own, in {directory / _OWN_TEACHER}.")
     else:
         where = f"for {session.dataset.name} in {session.config.models}"
-        note(f"There is no teacher {where} yet: training one first.")
+        logger.info(f"There is no teacher {where} yet: training one first.")
     if session.ranks.rank == 0:
         make_folder(directory / _OWN_TEACHER)  # first: by it, --resume knows whose teacher it is
         write_text(directory / "config.toml", absolute_paths(session.config).to_toml())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.errors import CheckpointError
+from kdtrain.errors import CheckpointError, size_text
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
 from kdtrain.runtime.locations import absolute
@@ -93,10 +93,6 @@ def _check(teacher: SavedModel, dataset: Dataset) -> None:
         )
     if card.image_shape != dataset.image_shape:
         raise CheckpointError(
-            f"the teacher in {teacher.path} takes images of {_size(card.image_shape)}, "
-            f"but those of {dataset.name} are {_size(dataset.image_shape)}. {remedy}"
+            f"the teacher in {teacher.path} takes images of {size_text(card.image_shape)}, "
+            f"but those of {dataset.name} are {size_text(dataset.image_shape)}. {remedy}"
         )
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-    return "x".join(str(n) for n in shape)

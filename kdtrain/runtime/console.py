@@ -1,12 +1,14 @@
-"""What people see while kdtrain works: notes and progress bars, all on stderr.
+"""Notes and progress bars, all on stderr: stdout is for answers.
 
-stdout is for answers.
+Notes are records of the logger ``kdtrain``, at INFO. The command line shows them; Python code that
+imports kdtrain sees none, and no bar, until it sets that logger's level.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import threading
@@ -17,8 +19,37 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
-_notes = True
+_LOGGER = logging.getLogger("kdtrain")
+_LOGGER.addHandler(logging.NullHandler())  # or Python would print warnings and errors by itself
+
+_NOTHING = logging.CRITICAL + 1
 _bars = True
+
+
+class _Notes(logging.Handler):
+    """Prints each record as a line, above the progress bar if there is one.
+
+    tqdm's own handler keeps the stream that it began with. A guarded rank exchanges ``sys.stderr``.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes in one piece: other processes write to the same terminal."""
+        tqdm.write(f"{self.format(record)}\n", file=sys.stderr, end="")
+
+
+@contextlib.contextmanager
+def showing_notes() -> Iterator[None]:
+    """Shows notes and progress bars meanwhile, as the command line does."""
+    handler, level = _Notes(), _LOGGER.level
+    _LOGGER.addHandler(handler)
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False  # a library may have given the root logger a handler of its own
+    try:
+        yield
+    finally:
+        _LOGGER.propagate = True
+        _LOGGER.setLevel(level)
+        _LOGGER.removeHandler(handler)
 
 
 def enter_child(*, notes: bool, bars: bool) -> None:
@@ -26,8 +57,10 @@ def enter_child(*, notes: bool, bars: bool) -> None:
 
     Two processes that draw bars on one terminal would draw over each other's lines.
     """
-    global _notes, _bars
-    _notes, _bars = _notes and notes, _bars and notes and bars
+    global _bars
+    _bars = _bars and bars
+    if not notes:
+        _LOGGER.setLevel(_NOTHING)
     # tqdm's own lock spans processes: one that is killed while it draws would stop all the others.
     tqdm.set_lock(threading.RLock())
 
@@ -35,13 +68,12 @@ def enter_child(*, notes: bool, bars: bool) -> None:
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Shows neither notes nor progress bars meanwhile, in forked children neither."""
-    global _notes, _bars
-    before = _notes, _bars
-    _notes = _bars = False
+    level = _LOGGER.level
+    _LOGGER.setLevel(_NOTHING)
     try:
         yield
     finally:
-        _notes, _bars = before
+        _LOGGER.setLevel(level)
 
 
 class _Descriptor(io.FileIO):
@@ -99,16 +131,10 @@ def claim_terminal() -> bool:
         Whether it is to be had: not without a terminal, nor where other processes work beside this one.
     """
     global _bars
-    free = _bars and sys.stderr.isatty()
+    free = _shows_bars() and sys.stderr.isatty()
     if free:
         _bars = False
     return free
-
-
-def note(message: str) -> None:
-    """Prints a line, above the progress bar if there is one."""
-    if _notes:  # in one piece: other processes write to the same terminal
-        tqdm.write(f"{message}\n", file=sys.stderr, end="")
 
 
 def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
@@ -119,7 +145,7 @@ def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
         unit=unit,
         leave=False,
         file=sys.stderr,
-        disable=None if _bars else True,
+        disable=None if _shows_bars() else True,
         dynamic_ncols=True,
     )
 
@@ -130,3 +156,7 @@ def watched(items: Iterable[T], description: str, total: int, unit: str) -> Iter
         for item in items:
             yield item
             bar.update()
+
+
+def _shows_bars() -> bool:
+    return _bars and _LOGGER.isEnabledFor(logging.INFO)

@@ -23,6 +23,9 @@ LONGEST_NAME = 255
 MOST_IMAGES = 100_000_000
 """In a batch, or in a data set."""
 
+IMAGES_AT_ONCE = 250
+"""That a network computes together when it is not trained: bounds the memory that a convolution needs."""
+
 MOST_EPOCHS = 100_000
 """Each has a line in ``metrics.jsonl``, which is written anew after it."""
 

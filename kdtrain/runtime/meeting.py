@@ -7,6 +7,7 @@ come. OneFlow itself would look for ten minutes, deaf to Ctrl-C, and abort where
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import select
 import socket
@@ -15,8 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.runtime.console import note
 from kdtrain.runtime.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, Peer, from_line, to_line
+
+logger = logging.getLogger(__name__)
 
 LIMIT = 90.0
 """Seconds that the processes have to find each other; people start them by hand, one after another."""
@@ -80,7 +82,7 @@ class _Waiting:
         """Returns whether to wait for process ``rank`` any longer."""
         if not self._said and self.limit - self.left > _PATIENCE:
             self._said = True
-            note(f"Waiting for process {rank} at {self}, for up to {self.limit:g} s.")
+            logger.info(f"Waiting for process {rank} at {self}, for up to {self.limit:g} s.")
         return self.left > 0
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ operation runs in the calling thread. ``docs/oneflow.md`` has the figures.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -18,11 +19,12 @@ from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
 from kdtrain.errors import KdtrainError
-from kdtrain.runtime import console
 from kdtrain.runtime.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
 from kdtrain.runtime.ranks import ForkedRanks, RankLostError, Ranks, shared_memory
 from kdtrain.runtime.signals import Interrupts, interrupts_as_messages
 from kdtrain.runtime.watchdog import StackFile, StallWatch, location
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -224,7 +226,7 @@ def _stop(running: Sequence[_Child], error: BaseException, interrupts: Interrupt
     finally:  # out of patience, or a second Ctrl-C
         for child in left:
             if (where := child.kill()) and isinstance(error, KeyboardInterrupt):
-                console.note(
+                logger.info(
                     f"{child.name} did not end in {_PATIENCE:g} s and was killed. It stood at {where}."
                 )
     if isinstance(error, RankLostError):

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.errors import CheckpointError, UsageError, size_text
 from kdtrain.models.registry import (
     ARCHITECTURES,
     build_model,
@@ -263,7 +263,7 @@ def _recognise(weights: Weights, card: ModelCard) -> str:
 
 def _describe(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
     """Returns a tensor's shape, and its type if it is not the one that weights usually have."""
-    text = "x".join(str(n) for n in shape) or "a scalar"
+    text = size_text(shape) or "a scalar"
     return text if dtype == np.float32 else f"{text} of {dtype}"
 
 

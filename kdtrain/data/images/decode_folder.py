@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from kdtrain.data.images.resize import is_grey, read_picture, to_channels
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.runtime.console import note
 from kdtrain.runtime.limits import MOST_PIXELS
+
+logger = logging.getLogger(__name__)
 
 _WORTH_A_PROCESS = 200  # pictures; fewer take less time than starting one
 _MANY = 5000
@@ -79,7 +81,7 @@ def decode(
     pixels = _shared((len(paths), 3, *size), cache)
     grey = _shared((len(paths),), cache)
     if len(paths) >= _MANY:
-        note(f"Reading {len(paths)} pictures.")
+        logger.info(f"Reading {len(paths)} pictures.")
     if workers is None:
         workers = min(len(available_cores()), len(paths) // _WORTH_A_PROCESS)
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import ipaddress
 import json
+import logging
 import urllib.parse
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from kdtrain.deploy.serve import requests as questions
 from kdtrain.deploy.serve.limits import Limits, TokenBuckets, read_body
 from kdtrain.errors import KdtrainError, error_text
 from kdtrain.metrics.probabilities import probabilities
-from kdtrain.runtime.console import note
+
+logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 
@@ -160,7 +162,7 @@ async def _refusal(request: Request, error: Exception) -> Response:
 
 async def _failure(request: Request, error: Exception) -> Response:
     """Answers where we are at fault, and tells who started the service."""
-    note(f"kdtrain: {request.method} {request.url.path} failed: {error_text(error)}")
+    logger.error(f"kdtrain: {request.method} {request.url.path} failed: {error_text(error)}")
     return JSONResponse({"error": f"the service failed: {error_text(error)}"}, 500)
 
 

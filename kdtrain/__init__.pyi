@@ -1,0 +1,47 @@
+# The public API: what plugins are written against. Each name is imported when it is first used.
+__all__: list[str]
+__version__: str
+from .callbacks import Checkpoint as Checkpoint
+from .callbacks import DistillationCallback as DistillationCallback
+from .callbacks import EarlyStopping as EarlyStopping
+from .callbacks import LearningRateSchedule as LearningRateSchedule
+from .callbacks import Progress as Progress
+from .callbacks.features import FeatureLoss as FeatureLoss
+from .callbacks.features import FeatureMethod as FeatureMethod
+from .data.loader import Batch as Batch
+from .data.loader import Loader as Loader
+from .deploy.onnx_model import OnnxModel as OnnxModel
+from .engine.callback import Callback as Callback
+from .engine.callback import NeedsTeacher as NeedsTeacher
+from .engine.callback import NeedsWholeBatch as NeedsWholeBatch
+from .engine.events import BatchEnd as BatchEnd
+from .engine.events import EpochEnd as EpochEnd
+from .engine.events import EvalEnd as EvalEnd
+from .engine.events import FitEnd as FitEnd
+from .engine.events import Status as Status
+from .engine.losses import soft_target_loss as soft_target_loss
+from .engine.objective import Objective as Objective
+from .engine.predict import predict_logits as predict_logits
+from .engine.recorder import Output as Output
+from .engine.recorder import Recorder as Recorder
+from .engine.recorder import Shape as Shape
+from .engine.recorder import Teacher as Teacher
+from .engine.run import Run as Run
+from .engine.trainer import Trainer as Trainer
+from .errors import KdtrainError as KdtrainError
+from .errors import UsageError as UsageError
+from .experiment.loaders import load_data as load_data
+from .metrics.calibration import Reliability as Reliability
+from .metrics.calibration import reliability as reliability
+from .metrics.fidelity import Fidelity as Fidelity
+from .metrics.fidelity import measure_fidelity as measure_fidelity
+from .models.layers import Conv2d as Conv2d
+from .models.layers import Dropout as Dropout
+from .models.registry import build_model as build_model
+from .runtime import flow as flow
+from .runtime.console import claim_terminal as claim_terminal
+from .runtime.files import write_text as write_text
+from .runtime.regular_files import read_text as read_text
+from .store.card import model_card as model_card
+from .store.checkpoint import load_model as load_model
+from .store.event_file import EventFile as EventFile
