@@ -63,7 +63,7 @@ def clone(tmp_path: Path) -> Path:
     """The files that scripts/bootstrap reads, in a folder whose name has spaces."""
     folder = tmp_path / "a fresh clone"
     (folder / "kdtrain").mkdir(parents=True)
-    shutil.copy(ROOT / "kdtrain" / "__init__.py", folder / "kdtrain")
+    shutil.copy(ROOT / "kdtrain" / "_version.py", folder / "kdtrain")
     for name in SETUP_FILES[:4]:
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "scripts", folder / "scripts")
@@ -245,9 +245,10 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     plugins = {f"kdtrain_plugins/{file.name}" for file in (ROOT / "plugins").glob("*.py")}
     halves = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     data = {f"kdtrain/data/mnist/{half}-ubyte.gz" for half in halves}
-    page = {str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain" / "serve" / "page").iterdir()}
-    templates = {f"kdtrain/report/templates/{name}" for name in ("charts.html", "page.css", "page.html")}
-    others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed"}
+    pages = (ROOT / "kdtrain" / "deploy" / "serve" / "page").iterdir()
+    page = {str(file.relative_to(ROOT)) for file in pages}
+    templates = {f"kdtrain/report/page/templates/{name}" for name in ("charts.html", "page.css", "page.html")}
+    others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed", "kdtrain/__init__.pyi"}
     assert names == code | plugins | data | page | templates | others
 
 

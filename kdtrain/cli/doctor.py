@@ -35,12 +35,12 @@ _FAST_KERNELS = {"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids"}
 # With OPENBLAS_VERBOSE=2, OpenBLAS says on stderr which kernel it has chosen, as it is loaded.
 _PROBE = """
 import json
-from kdtrain.runtime.openblas as blas import openblas as blas
+from kdtrain.runtime import openblas
 from kdtrain.runtime.oneflow import with_openblas_coretype, prepare_environment, resolve_device
 from kdtrain.runtime.thread_pool import thread_pool_obstacle
 answer = {"error": "", "device": "", "kernel": "", "threads": ""}
 try:
-    answer["kernel"] = blas.kernel()
+    answer["kernel"] = openblas.kernel()
     prepare_environment()
     with with_openblas_coretype():
         import oneflow

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain.data import dataset as arrays
-from kdtrain.data.dataset import Split
+from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
-from kdtrain.runtime import flow
+from kdtrain.runtime import flow, slices
 from kdtrain.runtime.slices import in_slices
 
 
@@ -30,14 +29,14 @@ def test_how_many_at_a_time_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -
     split = Split(rng.integers(0, 256, (50, 3, 4, 5), np.uint8), np.arange(50) % 2)
 
     def figures() -> tuple[object, ...]:
-        dataset = arrays.Dataset("noise", split, split, ("a", "b"))
+        dataset = Dataset("noise", split, split, ("a", "b"))
         normalization = dataset.normalization
         loader = Loader(split.normalized(normalization), split.labels, 8, num_classes=2)
         return dataset.fingerprint, normalization, loader.fingerprint
 
     whole = figures()
     for most in (1, 150):
-        monkeypatch.setattr(arrays, "_AT_ONCE", most)
+        monkeypatch.setattr(slices, "_AT_ONCE", most)
         assert figures() == whole
 
 

@@ -101,7 +101,7 @@ def test_one_that_dies_while_it_computes_says_why(path: Path, number: signal.Sig
 
 def test_what_takes_too_long_ends_though_it_never_returns_to_python() -> None:
     code = (
-        "from kdtrain import onnx_worker as w; w.LONGEST = 1; import re\n"
+        "from kdtrain.deploy import onnx_worker as w; w.LONGEST = 1; import re\n"
         "with w._time_limit(): re.match('(a*)*b', 'a' * 40)"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30, check=False)
