@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
     turn_sigterm_into_exception()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
-    others = launch.meet_others(shared_facts(config))
+    others = launch.meet_others(shared_facts(config)) if launch.rank() is not None else None
     with as_rank(config) as config:
         fit = partial(_fit, config, resume, check=check)
         if others is not None:
