@@ -40,7 +40,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.Complet
 def copy_tree(folder: Path) -> Path:
     """Copies what a clone contains, but for tests and documents."""
     folder.mkdir(parents=True)
-    for name in (*SETUP_FILES, "kdtrain", "plugins"):
+    for name in (*SETUP_FILES, "LICENSE", "kdtrain", "plugins"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -250,6 +250,13 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     templates = {f"kdtrain/report/page/templates/{name}" for name in ("charts.html", "page.css", "page.html")}
     others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed", "kdtrain/__init__.pyi"}
     assert names == code | plugins | data | page | templates | others
+
+
+def test_the_wheel_carries_its_licence_and_names_it(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name.partition(".dist-info/")[2]: archive.read(name) for name in archive.namelist()}
+    assert files["licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    assert b"\nLicense-Expression: Apache-2.0\n" in files["METADATA"]
 
 
 def test_the_wheel_installed_by_pip_works_outside_the_tree(wheel: Path, tmp_path: Path) -> None:
