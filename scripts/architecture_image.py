@@ -1,0 +1,160 @@
+"""The image of docs/architecture.md: the rooms of kdtrain, and the imports between them, as SVG."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "kdtrain"
+IMAGE = ROOT / "docs" / "images" / "architecture.svg"
+
+COLUMN, GUTTER, BOX, GAP, MARGIN = 290, 30, 78, 46, 20
+"""Widths of a column and of the space between two, heights of a box and of the space below it, in pixels."""
+LETTERS = 41
+"""Letters of a description that fit into a line of one column."""
+
+STYLE = """
+svg { color-scheme: light dark; font-family: system-ui, sans-serif; font-size: 12.5px }
+.paper { fill: #ffffff } .box { fill: #eef3f8; stroke: #7b8fa6 }
+text { fill: #3b4754 } .room { fill: #12202e; font-size: 15px; font-weight: 600 }
+.import { stroke: #4a6480; stroke-width: 1.5 } .head { fill: #4a6480 }
+@media (prefers-color-scheme: dark) {
+.paper { fill: #161b22 } .box { fill: #222c38; stroke: #64788f }
+text { fill: #b9c4cf } .room { fill: #f2f6fa }
+.import { stroke: #9bb3cc } .head { fill: #9bb3cc }
+}"""
+
+
+class Place(NamedTuple):
+    """A room's place: its row from the top, and its first and last column."""
+
+    row: int
+    first: int
+    last: int
+
+    @property
+    def left(self) -> int:
+        """The left edge, in pixels."""
+        return MARGIN + self.first * (COLUMN + GUTTER)
+
+    @property
+    def right(self) -> int:
+        """The right edge, in pixels."""
+        return MARGIN + self.last * (COLUMN + GUTTER) + COLUMN
+
+    @property
+    def top(self) -> int:
+        """The upper edge, in pixels."""
+        return MARGIN + self.row * (BOX + GAP)
+
+
+PLACES = {
+    "cli": Place(0, 0, 2),
+    "experiment": Place(1, 0, 1),
+    "callbacks": Place(2, 0, 0),
+    "engine": Place(3, 0, 0),
+    "report": Place(3, 1, 1),
+    "deploy": Place(3, 2, 2),
+    "metrics": Place(4, 0, 0),
+    "store": Place(4, 1, 2),
+    "data": Place(5, 1, 1),
+    "models": Place(5, 2, 2),
+    "runtime": Place(6, 0, 2),
+    "errors": Place(7, 0, 2),
+}
+
+
+def _modules(tree: ast.Module) -> Iterator[str]:
+    """Yields the name of every imported module, also of those imported inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def read_imports() -> dict[str, set[str]]:
+    """Returns the rooms that each room imports, read from the source."""
+    imports: dict[str, set[str]] = {room: set() for room in PLACES}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room in imports:  # and not __init__, __main__ or _version
+            modules = [module.split(".") for module in _modules(ast.parse(file.read_text(encoding="utf-8")))]
+            imports[room] |= {parts[1] for parts in modules if parts[0] == "kdtrain" and len(parts) > 1}
+    return {room: imported & PLACES.keys() - {room} for room, imported in imports.items()}
+
+
+def reachable(imports: dict[str, set[str]], room: str) -> set[str]:
+    """Returns the rooms that ``room`` imports, directly or through others."""
+    return imports[room].union(*(reachable(imports, other) for other in imports[room]))
+
+
+def arrows(imports: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """Returns the imports that do not follow from others: (importing room, imported room)."""
+    return [
+        (room, other)
+        for room in PLACES
+        for other in PLACES
+        if other in imports[room] and not any(other in reachable(imports, way) for way in imports[room])
+    ]
+
+
+def _description(room: str) -> str:
+    file = PACKAGE / room / "__init__.py"
+    tree = ast.parse((file if file.exists() else PACKAGE / f"{room}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").splitlines()[0].replace("``", "")
+
+
+def _box(room: str, place: Place) -> Iterator[str]:
+    width = place.right - place.left
+    yield f'<rect class="box" x="{place.left}" y="{place.top}" width="{width}" height="{BOX}" rx="6"/>'
+    yield f'<text class="room" x="{place.left + 12}" y="{place.top + 22}">{room}</text>'
+    lines = textwrap.wrap(_description(room), LETTERS * width // COLUMN)
+    for number, line in enumerate(lines):
+        yield f'<text x="{place.left + 12}" y="{place.top + 40 + 15 * number}">{escape(line)}</text>'
+
+
+def _arrow(importing: Place, imported: Place) -> str:
+    """Returns a line from one box down to another: vertical where they overlap, else between near corners."""
+    left, right = max(importing.left, imported.left), min(importing.right, imported.right)
+    start = end = (left + right) // 2
+    if left > right:
+        start, end = (right - 30, left + 30) if importing.left < imported.left else (left + 30, right - 30)
+    ends = f'x1="{start}" y1="{importing.top + BOX}" x2="{end}" y2="{imported.top - 2}"'
+    return f'<line class="import" {ends} marker-end="url(#head)"/>'
+
+
+def draw() -> str:
+    """Returns the image.
+
+    Raises:
+        ValueError: an import points upward, which the image cannot show.
+    """
+    imports = read_imports()
+    for room, other in ((room, other) for room in PLACES for other in imports[room]):
+        if PLACES[room].row >= PLACES[other].row:
+            raise ValueError(f"kdtrain/{room} imports kdtrain/{other}, which is not below it in the image")
+    width = max(place.right for place in PLACES.values()) + MARGIN
+    height = max(place.top for place in PLACES.values()) + BOX + MARGIN
+    size = f'width="{width}" height="{height}"'
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {size}>',
+        f"<style>{STYLE}\n</style>",
+        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
+        'orient="auto"><path class="head" d="M0 0L8 4L0 8z"/></marker></defs>',
+        f'<rect class="paper" {size} rx="8"/>',
+    ]
+    for room, place in PLACES.items():
+        lines += _box(room, place)
+    lines += [_arrow(PLACES[room], PLACES[other]) for room, other in arrows(imports)]
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+if __name__ == "__main__":
+    IMAGE.write_text(draw(), encoding="utf-8")
+    print(IMAGE.relative_to(ROOT))

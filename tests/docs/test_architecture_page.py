@@ -1,0 +1,52 @@
+"""The image and the functions of docs/architecture.md are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from scripts.architecture_image import IMAGE, PLACES, arrows, draw, reachable, read_imports
+from tests.test_architecture import PACKAGE, ROOMS, dependencies, room_of
+from tests.tools import ROOT
+
+PAGE = ROOT / "docs" / "architecture.md"
+FUNCTIONS = re.findall(r"^\| `([\w/]+\.py): ([\w.]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_image_shows_the_imports_of_today() -> None:
+    assert IMAGE.read_text(encoding="utf-8") == draw(), "scripts/architecture draws it again"
+
+
+def test_every_import_between_rooms_follows_from_the_arrows() -> None:
+    drawn: dict[str, set[str]] = {room: set() for room in PLACES}
+    for room, other in arrows(read_imports()):
+        drawn[room].add(other)
+    assert drawn.keys() == set(ROOMS)
+    for path in PACKAGE:
+        room = room_of(path)
+        below = {room_of(file) for file in dependencies(path)} & drawn.keys() - {room}
+        assert room not in drawn or below <= reachable(drawn, room), path
+
+
+def test_an_import_that_points_upward_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    imports = read_imports() | {"data": {"engine"}}
+    monkeypatch.setattr("scripts.architecture_image.read_imports", lambda: imports)
+    with pytest.raises(ValueError, match="kdtrain/data imports kdtrain/engine"):
+        draw()
+
+
+def test_both_ways_are_on_the_page() -> None:
+    assert {"Trainer._step", "Loader.epoch", "soft_target_loss"} <= {function for _, function in FUNCTIONS}
+
+
+@pytest.mark.parametrize(("file", "function"), FUNCTIONS)
+def test_function_of_the_page_exists(file: str, function: str) -> None:
+    body = ast.parse((ROOT / "kdtrain" / file).read_text(encoding="utf-8")).body
+    for name in function.split("."):
+        named = [
+            node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
+        ]
+        assert named, f"kdtrain/{file} has no {function}"
+        body = named[0].body
