@@ -136,9 +136,12 @@ def draw() -> str:
         ValueError: an import points upward, which the image cannot show.
     """
     imports = read_imports()
-    for room, other in ((room, other) for room in PLACES for other in imports[room]):
-        if PLACES[room].row >= PLACES[other].row:
-            raise ValueError(f"kdtrain/{room} imports kdtrain/{other}, which is not below it in the image")
+    for room, place in PLACES.items():
+        for other in imports[room]:
+            if place.row >= PLACES[other].row:
+                raise ValueError(
+                    f"kdtrain/{room} imports kdtrain/{other}, which is not below it in the image"
+                )
     width = max(place.right for place in PLACES.values()) + MARGIN
     height = max(place.top for place in PLACES.values()) + BOX + MARGIN
     size = f'width="{width}" height="{height}"'
