@@ -1,4 +1,4 @@
-"""The image and the functions of docs/architecture.md are those of the code."""
+"""The rooms, functions and paths in docs/architecture.md and CONTRIBUTING.md are those of the code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.test_architecture import PACKAGE, ROOMS, dependencies, room_of
 from tests.tools import ROOT
 
 PAGE = ROOT / "docs" / "architecture.md"
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FUNCTIONS = re.findall(r"^\| `([\w/]+\.py): ([\w.]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
 
@@ -50,3 +51,17 @@ def test_function_of_the_page_exists(file: str, function: str) -> None:
         ]
         assert named, f"kdtrain/{file} has no {function}"
         body = named[0].body
+
+
+def test_contributing_lists_the_rooms_in_their_order() -> None:
+    assert re.findall(r"^\| `(\w+)(?:/|\.py)` \|", CONTRIBUTING, re.MULTILINE) == ROOMS
+
+
+def test_every_path_in_contributing_exists() -> None:
+    quoted = re.findall(r"`([\w.]+/[\w./-]*|[\w.]+\.(?:py|toml))`", CONTRIBUTING)
+    paths = [
+        path for path in quoted if "NAME" not in path and path.rstrip("/").removesuffix(".py") not in ROOMS
+    ]
+    paths += re.findall(r"\]\(([^)]+)\)", CONTRIBUTING)
+    assert "kdtrain/models/registry.py" in paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
