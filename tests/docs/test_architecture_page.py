@@ -65,3 +65,12 @@ def test_every_path_in_contributing_exists() -> None:
     paths += re.findall(r"\]\(([^)]+)\)", CONTRIBUTING)
     assert "kdtrain/models/registry.py" in paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "benchmarks.md", "oneflow.md", "reliability.md"])
+def test_modules_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    modules = re.findall(r"`([\w/]+\.py)[`:]", text)
+    assert [
+        name for name in modules if not any((root / name).exists() for root in (ROOT, ROOT / "kdtrain"))
+    ] == []
