@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "kdtrain"
 IMAGE = ROOT / "docs" / "images" / "architecture.svg"
 
-COLUMN, GUTTER, BOX, GAP, MARGIN = 290, 30, 78, 46, 20
-"""Widths of a column and of the space between two, heights of a box and of the space below it, in pixels."""
-LETTERS = 41
+COLUMN, GUTTER, GAP, MARGIN = 250, 24, 40, 16
+"""Widths of a column and of the space between two, and heights of the space below a row, in pixels."""
+LETTERS = 34
 """Letters of a description that fit into a line of one column."""
 
 STYLE = """
-svg { color-scheme: light dark; font-family: system-ui, sans-serif; font-size: 12.5px }
+svg { color-scheme: light dark; font-family: system-ui, sans-serif; font-size: 13px }
 .paper { fill: #ffffff } .box { fill: #eef3f8; stroke: #7b8fa6 }
-text { fill: #3b4754 } .room { fill: #12202e; font-size: 15px; font-weight: 600 }
+text { fill: #3b4754 } .room { fill: #12202e; font-size: 16px; font-weight: 600 }
 .import { stroke: #4a6480; stroke-width: 1.5 } .head { fill: #4a6480 }
 @media (prefers-color-scheme: dark) {
 .paper { fill: #161b22 } .box { fill: #222c38; stroke: #64788f }
@@ -37,20 +37,15 @@ class Place(NamedTuple):
     first: int
     last: int
 
-    @property
-    def left(self) -> int:
-        """The left edge, in pixels."""
-        return MARGIN + self.first * (COLUMN + GUTTER)
 
-    @property
-    def right(self) -> int:
-        """The right edge, in pixels."""
-        return MARGIN + self.last * (COLUMN + GUTTER) + COLUMN
+class Box(NamedTuple):
+    """A room as it is drawn: its edges in pixels, and the lines of its description."""
 
-    @property
-    def top(self) -> int:
-        """The upper edge, in pixels."""
-        return MARGIN + self.row * (BOX + GAP)
+    left: int
+    right: int
+    top: int
+    bottom: int
+    lines: list[str]
 
 
 PLACES = {
@@ -110,40 +105,59 @@ def _description(room: str) -> str:
     return (ast.get_docstring(tree) or "").splitlines()[0].replace("``", "")
 
 
-def _box(room: str, place: Place) -> Iterator[str]:
-    width = place.right - place.left
-    yield f'<rect class="box" x="{place.left}" y="{place.top}" width="{width}" height="{BOX}" rx="6"/>'
-    yield f'<text class="room" x="{place.left + 12}" y="{place.top + 22}">{room}</text>'
-    lines = textwrap.wrap(_description(room), LETTERS * width // COLUMN)
-    for number, line in enumerate(lines):
-        yield f'<text x="{place.left + 12}" y="{place.top + 40 + 15 * number}">{escape(line)}</text>'
+def _boxes() -> dict[str, Box]:
+    """Returns every room's box; a row is as high as its longest description needs."""
+    boxes: dict[str, Box] = {}
+    top = MARGIN
+    for row in range(max(place.row for place in PLACES.values()) + 1):
+        rooms = {room: place for room, place in PLACES.items() if place.row == row}
+        spans = {room: 1 + place.last - place.first for room, place in rooms.items()}
+        texts = {room: textwrap.wrap(_description(room), LETTERS * spans[room]) for room in rooms}
+        bottom = top + 36 + 16 * max(map(len, texts.values()))
+        for room, place in rooms.items():
+            left = MARGIN + place.first * (COLUMN + GUTTER)
+            right = MARGIN + place.last * (COLUMN + GUTTER) + COLUMN
+            boxes[room] = Box(left, right, top, bottom, texts[room])
+        top = bottom + GAP
+    return boxes
 
 
-def _arrow(importing: Place, imported: Place) -> str:
+def _drawn(room: str, box: Box) -> Iterator[str]:
+    width, height = box.right - box.left, box.bottom - box.top
+    yield f'<rect class="box" x="{box.left}" y="{box.top}" width="{width}" height="{height}" rx="6"/>'
+    yield f'<text class="room" x="{box.left + 12}" y="{box.top + 23}">{room}</text>'
+    for number, line in enumerate(box.lines):
+        yield f'<text x="{box.left + 12}" y="{box.top + 42 + 16 * number}">{escape(line)}</text>'
+
+
+def _arrow(importing: Box, imported: Box) -> str:
     """Returns a line from one box down to another: vertical where they overlap, else between near corners."""
     left, right = max(importing.left, imported.left), min(importing.right, imported.right)
     start = end = (left + right) // 2
     if left > right:
         start, end = (right - 30, left + 30) if importing.left < imported.left else (left + 30, right - 30)
-    ends = f'x1="{start}" y1="{importing.top + BOX}" x2="{end}" y2="{imported.top - 2}"'
+    ends = f'x1="{start}" y1="{importing.bottom}" x2="{end}" y2="{imported.top - 2}"'
     return f'<line class="import" {ends} marker-end="url(#head)"/>'
 
 
-def draw() -> str:
-    """Returns the image.
+def draw(imports: dict[str, set[str]]) -> str:
+    """Returns the image as SVG.
+
+    Args:
+        imports: the rooms that each room imports.
 
     Raises:
         ValueError: an import points upward, which the image cannot show.
     """
-    imports = read_imports()
     for room, place in PLACES.items():
         for other in imports[room]:
             if place.row >= PLACES[other].row:
                 raise ValueError(
                     f"kdtrain/{room} imports kdtrain/{other}, which is not below it in the image"
                 )
-    width = max(place.right for place in PLACES.values()) + MARGIN
-    height = max(place.top for place in PLACES.values()) + BOX + MARGIN
+    boxes = _boxes()
+    width = max(box.right for box in boxes.values()) + MARGIN
+    height = max(box.bottom for box in boxes.values()) + MARGIN
     size = f'width="{width}" height="{height}"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {size}>',
@@ -152,12 +166,12 @@ def draw() -> str:
         'orient="auto"><path class="head" d="M0 0L8 4L0 8z"/></marker></defs>',
         f'<rect class="paper" {size} rx="8"/>',
     ]
-    for room, place in PLACES.items():
-        lines += _box(room, place)
-    lines += [_arrow(PLACES[room], PLACES[other]) for room, other in arrows(imports)]
+    for room, box in boxes.items():
+        lines += _drawn(room, box)
+    lines += [_arrow(boxes[room], boxes[other]) for room, other in arrows(imports)]
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
 if __name__ == "__main__":
-    IMAGE.write_text(draw(), encoding="utf-8")
+    IMAGE.write_text(draw(read_imports()), encoding="utf-8")
     print(IMAGE.relative_to(ROOT))
