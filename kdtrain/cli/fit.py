@@ -112,17 +112,19 @@ def _check(config: FitConfig) -> None:
 
 
 def _single(config: FitConfig, resume: Path | None) -> None:
+    from kdtrain.experiment.chain import run_chain
     from kdtrain.experiment.session import Session
     from kdtrain.experiment.single import run_single
 
-    trained = run_single(Session(config), resume)
-    test = trained.test
+    run_fit = run_chain if config.is_chain else run_single
+    model = run_fit(Session(config), resume)
+    test = model.test
     rows = {
         "test accuracy": f"{test.accuracy:.2%} ({test.errors:,} errors in {test.images:,})",
         "cross-entropy": f"{test.cross_entropy:.4f}",
-        "parameters": f"{trained.parameters:,}",
-        "seconds": f"{trained.seconds:.1f}",
-        "best weights": trained.saved.path,
+        "parameters": f"{model.parameters:,}",
+        "seconds": f"{model.seconds:.1f}",
+        "best weights": model.saved.path,
     }
     output = Output()
     for name, value in rows.items():

@@ -1,32 +1,29 @@
-"""Carries out ``kdtrain fit --mode compare``: a teacher, and paired students seed by seed."""
+"""Mode compare: a teacher, and students that are paired seed by seed."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.config_file import absolute_paths, load_config
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.grid_search import Chosen, choose_settings
+from kdtrain.experiment.grid_search import search_grid
 from kdtrain.experiment.loaders import count_validation
-from kdtrain.experiment.modes import COMPARE, LABEL_SMOOTHING, MODES
+from kdtrain.experiment.modes import COMPARED, MODES
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
-from kdtrain.experiment.result import TestedModel, file_fidelity
+from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import describe_teacher
+from kdtrain.experiment.teacher import describe_teacher, find_teacher
 from kdtrain.metrics.fidelity import measure_fidelity
-from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
+from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
-from kdtrain.report.grid_result import Settings, settings_text
+from kdtrain.report.grid_result import GridResult, Settings
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.runtime.files import write_text
@@ -38,43 +35,46 @@ from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
 
+Models = dict[tuple[Model, int], TestedModel]
+"""The models of a comparison by name and seed."""
+
 
 def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:
-    """Trains the models for every seed; returns the comparison and its directory.
+    """Trains the models of every seed; returns the comparison and its directory.
 
-    The directory gets ``compare.json``, ``compare.png``, ``report.html``, every model's logits over the
-    test set, and a run directory per seed and model.
+    The directory gets ``compare.json``, ``compare.png``, ``report.html``, the logits of every model over
+    the test set, and a run directory per seed and model.
 
     Args:
-        session: the configuration and the data.
-        resume: the directory of a comparison to go on with: what is trained already is only tested.
+        session: configuration, data and jobs.
+        resume: directory of a comparison to resume; what is trained already is only tested.
     """
-    config = session.config
-    given = session.find_teacher() if config.teacher_checkpoint is not None else None
-    if given is not None:
-        logger.info(describe_teacher(given, config, session.dataset))
-    rehearse(config, session.dataset, given)
+    config, teacher = session.config, None
+    if config.teacher_checkpoint is not None:
+        teacher = find_teacher(config, session.dataset, session.ranks)
+    if teacher is not None:
+        logger.info(describe_teacher(teacher, config, session.dataset))
+    rehearse(config, session.dataset, teacher)
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
-        trained, chosen = _Training(session, directory).run(given)
+        models, grid = _Training(session, directory).run(teacher)
         for mode in MODES:
-            own = [one for one in trained if one.mode == mode and one.directory is not None]
-            if own:  # a teacher that was there already is not this run's
-                session.keep(*own)
-        comparison = compare(
-            _results(trained, directory), {model: found.choice for model, found in chosen.items()}
-        )
+            trained = [
+                model for (name, _), model in models.items() if name == mode and model.directory is not None
+            ]
+            if trained:  # empty for a teacher that existed already
+                keep_best(trained, config, session.ranks)
+        comparison = compare(_results(models, directory), grid)
         if session.ranks.rank == 0:
-            _file(comparison, trained, session, directory)
+            _file(comparison, models, session, directory)
     return comparison, directory
 
 
 class _Training:
-    """What a comparison trains, and in which order: teachers, a grid if there is one, students.
+    """The training of a comparison: teachers, the grid if there is one, then the students.
 
-    The test set is not looked at before all choices are made. The models of one seed see the same
-    images in the same order.
+    The test set is read after all choices. The models of one seed see the same images in the same order.
     """
 
     def __init__(self, session: Session, directory: Path) -> None:
@@ -82,122 +82,129 @@ class _Training:
         self.config = session.config
         self.directory = directory
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
-        self.students = [model for model in COMPARE if model != "teacher"]
+        self.students = [model for model in COMPARED if model != "teacher"]
         if not self.config.with_label_smoothing:
             self.students.remove("student_ls")
 
-    def run(self, given: SavedModel | None) -> tuple[list[TestedModel], dict[str, Chosen]]:
-        """Returns all models by seed, and what was chosen; ``given`` is a teacher that is there already."""
+    def run(self, existing_teacher: SavedModel | None) -> tuple[Models, dict[Model, GridResult]]:
+        """Returns the tested models, seed by seed, and the results of the grid by model."""
         if len(self.seeds) > 1:
             logger.info(
                 f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
             )
-        teachers, tests = self._teachers(given)
-        self.session.prepare_soft_labels(teachers)
+        teachers, jobs = self._teachers(existing_teacher)
+        self.session.run(self.session.soft_label_jobs(teachers))
         first = self.seeds[0]
-        chosen = choose_settings(
+        grid, best_fits = search_grid(
             self.session,
             self.students,
-            lambda model, settings: self._plan(model, first, teachers[first], settings),
+            lambda model, settings, folder: self._spec(model, first, teachers[first], settings, folder),
         )
-        students = [(model, seed) for seed in self.seeds for model in self.students]
-        jobs = [self._student(model, seed, teachers[seed], chosen.get(model)) for model, seed in students]
-        trained = self.session.run([*tests, *jobs])
-        names = ["teacher"] * len(tests) + [model for model, _ in students]
-        trained = [dataclasses.replace(one, mode=name) for name, one in zip(names, trained, strict=True)]
-        return sorted(trained, key=lambda one: (one.seed, COMPARE.index(one.mode))), chosen
+        best = {model: result.best for model, result in grid.items()}
+        for seed in self.seeds:
+            for model in self.students:
+                if seed == first and model in best:
+                    jobs[model, seed] = self.session.test_fitted_job(*best_fits[model])
+                else:
+                    settings = best[model].settings if model in best else {}
+                    spec = self._spec(model, seed, teachers[seed], settings)
+                    jobs[model, seed] = self.session.fit_and_test_job(spec)
+        tested = dict(zip(jobs, self.session.run(list(jobs.values())), strict=True))
+        order = [(model, seed) for seed in self.seeds for model in COMPARED]
+        return {key: tested[key] for key in order if key in tested}, grid
 
-    def _teachers(self, given: SavedModel | None) -> tuple[dict[int, SavedModel], list[Job[TestedModel]]]:
-        """Returns each seed's teacher, trained but untested, and the jobs that test the teachers."""
-        session = self.session
-        if given is not None:
-            return dict.fromkeys(self.seeds, given), [session.testing("teacher", self.config.seed, given)]
+    def _teachers(
+        self, existing: SavedModel | None
+    ) -> tuple[dict[int, SavedModel], dict[tuple[Model, int], Job[TestedModel]]]:
+        """Returns the teacher of each seed, trained but untested, and the jobs that test the teachers."""
+        session, first = self.session, self.seeds[0]
+        if existing is not None:
+            test = session.test_job("teacher", first, existing)
+            return dict.fromkeys(self.seeds, existing), {("teacher", first): test}
         seeds = self.seeds if self.config.teacher_per_seed else self.seeds[:1]
-        plans = [self._plan("teacher", seed) for seed in seeds]
-        fitted = session.run([session.fitting(plan) for plan in plans])
-        own = {seed: fit.saved for seed, fit in zip(seeds, fitted, strict=True)}
-        teachers = {seed: own.get(seed, fitted[0].saved) for seed in self.seeds}
-        return teachers, [session.finishing(plan, fit) for plan, fit in zip(plans, fitted, strict=True)]
+        specs = {seed: self._spec("teacher", seed) for seed in seeds}
+        fits = dict(zip(specs, session.run([session.fit_job(spec) for spec in specs.values()]), strict=True))
+        teachers = {seed: fits.get(seed, fits[first]).saved for seed in self.seeds}
+        return teachers, {
+            ("teacher", seed): session.test_fitted_job(specs[seed], fits[seed]) for seed in seeds
+        }
 
-    def _student(self, model: str, seed: int, teacher: SavedModel, chosen: Chosen | None) -> Job[TestedModel]:
-        """Returns the job that trains and tests a student; the best of the grid only has to be tested."""
-        plan = self._plan(model, seed, teacher, chosen.choice.chosen.settings if chosen else {})
-        if chosen is not None and seed == self.seeds[0]:
-            return self.session.finishing(plan, chosen.fitted)
-        return self.session.training(plan)
-
-    def _plan(
-        self, model: str, seed: int, teacher: SavedModel | None = None, settings: Settings | None = None
+    def _spec(
+        self,
+        model: Model,
+        seed: int,
+        teacher: SavedModel | None = None,
+        settings: Settings | None = None,
+        folder: str | None = None,
     ) -> FitSpec:
-        """Returns the fit of a model; the first seed's with settings of their own is one of the grid's."""
-        own: dict[str, Any] = dict(settings or {})
-        folder, label = Path(f"seed_{seed}") / model, model
-        if own and seed == self.seeds[0]:
-            folder = Path("grid") / f"{model},{settings_text(own)}"
-            label = f"{model},{settings_text(own)}"
-        if model == "student_ls":
-            own["plugin"] = (*self.config.plugin, LABEL_SMOOTHING)
+        """Returns the fit of a model.
+
+        Args:
+            model: its name in the comparison.
+            seed: its seed.
+            teacher: teacher of the seed, used by a distilled student only.
+            settings: values that the grid chose or tries.
+            folder: the run directory within the comparison's, ``seed_N/MODEL`` by default.
+        """
+        mode, plugins = COMPARED[model]
+        directory = self.directory / (folder or f"seed_{seed}/{model}")
         return FitSpec(
-            mode="student" if model == "student_ls" else model,
+            mode=mode,
             seed=seed,
-            directory=self.directory / folder,
-            teacher=teacher if model == "student_kd" else None,
-            label=label if len(self.seeds) == 1 else f"{label}/{seed}",
-            settings=own,
+            directory=directory,
+            teacher=teacher if MODES[mode].has_teacher else None,
+            label=directory.name if len(self.seeds) == 1 else f"{directory.name}/{seed}",
+            settings={**(settings or {}), "plugin": (*self.config.plugin, *plugins)},
         )
 
 
-def _results(trained: Sequence[TestedModel], directory: Path) -> list[ModelResult]:
-    """Returns each model's figures; fidelity is to the teacher of its seed, or to the only one."""
-    teachers = {model.seed: model for model in trained if model.mode == "teacher"}
-    only = next(iter(teachers.values()))
-    return [_result(model, teachers.get(model.seed, only), directory) for model in trained]
+def _results(models: Models, directory: Path) -> list[ModelResult]:
+    """Returns the figures of each model; fidelity is to the teacher of its seed, or to the only one."""
+    teachers = {seed: model for (name, seed), model in models.items() if name == "teacher"}
+    first = next(iter(teachers.values()))
+    results = []
+    for (name, seed), model in models.items():
+        teacher = teachers.get(seed, first)
+        history = [
+            EpochPoint(row["epoch"], row["eval/accuracy"], row["eval/cross_entropy"]) for row in model.history
+        ]
+        results.append(
+            ModelResult(
+                model=name,
+                seed=seed,
+                test=model.test,
+                fidelity=None if model is teacher else measure_fidelity(model.logits, teacher.logits),
+                parameters=model.parameters,
+                multiply_adds=model.multiply_adds,
+                seconds=model.seconds,
+                history=tuple(history),
+                arch=short(model.saved.card.arch),
+                directory=str(model.directory.relative_to(directory)) if model.directory else None,
+            )
+        )
+    return results
 
 
-def _result(trained: TestedModel, teacher: TestedModel, directory: Path) -> ModelResult:
-    fidelity = None if trained is teacher else measure_fidelity(trained.logits, teacher.logits)
-    return ModelResult(
-        model=trained.mode,  # type: ignore[arg-type]
-        seed=trained.seed,
-        test_accuracy=trained.test.accuracy,
-        test_cross_entropy=trained.test.cross_entropy,
-        test_images=trained.test.images,
-        test_errors=trained.test.errors,
-        calibration_error=trained.test.calibration_error,
-        fidelity=fidelity,
-        parameters=trained.parameters,
-        multiply_adds=trained.multiply_adds,
-        seconds=trained.seconds,
-        history=tuple(
-            EpochPoint(row["epoch"], row["eval/accuracy"], row["eval/cross_entropy"])
-            for row in trained.history
-        ),
-        correct=trained.test.correct,
-        arch=short(trained.saved.card.arch),
-        directory=str(trained.directory.relative_to(directory)) if trained.directory else None,
-    )
-
-
-def _file(comparison: Comparison, trained: Sequence[TestedModel], session: Session, directory: Path) -> None:
-    """Writes the comparison's figures, logits, picture and page."""
-    logits = {logits_key(one.mode, one.seed): one.logits for one in trained}
+def _file(comparison: Comparison, models: Models, session: Session, directory: Path) -> None:
+    """Writes the figures, logits, chart and page of the comparison."""
+    logits = {logits_key(name, seed): model.logits for (name, seed), model in models.items()}
     labels = session.dataset.test.labels.astype(np.int64)
     save_tensors(directory / FILES["test_logits"], {**logits, "labels": labels}, {})
-    for one, result in zip(trained, comparison.results, strict=True):
+    for model, result in zip(models.values(), comparison.results, strict=True):
         if result.fidelity is not None:
-            file_fidelity(one, result.fidelity)
+            file_fidelity(model, result.fidelity)
     write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
-    picture = directory / FILES["picture"]
-    save_figure(comparison_figure(comparison, title_extra=short(session.dataset.name)), picture)
-    write_picture(directory, "comparison", picture)
+    chart = directory / FILES["picture"]
+    save_figure(comparison_figure(comparison, title_extra=short(session.dataset.name)), chart)
+    write_picture(directory, "comparison", chart)
     write_page(directory, session.dataset)
 
 
 def write_page(directory: Path, dataset: Dataset) -> Path:
-    """Writes a comparison's ``report.html`` from the files in its directory; returns the page's path.
+    """Writes ``report.html`` from the other files of a comparison; returns its path.
 
     Raises:
-        DataError: the data set's test labels are not those of the comparison.
+        DataError: the test labels of the data set are not those of the comparison.
         KdtrainError: a file is missing, damaged or of another version, or the page cannot be written.
     """
     config = load_config({}, directory / FILES["config"])

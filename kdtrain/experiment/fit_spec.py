@@ -1,4 +1,4 @@
-"""What one fit is to be: which network, from which seed, with which settings, and where it goes."""
+"""The specification of one fit: its network, seed, settings and run directory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class FitSpec:
 
     Attributes:
         mode: teacher, student or student_kd.
-        seed: of the first weights, the held-out images, the order and dropout.
-        directory: the run directory; a run that has been begun there is gone on with.
-        teacher: of a student_kd.
-        label: what progress calls the run; the mode by default.
-        settings: those that are not as the session's configuration has them.
-        draw: which of a seed's first weights.
+        seed: seed of initial weights, held-out images, order and dropout.
+        directory: the run directory. A run that has begun there is resumed.
+        teacher: teacher of a student_kd.
+        label: name in progress lines and errors; the mode by default.
+        settings: settings that differ from the command's configuration.
+        init_index: index of the weight initialisation under this seed.
     """
 
     mode: str
@@ -32,27 +32,31 @@ class FitSpec:
     teacher: SavedModel | None = None
     label: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    draw: int = 0
+    init_index: int = 0
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """Name of the fit in progress lines and errors."""
         return self.label or self.mode
 
-    def config(self, session: FitConfig) -> FitConfig:
-        """Returns the configuration of this fit alone, as ``kdtrain fit`` would repeat it."""
-        alone: dict[str, Any] = {
+    def config(self, command: FitConfig) -> FitConfig:
+        """Returns the configuration with which ``kdtrain fit`` repeats this fit alone.
+
+        Args:
+            command: configuration of the command that the fit is a part of.
+        """
+        single: dict[str, Any] = {
             "seeds": 1,
             "generations": 1,
             "assistant_arch": (),
             "teacher_per_seed": False,
             "with_label_smoothing": False,
             "grid": (),
-            "omit_class": () if self.mode == "teacher" else session.omit_class,
+            "omit_class": () if self.mode == "teacher" else command.omit_class,
         }
-        taught: dict[str, Any] = {
+        of_teacher: dict[str, Any] = {
             "teacher_checkpoint": self.teacher.path if self.teacher else None,
-            "teacher_arch": self.teacher.card.arch if self.teacher else session.teacher_arch,
+            "teacher_arch": self.teacher.card.arch if self.teacher else command.teacher_arch,
         }
-        own = {"mode": self.mode, "seed": self.seed, **self.settings}
-        return dataclasses.replace(session, **alone, **taught, **own)
+        of_fit = {"mode": self.mode, "seed": self.seed, **self.settings}
+        return dataclasses.replace(command, **single, **of_teacher, **of_fit)

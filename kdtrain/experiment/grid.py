@@ -1,4 +1,4 @@
-"""Settings to choose from: what --grid asks for, and which combination is the best."""
+"""The grid of --grid: its values, their combinations, and the choice of the best."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from kdtrain.errors import UsageError, unknown_name_message
-from kdtrain.report.grid_result import Candidate, Choice, Settings
+from kdtrain.report.grid_result import Candidate, GridResult, Settings
 
 EXAMPLES = {
     "temperature": "temperature=2,4,8",
     "alpha": "alpha=0.5,0.9",
     "lr": "lr=0.001,0.003",
 }
-"""What can be chosen: settings that leave a student's size and its budget alone."""
+"""An example for each setting of a grid. None of them changes a student's size or its budget."""
 
 
 def parse_grid(specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Returns the values to try, by setting, from texts such as ``alpha=.5,.7,.9``.
 
     Raises:
-        UsageError: a setting cannot be chosen, is there twice, or has no values or one that is no number.
+        UsageError: a setting is unknown or given twice, or has no values or one that is not a number.
     """
     grid: dict[str, tuple[float, ...]] = {}
     for spec in specs:
@@ -36,14 +36,14 @@ def parse_grid(specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 
 def combinations(grid: Mapping[str, Sequence[float]]) -> list[Settings]:
-    """Returns all combinations of a grid's values; an empty grid has one, of nothing."""
+    """Returns all combinations of a grid's values; an empty grid has one, without settings."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def choose(candidates: Sequence[Candidate]) -> Choice:
-    """Chooses by accuracy on the held-out images; of equals by cross-entropy, then the first."""
+def choose(candidates: Sequence[Candidate]) -> GridResult:
+    """Chooses the highest held-out accuracy, then the lowest cross-entropy, then the first candidate."""
     best = min(candidates, key=lambda candidate: (-candidate.accuracy, candidate.cross_entropy))
-    return Choice(tuple(candidates), best)
+    return GridResult(tuple(candidates), best)
 
 
 def _number(word: str, spec: str) -> float:

@@ -1,70 +1,71 @@
-"""Carries out --grid: trains each combination on one seed, and chooses by the held-out images."""
+"""The grid search of a comparison: all combinations of --grid, trained on one seed."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid import choose, combinations, parse_grid
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
-from kdtrain.report.grid_result import Candidate, Choice, Settings, settings_text
+from kdtrain.report.comparison import Model
+from kdtrain.report.grid_result import Candidate, GridResult, Settings, settings_text
 
 logger = logging.getLogger(__name__)
 
-_OF_ALL = ("lr",)
-"""What concerns students without a teacher as well."""
+_WITHOUT_TEACHER = ("lr",)
+"""Settings that affect a student without a teacher."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What was chosen for a model, and the fit that won."""
+def search_grid(
+    session: Session, students: Sequence[Model], make_spec: Callable[[Model, Settings, str], FitSpec]
+) -> tuple[dict[Model, GridResult], dict[Model, tuple[FitSpec, FitResult]]]:
+    """Trains all combinations of --grid for each model, and chooses each model's best.
 
-    choice: Choice
-    fitted: FitResult
-
-
-def choose_settings(
-    session: Session, students: Sequence[str], plan: Callable[[str, Settings], FitSpec]
-) -> dict[str, Chosen]:
-    """Returns what was chosen for each model for which there is something to choose.
-
-    Every model gets its own choice among all that concerns it, so that none is tuned more than the
-    others. The test set is not looked at.
+    Every model is tuned over all settings that affect it, so that none has an advantage. The held-out
+    images choose; the test set is not read.
 
     Args:
-        session: the configuration and the data.
+        session: configuration, data and jobs.
         students: the models.
-        plan: makes the fit of a model with some settings.
+        make_spec: returns the fit of a model with some settings, in a folder of the comparison.
+
+    Returns:
+        The results of the grid, and the best fits, by model; without models that have nothing to choose.
     """
     grid = parse_grid(session.config.grid)
-    tried = {
-        model: combinations({name: grid[name] for name in grid if model == "student_kd" or name in _OF_ALL})
+    trials = [
+        (model, settings, f"grid/{model},{settings_text(settings)}")
         for model in students
-    }
-    fits = [(model, plan(model, own)) for model in students for own in tried[model] if own]
-    if not fits:
-        return {}
-    logger.info(f"Grid: {len(fits)} fits with seed {session.config.seed}; the held-out images choose.")
-    fitted = session.run([session.fitting(one) for _, one in fits])
-    chosen = {}
-    for model in dict(fits):
-        own = [(one, fit) for (name, one), fit in zip(fits, fitted, strict=True) if name == model]
-        chosen[model] = _best(own, tried[model])
-        best = chosen[model].choice.chosen
+        for settings in combinations({name: grid[name] for name in grid if _affects(name, model)})
+        if settings
+    ]
+    if not trials:
+        return {}, {}
+    logger.info(f"Grid: {len(trials)} fits with seed {session.config.seed}; the held-out images choose.")
+    specs = [make_spec(*trial) for trial in trials]
+    fits = session.run([session.fit_job(spec) for spec in specs])
+    results, best_fits = {}, {}
+    for model in dict.fromkeys(model for model, _, _ in trials):
+        rows = [
+            (_candidate(settings, folder, fitted), spec, fitted)
+            for (name, settings, folder), spec, fitted in zip(trials, specs, fits, strict=True)
+            if name == model
+        ]
+        results[model] = choose([candidate for candidate, _, _ in rows])
+        best = results[model].best
+        [best_fits[model]] = [(spec, fitted) for candidate, spec, fitted in rows if candidate is best]
         logger.info(
             f"{model}: {settings_text(best.settings)} is best, held-out accuracy {best.accuracy:.2%}."
         )
-    return chosen
+    return results, best_fits
 
 
-def _best(fits: list[tuple[FitSpec, FitResult]], settings: list[Settings]) -> Chosen:
-    candidates = []
-    for (plan, fitted), values in zip(fits, settings, strict=True):
-        metrics = fitted.saved.card.metrics
-        folder = f"{plan.directory.parent.name}/{plan.directory.name}"
-        candidates.append(Candidate(values, metrics["eval/accuracy"], metrics["eval/cross_entropy"], folder))
-    choice = choose(candidates)
-    return Chosen(choice, fits[choice.candidates.index(choice.chosen)][1])
+def _affects(setting: str, model: Model) -> bool:
+    return model == "student_kd" or setting in _WITHOUT_TEACHER
+
+
+def _candidate(settings: Settings, folder: str, fitted: FitResult) -> Candidate:
+    metrics = fitted.saved.card.metrics
+    return Candidate(settings, metrics["eval/accuracy"], metrics["eval/cross_entropy"], folder)

@@ -1,4 +1,4 @@
-"""From a data set to the three loaders of a run."""
+"""The loaders of a run: training, validation and test images in batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdtrain.runtime.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
 _SETTINGS = ("dataset", "data_dir", "val_size", "limit_train", "augment", "batch_size", "seed", "device")
-"""What ``load_data`` takes of the settings of ``kdtrain fit``."""
+"""Settings of ``kdtrain fit`` that ``load_data`` accepts."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,11 @@ class RunData:
 
 
 def check_sizes(dataset: Dataset, config: FitConfig) -> None:
-    """Raises UsageError if --val-size, --omit-class or --limit-train does not fit the data."""
+    """Checks --val-size, --omit-class and --limit-train against the data.
+
+    Raises:
+        UsageError: one of them does not fit.
+    """
     if config.val_size and dataset.validation is not None:
         raise UsageError(
             f"--val-size {config.val_size}: {dataset.name} has validation images of its own; leave it out."
@@ -43,7 +47,7 @@ def check_sizes(dataset: Dataset, config: FitConfig) -> None:
     training, _ = _divide(dataset, config, network, config.seed)
     if len(training) == 0:
         raise UsageError(
-            "--omit-class leaves no training images: all that there are belong to those classes."
+            "--omit-class leaves no training images, because all of them belong to the omitted classes."
         )
     if config.limit_train is not None and config.limit_train > len(training):
         raise UsageError(
@@ -52,75 +56,117 @@ def check_sizes(dataset: Dataset, config: FitConfig) -> None:
 
 
 def count_validation(dataset: Dataset, config: FitConfig) -> int:
-    """Returns how many images there are to choose by; 0 if the test set has to do."""
+    """Returns the number of validation images; 0 if the test set chooses the best epoch."""
     if config.val_size is None and dataset.validation is not None:
         return len(dataset.validation)
     return _held_out(dataset, config)
 
 
 def count_training(dataset: Dataset, config: FitConfig) -> int:
-    """Returns how many images a teacher is trained on."""
+    """Returns the number of training images of a teacher."""
     images = len(dataset.train) - _held_out(dataset, config)
     return min(images, config.limit_train or images)
+
+
+def training_loader(
+    dataset: Dataset, config: FitConfig, network: str, seed: int, device: str, ranks: Ranks | None = None
+) -> Loader:
+    """Returns the training images of a network, shuffled and augmented.
+
+    Args:
+        dataset: the images.
+        config: its settings decide the number of images, their augmentation and the batch size.
+        network: ``teacher`` or ``student``.
+        seed: seed of the held-out images and of the order of the others.
+        device: device of the batches.
+        ranks: the processes that share each batch; this process alone by default.
+
+    Raises:
+        UsageError: --val-size or --omit-class does not fit the data.
+    """
+    training, _ = _divide(dataset, config, network, seed)
+    augment = config.augment_for(network)
+    return _loader(
+        dataset,
+        dataset.train,
+        config,
+        device,
+        ranks,
+        indices=training[: config.limit_train],
+        seed=seed,
+        augment=augmentation(augment, dataset.normalization.background),
+        mixup=mixup(augment),
+    )
+
+
+def validation_loader(
+    dataset: Dataset, config: FitConfig, seed: int, device: str, ranks: Ranks | None = None
+) -> Loader:
+    """Returns the images that choose the best epoch; the arguments are those of ``training_loader``.
+
+    They are held out by seed, or the data set's own validation images. Without either, they are the
+    test images.
+    """
+    held_out = _held_out(dataset, config)
+    if held_out:
+        _, indices = hold_out(dataset.train, held_out, seed)
+        return _loader(dataset, dataset.train, config, device, ranks, indices)
+    if dataset.validation is not None and config.val_size is None:
+        return _loader(dataset, dataset.validation, config, device, ranks)
+    return test_loader(dataset, config, device, ranks)
+
+
+def test_loader(dataset: Dataset, config: FitConfig, device: str, ranks: Ranks | None) -> Loader:
+    """Returns the test images in order; the arguments are those of ``training_loader``."""
+    return _loader(dataset, dataset.test, config, device, ranks)
 
 
 def prepare(
     dataset: Dataset, config: FitConfig, network: str, seed: int, device: str, ranks: Ranks | None = None
 ) -> RunData:
-    """Holds out the validation images by seed, and normalises everything.
+    """Returns all three loaders of a run; the arguments are those of ``training_loader``."""
+    return RunData(
+        dataset,
+        train=training_loader(dataset, config, network, seed, device, ranks),
+        validation=validation_loader(dataset, config, seed, device, ranks),
+        test=test_loader(dataset, config, device, ranks),
+    )
 
-    Args:
-        dataset: the images.
-        config: says how many are held out, how many make a batch, and how they are augmented.
-        network: ``teacher`` or ``student``.
-        seed: which are held out, and in which order the others come.
-        device: where batches are put.
-        ranks: the processes that share each batch.
 
-    Raises:
-        UsageError: --val-size does not fit the data.
-    """
-
-    def loader(
-        split: Split,
-        indices: npt.NDArray[np.int64] | None = None,
-        shuffle: int | None = None,
-        augment: Augmentation | None = None,
-        mixed: Mixup | None = None,
-    ) -> Loader:
-        return Loader(
-            split.normalized(dataset.normalization, indices),
-            split.labels if indices is None else split.labels[indices],
-            config.batch_size * (ranks.batch_multiplier if ranks else 1),
-            num_classes=dataset.num_classes,
-            seed=shuffle,
-            device=device,
-            augment=augment,
-            mixup=mixed,
-            ranks=ranks,
-            classes=dataset.classes,
-        )
-
-    training, held_out = _divide(dataset, config, network, seed)
-    changes = config.augment_for(network)
-    changed = augmentation(changes, dataset.normalization.background)
-    train = loader(dataset.train, training[: config.limit_train], seed, changed, mixup(changes))
-    test = loader(dataset.test)
-    validation = test
-    if len(held_out):
-        validation = loader(dataset.train, held_out)
-    elif dataset.validation is not None and config.val_size is None:
-        validation = loader(dataset.validation)
-    return RunData(dataset, train, validation, test)
+def _loader(
+    dataset: Dataset,
+    split: Split,
+    config: FitConfig,
+    device: str,
+    ranks: Ranks | None,
+    indices: npt.NDArray[np.int64] | None = None,
+    *,
+    seed: int | None = None,
+    augment: Augmentation | None = None,
+    mixup: Mixup | None = None,
+) -> Loader:
+    """Returns the normalised images of a split, those at ``indices`` (N,) or all."""
+    return Loader(
+        split.normalized(dataset.normalization, indices),
+        split.labels if indices is None else split.labels[indices],
+        config.batch_size * (ranks.batch_multiplier if ranks else 1),
+        num_classes=dataset.num_classes,
+        seed=seed,
+        device=device,
+        augment=augment,
+        mixup=mixup,
+        ranks=ranks,
+        classes=dataset.classes,
+    )
 
 
 def _divide(
     dataset: Dataset, config: FitConfig, network: str, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns which training images a network is trained on, and which are held out.
+    """Returns the indices of a network's training images and of the held-out images, (N,) and (M,).
 
-    A class that students do without is held out like any other: what they are chosen by measures
-    the whole task.
+    --omit-class removes training images of a student only. Its best epoch is chosen on images of all
+    classes, because the held-out accuracy measures the whole task.
     """
     training, held_out = hold_out(dataset.train, _held_out(dataset, config), seed)
     for name in config.omit_class:
@@ -133,24 +179,24 @@ def _divide(
 
 
 def _held_out(dataset: Dataset, config: FitConfig) -> int:
-    """Returns how many training images are held out to choose by."""
+    """Returns the number of training images that are held out for validation."""
     if config.val_size is not None:
         return config.val_size
     return 0 if dataset.validation is not None else min(_USUALLY_HELD_OUT, len(dataset.train) // 6)
 
 
 def load_data(**settings: Any) -> RunData:
-    """Returns a data set as ``kdtrain fit --mode student`` sees it, in loaders.
+    """Returns the loaders that ``kdtrain fit --mode student`` uses with these settings.
 
     Args:
-        settings: of those of ``kdtrain fit``: dataset, data_dir, val_size, limit_train, augment,
-            batch_size, seed and device, with the same defaults.
+        settings: any of the settings dataset, data_dir, val_size, limit_train, augment, batch_size,
+            seed and device of ``kdtrain fit``, with the same defaults.
 
     Returns:
         The loaders ``train``, ``validation`` and ``test``, and the ``dataset`` itself.
 
     Raises:
-        UsageError: there is no such setting, or its value is not allowed.
+        UsageError: a setting is unknown, or its value is not allowed.
         DataError: files are missing, damaged or inconsistent.
     """
     for name in settings:

@@ -1,9 +1,11 @@
-"""What a trained model is reported by: the figures that a run's files and tables are made of."""
+"""The results of a fit and of its test, and the files that record them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +18,26 @@ from kdtrain.experiment.modes import MODES
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.runtime.files import write_text
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.event_file import EventFile, write_results
+from kdtrain.store.kept_models import keep_model
+
+logger = logging.getLogger(__name__)
 
 _AGREEMENT = "test/agreement"
 _SUFFIX = ".teacher"
-_LARGEST = 1 << 20  # bytes of result.json; it has 1,000
+_LARGEST = 1 << 20  # bytes; result.json has about 1,000
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """A network whose training is over.
+    """A network after its training.
 
     Attributes:
-        saved: its best weights by the held-out images.
-        history: a row of figures per epoch, as in metrics.jsonl.
+        saved: best weights by the validation images.
+        history: one row of figures per epoch, as in metrics.jsonl.
     """
 
     saved: SavedModel
@@ -39,25 +45,25 @@ class FitResult:
 
     @property
     def seconds(self) -> float:
-        """What its epochs took, evaluations included; 0 for a model that was there before."""
+        """Seconds of all epochs, evaluations included."""
         return float(sum(row["train_seconds"] + row["eval_seconds"] for row in self.history))
 
 
 @dataclass(frozen=True, eq=False)
 class TestedModel:
-    """A model, and how it did on the test set.
+    """A model and its figures on the test set.
 
     Attributes:
-        mode: how it was trained.
-        seed: the seed it was trained with.
-        saved: its best weights.
-        parameters: how many values the network has.
-        multiply_adds: how many its linear layers and convolutions do for one image.
-        test: on the test set.
-        logits: (test images, classes) what it made of the test set, in the data's order.
-        seconds: what its epochs took, evaluations included; 0 for a model that was there before.
-        history: a row of figures per epoch, as in metrics.jsonl.
-        directory: the run directory; None for a model that was there before.
+        mode: mode that trained it.
+        seed: seed that it was trained with.
+        saved: best weights.
+        parameters: number of trainable values.
+        multiply_adds: multiply-adds of its linear layers and convolutions for one image.
+        test: figures on the test set.
+        logits: (test images, classes) float32 logits over the test set, in the data's order.
+        seconds: seconds of all epochs, evaluations included; 0 for a model that existed already.
+        history: one row of figures per epoch, as in metrics.jsonl.
+        directory: the run directory; None for a model that existed already.
     """
 
     mode: str
@@ -72,15 +78,39 @@ class TestedModel:
     directory: Path | None = None
 
 
-def file_results(trained: TestedModel, directory: Path, config: FitConfig) -> None:
-    """Adds the test figures to result.json and to TensorBoard."""
-    test = trained.test
+def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) -> None:
+    """Copies the best of several models into the model-save directory, as --keep allows, and logs that.
+
+    The highest accuracy on the validation images decides, then the order. Ranks other than 0 do nothing.
+
+    Args:
+        models: models of one mode.
+        config: configuration of the command.
+        ranks: the processes that trained them.
+    """
+    if ranks.rank != 0 or config.keep == "never":
+        return
+    best = max(models, key=lambda model: model.saved.card.accuracy)
+    message = keep_model(
+        best.saved,
+        best.mode,
+        config.models,
+        always=config.keep == "always",
+        siblings=[model.saved.card for model in models],
+    )
+    if message is not None:
+        logger.info(message)
+
+
+def file_results(model: TestedModel, directory: Path, config: FitConfig) -> None:
+    """Adds the test figures to the run's result.json and to TensorBoard."""
+    test = model.test
     path = directory / "result.json"
     result = json.loads(read_text(path, _LARGEST)) | {
-        "mode": trained.mode,
-        "seed": trained.seed,
-        "parameters": trained.parameters,
-        "best": trained.saved.card.metrics,
+        "mode": model.mode,
+        "seed": model.seed,
+        "parameters": model.parameters,
+        "best": model.saved.card.metrics,
         "test": {
             "accuracy": test.accuracy,
             "cross_entropy": test.cross_entropy,
@@ -95,39 +125,39 @@ def file_results(trained: TestedModel, directory: Path, config: FitConfig) -> No
         "test/cross_entropy": test.cross_entropy,
         "test/calibration_error": test.calibration_error,
     }
-    step = trained.history[-1]["step"]
-    write_results(directory, _hyperparameters(trained, config), metrics, step, later=[_AGREEMENT])
+    step = model.history[-1]["step"]
+    write_results(directory, _hyperparameters(model, config), metrics, step, later=[_AGREEMENT])
 
 
-def file_fidelity(trained: TestedModel, fidelity: Fidelity) -> None:
-    """Adds to TensorBoard how far a student goes with its teacher, which takes both their logits."""
-    if trained.directory is None:
+def file_fidelity(model: TestedModel, fidelity: Fidelity) -> None:
+    """Adds a student's fidelity to its teacher to TensorBoard."""
+    if model.directory is None:
         return
-    for earlier in trained.directory.glob(f"events.*{_SUFFIX}"):
-        earlier.unlink()  # of the same run, before it was resumed
-    with contextlib.closing(EventFile(trained.directory, _SUFFIX)) as file:
+    for earlier in model.directory.glob(f"events.*{_SUFFIX}"):
+        earlier.unlink()  # written before the run was resumed
+    with contextlib.closing(EventFile(model.directory, _SUFFIX)) as file:
         values = {_AGREEMENT: fidelity.agreement, "test/kl_from_teacher": fidelity.divergence}
-        file.add_scalars(values, trained.history[-1]["step"])
+        file.add_scalars(values, model.history[-1]["step"])
 
 
-def _hyperparameters(trained: TestedModel, config: FitConfig) -> dict[str, str | int | float]:
-    """Returns what the HParams tab shows: the same names for every mode, and nothing that decides nothing."""
-    mode = MODES[trained.mode]
+def _hyperparameters(model: TestedModel, config: FitConfig) -> dict[str, str | int | float]:
+    """Returns the values of the HParams tab: the same keys for every mode; irrelevant ones are neutral."""
+    mode = MODES[model.mode]
     return {
-        "mode": trained.mode,
-        "arch": trained.saved.card.arch,
-        "dataset": trained.saved.card.dataset,
+        "mode": model.mode,
+        "arch": model.saved.card.arch,
+        "dataset": model.saved.card.dataset,
         "val_size": "default" if config.val_size is None else config.val_size,
         "omit_class": " ".join(config.omit_class) if mode.network == "student" else "",
         "limit_train": config.limit_train or 0,
-        "seed": trained.seed,
+        "seed": model.seed,
         "epochs": config.epochs_for(mode.network),
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,
         "lr": config.peak_lr,
         "schedule": config.schedule,
         "augment": config.augment_for(mode.network),
-        "alpha": config.alpha if mode.has_teacher else 0.0,  # without soft labels their weight is 0
+        "alpha": config.alpha if mode.has_teacher else 0.0,  # no soft labels: weight 0
         "temperature": config.temperature,
         "plugin": " ".join(config.plugin),
     }

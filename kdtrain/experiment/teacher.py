@@ -1,4 +1,4 @@
-"""Finds the teacher for a student: a checkpoint that fits the data and the flags."""
+"""The teacher for a student: a checkpoint that fits the data and the flags."""
 
 from __future__ import annotations
 
@@ -9,46 +9,56 @@ from kdtrain.errors import CheckpointError, size_text
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
 from kdtrain.runtime.locations import absolute
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard, model_card
-from kdtrain.store.checkpoint import SavedModel, load_card, load_model
+from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card, load_model
 from kdtrain.store.kept_models import kept_models
 
 
-def find_teacher(config: FitConfig, dataset: Dataset) -> SavedModel | None:
-    """Returns --teacher-checkpoint, or else a teacher of these data in the model-save directory, or None.
+def find_teacher(config: FitConfig, dataset: Dataset, ranks: Ranks | None = None) -> SavedModel | None:
+    """Returns --teacher-checkpoint, else a teacher of these data in the model-save directory, else None.
+
+    Args:
+        config: configuration of the command.
+        dataset: the images of the student.
+        ranks: the processes that train together; all must find the same teacher.
 
     Raises:
-        CheckpointError: it cannot be read, or it does not fit; the text names both sides.
+        CheckpointError: the checkpoint cannot be read, or does not fit data or flags.
+        KdtrainError: the ranks find different teachers.
     """
     path = config.teacher_checkpoint or _kept_teacher(config, dataset)
-    if path is None:
-        return None
-    teacher = load_model(
-        path,
-        fallback=model_card("teacher", config.architecture_for("teacher"), dataset),
-        arch=config.teacher_arch,
-        flag="--teacher-arch",
-    )
-    _check(teacher, dataset)
-    teacher.build("cpu")  # finds out whether the weights are those of this architecture
+    teacher = None
+    if path is not None:
+        teacher = load_model(
+            path,
+            fallback=model_card("teacher", config.architecture_for("teacher"), dataset),
+            arch=config.teacher_arch,
+            flag="--teacher-arch",
+        )
+        _check(teacher, dataset)
+        teacher.build("cpu")  # raises if the weights are not those of this architecture
+    if ranks is not None:
+        weights = fingerprint(teacher.weights, teacher.card.arch) if teacher is not None else ""
+        ranks.check_same("the teachers", weights.encode())
     return teacher
 
 
 def describe_teacher(teacher: SavedModel, config: FitConfig, dataset: Dataset) -> str:
-    """Returns a sentence that says which teacher it is, and what sets it apart from one trained here.
+    """Returns a sentence that names the teacher and how its training differs from one in this run.
 
-    It tells of other data, fewer epochs and fewer images. A checkpoint without metrics comes from
-    elsewhere, and does not say how it was trained.
+    Differences are other data, fewer epochs and fewer images. A checkpoint without metrics comes from
+    elsewhere, and its training is not recorded.
     """
-    card, said = teacher.card, f"The teacher is {teacher.path}"
+    card, sentence = teacher.card, f"The teacher is {teacher.path}"
     epochs, images = config.epochs_for("teacher"), count_training(dataset, config)
     other_data = not is_of(card, dataset)
     if not other_data and (not card.metrics or (card.epochs >= epochs and card.images >= images)):
-        return f"{said}."
+        return f"{sentence}."
     same_name = absolute(card.dataset) == absolute(dataset.name)
     other_images = " (other images)" if other_data and same_name else ""
     return (
-        f"{said}: trained on {card.dataset}{other_images}, {_training(card.epochs, card.images)}, "
+        f"{sentence}: trained on {card.dataset}{other_images}, {_training(card.epochs, card.images)}, "
         f"held-out accuracy {card.accuracy_text}. "
         f"This run would train one on {dataset.name}, {_training(epochs, images)}."
     )
@@ -60,17 +70,17 @@ def is_of(card: ModelCard, dataset: Dataset) -> bool:
 
 
 def networks_to_train(config: FitConfig, dataset: Dataset) -> list[str]:
-    """Returns which of ``teacher`` and ``student`` a fit makes anew: a teacher may be there already."""
+    """Returns the networks that a command trains: ``teacher``, unless one exists already, and ``student``."""
     if config.mode in ("teacher", "student"):
         return [config.mode]
-    known = config.teacher_checkpoint is not None
+    exists = config.teacher_checkpoint is not None
     if config.mode == "student_kd":
-        known = known or _kept_teacher(config, dataset) is not None
-    return ["student"] if known else ["teacher", "student"]
+        exists = exists or _kept_teacher(config, dataset) is not None
+    return ["student"] if exists else ["teacher", "student"]
 
 
 def _kept_teacher(config: FitConfig, dataset: Dataset) -> Path | None:
-    """Returns the first teacher of these data, and of --teacher-arch if that is given."""
+    """Returns the first kept teacher of these data, and of --teacher-arch if that is given."""
     for path in kept_models(config.models, "teacher"):
         card = load_card(path)
         if is_of(card, dataset) and config.teacher_arch in (None, card.arch):
@@ -88,7 +98,7 @@ def _check(teacher: SavedModel, dataset: Dataset) -> None:
     card, remedy = teacher.card, "Choose another with --teacher-checkpoint, or train one with --mode teacher."
     if len(card.classes) != dataset.num_classes:
         raise CheckpointError(
-            f"the teacher in {teacher.path} knows {len(card.classes)} classes, "
+            f"the teacher in {teacher.path} has {len(card.classes)} classes, "
             f"but {dataset.name} has {dataset.num_classes}. {remedy}"
         )
     if card.image_shape != dataset.image_shape:

@@ -1,4 +1,4 @@
-"""A trial of a fit, for ``--check``: the same fit on a few images, in a folder that is gone afterwards."""
+"""The trial of a fit for ``--check``: the same fit on a few images, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Split
+from kdtrain.experiment.chain import run_chain
 from kdtrain.experiment.compare import run_comparison
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.modes import COMPARE, MODES
+from kdtrain.experiment.modes import COMPARED, MODES
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.single import run_single
 from kdtrain.experiment.teacher import find_teacher
@@ -26,20 +27,20 @@ from kdtrain.runtime.files import temporary_folder
 from kdtrain.store.checkpoint import load_tensors
 
 _BATCHES = 2
-_PICTURES = 2000  # of a folder's, at most, that are decoded
+_PICTURES = 2000  # limit on the decoded images of a folder
 _GENERATIONS = 2
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A network that has gone through a trial.
+    """A network after its trial.
 
     Attributes:
-        name: what it was in the fit.
-        arch: what it is.
-        parameters: how many trainable values it has.
-        losses: the mean of each term over the first batches.
-        callbacks: those whose hooks were called.
+        name: its role in the fit.
+        arch: its architecture.
+        parameters: number of trainable values.
+        losses: mean of each term over the batches.
+        callbacks: names of the callbacks whose hooks were called.
     """
 
     name: str
@@ -52,18 +53,19 @@ class Tried:
 def try_out(config: FitConfig) -> list[Tried]:
     """Trains each network of a fit on two batches, evaluates it, and calls every hook of every callback.
 
-    Nothing is left of it. A teacher that is not there yet is trained on two batches as well.
+    No file remains. A missing teacher is trained on two batches as well.
 
     Returns:
-        The networks, each after the one that teaches it.
+        The networks, each after its teacher.
 
     Raises:
-        KdtrainError: what the fit itself would raise.
+        KdtrainError: the errors of the fit itself.
     """
-    with _interrupted_without_advice(), silence(), temporary_folder(Path(tempfile.gettempdir())) as folder:
+    with _without_resume_hint(), silence(), temporary_folder(Path(tempfile.gettempdir())) as folder:
         session = Session(_elsewhere(config, folder), most_pictures=_PICTURES)
-        given = config.teacher_checkpoint is not None or config.mode == "student_kd"
-        teacher = find_teacher(config, session.dataset) if given else None
+        teacher = None
+        if config.teacher_checkpoint is not None or config.mode == "student_kd":
+            teacher = find_teacher(config, session.dataset)
         size = config.batch_size * session.ranks.size
         session.dataset = _few(session.dataset, config, size)
         session.config = dataclasses.replace(
@@ -79,18 +81,21 @@ def try_out(config: FitConfig) -> list[Tried]:
         )
         if config.mode == "compare":
             run_comparison(session)
+        elif config.is_chain:
+            run_chain(session)
         else:
             run_single(session)
         states = folder.rglob("checkpoints/last.safetensors")
         tried = [_tried(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
         if config.mode == "compare":  # its students are trained side by side
-            tried.sort(key=lambda one: COMPARE.index(one.name))
+            order = list[str](COMPARED)
+            tried.sort(key=lambda network: order.index(network.name))
         return tried
 
 
 @contextlib.contextmanager
-def _interrupted_without_advice() -> Iterator[None]:
-    """Takes away the advice to resume: there is nothing to go on with."""
+def _without_resume_hint() -> Iterator[None]:
+    """Removes the hint to --resume from an interruption: the run directory is deleted."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -99,9 +104,10 @@ def _interrupted_without_advice() -> Iterator[None]:
 
 
 def _elsewhere(config: FitConfig, folder: Path) -> FitConfig:
-    """Returns the configuration with every path to be written in ``folder``.
+    """Returns the configuration with every output path in ``folder``.
 
-    How many pictures a folder has is not known in a trial, so they are not compared with what is asked for.
+    A trial reads only some images of a folder, so --limit-train and --val-size are not checked against
+    their number.
     """
     sizes: dict[str, Any] = {"limit_train": None, "val_size": 0 if config.val_size == 0 else None}
     return dataclasses.replace(
@@ -115,7 +121,7 @@ def _elsewhere(config: FitConfig, folder: Path) -> FitConfig:
 
 
 def _few(dataset: Dataset, config: FitConfig, size: int) -> Dataset:
-    """Returns a data set with images for two training batches and one to choose by and to test."""
+    """Returns a data set with two training batches, one validation batch and one test batch."""
     omitted = [dataset.classes.index(name) for name in config.omit_class]
     kept = np.flatnonzero(~np.isin(dataset.train.labels, omitted))
     train = dataset.train.take(kept[_spread(len(kept), (_BATCHES + 1) * size)])
@@ -128,7 +134,7 @@ def _first(split: Split, size: int) -> Split:
 
 
 def _spread(count: int, wanted: int) -> npt.NDArray[np.int64]:
-    """Returns so many of ``count`` indices, from beginning to end: images are often sorted by class."""
+    """Returns (M,) evenly spaced indices below ``count``: images are often sorted by class."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
 
 
@@ -139,7 +145,7 @@ def _val_size(dataset: Dataset, config: FitConfig, size: int) -> int | None:
 
 
 def _tried(state: Path) -> Tried:
-    """Returns what a run's files say of it."""
+    """Returns the network of a run directory, read from its files."""
     directory = state.parents[1]
     _, header = load_tensors(state)
     result = json.loads((directory / "result.json").read_text())

@@ -1,4 +1,4 @@
-"""``compare.json``: every figure of a comparison. docs/compare-json.md explains each key."""
+"""The file ``compare.json``: every figure of a comparison. docs/compare-json.md explains each key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, ModelResult, ModelSummary
-from kdtrain.report.grid_result import Candidate, Choice
+from kdtrain.report.grid_result import Candidate, GridResult
 from kdtrain.report.verdict import gap_sentence, verdict
 
 VERSION = 1
@@ -17,11 +17,11 @@ FILES = {
     "report": "report.html",
     "test_logits": "test_logits.safetensors",
 }
-"""The comparison's other files, by what they hold."""
+"""Names of the comparison's other files, by content."""
 
 
 def logits_key(model: str, seed: int) -> str:
-    """Returns the name of a model's logits in the file ``test_logits``."""
+    """Returns the key of a model's logits in the file ``test_logits``."""
     return f"{model}/{seed}"
 
 
@@ -37,7 +37,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "gap_closed_fraction": comparison.gap_closed,
         "differences": [_difference(difference) for difference in comparison.differences],
         "models": {model: _summary(summary) for model, summary in comparison.summaries.items()},
-        "grid": {model: _choice(choice) for model, choice in comparison.choices.items()},
+        "grid": {model: _grid_result(result) for model, result in comparison.grid.items()},
         "results": [_result(result) for result in comparison.results],
         "files": FILES,
     }
@@ -59,7 +59,7 @@ def _summary(summary: ModelSummary) -> dict[str, Any]:
 
 
 def _difference(difference: Difference) -> dict[str, Any]:
-    one = difference.one_seed
+    one_seed = difference.one_seed
     return {
         "model": difference.model,
         "baseline": difference.baseline,
@@ -69,21 +69,21 @@ def _difference(difference: Difference) -> dict[str, Any]:
         "errors_removed": difference.errors_removed,
         "errors_removed_percent": difference.errors_removed_percent,
         "seeds_needed": difference.seeds_needed,
-        "one_seed": one
+        "one_seed": one_seed
         and {
-            "only_model_right": one.mcnemar.only_first,
-            "only_baseline_right": one.mcnemar.only_second,
-            "mcnemar_p": one.mcnemar.p_value,
-            "low_percentage_points": one.low,
-            "high_percentage_points": one.high,
+            "only_model_right": one_seed.mcnemar.only_first,
+            "only_baseline_right": one_seed.mcnemar.only_second,
+            "mcnemar_p": one_seed.mcnemar.p_value,
+            "low_percentage_points": one_seed.low,
+            "high_percentage_points": one_seed.high,
         },
     }
 
 
-def _choice(choice: Choice) -> dict[str, Any]:
+def _grid_result(result: GridResult) -> dict[str, Any]:
     return {
-        "chosen": dict(choice.chosen.settings),
-        "candidates": [_candidate(candidate) for candidate in choice.candidates],
+        "chosen": dict(result.best.settings),
+        "candidates": [_candidate(candidate) for candidate in result.candidates],
     }
 
 
@@ -104,10 +104,10 @@ def _result(result: ModelResult) -> dict[str, Any]:
         "seed": result.seed,
         "directory": result.directory,
         "test_logits": logits_key(result.model, result.seed),
-        "test_accuracy_fraction": float(result.test_accuracy),
-        "test_errors": int(result.test_errors),
-        "test_cross_entropy_nats": float(result.test_cross_entropy),
-        "test_calibration_error_fraction": float(result.calibration_error),
+        "test_accuracy_fraction": result.test.accuracy,
+        "test_errors": result.test.errors,
+        "test_cross_entropy_nats": result.test.cross_entropy,
+        "test_calibration_error_fraction": result.test.calibration_error,
         "test_agreement_fraction": result.fidelity and result.fidelity.agreement,
         "test_kl_from_teacher_nats": result.fidelity and result.fidelity.divergence,
         "seconds": float(result.seconds),

@@ -1,4 +1,4 @@
-"""The comparison as tables for a terminal of 80 columns."""
+"""Tables of a comparison for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.table import Table
 
 from kdtrain.metrics.calibration import BINS
 from kdtrain.metrics.statistics import CONFIDENCE, Interval
-from kdtrain.report.comparison import Comparison, Difference
-from kdtrain.report.grid_result import Choice
+from kdtrain.report.comparison import Comparison, Difference, Model
+from kdtrain.report.grid_result import GridResult
 from kdtrain.report.verdict import count_text, difference_bounds, difference_text, gain_text
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Returns what was chosen, how the models did, what they cost, and how the students differ."""
-    chosen = [_grid_table(comparison.choices)] if comparison.choices else []
-    return [*chosen, _test_table(comparison), _cost_table(comparison), _difference_table(comparison)]
+    """Returns the tables of the grid, of the test figures, of the cost and of the differences."""
+    grid = [_grid_table(comparison.grid)] if comparison.grid else []
+    return [*grid, _test_table(comparison), _cost_table(comparison), _difference_table(comparison)]
 
 
 def _table(title: str, *headers: str, caption: str | None = None) -> Table:
@@ -30,9 +30,8 @@ def _table(title: str, *headers: str, caption: str | None = None) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    first, *others = headers
-    table.add_column(first, overflow="fold")
-    for header in others:
+    table.add_column(headers[0], overflow="fold")
+    for header in headers[1:]:
         table.add_column(header, justify="right", no_wrap=True)
     return table
 
@@ -99,17 +98,16 @@ def _difference_row(difference: Difference) -> list[str]:
     return row
 
 
-def _grid_table(choices: Mapping[str, Choice]) -> Table:
-    tried = {name: None for choice in choices.values() for name in choice.chosen.settings}
-    headers = ("model", *tried, "held-out\naccuracy %", "cross-\nentropy", "")
+def _grid_table(grid: Mapping[Model, GridResult]) -> Table:
+    names = list(dict.fromkeys(name for result in grid.values() for name in result.best.settings))
+    headers = ("model", *names, "held-out\naccuracy %", "cross-\nentropy", "")
     table = _table("Grid, chosen by held-out images", *headers)
-    for model, choice in choices.items():
-        for candidate in choice.candidates:
-            values = [
-                f"{candidate.settings[name]:g}" if name in candidate.settings else "-" for name in tried
-            ]
+    for model, result in grid.items():
+        for candidate in result.candidates:
+            settings = candidate.settings
+            values = [f"{settings[name]:g}" if name in settings else "-" for name in names]
             figures = [f"{100 * candidate.accuracy:.2f}", f"{candidate.cross_entropy:.4f}"]
-            table.add_row(model, *values, *figures, "chosen" if candidate is choice.chosen else "")
+            table.add_row(model, *values, *figures, "chosen" if candidate is result.best else "")
         table.add_section()
     return table
 

@@ -1,4 +1,4 @@
-"""The result of a grid search: the combinations of settings, and how each did on the held-out images."""
+"""The result of a grid search: combinations of settings, and the figures of each on the held-out images."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 Settings = Mapping[str, float]
-"""A value for each of some settings."""
+"""Values of some settings, by name."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One combination of settings, and how a model did with it on the held-out images.
+    """One combination of settings, and a model's figures with it on the held-out images.
 
     Attributes:
         settings: the combination.
-        accuracy: of the best epoch, fraction 0..1.
-        cross_entropy: of the same epoch, nats per image.
-        directory: the run directory, within the comparison's.
+        accuracy: accuracy of the best epoch, fraction 0..1.
+        cross_entropy: cross-entropy of the same epoch, nats per image.
+        directory: the run directory, relative to the comparison's.
     """
 
     settings: Settings
@@ -27,11 +27,11 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What one model was tried with, and what was chosen: see ``choose``."""
+class GridResult:
+    """The candidates of one model, and the best of them (see ``kdtrain.experiment.grid.choose``)."""
 
     candidates: tuple[Candidate, ...]
-    chosen: Candidate
+    best: Candidate
 
 
 def settings_text(settings: Settings) -> str:

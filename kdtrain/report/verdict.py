@@ -1,34 +1,35 @@
-"""What a comparison allows to say, in sentences that claim no more than the figures support."""
+"""Sentences about a comparison that claim no more than the figures support."""
 
 from __future__ import annotations
 
 from kdtrain.metrics.statistics import CONFIDENCE, MOST_SEEDS, POWER, Interval, McNemar
-from kdtrain.report.comparison import Comparison, Difference
+from kdtrain.report.comparison import Comparison, Difference, OneSeedTest
 
 
 def verdict(comparison: Comparison) -> str:
-    """Returns one sentence: whether distillation helped, hurt, or cannot be told from doing nothing."""
-    found = comparison.distillation
-    gain, points = found.gain, f"{gain_text(found.gain)} points"
-    change = _change(found, comparison.summaries["student"].errors.mean)
-    if found.one_seed is not None:
-        return f"One seed: {points} ({change}); {_one_pair(found)}."
+    """Returns one sentence: distillation helped, hurt, or has no distinguishable effect."""
+    difference = comparison.distillation
+    gain, points = difference.gain, f"{gain_text(difference.gain)} points"
+    change = _change(difference, comparison.summaries["student"].errors.mean)
+    if difference.one_seed is not None:
+        return f"One seed: {points} ({change}); {_pair_text(difference, difference.one_seed)}."
     if gain.sd == 0:
         return (
             f"Not distinguishable: {points}, {interval_text(gain)}; "
             "without any spread there is no interval to judge by."
         )
-    if found.outcome == "undecided":
+    if difference.outcome == "undecided":
         return (
             f"Not distinguishable with {gain.n} seeds: {points} ({change} on average), "
-            f"but the {interval_text(gain)} includes zero; {_guess(found)}."
+            f"but the {interval_text(gain)} includes zero; {_guess(difference)}."
         )
-    return f"Distillation {found.outcome}: {points}, {interval_text(gain)} ({change} on average)."
+    return f"Distillation {difference.outcome}: {points}, {interval_text(gain)} ({change} on average)."
 
 
 def gap_sentence(comparison: Comparison) -> str:
-    """Returns what became of the distance between student and teacher."""
-    teacher, student = (comparison.summaries[model].accuracy.mean for model in ("teacher", "student"))
+    """Returns one sentence: the share of the gap between student and teacher that distillation closes."""
+    teacher = comparison.summaries["teacher"].accuracy.mean
+    student = comparison.summaries["student"].accuracy.mean
     share = comparison.gap_closed
     if share is None:
         return (
@@ -49,11 +50,11 @@ def difference_text(difference: Difference) -> str:
 
 
 def difference_bounds(difference: Difference) -> str:
-    """Returns the interval of the gain, ``"0.10 to 0.26"``: over seeds, or over the images of one."""
-    one = difference.one_seed
-    if one is None:
+    """Returns the interval of the gain, ``"0.10 to 0.26"``: over seeds, or for a single seed over images."""
+    one_seed = difference.one_seed
+    if one_seed is None:
         return bounds_text(difference.gain)
-    return bounds_text(Interval(difference.gain.mean, None, one.low, one.high, 1))
+    return bounds_text(Interval(difference.gain.mean, None, one_seed.low, one_seed.high, 1))
 
 
 def count_text(errors: float) -> str:
@@ -61,31 +62,30 @@ def count_text(errors: float) -> str:
     return f"{errors:.0f}" if float(errors).is_integer() else f"{errors:.1f}"
 
 
-def _change(found: Difference, errors: float) -> str:
-    if found.errors_removed < 0:
-        return f"{count_text(-found.errors_removed)} errors more than the student's {count_text(errors)}"
-    return f"{count_text(found.errors_removed)} of {count_text(errors)} errors removed"
+def _change(difference: Difference, errors: float) -> str:
+    removed = difference.errors_removed
+    if removed < 0:
+        return f"{count_text(-removed)} errors more than the student's {count_text(errors)}"
+    return f"{count_text(removed)} of {count_text(errors)} errors removed"
 
 
-def _one_pair(found: Difference) -> str:
-    """What can be said of two networks alone. Another seed makes two others."""
-    one = found.one_seed
-    assert one is not None
-    differ = one.mcnemar.p_value < 1 - CONFIDENCE
-    what = "these two networks differ" if differ else "these two networks cannot be told apart"
+def _pair_text(difference: Difference, test: OneSeedTest) -> str:
+    """Returns the test of a single pair of networks as text; it does not cover the spread over seeds."""
+    differ = test.mcnemar.p_value < 1 - CONFIDENCE
+    outcome = "these two networks differ" if differ else "these two networks cannot be told apart"
     return (
-        f"{what} on such images ({p_text(one.mcnemar)}, {100 * CONFIDENCE:.0f} % interval "
-        f"{difference_bounds(found)}), which says nothing yet of the method: `--seeds 5` would"
+        f"{outcome} on such images ({p_text(test.mcnemar)}, {100 * CONFIDENCE:.0f} % interval "
+        f"{difference_bounds(difference)}), which says nothing yet of the method: `--seeds 5` would"
     )
 
 
-def _guess(found: Difference) -> str:
+def _guess(difference: Difference) -> str:
     power = f"{100 * POWER:.0f} % power"
-    if found.seeds_needed is None:
+    if difference.seeds_needed is None:
         return f"a gain as small beside its spread would take more than {MOST_SEEDS} seeds to show ({power})"
     return (
-        f"if mean and spread stay as they are, a rough guess from {found.gain.n}, "
-        f"it would take about {found.seeds_needed} seeds to show ({power})"
+        f"if mean and spread stay as they are, a rough guess from {difference.gain.n}, "
+        f"it would take about {difference.seeds_needed} seeds to show ({power})"
     )
 
 
@@ -96,7 +96,7 @@ def gain_text(interval: Interval) -> str:
 
 
 def bounds_text(interval: Interval) -> str:
-    """Returns ``"0.10 to 0.26"``, or ``""`` where there is no interval of any width."""
+    """Returns ``"0.10 to 0.26"``, or ``""`` without an interval or with one of no width."""
     if interval.low is None or interval.high is None or interval.sd == 0:
         return ""
     decimals = _decimals(interval)
@@ -107,7 +107,7 @@ def bounds_text(interval: Interval) -> str:
 
 
 def interval_text(interval: Interval) -> str:
-    """Returns ``"95 % interval 0.10 to 0.26 over 5 seeds"``; without one, says why."""
+    """Returns ``"95 % interval 0.10 to 0.26 over 5 seeds"``, or the reason why there is no interval."""
     if interval.n == 1:
         return "one seed"
     if interval.sd == 0:
@@ -116,7 +116,7 @@ def interval_text(interval: Interval) -> str:
 
 
 def _decimals(interval: Interval) -> int:
-    """Two, or up to four where a number that is not zero would be shown as zero."""
+    """Returns 2, or up to 4 if a number other than zero would be rounded to zero."""
     shown = [number for number in (interval.mean, interval.low, interval.high) if round(number or 0, 4)]
     return next((decimals for decimals in (2, 3) if all(round(number or 0, decimals) for number in shown)), 4)
 

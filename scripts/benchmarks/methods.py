@@ -1,4 +1,4 @@
-"""Compares the methods of distillation: same networks, same budget, same seeds."""
+"""The comparison of distillation methods: same networks, same budget, same seeds."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Accuracies = dict[str, float]
 
 @dataclass(frozen=True)
 class Method:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        mode: student, or student_kd.
-        settings: what differs from the defaults.
-        chain: the networks that are trained before the student, each the next one's teacher.
+        mode: student or student_kd.
+        settings: settings that differ from the defaults.
+        chain: networks that are trained before the student, each the teacher of the next one.
     """
 
     mode: str = "student_kd"
@@ -50,7 +50,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, a student, a budget, and the methods that go with them."""
+    """A teacher, a student, a budget, and the methods for them."""
 
     teacher: str
     student: str
@@ -61,13 +61,13 @@ class Pair:
 
 
 def plugin(*specs: str, alpha: float = 0.9, mode: str = "student_kd") -> Method:
-    """Returns the method that plugins make."""
+    """Returns the method of some plugins."""
     return Method(mode, {"plugin": specs, "alpha": alpha})
 
 
 def between(name: str, *pairs: tuple[str, str]) -> Method:
-    """Returns the method that compares layers, beside the soft targets."""
-    return plugin(*(f"{name},student_layer={own},teacher_layer={theirs}" for own, theirs in pairs))
+    """Returns the method that compares layers, in addition to the soft targets."""
+    return plugin(*(f"{name},student_layer={student},teacher_layer={teacher}" for student, teacher in pairs))
 
 
 PLAIN, HINTON = "plain student", "soft targets (Hinton)"
@@ -108,13 +108,13 @@ PAIRS = (
 
 
 class Table:
-    """The results on one data set with one pair of networks; each is kept as soon as it is there.
+    """The results on one data set with one pair of networks; each is written to disk at once.
 
     Args:
         pair: the networks and methods.
-        data: what tells FitConfig the data set.
-        seeds: how many students a method trains.
-        folder: where results and the teacher are kept: what is there is not trained again.
+        data: the settings of FitConfig for the data set.
+        seeds: number of students of each method.
+        folder: folder of the results and the teacher; existing ones are not trained again.
     """
 
     def __init__(self, pair: Pair, data: Mapping[str, Any], seeds: int, folder: Path) -> None:
@@ -140,7 +140,7 @@ class Table:
         self.teacher_accuracy, self.teacher = self._teacher()
 
     def fill(self) -> None:
-        """Trains what is not there yet."""
+        """Trains the students that have no result yet."""
         for name, method in self.pair.methods.items():
             missing = [seed for seed in self.seeds if str(seed) not in self.results.get(name, {})]
             if missing:
@@ -149,7 +149,7 @@ class Table:
                 write_text(self.file, json.dumps(self.results, indent=1) + "\n")
 
     def seconds(self) -> dict[str, float]:
-        """Returns what an epoch of each method takes, all networks of a chain together, one run at a time."""
+        """Returns the seconds of an epoch of each method, summed over a chain, one run at a time."""
         return {name: self._train(method, [0], TIMED_EPOCHS)[1] for name, method in self.pair.methods.items()}
 
     def _teacher(self) -> tuple[float, SavedModel]:
@@ -159,32 +159,33 @@ class Table:
             config = replace(self.config, mode="teacher", epochs=epochs, teacher_augment="none")
             with _quietly(), temporary_folder(self.folder) as run:
                 session = Session(config)
-                trained = session.run([session.training(FitSpec("teacher", 0, run / "teacher"))])[0]
-                self.results["teacher"] = {"0": trained.test.accuracy}
-                path.write_bytes(trained.saved.path.read_bytes())
+                spec = FitSpec("teacher", 0, run / "teacher")
+                [model] = session.run([session.fit_and_test_job(spec)])
+                self.results["teacher"] = {"0": model.test.accuracy}
+                path.write_bytes(model.saved.path.read_bytes())
             write_text(self.file, json.dumps(self.results, indent=1) + "\n")
         return self.results["teacher"]["0"], load_model(path)
 
     def _train(self, method: Method, seeds: Sequence[int], epochs: int) -> tuple[Accuracies, float]:
-        """Returns each seed's test accuracy, and the median seconds of an epoch (of seeds side by side)."""
+        """Returns the test accuracy of each seed, and the median seconds of an epoch, seeds side by side."""
         config = replace(self.config, mode=method.mode, epochs=epochs, **method.settings)
         teachers = dict.fromkeys(seeds, self.teacher)
         seconds = 0.0
         with _quietly(), temporary_folder(self.folder) as run:
             session = Session(config)
             for stage, arch in enumerate((*method.chain, self.pair.student)):
-                taught = method.mode == "student_kd"
-                if taught:
-                    session.prepare_soft_labels(teachers)
+                distilled = method.mode == "student_kd"
+                if distilled:
+                    session.run(session.soft_label_jobs(teachers))
                 jobs = [
-                    session.training(
+                    session.fit_and_test_job(
                         FitSpec(
                             method.mode,
                             seed,
                             run / f"{stage}_{seed}",
-                            teachers[seed] if taught else None,
+                            teachers[seed] if distilled else None,
                             settings={"student_arch": arch},
-                            draw=stage if arch == self.pair.student else 0,
+                            init_index=stage if arch == self.pair.student else 0,
                         )
                     )
                     for seed in seeds
@@ -197,7 +198,7 @@ class Table:
         return {str(model.seed): model.test.accuracy for model in trained}, seconds
 
     def markdown(self, seconds: Mapping[str, float]) -> str:
-        """Returns the table, with a sentence on how it came about."""
+        """Returns the table with a sentence about its budget."""
         pair, count = self.pair, len(self.seeds)
         lines = [
             f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs in batches of "
@@ -208,20 +209,21 @@ class Table:
             "|---|---|---|---|---|",
         ]
         for name in pair.methods:
-            own = t_interval([100 * value for value in self._ordered(name)])
-            plain, hinton = (self._difference(name, other) for other in (PLAIN, HINTON))
-            accuracy = f"{own.mean:.2f} ± {own.sd or 0:.2f}"
+            interval = t_interval([100 * value for value in self._ordered(name)])
+            plain = self._difference(name, PLAIN)
+            hinton = self._difference(name, HINTON)
+            accuracy = f"{interval.mean:.2f} ± {interval.sd or 0:.2f}"
             lines.append(f"| {name} | {accuracy} | {plain} | {hinton} | {seconds[name]:.2f} |")
         return "\n".join(lines)
 
     def _ordered(self, name: str) -> list[float]:
         return [self.results[name][str(seed)] for seed in self.seeds]
 
-    def _difference(self, name: str, other: str) -> str:
-        if name == other:
+    def _difference(self, name: str, baseline: str) -> str:
+        if name == baseline:
             return ""
-        pairs = zip(self._ordered(name), self._ordered(other), strict=True)
-        return _points(t_interval([100 * (own - others) for own, others in pairs]))
+        pairs = zip(self._ordered(name), self._ordered(baseline), strict=True)
+        return _points(t_interval([100 * (accuracy - reference) for accuracy, reference in pairs]))
 
 
 def _points(interval: Interval) -> str:
@@ -242,24 +244,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/methods", description="Compares the methods of distillation, for docs/methods.md."
     )
-    parser.add_argument("--seeds", type=int, default=5, help="students of each method [5]")
-    parser.add_argument("--epochs", type=int, help="of each network [20]")
-    parser.add_argument("--images", type=int, help="to train on [5000; 2000 for the convolutional networks]")
+    parser.add_argument("--seeds", type=int, default=5, help="number of students of each method [5]")
+    parser.add_argument("--epochs", type=int, help="epochs of each network [20]")
+    parser.add_argument(
+        "--images", type=int, help="number of training images [5000; 2000 for the convolutional networks]"
+    )
     parser.add_argument(
         "--data-dir",
         type=Path,
         action="append",
         default=[],
-        help="another data set beside MNIST: a folder with four IDX files (repeatable)",
+        help="a data set in addition to MNIST: a folder with four IDX files (repeatable)",
     )
-    parser.add_argument("--logdir", type=Path, default=Path("logs/methods"), help="where results are kept")
-    parser.add_argument("--no-page", action="store_true", help="train only; leave the seconds and the page")
+    parser.add_argument("--logdir", type=Path, default=Path("logs/methods"), help="folder of the results")
+    parser.add_argument(
+        "--no-page", action="store_true", help="train only; do not measure seconds or write the page"
+    )
     options = parser.parse_args()
 
     data: list[dict[str, Any]] = [{}, *({"data_dir": path} for path in options.data_dir)]
     budget = {key: value for key in ("epochs", "images") if (value := getattr(options, key)) is not None}
     pairs = [replace(pair, **budget) for pair in PAIRS]
-    tables = [Table(pair, one, options.seeds, options.logdir) for pair in pairs for one in data]
+    tables = [Table(pair, dataset, options.seeds, options.logdir) for pair in pairs for dataset in data]
     for table in tables:
         table.fill()
     if options.no_page:

@@ -160,7 +160,7 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
     ("kind", "sides"),
     [
         ("other architecture", ("is a student_mlp", "--teacher-arch is teacher_cnn")),
-        ("other classes", ("knows 10 classes", "tiles has 4")),
+        ("other classes", ("10 classes", "tiles has 4")),
         ("other images", ("images of 1x12x12", "those of digits are 1x28x28")),
         ("other weights", ("conv1.weight", "do not fit")),
         ("no checkpoint", ("notes.txt", "not a checkpoint")),

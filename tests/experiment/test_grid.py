@@ -58,4 +58,4 @@ def candidate(accuracy: float, cross_entropy: float) -> Candidate:
 )
 def test_accuracy_chooses_then_cross_entropy(figures: list[tuple[float, float]], best: int) -> None:
     candidates = [candidate(*one) for one in figures]
-    assert choose(candidates).chosen is candidates[best]
+    assert choose(candidates).best is candidates[best]

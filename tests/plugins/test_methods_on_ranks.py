@@ -82,7 +82,7 @@ def test_a_method_that_relates_images_keeps_its_batches_whole(
     )
     session = Session(config)
     teacher = load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist))
-    distilled = session.training(FitSpec("student_kd", 0, tmp_path / "student_kd", teacher))
+    distilled = session.fit_and_test_job(FitSpec("student_kd", 0, tmp_path / "student_kd", teacher))
     assert min(distilled.cores, 2) == cores
-    plain = session.training(FitSpec("student", 0, tmp_path / "student"))
+    plain = session.fit_and_test_job(FitSpec("student", 0, tmp_path / "student"))
     assert plain.cores > 1, "where the method takes no part it forbids nothing"

@@ -1,0 +1,142 @@
+"""One fit as its job carries it out: training, the test of the best weights, and the run's files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.loader import Loader
+from kdtrain.engine.predict import predict_logits
+from kdtrain.engine.resume import load_state
+from kdtrain.engine.trainer import Trainer
+from kdtrain.errors import DataError
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import absolute_paths
+from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.loaders import test_loader, training_loader, validation_loader
+from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimizer
+from kdtrain.experiment.result import FitResult, TestedModel, file_results
+from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
+from kdtrain.runtime import flow
+from kdtrain.runtime.files import make_folder, temporary_folder, write_bytes, write_text
+from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.seeds import derive_seed
+from kdtrain.store.card import model_card
+from kdtrain.store.checkpoint import SavedModel, load_model
+from kdtrain.store.metrics_file import read_metrics
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit with its data; the methods run in the processes of a job.
+
+    Attributes:
+        spec: specification of the fit.
+        config: configuration of this fit alone.
+        dataset: the images.
+        device: device of the network and the batches.
+    """
+
+    spec: FitSpec
+    config: FitConfig
+    dataset: Dataset
+    device: str
+
+    @property
+    def arch(self) -> str:
+        """Architecture of the network."""
+        return architecture(self.spec.mode, self.config)
+
+    def train(self, ranks: Ranks) -> FitResult:
+        """Trains the network, or resumes its training, and returns its best weights.
+
+        Rank 0 writes config.toml first: a run can be resumed from its first moment on. The seed and the
+        kind of network decide the initial weights, so a student starts from the same weights with and
+        without a teacher.
+
+        Raises:
+            DataError: the run was begun with other training images.
+        """
+        config, network = self.config, MODES[self.spec.mode].network
+        with _run_directory(self.spec.directory, config, ranks) as directory:
+            last = self.spec.directory / "checkpoints" / "last.safetensors"
+            state = load_state(last) if last.exists() else None
+            ranks.check_same("the checkpoints to go on from", last.read_bytes() if last.exists() else b"")
+            train = training_loader(self.dataset, config, network, config.seed, self.device, ranks)
+            validation = validation_loader(self.dataset, config, config.seed, self.device, ranks)
+            ranks.check_same("the training images", train.fingerprint.encode())
+            if state is not None and state.data != train.fingerprint:
+                raise DataError(
+                    f"the training images are not those that the run in {self.spec.directory} was begun with."
+                )
+            epochs = config.epochs_for(network)
+            self._trainer().fit(train, validation, epochs=epochs, directory=directory, resume=state)
+            best = load_model(directory / "checkpoints" / "best.safetensors", arch=self.arch)
+            return FitResult(best, tuple(read_metrics(directory)))
+
+    def test(self, fitted: FitResult, ranks: Ranks) -> TestedModel:
+        """Tests the best weights on the test set, and files the results on rank 0."""
+        test = test_loader(self.dataset, self.config, self.device, ranks)
+        model = dataclasses.replace(
+            test_model(self.spec.mode, self.spec.seed, fitted.saved, test),
+            seconds=fitted.seconds,
+            history=fitted.history,
+            directory=self.spec.directory,
+        )
+        if ranks.rank == 0:
+            file_results(model, self.spec.directory, self.config)
+        return model
+
+    def train_and_test(self, ranks: Ranks) -> TestedModel:
+        """Trains the network and tests its best weights."""
+        return self.test(self.train(ranks), ranks)
+
+    def _trainer(self) -> Trainer:
+        spec, config = self.spec, self.config
+        stream: list[str | int] = ["weights", MODES[spec.mode].network]
+        if spec.init_index:
+            stream.append(spec.init_index)
+        flow.manual_seed(derive_seed(config.seed, *stream))
+        model = build_model(self.arch, self.dataset.image_shape, self.dataset.num_classes).to(self.device)
+        teacher = spec.teacher.build(self.device) if spec.teacher else None
+        card = model_card(spec.mode, self.arch, self.dataset)
+        callbacks = callbacks_for(config, card, spec.name, teacher)
+        return Trainer(model, optimizer(config), callbacks, seed=config.seed)
+
+
+def test_model(mode: str, seed: int, saved: SavedModel, test: Loader) -> TestedModel:
+    """Returns a model with its figures on the test set.
+
+    Args:
+        mode: mode that trained it.
+        seed: seed that it was trained with.
+        saved: its weights.
+        test: the test images, on the device to compute on.
+    """
+    model = saved.build(test.device)
+    logits = predict_logits(model, test, description=f"{mode} on the test set")
+    evaluation = Evaluation.from_logits(logits, test.targets)
+    multiply_adds = count_multiply_adds(saved.build("cpu"), saved.card.image_shape)
+    return TestedModel(mode, seed, saved, count_parameters(model), multiply_adds, evaluation, logits)
+
+
+@contextlib.contextmanager
+def _run_directory(directory: Path, config: FitConfig, ranks: Ranks) -> Iterator[Path]:
+    """Yields the folder that a rank's callbacks write to: a temporary one for all ranks but 0."""
+    if ranks.rank == 0:
+        make_folder(directory)
+        write_text(directory / "config.toml", absolute_paths(config).to_toml())
+        yield directory
+        return
+    with temporary_folder(Path(tempfile.gettempdir())) as copies:
+        best = Path("checkpoints") / "best.safetensors"  # the best of a resumed run, unless an epoch beats it
+        if (directory / best).exists():
+            make_folder((copies / best).parent)
+            write_bytes(copies / best, (directory / best).read_bytes())
+        yield copies
