@@ -1,4 +1,4 @@
-"""Runs the measurements and prints their table, as Markdown."""
+"""The command ``scripts/bench``: runs the measurements and prints their table as Markdown."""
 
 from __future__ import annotations
 
@@ -10,27 +10,53 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from measures import MEASURES, NEED_PEER, Bench
+from bench import Bench
+from measures import (
+    compare,
+    growth,
+    loader,
+    seeds_side_by_side,
+    start,
+    student_epoch,
+    student_kd,
+    teacher_epoch,
+)
+from pictures import image_folder
+from serving import serving
 from tools import ROOT, Row
+from trainer_overhead import overhead
 
 PEER = ROOT / ".venv-torch"
 TORCH = "2.13.0"
+MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
+    "teacher": teacher_epoch,
+    "student": student_epoch,
+    "student_kd": student_kd,
+    "compare": compare,
+    "seeds": seeds_side_by_side,
+    "overhead": overhead,
+    "loader": loader,
+    "decoding": image_folder,
+    "growth": growth,
+    "start": start,
+    "serve": serving,
+}
+NEED_PEER = ("teacher", "student", "student_kd")
 
 
 def main() -> int:
-    """Measures what the arguments ask for; returns 1 if a promise was not kept."""
+    """Runs the measurements of the arguments; returns 1 if a target was missed."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures kdtrain's speed.")
-    parser.add_argument("measure", nargs="*", help=f"which ones, of {', '.join(MEASURES)} [all]")
-    parser.add_argument(
-        "--peer", choices=["torch"], help="compare with PyTorch, in an environment of its own"
-    )
+    parser.add_argument("measure", nargs="*", help=f"measurements to run, of {', '.join(MEASURES)} [all]")
+    parser.add_argument("--peer", choices=["torch"], help="compare with PyTorch, in a separate environment")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements [5]")
     parser.add_argument(
-        "--images", type=int, default=11_000, help="images in an epoch of the slow ones [11000]"
+        "--images", type=int, default=11_000, help="images in an epoch of the slow measurements [11000]"
     )
     parser.add_argument("--output", type=Path, help="also write the table here")
     options = parser.parse_args()
@@ -57,12 +83,12 @@ def main() -> int:
 
 
 def _peer() -> Path:
-    """Returns the Python of an environment with PyTorch, which is made if need be."""
+    """Returns the Python of an environment with PyTorch; creates the environment if it is missing."""
     python = PEER / "bin" / "python"
     if not _runs(python, "import torch"):
         print(f"installing PyTorch {TORCH} into {PEER.name} ...", file=sys.stderr, flush=True)
-        maker = next(name for name in ("python3.11", "python3") if _runs(name, ""))
-        subprocess.run([maker, "-m", "venv", "--clear", PEER], check=True)
+        python3 = next(name for name in ("python3.11", "python3") if _runs(name, ""))
+        subprocess.run([python3, "-m", "venv", "--clear", PEER], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={TORCH}", "numpy"], check=True)
     return python
 

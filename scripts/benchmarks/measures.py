@@ -1,4 +1,4 @@
-"""The measurements, one function each; every one returns lines of the table."""
+"""The measurements of training: one function each, which returns rows of the table."""
 
 from __future__ import annotations
 
@@ -7,128 +7,74 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pictures
-import trainer_overhead
-from serving import serving
+from bench import HERE, Bench, run_data
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
-from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.loaders import RunData, prepare
 from kdtrain.experiment.session import Session
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import load_model
 
-HERE = Path(__file__).parent
 MNIST = ROOT / "kdtrain" / "data" / "mnist"
 
 
-@dataclass(frozen=True)
-class Bench:
-    """How to measure.
-
-    Attributes:
-        folder: for everything that is written.
-        repeats: pairs of measurements.
-        images: training images of an epoch of the slow contestants.
-        peer: PyTorch's Python; None leaves it out.
-    """
-
-    folder: Path
-    repeats: int
-    images: int
-    peer: Path | None
-
-    def fresh(self) -> Path:
-        """Returns a folder that does not exist yet."""
-        return self.folder / f"{time.time_ns()}"
-
-    def teacher(self) -> Path:
-        """Returns a teacher of one short epoch: its weights do not matter for speed."""
-        path = self.folder / "models" / "teacher.safetensors"
-        if not path.exists():
-            words = ("--mode", "teacher", "--epochs", "1", "--limit-train", "2000")
-            kdtrain("fit", *words, "--logdir", self.fresh(), "--model-save-dir", path.parent)
-        return path
-
-    def torch(self, task: str, images: int, epochs: int) -> list[float]:
-        """Returns PyTorch's seconds per epoch."""
-        data = self.folder / "mnist.npz"
-        if not data.exists():
-            run = _run_data()
-            np.savez(
-                data,
-                images=np.asarray(run.train.inputs),
-                labels=run.train.targets,
-                held_images=np.asarray(run.validation.inputs),
-                held_labels=run.validation.targets,
-            )
-        work = {"task": task, "images": images, "epochs": epochs, "data": str(data)}
-        assert self.peer is not None
-        seconds: list[float] = answer([self.peer, HERE / "torch_peer.py", json.dumps(work)])
-        return seconds
-
-
 def teacher_epoch(bench: Bench) -> list[Row]:
-    """A teacher's epoch on both cores, against PyTorch's two threads."""
+    """Measures a teacher's epoch on both cores against PyTorch with two threads."""
 
-    def ours() -> float:
+    def run_kdtrain() -> float:
         folder = bench.fresh()
         words = ("--mode", "teacher", "--epochs", "1", "--limit-train", str(bench.images))
         kdtrain("fit", *words, "--teacher-augment", "none", "--logdir", folder)
         return epochs_of(folder / "teacher" / "version_0")[0]
 
     what = f"teacher, an epoch of {bench.images:,} images and an evaluation of 5,000"
-    pairs = side_by_side(ours, lambda: bench.torch("teacher", bench.images, 1)[0], bench.repeats)
+    pairs = side_by_side(run_kdtrain, lambda: bench.torch("teacher", bench.images, 1)[0], bench.repeats)
     return [ratio_row(what, *pairs, 2.0, "PyTorch")]
 
 
 def student_epoch(bench: Bench) -> list[Row]:
-    """A student's epoch on one core, against PyTorch's two threads."""
+    """Measures a student's epoch on one core against PyTorch with two threads."""
 
-    def ours() -> float:
+    def run_kdtrain() -> float:
         folder = bench.fresh()
         kdtrain("fit", "--mode", "student", "--epochs", "5", "--logdir", folder)
         return statistics.median(epochs_of(folder / "student" / "version_0")[1:])
 
-    def theirs() -> float:
+    def run_torch() -> float:
         return statistics.median(bench.torch("student", 55_000, 5)[1:])
 
     what = "student, an epoch of 55,000 images and an evaluation of 5,000"
-    return [ratio_row(what, *side_by_side(ours, theirs, bench.repeats), 2.0, "PyTorch")]
+    return [ratio_row(what, *side_by_side(run_kdtrain, run_torch, bench.repeats), 2.0, "PyTorch")]
 
 
 def student_kd(bench: Bench) -> list[Row]:
-    """Ten epochs with a teacher: the teacher's logits included, against asking it at every step."""
+    """Measures ten distilled epochs with cached teacher logits against a teacher forward pass per step."""
     teacher, images = bench.teacher(), str(bench.images)
 
-    def ours() -> float:
+    def run_kdtrain() -> float:
         words = ("--mode", "student_kd", "--epochs", "10", "--limit-train", images)
         return kdtrain("fit", *words, "--teacher-checkpoint", teacher, "--logdir", bench.fresh())
 
     what = f"student_kd, 10 epochs of {bench.images:,} images, from the start of the command"
-    pairs = side_by_side(ours, lambda: sum(bench.torch("student_kd", bench.images, 10)), bench.repeats)
+    pairs = side_by_side(run_kdtrain, lambda: sum(bench.torch("student_kd", bench.images, 10)), bench.repeats)
     return [ratio_row(what, *pairs, 0.35, "PyTorch's epochs")]
 
 
 def seeds_side_by_side(bench: Bench) -> list[Row]:
-    """The students of two seeds on all cores, against one after another on one core."""
+    """Measures the students of two seeds on all cores against one after another on one core."""
     session = Session(FitConfig(seeds=2, epochs=10, limit_train=20_000, logdir=bench.fresh()))
     teacher = load_model(bench.teacher())
-    session.prepare_soft_labels({0: teacher, 1: teacher})
+    session.run(session.soft_label_jobs({0: teacher, 1: teacher}))
     weights: list[list[bytes]] = []
 
     def run(cores: list[int]) -> float:
-        folder, every = bench.fresh(), available_cores()
+        folder, all_cores = bench.fresh(), available_cores()
         jobs = [
-            session.training(FitSpec(mode, seed, folder / f"{mode}{seed}", with_teacher))
+            session.fit_and_test_job(FitSpec(mode, seed, folder / f"{mode}{seed}", with_teacher))
             for seed in (0, 1)
             for mode, with_teacher in (("student_kd", teacher), ("student", None))
         ]
@@ -136,31 +82,28 @@ def seeds_side_by_side(bench: Bench) -> list[Row]:
         began = time.perf_counter()
         trained = session.run(jobs)
         seconds = time.perf_counter() - began
-        os.sched_setaffinity(0, every)
-        weights.append([array.tobytes() for one in trained for array in one.saved.weights.values()])
+        os.sched_setaffinity(0, all_cores)
+        weights.append([array.tobytes() for model in trained for array in model.saved.weights.values()])
         return seconds
 
     cores = available_cores()
-    many, one = side_by_side(lambda: run(cores), lambda: run(cores[:1]), bench.repeats)
-    ratios = sorted(b / a for a, b in zip(many, one, strict=True))
-    ratio, identical = statistics.median(ratios), all(found == weights[0] for found in weights)
-    result = f"{statistics.median(many):.3g} s and {statistics.median(one):.3g} s: {ratio:.2f} x faster "
+    parallel, serial = side_by_side(lambda: run(cores), lambda: run(cores[:1]), bench.repeats)
+    ratios = sorted(b / a for a, b in zip(parallel, serial, strict=True))
+    ratio, identical = statistics.median(ratios), all(run_weights == weights[0] for run_weights in weights)
+    result = (
+        f"{statistics.median(parallel):.3g} s and {statistics.median(serial):.3g} s: {ratio:.2f} x faster "
+    )
     result += f"({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)}), weights "
     result += "identical" if identical else "NOT identical"
     what = "the students of two seeds, 10 epochs of 20,000 images, on all cores and on one"
     return [Row(what, result, "at least 1.7 x, identical", ratio >= 1.7 and identical)]
 
 
-def overhead(bench: Bench) -> list[Row]:
-    """The Trainer with five callbacks, against a bare loop that makes the same steps."""
-    return trainer_overhead.measure(bench.folder, bench.repeats)
-
-
 def loader(bench: Bench) -> list[Row]:
-    """How fast batches come."""
+    """Measures the loader alone, images per second."""
 
     def work(ranks: Ranks) -> list[float]:
-        train = _run_data().train
+        train = run_data().train
         rates = []
         for epoch in range(bench.repeats + 1):
             start = time.perf_counter()
@@ -175,13 +118,8 @@ def loader(bench: Bench) -> list[Row]:
     return [Row("the loader alone", result, "at least 300,000 images/s", rate >= 300_000)]
 
 
-def decoding(bench: Bench) -> list[Row]:
-    """A folder of pictures."""
-    return pictures.measure(bench.folder, bench.repeats)
-
-
 def growth(bench: Bench) -> list[Row]:
-    """Seconds per image and memory, from few images to many and from few steps to many."""
+    """Measures time per image and memory, from few to many images and from few to many steps."""
     seconds: list[dict[int, float]] = []
     memory: list[dict[int, float]] = []
     for _ in range(bench.repeats):
@@ -192,7 +130,7 @@ def growth(bench: Bench) -> list[Row]:
             words = ("--mode", "student", "--epochs", "4", "--limit-train", str(images), "--val-size", "0")
             peak = PeakMemory([*KDTRAIN, "fit", *words, "--logdir", folder]).wait()
             epochs = _training_seconds(folder / "student" / "version_0")[1:]
-            data = images * 28 * 28 * (4 + 1) / 1e6  # as floats, and the bytes that they were taken from
+            data = images * 28 * 28 * (4 + 1) / 1e6  # float32 and the uint8 source, MB
             seconds[-1][images] = statistics.median(epochs) / images * 1e6
             memory[-1][images] = peak - data
     return [
@@ -215,22 +153,22 @@ def _no_leak(bench: Bench) -> Row:
 
 
 def _flat(what: str, rounds: list[dict[int, float]]) -> Row:
-    """Compares sizes round by round, so that a machine that gets slower meanwhile counts for none."""
+    """Compares sizes within each round, so that a drift of the machine's speed has no effect."""
     most = max(rounds[0])
-    medians = {images: statistics.median(one[images] for one in rounds) for images in rounds[0]}
-    ratios = {images: sorted(one[images] / one[most] for one in rounds) for images in rounds[0]}
-    middles = [statistics.median(one) for one in ratios.values()]
-    apart = max(middles) / min(middles) - 1
+    medians = {images: statistics.median(values[images] for values in rounds) for images in rounds[0]}
+    ratios = {images: sorted(values[images] / values[most] for values in rounds) for images in rounds[0]}
+    middles = {images: statistics.median(ratios[images]) for images in ratios}
+    apart = max(middles.values()) / min(middles.values()) - 1
     result = ", ".join(
         f"{images:,}: {medians[images]:.3g}"
-        + (f" ({statistics.median(one):.2f} x, {one[0]:.2f} to {one[-1]:.2f})" if images < most else "")
-        for images, one in ratios.items()
+        + (f" ({middles[images]:.2f} x, {spread[0]:.2f} to {spread[-1]:.2f})" if images < most else "")
+        for images, spread in ratios.items()
     )
     return Row(what, f"{result}: {apart:.0%} apart, n = {len(rounds)}", "within 15 %", apart <= 0.15)
 
 
 def start(bench: Bench) -> list[Row]:
-    """How long the short commands take."""
+    """Measures the short commands from the start of the process."""
     model = bench.teacher()
 
     def row(what: str, most: float, *words: str | Path) -> Row:
@@ -245,13 +183,13 @@ def start(bench: Bench) -> list[Row]:
 
 
 def compare(bench: Bench) -> list[Row]:
-    """The default comparison from start to picture, and what the sample's way takes for 10 epochs."""
+    """Measures the default comparison from start to chart, and 10 epochs in the sample's way."""
     began = time.perf_counter()
     peak = PeakMemory([*KDTRAIN, "fit", "--mode", "compare", "--logdir", bench.fresh()]).wait()
     seconds = time.perf_counter() - began
     steps = answer([sys.executable, HERE / "sample.py", MNIST, bench.folder / "sample", "100"])
     sample = 10 * sum(469 * step + 79 * test for step, test in steps.values())
-    each = ", ".join(
+    by_mode = ", ".join(
         f"{mode} {1000 * step:.0f} and {1000 * test:.0f} ms" for mode, (step, test) in steps.items()
     )
     return [
@@ -264,33 +202,13 @@ def compare(bench: Bench) -> list[Row]:
         ),
         Row(
             "the sample's way, 10 epochs of its compare",
-            f"{sample:,.0f} s by its median steps in training and test ({each}): {sample / seconds:.1f} x",
+            f"{sample:,.0f} s by its median steps in training and test ({by_mode}): {sample / seconds:.1f} x",
             "at least 20 x",
             sample / seconds >= 20,
         ),
     ]
 
 
-MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
-    "teacher": teacher_epoch,
-    "student": student_epoch,
-    "student_kd": student_kd,
-    "compare": compare,
-    "seeds": seeds_side_by_side,
-    "overhead": overhead,
-    "loader": loader,
-    "decoding": decoding,
-    "growth": growth,
-    "start": start,
-    "serve": serving,
-}
-NEED_PEER = ("teacher", "student", "student_kd")
-
-
-def _run_data() -> RunData:
-    return prepare(load_dataset(), FitConfig(mode="student"), "student", 0, "cpu")
-
-
 def _training_seconds(run: Path) -> list[float]:
-    """Returns the seconds of each epoch's training."""
+    """Returns the training seconds of each epoch."""
     return [json.loads(line)["train_seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Measures a folder of pictures: how fast it is decoded, and whether a network waits for its batches."""
+"""The measurement of an image folder: decoding, and the share of a step that waits for its batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from bench import Bench
 from PIL import Image
 from tools import Row, ratio_row, side_by_side
 
@@ -21,37 +22,32 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
 from kdtrain.runtime.ranks import Ranks
 
-SIZE = 64  # of the network's images
+COUNT = 4000  # images in the folder
+SIZE = 64  # height and width of the network's images
 BATCH = 32
 STEPS = 8
 ARCHITECTURES = ("resnet8", "resnet20")
 
 
-def measure(folder: Path, repeats: int, count: int = 4000) -> list[Row]:
-    """Returns the lines of the table.
-
-    Args:
-        folder: for the pictures.
-        repeats: pairs of measurements.
-        count: pictures, JPEG of 320x240.
-    """
-    pictures = folder / "pictures"
-    _write(pictures, count)
-    paths = sorted(pictures.glob("*/*.jpg"))
+def image_folder(bench: Bench) -> list[Row]:
+    """Measures decoding with two workers against none, and the wait for batches of an image folder."""
+    folder = bench.folder / "pictures"
+    _write(folder, COUNT)
+    paths = sorted(folder.glob("*/*.jpg"))
 
     def decoding(workers: int) -> float:
         start = time.perf_counter()
-        decode(paths, (SIZE, SIZE), scale=True, cache=folder, workers=workers)
+        decode(paths, (SIZE, SIZE), scale=True, cache=bench.folder, workers=workers)
         return time.perf_counter() - start
 
-    what = f"decoding {count:,} JPEGs of 320x240 to {SIZE}x{SIZE}, with two workers"
-    pairs = side_by_side(partial(decoding, 2), partial(decoding, 0), repeats)
-    dataset = load_image_folder(pictures, folder, image_size=SIZE)
+    what = f"decoding {COUNT:,} JPEGs of 320x240 to {SIZE}x{SIZE}, with two workers"
+    pairs = side_by_side(partial(decoding, 2), partial(decoding, 0), bench.repeats)
+    dataset = load_image_folder(folder, bench.folder, image_size=SIZE)
     return [ratio_row(what, *pairs, 1.0, "with none"), *(_waiting(dataset, arch) for arch in ARCHITECTURES)]
 
 
 def _waiting(dataset: Dataset, arch: str) -> Row:
-    """What part of the time training waits for its batches, made from bytes, moved and mirrored."""
+    """Measures the share of a step that waits for its batch, cropped and flipped from uint8."""
 
     def work(ranks: Ranks) -> list[float]:
         images = Normalized(dataset.train.images, np.arange(len(dataset.train)), dataset.normalization)
@@ -80,7 +76,7 @@ def _waiting(dataset: Dataset, arch: str) -> Row:
 
 
 def _write(folder: Path, count: int) -> None:
-    """Writes pictures of two classes, smooth as photographs are; each is another one."""
+    """Writes different JPEGs of two classes, smooth like photographs."""
     rng = np.random.default_rng(0)
     for number in range(count):
         pixels = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""How many requests ``kdtrain serve`` answers in a second, and how soon."""
+"""The measurement of ``kdtrain serve``: requests per second and latency."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from bench import Bench
 from PIL import Image
 from tools import KDTRAIN, ROOT, Row, kdtrain
 
 from kdtrain.data.datasets import load_dataset
-
-if TYPE_CHECKING:
-    from measures import Bench
 
 _SECONDS = 3.0  # of a round
 _CONNECTIONS = (1, 16)
 
 
 def serving(bench: Bench) -> list[Row]:
-    """Requests per second and their latency, for pixels and for a picture such as the page sends.
+    """Measures requests per second and latency, for pixels and for a PNG such as the page sends.
 
-    Client and service share the machine. Each connection is kept, and has one request under way.
+    Client and service share the machine. Each connection is kept open with one request in flight.
     """
     digit = load_dataset().test.images[0, 0]
     drawing = Image.fromarray(255 - digit).resize((200, 200), Image.Resampling.BICUBIC)
@@ -44,7 +41,10 @@ def serving(bench: Bench) -> list[Row]:
     measured: dict[tuple[str, int], list[list[float]]] = {case: [] for case in cases}
     with _service(_exported(bench)) as port:
         for number in range(bench.repeats + 1):
-            for what, connections in cases:  # in turn, so that a machine's moods meet all
+            for (
+                what,
+                connections,
+            ) in cases:  # in turn, so that a drift of the machine's speed affects all cases
                 latencies = _ask(port, requests[what], connections)
                 if number > 0:  # the first round warms up
                     measured[what, connections].append(latencies)
@@ -53,9 +53,8 @@ def serving(bench: Bench) -> list[Row]:
 
 def _row(what: str, connections: int, rounds: list[list[float]]) -> Row:
     rates = sorted(len(latencies) / _SECONDS for latencies in rounds)
-    p50, p99 = (
-        sorted(1000 * float(np.percentile(latencies, part)) for latencies in rounds) for part in (50, 99)
-    )
+    p50 = sorted(1000 * float(np.percentile(latencies, 50)) for latencies in rounds)
+    p99 = sorted(1000 * float(np.percentile(latencies, 99)) for latencies in rounds)
     result = (
         f"{statistics.median(rates):,.0f} requests/s ({rates[0]:,.0f} to {rates[-1]:,.0f}), "
         f"p50 {statistics.median(p50):.1f} ms ({p50[0]:.1f} to {p50[-1]:.1f}), "
@@ -66,7 +65,7 @@ def _row(what: str, connections: int, rounds: list[list[float]]) -> Row:
 
 
 def _exported(bench: Bench) -> Path:
-    """Returns a student of one short epoch as an ONNX file: its weights do not matter for speed."""
+    """Returns a student of one short epoch as an ONNX file; its weights do not matter for speed."""
     models = bench.folder / "serve"
     words = ("--mode", "student", "--epochs", "1", "--limit-train", "2000")
     kdtrain("fit", *words, "--logdir", bench.fresh(), "--model-save-dir", models)
@@ -100,17 +99,20 @@ def _request(kind: str, body: bytes) -> bytes:
 
 
 def _ask(port: int, request: bytes, connections: int) -> list[float]:
-    """Asks for some seconds over so many connections; returns how long each answer took."""
+    """Sends requests over several connections for ``_SECONDS``; returns the latency of each, s."""
     latencies: list[list[float]] = [[] for _ in range(connections)]
     until = time.perf_counter() + _SECONDS
-    threads = [threading.Thread(target=_ask_on, args=(port, request, until, found)) for found in latencies]
+    threads = [
+        threading.Thread(target=_ask_on, args=(port, request, until, of_connection))
+        for of_connection in latencies
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if not all(latencies):
         raise SystemExit("kdtrain serve does not answer")
-    return [seconds for found in latencies for seconds in found]
+    return [seconds for of_connection in latencies for seconds in of_connection]
 
 
 def _ask_on(port: int, request: bytes, until: float, latencies: list[float]) -> None:

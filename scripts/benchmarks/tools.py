@@ -1,4 +1,4 @@
-"""What all measurements share: running commands, medians, ratios with their spread."""
+"""Tools of all measurements: running commands, medians, ratios with their spread."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ KDTRAIN = (sys.executable, "-m", "kdtrain")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        what: what was measured.
-        result: the figures, with their spread.
-        target: what was promised.
-        kept: whether the promise was kept; None where there is none.
+        what: the measured quantity.
+        result: the figures with their spread.
+        target: the promised figure.
+        kept: whether the target was met; None without a target.
     """
 
     what: str
@@ -38,7 +38,7 @@ class Row:
 def side_by_side(
     first: Callable[[], float], second: Callable[[], float], repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Measures two things in turn, each as often first, so that a machine's moods meet both."""
+    """Measures two things in turn, with alternating order, so that a drift of the speed affects both."""
     pairs = []
     for number in range(repeats):
         if number % 2:
@@ -46,25 +46,27 @@ def side_by_side(
             pairs.append((first(), later))
         else:
             pairs.append((first(), second()))
-    return [one for one, _ in pairs], [other for _, other in pairs]
+    return [seconds for seconds, _ in pairs], [seconds for _, seconds in pairs]
 
 
-def ratio_row(what: str, ours: Sequence[float], theirs: Sequence[float], most: float, other: str) -> Row:
-    """Returns the line of a comparison: medians, and the ratio of each pair."""
-    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+def ratio_row(
+    what: str, seconds: Sequence[float], peer_seconds: Sequence[float], most: float, peer: str
+) -> Row:
+    """Returns the row of a comparison: medians, and the median ratio of the pairs with its range."""
+    ratios = sorted(a / b for a, b in zip(seconds, peer_seconds, strict=True))
     ratio = statistics.median(ratios)
     result = (
-        f"{statistics.median(ours):.3g} s, {other} {statistics.median(theirs):.3g} s: "
+        f"{statistics.median(seconds):.3g} s, {peer} {statistics.median(peer_seconds):.3g} s: "
         f"ratio {ratio:.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)})"
     )
     return Row(what, result, f"at most {most:g} x", ratio <= most)
 
 
 def kdtrain(*words: str | Path, cores: str | None = None) -> float:
-    """Runs a kdtrain command; returns its wall seconds, the start of the process included.
+    """Runs a kdtrain command; returns its wall-clock seconds, the start of the process included.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     pinned = ["taskset", "-c", cores] if cores is not None else []
     start = time.perf_counter()
@@ -83,12 +85,13 @@ def epochs_of(run: Path) -> list[float]:
 
 
 def answer(command: Sequence[str | Path], **environment: str) -> Any:
-    """Runs a program that prints JSON; returns that. What kdtrain has set for oneflow is unset for it."""
-    ours = ("GLOG_minloglevel", "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE")
+    """Runs a program and returns the JSON that it prints; kdtrain's variables for oneflow are unset in it."""
+    kdtrain_variables = ("GLOG_minloglevel", "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE")
     finished = subprocess.run(
         [*map(str, command)],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name not in ours} | environment,
+        env={name: value for name, value in os.environ.items() if name not in kdtrain_variables}
+        | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -99,10 +102,10 @@ def answer(command: Sequence[str | Path], **environment: str) -> Any:
 
 
 class PeakMemory:
-    """Watches how much memory a command and its children hold; shared pages count once.
+    """Samples the memory of a command and its children; shared pages count once.
 
     Args:
-        command: started at once.
+        command: the command, which is started at once.
     """
 
     def __init__(self, command: Sequence[str | Path]) -> None:
@@ -114,7 +117,7 @@ class PeakMemory:
         self._watcher.start()
 
     def wait(self) -> float:
-        """Waits for the end; returns the most megabytes that were held at a time."""
+        """Waits for the end of the command; returns its peak memory, MB."""
         if self.process.wait() != 0:
             raise SystemExit(f"{self.process.args!r} failed")
         self._watcher.join()
@@ -124,11 +127,11 @@ class PeakMemory:
         while self.process.poll() is None:
             held = sum(_proportional_kilobytes(pid) for pid in _family(self.process.pid))
             self.megabytes = max(self.megabytes, held / 1024)
-            time.sleep(1.0)  # reading the maps takes time from what is watched
+            time.sleep(1.0)  # reading the maps slows the command down
 
 
 def _family(pid: int) -> list[int]:
-    """Returns a process and all that descend from it."""
+    """Returns a process and all its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -137,7 +140,7 @@ def _family(pid: int) -> list[int]:
 
 
 def _proportional_kilobytes(pid: int) -> int:
-    """Returns a process's memory, each shared page divided by those who share it."""
+    """Returns the proportional set size of a process, kB."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

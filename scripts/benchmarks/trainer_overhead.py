@@ -1,4 +1,4 @@
-"""Measures what the Trainer and its five usual callbacks add to a bare loop that makes the same steps."""
+"""The overhead of the Trainer with its five usual callbacks over a bare loop with the same steps."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from bench import Bench, run_data
 from tools import Row, ratio_row, side_by_side
 
 from kdtrain.callbacks import Checkpoint, LearningRateSchedule, Progress, StopOnNonFinite, TensorBoard
 from kdtrain.callbacks.schedule import learning_rate
-from kdtrain.data.datasets import load_dataset
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.loaders import RunData, prepare
+from kdtrain.experiment.loaders import RunData
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
@@ -29,34 +28,28 @@ LR = 3e-3
 PAIRS = 2  # in each process
 
 
-def measure(folder: Path, repeats: int) -> list[Row]:
-    """Returns the line of the table.
-
-    Args:
-        folder: for the files that callbacks write.
-        repeats: groups of four processes.
-    """
-    jobs = [Job("overhead", partial(_pairs, folder, layout)) for layout in range(4 * repeats)]
-    measured = [run_jobs([job])[0] for job in jobs]  # one at a time: nothing else is to run meanwhile
+def overhead(bench: Bench) -> list[Row]:
+    """Measures the Trainer with five callbacks against a bare loop, in four processes per repeat."""
+    jobs = [Job("overhead", partial(_pairs, bench.folder, layout)) for layout in range(4 * bench.repeats)]
+    measured = [run_jobs([job])[0] for job in jobs]  # one job at a time, so that nothing runs beside it
     what = "student, an epoch in the Trainer with five callbacks, evaluation and files not counted"
-    ours = [seconds for one, _ in measured for seconds in one]
-    theirs = [seconds for _, other in measured for seconds in other]
-    return [ratio_row(what, ours, theirs, 1.02, "a bare loop")]
+    trainer = [seconds for of_trainer, _ in measured for seconds in of_trainer]
+    bare = [seconds for _, of_bare_loop in measured for seconds in of_bare_loop]
+    return [ratio_row(what, trainer, bare, 1.02, "a bare loop")]
 
 
 def _pairs(folder: Path, layout: int, ranks: Ranks) -> tuple[list[float], list[float]]:
-    """Measures in a process of its own, with holes of its own in its memory.
+    """Measures in a separate process with a different heap layout.
 
-    Where malloc happens to put the weights makes either loop up to 2 % faster or slower for as long as
-    the process lives.
+    The addresses that malloc gives the weights make either loop up to 2 % faster or slower for the
+    lifetime of the process.
     """
     rng = np.random.default_rng(layout)
     blocks = [np.empty(size, np.uint8) for size in rng.integers(1, 1 << 13, 400)]
     kept = [*blocks[::2], np.empty(rng.integers(1, 1 << 20), np.uint8)]
     del blocks
-    dataset = load_dataset()
-    data = prepare(dataset, FitConfig(mode="student"), "student", 0, "cpu")
-    card = model_card("student", "student_mlp", dataset)
+    data = run_data()
+    card = model_card("student", "student_mlp", data.dataset)
     trainer = partial(_trainer, card, data, folder / f"layout_{layout}")
     bare = partial(_bare, card, data)
     trainer(), bare()  # warm up
@@ -71,7 +64,7 @@ def _model(card: ModelCard) -> flow.nn.Module:
 
 
 def _bare(card: ModelCard, data: RunData) -> float:
-    """Returns the seconds of an epoch."""
+    """Returns the seconds of an epoch in the bare loop."""
     network = _model(card)
     optimizer = flow.optim.Adam(network.parameters(), lr=LR)
     start = time.perf_counter()
@@ -90,17 +83,17 @@ def _bare(card: ModelCard, data: RunData) -> float:
 
 
 class _Stopwatch(Callback):
-    """Keeps the seconds of an epoch's training."""
+    """Records the training seconds of an epoch."""
 
     seconds = 0.0
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Notes them."""
+        """Records the seconds."""
         self.seconds = event.seconds
 
 
 def _trainer(card: ModelCard, data: RunData, folder: Path) -> float:
-    """Returns the seconds of the same epoch."""
+    """Returns the seconds of the same epoch in the Trainer."""
     stopwatch = _Stopwatch()
     callbacks = [
         stopwatch,
