@@ -19,8 +19,7 @@ from PIL import Image
 
 from kdtrain.data.datasets import load_dataset
 from kdtrain.engine.predict import predict_logits
-from kdtrain.experiment import grid_search as choosing
-from kdtrain.experiment import session as fitting
+from kdtrain.experiment import fit, grid_search
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.grid import choose
 from kdtrain.experiment.loaders import prepare
@@ -292,8 +291,8 @@ def test_the_test_set_is_read_once_per_model_and_after_every_choice(
 
         return wrapper
 
-    monkeypatch.setattr(fitting, "predict_logits", logged("test", predict_logits))
-    monkeypatch.setattr(choosing, "choose", logged("choose", choose))
+    monkeypatch.setattr(fit, "predict_logits", logged("test", predict_logits))
+    monkeypatch.setattr(grid_search, "choose", logged("choose", choose))
     flags = (*fitted.flags, "--teacher-checkpoint", fitted.model("teacher"), "--epochs", "1")
     finished = call_kdtrain("fit", "--mode", "compare", *flags, "--grid", "temperature=2,8", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr

@@ -1,0 +1,140 @@
+"""The session: jobs that have no effect until they start, and loaders that are made one at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kdtrain.data.dataset import Dataset, Normalization, Normalized, Split
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import load_config
+from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.result import FitResult
+from kdtrain.experiment.session import Session
+from kdtrain.runtime.ranks import Ranks
+from kdtrain.store.checkpoint import load_model
+from tests.cli.conftest import untrained_teacher
+from tests.conftest import RunKdtrain
+from tests.tools import TEST, write_digits
+
+CODE = """
+from pathlib import Path
+
+from kdtrain import Callback, flow
+
+def record(event):
+    with Path(__file__).with_name("events").open("a") as file:
+        print(event, file=file)
+
+record("import")
+
+def make(image_shape, num_classes):
+    record("network")
+    return flow.nn.Sequential(flow.nn.Flatten(), flow.nn.Linear(784, num_classes))
+
+class Recorder(Callback):
+    def __init__(self):
+        record("plugin")
+
+    def on_fit_start(self, run):
+        record(f"start {(run.directory / 'config.toml').exists()}")
+"""
+
+
+@pytest.fixture
+def session(mnist: Dataset, tmp_path: Path) -> Session:
+    """A session with a network and a plugin that record their use in the file ``events``."""
+    code = tmp_path / "mine.py"
+    code.write_text(CODE)
+    arch = f"{code}:make"
+    return Session(
+        FitConfig(
+            mode="student_kd",
+            teacher_arch=arch,
+            student_arch=arch,
+            plugin=(f"{code}:Recorder",),
+            data_dir=write_digits(tmp_path / "digits", mnist),
+            epochs=1,
+            logdir=tmp_path / "logs",
+            device="cpu",
+        )
+    )
+
+
+def events(folder: Path) -> list[str]:
+    return (folder / "events").read_text().splitlines()
+
+
+def test_making_a_job_has_no_effect(session: Session, tmp_path: Path) -> None:
+    arch = session.config.student_arch
+    teacher = load_model(
+        untrained_teacher(tmp_path / "teacher.safetensors", session.dataset, arch), arch=arch
+    )
+    runs = tmp_path / "logs" / "runs"
+    plain = FitSpec("student", 0, runs / "student")
+    distilled = FitSpec("student_kd", 0, runs / "student_kd", teacher)
+    files, before = sorted(tmp_path.rglob("*")), events(tmp_path)
+    jobs = [
+        session.fit_and_test_job(plain),
+        session.fit_and_test_job(distilled),
+        session.fit_job(plain),
+        session.test_fitted_job(plain, FitResult(teacher)),
+        session.test_job("teacher", 0, teacher),
+        *session.soft_label_jobs({0: teacher, 1: teacher}),
+    ]
+    assert len(jobs) == 7
+    assert events(tmp_path) == before, "no network was built, and no plugin was loaded"
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_the_configuration_is_on_disk_before_training_starts(session: Session, tmp_path: Path) -> None:
+    directory = tmp_path / "logs" / "runs" / "student"
+    job = session.fit_job(FitSpec("student", 5, directory))
+    assert not directory.exists()
+    before = len(events(tmp_path))
+    [fitted] = session.run([job])
+    assert "start True" in events(tmp_path)[before:]
+    config = load_config({}, directory / "config.toml")
+    assert (config.mode, config.seed) == ("student", 5)
+    assert fitted.saved.path == directory / "checkpoints/best.safetensors"
+
+
+def test_testing_normalises_the_test_images_only(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normalised = []
+    normalize = Split.normalized
+
+    def counted(
+        split: Split, normalization: Normalization, indices: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32] | Normalized:
+        normalised.append(len(split if indices is None else indices))
+        return normalize(split, normalization, indices)
+
+    monkeypatch.setattr(Split, "normalized", counted)
+    arch = session.config.student_arch
+    saved = load_model(untrained_teacher(tmp_path / "teacher.safetensors", session.dataset, arch), arch=arch)
+    tested = session.test_job("teacher", 0, saved).work(Ranks())
+    assert normalised == [tested.test.images] == [TEST]
+
+
+def test_too_few_test_images_for_the_processes_are_refused_before_training(
+    mnist: Dataset, tmp_path: Path, run_kdtrain: RunKdtrain
+) -> None:
+    split = mnist.test.take(np.arange(1))
+    train = mnist.train.take(np.arange(40))
+    np.savez(
+        tmp_path / "few.npz",
+        x_train=train.images[:, 0],
+        y_train=train.labels,
+        x_test=split.images[:, 0],
+        y_test=split.labels,
+    )
+    words = ("--mode", "student", "--dataset", "npz:few.npz", "--nproc-per-node", "2", "--epochs", "1")
+    finished = run_kdtrain("fit", *words, cwd=tmp_path)
+    assert finished.returncode == 1
+    assert "1 test images cannot be shared by 2 processes" in finished.stderr
+    assert not list(tmp_path.rglob("metrics.jsonl"))
