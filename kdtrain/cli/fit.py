@@ -1,4 +1,4 @@
-"""``kdtrain fit``."""
+"""The command ``kdtrain fit``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from kdtrain.runtime.guard import run_guarded
 from kdtrain.runtime.locations import short, sought
 from kdtrain.runtime.signals import defer_signals, interrupts_end_within, turn_sigterm_into_exception
 
-# What is imported on the way, and in forked children: all at once, because it must not be interrupted.
+# Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
+# that only forked children use.
 _NEEDED = (
     "kdtrain.experiment.trial",
     "tensorboardX.summary",
 )
 
-_SECONDS_TO_END = 4.5  # after Ctrl-C; by then, children have had their 4 s
+_SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains, and prints how the models did; goes on when nobody reads that, as after ``| head``."""
+    """Trains and prints the results; a closed stdout, as with ``| head``, does not end the fit."""
     with reader_may_leave("stdout"):
         return _run(options)
 
@@ -42,11 +43,9 @@ def _run(options: argparse.Namespace) -> int:
     resume: Path | None = getattr(options, "resume", None)
     check = hasattr(options, "check")
     if resume is not None and check:
-        raise UsageError(
-            "--check tries out what is to be begun, not a run to --resume: leave one of them out."
-        )
+        raise UsageError("--check is for a new run, and --resume for an existing one: leave one of them out.")
     if resume is not None and options.config is not None:
-        raise UsageError("--resume takes the configuration of the run: leave --config out.")
+        raise UsageError("--resume reads the configuration of the run: leave --config out.")
     if resume is None:
         config = load_config(flags, options.config)
     else:
@@ -55,11 +54,11 @@ def _run(options: argparse.Namespace) -> int:
     turn_sigterm_into_exception()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
-    others = launch.meet_others(shared_facts(config)) if launch.rank() is not None else None
+    other_ranks = launch.meet_others(shared_facts(config)) if launch.rank() is not None else None
     with as_rank(config) as config:
         fit = partial(_fit, config, resume, check=check)
-        if others is not None:
-            return run_guarded(fit, others)
+        if other_ranks is not None:
+            return run_guarded(fit, other_ranks)
         fit()
     return 0
 
@@ -81,7 +80,7 @@ def _latest(config: FitConfig) -> Path:
     """Returns the mode's latest run directory.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no run.
     """
     folder = config.logdir / config.mode
     runs = [path for path in folder.glob("version_*") if path.name[8:].isdecimal()]
@@ -95,19 +94,19 @@ def _check(config: FitConfig) -> None:
 
     began = time.perf_counter()
     output = Output()
-    for tried in try_out(config):
-        output.text(tried.name)
+    for network in try_out(config):
+        output.text(network.name)
         rows = {
-            "network": f"{short(tried.arch)}, {tried.parameters:,} parameters",
-            "first losses": ", ".join(f"{name} {loss:.4f}" for name, loss in tried.losses.items()),
-            "callbacks": ", ".join(tried.callbacks),
+            "network": f"{short(network.arch)}, {network.parameters:,} parameters",
+            "first losses": ", ".join(f"{name} {loss:.4f}" for name, loss in network.losses.items()),
+            "callbacks": ", ".join(network.callbacks),
         }
         for name, value in rows.items():
             output.text(fill(value, 80, initial_indent=f"  {name:<14}", subsequent_indent=" " * 16))
     seconds = time.perf_counter() - began
     output.sentence(
         f"Each was trained on two batches and evaluated, with every callback, in {seconds:.1f} s. "
-        "No file is left of it."
+        "No file remains."
     )
 
 
@@ -155,7 +154,7 @@ def _compare(config: FitConfig, resume: Path | None) -> None:
 
 
 def picture_path(folder: Path | None, name: Path | None, default: Path) -> Path:
-    """Returns where a picture goes: a name alone is a path of its own, as in the sample."""
+    """Returns the path of an image; a name without a folder is a path, as in the sample."""
     if name is None:
         return (folder or Path()) / default
     return folder / name if folder is not None else name

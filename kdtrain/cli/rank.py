@@ -1,4 +1,4 @@
-"""The rank of a fit that several processes share: its settings, and what must equal those of the others."""
+"""One rank of a fit with several processes: its settings, and the facts that all ranks must share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from kdtrain.runtime.launch import rank
 
 @contextlib.contextmanager
 def as_rank(config: FitConfig) -> Iterator[FitConfig]:
-    """Yields the configuration for this process, which is changed where its rank is not 0.
+    """Yields the configuration for this process.
 
-    Such a process says nothing, and writes into a folder that is removed in the end.
+    Ranks other than 0 print nothing and write into a temporary folder.
     """
     number = rank()
     if number is not None:
@@ -37,7 +37,7 @@ def as_rank(config: FitConfig) -> Iterator[FitConfig]:
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
     ):
-        tempfile.tempdir = str(copies)  # so that what a worker leaves when it is killed is removed as well
+        tempfile.tempdir = str(copies)  # also removes the files of a killed worker
         try:
             yield dataclasses.replace(
                 config,
@@ -47,14 +47,14 @@ def as_rank(config: FitConfig) -> Iterator[FitConfig]:
                 image_save_name=None,
             )
         except KeyboardInterrupt as error:
-            error.args = ()  # how to go on is rank 0's to say: this run directory is no more
+            error.args = ()  # no hint to --resume: this run directory is deleted, and rank 0 prints its own
             raise
         finally:
             tempfile.tempdir = None
 
 
 def shared_facts(config: FitConfig) -> dict[str, str]:
-    """Returns what has to be the same in all processes. Where files lie may differ."""
+    """Returns versions and settings that must be equal on all ranks; paths of files may differ."""
     facts = {"kdtrain": __version__, "oneflow": importlib.metadata.version("oneflow")}
     for name, value in config.resolved().items():
         if kind_of(name)[0] is not Path and name != "nproc_per_node":

@@ -1,8 +1,8 @@
 """Raises the biases of classes that a student was trained without.
 
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 3: a student that
-knows a class from soft labels only recognises it, but is too reluctant to say so. One number, added to
-the biases of all such classes, mends that. They chose it on the test set; here nothing is.
+learns a class from soft labels only recognises it, but predicts it too rarely. One number, added to
+the biases of all such classes, corrects that. The paper chose it on the test set; kdtrain does not.
 """
 
 from __future__ import annotations
@@ -23,48 +23,53 @@ Logits = npt.NDArray[np.floating[Any]]
 
 
 def shift_by_teacher(student: Logits, teacher: Logits, classes: Sequence[int]) -> float:
-    """Returns the shift with which the student expects the classes as often as the teacher.
+    """Returns the bias shift with which the student predicts the classes as often as the teacher.
 
-    That is, with which the probability of any of them is the same on average over the images. No
-    label is needed for that, and no image of the classes either: others are mistaken for them.
+    With it, the mean probability of the classes over the images is the same for both networks. It needs
+    no labels, and no images of the classes: other images get a probability of the classes, too.
 
     Args:
-        student: its logits (images, all classes).
-        teacher: its logits for the same images.
-        classes: positions of those whose biases are to be raised.
+        student: (N, C) logits of the student over all classes.
+        teacher: (N, C) logits of the teacher for the same images.
+        classes: indices of the classes whose biases are raised.
     """
-    theirs, ours = _odds(teacher, classes), _odds(student, classes)
-    # Of a probability near 1 the last digits are lost, of that of all other classes they are not.
-    sign = -1 if expit(theirs).mean() > 0.5 else 1
-    theirs, ours = sign * theirs, sign * ours
-    expected = expit(theirs).mean()
-    low, high = (float(logit(expected) - bound) for bound in (ours.max(), ours.min()))
-    return sign * float(brentq(lambda shift: expit(ours + shift).mean() - expected, low - 1, high + 1))
+    teacher_odds = _log_odds(teacher, classes)
+    student_odds = _log_odds(student, classes)
+    # A probability near 1 loses its last digits; then the complement is used instead.
+    sign = -1 if expit(teacher_odds).mean() > 0.5 else 1
+    student_odds = sign * student_odds
+    expected = expit(sign * teacher_odds).mean()
+    low = float(logit(expected) - student_odds.max())
+    high = float(logit(expected) - student_odds.min())
+    return sign * float(
+        brentq(lambda shift: expit(student_odds + shift).mean() - expected, low - 1, high + 1)
+    )
 
 
 def shift_by_labels(logits: Logits, labels: npt.NDArray[np.int64], classes: Sequence[int]) -> float:
-    """Returns the shift with which most images are recognised; of equally good ones the middle one.
+    """Returns the bias shift that classifies the most images correctly; the middle one of equal shifts.
 
     Args:
-        logits: (images, all classes).
-        labels: (images,) of all classes.
-        classes: positions of those whose biases are to be raised.
+        logits: (N, C) logits over all classes.
+        labels: (N,) int64 labels of all classes.
+        classes: indices of the classes whose biases are raised.
     """
-    chosen = np.isin(np.arange(logits.shape[1]), classes)
-    raised, others = (np.where(mask, logits, -np.inf).astype(np.float64) for mask in (chosen, ~chosen))
-    needed = others.max(axis=1) - raised.max(axis=1)  # with a larger shift, one of the classes wins
-    gains = (raised.argmax(axis=1) == labels).astype(int) - (others.argmax(axis=1) == labels)
+    shifted = np.isin(np.arange(logits.shape[1]), classes)
+    raised = np.where(shifted, logits, -np.inf).astype(np.float64)
+    unchanged = np.where(shifted, -np.inf, logits).astype(np.float64)
+    needed = unchanged.max(axis=1) - raised.max(axis=1)  # with a larger shift, one of the classes wins
+    gains = (raised.argmax(axis=1) == labels).astype(int) - (unchanged.argmax(axis=1) == labels)
     order = np.argsort(needed)
     edges = np.concatenate([[needed.min() - 1], needed[order], [needed.max() + 1]])
-    right = np.concatenate([[0], gains[order].cumsum()])  # between each edge and the next
-    right = np.where(edges[1:] > edges[:-1], right, right.min() - 1)
-    best = np.flatnonzero(right == right.max())
+    correct = np.concatenate([[0], gains[order].cumsum()])  # between each edge and the next
+    correct = np.where(edges[1:] > edges[:-1], correct, correct.min() - 1)
+    best = np.flatnonzero(correct == correct.max())
     middle = best[len(best) // 2]
     return float((edges[middle] + edges[middle + 1]) / 2)
 
 
 def raise_biases(saved: SavedModel, classes: Sequence[int], shift: float) -> Weights:
-    """Returns the weights with ``shift`` added to the last layer's biases of the classes.
+    """Returns the weights with ``shift`` added to the classes' biases in the last layer.
 
     Raises:
         KdtrainError: the network does not end with a linear layer that has a bias for each class.
@@ -78,33 +83,31 @@ def raise_biases(saved: SavedModel, classes: Sequence[int], shift: float) -> Wei
     ]
     weights = dict(saved.weights)
     if names:
-        chosen = np.isin(np.arange(count), classes)
-        weights[names[-1]] = weights[names[-1]] + np.where(chosen, shift, 0).astype(np.float32)
+        shifted = np.isin(np.arange(count), classes)
+        weights[names[-1]] = weights[names[-1]] + np.where(shifted, shift, 0).astype(np.float32)
     if not names or not _moves_logits(saved, weights, classes, shift):
         raise KdtrainError(
             f"{saved.path} ({saved.card.arch}) does not end with a linear layer that has a bias for each "
-            "class, so there is nothing to raise."
+            "class, so no bias can be raised."
         )
     return weights
 
 
-def _odds(logits: Logits, classes: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Returns the log of the odds that an image is of one of the classes, (images,)."""
-    chosen = np.isin(np.arange(logits.shape[1]), classes)
+def _log_odds(logits: Logits, classes: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Returns (N,) log-odds that an image belongs to one of the classes."""
+    inside = np.isin(np.arange(logits.shape[1]), classes)
     scores = logits.astype(np.float64)
-    odds: npt.NDArray[np.float64] = logsumexp(scores[:, chosen], axis=1) - logsumexp(
-        scores[:, ~chosen], axis=1
+    log_odds: npt.NDArray[np.float64] = logsumexp(scores[:, inside], axis=1) - logsumexp(
+        scores[:, ~inside], axis=1
     )
-    return odds
+    return log_odds
 
 
 def _moves_logits(saved: SavedModel, weights: Weights, classes: Sequence[int], shift: float) -> bool:
-    """Returns whether the changed weights change the logits as they should, for one image."""
+    """Returns whether ``weights`` shift the logits of the classes by ``shift``, for one image."""
     image = flow.zeros(1, *saved.card.image_shape)
     with flow.no_grad():
-        before, after = (
-            SavedModel(saved.path, saved.card, each).build()(image).numpy()[0].copy()
-            for each in (saved.weights, weights)
-        )
+        before = saved.build()(image).numpy()[0].copy()
+        after = SavedModel(saved.path, saved.card, weights).build()(image).numpy()[0].copy()
     before[list(classes)] += shift
     return bool(np.allclose(before, after, atol=1e-3))

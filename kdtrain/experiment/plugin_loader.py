@@ -1,4 +1,4 @@
-"""Finds callbacks by name or file, and makes them from the words of a --plugin flag."""
+"""The loader of plugins: callbacks by entry-point name or file, made from the text of a --plugin flag."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ GROUP = "kdtrain.plugins"
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """A plugin that is installed.
+    """An installed plugin.
 
     Attributes:
-        name: what ``--plugin`` calls it.
-        source: the distribution and the class that it comes from.
-        summary: the first line of its docstring, or why it cannot be loaded.
-        arguments: its constructor's, with defaults.
-        hooks: those that it overrides.
+        name: its name for ``--plugin``.
+        source: its distribution and class.
+        summary: first line of its docstring, or the reason why it cannot be loaded.
+        arguments: arguments of its constructor, with defaults.
+        hooks: hooks that it overrides.
     """
 
     name: str
@@ -41,8 +41,8 @@ def load_plugin(spec: str) -> Callback:
     """Returns the callback that ``NAME[,key=value...]`` or ``FILE.py:CLASS[,key=value...]`` describes.
 
     Raises:
-        UsageError: there is no such plugin, or it does not take these arguments.
-        KdtrainError: it cannot be imported or made.
+        UsageError: the plugin or an argument is unknown, or its constructor raises.
+        KdtrainError: it cannot be imported.
     """
     start = len(source_file(spec))  # a path may have commas in it
     name, *words = spec[start:].split(",")
@@ -61,7 +61,7 @@ def load_plugin(spec: str) -> Callback:
 
 
 def list_plugins() -> list[PluginInfo]:
-    """Returns all plugins that are installed, by name, including those that cannot be loaded."""
+    """Returns all installed plugins sorted by name, including those that cannot be loaded."""
     return [_describe(point) for point in sorted(_entry_points(), key=lambda point: point.name)]
 
 
@@ -102,8 +102,8 @@ def _from_file(target: str) -> Any:
     module = import_file(path, "plugin", f"--plugin {target}")
     if not hasattr(module, name):
         callbacks = {key: value for key, value in vars(module).items() if _is_callback(value)}
-        own = [key for key, value in callbacks.items() if value.__module__ == module.__name__]
-        raise UsageError(f"--plugin {path}: {unknown_name_message('callback class', name, own)}")
+        defined = [key for key, value in callbacks.items() if value.__module__ == module.__name__]
+        raise UsageError(f"--plugin {path}: {unknown_name_message('callback class', name, defined)}")
     return getattr(module, name)
 
 
@@ -112,7 +112,7 @@ def _is_callback(value: object) -> TypeGuard[type[Callback]]:
 
 
 def _parameters(cls: type[Callback]) -> dict[str, inspect.Parameter]:
-    """Returns the constructor's arguments that can be given by name."""
+    """Returns the keyword arguments of the constructor."""
     if cls.__init__ is object.__init__:
         return {}
     parameters = inspect.signature(cls).parameters
@@ -122,14 +122,14 @@ def _parameters(cls: type[Callback]) -> dict[str, inspect.Parameter]:
 def _hints(cls: type[Callback], target: str) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls.__init__)
-    except Exception as error:  # such as a name that is imported for type checkers only
+    except Exception as error:  # such as a NameError: the name is imported for type checkers only
         raise UsageError(
             f"--plugin {target}: the types of its arguments are unknown: {one_line(error)}."
         ) from error
 
 
 def _arguments(cls: type[Callback], words: list[str], target: str) -> dict[str, Any]:
-    """Turns ``key=value`` words into arguments of the types in the constructor's signature."""
+    """Returns ``key=value`` words as arguments, converted to the types of the constructor's signature."""
     parameters = _parameters(cls)
     hints = _hints(cls, target) if words else {}
     arguments: dict[str, Any] = {}
@@ -151,7 +151,7 @@ def _arguments(cls: type[Callback], words: list[str], target: str) -> dict[str, 
 
 
 def _value(text: str, hint: Any, where: str) -> Any:
-    """Returns ``text`` as the first type of ``hint`` that it can be read as."""
+    """Returns ``text`` converted to the first possible type of ``hint``."""
     kinds = (
         typing.get_args(hint)
         if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union

@@ -10,11 +10,11 @@ from kdtrain.experiment.config_file import absolute_paths, load_config
 
 
 def command(config: FitConfig) -> str:
-    """Returns the ``kdtrain fit`` that comes to the same settings, with only the flags that it takes."""
-    config = load_config(config.resolved())  # nothing in it is left to be decided
+    """Returns the ``kdtrain fit`` with the fewest flags that has the same settings."""
+    config = load_config(config.resolved())  # every default is resolved
     wanted = absolute_paths(config).resolved()
     given: dict[str, Any] = {"mode": config.mode}
-    # One setting can be the default of another, so what is still different is looked for again.
+    # A setting can decide the default of another one, so the comparison is repeated after each change.
     while wrong := _different(absolute_paths(FitConfig(**given)).resolved(), wanted):
         given |= {name: getattr(config, name) for name in wrong}
     words = ["kdtrain", "fit"]
@@ -23,10 +23,10 @@ def command(config: FitConfig) -> str:
             words.append(flag_of(name))
         else:
             for item in map(str, value if isinstance(value, tuple) else (value,)):
-                # Joined, what looks like a flag is still a value.
+                # Joined by "=", a value that begins with "-" is not parsed as a flag.
                 words += [f"{flag_of(name)}={item}"] if item.startswith("-") else [flag_of(name), item]
     return shlex.join(words)
 
 
-def _different(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    return [name for name in wanted if found.get(name) != wanted[name]]
+def _different(resolved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return [name for name in wanted if resolved.get(name) != wanted[name]]

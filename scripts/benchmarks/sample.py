@@ -1,8 +1,8 @@
-"""The way in which OneFlow's KnowledgeDistillation sample works, for a number of steps.
+"""The training steps of OneFlow's KnowledgeDistillation sample, timed.
 
-Every image goes through PIL in every epoch, ``nn.Conv2d`` adds its bias itself, the teacher is asked
-at every step, and oneflow is imported as it is. Prints seconds as JSON: the median step of
-each of the three fits, and of a batch of its test.
+Every image passes through PIL in every epoch, ``nn.Conv2d`` adds its own bias, the teacher runs at
+every step, and oneflow is imported without kdtrain's settings. Prints seconds as JSON: the median
+step of each of the three fits, and the median batch of its test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH, TEMPERATURE, ALPHA = 128, 5.0, 0.7
 
 
 def mnist(embedded: Path, folder: Path, train: bool) -> MNIST:
-    """Returns flowvision's MNIST: every image goes from a tensor through PIL to a tensor each time."""
+    """Returns flowvision's MNIST, which converts every image from a tensor to PIL and back each time."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for file in embedded.glob("*.gz"):
@@ -69,7 +69,7 @@ class Student(nn.Module):
 
 
 def median_step(model: nn.Module, teacher: nn.Module | None, data: MNIST, steps: int) -> float:
-    """Returns the median seconds of a step, data included, after three to warm up."""
+    """Returns the median seconds of a step, data included, after three warm-up steps."""
     optimizer = flow.optim.Adadelta(model.parameters(), lr=1.0)
     seconds: list[float] = []
     start = time.perf_counter()
@@ -107,7 +107,7 @@ def median_test(model: nn.Module, data: MNIST, steps: int) -> float:
 
 
 def main() -> None:
-    """Runs the three fits and tests for so many steps as the arguments say."""
+    """Runs the three fits and tests for the number of steps in the arguments."""
     embedded, folder, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     train, test = mnist(embedded, folder, True), mnist(embedded, folder, False)
     teacher, student = Teacher(), Student()

@@ -1,4 +1,4 @@
-"""A convolutional network small enough to train many: --student-arch scripts/benchmarks/small_cnn.py:make."""
+"""A small convolutional network: --student-arch scripts/benchmarks/small_cnn.py:make."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class SmallCnn(flow.nn.Module):
 
     Args:
         image_shape: channels, height and width.
-        num_classes: how many logits.
+        num_classes: number of logits.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:

@@ -1,7 +1,7 @@
-"""The same training in PyTorch, as its users write it: a DataLoader over tensors in memory.
+"""The same training in PyTorch in the usual style: a DataLoader over tensors in memory.
 
-Runs in an environment of its own, where PyTorch is installed and kdtrain is not. It takes its work
-as JSON (``task``, ``images``, ``epochs``, ``data``) and prints seconds as JSON.
+Runs in a separate environment with PyTorch and without kdtrain. Reads its task as JSON (``task``,
+``images``, ``epochs``, ``data``) and prints seconds as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH, RATE, TEMPERATURE, ALPHA = 128, 3e-3, 4.0, 0.9
 
 
 class Teacher(nn.Module):
-    """Two convolutions, two fully connected layers, dropout: the numbers of kdtrain's teacher_cnn."""
+    """Two convolutions, two fully connected layers, dropout: the sizes of kdtrain's teacher_cnn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,14 +36,14 @@ class Teacher(nn.Module):
 
 
 def student() -> nn.Module:
-    """Returns the numbers of kdtrain's student_mlp."""
+    """Returns a network with the sizes of kdtrain's student_mlp."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
     )
 
 
 def soft_loss(model: nn.Module, teacher: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Returns the distillation loss, with the teacher asked at every step."""
+    """Returns the distillation loss, with a forward pass of the teacher at every step."""
 
     def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         logits = model(x)
@@ -56,23 +56,21 @@ def soft_loss(model: nn.Module, teacher: nn.Module) -> Callable[[torch.Tensor, t
 
 
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Returns the share of right answers, in evaluation mode."""
+    """Returns the accuracy 0..1 on images (N, 1, 28, 28) and labels (N,), in evaluation mode."""
     model.eval()
     with torch.no_grad():
-        right = sum(
+        correct = sum(
             int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(250), y.split(250), strict=True)
         )
-    return right / len(y)
+    return correct / len(y)
 
 
 def main() -> None:
-    """Trains as asked; prints the seconds of each epoch, evaluation included."""
+    """Trains and prints the seconds of each epoch, evaluation included."""
     work = json.loads(sys.argv[1])
     data = np.load(work["data"])
-    x, y = (
-        torch.from_numpy(data["images"][: work["images"]]),
-        torch.from_numpy(data["labels"][: work["images"]]),
-    )
+    x = torch.from_numpy(data["images"][: work["images"]])
+    y = torch.from_numpy(data["labels"][: work["images"]])
     held_x, held_y = torch.from_numpy(data["held_images"]), torch.from_numpy(data["held_labels"])
     torch.manual_seed(0)
     torch.set_num_threads(2)

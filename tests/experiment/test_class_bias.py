@@ -1,4 +1,4 @@
-"""Raised biases: how far by the teacher, how far by labels, and that nothing else changes."""
+"""Raised biases of classes: the shift by the teacher, the shift by labels, and the changed weights."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SIZES = {
 
 @settings(max_examples=100, deadline=None)
 @given(**SIZES, data=st.data())
-def test_the_student_comes_to_expect_the_classes_as_often_as_the_teacher(
+def test_the_shifted_student_predicts_the_classes_as_often_as_the_teacher(
     seed: int, images: int, classes: int, scale: float, data: st.DataObject
 ) -> None:
     logits, chosen = draw(seed, images, classes, data.draw(st.integers(1, classes - 1)), scale)
@@ -62,38 +62,39 @@ def test_the_student_comes_to_expect_the_classes_as_often_as_the_teacher(
     shift = shift_by_teacher(logits, teacher, chosen)
     expected = mean_probability(teacher, chosen)
     assert mean_probability(raised(logits, chosen, shift), chosen) == pytest.approx(expected, rel=1e-6)
-    others = [i for i in range(classes) if i not in chosen]
-    p, q = (np.array([mean_probability(image[None], side) for image in logits]) for side in (chosen, others))
-    # With some images certain and all others certainly not, every shift in between gives the same mean.
+    rest = [i for i in range(classes) if i not in chosen]
+    p = np.array([mean_probability(image[None], chosen) for image in logits])
+    q = np.array([mean_probability(image[None], rest) for image in logits])
+    # If every probability is 0 or 1, all shifts within a range give the same mean.
     assume((p * q).mean() > 1e-8 * min(p.mean(), q.mean()))
     back = shift_by_teacher(raised(logits, chosen, -3.5), logits, chosen)
-    assert back == pytest.approx(3.5, abs=1e-6), "what was taken away from the biases is found again"
+    assert back == pytest.approx(3.5, abs=1e-6), "the subtracted shift is found again"
 
 
 @pytest.mark.parametrize("odds", [-60.0, -32.0, 0.0, 32.0, 60.0])
-def test_a_teacher_without_a_doubt_is_followed_as_closely(odds: float) -> None:
-    """In float64 a probability with odds of e^60 is 1."""
+def test_a_teacher_with_saturated_probabilities_is_matched_as_closely(odds: float) -> None:
+    """A probability with odds of e^60 is 1 in float64."""
     student = np.array([[0.0, 1.5], [0.0, 1.5]])
     assert shift_by_teacher(student, np.array([[0.0, odds], [0.0, odds]]), [1]) == pytest.approx(odds - 1.5)
 
 
 @settings(max_examples=100, deadline=None)
 @given(**SIZES, data=st.data())
-def test_no_other_shift_recognises_more_images(
+def test_no_other_shift_classifies_more_images_correctly(
     seed: int, images: int, classes: int, scale: float, data: st.DataObject
 ) -> None:
     logits, chosen = draw(seed, images, classes, data.draw(st.integers(1, classes - 1)), scale)
     labels = np.random.default_rng(seed).integers(0, classes, images)
 
-    def right(shift: float) -> int:
+    def correct(shift: float) -> int:
         return int((raised(logits, chosen, shift).argmax(axis=1) == labels).sum())
 
-    others = np.delete(logits, chosen, axis=1).max(axis=1) - logits[:, chosen].max(axis=1)
-    tried = np.concatenate([others - 1e-9, others + 1e-9, [-1e3, 1e3]])
-    assert right(shift_by_labels(logits, labels, chosen)) == max(right(float(shift)) for shift in tried)
+    margins = np.delete(logits, chosen, axis=1).max(axis=1) - logits[:, chosen].max(axis=1)
+    tried = np.concatenate([margins - 1e-9, margins + 1e-9, [-1e3, 1e3]])
+    assert correct(shift_by_labels(logits, labels, chosen)) == max(correct(float(shift)) for shift in tried)
 
 
-def test_equally_good_shifts_leave_room_on_both_sides() -> None:
+def test_the_middle_of_equally_good_shifts_is_chosen() -> None:
     logits = np.array([[0.0, -1.0], [0.0, -5.0], [0.0, -9.0]])
     labels = np.array([1, 1, 0])
     assert shift_by_labels(logits, labels, [1]) == pytest.approx(7.0), "between 5 and 9"
@@ -106,7 +107,8 @@ def test_only_the_logits_of_the_classes_move(card: ModelCard, arch: str) -> None
     saved = SavedModel(Path("model"), dataclasses.replace(card, arch=arch), weights)
     changed = dataclasses.replace(saved, weights=raise_biases(saved, [3, 7], 2.5))
     images = flow.tensor(np.random.default_rng(0).normal(size=(4, 1, 28, 28)).astype(np.float32))
-    before, after = (model.build()(images).numpy().copy() for model in (saved, changed))
+    before = saved.build()(images).numpy().copy()
+    after = changed.build()(images).numpy().copy()
     moved = np.zeros(10)
     moved[[3, 7]] = 2.5
     np.testing.assert_allclose(after - before, np.tile(moved, (4, 1)), atol=1e-5)

@@ -1,4 +1,4 @@
-"""What --grid asks for, and what is chosen."""
+"""The grid of --grid: its values, their combinations, and the choice of the best."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ GRIDS = st.dictionaries(st.sampled_from(["temperature", "alpha", "lr"]), VALUES)
 
 
 @given(GRIDS)
-def test_a_grid_is_read_as_it_was_written(grid: dict[str, list[float]]) -> None:
+def test_a_grid_is_parsed_to_its_values(grid: dict[str, list[float]]) -> None:
     specs = [f"{name}={','.join(map(repr, values))}" for name, values in grid.items()]
     assert parse_grid(specs) == {name: tuple(dict.fromkeys(values)) for name, values in grid.items()}
 
 
 @given(GRIDS)
-def test_combinations_are_all_there_once(grid: dict[str, list[float]]) -> None:
+def test_each_combination_occurs_once(grid: dict[str, list[float]]) -> None:
     distinct = {name: list(dict.fromkeys(values)) for name, values in grid.items()}
-    found = [tuple(settings.values()) for settings in combinations(distinct)]
-    assert found == list(itertools.product(*distinct.values()))
+    values = [tuple(settings.values()) for settings in combinations(distinct)]
+    assert values == list(itertools.product(*distinct.values()))
     texts = [settings_text(settings) for settings in combinations(distinct)]
     assert len(set(texts)) == len(texts)
 
@@ -39,7 +39,7 @@ def test_settings_are_spelt_as_on_the_command_line() -> None:
 
 
 @given(st.text())
-def test_any_text_is_read_or_refused(spec: str) -> None:
+def test_any_text_is_parsed_or_refused(spec: str) -> None:
     with contextlib.suppress(UsageError):
         assert all(map(all, parse_grid([spec])))
 
@@ -56,6 +56,8 @@ def candidate(accuracy: float, cross_entropy: float) -> Candidate:
         ([(0.95, 0.2), (0.95, 0.2)], 0),
     ],
 )
-def test_accuracy_chooses_then_cross_entropy(figures: list[tuple[float, float]], best: int) -> None:
-    candidates = [candidate(*one) for one in figures]
+def test_accuracy_decides_then_cross_entropy_then_order(
+    figures: list[tuple[float, float]], best: int
+) -> None:
+    candidates = [candidate(*pair) for pair in figures]
     assert choose(candidates).best is candidates[best]

@@ -1,4 +1,4 @@
-"""``load_data`` gives a notebook what ``kdtrain fit`` would train on."""
+"""The loaders of ``load_data``: the same batches as those of ``kdtrain fit``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def test_data_are_those_of_a_fit_with_the_same_settings(mnist: Dataset, tmp_path
     data = load_data(data_dir=str(tiles), val_size=300, batch_size=50, seed=3, augment="shift=1")
     config = FitConfig(mode="student", val_size=300, batch_size=50, augment="shift=1")
     expected = prepare(load_dataset(data_dir=tiles), config, "student", 3, "cpu")
-    for ours, theirs in ((data.train, expected.train), (data.validation, expected.validation)):
-        for one, other in zip(ours.epoch(1), theirs.epoch(1), strict=True):
-            assert np.array_equal(one.inputs.numpy(), other.inputs.numpy())
-            assert np.array_equal(one.targets.numpy(), other.targets.numpy())
+    for loader, reference in ((data.train, expected.train), (data.validation, expected.validation)):
+        for batch, reference_batch in zip(loader.epoch(1), reference.epoch(1), strict=True):
+            assert np.array_equal(batch.inputs.numpy(), reference_batch.inputs.numpy())
+            assert np.array_equal(batch.targets.numpy(), reference_batch.targets.numpy())
     assert data.dataset.num_classes == 4
     assert data.test.fingerprint == expected.test.fingerprint
 

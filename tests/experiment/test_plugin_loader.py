@@ -1,4 +1,4 @@
-"""Plugins are found by name or file, made from words, and refused in one sentence."""
+"""The loader of plugins: by name or file, with arguments; its errors are one sentence."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def test_class_in_a_file_is_made_with_its_defaults(file: Path) -> None:
     ],
 )
 def test_arguments_get_the_types_of_the_signature(file: Path, words: str, name: str, value: object) -> None:
-    given = getattr(load_plugin(f"{file}:Watch,{words}"), name)
-    assert (given, type(given)) == (value, type(value))
+    argument = getattr(load_plugin(f"{file}:Watch,{words}"), name)
+    assert (argument, type(argument)) == (value, type(value))
 
 
 def test_arguments_without_types_get_those_of_their_defaults(file: Path) -> None:
@@ -198,7 +198,9 @@ def test_relative_paths_are_those_of_the_working_directory(
         ("", "say which class, as my_plugin.py:CLASS"),
     ],
 )
-def test_what_cannot_be_made_is_refused_in_a_sentence(file: Path, spec: str, expected: str) -> None:
+def test_a_plugin_that_cannot_be_made_is_refused_in_one_sentence(
+    file: Path, spec: str, expected: str
+) -> None:
     text = refusal(f"{file}{spec}")
     assert text.startswith(f"--plugin {file}")
     assert expected in text
@@ -206,11 +208,11 @@ def test_what_cannot_be_made_is_refused_in_a_sentence(file: Path, spec: str, exp
     assert not text.endswith("..")
 
 
-def test_listed_classes_are_the_files_own(file: Path) -> None:
+def test_a_hint_lists_only_classes_defined_in_the_file(file: Path) -> None:
     assert "Callback," not in refusal(f"{file}:watch").partition("there are")[2]
 
 
-def test_files_that_are_not_there_or_no_python_are_refused(tmp_path: Path) -> None:
+def test_missing_files_and_other_files_than_python_are_refused(tmp_path: Path) -> None:
     assert (
         refusal(f"{tmp_path}/none.py:X")
         == f"--plugin {tmp_path}/none.py:X: there is no file {tmp_path}/none.py."
@@ -238,7 +240,7 @@ def test_files_that_are_not_there_or_no_python_are_refused(tmp_path: Path) -> No
         ),
     ],
 )
-def test_files_that_cannot_be_imported_say_why(tmp_path: Path, content: str, reason: str) -> None:
+def test_errors_of_an_import_have_line_and_reason(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "broken.py"
     path.write_text(content)
     text = failure(f"{path}:X")
@@ -252,7 +254,7 @@ def test_files_that_cannot_be_imported_say_why(tmp_path: Path, content: str, rea
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Path]:
-    """A folder with an installed distribution that offers good and bad plugins."""
+    """A folder with an installed distribution of good and bad plugins."""
     folder = tmp_path / "site"
     (folder / "mine-1.0.dist-info").mkdir(parents=True)
     (folder / "mine-1.0.dist-info" / "METADATA").write_text(
@@ -293,7 +295,7 @@ def test_unknown_names_are_refused(site: Path) -> None:
     assert "there is no plugin ''" in refusal("")
 
 
-def test_names_of_what_cannot_be_used_say_why(site: Path) -> None:
+def test_installed_plugins_that_cannot_be_used_are_refused_with_the_reason(site: Path) -> None:
     assert failure("broken") == (
         f"the plugin broken (kdtrain_test_broken:X), {site}/kdtrain_test_broken.py line 1, "
         "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'."
@@ -303,7 +305,7 @@ def test_names_of_what_cannot_be_used_say_why(site: Path) -> None:
     assert "it is not a subclass of kdtrain.Callback" in refusal("function")
 
 
-def test_installed_plugins_are_listed_with_those_that_are_broken(site: Path) -> None:
+def test_the_list_includes_broken_plugins(site: Path) -> None:
     listed = {info.name: info for info in list_plugins()}
     assert list(listed) == sorted(listed)
     watch = listed["watch"]
@@ -318,7 +320,7 @@ def test_installed_plugins_are_listed_with_those_that_are_broken(site: Path) -> 
     assert listed["function"].summary == "cannot be used: it is not a subclass of kdtrain.Callback"
 
 
-def test_command_lists_plugins_even_when_some_are_broken(
+def test_the_command_lists_plugins_even_if_some_are_broken(
     site: Path,
     run_kdtrain: Callable[..., subprocess.CompletedProcess[str]],
     capsys: pytest.CaptureFixture[str],
@@ -336,7 +338,7 @@ def test_command_lists_plugins_even_when_some_are_broken(
     assert plugins["broken"]["summary"].startswith("cannot be loaded")
 
 
-# The plugins that come with kdtrain
+# kdtrain's own plugins
 
 
 FEATURE_METHODS = ("attention", "fitnet", "rkd", "similarity")
@@ -370,7 +372,7 @@ def is_installed() -> bool:
 
 
 @pytest.mark.skipif(not is_installed(), reason="kdtrain is not installed in this environment")
-def test_installed_kdtrain_offers_its_own_plugins() -> None:
+def test_installed_kdtrain_has_its_own_plugins() -> None:
     assert type(load_plugin("grad_norm,every=7")).__module__ == "kdtrain_plugins.grad_norm"
     smoothing: Any = load_plugin("label_smoothing,epsilon=0.2")
     assert smoothing.epsilon == 0.2
