@@ -32,7 +32,7 @@ _GENERATIONS = 2
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """A network after its trial.
 
     Attributes:
@@ -50,7 +50,7 @@ class Tried:
     callbacks: tuple[str, ...]
 
 
-def try_out(config: FitConfig) -> list[Tried]:
+def try_out(config: FitConfig) -> list[TrialResult]:
     """Trains each network of a fit on two batches, evaluates it, and calls every hook of every callback.
 
     No file remains. A missing teacher is trained on two batches as well.
@@ -86,11 +86,11 @@ def try_out(config: FitConfig) -> list[Tried]:
         else:
             run_single(session)
         states = folder.rglob("checkpoints/last.safetensors")
-        tried = [_tried(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
+        results = [_result(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
         if config.mode == "compare":  # its students are trained side by side
             order = list[str](COMPARED)
-            tried.sort(key=lambda network: order.index(network.name))
-        return tried
+            results.sort(key=lambda result: order.index(result.name))
+        return results
 
 
 @contextlib.contextmanager
@@ -144,7 +144,7 @@ def _val_size(dataset: Dataset, config: FitConfig, size: int) -> int | None:
     return min(size, len(dataset.train) // (_BATCHES + 1))
 
 
-def _tried(state: Path) -> Tried:
+def _result(state: Path) -> TrialResult:
     """Returns the network of a run directory, read from its files."""
     directory = state.parents[1]
     _, header = load_tensors(state)
@@ -152,4 +152,6 @@ def _tried(state: Path) -> Tried:
     row = json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])
     losses = {name.removeprefix("loss/"): row[name] for name in row if name.startswith("loss/")}
     name = directory.parent.name if directory.parent.name in MODES else directory.name
-    return Tried(name, header["model"]["arch"], result["parameters"], losses, tuple(header["callbacks"]))
+    return TrialResult(
+        name, header["model"]["arch"], result["parameters"], losses, tuple(header["callbacks"])
+    )
