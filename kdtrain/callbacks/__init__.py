@@ -1,6 +1,6 @@
-"""The built-in callbacks, one file each, and what several of them share.
+"""The built-in callbacks, one file each, and their common parts.
 
-Which callbacks a fit has is decided in ``experiment``. Imports any room but that and ``cli``.
+``experiment`` chooses the callbacks of a fit. Imports any room except that and ``cli``.
 """
 
 from kdtrain.callbacks.checkpoint import Checkpoint

@@ -1,11 +1,11 @@
-"""Keeps the best weights, and everything that a resumed fit needs."""
+"""The callback that saves the best weights, and the state for a resumed fit."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from kdtrain.callbacks.monitor import Mode, Monitor
+from kdtrain.callbacks.monitor import Monitor, MonitorMode
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EpochEnd, EvalEnd
 from kdtrain.engine.resume import save_state
@@ -18,23 +18,23 @@ from kdtrain.store.checkpoint import fingerprint, save_model, snapshot
 class Checkpoint(Callback):
     """Writes ``checkpoints/best.safetensors`` and ``checkpoints/last.safetensors``.
 
-    ``best`` is written after each epoch that no earlier one beats: of equals the latest is kept,
-    because while the learning rate falls, later weights wander less. ``last`` is written after
-    every epoch and holds the optimizer's and the callbacks' state as well.
+    ``best`` is written after each epoch that no earlier epoch beats. The latest of equal epochs is kept,
+    because the weights change less in later epochs, while the learning rate falls. ``last`` is written
+    after every epoch, and holds the state of the optimizer and of the callbacks as well.
 
     Args:
-        card: what the weights are for; the fit's length and images are added, and the epoch's metrics.
+        card: describes the weights; the fit's length, images and metrics are added to it.
         monitor: the metric that decides.
-        mode: ``max`` where more is better, ``min`` where less is.
+        mode: ``max`` if a higher value is better, ``min`` if a lower one is.
     """
 
-    def __init__(self, card: ModelCard, monitor: str = "eval/accuracy", mode: Mode = "max") -> None:
+    def __init__(self, card: ModelCard, monitor: str = "eval/accuracy", mode: MonitorMode = "max") -> None:
         self.card = card
         self.monitor = Monitor(monitor, mode)
         self._is_best = False
 
     def on_fit_start(self, run: Run) -> None:
-        """Makes the folder, which is not made again if it is deleted later; completes the card."""
+        """Makes the folder, and completes the card. A folder that is deleted later is not made again."""
         make_folder(run.directory / "checkpoints")
         labels = {"labels": run.validation.targets}
         self.card = dataclasses.replace(
@@ -70,5 +70,5 @@ class Checkpoint(Callback):
         return self.monitor.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back the best value."""
+        """Restores the best value."""
         self.monitor.load_state_dict(state)

@@ -1,8 +1,9 @@
-"""Puts a teacher's soft labels into the loss."""
+"""Distillation: the loss against a teacher's soft targets, and the callback that adds it."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,21 @@ from kdtrain.runtime import flow
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class SoftTargets:
     """The term that compares a student's softened probabilities with its teacher's.
 
-    Args:
-        teacher: a trained network; put into evaluation mode, and gets no gradient.
+    Attributes:
+        teacher: the teacher.
         temperature: T, above 0.
     """
 
-    def __init__(self, teacher: flow.nn.Module, temperature: float) -> None:
-        self.teacher = Teacher(teacher)
-        self.temperature = temperature
-
-    def teacher_logits(self, batch: Batch) -> flow.Tensor:
-        """Returns the teacher's logits for a batch, (B, classes)."""
-        return self.teacher.logits(batch)
+    teacher: Teacher
+    temperature: float
 
     def __call__(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns the loss of ``soft_target_loss`` for a batch."""
-        return soft_target_loss(output.logits, self.teacher_logits(batch), self.temperature)
+        """Returns the loss of ``soft_target_loss`` for a batch: a float32 scalar, in nats times T^2."""
+        return soft_target_loss(output.logits, self.teacher.logits(batch), self.temperature)
 
 
 class DistillationCallback(Callback):
@@ -46,12 +43,20 @@ class DistillationCallback(Callback):
 
     After Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
 
+    The teacher runs once over the training images, before the first step. It runs at every step if the
+    images are augmented, or if a callback records layers of it.
+
     Args:
         teacher: a trained network; it is used in evaluation mode and never changed.
-        temperature: T, above 0: how soft both distributions are made.
+        temperature: T, above 0; a higher one makes both distributions softer.
         alpha: weight of the soft term, 0 to 1.
-        cache_directory: where the teacher's logits are kept between fits; None forgets them.
+        cache_directory: the folder that keeps the teacher's logits between fits; None keeps none.
+
+    Attributes:
+        teacher: the teacher as terms see it, from ``configure`` on.
     """
+
+    teacher: Teacher
 
     def __init__(
         self,
@@ -65,57 +70,58 @@ class DistillationCallback(Callback):
             raise UsageError(f"temperature {temperature}: it must be above 0.")
         if not 0.0 <= alpha <= 1.0:
             raise UsageError(f"alpha {alpha}: it must be from 0 to 1.")
-        self.soft_targets = SoftTargets(teacher, temperature)
-        self.teacher = self.soft_targets.teacher
+        self.network = teacher
+        self.temperature = temperature
         self.alpha = alpha
         self.cache_directory = cache_directory
         self._fingerprint = ""
 
     def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the soft targets blended in, as the term ``kd``, and the teacher."""
-        return objective.with_teacher(self.teacher).blend("kd", self.soft_targets, weight=self.alpha)
+        """Returns the objective with the teacher, and with the soft targets blended in as the term ``kd``."""
+        self.teacher = Teacher(self.network, objective.student.images)
+        soft_targets = SoftTargets(self.teacher, self.temperature)
+        return objective.with_teacher(self.teacher).blend("kd", soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
-        """Asks the teacher about every training image, once, unless each epoch changes the images.
+        """Computes the teacher's logits for all training images, unless each epoch changes the images.
 
         Raises:
-            CheckpointError: the teacher knows another number of classes.
+            CheckpointError: the teacher has another number of classes than the data.
         """
-        teacher = self.teacher.network
         self._check_classes(run.train)
-        self._fingerprint = weights_fingerprint(teacher)
+        self._fingerprint = weights_fingerprint(self.network)
         if run.train.augments:
-            logger.info("The images are augmented, so the teacher is asked at every step: that is slow.")
+            logger.info("The images are augmented, so the teacher runs at every step, which is slow.")
             return
         if self.teacher.layers:
-            logger.info("Layers of the teacher are compared, so it is asked at every step: that is slow.")
-        logits = logits_over(teacher, run.train, self.cache_directory)
+            logger.info("Layers of the teacher are compared, so it runs at every step, which is slow.")
+        logits = logits_over(self.network, run.train, self.cache_directory)
         self.teacher.use_table(logits, run.train.device)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
-        """Makes sure that the teacher is the one that it was.
+        """Checks that the teacher's weights have not changed.
 
         Raises:
-            KdtrainError: something has changed the teacher's weights during the fit.
+            KdtrainError: they have changed during the fit.
         """
         finished = event.status in (Status.COMPLETED, Status.STOPPED)
-        if finished and weights_fingerprint(self.teacher.network) != self._fingerprint:
+        if finished and weights_fingerprint(self.network) != self._fingerprint:
             raise KdtrainError("the teacher's weights changed during the fit: the result cannot be trusted.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the teacher can be known by."""
+        """Returns the fingerprint of the teacher's weights."""
         return {"teacher": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Makes sure that the teacher is the one that the run was begun with.
+        """Checks that the teacher is the one that the run was begun with.
 
         Raises:
-            CheckpointError: its weights are others.
+            CheckpointError: its weights are different.
         """
-        if state["teacher"] != weights_fingerprint(self.teacher.network):
+        if state["teacher"] != weights_fingerprint(self.network):
             raise CheckpointError(
-                "the teacher is not the one that the run was begun with: its weights are others. "
-                "Put that one back, or start a new run."
+                "the teacher is not the one that the run was begun with: its weights are different. "
+                "Put the first one back, or start a new run."
             )
 
     def _check_classes(self, train: Loader) -> None:
@@ -123,6 +129,6 @@ class DistillationCallback(Callback):
         classes = int(self.teacher.logits(first).shape[1])
         if classes != train.num_classes:
             raise CheckpointError(
-                f"the teacher knows {classes} classes, the data have {train.num_classes}: "
+                f"the teacher has {classes} classes, the data have {train.num_classes}: "
                 "choose a teacher that was trained on these data with --teacher-checkpoint."
             )

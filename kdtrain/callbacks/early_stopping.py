@@ -1,10 +1,10 @@
-"""Stops a fit that has ceased to improve."""
+"""The callback that stops a fit that no longer improves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from kdtrain.callbacks.monitor import Mode, Monitor
+from kdtrain.callbacks.monitor import Monitor, MonitorMode
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EvalEnd
 from kdtrain.engine.run import Run
@@ -15,14 +15,18 @@ class EarlyStopping(Callback):
     """Stops when the monitored metric has not improved for ``patience`` epochs in a row.
 
     Args:
-        patience: how many epochs without improvement are borne, at least 1.
-        min_delta: the least change that counts as an improvement, in the metric's unit.
+        patience: epochs without improvement after which the fit stops, at least 1.
+        min_delta: the smallest change that counts as an improvement, in the metric's unit.
         monitor: the metric's name.
-        mode: ``max`` where more is better, ``min`` where less is.
+        mode: ``max`` if a higher value is better, ``min`` if a lower one is.
     """
 
     def __init__(
-        self, patience: int = 5, min_delta: float = 0.0, monitor: str = "eval/accuracy", mode: Mode = "max"
+        self,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        monitor: str = "eval/accuracy",
+        mode: MonitorMode = "max",
     ) -> None:
         if patience < 1:
             raise UsageError(f"patience {patience} of early stopping: it must be at least 1.")
@@ -31,7 +35,7 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_fit_start(self, run: Run) -> None:
-        """Stops a resumed fit that had been stopped."""
+        """Stops a resumed fit that was stopped before."""
         self._stop_if_due(run)
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
@@ -44,7 +48,7 @@ class EarlyStopping(Callback):
         return {**self.monitor.state_dict(), "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what ``state_dict`` returned."""
+        """Restores what ``state_dict`` returned."""
         self.monitor.load_state_dict(state)
         self.waited = state["waited"]
 

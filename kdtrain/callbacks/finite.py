@@ -1,4 +1,4 @@
-"""Ends a fit whose loss is no longer a number."""
+"""The callback that fails a fit whose loss is infinite or NaN."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kdtrain.engine.run import Run
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime import flow
 
-_TOGETHER = 8  # steps
+_STEPS_AT_ONCE = 8
 
 
 class StopOnNonFinite(Callback):
-    """Fails the fit, naming the first step whose loss is infinite or not a number.
+    """Fails the fit at the first step whose loss is infinite or NaN, and names the step.
 
-    It raises, instead of asking for a stop, because the weights are spoilt by then: they must not
-    be saved over the last good ones.
+    It raises instead of calling ``run.stop``, because the weights are damaged by then and must not
+    replace the last good ones in the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -26,26 +26,26 @@ class StopOnNonFinite(Callback):
         self._batches = 0
 
     def on_fit_start(self, run: Run) -> None:
-        """Begins anew."""
+        """Clears the state of an earlier fit."""
         self._unread, self._batches = [], len(run.train)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
-        """Reads the losses of a few steps together, and those of an epoch before it is evaluated.
+        """Reads the losses of several steps together, and the rest of an epoch's before its evaluation.
 
-        Between two steps the processor has forgotten how to read a loss: reading eight in a row takes
-        little longer than reading one. It also waits for these steps to be computed, which keeps
-        OneFlow's queue short, so that Ctrl-C is answered soon.
+        Reading a loss is slow when the CPU caches are cold, as they are between two steps. Reading eight in
+        a row takes little longer than reading one. Reading also waits for these steps to be computed,
+        which keeps OneFlow's queue short, so that Ctrl-C takes effect soon.
         """
         self._unread.append((event.step, event.learning_rate, event.losses))
         last = event.step == event.epoch * self._batches or run.stopping
-        if last or len(self._unread) == _TOGETHER:
+        if last or len(self._unread) == _STEPS_AT_ONCE:
             self._read(run)
 
     def _read(self, run: Run) -> None:
-        """Looks at the totals; at the terms only when one is bad.
+        """Checks the totals; reads the terms only for the message.
 
-        Should a later callback cut the epoch short in the very step that spoils the weights, the
-        evaluation refuses what such a network puts out.
+        If a later callback ends the epoch in the very step that damages the weights, that step is not
+        read here. The evaluation then refuses the network's outputs, which are not finite.
         """
         for step, learning_rate, losses in self._unread:
             if math.isfinite(losses["total"].item()):

@@ -1,4 +1,4 @@
-"""Which of two evaluations is the better one: what Checkpoint and EarlyStopping share."""
+"""The best value of a metric so far, which Checkpoint and EarlyStopping follow."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, Literal
 
 from kdtrain.errors import UsageError, unknown_name_message
 
-Mode = Literal["max", "min"]
+MonitorMode = Literal["max", "min"]
 
 
 class Monitor:
-    """Remembers the best value of one metric.
+    """Keeps the best value of one metric.
 
     Args:
         metric: its name in the evaluation, such as ``eval/accuracy``.
-        mode: whether more (``max``) or less (``min``) is better.
-        min_delta: by how much a value must beat the best one to count as better.
+        mode: ``max`` if a higher value is better, ``min`` if a lower one is.
+        min_delta: the difference by which a value must beat the best one, in the metric's unit.
     """
 
-    def __init__(self, metric: str, mode: Mode, min_delta: float = 0.0) -> None:
+    def __init__(self, metric: str, mode: MonitorMode, min_delta: float = 0.0) -> None:
         if mode not in ("max", "min"):
             raise UsageError(f"mode {mode!r} of the monitor on {metric}: it must be 'max' or 'min'.")
         if not min_delta >= 0.0:
@@ -30,7 +30,9 @@ class Monitor:
         self.best: float | None = None
 
     def improved(self, metrics: Mapping[str, float]) -> bool:
-        """Takes note of an evaluation; returns whether it beats all earlier ones. NaN never does.
+        """Returns whether an evaluation beats all earlier ones, and keeps its value if it does.
+
+        NaN never beats a value.
 
         Raises:
             UsageError: the evaluation has no such metric.
@@ -52,5 +54,5 @@ class Monitor:
         return {"best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back the best value."""
+        """Restores the best value."""
         self.best = state["best"]

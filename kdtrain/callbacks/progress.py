@@ -1,4 +1,4 @@
-"""Shows how the fit is getting on."""
+"""The callback that shows a progress bar, and prints a line per epoch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _REFRESH_STEPS = 20
 
 
 class Progress(Callback):
-    """A bar over the steps of each epoch on a terminal, and one line per epoch everywhere.
+    """Shows a bar over the steps of each epoch on a terminal, and prints one line per epoch everywhere.
 
     Args:
-        name: what is being trained.
+        name: name of the network in the lines, such as ``student``.
     """
 
     def __init__(self, name: str) -> None:
@@ -28,7 +28,7 @@ class Progress(Callback):
         self._bar: tqdm[None] | None = None
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
-        """Moves the bar; shows the loss now and then."""
+        """Moves the bar; shows the loss every few steps."""
         if self._bar is None:
             self._bar = progress_bar(f"{self.name} {run.epoch}/{run.epochs}", len(run.train), "step")
         self._bar.update()
@@ -48,7 +48,7 @@ class Progress(Callback):
         )
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
-        """Takes the bar away; says why a fit was stopped. Errors are for whoever catches them to show."""
+        """Removes the bar; prints why a fit was stopped. Errors are printed by whoever catches them."""
         self._close()
         if event.status is Status.STOPPED:
             logger.info(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")

@@ -1,4 +1,4 @@
-"""Writes metrics.jsonl and result.json."""
+"""The callback that writes metrics.jsonl and result.json."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from kdtrain.store.metrics_file import NAME, read_metrics
 
 
 class RunLog(Callback):
-    """Keeps a line per epoch in ``metrics.jsonl``, and how the fit ended in ``result.json``."""
+    """Writes a line per epoch to ``metrics.jsonl``, and the end of the fit to ``result.json``."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def on_fit_start(self, run: Run) -> None:
-        """Says that the run is under way: a result that still says so was killed.
+        """Writes the status ``running``; a run that keeps it was killed.
 
-        Of a resumed run's file, the lines up to its last finished epoch are kept. That one's own line
-        is written anew, since the checkpoint may have been written when the line had not been.
+        A resumed run keeps its lines before the last finished epoch. That epoch's line is written again,
+        because a kill between checkpoint and line may have left it out.
         """
         if run.resumed is not None:
-            known = read_metrics(run.directory)
-            self.lines = [json.dumps(row) for row in known if row["epoch"] < run.resumed.epoch]
+            rows = read_metrics(run.directory)
+            self.lines = [json.dumps(row) for row in rows if row["epoch"] < run.resumed.epoch]
             self._add(run, run.resumed)
         write_text(run.directory / "result.json", json.dumps({"status": "running"}, indent=2) + "\n")
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Adds the epoch's line, and writes the file as a whole."""
+        """Adds the epoch's line; the whole file is replaced."""
         self._add(run, event)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:

@@ -1,4 +1,4 @@
-"""Changes the learning rate from step to step."""
+"""Learning-rate schedules, and the callback that applies one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kdtrain.errors import UsageError, unknown_name_message
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
 
-# As in the paper's common implementations: up for 30 % of the steps from 1/25 of the peak, then
-# down to 1/250,000 of it.
+# As in common implementations of the paper: the rate rises for 30 % of the steps from 1/25 of the peak,
+# then falls to 1/250,000 of it.
 _WARM_UP, _START, _END = 0.3, 1 / 25, 1 / 250_000
 
 
 class LearningRateSchedule(Callback):
     """Sets each step's rate by a closed formula of the step's number.
 
-    Nothing is carried from step to step, so a resumed fit goes on exactly where it was.
+    It keeps no state from step to step, so a resumed fit continues exactly.
 
     Args:
         schedule: ``one_cycle`` (Smith, Topin 2017, "Super-Convergence", section 3; with cosine
@@ -36,7 +36,7 @@ class LearningRateSchedule(Callback):
         self._rates: list[float] = []
 
     def on_fit_start(self, run: Run) -> None:
-        """Works all the rates out, and sets the first step's."""
+        """Computes the rates of all steps, and sets the first."""
         total = run.total_steps
         self._rates = [learning_rate(self.schedule, self.lr, step, total) for step in range(total + 1)]
         self._set(run, run.step)
@@ -52,7 +52,7 @@ class LearningRateSchedule(Callback):
 
 
 def learning_rate(schedule: str, peak: float, step: int, total_steps: int) -> float:
-    """Returns the rate for the step after ``step`` steps, of ``total_steps`` in all."""
+    """Returns the rate of the step that follows ``step`` steps, of ``total_steps`` in all."""
     done = min(step / max(total_steps - 1, 1), 1.0)
     if schedule == "constant":
         return peak
@@ -64,5 +64,5 @@ def learning_rate(schedule: str, peak: float, step: int, total_steps: int) -> fl
 
 
 def _between(start: float, end: float, fraction: float) -> float:
-    """Goes from ``start`` to ``end`` along half a cosine."""
+    """Returns the value at ``fraction``, 0 to 1, of half a cosine from ``start`` to ``end``."""
     return end + (start - end) * (1.0 + math.cos(math.pi * fraction)) / 2.0

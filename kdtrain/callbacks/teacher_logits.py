@@ -1,4 +1,4 @@
-"""A teacher's logits over a training set, kept on disk."""
+"""A teacher's logits over a training set, and their cache on disk."""
 
 from __future__ import annotations
 
@@ -19,14 +19,23 @@ from kdtrain.store.checkpoint import fingerprint, load_tensors, save_tensors, sn
 
 
 def weights_fingerprint(model: flow.nn.Module) -> str:
-    """Returns the SHA-256 of the network's structure and of all its weights' bytes."""
+    """Returns the SHA-256 of a network's structure and of the bytes of all its weights, in hexadecimal."""
     return fingerprint(snapshot(model), repr(model))
 
 
 def logits_over(
     teacher: flow.nn.Module, train: Loader, cache_directory: Path | None
 ) -> npt.NDArray[np.float32]:
-    """Returns the teacher's logits over the training images, (N, classes), from the cache if it can."""
+    """Returns the teacher's logits over the training images.
+
+    Args:
+        teacher: the network.
+        train: the training images.
+        cache_directory: the folder with logits of earlier fits; None computes them.
+
+    Returns:
+        (N, C) float32, row i for the image with index i.
+    """
     if cache_directory is None:
         return predict_logits(teacher, train, description="teacher's soft labels")
     return cached_logits(
@@ -45,22 +54,25 @@ def cached_logits(
     compute: Callable[[], npt.NDArray[np.float32]],
     ranks: Ranks | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Returns the logits that were computed for this teacher on these data, or computes them.
+    """Returns the logits of a teacher on a data set, from a file or from ``compute``.
 
     Args:
-        directory: where the files are kept.
-        teacher: the fingerprint of its weights.
-        data: the fingerprint of the normalised images.
-        compute: called when there is no file for the two, or a damaged one; on every rank if it is
-            on any.
-        ranks: the processes that ask together.
+        directory: the folder of the files.
+        teacher: fingerprint of the teacher's weights.
+        data: fingerprint of the normalised images.
+        compute: returns the logits, (N, C) float32. It is called if the file is missing or damaged; if
+            that is so on any rank, it is called on every rank.
+        ranks: the processes that call this function together.
+
+    Returns:
+        (N, C) float32, row i for the image with index i.
     """
     ranks = ranks or Ranks()
     key = hashlib.sha256(f"{teacher} {data}".encode()).hexdigest()[:32]
     path = directory / f"{key}.safetensors"
-    known = _load(path)
-    if not ranks.any_rank(known is None) and known is not None:
-        return known
+    cached = _load(path)
+    if not ranks.any_rank(cached is None) and cached is not None:
+        return cached
     logits = compute()
     if ranks.rank == 0:
         make_folder(directory)
@@ -69,7 +81,7 @@ def cached_logits(
 
 
 def _load(path: Path) -> npt.NDArray[np.float32] | None:
-    """Returns the logits in a file; None where there are none, or damaged ones."""
+    """Returns the logits in a file, (N, C) float32; None if it is missing or damaged."""
     if not path.exists():
         return None
     try:

@@ -1,5 +1,5 @@
 """The training loop and its contract: Trainer, Callback, events, Run, Objective, losses, resuming.
 
-What listens to the loop (``callbacks``) and what sets it up (``experiment``) do not belong here.
+The callbacks themselves (``callbacks``) and the settings of a fit (``experiment``) do not belong here.
 Imports ``errors``, ``runtime``, ``metrics``, ``data``, ``models`` and ``store``.
 """

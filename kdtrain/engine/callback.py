@@ -1,4 +1,4 @@
-"""The contract for plugins: a callback has five events and one pure function."""
+"""The contract for plugins: a callback has five hooks and one pure function, ``configure``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from kdtrain.runtime.user_code import located, origin
 
 
 class Callback:
-    """Watches a fit, and may change its objective before it begins. Override what you need.
+    """Watches a fit, and may change its objective before the first step. Override the hooks you need.
 
-    Callbacks run in the order given, ``on_fit_end`` in the reverse one. No callback may depend on
-    its place: decide in ``on_eval``, write files in ``on_epoch_end``, when everybody has decided.
+    The hooks of several callbacks run in the order given, ``on_fit_end`` in reverse order. The result
+    must not depend on that order: decide in ``on_eval``, and write files in ``on_epoch_end``, when every
+    callback has decided.
 
     Attributes:
-        needs_teacher: it takes part only where there is a teacher (see ``NeedsTeacher``).
+        needs_teacher: the callback takes part only in fits with a teacher (see ``NeedsTeacher``).
         needs_whole_batch: its loss relates a batch's images to one another (see ``NeedsWholeBatch``).
     """
 
@@ -35,41 +36,44 @@ class Callback:
                 raise TypeError(f"{cls.__name__}.{name}: {unknown_name_message('hook', name, HOOKS)}")
 
     def configure(self, objective: Objective) -> Objective:
-        """Returns the objective to train on, and has no effect: a command tries it before any training."""
+        """Returns the objective to train on.
+
+        It must have no other effect, because commands also call it before the fit, to check the callbacks.
+        """
         return objective
 
     def on_fit_start(self, run: Run) -> None:
-        """Training is about to begin: open files, prepare a teacher."""
+        """Called before the first step: open files, prepare a teacher."""
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
-        """An optimizer step was made; the parameters still hold its gradients."""
+        """Called after each optimizer step; the parameters still hold its gradients."""
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
-        """The held-out images were evaluated: decide here."""
+        """Called after each epoch's evaluation on the held-out images: decide here."""
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Every callback had ``on_eval``: write files here."""
+        """Called when ``on_eval`` of every callback has run: write files here."""
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
-        """The fit is over, also by an error: close files. Called only if ``on_fit_start`` succeeded."""
+        """Called at the end, also after an error, if ``on_fit_start`` succeeded: close files."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed fit must know, as plain values; it goes into every checkpoint."""
+        """Returns the state that a resumed fit needs, as plain values; every checkpoint holds it."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what ``state_dict`` returned."""
+        """Restores what ``state_dict`` returned."""
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
-_EVENTS = ("on_batch", "on_eval", "on_epoch_end")  # those that CallbackList.emit knows
+_EVENTS = ("on_batch", "on_eval", "on_epoch_end")  # those that CallbackList.emit calls
 
 
 class NeedsTeacher(Callback):
-    """A callback that takes part only where there is a teacher.
+    """A callback that takes part only in fits with a teacher, which is ``objective.teacher``.
 
-    From the command line it is left out of a comparison's other networks, and refused in the modes
-    that train without a teacher. It finds the teacher as ``objective.teacher``.
+    ``kdtrain fit --mode compare`` leaves it out of the fits without a teacher. The modes ``teacher`` and
+    ``student`` refuse it.
     """
 
     needs_teacher = True
@@ -78,40 +82,46 @@ class NeedsTeacher(Callback):
 class NeedsWholeBatch(Callback):
     """A callback whose loss relates a batch's images to one another.
 
-    The processes that share a network's batches on a CPU would each relate the images of their part
-    only, so that the result would depend on the number of cores: with such a callback there is one
-    process. With ``--nproc-per-node`` each process relates the ``--batch-size`` images of its own.
+    On a CPU, a fit with such a callback runs in one process: processes that share a batch would each
+    relate the images of their part only, and the result would depend on the number of cores. With
+    ``--nproc-per-node`` each process relates the ``--batch-size`` images of its own.
     """
 
     needs_whole_batch = True
 
 
 class CallbackList:
-    """Many callbacks as one: calls each in turn, and says whose hook it was when one raises."""
+    """Several callbacks as one: calls each in turn, and names callback and hook when one raises."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._named = _names(callbacks)
-        self._listeners = {hook: _listeners(self._named, hook) for hook in _EVENTS}
+        self._methods = {hook: _methods(self._named, hook) for hook in _EVENTS}
         self._started: list[tuple[str, Callback]] = []
 
     def configure(self, objective: Objective) -> Objective:
-        """Passes the objective through every callback."""
+        """Passes the objective of a fit through ``configure`` of every callback.
+
+        A callback may return a new objective instead of one made from its argument, so the student is
+        bound again after each.
+        """
+        student = objective.student
         for name, callback in self._named:
-            objective = _call(name, callback, "configure", objective.credited_to(_origin(callback)))
-            if not isinstance(objective, Objective):
-                raise CallbackError(f"{name}.configure returned {objective!r}: it must return an Objective.")
+            configured = _call(name, callback, "configure", objective.credited_to(_origin(callback)))
+            if not isinstance(configured, Objective):
+                raise CallbackError(f"{name}.configure returned {configured!r}: it must return an Objective.")
+            objective = configured.with_student(student)
         return objective
 
     def on_fit_start(self, run: Run) -> None:
-        """Starts every callback, and remembers which ones were."""
+        """Calls ``on_fit_start`` of every callback; those that succeed will get ``on_fit_end``."""
         self._started = []
         for name, callback in self._named:
             _call(name, callback, "on_fit_start", run)
             self._started.append((name, callback))
 
     def emit(self, hook: str, run: Run, event: BatchEnd | EvalEnd | EpochEnd) -> None:
-        """Calls ``hook`` on every callback, in order."""
-        for name, callback, method in self._listeners[hook]:  # many times a second: as little as possible
+        """Calls ``hook`` of every callback that overrides it, in order."""
+        for name, callback, method in self._methods[hook]:  # called at every step, so it does little
             try:
                 method(run, event)
             except KeyboardInterrupt:
@@ -120,10 +130,10 @@ class CallbackList:
                 raise _failure(name, callback, hook, error) from error
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
-        """Ends every callback that was started, in reverse order, even where one of them raises.
+        """Calls ``on_fit_end`` of every callback that was started, in reverse order, even if one raises.
 
         Raises:
-            CallbackError: the first of the errors, once everybody was told.
+            CallbackError: the first error, raised when every callback was called.
         """
         errors: list[BaseException] = []
         while self._started:
@@ -136,42 +146,42 @@ class CallbackList:
             raise errors[0]
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Returns every callback's state, by its name."""
+        """Returns every callback's state by the callback's name."""
         return {name: _call(name, callback, "state_dict") for name, callback in self._named}
 
     def load_state_dict(self, states: dict[str, dict[str, Any]]) -> None:
-        """Gives every callback back what it had."""
+        """Restores every callback's state."""
         for name, callback in self._named:
             if name in states:
                 _call(name, callback, "load_state_dict", states[name])
 
 
 def _names(callbacks: Sequence[Callback]) -> list[tuple[str, Callback]]:
-    """Names each callback by its class, with a number from the second of a class on."""
-    seen: Counter[str] = Counter()
+    """Names each callback by its class: ``Csv``, and ``Csv#2`` for the second one of that class."""
+    count: Counter[str] = Counter()
     named = []
     for callback in callbacks:
         if not isinstance(callback, Callback):
             what = callback.__name__ if inspect.isclass(callback) else repr(callback)
             hint = ": pass an instance, not the class" if inspect.isclass(callback) else ""
             raise TypeError(f"{what} is not a Callback{hint}.")
-        kind = type(callback).__name__
-        seen[kind] += 1
-        named.append((kind if seen[kind] == 1 else f"{kind}#{seen[kind]}", callback))
+        name = type(callback).__name__
+        count[name] += 1
+        named.append((name if count[name] == 1 else f"{name}#{count[name]}", callback))
     return named
 
 
-def _listeners(
+def _methods(
     named: Sequence[tuple[str, Callback]], hook: str
 ) -> list[tuple[str, Callback, Callable[..., None]]]:
-    """Returns those callbacks that do anything in a hook, each with its name and its method."""
-    idle = getattr(Callback, hook)
+    """Returns name, callback and bound method of those callbacks that override a hook."""
+    empty = getattr(Callback, hook)
     methods = [(name, callback, getattr(callback, hook)) for name, callback in named]
-    return [entry for entry in methods if getattr(entry[2], "__func__", None) is not idle]
+    return [entry for entry in methods if getattr(entry[2], "__func__", None) is not empty]
 
 
 def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
-    """Calls one hook. Whatever it raises, but for an interruption, becomes a CallbackError."""
+    """Calls one hook. Every exception except KeyboardInterrupt becomes a CallbackError."""
     try:
         return getattr(callback, hook)(*arguments)
     except KeyboardInterrupt:
@@ -181,10 +191,10 @@ def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
 
 
 def _failure(name: str, callback: Callback, hook: str, error: BaseException) -> CallbackError:
-    """Returns the error that names the hook in which another one came up.
+    """Returns the error that names callback and hook in which ``error`` was raised.
 
-    That one may be StopIteration, which a loop around us would take for its own end, or SystemExit,
-    which would end the process as if nothing were wrong.
+    StopIteration is wrapped too, because it would end a caller's loop, and SystemExit, because it would
+    end the process without a message.
     """
     if not isinstance(error, KdtrainError):
         place = located(_origin(callback), error)
@@ -196,6 +206,6 @@ def _failure(name: str, callback: Callback, hook: str, error: BaseException) -> 
 
 
 def _origin(callback: Callback) -> str:
-    """Returns what messages call a callback: its class, and the file if it is the user's."""
+    """Returns a callback's name in messages: its class, and the file if it is the user's."""
     name = origin(type(callback))
     return f"plugin {name}" if ":" in name else name

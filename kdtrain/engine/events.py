@@ -1,4 +1,4 @@
-"""What hooks are told: frozen payloads, one per event."""
+"""The events that hooks receive: one frozen payload each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdtrain.runtime import flow
 
 
 class Status(str, Enum):
-    """How a fit ended."""
+    """The way in which a fit ended."""
 
     COMPLETED = "completed"
     STOPPED = "stopped"  # a callback asked for it
@@ -21,15 +21,14 @@ class Status(str, Enum):
 
 
 class BatchEnd(NamedTuple):  # made at every step, in a fifth of the time that a frozen dataclass takes
-    """An optimizer step was made.
+    """The end of an optimizer step.
 
     Attributes:
         epoch: number of the epoch, from 1.
         step: optimizer steps made so far in the whole fit, this one included.
-        batch: the images trained on; where processes share the work, this one's part of them.
-        losses: each term and ``total`` over the whole batch; scalar tensors on the device.
-            ``.item()`` waits for the step to be computed: it is up to each callback when to pay for
-            that.
+        batch: the images trained on. Where processes share the batch, it is this process's part.
+        losses: each term's loss and ``total``, the means over the whole batch: scalar tensors on the
+            device. ``.item()`` waits until the step is computed, so call it only when needed.
         learning_rate: the rate that this step used.
     """
 
@@ -42,14 +41,14 @@ class BatchEnd(NamedTuple):  # made at every step, in a fifth of the time that a
 
 @dataclass(frozen=True)
 class EvalEnd:
-    """The held-out images were evaluated.
+    """The end of an epoch's evaluation on the held-out images.
 
     Attributes:
         epoch: number of the epoch, from 1.
         step: optimizer steps made so far.
         metrics: ``eval/accuracy`` (fraction), ``eval/cross_entropy`` (nats per image), and the
             epoch's mean training losses as ``loss/NAME``.
-        seconds: how long the evaluation took.
+        seconds: duration of the evaluation.
     """
 
     epoch: int
@@ -60,15 +59,15 @@ class EvalEnd:
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """Every callback has seen the epoch's evaluation.
+    """The end of an epoch, after ``on_eval`` of every callback.
 
     Attributes:
         epoch: number of the epoch, from 1.
         step: optimizer steps made so far.
         metrics: as in the epoch's ``EvalEnd``.
-        images: how many images were trained on.
-        seconds: how long training on them took, evaluation not included.
-        eval_seconds: how long the evaluation took.
+        images: number of images trained on.
+        seconds: duration of the training steps, without the evaluation.
+        eval_seconds: duration of the evaluation.
         learning_rate: the rate of the epoch's last step.
     """
 
@@ -82,20 +81,20 @@ class EpochEnd:
 
     @property
     def images_per_second(self) -> float:
-        """Training throughput."""
+        """Training throughput, in images per second."""
         return self.images / self.seconds if self.seconds > 0 else float("inf")
 
 
 @dataclass(frozen=True)
 class FitEnd:
-    """The fit is over, in whichever way.
+    """The end of a fit.
 
     Attributes:
-        status: how it ended.
-        reason: why it ended early; None where it ran its course.
+        status: the way in which it ended.
+        reason: why it ended early; None if it was completed.
         epoch: the last epoch that was begun.
         step: optimizer steps made.
-        seconds: how long the fit took.
+        seconds: duration of the fit.
     """
 
     status: Status

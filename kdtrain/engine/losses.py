@@ -1,4 +1,4 @@
-"""The losses: cross-entropy against labels, and Hinton's against a teacher's softened probabilities."""
+"""The two losses of distillation: cross-entropy against labels, and Hinton's soft-target loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ F = flow.nn.functional
 
 
 def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
-    """Returns the mean cross-entropy of the labels, in nats per image."""
+    """Returns the cross-entropy against the labels.
+
+    Args:
+        batch: its ``targets`` are the labels, (B,) int64.
+        output: its ``logits`` are (B, C) float32.
+
+    Returns:
+        A float32 scalar: the mean over the images, in nats.
+    """
     return F.cross_entropy(output.logits, batch.targets)
 
 
@@ -19,14 +27,14 @@ def soft_target_loss(
 ) -> flow.Tensor:
     """Returns T^2 * KL(softmax(teacher / T) || softmax(student / T)), the mean over the images.
 
-    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2: the
-    factor T^2 keeps the gradient's size when T changes. The sum runs over the classes and is
-    divided by the number of images only ("batchmean"). Both distributions are taken in log space
-    and in float64: a difference of nearly equal logarithms, times T^2, would lose what float32 has.
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2. The
+    factor T^2 keeps the gradient's size when T changes. The sum over the classes is divided by the
+    number of images only ("batchmean"). Both distributions are computed in log space and in float64,
+    because a difference of nearly equal logarithms, times T^2, loses float32's digits.
 
     Args:
-        student_logits: (B, classes); the gradient flows here.
-        teacher_logits: (B, classes); no gradient flows here.
+        student_logits: (B, C) float32; the gradient flows here.
+        teacher_logits: (B, C) float32; no gradient flows here.
         temperature: T, above 0.
 
     Returns:

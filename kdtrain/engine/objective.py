@@ -1,9 +1,10 @@
-"""What training minimises: an ordered set of named, weighted loss terms."""
+"""The objective that training minimises: named, weighted loss terms."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kdtrain.data.loader import Batch
@@ -15,17 +16,19 @@ from kdtrain.runtime.old_names import OldName
 from kdtrain.runtime.user_code import failure
 
 Term = Callable[[Batch, Output], "flow.Tensor"]
-"""A loss: a batch and the network's output to a scalar tensor, the mean over the batch's images.
+"""A loss: maps a batch and the network's output to a scalar tensor, the mean over the batch's images.
 
-A term that is an ``nn.Module`` has its parameters trained along with the network.
+The parameters of a term that is an ``nn.Module`` are trained along with the network.
 """
 
 Constraint = Callable[[], None]
-"""Brings weights that a step has carried out of bounds back to the nearest that are allowed."""
+"""A projection: moves weights that a step has carried out of bounds to the nearest allowed ones, in place."""
 
 Weight = float | Callable[[float], float]
-"""A term's factor, or a schedule of it: a function of the epochs done so far (1.5 is half-way
-through the second epoch)."""
+"""A term's factor, or a schedule of it.
+
+A schedule is a function of the epochs done so far (1.5 is half-way through the second epoch).
+"""
 
 
 class WeightedTerm(NamedTuple):
@@ -34,15 +37,26 @@ class WeightedTerm(NamedTuple):
     term: Term
     weight: Weight
 
-    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns the term's loss; of mixed images, that under either label, weighted by share.
+    def factor(self, epochs_done: float) -> float:
+        """Returns the weight after ``epochs_done`` epochs."""
+        return _at(self.weight, epochs_done)
 
-        Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), compute the cross-entropy so:
-        it is linear in the labels. Of terms that are not, and of those that look at no label, it is
-        the mean as well.
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the term's loss of a batch, without the weight.
+
+        The loss of a mixed batch is the sum of the losses under either label, weighted by lambda and
+        1 - lambda: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), compute the
+        cross-entropy so, which is linear in the labels. Every other term is averaged in the same way.
+
+        Args:
+            batch: images and labels, see ``Batch``.
+            output: the network's output for ``batch.inputs``.
+
+        Returns:
+            A tensor of one number, the mean over the batch's images, in the term's own unit.
 
         Raises:
-            TypeError: the term returns no tensor of one number.
+            TypeError: the term does not return a tensor of one number.
         """
         loss = _one_number(self.term(batch, output))
         if batch.mixup_partner is None:
@@ -52,16 +66,24 @@ class WeightedTerm(NamedTuple):
         )
 
 
+@dataclass(frozen=True, eq=False)
 class Objective:
-    """Named, weighted terms; immutable, so a callback returns a new one from ``configure``.
-
-    Args:
-        terms: each term and its weight by name.
+    """Named, weighted terms. It is immutable: every method that changes something returns a new objective.
 
     Attributes:
-        eval_model: the network to evaluate instead of the student; set by ``evaluate_with``.
-        constraints: what holds after every step; set by ``with_constraint``.
+        terms: each term and its weight by name.
+        eval_model: the network to evaluate instead of the student; see ``evaluate_with``.
+        constraints: called after every optimizer step; see ``with_constraint``.
     """
+
+    terms: Mapping[str, WeightedTerm]
+    eval_model: flow.nn.Module | None = None
+    constraints: tuple[Constraint, ...] = ()
+    _student: Recorder | None = field(default=None, repr=False)
+    _teacher: Teacher | None = field(default=None, repr=False)
+    _author: str = field(default="", repr=False)
+    _authors: Mapping[str | int, str] = field(default_factory=dict, repr=False)
+    """Authors for error messages, by a term's name or a constraint's number."""
 
     stand_in = OldName("eval_model")
     for_student = OldName("with_student")
@@ -69,14 +91,8 @@ class Objective:
     represented_by = OldName("evaluate_with")
     subject_to = OldName("with_constraint")
 
-    def __init__(self, terms: dict[str, WeightedTerm]) -> None:
-        self.terms = dict(terms)
-        self.eval_model: flow.nn.Module | None = None
-        self.constraints: tuple[Constraint, ...] = ()
-        self._student: Recorder | None = None
-        self._teacher: Teacher | None = None
-        self._author = ""
-        self._authors: dict[str | int, str] = {}  # by a term's name, by a constraint's number
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
 
     @classmethod
     def task(cls) -> Objective:
@@ -85,7 +101,7 @@ class Objective:
 
     @property
     def student(self) -> Recorder:
-        """The network in training, whose layers a term can have recorded.
+        """The network in training; a callback has its layers recorded here.
 
         Raises:
             KdtrainError: the objective does not belong to a fit.
@@ -96,10 +112,10 @@ class Objective:
 
     @property
     def teacher(self) -> Teacher:
-        """The network that teaches.
+        """The trained network that terms compare the student with.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the objective has no teacher.
         """
         if self._teacher is None:
             raise UsageError(
@@ -110,51 +126,47 @@ class Objective:
 
     def with_student(self, student: Recorder) -> Objective:
         """Returns this objective for a fit of ``student``."""
-        return self._with(_student=student)
+        return replace(self, _student=student)
 
     def credited_to(self, author: str) -> Objective:
-        """Returns this objective; errors in what is added to it from here on name ``author``."""
-        return self._with(_author=author)
+        """Returns this objective; errors of terms and constraints that are added to it name ``author``."""
+        return replace(self, _author=author)
 
     def with_teacher(self, teacher: Teacher) -> Objective:
-        """Returns this objective with a teacher for terms to ask."""
-        if self._student is not None:
-            teacher.images = self._student.images
-        return self._with(_teacher=teacher)
+        """Returns this objective with a teacher, which terms find as ``teacher``."""
+        return replace(self, _teacher=teacher)
 
     def evaluate_with(self, network: flow.nn.Module) -> Objective:
-        """Returns this objective with a network that stands in for the student outside the steps.
+        """Returns this objective with a network that is evaluated and kept instead of the student.
 
-        It is what is evaluated, and kept as the best model; its weights are for a callback to change.
+        The callback that adds the network updates its weights.
 
         Raises:
-            ValueError: there is one already.
+            ValueError: the objective has such a network already.
         """
         if self.eval_model is not None:
-            raise ValueError("another callback has put a network in the student's place already.")
-        return self._with(eval_model=network)
+            raise ValueError("another callback has set the network to evaluate already: leave one out.")
+        return replace(self, eval_model=network)
 
     def with_constraint(self, constraint: Constraint) -> Objective:
-        """Returns this objective with a constraint on the weights.
+        """Returns this objective with one more constraint on the weights.
 
-        It is a part of every step, called once the optimizer has moved the weights and before any
-        callback sees them; it changes weights in place, without gradient.
+        Every step calls it after the optimizer has moved the weights and before any callback sees them.
+        It changes weights in place, without gradient.
         """
         authors = {**self._authors, len(self.constraints): self._author}
-        return self._with(constraints=(*self.constraints, constraint), _authors=authors)
+        return replace(self, constraints=(*self.constraints, constraint), _authors=authors)
 
     def add(self, name: str, term: Term, weight: Weight = 1.0) -> Objective:
         """Returns this objective plus ``weight`` times ``term``.
 
         Raises:
-            ValueError: there is a term of that name already, or the name is ``total``.
+            ValueError: the objective has a term of that name already, or the name is ``total``.
         """
         if name in self.terms or name == "total":
             raise ValueError(f"the objective has a term {name!r} already: give the new one another name.")
-        return self._with(
-            terms={**self.terms, name: WeightedTerm(term, weight)},
-            _authors={**self._authors, name: self._author},
-        )
+        terms = {**self.terms, name: WeightedTerm(term, weight)}
+        return replace(self, terms=terms, _authors={**self._authors, name: self._author})
 
     def blend(self, name: str, term: Term, weight: Weight) -> Objective:
         """Returns (1 - ``weight``) times this objective plus ``weight`` times ``term``."""
@@ -162,20 +174,20 @@ class Objective:
             key: WeightedTerm(old, _product(factor, _complement(weight)))
             for key, (old, factor) in self.terms.items()
         }
-        return self._with(terms=scaled).add(name, term, weight)
+        return replace(self, terms=scaled).add(name, term, weight)
 
     def replace(self, name: str, term: Term, *, rename: str | None = None, factor: Weight = 1.0) -> Objective:
-        """Returns this objective with another term in the place, and under the weight, of ``name``.
+        """Returns this objective with ``term`` at the position, and under the weight, of the term ``name``.
 
         Args:
             name: the term to replace.
-            term: what comes in its place.
-            rename: what that is called; ``name`` by default.
-            factor: the weight is multiplied by it.
+            term: the new term.
+            rename: the new term's name; ``name`` by default.
+            factor: multiplies the weight.
 
         Raises:
-            ValueError: there is no term of that name (another callback may have replaced it), or there
-                is one of the new name already, or that is ``total``.
+            ValueError: the objective has no term ``name`` (another callback may have replaced it), or it
+                has a term ``rename`` already, or ``rename`` is ``total``.
         """
         if name not in self.terms:
             raise ValueError(
@@ -189,22 +201,33 @@ class Objective:
             (new if key == name else key): (replaced if key == name else old)
             for key, old in self.terms.items()
         }
-        return self._with(terms=terms, _authors={**self._authors, new: self._author})
+        return replace(self, terms=terms, _authors={**self._authors, new: self._author})
 
     def __call__(self, batch: Batch, output: Output, epochs_done: float = 0.0) -> dict[str, flow.Tensor]:
-        """Returns each term's loss, unweighted, under its name, and their weighted sum as ``total``.
+        """Returns the losses of a batch.
 
-        A term whose weight is 0 is still reported but takes no part in the sum: no gradient flows
-        through it, and training goes bit for bit as if it were not there.
+        A term whose weight is 0 is computed, but is left out of the sum: no gradient flows through it, and
+        training is bit for bit the same as without the term.
+
+        Args:
+            batch: images and labels, see ``Batch``.
+            output: the network's output for ``batch.inputs``.
+            epochs_done: the epochs trained so far, in epochs; 1.5 is half-way through the second epoch.
+                Schedules of weights are functions of it.
+
+        Returns:
+            Each term's loss by its name, without the weight, and their weighted sum as ``total``. Each is a
+            tensor of one number, the mean over the batch's images.
 
         Raises:
-            KdtrainError: a term raises, or returns no loss; the text names its author and the line.
+            KdtrainError: a term raises, or does not return a loss. The message names the callback that
+                added the term, and the line.
+            ValueError: every weight is 0.
         """
         losses: dict[str, flow.Tensor] = {}
         total = None
         for name, weighted_term in self.terms.items():
-            weight = weighted_term.weight
-            factor = weight(epochs_done) if callable(weight) else weight
+            factor = weighted_term.factor(epochs_done)
             if factor == 0.0:
                 with flow.no_grad():
                     losses[name] = self._loss(name, batch, output)
@@ -219,13 +242,17 @@ class Objective:
         return {**losses, "total": total}
 
     def modules(self) -> Iterator[flow.nn.Module]:
-        """Yields the terms that have parameters of their own."""
+        """Yields the terms that are modules, whose parameters are trained along with the network."""
         for term, _ in self.terms.values():
             if isinstance(term, flow.nn.Module):
                 yield term
 
     def constrain(self) -> None:
-        """Applies every constraint; raises KdtrainError, with author and line, if one of them raises."""
+        """Applies every constraint.
+
+        Raises:
+            KdtrainError: a constraint raises. The message names the callback that added it, and the line.
+        """
         for number, constraint in enumerate(self.constraints):
             try:
                 with flow.no_grad():
@@ -244,20 +271,14 @@ class Objective:
             raise failure(self._credit(name, f"term {name!r}"), error, self.terms[name].term) from error
 
     def _credit(self, key: str | int, what: str) -> str:
-        """Returns what an error calls a term or a constraint: its author comes first, if there is one."""
+        """Returns the name of a term or a constraint in an error; its author comes first, if known."""
         return ", ".join(filter(None, (self._authors.get(key), what)))
-
-    def _with(self, **changes: Any) -> Objective:
-        """Returns a copy with other attributes."""
-        other = copy.copy(self)
-        vars(other).update(changes)
-        return other
 
 
 def _one_number(loss: Any) -> flow.Tensor:
-    """Returns a term's loss; raises TypeError if it is no tensor of one number, as ``.mean()`` returns.
+    """Returns ``loss`` if it is a tensor of one number, such as ``.mean()`` returns; else raises TypeError.
 
-    It needs no gradient, because a term may have nothing to say about a batch.
+    A loss without gradient is allowed, because a term may not apply to a batch.
     """
     if not isinstance(loss, flow.Tensor):
         kind = "nothing" if loss is None else f"a {type(loss).__name__}"
@@ -267,21 +288,23 @@ def _one_number(loss: Any) -> flow.Tensor:
     return loss
 
 
+def _at(weight: Weight, epochs_done: float) -> float:
+    return weight(epochs_done) if callable(weight) else weight
+
+
 def _product(first: Weight, second: Weight) -> Weight:
-    """Returns the product of two weights, as a schedule where either of them is one."""
+    """Returns the product of two weights; a schedule if either of them is one."""
     if not callable(first) and not callable(second):
         return first * second
 
     def product(epochs_done: float) -> float:
-        one = first(epochs_done) if callable(first) else first
-        other = second(epochs_done) if callable(second) else second
-        return one * other
+        return _at(first, epochs_done) * _at(second, epochs_done)
 
     return product
 
 
 def _complement(weight: Weight) -> Weight:
-    """Returns ``1 - weight``, as a schedule where it is one."""
+    """Returns ``1 - weight``; a schedule if the weight is one."""
     if not callable(weight):
         return 1.0 - weight
     schedule = weight

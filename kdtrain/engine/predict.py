@@ -1,4 +1,4 @@
-"""A network's logits for many images."""
+"""The logits of a network for all images of a loader."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from kdtrain.runtime.console import watched
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.user_code import answer
 
-# Both bound the memory that a convolution needs; a larger batch is not faster.
-_MOST_VALUES = 1 << 22  # of the images in a batch: 27 of 224x224 in colour
+# This and IMAGES_AT_ONCE bound the memory that a convolution needs; a larger batch is not faster.
+_MOST_VALUES = 1 << 22  # pixel values in a batch: 27 images of 224x224 in colour
 
 
 def predict_logits(
     model: flow.nn.Module, loader: Loader, *, description: str | None = None
 ) -> npt.NDArray[np.float32]:
-    """Returns the logits of all of ``loader``'s images, in their own order: (N, classes).
+    """Returns the logits of all images of ``loader``.
 
-    The network is in evaluation mode meanwhile, no gradient is kept, and its mode is put back.
+    The network runs in evaluation mode and without gradients; its mode is restored.
 
     Args:
         model: the network.
-        loader: the images; its own batch size and order do not matter. Its ranks share the work, and
-            all get all the logits.
-        description: if given, a progress bar shows it.
+        loader: the images; its batch size, order and augmentation do not matter. Its ranks share the
+            work, and every rank gets all the logits.
+        description: text of a progress bar; None shows none.
+
+    Returns:
+        (N, C) float32, row i for image i.
     """
-    fitting = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
-    ordered = loader.sequential(max(loader.ranks.size, min(IMAGES_AT_ONCE, fitting)))
+    most = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
+    ordered = loader.sequential(max(loader.ranks.size, min(IMAGES_AT_ONCE, most)))
     batches = ordered.epoch(1)
     if description is not None:
         batches = watched(batches, description, len(ordered), "batch")
@@ -39,7 +42,7 @@ def predict_logits(
     model.eval()
     try:
         with flow.no_grad():
-            # The copy matters: .numpy() is a view of memory that OneFlow may use again.
+            # Copied, because .numpy() is a view of memory that OneFlow reuses.
             logits = [answer(model, batch.inputs).numpy().copy() for batch in batches]
     finally:
         model.train(was_training)

@@ -1,4 +1,4 @@
-"""Networks as terms see them: what they make of a batch, with the outputs of layers that are asked for."""
+"""Networks whose inner layers' outputs are recorded beside their logits: the student, and a teacher."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import answer
 
 Shape = tuple[int, ...]
+"""The shape of a layer's output for one image, such as (channels, height, width)."""
 
 
 class Output(NamedTuple):
-    """What a network made of a batch.
+    """A network's output for a batch.
 
     Attributes:
-        logits: (B, classes) float32.
-        features: outputs of inner layers, by name, where a callback records them.
+        logits: (B, C) float32, unnormalised log-probabilities.
+        features: outputs of the recorded layers by name, (B, ...) float32 each.
     """
 
     logits: flow.Tensor
@@ -31,16 +32,18 @@ class Output(NamedTuple):
 
 
 class Recorder:
-    """A network whose layers' outputs can be had beside its logits; the network is not changed.
+    """A network whose layers' outputs are recorded beside its logits, by forward hooks.
+
+    The hooks are in place only while the network runs, so that it is not changed.
 
     A layer's output is what the layer itself returns: an activation that is a function, such as
-    ``relu`` in the network's ``forward``, comes after it. If a layer is used several times, its last
-    output counts.
+    ``relu`` in the network's ``forward``, is applied after it. If the network calls a layer several
+    times, the last output is recorded.
 
     Args:
         network: the network.
-        role: what messages call it: ``student`` or ``teacher``.
-        images: a few inputs, (B, C, H, W), to find out the shapes with.
+        role: its name in messages: ``student`` or ``teacher``.
+        images: example inputs, (B, C, H, W) float32, from which ``record`` finds the layers' shapes.
     """
 
     def __init__(self, network: flow.nn.Module, role: str, images: flow.Tensor | None = None) -> None:
@@ -55,32 +58,42 @@ class Recorder:
         return tuple(self._layers)
 
     def record(self, layer: str) -> Shape:
-        """Has a layer's output recorded from here on; returns its shape for one image.
+        """Records a layer's output from now on.
 
         Args:
             layer: its name, as in ``network.named_modules()``.
 
+        Returns:
+            The shape of the layer's output for one image.
+
         Raises:
-            UsageError: there is no such layer, or the network does not use it; the text lists those
-                that there are.
+            UsageError: the network has no such layer (the message lists its layers), or does not use it.
+            KdtrainError: the recorder has no example images.
         """
-        known = {name: module for name, module in self.network.named_modules() if name}
-        if layer not in known:
+        modules = {name: module for name, module in self.network.named_modules() if name}
+        if layer not in modules:
             where = f"layer of the {self.role} ({type(self.network).__name__})"
-            raise UsageError(unknown_name_message(where, layer, known))
+            raise UsageError(unknown_name_message(where, layer, modules))
         if self.images is None:
             raise KdtrainError(f"the {self.role}'s layers can be recorded in configure, within a fit, only.")
-        self._layers[layer] = known[layer]
+        self._layers[layer] = modules[layer]
         with _evaluating(self.network):
             features = self(self.images).features
         if layer not in features:
             raise UsageError(
-                f"the {self.role}'s layer {layer!r} does not put out a tensor when the network computes."
+                f"the {self.role}'s layer {layer!r} does not put out a tensor when the network runs."
             )
         return tuple(features[layer].shape[1:])
 
     def __call__(self, inputs: flow.Tensor) -> Output:
-        """Returns what the network makes of ``inputs``, with the recorded layers' outputs by name."""
+        """Runs the network.
+
+        Args:
+            inputs: (B, C, H, W) float32.
+
+        Returns:
+            The logits, and the recorded layers' outputs by name.
+        """
         if not self._layers:
             return Output(answer(self.network, inputs))
         features: dict[str, flow.Tensor] = {}
@@ -90,7 +103,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _recording(self, features: dict[str, flow.Tensor]) -> Iterator[None]:
-        """Has hooks in place meanwhile. OneFlow gives no handle to take one away by: its key is ours."""
+        """Installs the hooks meanwhile. OneFlow returns no handle to remove one by, so it gets a key here."""
         for name, module in self._layers.items():
             module._forward_hooks[self, name] = _keep(features, name)
         try:
@@ -101,41 +114,52 @@ class Recorder:
 
 
 class Teacher(Recorder):
-    """A trained network that teaches: in evaluation mode, without gradients, never changed.
+    """A trained network that is used in evaluation mode, without gradients, and never changed.
 
-    It is asked about each batch, on exactly the student's inputs, and once only, however many terms
-    want to know; its logits are looked up instead where they are known for all the training images.
+    It runs on exactly the student's inputs, once a batch for all terms. Where a table holds the logits of
+    all training images, they are looked up instead.
+
+    Args:
+        network: the network; it is put into evaluation mode.
+        images: example inputs, (B, C, H, W) float32, from which ``record`` finds the layers' shapes: those
+            of the student (``objective.student.images``).
     """
 
-    def __init__(self, network: flow.nn.Module) -> None:
-        super().__init__(network.eval(), "teacher")
+    def __init__(self, network: flow.nn.Module, images: flow.Tensor | None = None) -> None:
+        super().__init__(network.eval(), "teacher", images)
         self._table: flow.Tensor | None = None
-        self._asked: tuple[flow.Tensor, Output] | None = None
+        self._latest: tuple[flow.Tensor, Output] | None = None
 
     def use_table(self, logits: npt.NDArray[np.float32], device: str) -> None:
-        """Looks the logits up from here on: row i of ``logits`` belongs to index i of the batches."""
+        """Makes ``logits`` return rows of a table from now on, instead of running the network.
+
+        Args:
+            logits: (N, C) float32; row i is that of the training image with index i.
+            device: where the table is kept, such as ``cpu``.
+        """
         self._table = flow.tensor(logits).to(device)
 
     def logits(self, batch: Batch) -> flow.Tensor:
-        """Returns the teacher's logits for a batch of training images, (B, classes)."""
+        """Returns the logits for a batch of training images, (B, C) float32."""
         if self._table is not None:
             return self._table.index_select(0, batch.indices)
-        return self._ask(batch).logits
+        return self._output(batch).logits
 
     def features(self, batch: Batch) -> Mapping[str, flow.Tensor]:
-        """Returns the outputs of the recorded layers for a batch, by name. That runs the network."""
-        return self._ask(batch).features
+        """Runs the network; returns the recorded layers' outputs by name, (B, ...) float32 each."""
+        return self._output(batch).features
 
-    def _ask(self, batch: Batch) -> Output:
-        if self._asked is None or self._asked[0] is not batch.inputs:
+    def _output(self, batch: Batch) -> Output:
+        """Returns the network's output for a batch; the latest one is kept for the batch's other terms."""
+        if self._latest is None or self._latest[0] is not batch.inputs:
             with _evaluating(self.network):
-                self._asked = batch.inputs, self(batch.inputs)
-        return self._asked[1]
+                self._latest = batch.inputs, self(batch.inputs)
+        return self._latest[1]
 
 
 @contextlib.contextmanager
 def _evaluating(network: flow.nn.Module) -> Iterator[None]:
-    """Puts the network into evaluation mode, without gradients, and its mode back."""
+    """Puts the network into evaluation mode, without gradients, and restores its mode."""
     was_training = network.training
     network.eval()
     try:
@@ -147,6 +171,8 @@ def _evaluating(network: flow.nn.Module) -> Iterator[None]:
 
 
 def _keep(features: dict[str, flow.Tensor], name: str) -> Any:
+    """Returns a forward hook that puts the layer's output into ``features``."""
+
     def hook(module: flow.nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, flow.Tensor):
             features[name] = output

@@ -1,4 +1,4 @@
-"""What a callback may read of the fit under way, and the one thing it may ask for."""
+"""The fit under way, as callbacks see it: attributes to read, and ``stop``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kdtrain.runtime import flow
 
 
 @dataclass
-class Progress:
-    """How far the fit has come; the trainer's to change."""
+class FitProgress:
+    """Counters of a fit, and the reasons to stop it. Only the trainer changes the counters."""
 
     epoch: int = 0
     step: int = 0
@@ -24,7 +24,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """A fit, as callbacks see it. Read it; the one verb is ``stop``.
+    """A fit, as callbacks see it. They only read it; the one method that acts is ``stop``.
 
     Attributes:
         model: the network in training.
@@ -32,10 +32,10 @@ class Run:
         objective: the configured objective.
         train: the training images.
         validation: the held-out images.
-        epochs: how many epochs the fit is to last.
-        directory: where this run's files go.
-        callback_states: returns every callback's ``state_dict``, by callback.
-        resumed: how the last epoch before this process ended; None where the fit begins here.
+        epochs: number of epochs to train.
+        directory: the folder for this run's files.
+        callback_states: returns every callback's ``state_dict`` by the callback's name.
+        resumed: the end of the last finished epoch of a resumed fit; None in a new fit.
     """
 
     model: flow.nn.Module
@@ -47,16 +47,16 @@ class Run:
     directory: Path
     callback_states: Callable[[], dict[str, dict[str, Any]]]
     resumed: EpochEnd | None = None
-    _progress: Progress = field(default_factory=Progress, repr=False)
+    _progress: FitProgress = field(default_factory=FitProgress, repr=False)
 
     @property
     def evaluated(self) -> flow.nn.Module:
-        """The network that is evaluated and kept as the best: ``model``, unless another stands in."""
+        """The network that is evaluated and kept: the objective's ``eval_model`` if any, else ``model``."""
         return self.model if self.objective.eval_model is None else self.objective.eval_model
 
     @property
     def modules(self) -> tuple[flow.nn.Module, ...]:
-        """All that has weights: the model, terms that have some, the network that stands in."""
+        """Everything with weights: the model, the terms that are modules, the ``eval_model`` if any."""
         eval_model = self.objective.eval_model
         return (self.model, *self.objective.modules(), *(() if eval_model is None else (eval_model,)))
 
@@ -82,17 +82,17 @@ class Run:
 
     @property
     def stopping(self) -> bool:
-        """Whether somebody has asked for a stop."""
+        """Whether ``stop`` was called."""
         return bool(self._progress.stop_reasons)
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the fit is going to stop; None while nobody has asked for it."""
+        """The reasons given to ``stop``; None if it was not called."""
         return "; ".join(self._progress.stop_reasons) or None
 
     def stop(self, reason: str) -> None:
-        """Ends the fit once the current event has reached every callback.
+        """Ends the fit after the current event has reached every callback.
 
-        The current epoch is still evaluated and ended. Reasons add up; nobody can take one back.
+        The current epoch is still evaluated and ended. Several reasons are joined. A stop cannot be undone.
         """
         self._progress.stop_reasons.append(reason)

@@ -1,4 +1,4 @@
-"""The training loop, and the events that it emits."""
+"""The training loop, which emits events to callbacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdtrain.engine.objective import Objective
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.recorder import Recorder
 from kdtrain.engine.resume import FitState
-from kdtrain.engine.run import Progress, Run
+from kdtrain.engine.run import FitProgress, Run
 from kdtrain.errors import error_text
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.runtime import flow
@@ -25,18 +25,19 @@ from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.seeds import derive_seed
 
 OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]
+"""Makes the optimizer of the given parameters."""
 
 
 class Trainer:
-    """Trains a network on an objective and tells callbacks about it; knows nothing of any mode.
+    """Trains a network on an objective, and emits events to callbacks. The loop is the same in every mode.
 
     Args:
-        model: the network, on the device where it is to be trained.
-        optimizer: makes the optimizer from the parameters to train, which are the network's and
-            those of terms that callbacks add: ``functools.partial(flow.optim.Adam, lr=1e-3)``.
+        model: the network, on the device where it is trained.
+        optimizer: makes the optimizer, such as ``functools.partial(flow.optim.Adam, lr=1e-3)``. Its
+            argument is the parameters of the network and of the terms that callbacks add.
         callbacks: called in this order.
-        objective: what to minimise before callbacks have had their say; cross-entropy by default.
-        seed: what dropout follows, and the first weights of terms that have some.
+        objective: the objective that the callbacks' ``configure`` starts from; cross-entropy by default.
+        seed: determines dropout, and the initial weights of terms that have some.
     """
 
     def __init__(
@@ -53,8 +54,6 @@ class Trainer:
         self.callbacks = CallbackList(callbacks)
         self.objective = objective or Objective.task()
         self.seed = seed
-        self._student = Recorder(model, "student")
-        self._eval_model: flow.nn.Module | None = None
 
     def fit(
         self,
@@ -65,35 +64,54 @@ class Trainer:
         directory: Path | str,
         resume: FitState | None = None,
     ) -> FitEnd:
-        """Trains for ``epochs`` epochs, or until a callback asks for a stop.
+        """Trains for ``epochs`` epochs, or until a callback calls ``run.stop``.
+
+        The loop::
+
+            objective = configure(objective)    # every callback in turn
+            on_fit_start
+            for each epoch:
+                for each batch:
+                    make an optimizer step on the objective
+                    on_batch
+                evaluate the held-out images
+                on_eval                         # decide here
+                on_epoch_end                    # write files here
+            on_fit_end                          # also after an error; the last callback first
 
         Args:
-            train: the images to train on.
+            train: the training images.
             validation: the held-out images, evaluated after each epoch.
-            epochs: how often each training image is seen.
-            directory: where callbacks put their files; made if it is not there.
-            resume: goes on from there instead of from the beginning.
+            epochs: passes over the training images.
+            directory: the folder for callbacks' files; it is made if it does not exist.
+            resume: the state to continue from; None begins a new fit.
 
         Returns:
             How the fit ended.
 
         Raises:
-            CallbackError: a hook raised. Every callback that was started has been told the end.
+            CallbackError: a hook raised. ``on_fit_end`` of every started callback has run.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         flow.manual_seed(derive_seed(self.seed, "weights", "terms"))
-        self._student = Recorder(self.model, "student", _example(train))
-        objective = self.callbacks.configure(self.objective.with_student(self._student))
-        objective = objective.with_student(self._student)  # also where one made an objective of its own
+        student = Recorder(self.model, "student", _example(train))
+        objective = self.callbacks.configure(self.objective.with_student(student))
         modules = (self.model, *(term.to(train.device) for term in objective.modules()))
         optimizer = self.make_optimizer([p for module in modules for p in module.parameters()])
-        progress, states = Progress(), self.callbacks.state_dict
-        resumed = resume.end if resume is not None else None
+        progress = FitProgress()
         run = Run(
-            self.model, optimizer, objective, train, validation, epochs, directory, states, resumed, progress
+            model=self.model,
+            optimizer=optimizer,
+            objective=objective,
+            train=train,
+            validation=validation,
+            epochs=epochs,
+            directory=directory,
+            callback_states=self.callbacks.state_dict,
+            resumed=None if resume is None else resume.end,
+            _progress=progress,
         )
-        self._eval_model = objective.eval_model
         if resume is not None:
             resume.restore(run.modules, optimizer)
             self.callbacks.load_state_dict(resume.callbacks)
@@ -112,8 +130,8 @@ class Trainer:
             run, Status.STOPPED if run.stop_reason else Status.COMPLETED, run.stop_reason, started
         )
 
-    def _train(self, run: Run, progress: Progress) -> None:
-        """The loop."""
+    def _train(self, run: Run, progress: FitProgress) -> None:
+        """Runs the epochs."""
         batches = len(run.train)
         while progress.epoch < run.epochs and not _stopping(run):
             progress.epoch += 1
@@ -135,7 +153,7 @@ class Trainer:
             losses_of_epoch, trained = _mean_losses(seen, sizes), time.perf_counter()
             run.train.ranks.average_buffers(self.model)
 
-            metrics = MappingProxyType({**self.evaluate(run.validation), **losses_of_epoch})
+            metrics = MappingProxyType({**self.evaluate(run.validation, run.evaluated), **losses_of_epoch})
             seconds = time.perf_counter() - trained
             self.callbacks.emit("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
 
@@ -143,44 +161,50 @@ class Trainer:
             self.callbacks.emit("on_epoch_end", run, end)
 
     def _step(self, run: Run, batch: Batch, epochs_done: float) -> Mapping[str, flow.Tensor]:
-        """Makes one optimizer step; returns the losses before it."""
+        """Makes one optimizer step; returns the losses before it, means over the whole batch."""
         run.optimizer.zero_grad(set_to_none=True)
-        output = self._student(batch.inputs)
+        output = run.objective.student(batch.inputs)
         zero_upper_avx()
         losses = run.objective(batch, output, epochs_done)
         losses["total"].backward()
         zero_upper_avx()
-        of_batch = run.train.ranks.average_gradients(run.optimizer, _detached(losses), batch)
+        batch_losses = run.train.ranks.average_gradients(run.optimizer, _detached(losses), batch)
         run.optimizer.step()
         run.objective.constrain()
-        return of_batch
+        return batch_losses
 
-    def evaluate(self, loader: Loader) -> dict[str, float]:
-        """Returns ``eval/accuracy`` and ``eval/cross_entropy`` over all of ``loader``'s images.
+    def evaluate(self, loader: Loader, network: flow.nn.Module | None = None) -> dict[str, float]:
+        """Evaluates a network on all images of ``loader``.
 
-        They measure the task, whatever the objective is, so that runs can be compared; of the network
-        that stands in for the model, where the last fit had one.
+        The metrics measure the task, whatever the objective is, so that runs can be compared.
+
+        Args:
+            loader: the images.
+            network: the network; the trainer's model by default.
+
+        Returns:
+            ``eval/accuracy``, a fraction, and ``eval/cross_entropy``, in nats per image.
         """
-        model = self.model if self._eval_model is None else self._eval_model
-        evaluation = Evaluation.from_logits(predict_logits(model, loader), loader.targets)
+        logits = predict_logits(self.model if network is None else network, loader)
+        evaluation = Evaluation.from_logits(logits, loader.targets)
         return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
 
     def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:
-        """Tells the callbacks that were started how the fit ended."""
+        """Calls ``on_fit_end`` of the callbacks that were started."""
         end = FitEnd(status, reason, run.epoch, run.step, time.perf_counter() - started)
         self.callbacks.on_fit_end(run, end)
         return end
 
 
 def _example(train: Loader) -> flow.Tensor:
-    """Returns the first image as a batch, for layers' shapes to be found out with."""
+    """Returns the first image as a batch, (1, C, H, W) float32, to find layers' shapes with."""
     return flow.tensor(train.inputs[:1]).to(train.device)
 
 
 def _detached(losses: Mapping[str, flow.Tensor]) -> Mapping[str, flow.Tensor]:
-    """Returns the losses as numbers only; where a lone term is the total, one tensor stands for both.
+    """Returns the losses without their graph. A term that is the total shares one tensor with it.
 
-    Between two steps the processor has forgotten how to make a tensor, and each takes its time.
+    Making a tensor here is slow, because the CPU caches are cold between two steps.
     """
     total = losses["total"].detach()
     return MappingProxyType(
@@ -189,30 +213,30 @@ def _detached(losses: Mapping[str, flow.Tensor]) -> Mapping[str, flow.Tensor]:
 
 
 def _stopping(run: Run) -> bool:
-    """Returns whether the fit is to stop. All ranks agree, also where only one of them was asked."""
-    asked, ranks = run.stopping, run.train.ranks
+    """Returns whether the fit stops: on every rank, if a callback of any rank has called ``run.stop``."""
+    stopping_here, ranks = run.stopping, run.train.ranks
     if ranks.size == 1:
-        return asked
-    stopping = ranks.any_rank(asked)
-    if stopping and not asked:
+        return stopping_here
+    stopping = ranks.any_rank(stopping_here)
+    if stopping and not stopping_here:
         run.stop("a callback of another process asked for it")
     return stopping
 
 
 def _mean_losses(batches: Sequence[Mapping[str, flow.Tensor]], sizes: Sequence[int]) -> dict[str, float]:
-    """Returns the mean over all images, as ``loss/NAME``.
+    """Returns the means of the losses over all images, as ``loss/NAME``.
 
-    No step waits for its numbers: they stay on the device until the epoch is over.
+    The losses stay on the device until the end of the epoch, so that no step waits for its numbers.
 
     Args:
-        batches: each batch's mean losses, by name.
-        sizes: how many images each batch has.
+        batches: each batch's mean losses by name, scalar tensors.
+        sizes: the number of images in each batch.
     """
     names = batches[0] if batches else ()
     return {f"loss/{name}": _mean([losses[name] for losses in batches], sizes) for name in names}
 
 
 def _mean(losses: Sequence[flow.Tensor], sizes: Sequence[int]) -> float:
-    """Returns the mean, weighted by ``sizes``. The losses are read together, not one by one."""
+    """Returns the mean of scalar tensors, weighted by ``sizes``. They are read from the device together."""
     values = flow.stack(list(losses)).numpy().reshape(len(sizes))
     return float(np.average(values.astype(np.float64), weights=sizes))

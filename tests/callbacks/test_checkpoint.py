@@ -65,7 +65,7 @@ def test_of_given_metrics_the_right_epoch_is_kept(
     values = iter([0.5, 0.7, 0.7, 0.3, 0.3, 0.6])
 
     class Scripted(Trainer):
-        def evaluate(self, loader: Loader) -> dict[str, float]:
+        def evaluate(self, loader: Loader, network: object = None) -> dict[str, float]:
             return {"eval/accuracy": next(values)}
 
     keeper = Keeper()

@@ -18,7 +18,7 @@ from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EvalEnd
 from kdtrain.engine.objective import Objective
-from kdtrain.engine.recorder import Output
+from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, UsageError
@@ -97,7 +97,8 @@ def test_value_and_gradient_of_the_blend_agree_with_float64(
     labels = rng.integers(0, classes, 6)
     logits = flow.tensor(student, requires_grad=True)
     batch = Batch(flow.tensor(fixed), flow.tensor(labels), flow.tensor(np.arange(6)))
-    objective = Objective.task().blend("kd", SoftTargets(flow.nn.Identity(), temperature), alpha)
+    teacher = Teacher(flow.nn.Identity())
+    objective = Objective.task().blend("kd", SoftTargets(teacher, temperature), alpha)
     loss = objective(batch, Output(logits))["total"]
     loss.backward()
 
@@ -124,7 +125,7 @@ def test_value_and_gradient_of_the_blend_agree_with_float64(
 def test_a_teacher_equal_to_the_student_has_a_kd_term_of_0(train: Loader) -> None:
     model = build_model("student_mlp", (1, 28, 28), 10)
     batch = next(iter(train.epoch(1)))
-    assert SoftTargets(model, 5.0)(batch, Output(model(batch.inputs))).item() == 0.0
+    assert SoftTargets(Teacher(model), 5.0)(batch, Output(model(batch.inputs))).item() == 0.0
 
 
 def test_the_teacher_is_left_alone(
@@ -166,11 +167,11 @@ def test_the_table_holds_what_the_teacher_says_about_each_batch(
     train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
     callback = DistillationCallback(teacher, cache_directory=tmp_path)
-    live = SoftTargets(teacher, 4.0)
+    live = Teacher(teacher)
     _fit(train, validation, tmp_path, callback)
     for batch in train.epoch(3):
-        cached = callback.soft_targets.teacher_logits(batch).numpy()
-        np.testing.assert_allclose(cached, live.teacher_logits(batch).numpy(), atol=1e-5)
+        table = callback.teacher.logits(batch).numpy()
+        np.testing.assert_allclose(table, live.logits(batch).numpy(), atol=1e-5)
 
 
 def test_with_augmentation_the_teacher_sees_each_batch_as_the_student_does_and_says_so(
@@ -178,7 +179,7 @@ def test_with_augmentation_the_teacher_sees_each_batch_as_the_student_does_and_s
     validation: Loader,
     tmp_path: Path,
     teacher: flow.nn.Module,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     seen: list[bytes] = []
     teacher.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numpy().tobytes()))
@@ -196,16 +197,17 @@ def test_with_augmentation_the_teacher_sees_each_batch_as_the_student_does_and_s
         augment=Shift(2, (float(np.asarray(train.inputs).min()),)),
     )
     cache = tmp_path / "cache"
+    caplog.set_level("INFO", "kdtrain")
     _fit(shifted, validation, tmp_path, DistillationCallback(teacher, cache_directory=cache), Watch())
     assert len(set(seen)) == len(seen) == 1 + 2 * len(shifted)  # one to count the classes, then every batch
     assert not cache.exists()
-    said = "The images are augmented, so the teacher is asked at every step: that is slow.\n"
-    assert capsys.readouterr().err == said
+    assert [record.name for record in caplog.records] == ["kdtrain.callbacks.distillation"]
+    assert "teacher runs at every step" in caplog.text
 
 
 def test_a_teacher_of_other_classes_is_refused(train: Loader, validation: Loader, tmp_path: Path) -> None:
     seven = build_model("student_mlp", (1, 28, 28), 7)
-    with pytest.raises(CallbackError, match="teacher knows 7 classes, the data have 10"):
+    with pytest.raises(CallbackError, match="7 classes, the data have 10"):
         _fit(train, validation, tmp_path, DistillationCallback(seven, cache_directory=tmp_path))
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain import Batch, Objective, Output, Recorder, Teacher, flow
-from kdtrain.callbacks.distillation import SoftTargets
+from kdtrain import Batch, DistillationCallback, Objective, Output, Recorder, flow
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -76,15 +75,11 @@ def images_of(seed: int = 0, count: int = 6) -> Floats:
 
 
 def objective_for(student: flow.nn.Module, teacher: flow.nn.Module, alpha: float = 0.9) -> Objective:
-    """What a plugin is given in ``configure`` when the mode is student_kd."""
-    soft = SoftTargets(teacher, 4.0)
-    recorder = Recorder(student, "student", flow.tensor(images_of(count=1)))
-    return Objective.task().with_student(recorder).with_teacher(soft.teacher).blend("kd", soft, alpha)
+    """The objective that a plugin's ``configure`` receives in mode student_kd."""
+    images = flow.tensor(images_of(count=1))
+    objective = Objective.task().with_student(Recorder(student, "student", images))
+    return DistillationCallback(teacher, 4.0, alpha).configure(objective)
 
 
 def output_of(objective: Objective, batch: Batch) -> Output:
     return objective.student(batch.inputs)
-
-
-def teacher_of(network: flow.nn.Module) -> Teacher:
-    return Teacher(network)

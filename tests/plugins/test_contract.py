@@ -134,7 +134,7 @@ def test_networks_stay_through_every_change_of_the_objective() -> None:
     assert changed.teacher is objective.teacher
     assert changed.eval_model is eval_model
     assert list(changed.with_constraint(constraints[1]).constraints) == constraints
-    with pytest.raises(ValueError, match="put a network in the student's place already"):
+    with pytest.raises(ValueError, match="set the network to evaluate already"):
         changed.evaluate_with(eval_model)
     with pytest.raises(UsageError, match="needs a teacher"):
         _ = Objective.task().teacher

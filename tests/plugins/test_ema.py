@@ -105,7 +105,7 @@ def test_statistics_are_copied(train: Loader, validation: Loader, tmp_path: Path
 
 
 def test_only_one_network_can_stand_in(train: Loader, validation: Loader, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="another callback has put a network in the student's place"):
+    with pytest.raises(Exception, match="another callback has set the network to evaluate"):
         Trainer(network(), ADAM, [Ema(), Ema()]).fit(train, validation, epochs=1, directory=tmp_path)
 
 
