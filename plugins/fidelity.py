@@ -1,11 +1,11 @@
-"""Watches how closely a student follows its teacher."""
+"""Fidelity: how closely a student follows its teacher."""
 
 from __future__ import annotations
 
-from kdtrain import EvalEnd, EventFile, FitEnd, NeedsTeacher, Run, measure_fidelity, predict_logits
+from kdtrain import EvalEnd, EventFileObserver, NeedsTeacher, Run, measure_fidelity, predict_logits
 
 
-class Fidelity(NeedsTeacher):
+class Fidelity(NeedsTeacher, EventFileObserver):
     """Shows in TensorBoard how far student and teacher agree on the held-out images.
 
     Stanton et al., "Does Knowledge Distillation Really Work?" (2021), section 3:
@@ -13,22 +13,15 @@ class Fidelity(NeedsTeacher):
     ``fidelity/kl``, the mean of KL(teacher || student) in nats.
     """
 
-    def __init__(self) -> None:
-        self.file: EventFile | None = None
+    suffix = ".fidelity"
 
     def on_fit_start(self, run: Run) -> None:
-        """Asks the teacher, once, and opens an event file beside the run's own."""
-        self.teacher = predict_logits(run.objective.teacher.network, run.validation)
-        self.file = EventFile(run.directory, suffix=".fidelity", up_to=run.step)
+        """Computes the teacher's logits, (N, C) float32, and opens the event file."""
+        self.teacher_logits = predict_logits(run.objective.teacher.network, run.validation)
+        super().on_fit_start(run)
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
-        """Compares."""
-        agreement, divergence = measure_fidelity(predict_logits(run.evaluated, run.validation), self.teacher)
-        if self.file is not None:
-            self.file.add_scalars({"fidelity/agreement": agreement, "fidelity/kl": divergence}, event.step)
-            self.file.flush()  # before a checkpoint says that this epoch is finished
-
-    def on_fit_end(self, run: Run, event: FitEnd) -> None:
-        """Closes the file."""
-        if self.file is not None:
-            self.file.close()
+        """Writes agreement and divergence."""
+        student_logits = predict_logits(run.evaluated, run.validation)
+        agreement, divergence = measure_fidelity(student_logits, self.teacher_logits)
+        self.add_scalars({"fidelity/agreement": agreement, "fidelity/kl": divergence}, event.step)
