@@ -1,1 +1,1 @@
-"""Callbacks that come with kdtrain but are not part of it: written against its public API only."""
+"""Plugins that come with kdtrain: callbacks, one file each, that import its public names only."""

@@ -1,4 +1,4 @@
-"""Attention transfer: the student's maps are to be strong where the teacher's are."""
+"""Attention transfer: a loss between the places where student's and teacher's feature maps are strong."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ F = flow.nn.functional
 class Attention(FeatureMethod):
     """Adds the distance between attention maps: the mean over channels of the squared features.
 
-    Zagoruyko, Komodakis, "Paying More Attention to Attention" (2017), section 3.1, equation 2; the
+    Zagoruyko, Komodakis, "Paying More Attention to Attention" (2017), section 3.1, equation 2. The
     mean over pixels instead of a sum, and the weight, are those of mdistiller's implementation
-    (megvii-research/mdistiller, distillers/AT.py). Of maps of different size the larger is averaged
-    down. Several
-    pairs of layers: the option several times. Without soft targets: ``--alpha 0``.
+    (megvii-research/mdistiller, distillers/AT.py). If the maps differ in size, the larger one is averaged
+    down. Give the option several times for several pairs of layers. ``--alpha 0`` removes the soft targets.
 
     Args:
         student_layer: name of a layer with feature maps, in the student.
-        teacher_layer: name of one in the teacher.
-        weight: above 0.
+        teacher_layer: name of a layer with feature maps, in the teacher.
+        weight: the term's weight, above 0.
     """
 
     def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1000.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
-        """Returns the loss, if both layers have maps."""
+        """Returns the loss.
+
+        Raises:
+            UsageError: a layer has no feature maps.
+        """
         layers = ("student", self.student_layer, student), ("teacher", self.teacher_layer, teacher)
         for role, layer, shape in layers:
             if len(shape) != 3:
@@ -42,24 +45,35 @@ class Attention(FeatureMethod):
 def attention_loss(student: flow.Tensor, teacher: flow.Tensor) -> flow.Tensor:
     """Returns the mean squared difference of the attention maps, each of length 1.
 
-    From the maps on in float64: the squares of small differences would lose what float32 has.
+    The maps are computed in float64, because squares of small differences lose float32's digits.
 
     Args:
-        student: (B, C, H, W); the gradient flows here.
-        teacher: (B, C', H', W').
+        student: features, (B, C, H, W) float32; the gradient flows here.
+        teacher: features, (B, C', H', W') float32.
+
+    Returns:
+        A float32 scalar, the mean over images and pixels.
     """
-    sizes = tuple(min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    size = tuple(min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True))
     with flow.no_grad():
-        theirs = attention_map(teacher, sizes)
-    difference = attention_map(student, sizes) - theirs
+        teacher_map = attention_map(teacher, size)
+    difference = attention_map(student, size) - teacher_map
     return (difference * difference).mean().float()
 
 
 def attention_map(features: flow.Tensor, size: Shape) -> flow.Tensor:
-    """Returns the mean over the channels of squared features, (B, H * W), each row of length 1."""
+    """Returns the mean over the channels of squared features, each row of length 1.
+
+    Args:
+        features: (B, C, H', W') float32.
+        size: (H, W), to which the features are averaged down.
+
+    Returns:
+        (B, H * W) float64.
+    """
     if tuple(features.shape[2:]) != size:
         features = F.adaptive_avg_pool2d(features, size)
     strength = (features * features).mean(dim=1).double().reshape(len(features), -1)
-    # Of a map of zeros it is not 0, so that the root has a slope.
+    # Clamped, so that the root has a finite slope at a map of zeros.
     length = (strength * strength).sum(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
     return strength / length

@@ -1,4 +1,4 @@
-"""Writes a run's figures as a table."""
+"""A table of a run's figures."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import io
 
 from kdtrain import Callback, EpochEnd, KdtrainError, Run, read_text, write_text
 
-_LARGEST = 1 << 28  # bytes of a table; a row has 200
+_LARGEST = 1 << 28  # bytes of a table; a row has about 200
 
 
 class Csv(Callback):
-    """Keeps a row per epoch in ``metrics.csv``, in the run's directory, for spreadsheets and plots."""
+    """Writes a row per epoch to ``metrics.csv``, in the run's directory, for spreadsheets and plots."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, str]] = []
 
     def on_fit_start(self, run: Run) -> None:
-        """Of a resumed run's table, keeps the rows before its last finished epoch, and adds that one's."""
+        """Reads a resumed run's rows before its last finished epoch, and writes that epoch's row again."""
         self.rows = []
         if run.resumed is None:
             return
         file = run.directory / "metrics.csv"
         try:
-            known = list(csv.DictReader(io.StringIO(read_text(file, _LARGEST)))) if file.exists() else []
-            self.rows = [row for row in known if int(row["epoch"]) < run.resumed.epoch]
+            rows = list(csv.DictReader(io.StringIO(read_text(file, _LARGEST)))) if file.exists() else []
+            self.rows = [row for row in rows if int(row["epoch"]) < run.resumed.epoch]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise KdtrainError(f"{file} is damaged ({error}): mend it, or move it away.") from error
+            raise KdtrainError(f"{file} is damaged ({error}): fix it, or move it away.") from error
         self._add(run, run.resumed)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Adds the epoch's row, and writes the file as a whole."""
+        """Adds the epoch's row; the whole file is replaced."""
         self._add(run, event)
 
     def _add(self, run: Run, event: EpochEnd) -> None:

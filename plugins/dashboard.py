@@ -1,4 +1,4 @@
-"""Shows a whole fit on one screen."""
+"""A live view of a fit on one screen."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LEVELS = " ▁▂▃▄▅▆▇█"
 class Dashboard(Callback):
     """Draws losses, accuracy, progress and the time left, on a terminal, instead of progress bars.
 
-    Elsewhere, and where several fits run side by side, everything is as without it: a line per epoch.
+    Without a terminal, and with several fits side by side, it draws nothing: a line per epoch is printed.
 
     Args:
-        seconds: at least so long between two drawings, which wait for the losses to be computed.
+        seconds: the least time between two drawings, in seconds; each waits for the losses to be computed.
     """
 
     def __init__(self, seconds: float = 0.25) -> None:
@@ -35,22 +35,22 @@ class Dashboard(Callback):
         self.started = self.drawn = 0.0
 
     def on_fit_start(self, run: Run) -> None:
-        """Takes the screen if it may."""
+        """Starts drawing if the terminal is free."""
         self.started, self.first_step = time.perf_counter(), run.step
         if claim_terminal():
-            # Without a thread of its own: drawing is left to on_batch.
+            # Without a thread of its own: on_batch draws.
             self.live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
             self.live.start()
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
-        """Draws, now and then."""
+        """Draws, unless the last drawing is too recent."""
         if self.live is None or time.perf_counter() - self.drawn < self.seconds:
             return
         self.losses = {name: loss.item() for name, loss in event.losses.items()}
         self._draw(run)
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
-        """Takes the epoch's figures."""
+        """Keeps the epoch's accuracy and mean losses, and draws."""
         self.accuracies.append(event.metrics["eval/accuracy"])
         self.means = {
             name.removeprefix("loss/"): value
@@ -61,7 +61,7 @@ class Dashboard(Callback):
             self._draw(run)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
-        """Gives the screen back, whatever has happened."""
+        """Clears the screen."""
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -72,7 +72,7 @@ class Dashboard(Callback):
             self.live.update(self.screen(run, self.drawn - self.started), refresh=True)
 
     def screen(self, run: Run, elapsed: float) -> RenderableType:
-        """Returns what is shown after ``elapsed`` seconds."""
+        """Returns the screen's content after ``elapsed`` seconds."""
         steps = len(run.train)
         progress = Table.grid(padding=(0, 1))
         in_epoch = run.step - (run.epoch - 1) * steps
@@ -96,7 +96,7 @@ class Dashboard(Callback):
 
 
 def bars(values: list[float]) -> str:
-    """Returns a bar per value, from the least to the greatest of them."""
+    """Returns a bar per value, scaled from the least value to the greatest."""
     low, high = min(values), max(values)
     span = high - low or 1.0
     return "".join(_LEVELS[1 + round((value - low) / span * (len(_LEVELS) - 2))] for value in values)

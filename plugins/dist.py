@@ -1,4 +1,4 @@
-"""DIST: match how probabilities relate, within an image and within a class, instead of their values."""
+"""DIST: a loss on the correlation of probabilities, within an image and within a class."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Dist(NeedsTeacher, NeedsWholeBatch):
     Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), section 4. Both correlations
     have one weight, 2 beside 1 for the labels' loss, and T is 1, as in the authors' settings for
     ImageNet (hunto/image_classification_sota, configs/strategies/distill/resnet_dist.yaml); for
-    CIFAR-100 they have T = 4. A class's correlation is over the images of a process's batch. The loss
-    takes the place of the soft targets, under their weight: the sum with the labels' loss is
-    ``--alpha 0.5``.
+    CIFAR-100 they use T = 4. A class's correlation is taken over the images of a process's batch. The loss
+    replaces the soft targets, under their weight; ``--alpha 0.5`` gives the paper's sum with the labels'
+    loss.
 
     Args:
-        weight: of both correlations together, above 0.
+        weight: weight of both correlations together, above 0.
         temperature: T, above 0. The loss is multiplied by T^2.
     """
 
@@ -36,28 +36,40 @@ class Dist(NeedsTeacher, NeedsWholeBatch):
         return objective.replace("kd", self.loss, rename="dist", factor=self.weight)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns T^2 times the two distances of correlation, 0 to 4."""
+        """Returns the loss of ``dist_loss`` for a batch: a float32 scalar from 0 to 4 T^2."""
         return dist_loss(output.logits, self.teacher.logits(batch), self.temperature)
 
 
 def dist_loss(student: flow.Tensor, teacher: flow.Tensor, temperature: float) -> flow.Tensor:
     """Returns T^2 [(1 - mean correlation of the rows) + (1 - mean correlation of the columns)].
 
-    In float64: near the optimum a correlation is 1 minus little.
+    It is computed in float64, because a correlation is close to 1 near the optimum.
 
     Args:
-        student: logits, (B, classes); the gradient flows here.
-        teacher: logits, (B, classes).
+        student: logits, (B, C) float32; the gradient flows here.
+        teacher: logits, (B, C) float32.
         temperature: T.
+
+    Returns:
+        A float32 scalar.
     """
-    ours, theirs = (flow.softmax(logits.double() / temperature, dim=1) for logits in (student, teacher))
-    rows, columns = (correlation(ours, theirs, dim).mean() for dim in (1, 0))
+    student_probs = flow.softmax(student.double() / temperature, dim=1)
+    teacher_probs = flow.softmax(teacher.double() / temperature, dim=1)
+    rows = correlation(student_probs, teacher_probs, dim=1).mean()
+    columns = correlation(student_probs, teacher_probs, dim=0).mean()
     return ((2.0 - rows - columns) * temperature**2).float()
 
 
 def correlation(a: flow.Tensor, b: flow.Tensor, dim: int) -> flow.Tensor:
-    """Returns Pearson's correlation of ``a`` and ``b`` along ``dim``; 0 where either is constant."""
-    a, b = (x - x.mean(dim=dim, keepdim=True) for x in (a, b))
+    """Returns Pearson's correlation of ``a`` and ``b`` along ``dim``; 0 where either is constant.
+
+    Args:
+        a: (B, C) float64.
+        b: (B, C) float64.
+        dim: 0 for the correlation of columns, (C,) float64; 1 for that of rows, (B,) float64.
+    """
+    a = a - a.mean(dim=dim, keepdim=True)
+    b = b - b.mean(dim=dim, keepdim=True)
     squares = (a * a).sum(dim=dim) * (b * b).sum(dim=dim)
-    # Inside the root, so that it has a slope where a column is constant, as it is in a batch of one.
+    # Added inside the root, which then has a finite slope at a constant column, such as in a batch of one.
     return (a * b).sum(dim=dim) / (squares + _EPSILON**2).sqrt()

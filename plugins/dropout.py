@@ -1,4 +1,4 @@
-"""Dropout at other rates than those that a network was written with."""
+"""Dropout rates for networks that have dropout layers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from kdtrain import Callback, Dropout, Objective, UsageError
 
 
 class DropoutRates(Callback):
-    """Sets how much a network's dropout layers drop in training.
+    """Sets the rates of a network's dropout layers.
 
     Hinton et al., "Improving neural networks by preventing co-adaptation of feature detectors" (2012),
-    section 2, drop half of the hidden units and a fifth of the pixels. Where every image is changed
-    each time that it is seen (``--augment``), less is better.
+    section 2, drop half of the hidden units and a fifth of the pixels. Lower rates are better with
+    augmented images (``--augment``).
 
     Args:
-        hidden: the fraction that a layer drops, from 0 up to, not including, 1.
-        inputs: the same for one that stands before all weights, and so drops pixels.
+        hidden: the fraction of units that a layer drops, at least 0 and below 1.
+        inputs: the same for a layer before all weights, which drops pixels.
     """
 
     def __init__(self, hidden: float = 0.5, inputs: float = 0.2) -> None:
@@ -25,18 +25,18 @@ class DropoutRates(Callback):
         self.inputs = inputs
 
     def configure(self, objective: Objective) -> Objective:
-        """Changes the layers of the network that is trained; returns the objective as it is.
+        """Sets the rates in the student; returns the objective unchanged.
 
         Raises:
-            UsageError: the network has no dropout.
+            UsageError: the network has no dropout layer.
         """
         layers = list(objective.student.network.modules())
         weighted = [list(layer.parameters(recurse=False)) != [] for layer in layers]
         first = weighted.index(True) if True in weighted else len(layers)
-        # Whoever wrote the network, its dropout is kdtrain's by now, which follows the seed.
-        dropping = [place for place, layer in enumerate(layers) if isinstance(layer, Dropout)]
-        if not dropping:
+        # Layers of other libraries are replaced by kdtrain's when a network is built.
+        positions = [position for position, layer in enumerate(layers) if isinstance(layer, Dropout)]
+        if not positions:
             raise UsageError("--plugin dropout: the network has no dropout layer.")
-        for place in dropping:
-            layers[place].p = self.inputs if place < first else self.hidden
+        for position in positions:
+            layers[position].p = self.inputs if position < first else self.hidden
         return objective

@@ -10,13 +10,12 @@ from kdtrain import BatchEnd, Callback, Objective, Run, UsageError, flow
 class Ema(Callback):
     """Evaluates and keeps the average of the weights over the last steps instead of the last weights.
 
-    Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992), with weights that
-    fall off exponentially. Training itself goes on as it would; only what is measured and saved as the
-    best model are the averages. The early steps, when there is little to average over, count less:
-    the decay is at most step / (step + 9).
+    Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992), with exponentially
+    falling weights of the steps. Training is the same as without it; only the evaluation and the best model
+    use the averages. The decay is at most step / (step + 9), so that the initial weights count little.
 
     Args:
-        decay: the part of the average that each step keeps, from 0 up to, not including, 1.
+        decay: the fraction of the average that each step keeps, at least 0 and below 1.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -25,14 +24,14 @@ class Ema(Callback):
         self.decay = decay
 
     def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with a copy of the student that stands in for it."""
+        """Returns the objective with a copy of the student, to be evaluated instead of it."""
         self.average = copy.deepcopy(objective.student.network).eval()
         for parameter in self.average.parameters():
             parameter.requires_grad_(False)
         return objective.evaluate_with(self.average)
 
     def on_fit_start(self, run: Run) -> None:
-        """Pairs each average with what it is of; statistics, such as a batch norm's, are copied."""
+        """Pairs averages with parameters. Statistics, such as a batch norm's, are copied instead."""
         self.pairs = list(zip(self.average.parameters(), run.model.parameters(), strict=True))
         self.copied = list(zip(self.average.buffers(), run.model.buffers(), strict=True))
 

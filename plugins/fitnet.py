@@ -1,4 +1,4 @@
-"""FitNets: an inner layer of the student is to predict one of the teacher's."""
+"""FitNets: a regression from an inner layer of the student to one of the teacher."""
 
 from __future__ import annotations
 
@@ -8,63 +8,70 @@ from kdtrain import Conv2d, FeatureLoss, FeatureMethod, Shape, UsageError, flow
 
 
 class FitNet(FeatureMethod):
-    """Adds the squared distance between a teacher's layer and what a regressor makes of the student's.
+    """Adds the squared distance between a teacher's layer and a regression from the student's layer.
 
     Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), section 2.2, equation 3. The hint is not
-    a stage of its own but a term beside the others, the mean over all values, as in
-    megvii-research/mdistiller (distillers/FitNet.py). Its weight there is 100, for convolutional
-    networks whose features batch normalisation keeps small; here it is 1, because 100 drowns the labels
-    where nothing does: ``student_mlp`` after ``hinton_1200``, ``fc1`` each, 10,000 images of MNIST, 20
-    epochs, recognised 95.4 % of the held-out images with 1, 94.3 % with 10, 93.9 % with 100 (95.3 %
-    without the hint; means of two seeds). The regressor is trained along with the student and is no
-    part of it. For the paper's objective, without soft targets, ``--alpha 0``.
+    a stage of its own but one more term, the mean over all values, as in megvii-research/mdistiller
+    (distillers/FitNet.py). The weight there is 100, for convolutional networks whose features batch
+    normalisation keeps small. It is 1 here, because without batch normalisation 100 outweighs the labels:
+    ``student_mlp`` after ``hinton_1200``, ``fc1`` each, 10,000 images of MNIST, 20 epochs, recognised
+    95.4 % of the held-out images with 1, 94.3 % with 10, 93.9 % with 100 (95.3 % without the hint; means
+    of two seeds). The regressor is trained along with the student and is not part of it. ``--alpha 0``
+    gives the paper's objective, without soft targets.
 
     Args:
         student_layer: name of the guided layer, in the student.
         teacher_layer: name of the hint layer, in the teacher.
-        weight: above 0.
+        weight: the term's weight, above 0.
     """
 
     def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
-        """Returns the distance, with a new regressor."""
+        """Returns the loss, with a new regressor."""
         return Hint(make_regressor(student, teacher))
 
 
 class Hint(flow.nn.Module):
-    """The mean squared difference between regressed student's and teacher's features."""
+    """The mean squared difference between the teacher's features and the student's after regression."""
 
     def __init__(self, regressor: flow.nn.Module) -> None:
         super().__init__()
         self.regressor = regressor
 
     def forward(self, student: flow.Tensor, teacher: flow.Tensor) -> flow.Tensor:
-        """Returns the mean over all images and features."""
+        """Returns the mean over all images and features, a float32 scalar.
+
+        Args:
+            student: features, (B, ...) float32; the gradient flows here.
+            teacher: features, (B, ...) float32.
+        """
         difference = self.regressor(student) - teacher.reshape(len(teacher), -1)
         return (difference * difference).mean()
 
 
 def make_regressor(student: Shape, teacher: Shape) -> flow.nn.Module:
-    """Returns a new layer from features of one shape to (B, features of the other).
+    """Returns a new regressor: (B, *student) float32 to (B, prod(teacher)) float32.
 
     Between maps it is a convolution without padding, whose kernel takes the student's size to the
     teacher's, as in the paper; otherwise a fully connected layer.
+
+    Args:
+        student: the shape of the student's features for one image.
+        teacher: the shape of the teacher's features for one image.
 
     Raises:
         UsageError: the student's map is smaller than the teacher's.
     """
     if len(student) == len(teacher) == 3:
-        kernel = tuple(own - other + 1 for own, other in zip(student[1:], teacher[1:], strict=True))
+        (channels, height, width), (teacher_channels, teacher_height, teacher_width) = student, teacher
+        kernel = (height - teacher_height + 1, width - teacher_width + 1)
         if min(kernel) < 1:
-            sizes = " and the ".join(
-                f"{who}'s {' x '.join(map(str, shape[1:]))}"
-                for who, shape in (("student", student), ("teacher", teacher))
-            )
             raise UsageError(
-                f"the {sizes}: a regressor makes maps smaller only. "
+                f"the student's maps are {height} x {width}, the teacher's {teacher_height} x "
+                f"{teacher_width}: a regressor cannot enlarge maps. "
                 "Choose an earlier layer of the student or a later one of the teacher."
             )
-        return flow.nn.Sequential(Conv2d(student[0], teacher[0], kernel), flow.nn.Flatten())
+        return flow.nn.Sequential(Conv2d(channels, teacher_channels, kernel), flow.nn.Flatten())
     return flow.nn.Sequential(flow.nn.Flatten(), flow.nn.Linear(math.prod(student), math.prod(teacher)))

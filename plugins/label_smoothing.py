@@ -1,4 +1,4 @@
-"""Label smoothing: the control that a distilled student has to beat."""
+"""Label smoothing: the control in comparisons with a distilled student."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ class LabelSmoothing(Callback):
     """Trains on labels that give epsilon / (classes - 1) to every wrong class.
 
     Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), section 7,
-    in the form that leaves 1 - epsilon on the label. It takes the place of the cross-entropy, under
-    whatever weight that has, so it combines with distillation.
+    in the form that leaves 1 - epsilon on the label. It replaces the cross-entropy, under the same
+    weight, so it combines with distillation.
 
     Args:
-        epsilon: the probability taken away from the label, from 0 up to, not including, 1.
+        epsilon: the probability taken away from the label, at least 0 and below 1.
     """
 
     def __init__(self, epsilon: float = 0.1) -> None:
@@ -26,9 +26,9 @@ class LabelSmoothing(Callback):
         return objective.replace("task", self.smoothed_cross_entropy)
 
     def smoothed_cross_entropy(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns the mean cross-entropy against the smoothed labels, in nats per image."""
+        """Returns the mean cross-entropy against the smoothed labels: a float32 scalar, in nats per image."""
         classes = output.logits.shape[1]
-        # In float64: the difference of sums below would cost float32 its last digits.
+        # In float64, because the difference of sums below loses float32's last digits.
         log_p = flow.nn.functional.log_softmax(output.logits.double(), dim=1)
         right = log_p.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
         wrong = (log_p.sum(dim=1) - right) * (self.epsilon / (classes - 1))

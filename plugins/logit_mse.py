@@ -8,9 +8,9 @@ from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
 class LogitMse(NeedsTeacher):
     """Moves the student's logits to the teacher's, up to a constant per image.
 
-    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.1: what
-    T^2 KL tends to for a high temperature, 1/(2 classes) times the squared distance of logits that
-    have mean 0. The loss takes the place of the soft targets, under their weight.
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.1: the limit
+    of T^2 KL for a high temperature, 1/(2 classes) times the squared distance of logits that have
+    mean 0. The loss replaces the soft targets, under their weight.
 
     Args:
         weight: multiplies the loss, above 0.
@@ -27,7 +27,10 @@ class LogitMse(NeedsTeacher):
         return objective.replace("kd", self.loss, rename="logit_mse", factor=self.weight)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns half the squared distance of centred logits per class, the mean over the images."""
+        """Returns half the squared distance of centred logits per class: a float32 scalar.
+
+        It is the mean over the images, in squared logits.
+        """
         difference = output.logits.double() - self.teacher.logits(batch).double()
         difference = difference - difference.mean(dim=1, keepdim=True)
         return (difference * difference).mean().float() * 0.5

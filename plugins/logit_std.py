@@ -8,13 +8,13 @@ _EPSILON = 1e-7
 
 
 class LogitStd(NeedsTeacher):
-    """Compares the shapes of the logits: each image's are standardised, on both sides, before softmax.
+    """Standardises each image's logits, the student's and the teacher's, before the softmax.
 
-    Sun et al., "Logit Standardization in Knowledge Distillation" (2024), algorithm 1; T and the
-    weights, .1 for the labels and 9 for this loss, are those of the authors' code
-    (sunshangquan/logit-standardization-KD), which with kdtrain's default ``--alpha 0.9`` are these
-    defaults. They are for 100 classes: with fewer, others may suit better. The loss takes the place of
-    the soft targets, under their weight.
+    Sun et al., "Logit Standardization in Knowledge Distillation" (2024), algorithm 1. The defaults, with
+    kdtrain's ``--alpha 0.9``, are T and the weights of the authors' code
+    (sunshangquan/logit-standardization-KD): .1 for the labels and 9 for this loss. They are for 100
+    classes; other values may suit fewer classes better. The loss replaces the soft targets, under their
+    weight.
 
     Args:
         temperature: T, above 0.
@@ -35,16 +35,22 @@ class LogitStd(NeedsTeacher):
         return objective.replace("kd", self.loss, rename="logit_std", factor=self.weight)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
-        """Returns the loss of ``soft_target_loss`` for standardised logits."""
-        teacher = standardised(self.teacher.logits(batch))
-        return soft_target_loss(standardised(output.logits), teacher, self.temperature)
+        """Returns ``soft_target_loss`` of standardised logits: a float32 scalar, in nats times T^2."""
+        teacher_logits = standardised(self.teacher.logits(batch))
+        return soft_target_loss(standardised(output.logits), teacher_logits, self.temperature)
 
 
 def standardised(logits: flow.Tensor) -> flow.Tensor:
-    """Returns (z - mean) / (deviation + 1e-7) of each row, in float64.
+    """Returns (z - mean) / (deviation + 1e-7) of each row.
 
-    The deviation is that of a sample, divided by classes - 1, as in the authors' code. Equal logits
+    The deviation is that of a sample, divided by C - 1, as in the authors' code. Equal logits
     give zeros.
+
+    Args:
+        logits: z, (B, C) float32.
+
+    Returns:
+        (B, C) float64.
     """
     centred = logits.double()
     centred = centred - centred.mean(dim=1, keepdim=True)

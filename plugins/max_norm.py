@@ -6,13 +6,13 @@ from kdtrain import Callback, Objective, UsageError, flow
 
 
 class MaxNorm(Callback):
-    """Shortens the weights that come in to a unit whenever they are longer than a limit.
+    """Shortens a unit's incoming weights, after every step, to a greatest length.
 
     Hinton et al., "Improving neural networks by preventing co-adaptation of feature detectors" (2012),
     section 2, bound the square of the length by 15 (a limit of 3.9); Srivastava et al., "Dropout: a
     simple way to prevent neural networks from overfitting" (2014), sections 5.1 and B.1, take 3 to 4,
-    and 2 on MNIST. It holds for every linear layer and convolution (there for each output channel) after
-    every step, and leaves biases alone.
+    and 2 on MNIST. The limit holds for every linear layer, and for each output channel of a convolution;
+    biases are not changed.
 
     Args:
         limit: the greatest Euclidean length, above 0.
@@ -32,9 +32,9 @@ class MaxNorm(Callback):
         return objective.with_constraint(self.shorten)
 
     def shorten(self) -> None:
-        """Projects each unit's weights, a row of (units, ...), on the ball of that radius."""
+        """Projects each unit's weights, a row of (units, ...) float32, on the ball of radius ``limit``."""
         for weight in self.weights:
-            # In four dimensions, since oneflow's loop over two takes a hundred times as long.
+            # In four dimensions, because OneFlow's loop over two takes a hundred times as long.
             rows = weight.reshape(1, len(weight), 1, -1)
             lengths = rows.square().sum(dim=3, keepdim=True).sqrt()
             weight.copy_((rows * (self.limit / lengths).clamp(max=1.0)).reshape(weight.shape))

@@ -1,4 +1,4 @@
-"""Relational distillation: the student is to see the teacher's distances and angles between images."""
+"""Relational distillation: a loss on the distances and angles between the images of a batch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import numpy.typing as npt
 from kdtrain import FeatureLoss, FeatureMethod, NeedsWholeBatch, Shape, UsageError, flow
 
 Array = npt.NDArray[np.float64]
-_EPSILON = 1e-12  # below it a squared distance counts as this, and sends no gradient
+_EPSILON = 1e-12  # the least squared distance; a smaller one counts as this, and sends no gradient
 
 
 class Rkd(FeatureMethod, NeedsWholeBatch):
-    """Adds what the distances and angles among a batch's images differ by between the networks.
+    """Adds the differences between the networks in the distances and angles among a batch's images.
 
     Park et al., "Relational Knowledge Distillation" (2019), sections 3.2.1 and 3.2.2, as in the
-    authors' code (lenscloth/RKD): means over all pairs and triples, those of one image with itself
-    included. The weights are those for classification in megvii-research/mdistiller. Feature maps are
-    averaged over their pixels. The relations are those within a process's batch. The triples make a
-    step of 128 images many times as long as a small student's alone. Without soft targets:
-    ``--alpha 0``.
+    authors' code (lenscloth/RKD): means over all pairs and triples, including those of an image with itself.
+    The weights are those for classification in megvii-research/mdistiller. Feature maps are averaged over
+    their pixels. The relations are those within a process's batch. The triples make a step of 128 images
+    many times as long as a small student's alone. ``--alpha 0`` removes the soft targets.
 
     Args:
         student_layer: name of a layer of the student.
@@ -41,42 +40,52 @@ class Rkd(FeatureMethod, NeedsWholeBatch):
         self.angle = angle
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
-        """Returns the weighted sum of both losses, for layers of any shape."""
+        """Returns the weighted sum of both losses; the layers may have any shape."""
         return partial(rkd_loss, distance=self.distance, angle=self.angle)
 
 
 def rkd_loss(student: flow.Tensor, teacher: flow.Tensor, distance: float, angle: float) -> flow.Tensor:
-    """Returns ``distance`` times the distances' loss plus ``angle`` times the angles'.
+    """Returns ``distance`` times the loss of the distances plus ``angle`` times the loss of the angles.
 
-    By NumPy, with the gradient in closed form: b^3 cosines in oneflow take ten times as long.
+    It is computed by NumPy in float64, with the gradient in closed form, because B^3 cosines take ten times
+    as long in OneFlow.
 
     Args:
-        student: (b, ...), maps with their pixels last; the gradient flows here.
-        teacher: likewise.
-        distance: a weight.
-        angle: a weight.
+        student: features, (B, D) or (B, C, H, W) float32; the gradient flows here.
+        teacher: features, (B, D') or (B, C', H', W') float32.
+        distance: the weight of the distances.
+        angle: the weight of the angles.
+
+    Returns:
+        A float32 scalar.
     """
     x = _flat(student)
-    ours, theirs = (_Relations(_flat(one).detach().numpy().astype(np.float64)) for one in (x, teacher))
-    value, gradient = 0.0, np.zeros_like(ours.gram)
-    for weight, relate in ((distance, distances), (angle, angles)):
+    relations, teacher_relations = _Relations(_points(x)), _Relations(_points(_flat(teacher)))
+    value, gradient = 0.0, np.zeros_like(relations.gram)
+    for weight, loss_of in ((distance, distances), (angle, angles)):
         if weight > 0:
-            loss, slope = relate(ours, theirs)
+            loss, slope = loss_of(relations, teacher_relations)
             value, gradient = value + weight * loss, gradient + weight * slope
-    slopes = flow.tensor(((gradient + gradient.T) @ ours.points).astype(np.float32)).to(x.device)
+    slopes = flow.tensor(((gradient + gradient.T) @ relations.points).astype(np.float32)).to(x.device)
     linear = (x * slopes).sum()
-    return linear - linear.detach() + value  # the value, with those slopes
+    return linear - linear.detach() + value  # equal to value, with the gradient ``slopes``
 
 
 def _flat(features: flow.Tensor) -> flow.Tensor:
-    """Returns one vector per image; of maps their means over the pixels."""
+    """Returns one vector per image, (B, D); maps are averaged over their pixels."""
     return features.reshape(*features.shape[:2], -1).mean(dim=2) if features.ndim > 2 else features
 
 
-class _Relations:
-    """Points, (b, d), moved to have mean 0; their inner products, distances and 1 / distances.
+def _points(vectors: flow.Tensor) -> Array:
+    """Returns a tensor's values as a float64 array, without gradient."""
+    points: Array = vectors.detach().numpy().astype(np.float64)
+    return points
 
-    The inverse is 0 between a point and itself, and where two are in the same place.
+
+class _Relations:
+    """Points, (B, D), shifted to mean 0; their inner products, distances and 1 / distances, (B, B) each.
+
+    The inverse is 0 between a point and itself, and between two equal points.
     """
 
     def __init__(self, points: Array) -> None:
@@ -91,50 +100,53 @@ class _Relations:
         self.inverse = np.divide(1.0, self.distance, out=np.zeros_like(between), where=self.apart)
 
     def slope_of_distances(self, slope: Array) -> Array:
-        """Returns the gradient for the inner products of a loss from that for the distances, (b, b)."""
+        """Returns a loss's gradient by the inner products, (B, B), from its gradient by the distances."""
         squared = slope * self.inverse / 2
         gradient: Array = -2 * squared
         gradient[np.diag_indices_from(gradient)] += squared.sum(axis=0) + squared.sum(axis=1)
         return gradient
 
 
-def distances(ours: _Relations, theirs: _Relations) -> tuple[float, Array]:
-    """Returns the loss of the distances, in units of their mean, and its gradient for ``ours.gram``."""
-    scaled, means = [], []
-    for relations in (ours, theirs):
-        pairs = max(np.count_nonzero(relations.distance), 1)
-        means.append(max(relations.distance.sum() / pairs, _EPSILON))
-        scaled.append(relations.distance / means[-1])
-    difference = scaled[0] - scaled[1]
+def distances(student: _Relations, teacher: _Relations) -> tuple[float, Array]:
+    """Returns the loss of the distances, in units of their mean, and its gradient by ``student.gram``."""
+    scaled, mean = _scaled_distances(student)
+    difference = scaled - _scaled_distances(teacher)[0]
     slope = np.clip(difference, -1, 1)
     value = _huber(difference, slope) / difference.size
     slope /= difference.size
-    spread = (slope * scaled[0]).sum() / max(np.count_nonzero(ours.distance), 1)
-    return value, ours.slope_of_distances((slope - spread) / means[0])
+    spread = (slope * scaled).sum() / max(np.count_nonzero(student.distance), 1)
+    return value, student.slope_of_distances((slope - spread) / mean)
 
 
-def angles(ours: _Relations, theirs: _Relations) -> tuple[float, Array]:
-    """Returns the loss of the cosines at each image between each two others, and its gradient."""
-    count = len(ours.gram)
-    value, gradient, slopes = 0.0, np.zeros_like(ours.gram), np.zeros_like(ours.gram)
-    for i, (cosines, wanted) in enumerate(zip(_cosines(ours), _cosines(theirs), strict=True)):
-        difference = cosines - wanted
+def _scaled_distances(relations: _Relations) -> tuple[Array, float]:
+    """Returns the distances in units of their mean, (B, B), and the mean over pairs of different points."""
+    pairs = max(np.count_nonzero(relations.distance), 1)
+    mean = max(relations.distance.sum() / pairs, _EPSILON)
+    return relations.distance / mean, mean
+
+
+def angles(student: _Relations, teacher: _Relations) -> tuple[float, Array]:
+    """Returns the loss of the cosines at each image between any two others, and its gradient."""
+    count = len(student.gram)
+    value, gradient, slopes = 0.0, np.zeros_like(student.gram), np.zeros_like(student.gram)
+    for i, (cosines, target) in enumerate(zip(_cosines(student), _cosines(teacher), strict=True)):
+        difference = cosines - target
         slope = np.clip(difference, -1, 1)
         value += _huber(difference, slope)
-        inverse = ours.inverse[i]
+        inverse = student.inverse[i]
         slopes[i] = -2 * inverse * np.einsum("jk,jk->j", slope, cosines)
         slope *= inverse
         slope *= inverse[:, None]
-        rows = slope.sum(axis=1)  # and of the columns: it is symmetric
+        rows = slope.sum(axis=1)  # equal to the sums of the columns, since slope is symmetric
         gradient += slope
         gradient[i] -= 2 * rows
         gradient[i, i] += rows.sum()
     size = count**3
-    return value / size, (gradient + ours.slope_of_distances(slopes)) / size
+    return value / size, (gradient + student.slope_of_distances(slopes)) / size
 
 
 def _cosines(relations: _Relations) -> Iterator[Array]:
-    """Yields for each point the cosines of the angles there between each two others, (b, b)."""
+    """Yields for each point the cosines of the angles there between any two others, (B, B)."""
     for row, inverse, square in zip(
         relations.gram, relations.inverse, relations.gram.diagonal(), strict=True
     ):
@@ -146,5 +158,5 @@ def _cosines(relations: _Relations) -> Iterator[Array]:
 
 
 def _huber(difference: Array, clipped: Array) -> float:
-    """Returns the sum of d^2 / 2 where |d| <= 1, of |d| - 1/2 elsewhere."""
+    """Returns the sum of Huber losses: d^2 / 2 where |d| <= 1, and |d| - 1/2 elsewhere."""
     return float(np.vdot(clipped, difference) - np.vdot(clipped, clipped) / 2)

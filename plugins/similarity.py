@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: images that are alike to the teacher are to be so to the student."""
+"""Similarity-preserving distillation: a loss on the similarities between the images of a batch."""
 
 from __future__ import annotations
 
@@ -6,43 +6,53 @@ from kdtrain import FeatureLoss, FeatureMethod, NeedsWholeBatch, Shape, flow
 
 
 class Similarity(FeatureMethod, NeedsWholeBatch):
-    """Adds the distance between the two networks' tables of similarities between a batch's images.
+    """Adds the distance between the two networks' similarity matrices of a batch's images.
 
     Tung, Mori, "Similarity-Preserving Knowledge Distillation" (2019), section 3, with their weight.
-    The tables are b x b for any kind of layer, of the b images of a process's batch. Without soft
-    targets: ``--alpha 0``.
+    The matrices are B x B for any kind of layer, for the B images of a process's batch. ``--alpha 0``
+    removes the soft targets.
 
     Args:
         student_layer: name of a layer of the student.
         teacher_layer: name of a layer of the teacher.
-        weight: above 0.
+        weight: the term's weight, above 0.
     """
 
     def __init__(self, student_layer: str, teacher_layer: str, weight: float = 3000.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
-        """Returns the loss, for layers of any shape."""
+        """Returns the loss; the layers may have any shape."""
         return similarity_loss
 
 
 def similarity_loss(student: flow.Tensor, teacher: flow.Tensor) -> flow.Tensor:
-    """Returns the squared distance of the similarity tables, divided by b^2, from float64.
+    """Returns the squared distance of the similarity matrices, divided by B^2.
 
     Args:
-        student: (b, ...); the gradient flows here.
-        teacher: (b, ...).
+        student: features, (B, ...) float32; the gradient flows here.
+        teacher: features, (B, ...) float32.
+
+    Returns:
+        A float32 scalar, computed in float64.
     """
     with flow.no_grad():
-        theirs = similarities(teacher)
-    difference = similarities(student) - theirs
+        teacher_similarities = similarities(teacher)
+    difference = similarities(student) - teacher_similarities
     return (difference * difference).mean().float()
 
 
 def similarities(features: flow.Tensor) -> flow.Tensor:
-    """Returns the inner products of each two images' features, (b, b), each row of length 1."""
+    """Returns the inner products of any two images' features, each row of length 1.
+
+    Args:
+        features: (B, ...) float32.
+
+    Returns:
+        (B, B) float64.
+    """
     flat = features.reshape(len(features), -1).double()
-    table = flow.matmul(flat, flat, transpose_b=True)
-    # A row of zeros, as of an image that no unit responds to, stays one and gets no gradient.
-    length = (table * table).sum(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
-    return table / length
+    products = flow.matmul(flat, flat, transpose_b=True)
+    # Clamped: the row of an image whose features are all 0 stays 0 and gets no gradient.
+    length = (products * products).sum(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
+    return products / length

@@ -254,7 +254,7 @@ def test_a_damaged_table_is_refused_on_resuming(data: tuple[Loader, Loader], tmp
         def on_fit_start(self, run: Run) -> None:
             object.__setattr__(run, "resumed", object())
 
-    with pytest.raises(KdtrainError, match=r"metrics\.csv is damaged.*mend it"):
+    with pytest.raises(KdtrainError, match=r"metrics\.csv is damaged"):
         fit(data, tmp_path, Resumed(), Csv())
 
 
