@@ -25,6 +25,7 @@ from kdtrain.errors import CallbackError, UsageError
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import snapshot
+from tests.engine.notes import Notes
 
 SGD = partial(flow.optim.SGD, lr=0.1)
 
@@ -68,21 +69,11 @@ def test_alpha_0_is_bit_for_bit_the_plain_student(
 def test_the_objective_is_the_blend_that_the_mode_promises(
     train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
-    rows: list[dict[str, float]] = []
-
-    class Reader(Callback):
-        def on_batch(self, run: Run, event: BatchEnd) -> None:
-            rows.append({name: loss.item() for name, loss in event.losses.items()})
-
-    _fit(
-        train,
-        validation,
-        tmp_path,
-        DistillationCallback(teacher, 4.0, 0.7, cache_directory=tmp_path),
-        Reader(),
-    )
-    assert len(rows) == 8
-    for row in rows:
+    notes = Notes()
+    distillation = DistillationCallback(teacher, 4.0, 0.7, cache_directory=tmp_path)
+    _fit(train, validation, tmp_path, distillation, notes)
+    assert len(notes.losses) == 8
+    for row in notes.losses:
         assert list(row) == ["task", "kd", "total"]
         assert row["total"] == pytest.approx(0.3 * row["task"] + 0.7 * row["kd"], rel=1e-5)
 

@@ -10,7 +10,7 @@ import pytest
 from kdtrain.callbacks import Checkpoint, StopOnNonFinite
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd, FitEnd, Status
+from kdtrain.engine.events import BatchEnd, Status
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Output
 from kdtrain.engine.run import Run
@@ -19,39 +19,40 @@ from kdtrain.errors import CallbackError, KdtrainError
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model
+from tests.engine.notes import Notes
+
+SGD = partial(flow.optim.SGD, lr=0.1)
+
+
+class Bomb(Callback):
+    """Adds a term whose loss is 0, but for one step."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.step, self.value = step, value
+        self.steps = 0
+
+    def configure(self, objective: Objective) -> Objective:
+        return objective.add("bomb", self.loss)
+
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        self.steps += 1
+        return output.logits.sum() * (self.value if self.steps == self.step else 0.0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_step_and_the_terms_are_named_and_the_checkpoint_is_kept(
     student: flow.nn.Module, train: Loader, validation: Loader, card: ModelCard, tmp_path: Path, value: float
 ) -> None:
-    calls = 0
-
-    def bomb(batch: Batch, output: Output) -> flow.Tensor:
-        nonlocal calls
-        calls += 1
-        return output.logits.sum() * (value if calls == 6 else 0.0)
-
-    ends: list[FitEnd] = []
-
-    class Bomb(Callback):
-        def configure(self, objective: Objective) -> Objective:
-            return objective.add("bomb", bomb)
-
-        def on_fit_end(self, run: Run, event: FitEnd) -> None:
-            ends.append(event)
-
-    callbacks = [Bomb(), Checkpoint(card), StopOnNonFinite()]
-    trainer = Trainer(student, partial(flow.optim.SGD, lr=0.1), callbacks)
+    notes = Notes()
+    trainer = Trainer(student, SGD, [Bomb(6, value), Checkpoint(card), StopOnNonFinite(), notes])
     with pytest.raises(
         CallbackError, match=r"not finite at step 6 \(epoch 2\): task = [\d.]+, bomb = (nan|-?inf), total"
     ) as caught:
         trainer.fit(train, validation, epochs=3, directory=tmp_path)
     assert caught.value.exit_code == 1
-    assert ends[0].status is Status.FAILED
+    assert notes.ends[0].status is Status.FAILED
     kept = load_model(tmp_path / "checkpoints" / "best.safetensors").build("cpu")
-    trainer.model = kept
-    assert trainer.evaluate(validation)["eval/accuracy"] > 0.3
+    assert trainer.evaluate(validation, kept)["eval/accuracy"] > 0.3
 
 
 @pytest.mark.parametrize(
@@ -66,16 +67,12 @@ def test_an_epoch_cut_short_by_another_callback_is_looked_at_too(
     first: bool,
     message: str,
 ) -> None:
-    class Bomb(Callback):
-        def configure(self, objective: Objective) -> Objective:
-            return objective.add("bomb", lambda batch, output: output.logits.sum() * float("nan"))
-
+    class Stopper(Callback):
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             run.stop("enough")
 
-    others = [StopOnNonFinite(), Checkpoint(card)]
-    callbacks = [Bomb(), *others] if first else [*others, Bomb()]
-    trainer = Trainer(student, partial(flow.optim.SGD, lr=0.1), callbacks)
+    others = [Bomb(1, float("nan")), StopOnNonFinite(), Checkpoint(card)]
+    trainer = Trainer(student, SGD, [Stopper(), *others] if first else [*others, Stopper()])
     with pytest.raises(KdtrainError, match=message):
         trainer.fit(train, validation, epochs=1, directory=tmp_path)
     assert not (tmp_path / "checkpoints" / "best.safetensors").exists()
@@ -84,20 +81,9 @@ def test_an_epoch_cut_short_by_another_callback_is_looked_at_too(
 def test_in_a_long_epoch_the_bad_step_is_found_within_eight(
     student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Path
 ) -> None:
-    steps = 0
-
-    class Bomb(Callback):
-        def configure(self, objective: Objective) -> Objective:
-            return objective.add("bomb", bomb)
-
-    def bomb(batch: Batch, output: Output) -> flow.Tensor:
-        nonlocal steps
-        steps += 1
-        return output.logits.sum() * (float("inf") if steps == 11 else 0.0)
-
-    many = train.sequential(batch_size=4)
+    many, bomb = train.sequential(batch_size=4), Bomb(11, float("inf"))
     assert len(many) > 32
-    trainer = Trainer(student, partial(flow.optim.SGD, lr=0.1), [Bomb(), StopOnNonFinite()])
+    trainer = Trainer(student, SGD, [bomb, StopOnNonFinite()])
     with pytest.raises(CallbackError, match="not finite at step 11 "):
         trainer.fit(many, validation, epochs=1, directory=tmp_path)
-    assert steps == 16
+    assert bomb.steps == 16

@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from kdtrain.callbacks import LearningRateSchedule
 from kdtrain.callbacks.schedule import SCHEDULES, learning_rate
 from kdtrain.data.loader import Loader
-from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd
-from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
+from tests.engine.notes import Notes
 
 
 @given(st.sampled_from(SCHEDULES), st.floats(1e-6, 10), st.integers(1, 5000))
@@ -51,15 +49,11 @@ def test_cosine_and_constant() -> None:
 def test_each_step_uses_its_own_rate(
     student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Path
 ) -> None:
-    rates: list[float] = []
-
-    class Reader(Callback):
-        def on_batch(self, run: Run, event: BatchEnd) -> None:
-            rates.append(event.learning_rate)
-
+    notes = Notes()
     schedule = LearningRateSchedule("one_cycle", 0.01)
-    trainer = Trainer(student, partial(flow.optim.SGD, lr=123.0), [Reader(), schedule])
+    trainer = Trainer(student, partial(flow.optim.SGD, lr=123.0), [notes, schedule])
     trainer.fit(train, validation, epochs=3, directory=tmp_path)
+    rates = [event.learning_rate for event in notes.batches]
     assert rates == [learning_rate("one_cycle", 0.01, step, 12) for step in range(12)]
 
 

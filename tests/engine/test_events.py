@@ -1,8 +1,7 @@
-"""Events: order, stopping and errors (rules 1, 4, 5 of the contract for callbacks)."""
+"""Events: order, stopping and errors."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,13 @@ from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_tensors
 from tests.conftest import ADAM, Fit
+from tests.runs import curves, metrics
 
 EVENTS = ("on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end")
 
 
-class Recorder(Callback):
-    """Notes every event; does what it is told to at one of them."""
+class Probe(Callback):
+    """Logs the name of every hook; calls ``act`` in one of them."""
 
     def __init__(
         self, name: str, log: list[tuple[str, str]], at: str = "", act: Callable[[Run], None] | None = None
@@ -74,23 +74,14 @@ def _raise(error: BaseException) -> Callable[[Run], None]:
     return act
 
 
-# ---------------------------------------- rule 1: order
+# ---------------------------------------- order
 
 
 def test_callbacks_run_in_the_order_given_and_end_in_reverse(fit: Fit) -> None:
     log: list[tuple[str, str]] = []
-    fit(Recorder("b", log), Recorder("a", log))
+    fit(Probe("b", log), Probe("a", log))
     one_epoch = ["on_fit_start", *["on_batch"] * 4, "on_eval", "on_epoch_end"]
     assert log == [(name, hook) for hook in one_epoch for name in "ba"] + [("a", EVENTS[4]), ("b", EVENTS[4])]
-
-
-class StopAt(Callback):
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def on_eval(self, run: Run, event: EvalEnd) -> None:
-        if event.epoch == self.epoch:
-            run.stop("enough")
 
 
 def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
@@ -125,10 +116,13 @@ def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
         headers = {name: header for name, (_, header) in files.items()}
         for timed in ("seconds", "eval_seconds"):
             del headers["last.safetensors"]["end"][timed]
-        untimed = {"images_per_second", "train_seconds", "eval_seconds"}
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        rows = [{key: value for key, value in row.items() if key not in untimed} for row in rows]
-        return (end.status, end.reason, end.epoch, end.step), tensors, headers, rows, _scalars(folder)
+        return (
+            (end.status, end.reason, end.epoch, end.step),
+            tensors,
+            headers,
+            metrics(folder),
+            curves(folder),
+        )
 
     identity = tuple(range(8))
     orders = {identity, identity[::-1]}
@@ -144,24 +138,15 @@ def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
         assert result == results[0]
 
 
-def _scalars(folder: Path) -> list[tuple[str, int, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "images_per_second"]
-    return sorted((tag, e.step, e.value) for tag in tags for e in events.Scalars(tag))
-
-
-# ---------------------------------------- rule 4: stop
+# ---------------------------------------- stop
 
 
 @pytest.mark.parametrize(("at", "batches"), [("on_batch", 1), ("on_eval", 4), ("on_epoch_end", 4)])
-def test_a_stop_takes_effect_after_everyone_saw_the_event_and_the_epoch_is_ended(
+def test_a_stop_takes_effect_after_every_callback_has_the_event_and_the_epoch_is_ended(
     fit: Fit, at: str, batches: int
 ) -> None:
     log: list[tuple[str, str]] = []
-    end = fit(Recorder("a", log, at, lambda run: run.stop("had enough")), Recorder("b", log), epochs=3)
+    end = fit(Probe("a", log, at, lambda run: run.stop("had enough")), Probe("b", log), epochs=3)
     hooks = ["on_fit_start", *["on_batch"] * batches, "on_eval", "on_epoch_end"]
     assert log[:-2] == [(name, hook) for hook in hooks for name in "ab"]
     assert (end.status, end.reason, end.epoch, end.step) == (Status.STOPPED, "had enough", 1, batches)
@@ -169,14 +154,14 @@ def test_a_stop_takes_effect_after_everyone_saw_the_event_and_the_epoch_is_ended
 
 def test_reasons_add_up_and_a_stop_before_the_first_epoch_counts(fit: Fit) -> None:
     log: list[tuple[str, str]] = []
-    first = Recorder("a", log, "on_fit_start", lambda run: run.stop("one"))
-    second = Recorder("b", log, "on_fit_start", lambda run: run.stop("two"))
+    first = Probe("a", log, "on_fit_start", lambda run: run.stop("one"))
+    second = Probe("b", log, "on_fit_start", lambda run: run.stop("two"))
     end = fit(first, second)
     assert (end.reason, end.epoch, end.step) == ("one; two", 0, 0)
     assert first.end == end
 
 
-# ---------------------------------------- rule 5: errors
+# ---------------------------------------- errors
 
 
 class CrashError(Exception):
@@ -187,13 +172,13 @@ class CrashError(Exception):
 @pytest.mark.parametrize(
     "error", [CrashError("oops"), StopIteration("oops"), SystemExit(0), KdtrainError("oops")]
 )
-def test_what_a_hook_raises_is_named_and_everyone_started_is_told(
+def test_an_error_names_its_hook_and_every_started_callback_is_ended(
     fit: Fit, hook: str, error: BaseException
 ) -> None:
     log: list[tuple[str, str]] = []
-    before, after = Recorder("before", log), Recorder("after", log)
-    with pytest.raises(CallbackError, match=rf"Recorder#2\.{hook}") as caught:
-        fit(before, Recorder("bad", log, hook, _raise(error)), after, epochs=2)
+    before, after = Probe("before", log), Probe("after", log)
+    with pytest.raises(CallbackError, match=rf"Probe#2\.{hook}") as caught:
+        fit(before, Probe("bad", log, hook, _raise(error)), after, epochs=2)
     assert caught.value.__cause__ is error
     assert before.end is not None
     if hook == "on_fit_start":
@@ -207,11 +192,11 @@ def test_what_a_hook_raises_is_named_and_everyone_started_is_told(
 
 
 @pytest.mark.parametrize("hook", EVENTS)
-def test_ctrl_c_passes_through_and_everyone_started_is_told(fit: Fit, hook: str) -> None:
+def test_ctrl_c_passes_through_and_every_started_callback_is_ended(fit: Fit, hook: str) -> None:
     log: list[tuple[str, str]] = []
-    before = Recorder("before", log)
+    before = Probe("before", log)
     with pytest.raises(KeyboardInterrupt):
-        fit(before, Recorder("bad", log, hook, _raise(KeyboardInterrupt())), epochs=2)
+        fit(before, Probe("bad", log, hook, _raise(KeyboardInterrupt())), epochs=2)
     assert before.end is not None
     assert before.end.status is (Status.COMPLETED if hook == "on_fit_end" else Status.INTERRUPTED)
 
@@ -223,9 +208,9 @@ def test_the_first_error_is_reported_also_when_ending_fails(fit: Fit) -> None:
         def on_fit_end(self, run: Run, event: FitEnd) -> None:
             raise CrashError("second")
 
-    first = Recorder("first", log)
+    first = Probe("first", log)
     with pytest.raises(CallbackError, match="first"):
-        fit(first, BadEnd(), Recorder("bad", log, "on_eval", _raise(CrashError("first"))))
+        fit(first, BadEnd(), Probe("bad", log, "on_eval", _raise(CrashError("first"))))
     assert first.end is not None
 
 

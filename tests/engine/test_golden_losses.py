@@ -1,7 +1,7 @@
 """The first steps of a distillation, against a recorded trace.
 
-Whatever changes these numbers changes everyone's results: if that is meant, record them anew with
-``python -m tests.engine.test_golden_losses`` and say so in the changelog.
+A change of these numbers changes every user's results. If it is intended, record them again with
+``python -m tests.engine.test_golden_losses`` and write it into the changelog.
 """
 
 from __future__ import annotations
@@ -16,24 +16,13 @@ import numpy as np
 from kdtrain.callbacks import DistillationCallback, LearningRateSchedule
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
-from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd
-from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.seeds import derive_seed
+from tests.engine.notes import Notes
 
 TRACE = Path(__file__).with_name("losses.json")
-
-
-class Tracer(Callback):
-    def __init__(self) -> None:
-        self.losses: dict[str, list[float]] = {}
-
-    def on_batch(self, run: Run, event: BatchEnd) -> None:
-        for name, loss in event.losses.items():
-            self.losses.setdefault(name, []).append(loss.item())
 
 
 def trace(folder: Path) -> dict[str, list[float]]:
@@ -45,15 +34,15 @@ def trace(folder: Path) -> dict[str, list[float]]:
     teacher = build_model("hinton_800", (1, 28, 28), 10)
     flow.manual_seed(derive_seed(3, "weights", "student"))
     student = build_model("student_mlp", (1, 28, 28), 10)
-    tracer = Tracer()
+    notes = Notes()
     callbacks = [
         LearningRateSchedule("one_cycle", 3e-3),
         DistillationCallback(teacher, temperature=4.0, alpha=0.9, cache_directory=folder),
-        tracer,
+        notes,
     ]
     trainer = Trainer(student, partial(flow.optim.Adam, lr=1e-3), callbacks, seed=3)
     trainer.fit(train, validation, epochs=3, directory=folder)
-    return tracer.losses
+    return {name: [row[name] for row in notes.losses] for name in notes.losses[0]}
 
 
 def test_the_first_steps_go_as_recorded(tmp_path: Path) -> None:
@@ -61,7 +50,7 @@ def test_the_first_steps_go_as_recorded(tmp_path: Path) -> None:
     traced = trace(tmp_path)
     assert list(traced) == list(recorded) == ["task", "kd", "total"]
     for name, losses in recorded.items():
-        # Not to the bit: another processor's matrix product rounds differently.
+        # Not to the bit, because another processor's matrix product rounds differently.
         np.testing.assert_allclose(traced[name], losses, rtol=2e-3, err_msg=name)
 
 

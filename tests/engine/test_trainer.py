@@ -1,4 +1,4 @@
-"""The loop, its metrics and payloads (rules 2, 3, 6 to 9 of the contract), and determinism."""
+"""The training loop: its steps, metrics and payloads, and determinism."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdtrain.callbacks import (
-    Checkpoint,
-    EarlyStopping,
-    Progress,
-    StopOnNonFinite,
-)
+from kdtrain.callbacks import Checkpoint, EarlyStopping, Progress, StopOnNonFinite
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, Status
-from kdtrain.engine.objective import Objective
+from kdtrain.engine.events import BatchEnd, EpochEnd, Status
+from kdtrain.engine.objective import Objective, Term, Weight
 from kdtrain.engine.recorder import Output
 from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
@@ -30,8 +25,9 @@ from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import snapshot
 from tests.conftest import ADAM, Fit
+from tests.engine.notes import Notes
 
-# ---------------------------------------- rule 2: the step is the loop's
+# ---------------------------------------- the step
 
 
 def test_without_any_callback_the_network_is_trained(fit: Fit, student: flow.nn.Module) -> None:
@@ -56,38 +52,34 @@ def test_the_loop_is_the_textbook_one(fit: Fit, student: flow.nn.Module, train: 
         np.testing.assert_array_equal(snapshot(student)[name], expected)
 
 
-# ---------------------------------------- rule 3: metrics come from the loop
+# ---------------------------------------- metrics
 
 
 def test_metrics_are_complete_and_equal_for_the_first_and_the_last_callback(fit: Fit) -> None:
-    seen: list[dict[str, float]] = []
+    first, last = Notes(), Notes()
+    fit(first, last)
+    metrics = [e.metrics for e in (*first.evals, *last.evals)] + [e.metrics for e in first.epochs]
+    metrics += [e.metrics for e in last.epochs]
+    assert set(metrics[0]) == {"eval/accuracy", "eval/cross_entropy", "loss/task", "loss/total"}
+    assert metrics == [metrics[0]] * 4
 
-    class Reader(Callback):
-        def on_eval(self, run: Run, event: EvalEnd) -> None:
-            seen.append(dict(event.metrics))
 
-        def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-            seen.append(dict(event.metrics))
+class Adds(Callback):
+    """Adds a term to the objective."""
 
-    fit(Reader(), Reader())
-    assert set(seen[0]) == {"eval/accuracy", "eval/cross_entropy", "loss/task", "loss/total"}
-    assert seen[0] == seen[1] == seen[2] == seen[3]
+    def __init__(self, name: str, term: Term, weight: Weight = 1.0) -> None:
+        self.name, self.term, self.weight = name, term, weight
+
+    def configure(self, objective: Objective) -> Objective:
+        return objective.add(self.name, self.term, self.weight)
 
 
 def test_evaluation_measures_the_task_whatever_the_objective(
     fit: Fit, student: flow.nn.Module, validation: Loader
 ) -> None:
-    class Swamp(Callback):
-        def configure(self, objective: Objective) -> Objective:
-            return objective.blend("large", lambda batch, output: output.logits.mean() * 0.0 + 1e6, 0.5)
-
-    metrics: dict[str, float] = {}
-
-    class Reader(Callback):
-        def on_eval(self, run: Run, event: EvalEnd) -> None:
-            metrics.update(event.metrics)
-
-    fit(Swamp(), Reader())
+    notes = Notes()
+    fit(Adds("large", lambda batch, output: output.logits.mean() * 0.0 + 1e6), notes)
+    metrics = notes.evals[0].metrics
     logits = student(flow.tensor(validation.inputs)).numpy().astype(np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     expected = -log_p[np.arange(len(log_p)), validation.targets].mean()
@@ -96,26 +88,25 @@ def test_evaluation_measures_the_task_whatever_the_objective(
     assert metrics["loss/large"] == 1e6
 
 
+def test_a_network_given_to_evaluate_is_evaluated_and_else_the_model(
+    student: flow.nn.Module, validation: Loader
+) -> None:
+    trainer, other = Trainer(student, ADAM), build_model("student_mlp", (1, 28, 28), 10)
+    assert trainer.evaluate(validation, other) == Trainer(other, ADAM).evaluate(validation)
+    assert trainer.evaluate(validation, other) != trainer.evaluate(validation)
+
+
 def test_training_losses_are_means_over_images_and_not_over_batches(
     make_loader: Callable[..., Loader], validation: Loader, student: flow.nn.Module, tmp_path: Path
 ) -> None:
-    class PerImage(Callback):
-        def configure(self, objective: Objective) -> Objective:
-            return objective.add("first_pixel", lambda batch, output: batch.indices.double().mean())
-
-    metrics: dict[str, float] = {}
-
-    class Reader(Callback):
-        def on_eval(self, run: Run, event: EvalEnd) -> None:
-            metrics.update(event.metrics)
-
-    Trainer(student, ADAM, [PerImage(), Reader()]).fit(
-        make_loader(300), validation, epochs=1, directory=tmp_path
-    )
-    assert metrics["loss/first_pixel"] == pytest.approx(np.arange(300).mean(), rel=1e-6)
+    notes = Notes()
+    position = Adds("position", lambda batch, output: batch.indices.double().mean())
+    trainer = Trainer(student, ADAM, [position, notes])
+    trainer.fit(make_loader(300), validation, epochs=1, directory=tmp_path)
+    assert notes.evals[0].metrics["loss/position"] == pytest.approx(np.arange(300).mean(), rel=1e-6)
 
 
-# ---------------------------------------- rules 6 and 7: names
+# ---------------------------------------- names
 
 
 def test_a_method_that_looks_like_a_hook_but_is_none_is_refused_when_the_class_is_defined() -> None:
@@ -145,30 +136,22 @@ def test_a_monitored_metric_that_does_not_exist_is_an_error_that_lists_those_tha
     assert caught.value.exit_code == UsageError.exit_code
 
 
-# ---------------------------------------- rules 8 and 9: payloads
+# ---------------------------------------- payloads
 
 
 def test_losses_in_events_are_tensors_and_payloads_are_frozen(fit: Fit) -> None:
-    events: list[Any] = []
-
-    class Reader(Callback):
-        def on_batch(self, run: Run, event: BatchEnd) -> None:
-            events.append((run, event))
-
-        on_eval = on_epoch_end = on_fit_end = on_batch  # type: ignore[assignment]
-
-    fit(Reader())
-    run, batch_end = events[0]
+    notes = Notes()
+    fit(notes)
+    (run,), batch_end = notes.runs, notes.batches[0]
     assert all(isinstance(loss, flow.Tensor) and not loss.requires_grad for loss in batch_end.losses.values())
-    for _, event in events:
-        names = list(inspect.signature(type(event)).parameters)  # of dataclasses and of named tuples
-        for name in names:
+    for event in (batch_end, *notes.evals, *notes.epochs, *notes.ends):
+        for name in inspect.signature(type(event)).parameters:  # of dataclasses and of named tuples
             with pytest.raises(AttributeError):
                 setattr(event, name, None)
     with pytest.raises(TypeError):
-        batch_end.losses["total"] = None
+        batch_end.losses["total"] = None  # type: ignore[index]
     with pytest.raises(TypeError):
-        events[-2][1].metrics["eval/accuracy"] = 1.0
+        notes.epochs[0].metrics["eval/accuracy"] = 1.0  # type: ignore[index]
     for name in ("model", "epoch", "step", "trainer"):
         with pytest.raises(AttributeError):
             setattr(run, name, None)
@@ -178,11 +161,11 @@ def test_losses_in_events_are_tensors_and_payloads_are_frozen(fit: Fit) -> None:
 def test_the_gradients_are_still_there_on_batch(fit: Fit) -> None:
     norms: list[float] = []
 
-    class Reader(Callback):
+    class Gradients(Callback):
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             norms.append(max(float(abs(p.grad.numpy()).max()) for p in run.model.parameters()))
 
-    fit(Reader())
+    fit(Gradients())
     assert len(norms) == 4
     assert min(norms) > 0
 
@@ -203,7 +186,7 @@ def test_two_fits_with_one_seed_agree_bit_for_bit_and_with_another_do_not(
     train: Loader, validation: Loader, tmp_path: Path
 ) -> None:
     first = _train_hinton(train, validation, tmp_path, seed=1)
-    flow.rand(1000)  # whatever the generator has drawn before must not matter
+    flow.rand(1000)  # what the generator has drawn before must not matter
     second = _train_hinton(train, validation, tmp_path, seed=1)
     other = _train_hinton(train, validation, tmp_path, seed=2)
     assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -240,12 +223,7 @@ def test_a_term_with_parameters_has_them_trained(fit: Fit) -> None:
             return ((output.logits.detach() * self.factor) ** 2).mean()
 
     term = Scale()
-
-    class Adds(Callback):
-        def configure(self, objective: Objective) -> Objective:
-            return objective.add("scale", term)
-
-    fit(Adds())
+    fit(Adds("scale", term))
     assert term.factor.item() != 1.0
 
 
@@ -262,20 +240,12 @@ def test_the_network_is_in_training_mode_in_steps_and_in_evaluation_mode_in_eval
 @pytest.mark.parametrize("weight", [None, 0.0, 0.5])
 def test_callbacks_get_every_loss_as_a_number_without_its_graph(fit: Fit, weight: float | None) -> None:
     """Alone, in a sum, and beside a term that takes no part in it."""
-    rows: list[dict[str, float]] = []
-
-    class Watches(Callback):
-        def configure(self, objective: Objective) -> Objective:
-            return objective if weight is None else objective.add("squares", _squares, weight)
-
-        def on_batch(self, run: Run, event: BatchEnd) -> None:
-            assert not any(loss.requires_grad for loss in event.losses.values())
-            rows.append({name: loss.item() for name, loss in event.losses.items()})
-
-    fit(Watches())
-    for row in rows:
+    notes = Notes()
+    fit(*([] if weight is None else [Adds("squares", _squares, weight)]), notes)
+    assert not any(loss.requires_grad for event in notes.batches for loss in event.losses.values())
+    for row in notes.losses:
         assert row["total"] == pytest.approx(row["task"] + (weight or 0.0) * row.get("squares", 0.0))
-    assert len(rows) == 4
+    assert len(notes.losses) == 4
 
 
 def _squares(batch: Batch, output: Output) -> flow.Tensor:

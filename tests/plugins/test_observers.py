@@ -1,4 +1,4 @@
-"""What observers show is right, is where TensorBoard finds it, and changes nothing."""
+"""Observers: their figures are right, TensorBoard finds them, and training is not changed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from kdtrain import (
     predict_logits,
     reliability,
 )
-from kdtrain.callbacks import TensorBoard
-from kdtrain.engine.resume import load_state
+from kdtrain.callbacks import RunLog, TensorBoard
+from kdtrain.engine.resume import FitState, load_state
 from kdtrain.models.registry import build_model
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import snapshot
@@ -47,7 +47,8 @@ from plugins.dashboard import Dashboard, bars
 from plugins.fidelity import Fidelity
 from plugins.grad_norm import GradNorm
 from plugins.similarity import Similarity
-from tests.runs import count_points, metrics
+from tests.conftest import RunKdtrain
+from tests.runs import TIMES, count_points, curves, metrics
 from tests.tools import ROOT
 
 SGD = partial(flow.optim.SGD, lr=0.1)
@@ -60,18 +61,10 @@ def fit(data: tuple[Loader, Loader], folder: Path, *callbacks: Callback, epochs:
     return model
 
 
-def events(folder: Path) -> Any:
-    return EventAccumulator(str(folder)).Reload()
-
-
-def curve(folder: Path, tag: str) -> dict[int, float]:
-    return {event.step: event.value for event in events(folder).Scalars(tag)}
-
-
-def pictures(folder: Path, tag: str) -> dict[int, Image.Image]:
-    return {
-        event.step: Image.open(io.BytesIO(event.encoded_image_string)) for event in events(folder).Images(tag)
-    }
+def images(folder: Path, tag: str) -> dict[int, Image.Image]:
+    """The images of a tag by step, as TensorBoard reads them."""
+    events = EventAccumulator(str(folder)).Reload().Images(tag)
+    return {event.step: Image.open(io.BytesIO(event.encoded_image_string)) for event in events}
 
 
 @pytest.fixture
@@ -88,14 +81,8 @@ def teacher() -> flow.nn.Module:
 def test_watching_changes_nothing(
     data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
-    observers = (
-        Calibration(every=1),
-        Confusion(every=1),
-        Csv(),
-        Dashboard(),
-        Fidelity(),
-        GradNorm(every=1),
-    )
+    confusion = Confusion(every=1, images=2)
+    observers = (Calibration(every=1), confusion, Csv(), Dashboard(), Fidelity(), GradNorm(every=1))
     ends = []
     for number, watching in enumerate(((), observers)):
         distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
@@ -119,36 +106,39 @@ class Killed(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("hook", "epoch"), [("on_batch", 3), ("on_epoch_end", 2)])
-def test_after_resuming_every_point_and_picture_is_there_once(
-    hook: str,
-    epoch: int,
-    data: tuple[Loader, Loader],
-    tmp_path: Path,
-    teacher: flow.nn.Module,
-    card: ModelCard,
+def test_after_resuming_every_point_and_image_is_there_once(
+    data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module, card: ModelCard
 ) -> None:
+    """One run is killed between two callbacks' ``on_epoch_end``, then within an epoch; one is not killed."""
+
     def fit_with(name: str, *killed: Callback, **options: Any) -> None:
-        observers = (GradNorm(every=1), *killed, Calibration(every=2), Confusion(every=2), Fidelity(), Csv())
+        confusion = Confusion(every=2, images=2)
+        observers = (GradNorm(every=1), *killed, Calibration(every=2), confusion, Fidelity(), Csv())
         flow.manual_seed(0)
         model = build_model("student_mlp", (1, 28, 28), 10)
         distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
         trainer = Trainer(model, SGD, [distillation, Checkpoint(card), TensorBoard(every=1), *observers])
-        trainer.fit(*data, epochs=4, directory=tmp_path / name, **options)
+        trainer.fit(*data, epochs=3, directory=tmp_path / name, **options)
+
+    def state() -> FitState:
+        return load_state(tmp_path / "parts/checkpoints/last.safetensors")
 
     fit_with("whole")
     with pytest.raises(KeyboardInterrupt):
-        fit_with("halves", Killed(hook, epoch))
-    fit_with("halves", resume=load_state(tmp_path / "halves/checkpoints/last.safetensors"))
-    points = count_points(tmp_path / "halves")
+        fit_with("parts", Killed("on_epoch_end", 2))
+    assert ("calibration/ece", 4) not in count_points(tmp_path / "parts"), "the kill has left it out"
+    with pytest.raises(KeyboardInterrupt):
+        fit_with("parts", Killed("on_batch", 3), resume=state())
+    fit_with("parts", resume=state())
+    points = count_points(tmp_path / "parts")
     assert points == count_points(tmp_path / "whole")
     assert set(points.values()) == {1}
     assert {"calibration/ece", "confusion/matrix", "fidelity/kl", "grad_norm/kd"} < {tag for tag, _ in points}
-    texts = [(tmp_path / run / "metrics.csv").read_text() for run in ("halves", "whole")]
+    texts = [(tmp_path / run / "metrics.csv").read_text() for run in ("parts", "whole")]
     tables = [list(csv.DictReader(text.splitlines())) for text in texts]
-    for ours, theirs in zip(*tables, strict=True):
-        same = theirs.keys() - {"train_seconds", "eval_seconds"}
-        assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+    for row, expected in zip(*tables, strict=True):
+        same = expected.keys() - TIMES
+        assert {name: row[name] for name in same} == {name: expected[name] for name in same}
 
 
 # ---------------------------------------- calibration
@@ -157,10 +147,10 @@ def test_after_resuming_every_point_and_picture_is_there_once(
 def test_calibration_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Path) -> None:
     model = fit(data, tmp_path, Calibration(every=2), epochs=3)
     error = reliability(predict_logits(model, data[1]), data[1].targets, 15).error
-    errors = curve(tmp_path, "calibration/ece")
+    errors = curves(tmp_path)["calibration/ece"]
     assert list(errors) == [2, 4, 6]
     assert errors[6] == pytest.approx(error, rel=1e-6)
-    assert list(pictures(tmp_path, "calibration/reliability")) == [4, 6]
+    assert list(images(tmp_path, "calibration/reliability")) == [4, 6]
 
 
 # ---------------------------------------- confusion
@@ -179,7 +169,7 @@ def test_the_matrix_and_the_worst_mistakes_are_right() -> None:
 def test_confusion_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Path) -> None:
     fit(data, tmp_path, Confusion(every=2, images=9), epochs=3)
     for name in ("matrix", "mistakes"):
-        drawn = pictures(tmp_path, f"confusion/{name}")
+        drawn = images(tmp_path, f"confusion/{name}")
         assert list(drawn) == [4, 6]
         assert np.ptp(np.asarray(drawn[6].convert("L"))) > 100, "not an empty sheet"
 
@@ -193,7 +183,7 @@ def test_fidelity_reaches_tensorboard(
     model = fit(data, tmp_path, DistillationCallback(teacher, cache_directory=tmp_path), Fidelity())
     expected = measure_fidelity(predict_logits(model, data[1]), predict_logits(teacher, data[1]))
     for tag, value in zip(("fidelity/agreement", "fidelity/kl"), expected, strict=True):
-        assert curve(tmp_path, tag)[4] == pytest.approx(value, rel=1e-6)
+        assert curves(tmp_path)[tag][4] == pytest.approx(value, rel=1e-6)
 
 
 # ---------------------------------------- gradient norms per term
@@ -220,7 +210,7 @@ def test_a_term_s_norm_is_found_where_it_does_not_reach_all_layers(
 ) -> None:
     distillation = DistillationCallback(teacher, cache_directory=tmp_path)
     fit(data, tmp_path, distillation, Similarity("fc1", "fc1"), GradNorm(every=1))
-    assert min(curve(tmp_path, "grad_norm/similarity_fc1").values()) > 0
+    assert min(curves(tmp_path)["grad_norm/similarity_fc1"].values()) > 0
 
 
 @pytest.mark.parametrize("alpha", [0.7, 0.0])
@@ -231,15 +221,13 @@ def test_gradient_norms_of_terms_reach_tensorboard(
     distillation = DistillationCallback(teacher, 4.0, alpha, cache_directory=tmp_path)
     fit(data, tmp_path, distillation, GradNorm(every=1), parts)
     for name, norms in parts.norms.items():
-        assert list(curve(tmp_path, f"grad_norm/{name}").values()) == pytest.approx(norms, rel=1e-5)
+        assert list(curves(tmp_path)[f"grad_norm/{name}"].values()) == pytest.approx(norms, rel=1e-5)
 
 
 # ---------------------------------------- csv
 
 
 def test_the_table_has_the_run_s_figures(data: tuple[Loader, Loader], tmp_path: Path) -> None:
-    from kdtrain.callbacks import RunLog
-
     fit(data, tmp_path, RunLog(), Csv(), epochs=3)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert len(rows) == 3
@@ -287,38 +275,35 @@ def test_the_screen_shows_progress_losses_accuracy_and_the_time_left(
     assert bars([0.3, 0.3]) == "▁▁"
 
 
-def run_dashboard(folder: Path, stderr: int) -> tuple[int, str]:
-    """Runs a fit with the dashboard; returns its exit code and what it printed to stdout."""
+def test_on_a_terminal_it_draws(tmp_path: Path) -> None:
     words = ["fit", "--mode", "student", "--epochs", "2", "--limit-train", "640", "--val-size", "128"]
-    done = subprocess.run(
-        [sys.executable, "-m", "kdtrain", *words, "--plugin", "dashboard,seconds=0"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"},
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stdout.decode()
-
-
-def test_on_a_terminal_it_draws_and_elsewhere_not(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     reader = subprocess.Popen(["cat"], stdin=master, stdout=subprocess.PIPE)
     os.close(master)
-    code, _ = run_dashboard(tmp_path, slave)
+    finished = subprocess.run(
+        [sys.executable, "-m", "kdtrain", *words, "--plugin", "dashboard,seconds=0"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        timeout=120,
+        check=False,
+    )
     os.close(slave)
     drawn = reader.communicate(timeout=30)[0].decode()
-    assert code == 0, drawn
+    assert finished.returncode == 0, drawn
     assert "\x1b[" in drawn
     assert "left, learning rate" in drawn
     assert "step/s" not in drawn, "no progress bar beside it"
     assert "student      2/2  loss" in drawn.replace("\x1b[0m", ""), "the epochs' lines stay above it"
-    with (tmp_path / "stderr").open("wb") as file:
-        assert run_dashboard(tmp_path, file.fileno())[0] == 0
-    plain = (tmp_path / "stderr").read_text()
-    assert "\x1b" not in plain
-    assert len([line for line in plain.splitlines() if line.startswith("student ")]) == 2
+
+
+def test_without_a_terminal_it_prints_a_line_per_epoch_only(tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
+    words = ("--mode", "student", "--epochs", "2", "--limit-train", "640", "--val-size", "128")
+    finished = run_kdtrain("fit", *words, "--plugin", "dashboard,seconds=0", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "\x1b" not in finished.stderr
+    assert len([line for line in finished.stderr.splitlines() if line.startswith("student ")]) == 2
 
 
 @pytest.mark.parametrize(
