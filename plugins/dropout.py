@@ -33,7 +33,7 @@ class DropoutRates(Callback):
         layers = list(objective.student.network.modules())
         weighted = [list(layer.parameters(recurse=False)) != [] for layer in layers]
         first = weighted.index(True) if True in weighted else len(layers)
-        # Layers of other libraries are replaced by kdtrain's when a network is built.
+        # ``build_model`` has replaced every ``nn.Dropout`` by kdtrain's layer.
         positions = [position for position, layer in enumerate(layers) if isinstance(layer, Dropout)]
         if not positions:
             raise UsageError("--plugin dropout: the network has no dropout layer.")

@@ -1,8 +1,8 @@
 """Section 3 of Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
 
-Trains the paper's networks through kdtrain's command line, one on each core, and writes results.json
-and results.md beside them. What is in --out already is not trained again, and what was interrupted is
-gone on with. Flags that are not this script's are handed on to every fit.
+The script trains the paper's networks through kdtrain's command line, one on each core, and writes
+results.json and results.md beside them. Finished runs in --out are not trained again, and interrupted runs
+are resumed. Every fit gets the flags that this script does not have.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ STUDENT = shlex.split("--student-arch hinton_800 --epochs 50")
 DISTILLED = shlex.split("--mode student_kd --temperature 20 --alpha 0.9")
 ALL = shlex.split("--batch-size 256 --lr 0.002")
 TRANSFER_SETS = {"student_kd": "", "without_3": "3", "only_7_8": "01234569"}
-"""The rows of the distilled students, and the classes that their transfer sets lack."""
+"""Table rows of the distilled students, and the classes that their transfer sets lack."""
 
 WAYS = {
-    "transfer": "raised as the teacher says of the transfer set",
-    "validation": "raised as the teacher says of validation images",
-    "labels": "raised by the validation images' labels",
+    "transfer": "set by the teacher on the transfer set",
+    "validation": "set by the teacher on the validation images",
+    "labels": "set by the validation images' labels",
 }
-"""What ``kdtrain bias --by`` accepts, and what the table calls it."""
+"""Values of ``kdtrain bias --by``, and their text in the table."""
 
 PAPER = {
     "teacher": "67",
@@ -56,7 +56,14 @@ PAPER = {
 
 @dataclass
 class Experiment:
-    """Where the runs are, and what came out so far: by row of the table, then by seed."""
+    """The experiment's runs and results.
+
+    Attributes:
+        out: the folder of the runs.
+        data: flags that choose the data.
+        flags: further flags of every fit.
+        results: one result per seed, by row of the table.
+    """
 
     out: Path
     data: list[str]
@@ -64,15 +71,22 @@ class Experiment:
     results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def train(self, fits: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-        """Trains networks side by side, unless that is done; returns each one's run directory."""
-        runs = {name: self.out / name / _mode(words) / "version_0" for name, words in fits.items()}
-        commands = {name: self._command(name, runs[name], words) for name, words in fits.items()}
-        to_do = {name: words for name, words in commands.items() if not _finished(runs[name])}
+        """Trains networks side by side, except those that are finished.
+
+        Args:
+            fits: flags of ``kdtrain fit`` by the network's name.
+
+        Returns:
+            The run directories by the network's name.
+        """
+        runs = {name: self.out / name / _mode(flags) / "version_0" for name, flags in fits.items()}
+        commands = {name: self._command(name, runs[name], flags) for name, flags in fits.items()}
+        pending = {name: command for name, command in commands.items() if not _finished(runs[name])}
         cores = sorted(os.sched_getaffinity(0))
-        # A thread's cores are inherited by what it starts.
+        # A thread's child processes inherit its core.
         pool = ThreadPoolExecutor(len(cores), "fit", lambda: os.sched_setaffinity(0, {cores.pop()}))
         try:
-            for code in pool.map(_relayed, to_do, to_do.values()):
+            for code in pool.map(_relayed, pending, pending.values()):
                 if code:
                     sys.exit(code)
         finally:
@@ -82,29 +96,29 @@ class Experiment:
     def test(
         self, row: str, run: Path, checkpoint: Path | str | None = None, shift: float | None = None
     ) -> None:
-        """Tests a network, and adds what comes out to a row of the table.
+        """Tests a network, and adds the result to a row of the table.
 
         Args:
-            row: its name.
-            run: the run that trained the network.
-            checkpoint: where the network is, if not the run's best.
-            shift: what was added to its biases.
+            row: the row's name.
+            run: directory of the run that trained the network.
+            checkpoint: the network's file; the run's best by default.
+            shift: the number that was added to its biases.
         """
-        answer = json.loads(call("eval", str(checkpoint or _best(run)), "--json", *self.data))
-        wrong = {
+        figures = json.loads(call("eval", str(checkpoint or _best(run)), "--json", *self.data))
+        errors_of_class = {
             entry["class"]: round(entry["images"] * (1 - entry["accuracy_fraction"]))
-            for entry in answer["per_class"]
+            for entry in figures["per_class"]
         }
         result = {
-            "errors": answer["errors"],
-            "errors_of_class": wrong,
+            "errors": figures["errors"],
+            "errors_of_class": errors_of_class,
             "shift": shift,
             "minutes": _minutes(run),
         }
         self.results.setdefault(row, []).append(result)
 
     def test_raised(self, row: str, run: Path) -> None:
-        """Tests a network with the biases of the classes that were left out raised, in each way."""
+        """Tests a network with raised biases of the omitted classes, set in each of the ``WAYS``."""
         for way in WAYS:
             raised = json.loads(call("bias", str(run), "--by", way, "--json"))
             self.test(f"{row}_{way}", run, raised["checkpoint"], raised["shift"])
@@ -114,18 +128,18 @@ class Experiment:
         write_text(self.out / "results.json", json.dumps(self.results, indent=2) + "\n")
         write_text(self.out / "results.md", table(self.results))
 
-    def _command(self, name: str, run: Path, words: Sequence[str]) -> list[str]:
+    def _command(self, name: str, run: Path, flags: Sequence[str]) -> list[str]:
         if run.exists():
             return ["fit", "--resume", str(run)]
-        return ["fit", *words, *ALL, "--logdir", str(self.out / name), *self.data, *self.flags]
+        return ["fit", *flags, *ALL, "--logdir", str(self.out / name), *self.data, *self.flags]
 
 
 def _omit(classes: str) -> list[str]:
-    return [word for name in classes for word in ("--omit-class", name)]
+    return [flag for name in classes for flag in ("--omit-class", name)]
 
 
-def _mode(words: Sequence[str]) -> str:
-    return words[words.index("--mode") + 1]
+def _mode(flags: Sequence[str]) -> str:
+    return flags[flags.index("--mode") + 1]
 
 
 def _best(run: Path) -> Path:
@@ -133,7 +147,7 @@ def _best(run: Path) -> Path:
 
 
 def _minutes(run: Path) -> float:
-    """Returns how long a run's epochs take, by the median: some may have been beside other work."""
+    """Returns the minutes of a run: its epochs times their median, which other work disturbs little."""
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds: float = median(epoch["train_seconds"] + epoch["eval_seconds"] for epoch in epochs)
     return round(seconds * len(epochs) / 60, 2)
@@ -144,25 +158,25 @@ def _finished(run: Path) -> bool:
     return result.exists() and "test" in json.loads(result.read_text())
 
 
-def _relayed(name: str, words: Sequence[str]) -> int:
-    """Runs a command of kdtrain's, and tells whose lines are whose; returns its exit code."""
-    sys.stderr.write(f"{name}: kdtrain {shlex.join(words)}\n")  # at once: others write there as well
-    command = [sys.executable, "-m", "kdtrain", *words]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+def _relayed(name: str, command: Sequence[str]) -> int:
+    """Runs a kdtrain command as a process; prints its lines after ``name``; returns the exit code."""
+    sys.stderr.write(f"{name}: kdtrain {shlex.join(command)}\n")  # one call, since several threads write
+    arguments = [sys.executable, "-m", "kdtrain", *command]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             sys.stderr.write(f"{name}: {line}")
     return process.returncode
 
 
-def call(*words: str) -> str:
-    """Runs a command of kdtrain's in this process; returns what it prints."""
-    print(f"kdtrain {shlex.join(words)}", file=sys.stderr)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        code = kdtrain(words)
+def call(*command: str) -> str:
+    """Runs a kdtrain command in this process; returns its output."""
+    print(f"kdtrain {shlex.join(command)}", file=sys.stderr)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code = kdtrain(command)
     if code:
         sys.exit(code)
-    return printed.getvalue()
+    return output.getvalue()
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -179,7 +193,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["| test errors in 10,000 | paper | here | seeds | bias | minutes |", "|---|---|---|---|---|---|"]
     for row, name in names.items():
         if row not in results:
-            continue  # not measured yet
+            continue
         runs = results[row]
         here = spread([run["errors"] for run in runs])
         if row.startswith("without_3"):
@@ -192,28 +206,28 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """Returns the mean, with the standard deviation if there are several values."""
+    """Returns the mean as text, with the standard deviation if there are several values."""
     text = f"{mean(values):,.{digits}f}"
     return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
-def main(words: list[str] | None = None) -> None:
-    """Runs everything."""
+def main(arguments: list[str] | None = None) -> None:
+    """Trains and tests all networks, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("logs/hinton2015"), help="[logs/hinton2015]")
     parser.add_argument("--seeds", type=int, default=1, help="students of each kind [1]")
     parser.add_argument("--data-dir", help="read the four IDX files from here instead of MNIST")
-    options, flags = parser.parse_known_args(words)
+    options, flags = parser.parse_known_args(arguments)
     data = ["--data-dir", options.data_dir] if options.data_dir else []
     experiment = Experiment(options.out, data, flags)
 
     seeds = range(options.seeds)
-    alone = {f"student_{seed}": ["--mode", "student", *STUDENT, "--seed", str(seed)] for seed in seeds}
-    runs = experiment.train({"teacher": TEACHER, **alone})
-    taught = [*DISTILLED, *STUDENT, "--teacher-checkpoint", str(_best(runs["teacher"]))]
+    plain = {f"student_{seed}": ["--mode", "student", *STUDENT, "--seed", str(seed)] for seed in seeds}
+    runs = experiment.train({"teacher": TEACHER, **plain})
+    distilled = [*DISTILLED, *STUDENT, "--teacher-checkpoint", str(_best(runs["teacher"]))]
     runs |= experiment.train(
         {
-            f"{row}_{seed}": [*taught, "--seed", str(seed), *_omit(classes)]
+            f"{row}_{seed}": [*distilled, "--seed", str(seed), *_omit(classes)]
             for row, classes in TRANSFER_SETS.items()
             for seed in seeds
         }

@@ -1,4 +1,4 @@
-"""Distillation: the teacher's part in a fit, and what must not happen to it."""
+"""Distillation: the objective, and the teacher in a fit."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_teacher_equal_to_the_student_has_a_kd_term_of_0(train: Loader) -> Non
 def test_the_teacher_is_left_alone(
     train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
-    """Unchanged to the byte, in evaluation mode, without gradients, and asked once per image."""
+    """It is unchanged to the byte, in evaluation mode, without gradients, and runs once per image."""
     teacher.train()
     before = snapshot(teacher)
     modes: list[bool] = []
@@ -154,7 +154,7 @@ def test_a_teacher_that_is_changed_during_the_fit_is_noticed(
         _fit(train, validation, tmp_path, DistillationCallback(teacher, cache_directory=tmp_path), Saboteur())
 
 
-def test_the_table_holds_what_the_teacher_says_about_each_batch(
+def test_the_table_holds_the_teacher_s_logits_of_each_batch(
     train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
     callback = DistillationCallback(teacher, cache_directory=tmp_path)
@@ -165,7 +165,7 @@ def test_the_table_holds_what_the_teacher_says_about_each_batch(
         np.testing.assert_allclose(table, live.logits(batch).numpy(), atol=1e-5)
 
 
-def test_with_augmentation_the_teacher_sees_each_batch_as_the_student_does_and_says_so(
+def test_with_augmentation_the_teacher_runs_on_the_student_s_batches(
     train: Loader,
     validation: Loader,
     tmp_path: Path,
@@ -188,12 +188,25 @@ def test_with_augmentation_the_teacher_sees_each_batch_as_the_student_does_and_s
         augment=Shift(2, (float(np.asarray(train.inputs).min()),)),
     )
     cache = tmp_path / "cache"
+    distillation = DistillationCallback(teacher, cache_directory=cache)
     caplog.set_level("INFO", "kdtrain")
-    _fit(shifted, validation, tmp_path, DistillationCallback(teacher, cache_directory=cache), Watch())
+    _fit(shifted, validation, tmp_path, distillation, Watch())
     assert len(set(seen)) == len(seen) == 1 + 2 * len(shifted)  # one to count the classes, then every batch
     assert not cache.exists()
     assert [record.name for record in caplog.records] == ["kdtrain.callbacks.distillation"]
     assert "teacher runs at every step" in caplog.text
+
+
+def test_augmented_images_are_not_looked_up_in_the_table_of_an_earlier_fit(
+    train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
+) -> None:
+    distillation = DistillationCallback(teacher)
+    _fit(train, validation, tmp_path, distillation, epochs=1)
+    shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, augment=Shift(2, (0.0,)))
+    runs: list[int] = []
+    teacher.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
+    _fit(shifted, validation, tmp_path, distillation, epochs=1)
+    assert sum(runs) == 1 + train.num_images  # one to count the classes
 
 
 def test_a_teacher_of_other_classes_is_refused(train: Loader, validation: Loader, tmp_path: Path) -> None:

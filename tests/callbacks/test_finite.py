@@ -1,4 +1,4 @@
-"""A loss that is no number ends the fit before it can spoil a checkpoint."""
+"""A loss that is infinite or NaN ends the fit before it can damage a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SGD = partial(flow.optim.SGD, lr=0.1)
 
 
 class Bomb(Callback):
-    """Adds a term whose loss is 0, but for one step."""
+    """Adds a term whose loss is 0 except at one step."""
 
     def __init__(self, step: int, value: float) -> None:
         self.step, self.value = step, value
@@ -71,8 +71,8 @@ def test_an_epoch_cut_short_by_another_callback_is_looked_at_too(
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             run.stop("enough")
 
-    others = [Bomb(1, float("nan")), StopOnNonFinite(), Checkpoint(card)]
-    trainer = Trainer(student, SGD, [Stopper(), *others] if first else [*others, Stopper()])
+    callbacks = [Bomb(1, float("nan")), StopOnNonFinite(), Checkpoint(card)]
+    trainer = Trainer(student, SGD, [Stopper(), *callbacks] if first else [*callbacks, Stopper()])
     with pytest.raises(KdtrainError, match=message):
         trainer.fit(train, validation, epochs=1, directory=tmp_path)
     assert not (tmp_path / "checkpoints" / "best.safetensors").exists()

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of our runs, asked of a real one over HTTP; and what its files do on a full disk."""
+"""Runs in TensorBoard, read from a real one over HTTP; and its event files on a full disk."""
 
 from __future__ import annotations
 
@@ -77,16 +77,18 @@ class TensorBoard:
 @pytest.fixture(scope="module")
 def tensorboard(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TensorBoard]:
     """Starts TensorBoard on a port that is free, and waits until it has read all files."""
-    said = tmp_path_factory.mktemp("output") / "tensorboard.txt"
+    printed = tmp_path_factory.mktemp("output") / "tensorboard.txt"
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--load_fast=false"]
-    with said.open("wb") as output:
+    with printed.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", "0"], stdout=output, stderr=output
         )
     try:
-        address = waited_for(lambda: re.search(r"http://127\.0\.0\.1:\d+/", said.read_text()), process, said)
+        address = waited_for(
+            lambda: re.search(r"http://127\.0\.0\.1:\d+/", printed.read_text()), process, printed
+        )
         board = TensorBoard(address[0])
-        waited_for(board.has_read_everything, process, said)
+        waited_for(board.has_read_everything, process, printed)
         yield board
     finally:
         process.terminate()
@@ -97,12 +99,12 @@ def tensorboard(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             process.wait()
 
 
-def waited_for(condition: Callable[[], T | None], process: subprocess.Popen[bytes], said: Path) -> T:
+def waited_for(condition: Callable[[], T | None], process: subprocess.Popen[bytes], printed: Path) -> T:
     """Returns what ``condition`` returns, once that is true."""
     deadline = time.monotonic() + 90
     while not (value := condition()):
-        assert process.poll() is None, said.read_text()
-        assert time.monotonic() < deadline, said.read_text()
+        assert process.poll() is None, printed.read_text()
+        assert time.monotonic() < deadline, printed.read_text()
         time.sleep(0.2)
     return value
 
@@ -115,10 +117,10 @@ def test_scalars_of_each_run(tensorboard: TensorBoard) -> None:
     tested = {"test/accuracy", "test/cross_entropy", "test/calibration_error"}
     common = {"loss/task", "loss/total", "learning_rate", *EACH_EPOCH, *tested}
     of_students = {"test/agreement", "test/kl_from_teacher"}
-    own = {"teacher": set(), "student": of_students, "student_kd": {"loss/kd", *of_students}}
+    of_mode = {"teacher": set(), "student": of_students, "student_kd": {"loss/kd", *of_students}}
     tags = tensorboard.get("plugin/scalars/tags")
     for mode, run in RUNS.items():
-        assert set(tags[run]) == common | own[mode]
+        assert set(tags[run]) == common | of_mode[mode]
 
 
 @pytest.mark.parametrize("mode", RUNS)
@@ -154,9 +156,9 @@ def test_configuration_is_shown_as_text(tensorboard: TensorBoard, logs: Path) ->
 
 def test_comparison_is_among_the_images(tensorboard: TensorBoard, logs: Path) -> None:
     (shown,) = tensorboard.get("plugin/images/images", run="compare/version_0", tag="comparison", sample="0")
-    picture = tensorboard.raw(f"plugin/images/individualImage?{shown['query']}")
-    with Image.open(io.BytesIO(picture)) as image, Image.open(logs / "compare/version_0/compare.png") as own:
-        assert np.array_equal(np.asarray(image), np.asarray(own.convert("RGB")))
+    png = tensorboard.raw(f"plugin/images/individualImage?{shown['query']}")
+    with Image.open(io.BytesIO(png)) as image, Image.open(logs / "compare/version_0/compare.png") as file:
+        assert np.array_equal(np.asarray(image), np.asarray(file.convert("RGB")))
 
 
 def test_hyperparameters_stand_beside_the_final_metrics(tensorboard: TensorBoard, logs: Path) -> None:

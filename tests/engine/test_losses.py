@@ -68,12 +68,12 @@ def test_a_student_equal_to_its_teacher_has_loss_0(
 
 
 def test_the_mean_is_over_images_and_not_over_classes() -> None:
-    one = np.array([[2.0, 0.0, -1.0]], dtype=np.float32)
-    other = np.array([[0.0, 1.0, 0.0]], dtype=np.float32)
-    single = soft_target_loss(flow.tensor(one), flow.tensor(other), 3.0).item()
-    doubled = soft_target_loss(flow.tensor(one.repeat(2, 0)), flow.tensor(other.repeat(2, 0)), 3.0).item()
-    assert doubled == pytest.approx(single, rel=1e-7)
-    assert single == pytest.approx(reference(one.astype(float), other.astype(float), 3.0)[0], rel=1e-6)
+    student = np.array([[2.0, 0.0, -1.0]], dtype=np.float32)
+    teacher = np.array([[0.0, 1.0, 0.0]], dtype=np.float32)
+    single = soft_target_loss(flow.tensor(student), flow.tensor(teacher), 3.0).item()
+    twice = soft_target_loss(flow.tensor(student.repeat(2, 0)), flow.tensor(teacher.repeat(2, 0)), 3.0).item()
+    assert twice == pytest.approx(single, rel=1e-7)
+    assert single == pytest.approx(reference(student.astype(float), teacher.astype(float), 3.0)[0], rel=1e-6)
 
 
 def test_the_factor_t_squared_keeps_the_size_of_the_gradient() -> None:

@@ -1,4 +1,4 @@
-"""Objectives: what is summed, under which weights, and what takes no part."""
+"""Objectives: the sum of weighted terms, and immutability."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kdtrain.data.loader import Batch
-from kdtrain.engine.objective import Objective
-from kdtrain.engine.recorder import Output
+from kdtrain.engine.objective import Objective, WeightedTerm
+from kdtrain.engine.recorder import Output, Recorder, Teacher
 from kdtrain.runtime import flow
 
 
@@ -76,8 +76,24 @@ def test_an_objective_is_not_changed_by_deriving_another_from_it() -> None:
     base.blend("a", _mean_logit, 0.5)
     base.add("b", _mean_logit)
     base.replace("task", _mean_logit)
+    base.evaluate_with(flow.nn.Identity())
+    base.with_constraint(lambda: None)
     assert list(base.terms) == ["task"]
     assert base.terms["task"].weight == 1.0
+    assert (base.eval_model, base.constraints) == (None, ())
+
+
+def test_an_objective_is_frozen_and_does_not_write_into_its_teacher() -> None:
+    student = Recorder(flow.nn.Identity(), "student", flow.zeros(1, 1, 2, 2))
+    teacher = Teacher(flow.nn.Identity())
+    before = dict(vars(teacher))
+    objective = Objective.task().with_student(student).with_teacher(teacher)
+    assert objective.teacher is teacher
+    assert vars(teacher) == before
+    with pytest.raises(AttributeError):
+        objective.eval_model = flow.nn.Identity()  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        objective.terms["task"] = WeightedTerm(_mean_logit, 1.0)  # type: ignore[index]
 
 
 def test_names_are_unique_and_total_is_taken() -> None:

@@ -1,4 +1,4 @@
-"""examples/edge runs where neither kdtrain nor oneflow is."""
+"""examples/edge: it runs without kdtrain and oneflow."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def write_model(path: Path, dataset: Dataset, *, normalized_input: bool = False)
     return OnnxModel.load(path)
 
 
-def predict(python: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(python), "-I", "-W", "error", str(PROGRAM), *map(str, words)]
+def predict(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [str(python), "-I", "-W", "error", str(PROGRAM), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -69,7 +69,7 @@ def expected(model: OnnxModel, images: np.ndarray[tuple[int, ...], np.dtype[np.u
     return lines
 
 
-def test_every_format_gives_what_the_model_says(python: Path, mnist: Dataset, tmp_path: Path) -> None:
+def test_every_format_gives_the_model_s_probabilities(python: Path, mnist: Dataset, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.onnx", mnist)
     images = mnist.test.images[:4, 0]
     idx = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes()
@@ -98,20 +98,22 @@ def test_what_is_no_image_is_refused(python: Path, mnist: Dataset, tmp_path: Pat
     np.save(tmp_path / "floats.npy", mnist.test.images[:2, 0] / 255)
     (tmp_path / "cut.idx").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 28, 0, 0, 0, 28]))
     (tmp_path / "text").write_text("a digit")
-    for name, said in (
+    for name, part in (
         ("small.npy", "[1, 20, 28]"), ("floats.npy", "float64"), ("cut.idx", "cannot be read"),
         ("text", "neither IDX"), ("none", "cannot be read"),
     ):  # fmt: skip
         finished = predict(python, model.path, tmp_path / name)
         assert (finished.returncode, finished.stdout) == (1, "")
-        assert said in finished.stderr
+        assert part in finished.stderr
         assert "Traceback" not in finished.stderr
 
 
 def test_environment_has_no_oneflow_and_is_small(python: Path) -> None:
     code = "import importlib.util as u; print([n for n in ('oneflow', 'kdtrain', 'PIL') if u.find_spec(n)])"
-    found = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert found.stdout == "[]\n"
+    importable = subprocess.run(
+        [python, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert importable.stdout == "[]\n"
     site = next(python.parent.parent.glob("lib/python*/site-packages"))
     size = sum(size_of((site / name).resolve()) for name in PACKAGES)
     print(f"onnxruntime and numpy: {size / 1e6:.0f} MB; oneflow and what it needs: 4,300 MB")

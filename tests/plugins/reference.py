@@ -1,4 +1,4 @@
-"""What the tests of the methods share: formulas in float64 with exact gradients, and small networks."""
+"""Formulas in float64 with exact gradients, and small networks, for the tests of the methods."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def batch_of(images: Floats, seed: int = 0, classes: int = 3) -> Batch:
 
 
 class Convolutional(flow.nn.Module):
-    """Two convolutions, a fully connected layer, and one that is never used."""
+    """Two convolutions, two fully connected layers, and a layer that is never used."""
 
     def __init__(self, channels: int, hidden: int = 5, classes: int = 3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the objective offers plugins: networks that record layers, a teacher, another name and weight."""
+"""The objective as plugins use it: recorded layers, the teacher, replaced terms, constraints."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_recording_leaves_nothing_in_the_network_even_after_an_error() -> None:
     network.conv1.register_forward_hook(lambda *_: seen.append(1))
     recorder(flow.tensor(images_of()))
     network(flow.tensor(images_of()))
-    assert seen == [1, 1], "somebody else's hook stays"
+    assert seen == [1, 1], "another hook stays"
 
 
 def test_finding_shapes_out_draws_nothing_and_leaves_the_mode() -> None:
@@ -72,19 +72,19 @@ def test_outside_a_fit_nothing_can_be_recorded() -> None:
         Teacher(Convolutional(2)).record("conv1")
 
 
-def test_a_teacher_is_asked_once_a_batch_without_gradient_and_in_evaluation_mode() -> None:
+def test_a_teacher_runs_once_a_batch_without_gradient_and_in_evaluation_mode() -> None:
     network = Convolutional(2).train()
     teacher = objective_for(Convolutional(2), network).teacher
     teacher.record("fc1")
-    asked: list[bool] = []
-    network.register_forward_hook(lambda module, *_: asked.append(module.training))
+    runs: list[bool] = []
+    network.register_forward_hook(lambda module, *_: runs.append(module.training))
     first, second = batch_of(images_of(0)), batch_of(images_of(1))
     for batch in (first, first, second, first):
         features, logits = teacher.features(batch)["fc1"], teacher.logits(batch)
         assert not features.requires_grad
         np.testing.assert_array_equal(logits.numpy(), network(batch.inputs).numpy())
-        asked.pop()  # our own question
-    assert asked == [False] * 3
+        runs.pop()  # of the line above
+    assert runs == [False] * 3
     teacher.use_table(np.zeros((6, 3), np.float32), "cpu")
     assert not teacher.logits(first).numpy().any(), "the table has precedence"
 
@@ -143,24 +143,24 @@ def test_networks_stay_through_every_change_of_the_objective() -> None:
 def test_an_objective_made_anew_belongs_to_the_fit_as_well(
     train: Loader, validation: Loader, tmp_path: Path, student: flow.nn.Module
 ) -> None:
-    found: list[Any] = []
+    bound: list[Any] = []
 
     class Anew(Callback):
         def configure(self, objective: Objective) -> Objective:
             return Objective.task()
 
         def on_fit_start(self, run: Run) -> None:
-            found.append((run.objective.student.network, run.evaluated, run.modules))
+            bound.append((run.objective.student.network, run.evaluated, run.modules))
 
     Trainer(student, ADAM, [Anew()]).fit(train, validation, epochs=1, directory=tmp_path)
-    assert found == [(student, student, (student,))]
+    assert bound == [(student, student, (student,))]
 
 
 def test_constraints_hold_after_every_step_and_add_up(
     student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Path
 ) -> None:
     class Bounded(Callback):
-        """Keeps a bias where it is, and notes what it is at the end of each step."""
+        """Keeps a bias at a value, and notes it at the end of each step."""
 
         def __init__(self, layer: str, value: float) -> None:
             self.layer = layer

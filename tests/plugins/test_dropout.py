@@ -1,4 +1,4 @@
-"""Dropout rates: what a fit trains with is what was asked for, and nothing else is touched."""
+"""Dropout rates: a fit trains with the given rates, and nothing else is changed."""
 
 from __future__ import annotations
 

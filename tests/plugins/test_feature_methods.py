@@ -1,4 +1,4 @@
-"""The methods on features, each against its formula in float64, and what becomes of layer names."""
+"""The methods on features, each against its formula in float64, and their layer names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain import Conv2d, KdtrainError, Output, UsageError, flow
+from kdtrain import Conv2d, KdtrainError, Objective, Output, UsageError, flow
 from plugins.attention import Attention, attention_loss
 from plugins.fitnet import FitNet, make_regressor
 from plugins.rkd import Rkd, rkd_loss
@@ -112,7 +112,7 @@ def rkd_formula(teacher: Array, distance: float, angle: float) -> Any:
     wanted = relations(teacher)
 
     def formula(x: Any) -> Any:
-        parts = [huber(ours - theirs).mean() for ours, theirs in zip(relations(x), wanted, strict=True)]
+        parts = [huber(a - b).mean() for a, b in zip(relations(x), wanted, strict=True)]
         return distance * parts[0] + angle * parts[1]
 
     return formula
@@ -154,8 +154,9 @@ def test_rkd_of_equal_images_and_of_one_image_is_finite() -> None:
 def test_rkd_takes_a_map_for_its_means_over_the_pixels() -> None:
     student, teacher = normal(0, 5, 3, 4, 4), normal(1, 5, 2, 2, 2)
     of_maps = rkd_loss(flow.tensor(student), flow.tensor(teacher), 25.0, 50.0)
-    ours, theirs = (flow.tensor(features.mean(axis=(2, 3))) for features in (student, teacher))
-    assert of_maps.item() == pytest.approx(rkd_loss(ours, theirs, 25.0, 50.0).item(), rel=1e-5)
+    student_means, teacher_means = flow.tensor(student.mean((2, 3))), flow.tensor(teacher.mean((2, 3)))
+    of_means = rkd_loss(student_means, teacher_means, 25.0, 50.0)
+    assert of_maps.item() == pytest.approx(of_means.item(), rel=1e-5)
 
 
 # ---------------------------------------- hints
@@ -223,7 +224,7 @@ def test_a_regressor_makes_no_larger_map() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_adds_a_term_that_trains_the_student_and_asks_the_teacher_once(name: str) -> None:
+def test_a_method_adds_a_term_that_trains_the_student_and_runs_the_teacher_once(name: str) -> None:
     student, teacher = Convolutional(2), Convolutional(3)
     student_layers = {n: m for n, m in student.named_modules() if n}
     before = dict(student_layers["conv2"].__dict__["_forward_hooks"])
@@ -231,11 +232,11 @@ def test_a_method_adds_a_term_that_trains_the_student_and_asks_the_teacher_once(
     objective = plugin.configure(objective_for(student, teacher, alpha=0.0))
     objective = Attention("conv1", "conv1").configure(objective)
     assert list(objective.terms) == ["task", "kd", f"{name}_conv2", "attention_conv1"]
-    asked: list[int] = []
-    teacher.register_forward_hook(lambda *_: asked.append(1))
+    runs: list[int] = []
+    teacher.register_forward_hook(lambda *_: runs.append(1))
     batch = batch_of(images_of())
     losses = objective(batch, output_of(objective, batch))
-    assert len(asked) == 1, "three terms share one run"
+    assert len(runs) == 1, "three terms share one run"
     losses["total"].backward()
     assert np.abs(student.conv1.weight.grad.numpy()).max() > 0
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -283,10 +284,8 @@ def test_a_method_takes_part_once_for_each_pair_of_layers(name: str) -> None:
         NAMES[name]("conv2", "conv2").configure(objective)
 
 
-def test_without_a_teacher_the_error_says_how_to_have_one() -> None:
+def test_without_a_teacher_the_error_names_the_modes_that_have_one() -> None:
     student = objective_for(Convolutional(2), Convolutional(3)).student
-    from kdtrain import Objective
-
     with pytest.raises(UsageError, match="it needs a teacher: choose --mode student_kd or compare"):
         Similarity("fc1", "fc1").configure(Objective.task().with_student(student))
     with pytest.raises(KdtrainError, match="does not belong to a fit"):

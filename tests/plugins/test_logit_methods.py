@@ -69,12 +69,12 @@ def test_dkd_agrees_with_its_formula(
     formula = dkd_formula(teacher.astype(np.float64), targets, temperature)
 
     def total(x: Any) -> Any:
-        target, others = formula(x)
-        return (alpha * target + beta * others).mean()
+        tckd, nckd = formula(x)
+        return (alpha * tckd + beta * nckd).mean()
 
     def loss(x: flow.Tensor) -> flow.Tensor:
-        target, others = decoupled(x, flow.tensor(teacher), flow.tensor(targets), temperature)
-        return (target * alpha + others * beta).float()
+        tckd, nckd = decoupled(x, flow.tensor(teacher), flow.tensor(targets), temperature)
+        return (tckd * alpha + nckd * beta).float()
 
     assert_agrees(loss, total, student)
 
@@ -88,18 +88,18 @@ def test_plain_distillation_is_tckd_plus_the_rest_of_the_probability_times_nckd(
     whole, parts = 0.0, 0.0
     for row in range(len(student)):  # the factor differs from image to image
         z_s, z_t = flow.tensor(student[row : row + 1]), flow.tensor(teacher[row : row + 1])
-        target, others = decoupled(z_s, z_t, flow.tensor(targets[row : row + 1]), temperature)
+        tckd, nckd = decoupled(z_s, z_t, flow.tensor(targets[row : row + 1]), temperature)
         p = np.exp(log_softmax(teacher[row : row + 1].astype(np.float64) / temperature))[0, targets[row]]
-        parts += target.item() + (1 - p) * others.item()
+        parts += tckd.item() + (1 - p) * nckd.item()
         whole += soft_target_loss(z_s, z_t, temperature).item()
     assert parts == pytest.approx(whole, rel=1e-6, abs=1e-6)
 
 
 def test_dkd_of_two_classes_is_tckd_alone() -> None:
     z_s, z_t = flow.tensor([[2.0, -1.0]]), flow.tensor([[0.5, 1.0]])
-    target, others = decoupled(z_s, z_t, flow.tensor(np.array([1])), 3.0)
-    assert others.item() == 0
-    assert target.item() == pytest.approx(soft_target_loss(z_s, z_t, 3.0).item(), rel=1e-6)
+    tckd, nckd = decoupled(z_s, z_t, flow.tensor(np.array([1])), 3.0)
+    assert nckd.item() == 0
+    assert tckd.item() == pytest.approx(soft_target_loss(z_s, z_t, 3.0).item(), rel=1e-6)
 
 
 def test_dkd_warms_up_in_steps_of_an_epoch() -> None:
@@ -170,7 +170,7 @@ def test_logit_standardisation_agrees_with_its_formula(
     assert_agrees(loss, formula, student, tolerance=2e-6)
 
 
-def test_standardised_logits_do_not_know_their_scale_and_offset() -> None:
+def test_standardised_logits_do_not_depend_on_scale_and_offset() -> None:
     z = flow.tensor(np.random.default_rng(0).normal(size=(4, 10)))
     np.testing.assert_allclose(standardised(z * 7.0 + 3.0).numpy(), standardised(z).numpy(), atol=1e-6)
     np.testing.assert_array_equal(standardised(flow.ones(2, 10)).numpy(), np.zeros((2, 10)))
@@ -240,7 +240,7 @@ def test_two_methods_cannot_take_one_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "arguments", "words"),
+    ("plugin", "arguments", "message"),
     [
         (Dkd, {"alpha": -1.0}, "alpha=-1.0"),
         (Dkd, {"alpha": 0.0, "beta": 0.0}, "nor both be 0"),
@@ -254,6 +254,6 @@ def test_two_methods_cannot_take_one_place() -> None:
         (LogitMse, {"weight": -1.0}, "weight=-1.0"),
     ],
 )
-def test_bad_arguments_are_refused(plugin: Any, arguments: dict[str, float], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_bad_arguments_are_refused(plugin: Any, arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         plugin(**arguments)

@@ -1,4 +1,4 @@
-"""Max-norm: no unit's weights are longer than the limit, at any time that anybody looks."""
+"""Max-norm: no unit's weights are longer than the limit after any step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Witness(Callback):
-    """Notes the longest row of weights whenever it is told something."""
+    """Notes the length of the longest row of weights after each step."""
 
     def __init__(self) -> None:
         self.longest: list[float] = []

@@ -74,8 +74,8 @@ METHODS: dict[str, Callback] = {
 def test_each_method_teaches(
     name: str, train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
-    asked: list[int] = []
-    teacher.register_forward_hook(lambda module, inputs, output: asked.append(len(output)))
+    runs: list[int] = []
+    teacher.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     rows, _ = fit((train, validation), tmp_path, teacher, METHODS[name], epochs=3)
     replaces = name in ("dkd", "dist", "logit_std", "logit_mse")
     assert list(rows[0]) == (["task", name, "total"] if replaces else ["task", "kd", name, "total"])
@@ -83,7 +83,7 @@ def test_each_method_teaches(
     assert last < first, "the term gets smaller"
     once = train.num_images + 1  # for the table, and one image to count the classes
     live = 0 if replaces else 1 + 3 * train.num_images  # one image to find out the layer's shape
-    assert sum(asked) == once + live, "logits stay cached, features are asked for at every step"
+    assert sum(runs) == once + live, "logits stay cached, features are computed at every step"
 
 
 def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
@@ -100,7 +100,7 @@ def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
     shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, augment=shift)
     methods = (Similarity("fc1", "fc1"), FitNet("fc1", "fc1"), Dkd(), Watch())
     fit((shifted, validation), tmp_path, teacher, *methods)
-    assert len(seen) == 2 + 1 + 2 * len(shifted), "three terms, one question a step"
+    assert len(seen) == 2 + 1 + 2 * len(shifted), "three terms, one run a step"
 
 
 def test_several_plugins_combine_in_any_order(
@@ -143,14 +143,14 @@ def test_a_regressor_is_saved_for_resuming_and_nowhere_else(
 ) -> None:
     fit((train, validation), tmp_path, teacher, FitNet("fc1", "fc2", weight=1.0), Checkpoint(card))
     best, last = (load_tensors(tmp_path / f"checkpoints/{name}.safetensors")[0] for name in ("best", "last"))
-    own = [f"{layer}.{kind}" for layer in ("fc1", "fc2", "fc3") for kind in ("bias", "weight")]
-    assert sorted(best) == own
+    names = [f"{layer}.{kind}" for layer in ("fc1", "fc2", "fc3") for kind in ("bias", "weight")]
+    assert sorted(best) == names
     regressor = {f"term/0/loss.regressor.1.{kind}" for kind in ("bias", "weight")}
     assert {name for name in last if not name.startswith("optimizer/")} == regressor | {
-        f"model/{name}" for name in own
+        f"model/{name}" for name in names
     }
     model = load_model(tmp_path / "checkpoints/last.safetensors").build("cpu")
-    assert sorted(snapshot(model)) == own, "the file serves as a checkpoint of the student all the same"
+    assert sorted(snapshot(model)) == names, "the file serves as a checkpoint of the student all the same"
 
 
 def test_a_regressor_is_trained_and_starts_from_the_seed(
@@ -241,7 +241,7 @@ def test_in_a_comparison_a_method_is_for_the_distilled_student(
 
 
 @pytest.mark.parametrize(
-    ("mode", "plugin", "words"),
+    ("mode", "plugin", "parts"),
     [
         ("student", "dkd", ("--plugin dkd", "needs a teacher", "--mode student has none", "student_kd")),
         (
@@ -254,14 +254,14 @@ def test_in_a_comparison_a_method_is_for_the_distilled_student(
 def test_wrong_uses_end_in_one_line_that_explains_them(
     mode: str,
     plugin: str,
-    words: tuple[str, ...],
+    parts: tuple[str, ...],
     tmp_path: Path,
     tiles: tuple[str | Path, ...],
     run_kdtrain: RunKdtrain,
 ) -> None:
     done = run_kdtrain("fit", "--mode", mode, *tiles, "--epochs", "1", "--plugin", plugin, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    said = [line for line in done.stderr.splitlines() if not line.startswith("The teacher is")]
-    assert len(said) == 1, done.stderr
-    for word in words:
-        assert word in said[0]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("The teacher is")]
+    assert len(lines) == 1, done.stderr
+    for part in parts:
+        assert part in lines[0]

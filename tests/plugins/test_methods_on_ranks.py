@@ -1,4 +1,4 @@
-"""Methods where processes share each batch: the student of one process, or one process only."""
+"""Methods with several processes: the same student as with one, or one process only."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_fidelity_reaches_tensorboard(
 
 
 class Parts(Callback):
-    """Works each term's gradient out by a backward pass of its own, on the weights after each step."""
+    """Computes each term's gradient by a backward pass of its own, on the weights after each step."""
 
     def __init__(self, alpha: float) -> None:
         self.weights = {"task": 1 - alpha, "kd": alpha}
@@ -250,7 +250,7 @@ def test_a_damaged_table_is_refused_on_resuming(data: tuple[Loader, Loader], tmp
 
 
 class Screens(Callback):
-    """Keeps what the dashboard would draw after each epoch."""
+    """Keeps the dashboard's screen after each epoch."""
 
     def __init__(self, dashboard: Dashboard) -> None:
         self.dashboard = dashboard
