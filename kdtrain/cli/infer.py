@@ -18,8 +18,8 @@ from kdtrain.cli.common import Logits, is_named, logits_of, open_any_model, open
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
-from kdtrain.data.images.image_file import open_picture
-from kdtrain.data.images.model_input import picture_input
+from kdtrain.data.images.image_file import open_image
+from kdtrain.data.images.model_input import model_input
 from kdtrain.data.images.resize import to_rgb
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, UsageError, clipped
@@ -117,8 +117,8 @@ def _questions(options: argparse.Namespace, model: SavedModel | OnnxModel) -> li
 
 
 def _picture(path: Path, label: str, card: ModelCard) -> Question:
-    pixels = picture_input(path, card.dataset, card.image_shape)
-    original = open_picture(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+    pixels = model_input(path, card.dataset, card.image_shape)
+    original = open_image(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
     return Question(str(path), label, pixels, original)
 
 

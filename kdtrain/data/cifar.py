@@ -1,17 +1,16 @@
-"""CIFAR-10 and CIFAR-100: brings their archives into the cache folder, and reads them without unpacking."""
+"""CIFAR-10 and CIFAR-100: published archives, downloaded once and read without being unpacked."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gzip
 import hashlib
-import http.client
 import io
 import pickle
-import sys
 import tarfile
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,129 +19,136 @@ from numpy.typing import NDArray
 
 from kdtrain.data.checks import assemble
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.fashion import patience
+from kdtrain.data.download import download
 from kdtrain.errors import DataError
-from kdtrain.runtime.files import temporary_folder
 from kdtrain.runtime.regular_files import open_regular
 
-NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-"""What ``--dataset`` calls them, and flowvision."""
 
-# Asked after the authors' own: files of the same names and the same bytes.
-_MORE_MIRRORS = ("https://dataset.bj.bcebos.com/cifar/",)
+@dataclass(frozen=True)
+class Archive:
+    """A published archive of pickled images.
 
-_PATIENCE = 30.0  # seconds without a byte
-_LARGEST = 200 << 20  # bytes of a member; the largest that there is has 154 MB
+    Attributes:
+        file: its name.
+        sha256: of the archive (hex).
+        folder: the folder in the archive that holds the members.
+        train: the MD5 (hex) of each member with training images, by name.
+        test: the MD5 (hex) of each member with test images, by name.
+        meta: the MD5 (hex) of the member with the names of the classes, by name.
+        labels: the key of the labels in a member with images.
+        classes: the key of the names in the member ``meta``.
+    """
+
+    file: str
+    sha256: str
+    folder: str
+    train: Mapping[str, str]
+    test: Mapping[str, str]
+    meta: Mapping[str, str]
+    labels: str
+    classes: str
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        file="cifar-10-python.tar.gz",
+        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        folder="cifar-10-batches-py",
+        train={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        },
+        test={"test_batch": "40351d587109b95175f43aff81a1287e"},
+        meta={"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
+        labels="labels",
+        classes="label_names",
+    ),
+    "cifar100": Archive(
+        file="cifar-100-python.tar.gz",
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        folder="cifar-100-python",
+        train={"train": "16019d7e3df5f24257cddd939b257f8d"},
+        test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+        meta={"meta": "7973b15100ade9c7d40fb424638fde48"},
+        labels="fine_labels",
+        classes="fine_label_names",
+    ),
+}
+"""By the names that ``--dataset`` takes."""
+
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://dataset.bj.bcebos.com/cifar/")
+"""The authors' server, and a copy of the same files."""
+
+_LARGEST = 200 << 20  # bytes of a member; the largest in use has 154 MB
 _LARGEST_ARCHIVE = 400 << 20  # bytes, unzipped; CIFAR-10's has 186 MB
 _PIXELS = (3, 32, 32)
 
 
 def load_cifar(name: str, folder: Path | None, cache: Path) -> Dataset:
-    """Returns the data set, from the archive in ``folder``, or else in the cache, where it is downloaded to.
+    """Returns the data set in the archive in ``folder``, or in the cache, which it is downloaded to.
 
-    Its files are pickles, made by Python 2. They are read only if they have the published checksum,
-    and then by an unpickler that knows byte arrays and nothing else. Nothing is ever unpacked to the
-    disk.
+    The members are pickles, written by Python 2. They are read only if they have the published
+    checksum, by an unpickler that admits byte arrays and nothing else. Nothing is unpacked to disk.
+
+    Args:
+        name: a key of ARCHIVES.
+        folder: a folder that holds the archive; None for the cache.
+        cache: the folder of downloads.
 
     Raises:
         DataError: the archive cannot be downloaded, is not the published one, or is damaged.
     """
-    source = _source(name)
+    archive = ARCHIVES[name]
     if folder is not None:
-        path = folder / source.filename
-        remedy = f"Get {source.filename} again."
+        path = folder / archive.file
+        remedy = f"Get {archive.file} again."
     else:
-        path = _fetch(name, source, cache)
+        download(name, {archive.file: archive.sha256}, MIRRORS, cache)
+        path = cache / archive.file
         remedy = f"Delete {path} and run again."
     try:
-        contents = _read_archive(path, source, remedy)
+        contents = _read_archive(path, archive, remedy)
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read: {reason}. {remedy}") from error
     arrays: list[NDArray[Any]] = []
-    for files in (source.train_list, source.test_list):
-        parts = [contents[file] for file, _ in files]
-        arrays.append(np.concatenate([part["data"] for part in parts]).reshape(-1, *_PIXELS))
-        labels = [part["labels" if "labels" in part else "fine_labels"] for part in parts]
-        arrays.append(np.concatenate(labels))
-    images = [array.transpose(0, 2, 3, 1) if array.ndim == 4 else array for array in arrays]
-    classes = contents[source.meta["filename"]][source.meta["key"]]
-    return assemble(name, images, [str(path)] * 4, classes)
+    for members in (archive.train, archive.test):
+        pixels = np.concatenate([contents[member]["data"] for member in members])
+        arrays.append(pixels.reshape(-1, *_PIXELS).transpose(0, 2, 3, 1))
+        arrays.append(np.concatenate([contents[member][archive.labels] for member in members]))
+    (meta,) = archive.meta
+    return assemble(name, arrays, [str(path)] * 4, contents[meta][archive.classes])
 
 
-def _source(name: str) -> Any:
-    """Returns flowvision's class, for what it knows: addresses, names and checksums."""
-    from kdtrain.runtime.oneflow import import_oneflow
-
-    import_oneflow()
-    import flowvision.datasets
-
-    return getattr(flowvision.datasets, NAMES[name])
-
-
-def _fetch(name: str, source: Any, cache: Path) -> Path:
-    """Returns where the archive is, downloading it the first time. It gets its name when it is complete."""
-    path = cache / str(source.filename)
-    if path.is_file():
-        return path
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(cache) as temporary:
-            _download(name, source, temporary)
-            (temporary / source.filename).replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{name} cannot be stored in {cache}: {error.strerror or error}. "
-            "Mend that, or set XDG_CACHE_HOME to another folder."
-        ) from error
-    return path
-
-
-def _download(name: str, source: Any, folder: Path) -> None:
-    from flowvision.datasets.utils import download_url
-
-    reasons = []
-    for address in (source.url, *(mirror + source.filename for mirror in _MORE_MIRRORS)):
-        try:
-            with contextlib.redirect_stdout(sys.stderr), patience(_PATIENCE):
-                download_url(address, str(folder), source.filename, source.tgz_md5)
-            return
-        except (OSError, RuntimeError, ValueError, RecursionError, http.client.HTTPException) as error:
-            arrived = (folder / source.filename).exists()
-            reasons.append(f"{source.filename} arrived incomplete or damaged" if arrived else str(error))
-            (folder / source.filename).unlink(missing_ok=True)
-    raise DataError(
-        f"{name} cannot be downloaded ({'; '.join(dict.fromkeys(reasons))}). Try again where there is a "
-        f"network, or get {source.filename} elsewhere and name its folder with --data-dir."
-    )
-
-
-def _read_archive(path: Path, source: Any, remedy: str) -> dict[str, dict[str, Any]]:
-    """Returns what the data set's files hold, by file; other members of the archive are left alone."""
-    wanted = dict([*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])])
+def _read_archive(path: Path, archive: Archive, remedy: str) -> dict[str, dict[str, Any]]:
+    """Returns the unpickled members of the data set, by name; other members are skipped."""
+    md5 = {**archive.train, **archive.test, **archive.meta}
     contents: dict[str, dict[str, Any]] = {}
     with (
         open_regular(path) as zipped,
         _BoundedGzip(fileobj=zipped) as unzipped,
-        tarfile.open(fileobj=unzipped, mode="r|") as archive,
+        tarfile.open(fileobj=unzipped, mode="r|") as tar,
     ):
-        for member in archive:
+        for member in tar:
             folder, _, name = member.name.rpartition("/")
-            if folder != source.base_folder or name not in wanted or not member.isreg():
+            if folder != archive.folder or name not in md5 or not member.isreg():
                 continue
-            file = archive.extractfile(member) if member.size <= _LARGEST else None
+            file = tar.extractfile(member) if member.size <= _LARGEST else None
             data = file.read() if file is not None else b""
-            if hashlib.md5(data).hexdigest() != wanted[name]:
-                raise DataError(f"{path}: {member.name} in it has the wrong checksum. {remedy}")
+            if hashlib.md5(data).hexdigest() != md5[name]:
+                raise DataError(f"{path}: its member {member.name} has the wrong checksum. {remedy}")
             contents[name] = _unpickle(data, f"{member.name} in {path}")
-    missing = [name for name in wanted if name not in contents]
+    missing = [name for name in md5 if name not in contents]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}. {remedy}")
     return contents
 
 
 class _BoundedGzip(gzip.GzipFile):
-    """Raises OSError beyond a number of bytes: a few zipped ones can become very many."""
+    """A gzip reader that raises OSError beyond a number of bytes: a small file can unzip to a huge one."""
 
     left = _LARGEST_ARCHIVE
 
@@ -155,7 +161,7 @@ class _BoundedGzip(gzip.GzipFile):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows arrays of bytes and nothing else; it looks nothing up and calls nothing of NumPy's own."""
+    """Admits arrays of bytes and nothing else; it imports nothing and calls no function of NumPy's."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy", "ndarray"):
@@ -164,7 +170,7 @@ class _Unpickler(pickle.Unpickler):
             return _byte_type
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
             return _empty
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no images need")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no image needs")
 
 
 def _byte_type(name: object, *_: object) -> np.dtype[np.uint8]:
@@ -174,15 +180,15 @@ def _byte_type(name: object, *_: object) -> np.dtype[np.uint8]:
 
 
 def _empty(*_: object) -> NDArray[np.uint8]:
-    """Returns the array that the pickle goes on to fill."""
+    """Returns the array that the pickle fills afterwards."""
     return np.empty(0, np.uint8)
 
 
-def _unpickle(data: bytes, where: str) -> dict[str, Any]:
+def _unpickle(data: bytes, source: str) -> dict[str, Any]:
     try:
         content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise DataError(f"{where} was refused: {error}.") from error
+    except Exception as error:  # a damaged pickle raises almost any exception
+        raise DataError(f"{source} was refused: {error}.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{where} holds no images.")
+        raise DataError(f"{source} holds no images.")
     return content

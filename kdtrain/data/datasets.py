@@ -1,8 +1,9 @@
-"""Data sets by name: MNIST in the package, downloads, and whatever users bring along."""
+"""Data sets by name: MNIST in the package, downloads, and the user's own files and functions."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data import cifar, fashion
+from kdtrain.data import fashion
 from kdtrain.data.checks import assemble
+from kdtrain.data.cifar import ARCHIVES, load_cifar
 from kdtrain.data.dataset import Dataset
+from kdtrain.data.download import default_cache_dir
 from kdtrain.data.factory import load_factory
 from kdtrain.data.folder import load_image_folder
 from kdtrain.data.idx import content_sha256, read_idx
@@ -28,15 +31,20 @@ FILES = (
 )
 
 
-class Known(NamedTuple):
-    """What is known about a published data set in IDX files."""
+class IdxDataset(NamedTuple):
+    """A published data set of four IDX files.
+
+    Attributes:
+        classes: the classes' names.
+        sha256: of the unzipped files (hex), in the order of FILES.
+    """
 
     classes: tuple[str, ...]
-    sha256: tuple[str, ...]  # of the unzipped files, in the order of FILES
+    sha256: tuple[str, ...]
 
 
 DATASETS = {
-    "mnist": Known(
+    "mnist": IdxDataset(
         classes=tuple("0123456789"),
         sha256=(
             "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -45,13 +53,23 @@ DATASETS = {
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
     ),
-    "fashion_mnist": Known(classes=fashion.CLASSES, sha256=fashion.CONTENT_SHA256),
+    "fashion_mnist": IdxDataset(classes=fashion.CLASSES, sha256=fashion.CONTENT_SHA256),
 }
-BUILT_IN = (*DATASETS, *cifar.NAMES)
-"""Those with a plain name. What a file names is read if it is one of these, and no other."""
+BUILT_IN = (*DATASETS, *ARCHIVES)
+"""The plain names: the only data sets that are read because a file names them."""
 
 SPELLINGS = (*BUILT_IN, "folder:DIR", "npz:FILE", "MODULE:FACTORY", "FILE.py:FACTORY")
-"""What ``--dataset`` accepts."""
+"""The values of ``--dataset``."""
+
+
+class _Options(NamedTuple):
+    """The arguments of ``load_dataset`` besides the name."""
+
+    data_dir: Path | None
+    cache: Path
+    image_size: int | None
+    skip_corrupt: bool
+    most_images: int | None
 
 
 def load_dataset(
@@ -61,55 +79,30 @@ def load_dataset(
     *,
     image_size: int | None = None,
     skip_corrupt: bool = False,
-    most_pictures: int | None = None,
+    most_images: int | None = None,
 ) -> Dataset:
     """Returns a data set, complete and checked.
 
     Args:
-        name: one of SPELLINGS. MNIST is part of the package, the others with a plain name are
-            downloaded once.
-        data_dir: a folder to read instead of the package's or the downloaded files: the four files of
-            FILES, plain or with ``.gz`` (any image size, any number of classes; known data are
-            recognised by content, others are named after the folder), or CIFAR's archive.
-        cache_dir: where downloads are kept; by default ``kdtrain`` in the user's cache folder.
-        image_size: height and width to which the pictures of a ``folder:DIR`` are brought.
-        skip_corrupt: leaves out pictures of a ``folder:DIR`` that cannot be read.
-        most_pictures: how many of a ``folder:DIR`` are enough, of each split.
+        name: one of SPELLINGS. MNIST is part of the package; the other plain names are downloaded once.
+        data_dir: a folder to read instead of the package's or the downloaded files. It holds CIFAR's
+            archive, or the four files of FILES, plain or with ``.gz``, of any image size and number of
+            classes. Published IDX files are recognised by content; others are named after the folder.
+        cache_dir: the folder of downloads; by default ``kdtrain`` in the user's cache folder.
+        image_size: height and width, in pixels, that the images of a ``folder:DIR`` are scaled to.
+        skip_corrupt: leaves out images of a ``folder:DIR`` that cannot be read.
+        most_images: how many images of each split of a ``folder:DIR`` are read; all by default.
 
     Raises:
-        UsageError: there is no data set of that name, or it does not go with the other arguments.
+        UsageError: there is no data set of that name, or it contradicts the other arguments.
         DataError: files are missing, damaged or inconsistent, or cannot be downloaded.
         KdtrainError: a factory cannot be imported, or fails.
     """
-    kind, colon, rest = name.partition(":")
-    if not colon and name not in BUILT_IN:
-        kind = "folder" if os.path.isdir(name) else "npz" if name.endswith(".npz") else ""
-        meant = f" For what lies there, write --dataset {kind}:{name}." if kind else ""
-        raise UsageError(unknown_name_message("data set", name, SPELLINGS) + meant)
-    if colon and not rest:
-        raise UsageError(f"--dataset {name} lacks what should stand behind the colon.")
-    if (image_size is not None or skip_corrupt) and kind != "folder":
-        flag = "--skip-corrupt" if image_size is None else "--image-size"
-        raise UsageError(f"{flag} is for pictures in a folder, --dataset folder:DIR; this is {name}.")
-    if colon and data_dir is not None:
-        raise UsageError(f"--data-dir {data_dir} does not go with --dataset {name}: leave one of them out.")
-    cache = cache_dir or fashion.default_cache_dir()
-    if kind == "folder":
-        return load_image_folder(
-            Path(rest), cache, image_size=image_size, skip_corrupt=skip_corrupt, most_pictures=most_pictures
-        )
-    if kind == "npz":
-        return load_npz(Path(rest))
-    if colon:
-        return load_factory(name)
-    if name in cifar.NAMES:
-        return cifar.load_cifar(name, data_dir, cache)
-    if data_dir is not None:
-        return _load_idx_folder(data_dir)
-    if name == "fashion_mnist":
-        return _load_fashion_mnist(cache)
-    arrays = [_read_embedded(file) for file in FILES]
-    return assemble(name, arrays, FILES, DATASETS[name].classes)
+    options = _Options(data_dir, cache_dir or default_cache_dir(), image_size, skip_corrupt, most_images)
+    _check(name, options)
+    kind, colon, value = name.partition(":")
+    loader = _LOADERS.get(kind + colon)
+    return loader(value or name, options) if loader else load_factory(name)
 
 
 def verify_embedded() -> list[tuple[str, bool]]:
@@ -117,13 +110,71 @@ def verify_embedded() -> list[tuple[str, bool]]:
     return [(file, _is_intact(file)) for file in FILES]
 
 
-def _load_fashion_mnist(cache: Path) -> Dataset:
-    folder = fashion.fetch_fashion_mnist(cache)
+def _check(name: str, options: _Options) -> None:
+    """Raises UsageError unless ``name`` is one of SPELLINGS and takes all of the options."""
+    kind, colon, value = name.partition(":")
+    if not colon and name not in BUILT_IN:
+        kind = "folder" if os.path.isdir(name) else "npz" if name.endswith(".npz") else ""
+        remedy = f" To read it, use --dataset {kind}:{name}." if kind else ""
+        raise UsageError(unknown_name_message("data set", name, SPELLINGS) + remedy)
+    if colon and not value:
+        raise UsageError(f"--dataset {name}: expected KIND:VALUE, and the value is missing.")
+    if (options.image_size is not None or options.skip_corrupt) and kind != "folder":
+        flag = "--skip-corrupt" if options.image_size is None else "--image-size"
+        raise UsageError(f"{flag} is for a folder of images, --dataset folder:DIR; this is {name}.")
+    if colon and options.data_dir is not None:
+        raise UsageError(
+            f"--data-dir {options.data_dir} and --dataset {name} exclude each other: leave one of them out."
+        )
+
+
+def _load_folder(value: str, options: _Options) -> Dataset:
+    return load_image_folder(
+        Path(value),
+        options.cache,
+        image_size=options.image_size,
+        skip_corrupt=options.skip_corrupt,
+        most_images=options.most_images,
+    )
+
+
+def _load_npz(value: str, options: _Options) -> Dataset:
+    return load_npz(Path(value))
+
+
+def _load_cifar(name: str, options: _Options) -> Dataset:
+    return load_cifar(name, options.data_dir, options.cache)
+
+
+def _load_mnist(name: str, options: _Options) -> Dataset:
+    if options.data_dir is not None:
+        return _load_idx_folder(options.data_dir)
+    arrays = [_read_embedded(file) for file in FILES]
+    return assemble(name, arrays, FILES, DATASETS[name].classes)
+
+
+def _load_fashion_mnist(name: str, options: _Options) -> Dataset:
+    if options.data_dir is not None:
+        return _load_idx_folder(options.data_dir)
+    folder = fashion.fetch_fashion_mnist(options.cache)
     remedy = f"Delete {folder} and run again."
-    known = DATASETS["fashion_mnist"]
+    published = DATASETS[name]
     paths = [folder / f"{file}.gz" for file in FILES]
-    arrays = [_read_checked(path, sha256, remedy) for path, sha256 in zip(paths, known.sha256, strict=True)]
-    return assemble("fashion_mnist", arrays, [str(path) for path in paths], known.classes)
+    arrays = [
+        _read_checked(path, sha256, remedy) for path, sha256 in zip(paths, published.sha256, strict=True)
+    ]
+    return assemble(name, arrays, [str(path) for path in paths], published.classes)
+
+
+_LOADERS: dict[str, Callable[[str, _Options], Dataset]] = {
+    "mnist": _load_mnist,
+    "fashion_mnist": _load_fashion_mnist,
+    "cifar10": _load_cifar,
+    "cifar100": _load_cifar,
+    "folder:": _load_folder,
+    "npz:": _load_npz,
+}
+"""By the name up to its colon. A name with any other text before the colon is that of a factory."""
 
 
 def _read_embedded(file: str) -> NDArray[np.uint8]:
@@ -161,11 +212,11 @@ def _load_idx_folder(folder: Path) -> Dataset:
     paths = [folder / (file if file in present else f"{file}.gz") for file in FILES]
     arrays = [read_idx(path) for path in paths]
     sources = [str(path) for path in paths]
-    for name, known in DATASETS.items():
-        # The labels come last and are small: whatever is unknown is dismissed before images are hashed.
-        pairs = zip(reversed(arrays), reversed(known.sha256), strict=True)
+    for name, published in DATASETS.items():
+        # Labels are small, so they are hashed first: unknown data are dismissed before images are hashed.
+        pairs = zip(reversed(arrays), reversed(published.sha256), strict=True)
         if all(content_sha256(array) == sha256 for array, sha256 in pairs):
-            return assemble(name, arrays, sources, known.classes)
+            return assemble(name, arrays, sources, published.classes)
     for array, path, dimensions in zip(arrays, paths, (3, 1, 3, 1), strict=True):
         if array.ndim != dimensions:
             wanted = "images have 3 (count, height, width)" if dimensions == 3 else "labels have 1"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kdtrain.data.checks import check_classes, check_logits
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.images.decode_folder import Decoded, decode
-from kdtrain.data.images.resize import picture_size
+from kdtrain.data.images.resize import upright_size
 from kdtrain.errors import DataError, UsageError, escape_controls
 from kdtrain.runtime.limits import LARGEST_SIDE
 from kdtrain.runtime.locations import sought
@@ -57,7 +57,7 @@ def load_image_folder(
     *,
     image_size: int | None = None,
     skip_corrupt: bool = False,
-    most_pictures: int | None = None,
+    most_images: int | None = None,
 ) -> Dataset:
     """Returns the pictures of a folder, each decoded once, in the order of their names.
 
@@ -71,7 +71,7 @@ def load_image_folder(
         cache: where pixels are kept while the process lives, if they are too many for the memory.
         image_size: height and width that all are brought to; by default they must all have one size.
         skip_corrupt: leave out, and count, files that cannot be read.
-        most_pictures: how many of each split are read, evenly spread; all by default.
+        most_images: how many of each split are read, evenly spread; all by default.
 
     Raises:
         UsageError: sizes differ and there is no ``image_size``.
@@ -79,8 +79,8 @@ def load_image_folder(
     """
     classes, splits = _find(folder)
     check_logits(max(map(len, splits)), len(classes), str(folder))
-    if most_pictures is not None:
-        splits = [split[:: -(-len(split) // most_pictures) or 1] for split in splits]
+    if most_images is not None:
+        splits = [split[:: -(-len(split) // most_images) or 1] for split in splits]
     pictures = [picture for split in splits for picture in split]
     size = (image_size, image_size) if image_size else _size_of_first(pictures, skip_corrupt)
     if max(size) > LARGEST_SIDE:
@@ -193,7 +193,7 @@ def _split_off(pictures: list[Picture]) -> tuple[list[Picture], list[Picture]]:
 def _size_of_first(pictures: Sequence[Picture], skip_corrupt: bool) -> tuple[int, int]:
     for picture in pictures:
         try:
-            return picture_size(picture.path)
+            return upright_size(picture.path)
         except DataError as error:
             if not skip_corrupt:
                 raise DataError(f"{error} {_REMEDY}") from error

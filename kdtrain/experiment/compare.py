@@ -30,7 +30,7 @@ from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import SavedModel, save_tensors
-from kdtrain.store.event_file import write_picture
+from kdtrain.store.event_file import write_image
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ def _file(comparison: Comparison, models: Models, session: Session, directory: P
     write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
     chart = directory / FILES["picture"]
     save_figure(comparison_figure(comparison, title_extra=short(session.dataset.name)), chart)
-    write_picture(directory, "comparison", chart)
+    write_image(directory, "comparison", chart)
     write_page(directory, session.dataset)
 
 

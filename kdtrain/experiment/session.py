@@ -67,7 +67,7 @@ class Session:
             config.data_dir,
             image_size=config.image_size,
             skip_corrupt=config.skip_corrupt,
-            most_pictures=most_pictures,
+            most_images=most_pictures,
         )
         check_sizes(self.dataset, config)
         if len(self.dataset.test) < self.ranks.size:

@@ -154,7 +154,7 @@ def write_results(
             file.add(line)
 
 
-def write_picture(directory: Path, tag: str, png: Path) -> None:
+def write_image(directory: Path, tag: str, png: Path) -> None:
     """Adds a picture to the images of the run in ``directory``."""
     import numpy as np
     from PIL import Image

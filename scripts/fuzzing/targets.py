@@ -20,8 +20,8 @@ from kdtrain.callbacks.early_stopping import EarlyStopping
 from kdtrain.data import cifar
 from kdtrain.data.idx import read_idx
 from kdtrain.data.images.digit_photo import to_mnist
-from kdtrain.data.images.image_file import read_photo
-from kdtrain.data.images.resize import is_grey, read_picture, to_channels
+from kdtrain.data.images.image_file import read_grey
+from kdtrain.data.images.resize import is_grey, read_image, to_channels
 from kdtrain.data.npz import load_npz
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.events import EpochEnd
@@ -170,13 +170,13 @@ def _plugin(folder: Path) -> Check:
 
 
 def _photo(path: Path) -> None:
-    result = to_mnist(read_photo(path))
+    result = to_mnist(read_grey(path))
     assert result.shape == (28, 28)
     assert result.max() == 255
 
 
 def _picture(path: Path) -> None:
-    pixels = read_picture(path, (9, 7))
+    pixels = read_image(path, (9, 7))
     assert pixels.shape == (3, 9, 7)
     if is_grey(pixels):
         assert (to_channels(pixels, 1) == pixels[:1]).all()

@@ -16,14 +16,12 @@ from PIL import Image
 
 from kdtrain.data.dataset import Normalization
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.images.resize import read_picture
+from kdtrain.data.images.resize import read_image
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, Finished, assert_explained
-from tests.data.test_cifar import ARCHIVES, Mirror, mirror
+from tests.mirror import cifar_members, publish_cifar, serving
 from tests.tools import ROOT
-
-__all__ = ["mirror"]  # a fixture
 
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', TEXT, re.MULTILINE | re.DOTALL))
@@ -105,7 +103,7 @@ def test_a_folder_of_pictures_is_learnt_tested_and_asked(follow: Follow, folder:
     (answer,) = json.loads(follow(f"{COMMANDS[2]} --json").stdout)
     assert answer["prediction"] == "cats"
     seen = Normalization(model.card.mean, model.card.std).apply(
-        read_picture(folder / "my_cat.jpg", (16, 16))[np.newaxis]
+        read_image(folder / "my_cat.jpg", (16, 16))[np.newaxis]
     )
     logits = model.build("cpu")(flow.tensor(seen)).numpy()[0].astype(float)
     expected = np.exp(logits) / np.exp(logits).sum()
@@ -147,13 +145,13 @@ def test_arrays_are_learnt_from_a_file_and_from_a_function(
     assert 100 * json.loads(finished.stdout)["accuracy_fraction"] == pytest.approx(from_file, abs=0.01)
 
 
-def test_cifar_is_learnt(
-    follow: Follow, folder: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar_is_learnt(follow: Follow, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    accuracy(follow(COMMANDS[6]))
+    with serving({}) as mirror:
+        publish_cifar(mirror, monkeypatch, "cifar10", cifar_members("cifar10"))
+        accuracy(follow(COMMANDS[6]))
     assert load_model(folder / CIFAR).card.image_shape == (3, 32, 32)
-    assert (folder / "cache" / "kdtrain" / ARCHIVES["cifar10"]).exists()
+    assert (folder / "cache" / "kdtrain" / "cifar-10-python.tar.gz").exists()
     assert json.loads(follow(f"scripts/kdtrain eval {CIFAR} --json").stdout)["dataset"] == "cifar10"
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kdtrain.data import datasets
 from kdtrain.data.dataset import Dataset, Normalization, Split, hold_out
-from kdtrain.data.datasets import FILES, Known, load_dataset, verify_embedded
+from kdtrain.data.datasets import FILES, IdxDataset, load_dataset, verify_embedded
 from kdtrain.errors import DataError, UsageError
 
 Arrays = dict[str, NDArray[np.uint8]]
@@ -133,7 +133,7 @@ def test_data_dir_mixes_plain_and_zipped_and_overrides_the_name(tmp_path: Path) 
 def test_data_dir_recognises_known_data_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = four_arrays(classes=2)
     sha256s = tuple(hashlib.sha256(idx_bytes(arrays[name])).hexdigest() for name in FILES)
-    monkeypatch.setitem(datasets.DATASETS, "known", Known(("cat", "dog"), sha256s))
+    monkeypatch.setitem(datasets.DATASETS, "known", IdxDataset(("cat", "dog"), sha256s))
     dataset = load_dataset(data_dir=write(tmp_path / "mine", arrays))
     assert (dataset.name, dataset.classes) == ("known", ("cat", "dog"))
     arrays[FILES[0]][3, 2, 1] ^= 1
@@ -195,13 +195,15 @@ def test_an_empty_split_is_named(tmp_path: Path, part: int) -> None:
 
 
 def test_what_lies_there_is_named_with_its_kind(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"write --dataset folder:{re.escape(str(tmp_path))}"):
+    with pytest.raises(UsageError, match=f"--dataset folder:{re.escape(str(tmp_path))}"):
         load_dataset(str(tmp_path))
-    with pytest.raises(UsageError, match=r"write --dataset npz:stripes\.npz"):
+    with pytest.raises(UsageError, match=r"--dataset npz:stripes\.npz"):
         load_dataset("stripes.npz")
     for name in ("folder:", "npz:", "data.py:"):
-        with pytest.raises(UsageError, match=f"--dataset {name} lacks what should stand behind the colon"):
+        with pytest.raises(UsageError, match=f"--dataset {name}"):
             load_dataset(name)
+    with pytest.raises(UsageError, match="there is no module 'mnist'"):
+        load_dataset("mnist:factory")
 
 
 def test_an_unknown_name_is_a_usage_error() -> None:

@@ -315,7 +315,7 @@ def test_a_few_pictures_of_each_class_are_enough_where_that_is_asked_for(tmp_pat
     fill(tmp_path / "train", 20)
     fill(tmp_path / "test", 3)
     (tmp_path / "train/cats/001.png").write_bytes(b"damaged")
-    few = load_dataset(f"folder:{tmp_path}", cache_dir=tmp_path / ".cache", most_pictures=8)
+    few = load_dataset(f"folder:{tmp_path}", cache_dir=tmp_path / ".cache", most_images=8)
     assert (len(few.train), set(few.train.labels), len(few.test)) == (8, {0, 1}, 6)
     with pytest.raises(DataError, match=r"001\.png"):
         load(tmp_path)

@@ -25,7 +25,7 @@ from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.idx import read_idx
-from kdtrain.data.images.image_file import read_photo
+from kdtrain.data.images.image_file import read_grey
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.resume import load_state, save_state
 from kdtrain.errors import CheckpointError, DataError, KdtrainError
@@ -135,13 +135,13 @@ CLAIMS: dict[str, tuple[Callable[[Path], object], bytes]] = {
     "safetensors, its tensor": (load_model, tensors_of_ten_gigabytes()),
     "idx": (read_idx, struct.pack(">HBBII", 0, 8, 2, 100_000, 100_000) + bytes(188)),
     "gzipped idx": (read_idx, gzip.compress(struct.pack(">HBBII", 0, 8, 2, 100_000, 100_000) + bytes(188))),
-    "png": (read_photo, png(100_000, 100_000)),
-    "png, as large as is allowed": (read_photo, png(7_000, 7_000)),
-    "tiff": (read_photo, tiff(100_000, 100_000)),
-    "tiff, as large as is allowed": (read_photo, tiff(7_000, 7_000)),
-    "gif": (read_photo, b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b"," + bytes(180)),
-    "bmp": (read_photo, b"BM" + struct.pack("<IIIIiiHH6I", 200, 0, 54, 40, 99_999, 99_999, 1, 24, *[0] * 6)),
-    "ppm": (read_photo, b"P6\n60000 60000\n255\n" + bytes(180)),
+    "png": (read_grey, png(100_000, 100_000)),
+    "png, as large as is allowed": (read_grey, png(7_000, 7_000)),
+    "tiff": (read_grey, tiff(100_000, 100_000)),
+    "tiff, as large as is allowed": (read_grey, tiff(7_000, 7_000)),
+    "gif": (read_grey, b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b"," + bytes(180)),
+    "bmp": (read_grey, b"BM" + struct.pack("<IIIIiiHH6I", 200, 0, 54, 40, 99_999, 99_999, 1, 24, *[0] * 6)),
+    "ppm": (read_grey, b"P6\n60000 60000\n255\n" + bytes(180)),
 }  # fmt: skip
 
 

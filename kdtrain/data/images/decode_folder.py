@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.images.resize import is_grey, read_picture, to_channels
+from kdtrain.data.images.resize import is_grey, read_image, to_channels
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.runtime.limits import MOST_PIXELS
 
@@ -89,7 +89,7 @@ def decode(
         failures: Failures = {}
         for index in range(first, len(paths), step):
             try:
-                pixels[index] = read_picture(paths[index], size, scale)
+                pixels[index] = read_image(paths[index], size, scale)
                 grey[index] = is_grey(pixels[index])
             except KdtrainError as error:
                 failures[index] = error

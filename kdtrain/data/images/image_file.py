@@ -28,7 +28,7 @@ _MOST_WORK = 1_000_000_000  # pixels times the scans that a JPEG draws them in: 
 _BAND = 1_000_000  # pixels that are turned to grey at once, to keep memory small
 
 
-def open_picture(source: Source, convert: Callable[[Image.Image], T]) -> T:
+def open_image(source: Source, convert: Callable[[Image.Image], T]) -> T:
     """Returns what ``convert`` makes of a picture, which has not been decoded yet.
 
     Of an animation it gets the first frame.
@@ -68,18 +68,18 @@ def _open(source: Source) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
 
 
-def read_photo(source: Source) -> Image.Image:
+def read_grey(source: Source) -> Image.Image:
     """Returns a picture as 8-bit grey (mode L), upright, on white where it is transparent.
 
     Raises:
-        DataError: as ``open_picture``.
+        DataError: as ``open_image``.
     """
 
     def convert(image: Image.Image) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
         return to_grey(image)
 
-    return open_picture(source, convert)
+    return open_image(source, convert)
 
 
 def _check_webp(file: BinaryIO, name: str) -> None:

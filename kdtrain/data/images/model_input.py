@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.images.digit_photo import to_mnist
-from kdtrain.data.images.image_file import Source, read_photo
-from kdtrain.data.images.resize import read_picture, to_channels
+from kdtrain.data.images.image_file import Source, read_grey
+from kdtrain.data.images.resize import read_image, to_channels
 from kdtrain.errors import DataError
 
 
@@ -16,7 +16,7 @@ def shows_ink(dataset: str, image_shape: tuple[int, int, int]) -> bool:
     return image_shape[0] == 1 and ":" not in dataset  # IDX files have plain names
 
 
-def picture_input(source: Source, dataset: str, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def model_input(source: Source, dataset: str, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Reads a picture as the training images were: digits as MNIST shows them, all else as it is.
 
     Args:
@@ -32,8 +32,8 @@ def picture_input(source: Source, dataset: str, image_shape: tuple[int, int, int
     """
     channels, height, width = image_shape
     if not shows_ink(dataset, image_shape):
-        return to_channels(read_picture(source, (height, width)), channels)
-    photo = read_photo(source)
+        return to_channels(read_image(source, (height, width)), channels)
+    photo = read_grey(source)
     try:
         return to_mnist(photo, (height, width))[np.newaxis]
     except DataError as error:

@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from kdtrain.data.images.image_file import Source, name_of, on_paper, open_picture, to_grey
+from kdtrain.data.images.image_file import Source, name_of, on_paper, open_image, to_grey
 from kdtrain.errors import UsageError
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def upright_size(path: Path) -> tuple[int, int]:
     """Returns height and width of a picture as it is seen upright.
 
     Raises:
         DataError: it cannot be read.
     """
-    width, height = open_picture(path, lambda image: ImageOps.exif_transpose(image).size)
+    width, height = open_image(path, lambda image: ImageOps.exif_transpose(image).size)
     return height, width
 
 
-def read_picture(source: Source, size: tuple[int, int], scale: bool = True) -> NDArray[np.uint8]:
+def read_image(source: Source, size: tuple[int, int], scale: bool = True) -> NDArray[np.uint8]:
     """Returns a picture upright, on white where it is transparent, in a given size.
 
     It is scaled so that it just covers the size, and what sticks out is cut off at both ends alike.
@@ -53,7 +53,7 @@ def read_picture(source: Source, size: tuple[int, int], scale: bool = True) -> N
             picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
-    return open_picture(source, convert)
+    return open_image(source, convert)
 
 
 def is_grey(pixels: NDArray[np.uint8]) -> bool:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from kdtrain.data.images.model_input import picture_input
+from kdtrain.data.images.model_input import model_input
 from kdtrain.errors import DataError
 from kdtrain.store.card import ModelCard
 
@@ -68,7 +68,7 @@ def images(kind: str, body: bytes, card: ModelCard) -> npt.NDArray[Any]:
     if kind == "application/json":
         return _pixels(body, card.image_shape)
     try:
-        return picture_input(body, card.dataset, card.image_shape)[np.newaxis]
+        return model_input(body, card.dataset, card.image_shape)[np.newaxis]
     except DataError as error:
         raise HTTPException(422, str(error)) from error
 

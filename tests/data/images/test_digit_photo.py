@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.images.digit_photo import to_mnist
-from kdtrain.data.images.image_file import read_photo
+from kdtrain.data.images.image_file import read_grey
 from kdtrain.errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -206,7 +206,7 @@ def bar(mode: str = "L") -> Image.Image:
 
 def refusal(path: Path) -> str:
     with pytest.raises(DataError) as caught:
-        read_photo(path)
+        read_grey(path)
     text = str(caught.value)
     assert str(path) in text
     assert text.endswith(".")
@@ -227,7 +227,7 @@ MODES_OF = {
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind in MODES_OF for mode in MODES_OF[kind]])
 def test_every_mode_of_every_format_is_read_as_grey(tmp_path: Path, kind: str, mode: str) -> None:
     bar(mode).save(tmp_path / f"a.{kind}", quality=100)
-    photo = read_photo(tmp_path / f"a.{kind}")
+    photo = read_grey(tmp_path / f"a.{kind}")
     assert photo.mode == "L"
     np.testing.assert_allclose(np.asarray(photo, float), np.asarray(bar(), float), atol=8)
 
@@ -237,17 +237,17 @@ def test_more_than_8_bits_keep_their_levels(tmp_path: Path) -> None:
     sixteen, thirty_two, fractions = (levels * 257).astype(np.uint16), levels * 257, levels / np.float32(255)
     for name, values in (("a.png", sixteen), ("a.tif", thirty_two), ("b.tif", fractions.astype(np.float32))):
         Image.fromarray(values).save(tmp_path / name)
-        assert (np.asarray(read_photo(tmp_path / name)) == levels).all()
+        assert (np.asarray(read_grey(tmp_path / name)) == levels).all()
 
 
 def test_what_is_transparent_is_white_paper(tmp_path: Path) -> None:
     image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (10, 5, 17, 35))
     image.save(tmp_path / "a.png")
-    assert read_photo(tmp_path / "a.png").tobytes() == bar().tobytes()
+    assert read_grey(tmp_path / "a.png").tobytes() == bar().tobytes()
     palette = bar("P")
     palette.save(tmp_path / "b.gif", transparency=palette.getpixel((10, 5)))
-    assert np.asarray(read_photo(tmp_path / "b.gif")).min() == 255
+    assert np.asarray(read_grey(tmp_path / "b.gif")).min() == 255
 
 
 def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path) -> None:
@@ -255,14 +255,14 @@ def test_the_orientation_that_a_camera_noted_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     bar().save(tmp_path / "a.jpg", exif=exif, quality=95)
     expected = np.rot90(np.asarray(bar(), float), -1)
-    np.testing.assert_allclose(np.asarray(read_photo(tmp_path / "a.jpg"), float), expected, atol=12)
+    np.testing.assert_allclose(np.asarray(read_grey(tmp_path / "a.jpg"), float), expected, atol=12)
 
 
 def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     blank = Image.new("L", (60, 40), 255)
     for name in ("a.gif", "a.webp", "a.tif"):
         bar().save(tmp_path / name, save_all=True, append_images=[blank])
-        assert np.asarray(read_photo(tmp_path / name)).min() < 20
+        assert np.asarray(read_grey(tmp_path / name)).min() < 20
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_large_webp_is_refused_before_its_decoder_is_started(
     path, small = tmp_path / "a.webp", Image.new("RGB", (3, 2))
     other = bar("RGB").crop((0, 0, 3, 2))
     small.save(path, save_all=kind == "animated", append_images=[other], lossless=kind == "lossless")
-    assert read_photo(path).size == (3, 2)
+    assert read_grey(path).size == (3, 2)
     content, (width, height) = bytearray(path.read_bytes()), sides
     if kind == "lossy":
         content[26:30] = struct.pack("<HH", width, height)
@@ -324,7 +324,7 @@ def test_a_jpeg_that_is_drawn_over_and_over_is_refused(tmp_path: Path) -> None:
     Image.new("L", (6_000, 6_000)).save(stream, "JPEG", progressive=True)
     whole = stream.getvalue()
     (tmp_path / "a.jpg").write_bytes(whole)
-    assert read_photo(tmp_path / "a.jpg").size == (6_000, 6_000)
+    assert read_grey(tmp_path / "a.jpg").size == (6_000, 6_000)
     last_scan = whole[whole.rindex(b"\xff\xda") : -2]
     (tmp_path / "a.jpg").write_bytes(whole[:-2] + 1_000 * last_scan + whole[-2:])
     assert "far more scans than any camera makes" in refusal(tmp_path / "a.jpg")
@@ -335,8 +335,8 @@ def test_the_largest_picture_takes_a_third_of_a_gigabyte(tmp_path: Path, mode: s
     path = tmp_path / f"a.{kind}"
     Image.new(mode, (7_000, 7_000)).save(path, compress_level=1)
     code = (
-        "import pathlib, re, sys; from kdtrain.data.images.image_file import read_photo\n"
-        "read_photo(pathlib.Path(sys.argv[1]))\n"
+        "import pathlib, re, sys; from kdtrain.data.images.image_file import read_grey\n"
+        "read_grey(pathlib.Path(sys.argv[1]))\n"
         "print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"  # KB
     )
     done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
@@ -355,4 +355,4 @@ def test_a_mutated_file_gives_a_picture_or_a_data_error(kind: str, data: st.Data
         path = Path(folder) / "picture"
         path.write_bytes(content)
         with contextlib.suppress(DataError):
-            assert read_photo(path).mode == "L"
+            assert read_grey(path).mode == "L"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.images.digit_photo import to_mnist
-from kdtrain.data.images.model_input import picture_input, shows_ink
+from kdtrain.data.images.model_input import model_input, shows_ink
 from kdtrain.errors import DataError
 
 
@@ -42,10 +42,10 @@ def test_bytes_give_what_the_file_gives(
     tmp_path: Path, photo: Image.Image, dataset: str, shape: tuple[int, int, int], ink: bool
 ) -> None:
     (tmp_path / "a.png").write_bytes(encoded(photo))
-    pixels = picture_input(tmp_path / "a.png", dataset, shape)
+    pixels = model_input(tmp_path / "a.png", dataset, shape)
     assert pixels.dtype == np.uint8
     assert pixels.shape == shape
-    assert np.array_equal(pixels, picture_input(encoded(photo), dataset, shape))
+    assert np.array_equal(pixels, model_input(encoded(photo), dataset, shape))
     assert shows_ink(dataset, shape) == ink
     if ink:
         assert np.array_equal(pixels[0], to_mnist(photo, shape[1:]))
@@ -58,8 +58,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_bytes(b"seven")
     for name, complaint in (("blank.png", "no digit found"), ("text.png", "not a picture of a kind")):
         with pytest.raises(DataError, match=complaint) as caught:
-            picture_input(tmp_path / name, "mnist", (1, 28, 28))
+            model_input(tmp_path / name, "mnist", (1, 28, 28))
         assert str(caught.value).startswith(str(tmp_path / name))
         with pytest.raises(DataError, match=complaint) as caught:
-            picture_input((tmp_path / name).read_bytes(), "mnist", (1, 28, 28))
+            model_input((tmp_path / name).read_bytes(), "mnist", (1, 28, 28))
         assert str(tmp_path) not in str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdtrain.data.images.resize import is_grey, read_picture, to_channels
+from kdtrain.data.images.resize import is_grey, read_image, to_channels
 from kdtrain.errors import DataError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
@@ -17,7 +17,7 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
 
 def read(path: Path, height: int = 8, width: int = 10) -> NDArray[np.uint8]:
     """A picture as (H, W, 3)."""
-    pixels = read_picture(path, (height, width))
+    pixels = read_image(path, (height, width))
     assert pixels.dtype == np.uint8
     assert pixels.shape == (3, height, width)
     return pixels.transpose(1, 2, 0)
@@ -42,7 +42,7 @@ def test_grey_palette_and_deep_pictures_are_read(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     for image in (Image.fromarray(COLOURS[..., 0]), Image.fromarray(COLOURS[..., 0]).convert("P")):
         image.save(path)
-        pixels = read_picture(path, (8, 10))
+        pixels = read_image(path, (8, 10))
         assert is_grey(pixels)
         assert (pixels[0] == COLOURS[..., 0]).all()
     Image.fromarray(COLOURS[..., 0].astype(np.uint16) * 257).save(path)
@@ -89,4 +89,4 @@ def test_grey_is_the_eyes_mean_of_the_colours() -> None:
 def test_bombs_are_refused(tmp_path: Path) -> None:
     Image.new("1", (10_000, 5_001)).save(tmp_path / "bomb.png")
     with pytest.raises(DataError, match=r"bomb\.png has more than 50 megapixels"):
-        read_picture(tmp_path / "bomb.png", (8, 8))
+        read_image(tmp_path / "bomb.png", (8, 8))

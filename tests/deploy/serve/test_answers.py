@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.images.model_input import picture_input
+from kdtrain.data.images.model_input import model_input
 from kdtrain.deploy.onnx_model import OnnxModel
 from tests.deploy.serve.conftest import JSON, PNG, Service, as_json, encoded
 
@@ -47,7 +47,7 @@ def test_pictures_of_every_kind_are_prepared_in_the_one_way(
 ) -> None:
     content = encoded(photo, kind)
     answer = service.ask("/predict?pixels", content, {"Content-Type": "application/octet-stream"}).content
-    seen = picture_input(content, "mnist", (1, 28, 28))
+    seen = model_input(content, "mnist", (1, 28, 28))
     assert answer["pixels"] == [seen.tolist()]
     assert answer["predictions"][0]["class"] == "7"
 
@@ -82,7 +82,7 @@ def test_one_image_may_come_without_brackets_around_it(service: Service, mnist: 
 
 def test_coloured_pictures_are_not_searched_for_ink(pet_service: Service, photo: Image.Image) -> None:
     answer = pet_service.ask("/predict?pixels", encoded(photo), PNG).content
-    assert answer["pixels"] == [picture_input(encoded(photo), "folder:pets", (3, 16, 12)).tolist()]
+    assert answer["pixels"] == [model_input(encoded(photo), "folder:pets", (3, 16, 12)).tolist()]
     assert "teacher" not in answer
     model = pet_service.ask("/model").content
     assert model["classes"][1] == "dog"
