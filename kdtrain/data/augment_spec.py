@@ -1,4 +1,4 @@
-"""What ``--augment`` accepts; on its own, so that the command line needs no NumPy to check it."""
+"""The syntax of ``--augment``, without NumPy, so that the command line can check it at once."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ AUGMENT_FORMS = (
 
 
 def parse_augment(text: str) -> list[tuple[str, float]] | None:
-    """Returns names with parameters, in the order in which they are written; ``flip`` has 0.
+    """Parses the value of ``--augment``.
 
     Args:
-        text: ``none``, or names with commas between them.
+        text: ``none``, or NAME or NAME=NUMBER several times, with commas between them.
 
     Returns:
-        None if the text is not understood.
+        Each name with its parameter, in the given order (``flip`` has 0); None if the text is invalid.
     """
     if text == "none":
         return []
-    found: dict[str, float] = {}
-    for word in text.split(","):
-        name, equals, number = word.partition("=")
-        if name in found:
+    parameters: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.partition("=")
+        if name in parameters:
             return None
         value = _parameter(name, number) if equals else {"flip": 0.0, "mixup": 1.0}.get(name)
         if value is None:
             return None
-        found[name] = value
-    return list(found.items())
+        parameters[name] = value
+    return list(parameters.items())
 
 
 def _parameter(name: str, text: str) -> float | None:
-    """Returns a parameter that is allowed, else None: a whole number but for mixup's."""
+    """Returns a valid parameter, else None; all but mixup's are whole numbers."""
     form = r"[0-9]{1,9}(\.[0-9]{1,9})?" if name == "mixup" else r"[0-9]{1,9}"
     if name not in LARGEST or not re.fullmatch(form, text):
         return None

@@ -1,7 +1,6 @@
-"""Random changes of training images: those that leave their class what it is, and mixup.
+"""Random changes of training images: augmentations that keep the class, and mixup.
 
-Each works on a whole batch at once. What is drawn comes from the generator that it is given, which
-a loader makes from seed, epoch and rank.
+Each works on a whole batch, and draws from a generator that the loader makes from seed, epoch and rank.
 """
 
 from __future__ import annotations
@@ -18,17 +17,15 @@ from kdtrain.data.augment_spec import parse_augment
 Images = NDArray[np.float32]
 
 Augmentation = Callable[[Images, np.random.Generator], Images]
-"""Takes normalised images (N, C, H, W) and returns new ones of the same shape."""
+"""Takes normalised images, (N, C, H, W) float32, and returns new ones of the same shape."""
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Moves each image by whole pixels, up to ``pixels`` of them along either axis.
-
-    All distances are equally likely. What comes in over the edge is background.
+    """Moves each image by a random number of whole pixels along each axis, and fills with background.
 
     Attributes:
-        pixels: the longest way, at least 1.
+        pixels: the largest distance, at least 1; all distances up to it are equally likely.
         background: the value of a black pixel, per channel.
     """
 
@@ -36,32 +33,32 @@ class Shift:
     background: tuple[float, ...]
 
     def __call__(self, images: Images, rng: np.random.Generator) -> Images:
-        """Returns a shifted copy of ``images``."""
+        """Returns a shifted copy of ``images``, (N, C, H, W) float32."""
         return _windows(_framed(images, self.pixels, self.background), self.pixels, rng)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Moves each image as ``Shift`` does; what comes in over the edge is the image, mirrored there.
+    """Moves each image as ``Shift`` does, and fills with the image mirrored at its edge.
 
     Attributes:
-        pixels: the longest way, at least 1.
+        pixels: the largest distance, at least 1.
     """
 
     pixels: int
 
     def __call__(self, images: Images, rng: np.random.Generator) -> Images:
-        """Returns a moved copy of ``images``."""
+        """Returns a moved copy of ``images``, (N, C, H, W) float32."""
         margin = (self.pixels, self.pixels)
         return _windows(np.pad(images, ((0, 0), (0, 0), margin, margin), "reflect"), self.pixels, rng)
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirrors each image, left for right, with a probability of one half."""
+    """Mirrors each image, left to right, with a probability of one half."""
 
     def __call__(self, images: Images, rng: np.random.Generator) -> Images:
-        """Returns a copy of ``images``, about half of them mirrored."""
+        """Returns a copy of ``images``, (N, C, H, W) float32, about half of them mirrored."""
         result = images.copy()
         chosen = rng.random(len(images)) < 0.5
         result[chosen] = images[chosen, :, :, ::-1]
@@ -70,13 +67,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Turns each image about its centre, up to ``degrees`` either way, all angles equally likely.
-
-    A pixel is the mean of the four that it comes from, weighted by distance along each axis
-    (bilinear); beyond the edge there is background.
+    """Rotates each image about its centre, with bilinear interpolation, and fills with background.
 
     Attributes:
-        degrees: the largest angle, above 0.
+        degrees: the largest angle, above 0; all angles up to it, either way, are equally likely.
         background: the value of a black pixel, per channel.
     """
 
@@ -84,12 +78,12 @@ class Rotate:
     background: tuple[float, ...]
 
     def __call__(self, images: Images, rng: np.random.Generator) -> Images:
-        """Returns a turned copy of ``images``."""
+        """Returns a rotated copy of ``images``, (N, C, H, W) float32."""
         count, channels, height, width = images.shape
         angles = np.radians(rng.uniform(-self.degrees, self.degrees, (count, 1, 1)))
         rows = np.arange(height).reshape(1, -1, 1) - (height - 1) / 2
         columns = np.arange(width).reshape(1, 1, -1) - (width - 1) / 2
-        # Where each pixel comes from, in an image with a frame of one pixel of background.
+        # The source of each pixel, in an image with a frame of one pixel of background.
         down = np.cos(angles) * rows - np.sin(angles) * columns + (height + 1) / 2
         right = np.sin(angles) * rows + np.cos(angles) * columns + (width + 1) / 2
         down, right = down.clip(0, height + 1), right.clip(0, width + 1)
@@ -115,35 +109,44 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Mixup:
-    """Lays another image of the batch over each, as half-transparent as chance has it.
+    """Mixes each image with another image of the batch: ``lambda * image + (1 - lambda) * partner``.
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), section 2; as in the authors'
-    code, one share is drawn for a whole batch. The labels are mixed in the loss: see ``Batch``.
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), section 2. As in the authors'
+    code, one lambda is drawn for a whole batch. The labels are mixed in the loss: see ``Batch``.
 
     Attributes:
-        alpha: both parameters of the Beta distribution that the share is drawn from, above 0.
+        alpha: both parameters of lambda's Beta distribution, above 0.
     """
 
     alpha: float
 
     def __call__(self, images: Images, rng: np.random.Generator) -> tuple[Images, float, NDArray[np.int64]]:
-        """Returns mixed images, the share of its own that each keeps, and whose the rest is (N,)."""
-        share, others = float(rng.beta(self.alpha, self.alpha)), rng.permutation(len(images))
-        mixed = images * np.float32(share)
-        mixed += images[others] * np.float32(1 - share)
-        return mixed, share, others
+        """Returns the mixed images, lambda, and the index of each image's partner.
+
+        Args:
+            images: (N, C, H, W) float32.
+            rng: draws lambda and the partners.
+
+        Returns:
+            (N, C, H, W) float32; lambda, 0 to 1; (N,) int64.
+        """
+        mixup_lambda = float(rng.beta(self.alpha, self.alpha))
+        partners = rng.permutation(len(images))
+        mixed = images * np.float32(mixup_lambda)
+        mixed += images[partners] * np.float32(1 - mixup_lambda)
+        return mixed, mixup_lambda, partners
 
 
 def mixup(text: str) -> Mixup | None:
-    """Returns the mixup of a setting that has been checked, or None if it has none."""
+    """Returns the mixup in a checked setting such as ``flip,mixup=0.2``, or None if there is none."""
     return next((Mixup(alpha) for name, alpha in parse_augment(text) or () if name == "mixup"), None)
 
 
 def augmentation(text: str, background: tuple[float, ...]) -> Augmentation | None:
-    """Returns what a setting such as ``shift=2,flip`` stands for, but for mixup; None if that is nothing.
+    """Returns the augmentation in a setting such as ``shift=2,flip``, without mixup; None if there is none.
 
     Args:
-        text: a setting that has been checked.
+        text: a checked setting.
         background: the value of a black pixel, per channel.
     """
     makers: dict[str, Callable[[float], Augmentation]] = {
@@ -155,10 +158,10 @@ def augmentation(text: str, background: tuple[float, ...]) -> Augmentation | Non
     steps = [makers[name](number) for name, number in parse_augment(text) or () if name in makers]
     if not steps:
         return None
-    return steps[0] if len(steps) == 1 else partial(_in_turn, tuple(steps))
+    return steps[0] if len(steps) == 1 else partial(_chain, tuple(steps))
 
 
-def _in_turn(steps: tuple[Augmentation, ...], images: Images, rng: np.random.Generator) -> Images:
+def _chain(steps: tuple[Augmentation, ...], images: Images, rng: np.random.Generator) -> Images:
     for step in steps:
         images = step(images, rng)
     return images
@@ -174,7 +177,7 @@ def _framed(images: Images, margin: int, background: tuple[float, ...]) -> Image
 
 
 def _windows(framed: Images, margin: int, rng: np.random.Generator) -> Images:
-    """Returns a window of each image that has a frame, as large as the image was, anywhere."""
+    """Returns a random window of each framed image, of the size without the frame."""
     height, width = (side - 2 * margin for side in framed.shape[2:])
     windows = np.lib.stride_tricks.sliding_window_view(
         framed,

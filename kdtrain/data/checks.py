@@ -1,4 +1,4 @@
-"""Makes a data set of arrays that somebody else made, once they are known to fit together."""
+"""Checks of users' arrays and class names, from which a data set is assembled."""
 
 from __future__ import annotations
 
@@ -19,83 +19,85 @@ logger = logging.getLogger(__name__)
 def assemble(
     name: str, arrays: Sequence[NDArray[Any]], sources: Sequence[str], classes: Sequence[str] | None
 ) -> Dataset:
-    """Makes a data set of four arrays that are checked against each other.
+    """Returns a data set of four arrays, after checking them against each other.
 
     Args:
-        name: of the data set.
-        arrays: training images, training labels, test images, test labels. Images are uint8
-            (N, H, W) or (N, H, W, C), labels whole numbers (N,) or (N, 1).
-        sources: where each of them comes from, for messages.
-        classes: the classes' names; by default the labels, from 0 to the highest for training.
+        name: the name of the data set.
+        arrays: training images, training labels, test images, test labels. Images are (N, H, W) or
+            (N, H, W, C) uint8, labels are whole numbers, (N,) or (N, 1).
+        sources: the origin of each array, for messages.
+        classes: the names of the classes; by default the numbers from 0 to the highest training label.
 
     Raises:
-        DataError: they contradict each other, or kdtrain does not take such images.
+        DataError: the arrays contradict each other, or kdtrain does not take such images.
     """
     train = _make_split(arrays[0], arrays[1], *sources[:2])
     test = _make_split(arrays[2], arrays[3], *sources[2:])
     if train.images.shape[1:] != test.images.shape[1:]:
-        sizes = [_size(split.images) for split in (train, test)]
         raise DataError(
-            f"training and test images differ in size: {sizes[0]} in {sources[0]}, "
-            f"{sizes[1]} in {sources[2]}."
+            f"training and test images differ in size: {_size(train.images)} in {sources[0]}, "
+            f"{_size(test.images)} in {sources[2]}."
         )
     highest = int(train.labels.max())
     if highest == 0:
-        raise DataError(f"{sources[1]} knows one class only: all its labels are 0; at least two are needed.")
-    strangers = np.flatnonzero(test.labels > highest)
-    if len(strangers):
+        raise DataError(f"{sources[1]} has one class only: all its labels are 0. At least two are needed.")
+    out_of_range = np.flatnonzero(test.labels > highest)
+    if len(out_of_range):
+        image = out_of_range[0]
         raise DataError(
-            f"{sources[3]}: label {test.labels[strangers[0]]} of image {strangers[0]} is out of range: "
+            f"{sources[3]}: label {test.labels[image]} of image {image} is out of range: "
             f"the training labels go from 0 to {highest}."
         )
     if classes is not None and len(classes) <= highest:
         raise DataError(
-            f"{sources[1]} has labels up to {highest}, but there are names for {len(classes)} classes only."
+            f"{sources[1]} has labels up to {highest}, but only {len(classes)} classes have names."
         )
     names = tuple(classes or (str(label) for label in range(highest + 1)))
     for split, source in ((train, sources[0]), (test, sources[2])):
         check_logits(len(split), len(names), source)
     counts = np.bincount(train.labels, minlength=len(classes or ()))
     if counts.min() == 0:
-        number = int(counts.argmin())
-        logger.info(f"{sources[1]}: no training image has the label {number}; labels count from 0 on.")
+        unused = int(counts.argmin())
+        logger.info(f"{sources[1]}: no training image has the label {unused}. Labels start at 0.")
     return Dataset(name, train, test, names)
 
 
 def check_classes(names: Any, source: str) -> list[str] | None:
-    """Returns the names of classes as texts, or None if there are none.
+    """Returns the names of classes as a list of texts, or None if there are none.
+
+    Args:
+        names: a list, a tuple, an array of texts, or None; from a user's file.
+        source: the origin of the names, for messages.
 
     Raises:
-        DataError: they are no texts, or not such as can be shown, or two are the same.
+        DataError: a name is no text, cannot be shown, is too long, or occurs twice.
     """
     if names is None:
         return None
     try:
         listed = names.tolist() if isinstance(names, np.ndarray) and names.ndim == 1 else names
-    except (SystemError, ValueError) as error:  # numbers that stand for no character
-        raise DataError(f"{source} is damaged: it holds no texts.") from error
+    except (SystemError, ValueError) as error:  # the array holds numbers of no character
+        raise DataError(f"{source} is damaged: it does not hold texts.") from error
     if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
         raise DataError(f"{source} must be a list of texts, one for each class.")
     if len(listed) > MOST_CLASSES:
-        raise DataError(
-            f"{source}: these are {len(listed):,} classes; kdtrain takes at most {MOST_CLASSES:,}."
-        )
-    hidden = [name for name in listed if not name.isprintable()]
-    if hidden:
-        raise DataError(f"{source}: the name {ascii(hidden[0])[:100]} cannot be shown; choose another.")
+        raise DataError(f"{source} holds {len(listed):,} classes; kdtrain takes at most {MOST_CLASSES:,}.")
+    unprintable = [name for name in listed if not name.isprintable()]
+    if unprintable:
+        raise DataError(f"{source}: the name {ascii(unprintable[0])[:100]} cannot be shown; choose another.")
     if max(map(len, listed), default=0) > LONGEST_NAME:
         raise DataError(f"{source}: a name has more than {LONGEST_NAME} characters; choose a shorter one.")
     if len(set(listed)) < len(listed):
-        raise DataError(f"{source} names two classes alike.")
+        raise DataError(f"{source} has the same name for two classes.")
     return list(listed)
 
 
 def check_logits(images: int, classes: int, source: str) -> None:
-    """Raises DataError if a table of a network's logits for a split's images is too large for the memory."""
+    """Raises DataError if the logits of all images of a split do not fit in memory."""
     if images * classes > MOST_LOGITS:
         raise DataError(
-            f"{source}: {images:,} images in {classes:,} classes are too many together: a network's answers "
-            f"to all of them are kept in memory, at most {MOST_LOGITS:,} numbers. Use fewer of either."
+            f"{source}: {images:,} images in {classes:,} classes have {images * classes:,} logits; kdtrain "
+            f"keeps at most {MOST_LOGITS:,} in memory. Use fewer images or fewer classes."
         )
 
 
@@ -127,11 +129,11 @@ def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Sp
 
 
 def _remedy(labels: NDArray[Any]) -> str:
-    """Returns how to make numbers of usual kinds of labels, as a sentence with a space before it."""
+    """Returns a sentence on how to convert the usual kinds of labels, after a space; or no text."""
     if labels.dtype.kind == "U" and labels.ndim == 1:
         return " Use classes, labels = numpy.unique(labels, return_inverse=True)."
     if labels.ndim == 2 and labels.dtype.kind in "biuf":
-        return " Of a column for each class, use argmax(1)."
+        return " For one-hot labels, use argmax(1)."
     return " Use astype('int64')." if labels.ndim == 1 and labels.dtype.kind in "bf" else ""
 
 

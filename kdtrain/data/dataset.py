@@ -1,4 +1,4 @@
-"""What a data set is: images and labels, with their statistics."""
+"""Data sets in memory: splits of images and labels, with their statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdtrain.errors import UsageError
 from kdtrain.runtime.limits import MOST_PIXELS
 from kdtrain.runtime.slices import in_slices
 
-_HOLD_OUT = 0x56414C  # a stream of random numbers of its own: the choice depends on no other use of the seed
+_HOLD_OUT = 0x56414C  # a separate stream of random numbers, independent of other uses of the seed
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Normalization:
         """Returns ``(images / 255 - mean) / std``.
 
         Args:
-            images: uint8 (N, C, H, W).
+            images: (N, C, H, W) uint8.
 
         Returns:
-            A new contiguous float32 array (N, C, H, W), which nobody else writes to.
+            A new contiguous array, (N, C, H, W) float32.
         """
         std = np.array(self.std).reshape(-1, 1, 1)
         mean = np.array(self.mean).reshape(-1, 1, 1)
@@ -47,18 +47,18 @@ class Normalization:
 
     @property
     def background(self) -> tuple[float, ...]:
-        """The value of a black pixel, per channel."""
+        """The normalised value of a black pixel, per channel."""
         return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class Normalized:
-    """Images that are normalised anew whenever they are asked for, because they are too many as floats.
+    """Images that are normalised each time they are read, because they do not fit in memory as floats.
 
     Attributes:
-        images: uint8 (M, C, H, W), in memory or in a file.
-        rows: (N,) which of them these are.
-        normalization: what is done to them.
+        images: (M, C, H, W) uint8, in memory or in a file.
+        rows: (N,) int64, the indices of the images in this selection.
+        normalization: is applied to each image.
     """
 
     images: NDArray[np.uint8]
@@ -82,11 +82,11 @@ class Normalized:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their labels; nobody writes into the arrays.
+    """Images with their labels. No code writes into the arrays.
 
     Attributes:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,).
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
     """
 
     images: NDArray[np.uint8]
@@ -96,13 +96,21 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> Split:
-        """Returns a new split of the images at ``indices`` (M,), in that order."""
+        """Returns a new split of the images at ``indices``, (M,) int64, in that order."""
         return Split(self.images[indices], self.labels[indices])
 
     def normalized(
         self, normalization: Normalization, indices: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32] | Normalized:
-        """Returns the images (at ``indices``), normalised at once if they all fit in memory as floats."""
+        """Returns the normalised images, as an array if all images of the split fit in memory as floats.
+
+        Args:
+            normalization: is applied to each image.
+            indices: (M,) int64, the images that are returned; all by default.
+
+        Returns:
+            (M, C, H, W) float32, or an object that normalises the images when they are read.
+        """
         if self.images.size > MOST_PIXELS:
             return Normalized(
                 self.images, np.arange(len(self)) if indices is None else indices, normalization
@@ -115,11 +123,11 @@ class Dataset:
     """Splits of the same classes and image shape.
 
     Attributes:
-        name: what ``--dataset`` calls it, or the folder of ``--data-dir``.
-        train: to train on; the validation images are drawn from it where there are no others.
-        test: read once, at the end.
-        classes: their names; labels are positions in it.
-        validation: images to choose by, where the data bring them along.
+        name: the value of ``--dataset``, or the name of the folder of ``--data-dir``.
+        train: the training images; without ``validation``, the validation images are drawn from them.
+        test: the test images, which are used once, at the end.
+        classes: the names of the classes; a label is a position in them.
+        validation: the validation images, if the data have their own.
     """
 
     name: str
@@ -130,7 +138,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes; labels are 0 to one less."""
+        """The number of classes; labels go from 0 to ``num_classes`` - 1."""
         return len(self.classes)
 
     @property
@@ -141,9 +149,9 @@ class Dataset:
 
     @cached_property
     def normalization(self) -> Normalization:
-        """The statistics of the whole training split, so that a held-out part changes nothing.
+        """The statistics of the whole training split, whatever part of it is held out.
 
-        Computed in whole numbers from how often each pixel value occurs, hence exact. A channel
+        They are exact: whole numbers are added up, from a histogram of the pixel values. A channel
         whose pixels are all equal gets a standard deviation of 1.
         """
         mean, std = [], []
@@ -158,25 +166,29 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over shapes and bytes of training and test split: equal if and only if these are."""
+        """SHA-256 (hex) of shapes and bytes of the training and the test split."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             for array in (split.images, split.labels.astype("<i8")):
                 digest.update(repr(array.shape).encode())
-                for few in in_slices(array.shape):
-                    digest.update(np.ascontiguousarray(array[few]).data)
+                for rows in in_slices(array.shape):
+                    digest.update(np.ascontiguousarray(array[rows]).data)
         return digest.hexdigest()
 
 
 def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draws ``size`` validation images from the training split.
+    """Draws a validation set from the training split.
+
+    Args:
+        train: the training split, of N images.
+        size: the number of validation images, M.
+        seed: the same seed and size give the same images.
 
     Returns:
-        Two sorted index arrays that share nothing and together cover ``train``: those to train on,
-        those to validate on. The same seed and size give the same images.
+        The sorted indices of the images to train on, (N - M,) int64, and to validate on, (M,) int64.
 
     Raises:
-        UsageError: ``size`` is negative or leaves nothing to train on.
+        UsageError: ``size`` is negative or leaves no image to train on.
     """
     if not 0 <= size < len(train):
         raise UsageError(
@@ -188,6 +200,6 @@ def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDA
 
 def _count_values(pixels: NDArray[np.uint8]) -> list[int]:
     counts = np.zeros(256, np.int64)
-    for few in in_slices(pixels.shape):  # bincount widens its input to 8 bytes a pixel
-        counts += np.bincount(pixels[few].ravel(), minlength=256)
+    for rows in in_slices(pixels.shape):  # bincount widens its input to 8 bytes a pixel
+        counts += np.bincount(pixels[rows].ravel(), minlength=256)
     return counts.tolist()  # type: ignore[no-any-return]

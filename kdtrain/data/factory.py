@@ -1,4 +1,4 @@
-"""Data sets from a function of the user's: ``package.module:factory`` or ``file.py:factory``."""
+"""Data sets from a user's function: ``package.module:factory`` or ``file.py:factory``."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from kdtrain.runtime.user_code import import_file, located, not_importable
 
 
 def load_factory(spec: str) -> Dataset:
-    """Calls a factory without arguments; it returns arrays under the same names as in a ``.npz``.
+    """Calls a factory without arguments, and returns its data set.
 
-    That is a mapping with ``x_train``, ``y_train``, ``x_test``, ``y_test`` and perhaps ``classes``.
-    It has to return the same in each process that calls it.
+    The factory returns a mapping of arrays, with the names and shapes of a ``.npz``: ``x_train``,
+    ``y_train``, ``x_test``, ``y_test`` and perhaps ``classes``. It must return the same arrays in each
+    process.
 
     Args:
-        spec: where the function is.
+        spec: FILE.py:FACTORY or MODULE:FACTORY.
 
     Raises:
         UsageError: there is no such module or function.
         KdtrainError: the module cannot be imported, or the function raises.
-        DataError: what it returns is no data set.
+        DataError: the function returns no data set.
     """
     target, _, name = spec.rpartition(":")
     asked = f"--dataset {spec}"
@@ -38,8 +39,8 @@ def load_factory(spec: str) -> Dataset:
     module = import_file(Path(target), "data set", asked) if is_file else _import_module(target, asked)
     factory = getattr(module, name, None)
     if not callable(factory):
-        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{asked}: {unknown_name_message('function', name, own)}")
+        functions = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise UsageError(f"{asked}: {unknown_name_message('function', name, functions)}")
     try:
         result = factory()
     except KdtrainError:
@@ -48,7 +49,7 @@ def load_factory(spec: str) -> Dataset:
         raise KdtrainError(f"{located(asked, error)}: {name} raised {one_line(error)}.") from error
     if not isinstance(result, Mapping) or not all(array in result for array in ARRAYS):
         raise DataError(f"{asked}: {name} must return a mapping with {', '.join(ARRAYS)}.")
-    arrays = [np.array(result[array]) for array in ARRAYS]  # copies: nobody else may write into them
+    arrays = [np.array(result[array]) for array in ARRAYS]  # copies: the factory may keep its arrays
     sources = [f"{array} of {spec}" for array in ARRAYS]
     if sum(array.size for array in arrays[::2]) > MOST_PIXELS:
         raise DataError(too_many(spec))
@@ -57,14 +58,14 @@ def load_factory(spec: str) -> Dataset:
 
 def _import_module(target: str, asked: str) -> ModuleType:
     try:
-        found = all(target.split(".")) and importlib.util.find_spec(target) is not None
-    except ModuleNotFoundError:  # of a package that it should be in
-        found = False
+        exists = all(target.split(".")) and importlib.util.find_spec(target) is not None
+    except ModuleNotFoundError:  # its package does not exist
+        exists = False
     except (Exception, SystemExit) as error:
         raise KdtrainError(f"{asked}: {target} cannot be found: {one_line(error)}.") from error
-    if not found:
+    if not exists:
         raise UsageError(
-            f"{asked}: there is no module {target!r} to import (a file is named FILE.py:FACTORY)."
+            f"{asked}: there is no module {target!r} to import. To name a file, write FILE.py:FACTORY."
         )
     try:
         return importlib.import_module(target)

@@ -1,4 +1,4 @@
-"""Reads the IDX format: a header that states type and shape, then the plain bytes."""
+"""Reader of IDX files: a header that states type and shape, then the values as plain bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.errors import DataError
+from kdtrain.errors import DataError, size_text
 from kdtrain.runtime.locations import sought
 from kdtrain.runtime.regular_files import open_regular
 
@@ -28,17 +28,17 @@ _TYPES = {
 }
 _UNSIGNED_BYTES = 0x08
 _GZIP = b"\x1f\x8b"
-_LARGEST = 640 << 20  # EMNIST's largest file has 522 MiB
-_HARMLESS = 64 << 20
-_TIGHTEST = 100  # gzip makes images 2 to 10 times smaller; 1,000 times is a bomb
-_CHUNK = 1 << 20
+_LARGEST = 640 << 20  # bytes; EMNIST's largest file has 522 MiB
+_HARMLESS = 64 << 20  # bytes that any gzipped file may unzip to
+_HIGHEST_RATIO = 100  # of unzipped to gzipped size: 2 to 10 for images, 1,000 for a zip bomb
+_CHUNK = 1 << 20  # bytes
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Returns the array of unsigned bytes in an IDX file, plain or gzipped.
 
-    Whether it is gzipped is decided by its first two bytes, not by its name. Memory grows only with
-    what the file really holds, and never beyond what its header states.
+    The first two bytes tell whether it is gzipped, not the name. The memory in use grows with the bytes
+    that the file really holds, up to the size that its header states.
 
     Args:
         path: the file.
@@ -51,13 +51,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with open_regular(path) as file:
-            zipped = file.read(len(_GZIP)) == _GZIP
+            gzipped = file.read(len(_GZIP)) == _GZIP
             file.seek(0)
-            if not zipped:
+            if not gzipped:
                 return _read(file, path, _LARGEST)
             with gzip.open(file) as unzipped:
-                packed = os.fstat(file.fileno()).st_size
-                return _read(unzipped, path, min(_LARGEST, max(_HARMLESS, _TIGHTEST * packed)))
+                gzipped_size = os.fstat(file.fileno()).st_size
+                return _read(unzipped, path, min(_LARGEST, max(_HARMLESS, _HIGHEST_RATIO * gzipped_size)))
     except FileNotFoundError as error:
         raise DataError(f"{sought(path)} does not exist.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -68,9 +68,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def content_sha256(array: NDArray[np.uint8]) -> str:
-    """Returns the SHA-256 (hex) of the unzipped IDX file that ``array`` (uint8) was read from.
+    """Returns the SHA-256 (hex) of the unzipped IDX file that an array was read from.
 
-    ``read_idx`` accepts a single byte sequence for each array, so the array is enough to know it.
+    ``read_idx`` accepts one byte sequence for each array, so the array determines the file.
+
+    Args:
+        array: uint8, of 1 to 4 dimensions.
     """
     digest = hashlib.sha256(_header(array.shape))
     digest.update(np.ascontiguousarray(array).data)
@@ -83,19 +86,19 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 def _read(file: BinaryIO | gzip.GzipFile, path: Path, most: int) -> NDArray[np.uint8]:
     shape = _read_shape(file, path)
-    # Counting an empty dimension as 1 bounds the others, too: NumPy refuses (0, 2**32 - 1, 2**32 - 1).
+    # An empty dimension counts as 1, to bound the others too: NumPy refuses (0, 2**32 - 1, 2**32 - 1).
     if math.prod(max(length, 1) for length in shape) > most:
-        size = " x ".join(map(str, shape))
         reads = "reads" if most == _LARGEST else f"unzips from {path.stat().st_size:,} bytes"
         raise DataError(
-            f"{path} claims to hold {size} bytes, more than the {most >> 20} MiB that kdtrain {reads}."
+            f"{path} states a size of {size_text(shape)} bytes, more than the {most >> 20} MiB that kdtrain "
+            f"{reads}."
         )
     expected = math.prod(shape)
     content = _read_at_most(file, expected + 1)
     if len(content) != expected:
         size = f"{len(content)}" if len(content) < expected else "more"
-        verdict = "truncated" if len(content) < expected else "too long"
-        raise DataError(f"{path} is {verdict}: its header announces {expected} bytes of data, it has {size}.")
+        fault = "truncated" if len(content) < expected else "too long"
+        raise DataError(f"{path} is {fault}: its header states {expected} bytes of data, it has {size}.")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
@@ -105,8 +108,8 @@ def _read_shape(file: BinaryIO | gzip.GzipFile, path: Path) -> tuple[int, ...]:
     if len(magic) == 4 and magic[:2] != b"\0\0":
         raise DataError(f"{path} is not an IDX file: it starts with {magic.hex(' ')}, not with 00 00.")
     if len(magic) == 4 and magic[2] != _UNSIGNED_BYTES:
-        found = _TYPES.get(magic[2], "an unknown type")
-        raise DataError(f"{path} holds {found} (type 0x{magic[2]:02x}); kdtrain reads unsigned bytes (0x08).")
+        kind = _TYPES.get(magic[2], "an unknown type")
+        raise DataError(f"{path} holds {kind} (type 0x{magic[2]:02x}); kdtrain reads unsigned bytes (0x08).")
     if len(magic) == 4 and not 1 <= magic[3] <= 4:
         raise DataError(f"{path} has {magic[3]} dimensions; kdtrain reads IDX files of 1 to 4.")
     lengths = file.read(4 * magic[3]) if len(magic) == 4 else b""
@@ -116,7 +119,7 @@ def _read_shape(file: BinaryIO | gzip.GzipFile, path: Path) -> tuple[int, ...]:
 
 
 def _read_at_most(file: BinaryIO | gzip.GzipFile, limit: int) -> bytearray:
-    """Reads up to ``limit`` bytes in pieces, so that a header's claim alone reserves no memory."""
+    """Reads up to ``limit`` bytes in pieces, so that a false header allocates no memory."""
     content = bytearray()
     while len(content) < limit and (piece := file.read(min(_CHUNK, limit - len(content)))):
         content += piece

@@ -1,4 +1,4 @@
-"""Batches of images that live in one array, in memory or in a file."""
+"""Batches of images from one array, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ _Value = TypeVar("_Value", bound=np.generic)
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step sees.
+    """The input of one training step.
+
+    With mixup, ``inputs`` are mixed images, and the loss of a step is ``mixup_lambda`` times the loss of
+    this batch plus ``1 - mixup_lambda`` times the loss of ``mixup_partner``. The objective adds the two,
+    so a term computes its loss from ``inputs``, ``targets`` and ``indices`` alone.
 
     Attributes:
         inputs: normalised images, (B, C, H, W) float32.
         targets: class labels, (B,) int64.
-        indices: each image's position in the loader's data, (B,) int64.
-        mixup_lambda: how much of each image the targets stand for: 1 unless images have been mixed.
-        mixup_partner: with mixup, the same inputs under the targets and indices of the images that were
-            mixed in. An objective gives the loss of both, weighted by lambda; a term need not know.
+        indices: the position of each image in the loader's data, (B,) int64.
+        mixup_lambda: the share of each image's own pixels in ``inputs``, 0 to 1; 1 without mixup.
+        mixup_partner: the same ``inputs`` with the targets and indices of the images that were mixed
+            in; None without mixup.
     """
 
     inputs: flow.Tensor
@@ -52,24 +56,28 @@ class Batch:
 
 
 class Loader:
-    """Serves one array of images in batches, shuffled by seed and epoch, or in order.
+    """Batches of one array of images, shuffled by seed and epoch, or in order.
+
+    An epoch is a new permutation of all images, cut into batches. The last batch is smaller if the
+    number of images is no multiple of ``batch_size``; a last batch that is too small for
+    batch normalisation joins the one before.
 
     Args:
-        inputs: images, (N, C, H, W): normalised ones, float32, or those that will be batch by batch.
+        inputs: (N, C, H, W) float32, normalised; or images that are normalised batch by batch.
         targets: class labels, (N,) int64, each from 0 to ``num_classes`` - 1.
-        batch_size: images in a batch; the last one of an epoch holds what is left.
-        num_classes: how many classes there are.
-        seed: shuffles each epoch by a permutation of its own; None keeps the order.
-        device: where the batches are put.
-        augment: changes the images of each batch at random, by seed and epoch.
-        mixup: mixes the images of each batch afterwards, and so their labels.
-        ranks: the processes that share each batch; every one of them gets its part.
-        classes: the classes' names; their numbers by default.
+        batch_size: images in a batch, of all ranks together.
+        num_classes: the number of classes.
+        seed: determines the order and the augmentation of each epoch; None keeps the order.
+        device: the device of the batches.
+        augment: a random change of the images of each batch.
+        mixup: mixes the images of each batch after ``augment``.
+        ranks: the processes that share each batch; each one gets its part.
+        classes: the names of the classes; their numbers by default.
 
     Raises:
         DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
-            image. OneFlow would not say: a wrong label counts as loss 0 there, and a convolution of
-            no image ends the process.
+            image. OneFlow reports neither: it takes the loss of a wrong label as 0, and a convolution
+            of no image ends the process.
     """
 
     def __init__(
@@ -88,7 +96,7 @@ class Loader:
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise DataError(
-                f"{len(inputs)} images and {len(targets)} labels: need as many of both, and at least one."
+                f"{len(inputs)} images and {len(targets)} labels: give a label for each image, at least one."
             )
         if targets.min() < 0 or targets.max() >= num_classes:
             wrong = int(np.flatnonzero((targets < 0) | (targets >= num_classes))[0])
@@ -97,10 +105,10 @@ class Loader:
         if min(len(targets), batch_size) < ranks.size:
             raise DataError(
                 f"{len(targets)} images in batches of {batch_size} cannot be shared by {ranks.size} "
-                "processes: each needs one at least."
+                "processes: each needs at least one."
             )
-        # OneFlow's operations may still read a batch after the next one was asked for, and a
-        # slice shares memory with the whole: nobody may write here any more.
+        # OneFlow may still read a batch after the next one is requested, and a slice shares memory with
+        # the whole array: so the arrays become read-only.
         self.inputs = inputs if isinstance(inputs, Normalized) else _frozen(inputs, np.float32)
         self.targets = _frozen(targets, np.int64)
         self.batch_size = batch_size
@@ -126,13 +134,14 @@ class Loader:
 
     @property
     def augments(self) -> bool:
-        """Whether a network sees an image otherwise than it is, and anew in each epoch."""
+        """Whether the batches hold changed images, new ones in each epoch."""
         return self.augment is not None or self.mixup is not None
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yields the batches of epoch number ``epoch``; every image is in exactly one of them.
+        """Yields this rank's part of each batch of an epoch; every image is in exactly one batch.
 
-        Where several ranks share the batches, these are this rank's parts of them.
+        Args:
+            epoch: the number of the epoch, which the order and the augmentation depend on.
         """
         if self.seed is None:
             order = np.arange(self.num_images)
@@ -143,7 +152,7 @@ class Loader:
             yield self._batch(self.ranks.shard(order[start:stop]), rng)
 
     def sequential(self, batch_size: int) -> Loader:
-        """Returns a loader over the same images that neither shuffles nor changes them."""
+        """Returns a loader over the same images, in order and without augmentation."""
         return Loader(
             self.inputs,
             self.targets,
@@ -156,23 +165,23 @@ class Loader:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the images as a network sees them (normalised), in order."""
+        """SHA-256 (hex) of shape and values of the normalised images, in order."""
         digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        for few in in_slices(self.inputs.shape):
-            digest.update(self.inputs[few].data)
+        for rows in in_slices(self.inputs.shape):
+            digest.update(self.inputs[rows].data)
         return digest.hexdigest()
 
     @functools.cached_property
     def batch_sizes(self) -> list[int]:
-        """How many images each batch of an epoch has, all ranks' parts of it together."""
+        """The number of images in each batch of an epoch, of all ranks together."""
         return [stop - start for start, stop in itertools.pairwise(self._bounds)]
 
     @functools.cached_property
     def _bounds(self) -> list[int]:
-        """Where batches begin and end. Too small a last batch joins the one before it.
+        """The boundaries of the batches. A last batch that is too small joins the one before it.
 
-        A batch normalisation over a single image has no variance: OneFlow makes NaN of it. So
-        every rank gets two images at least, unless whole batches are smaller than that.
+        OneFlow's batch normalisation of a single image is NaN, because it has no variance. So every
+        rank gets at least two images, unless whole batches are smaller than that.
         """
         bounds = [*range(0, self.num_images, self.batch_size), self.num_images]
         smallest = min(self.batch_size, 2 * self.ranks.size)
@@ -181,20 +190,21 @@ class Loader:
         return bounds
 
     def _batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        # Indexing by an array copies, so from_numpy shares memory that no one else ever sees.
+        # Indexing by an array copies, so from_numpy shares memory with this batch alone.
         images = self.inputs[indices]
         if self.augment is not None:
             images = self.augment(images, rng)
         if self.mixup is None:
-            return self._under_labels(_to(flow.from_numpy(images), self.device), indices)
-        mixed, share, others = self.mixup(images, rng)
+            return self._labelled(_to(flow.from_numpy(images), self.device), indices)
+        mixed, mixup_lambda, partners = self.mixup(images, rng)
         inputs = _to(flow.from_numpy(mixed), self.device)
-        other = self._under_labels(inputs, indices[others])
         return dataclasses.replace(
-            self._under_labels(inputs, indices), mixup_lambda=share, mixup_partner=other
+            self._labelled(inputs, indices),
+            mixup_lambda=mixup_lambda,
+            mixup_partner=self._labelled(inputs, indices[partners]),
         )
 
-    def _under_labels(self, inputs: flow.Tensor, indices: npt.NDArray[np.int64]) -> Batch:
+    def _labelled(self, inputs: flow.Tensor, indices: npt.NDArray[np.int64]) -> Batch:
         return Batch(
             inputs=inputs,
             targets=_to(flow.from_numpy(self.targets[indices]), self.device),

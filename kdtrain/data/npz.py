@@ -1,4 +1,4 @@
-"""Reads a data set from NumPy's ``.npz``: a zip archive with one array in each file."""
+"""Reader of data sets in NumPy's ``.npz``, a zip archive with a file for each array."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _LARGEST = {"x": MOST_PIXELS, "y": 1 << 27, "c": 1 << 24}  # bytes, by the name'
 
 
 def load_npz(path: Path) -> Dataset:
-    """Returns the data set in a ``.npz``, without unpickling anything.
+    """Returns the data set in a ``.npz``, without unpickling.
 
-    It holds ``x_train`` and ``x_test``, uint8 (N, H, W) or (N, H, W, C); ``y_train`` and ``y_test``,
-    whole numbers (N,); and perhaps ``classes``, their names. No memory is asked for before the
-    stated sizes are known to be allowed and true.
+    The file holds ``x_train`` and ``x_test``, (N, H, W) or (N, H, W, C) uint8; ``y_train`` and
+    ``y_test``, whole numbers, (N,); and perhaps ``classes``, the names of the classes. Memory for an
+    array is allocated after the size in its header has been checked.
 
     Raises:
         DataError: the file is missing, damaged, or does not hold such arrays.
@@ -38,15 +38,15 @@ def load_npz(path: Path) -> Dataset:
             present = {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
             missing = [name for name in ARRAYS if name not in present]
             if missing:
-                found = ", ".join(sorted(present)) or "nothing"
-                raise DataError(f"{path} lacks {', '.join(missing)}; it holds {found}.")
+                listed = ", ".join(sorted(present)) or "nothing"
+                raise DataError(f"{path} lacks {', '.join(missing)}; it holds {listed}.")
             arrays = [_read(archive, name, path) for name in ARRAYS]
             names = _read(archive, _CLASSES, path) if _CLASSES in present else None
     except FileNotFoundError as error:
         raise DataError(f"{sought(path)} does not exist.") from error
     except DataError:
         raise
-    except Exception as error:  # damaged archives make zipfile raise nearly anything
+    except Exception as error:  # zipfile raises almost any exception for a damaged archive
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} cannot be read as .npz: {reason.rstrip('.')}.") from error
     if sum(array.size for array in arrays[::2]) > MOST_PIXELS:
@@ -56,44 +56,42 @@ def load_npz(path: Path) -> Dataset:
 
 
 def too_many(source: str) -> str:
-    """Returns the sentence for images that would not fit in memory."""
+    """Returns the message for images that do not fit in memory."""
     return (
         f"{source} holds more than {MOST_PIXELS >> 20} million pixel values, which take over 1 GiB as "
-        "floats: use fewer or smaller images, or put them as pictures into a folder (--dataset folder:DIR)."
+        "floats: use fewer or smaller images, or save them as image files (--dataset folder:DIR)."
     )
 
 
 def _read(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
-    """Returns one array; its header is believed only if the archive's own index says the same size."""
-    where = f"{name} in {path}"
+    """Returns an array, if the archive's index states the same size as the array's header."""
+    source = f"{name} in {path}"
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
-        shape, in_columns, dtype = _read_header(file, where)
+        shape, fortran_order, dtype = _read_header(file, source)
         size = dtype.itemsize * math.prod(shape)
         if size > _LARGEST[name[0]]:
-            raise DataError(too_many(where) if name[0] == "x" else f"{where} is too large: {size} bytes.")
+            raise DataError(too_many(source) if name[0] == "x" else f"{source} is too large: {size} bytes.")
         if info.file_size != file.tell() + size:
-            raise DataError(f"{where} is damaged: its header announces {size} bytes of data.")
+            raise DataError(f"{source} is damaged: its header states {size} bytes of data.")
         content = file.read(size)
         if len(content) != size or file.read(1):
-            raise DataError(
-                f"{where} is damaged: it does not hold the {size} bytes of data that it announces."
-            )
+            raise DataError(f"{source} is damaged: it does not hold the {size} bytes that its header states.")
     array: NDArray[Any] = np.frombuffer(content, dtype)
-    return array.reshape(shape[::-1]).T if in_columns else array.reshape(shape)
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
-def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Returns shape, whether the columns come first, and type."""
+def _read_header(file: IO[bytes], source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Returns shape, whether the order is Fortran's, and type."""
     try:
         version = npy.read_magic(file)  # type: ignore[no-untyped-call]
-        if version != (1, 0):  # the others have headers of any length
-            raise ValueError(f"its format is {version[0]}.{version[1]}, and should be 1.0")
-        shape, in_columns, dtype = npy.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
-    except Exception as error:  # a damaged header makes NumPy's parser raise nearly anything
-        raise DataError(f"{where} is not an array that can be read: {error}.") from error
+        if version != (1, 0):  # later versions have headers of any length
+            raise ValueError(f"its format version is {version[0]}.{version[1]} instead of 1.0")
+        shape, fortran_order, dtype = npy.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    except Exception as error:  # NumPy's parser raises almost any exception for a damaged header
+        raise DataError(f"{source} is not an array that can be read: {error}.") from error
     if dtype.hasobject or dtype.itemsize == 0:
-        raise DataError(f"{where} is of type {dtype}: only plain numbers and texts are read.")
+        raise DataError(f"{source} is of type {dtype}: only plain numbers and texts are read.")
     if any(length < 0 for length in shape):
-        raise DataError(f"{where} is damaged: its shape is {shape}.")
-    return shape, in_columns, dtype
+        raise DataError(f"{source} is damaged: its shape is {shape}.")
+    return shape, fortran_order, dtype

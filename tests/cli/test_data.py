@@ -170,7 +170,7 @@ def test_a_distilled_student_learns_from_changed_pictures(call_kdtrain: CallKdtr
     assert_explained(finished, 1, "dogs/7.jpg", "--skip-corrupt")
     finished = call_kdtrain("fit", "--mode", "compare", *words.split(), "--skip-corrupt", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert "1 of 30 pictures in pets cannot be read, and are left out: pets/dogs/7.jpg" in finished.stderr
+    assert "1 of 30 images in pets cannot be read, and are left out: pets/dogs/7.jpg" in finished.stderr
     run = next((tmp_path / "logs").glob("**/student_kd*/**/config.toml"))
     assert "skip_corrupt = true\n" in run.read_text()
     assert "image_size = 8\n" in run.read_text()

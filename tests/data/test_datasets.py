@@ -1,4 +1,4 @@
-"""Data sets are complete, checked and normalised; what is wrong with one is said in a sentence."""
+"""Data sets are complete, checked and normalised; an error names the file, flag or value at fault."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = FILES
             np.array([0, 1, 2, 3, 7, 0], np.uint8),
             f"{TEST_LABELS}: label 3 of image 3 is out of range: the training labels go from 0 to 2",
         ),
-        (LABELS, np.zeros(9, np.uint8), f"{LABELS} knows one class only"),
+        (LABELS, np.zeros(9, np.uint8), f"{LABELS} has one class only"),
     ],
 )
 def test_each_inconsistency_is_named(tmp_path: Path, name: str, array: NDArray[np.uint8], words: str) -> None:

@@ -1,4 +1,4 @@
-"""read_idx gives the exact array of a valid file, and one clear sentence for anything else."""
+"""``read_idx`` returns the exact array of a valid file, and refuses any other file by name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.errors import DataError
+from tests.refusals import refusal_by
 from tests.tools import ROOT
 
 arrays = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6))
@@ -38,15 +39,7 @@ def read_bytes(content: bytes) -> NDArray[np.uint8]:
         return read_idx(path)
 
 
-def refusal(path: Path) -> str:
-    """The sentence with which ``path`` is refused; it names the file and is one line."""
-    with pytest.raises(DataError) as caught:
-        read_idx(path)
-    text = str(caught.value)
-    assert str(path) in text
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
+refusal = refusal_by(read_idx, DataError)
 
 
 def refuse(tmp_path: Path, content: bytes) -> str:
@@ -136,9 +129,9 @@ def test_every_truncation_is_refused(array: NDArray[np.uint8], zipped: bool, dat
         (b"\0\0\x77\1\0\0\0\1a", "an unknown type (type 0x77)"),
         (b"\0\0\x08\0a", "0 dimensions"),
         (b"\0\0\x08\5" + b"\0\0\0\1" * 5 + b"a", "5 dimensions"),
-        (b"\0\0\x08\1\0\0\0\3ab", "truncated: its header announces 3 bytes of data, it has 2"),
-        (b"\0\0\x08\1\0\0\0\3abcd", "too long: its header announces 3 bytes of data, it has more"),
-        (b"\0\0\x08\3\0\0\0\0" + b"\xff" * 8, "0 x 4294967295 x 4294967295"),
+        (b"\0\0\x08\1\0\0\0\3ab", "truncated: its header states 3 bytes of data, it has 2"),
+        (b"\0\0\x08\1\0\0\0\3abcd", "too long: its header states 3 bytes of data, it has more"),
+        (b"\0\0\x08\3\0\0\0\0" + b"\xff" * 8, "0x4294967295x4294967295"),
     ],
 )
 def test_each_fault_of_the_content_is_named(tmp_path: Path, content: bytes, words: str, zipped: bool) -> None:
@@ -196,7 +189,7 @@ def refuse_in_little_memory(tmp_path: Path, content: bytes) -> str:
 def test_importing_the_data_side_is_light() -> None:
     code = (
         "import sys, kdtrain.data.datasets, kdtrain.data.images.digit_photo\n"
-        "heavy = {'oneflow', 'flowvision', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "heavy = {'oneflow', 'flowvision', 'matplotlib', 'pooch', 'requests', 'scipy'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Images of many pixels are worked on a few at a time, and nothing else changes."""
+"""Images of many pixels are processed a few at a time; results do not change."""
 
 from __future__ import annotations
 

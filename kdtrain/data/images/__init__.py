@@ -1,1 +1,1 @@
-"""Single images and folders of them: opened within limits, resized, and made into a network's input."""
+"""Image files: opened within limits, resized, and brought to the form of a network's input."""

@@ -1,8 +1,9 @@
-"""Reads a picture that a stranger may have made, from a file or from bytes, in bounded memory."""
+"""Untrusted image files, or their bytes: opened in bounded time and memory, and turned to grey."""
 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,23 +19,32 @@ from kdtrain.runtime.regular_files import open_regular
 
 T = TypeVar("T")
 Source = Path | bytes
-"""A file, or what one would hold."""
+"""A file, or its content."""
 
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "WEBP",
+    "PPM",
+)  # their decoders start no other program
 _MOST_PIXELS = 50_000_000
-_LONGEST_SIDE = 65_535  # JPEG's; to shrink a single line of 50 million pixels takes a minute
-_MOST_PIXELS_OF_WEBP = 25_000_000  # its decoder needs 16 bytes for each
-_MOST_WORK = 1_000_000_000  # pixels times the scans that a JPEG draws them in: some seconds
-_BAND = 1_000_000  # pixels that are turned to grey at once, to keep memory small
+_LONGEST_SIDE = 65_535  # pixels, as JPEG's; shrinking one line of 50 million pixels takes a minute
+_MOST_PIXELS_OF_WEBP = 25_000_000  # its decoder needs 16 bytes a pixel
+_MOST_WORK = 1_000_000_000  # pixels times the scans of a JPEG: some seconds
+_WEBP_HEADER = 30  # bytes: RIFF header, and the first chunk's fields
+_BAND = 1_000_000  # pixels turned to grey at once, to bound memory
 
 
 def open_image(source: Source, convert: Callable[[Image.Image], T]) -> T:
-    """Returns what ``convert`` makes of a picture, which has not been decoded yet.
+    """Returns ``convert(image)``, where the image is open but not decoded yet.
 
-    Of an animation it gets the first frame.
+    ``convert`` gets the first frame of an animation.
 
     Raises:
-        DataError: the file is missing, no picture, damaged, or of more than 50 megapixels (WebP: 25).
+        DataError: the file is missing, no image, damaged, or of more than 50 megapixels (WebP: 25).
     """
     name = name_of(source)
     try:
@@ -51,16 +61,16 @@ def open_image(source: Source, convert: Callable[[Image.Image], T]) -> T:
         raise
     except UnidentifiedImageError as error:
         kinds = ", ".join(_FORMATS)
-        raise DataError(f"{name} is not a picture of a kind that can be read ({kinds}).") from error
+        raise DataError(f"{name} is not an image in a format that can be read ({kinds}).") from error
     except FileNotFoundError as error:
         raise DataError(f"{sought(name)} does not exist.") from error
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+    except Exception as error:  # Pillow's decoders raise almost any exception
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{name} cannot be read as a picture: {reason.rstrip('.')}.") from error
+        raise DataError(f"{name} cannot be read as an image: {reason.rstrip('.')}.") from error
 
 
 def name_of(source: Source) -> str:
-    """Returns what a message calls the picture."""
+    """Returns the name of an image in messages."""
     return "the file" if isinstance(source, bytes) else str(source)
 
 
@@ -69,10 +79,10 @@ def _open(source: Source) -> BinaryIO:
 
 
 def read_grey(source: Source) -> Image.Image:
-    """Returns a picture as 8-bit grey (mode L), upright, on white where it is transparent.
+    """Returns an image as 8-bit grey (mode L), upright, on white where it is transparent.
 
     Raises:
-        DataError: as ``open_image``.
+        DataError: as in ``open_image``.
     """
 
     def convert(image: Image.Image) -> Image.Image:
@@ -83,43 +93,50 @@ def read_grey(source: Source) -> Image.Image:
 
 
 def _check_webp(file: BinaryIO, name: str) -> None:
-    """Raises DataError for a large WebP picture: its decoder takes all its memory when it is opened."""
-    head = file.read(30)
+    """Raises DataError for a large WebP image: its decoder allocates all its memory when it is opened."""
+    header = file.read(_WEBP_HEADER).ljust(_WEBP_HEADER, b"\0")
     file.seek(0)
-    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+    if header[:4] != b"RIFF" or header[8:12] != b"WEBP":
         return
-    whole = int.from_bytes(head, "little")
-    # By the kind of the first chunk: where width and height are, in bits, how wide, and what is added.
-    first, second, bits, more = {
-        b"VP8X": (192, 216, 24, 1),
-        b"VP8L": (168, 182, 14, 1),
-    }.get(head[12:16], (208, 224, 14, 0))
-    width, height = (more + (whole >> start & (1 << bits) - 1) for start in (first, second))
+    width, height = _webp_size(header)
     if width * height > _MOST_PIXELS_OF_WEBP:
         raise DataError(f"{name} has more than 25 megapixels; scale or crop it first.")
 
 
+def _webp_size(header: bytes) -> tuple[int, int]:
+    """Returns width and height from the first chunk of a WebP file (RFC 9649, section 2)."""
+    kind = header[12:16]
+    if kind == b"VP8X":  # the canvas: two numbers of 24 bits, less 1
+        low_width, high_width, low_height, high_height = struct.unpack_from("<HBHB", header, 24)
+        return 1 + (high_width << 16 | low_width), 1 + (high_height << 16 | low_height)
+    if kind == b"VP8L":  # a signature byte, then two numbers of 14 bits, less 1
+        (bits,) = struct.unpack_from("<I", header, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", header, 26)  # VP8: above 14 bits there is a scale
+    return width & 0x3FFF, height & 0x3FFF
+
+
 def _check_size(image: Image.Image, file: BinaryIO, name: str) -> None:
-    """Raises DataError if a picture that has not been decoded yet would take much memory or time."""
+    """Raises DataError for an image whose decoding would take too much memory or time."""
     pixels = image.width * image.height
     if pixels > _MOST_PIXELS:
         raise Image.DecompressionBombError
     if max(image.size) > _LONGEST_SIDE:
         raise DataError(f"{name} is more than {_LONGEST_SIDE:,} pixels wide or high; crop it first.")
     if image.format == "JPEG" and pixels * _scans(file) > _MOST_WORK:
-        raise DataError(f"{name} is drawn in far more scans than any camera makes; save it anew.")
+        raise DataError(f"{name} has far more scans than a camera writes; save it again.")
 
 
 def _scans(file: BinaryIO) -> int:
-    """Returns in how many passes a JPEG draws its pixels: 75 bytes are enough for one over all of them."""
+    """Returns the number of scans of a JPEG; a scan over all pixels takes as few as 75 bytes."""
     file.seek(0)
     return sum(piece.count(b"\xff\xda") for piece in iter(lambda: file.read(1 << 20), b""))
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """Returns a picture of any mode as 8-bit grey (mode L), on white where it is transparent."""
+    """Returns an image of any mode as 8-bit grey (mode L), on white where it is transparent."""
     low, high = 0.0, 65535.0
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, which convert("L") would cut off at 255
+    if image.mode.startswith(("I", "F")):  # 16 bits and more: convert("L") would clip at 255
         extremes = [float(f(_values(band))) for _, band in _bands(image) for f in (np.min, np.max)]
         if image.mode == "F" or min(extremes) < low or max(extremes) > high:
             low, high = min(extremes), max(extremes)
@@ -130,7 +147,7 @@ def to_grey(image: Image.Image) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yields where each part of the picture begins, and the part."""
+    """Yields bands of rows, each with the row that it begins at."""
     rows = max(1, _BAND // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -148,7 +165,7 @@ def _band_to_grey(image: Image.Image, low: float, high: float) -> Image.Image:
 
 
 def on_paper(image: Image.Image) -> Image.Image:
-    """Returns a picture on white where it is transparent."""
+    """Returns an image on white where it is transparent."""
     if not image.has_transparency_data:
         return image
     colours = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""A stranger's picture in the form of a model's training images: the one way for ``infer`` and ``serve``."""
+"""A user's image in the form of a model's training images, for ``infer`` and ``serve``."""
 
 from __future__ import annotations
 
@@ -12,30 +12,39 @@ from kdtrain.errors import DataError
 
 
 def shows_ink(dataset: str, image_shape: tuple[int, int, int]) -> bool:
-    """Whether a data set shows ink on paper, as MNIST and IDX files, which are like it, do."""
-    return image_shape[0] == 1 and ":" not in dataset  # IDX files have plain names
+    """Returns whether a data set shows bright ink on black paper, as MNIST does.
+
+    All grey images in IDX files are taken to be like MNIST's.
+
+    Args:
+        dataset: the name of the data.
+        image_shape: channels, height, width.
+    """
+    return image_shape[0] == 1 and ":" not in dataset  # names of other kinds have a colon
 
 
 def model_input(source: Source, dataset: str, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Reads a picture as the training images were: digits as MNIST shows them, all else as it is.
+    """Reads an image in the form of the training images.
+
+    A photo of a digit is brought to MNIST's form; any other image is only scaled and cropped.
 
     Args:
-        source: the picture.
+        source: the image.
         dataset: the name of the data that the model was trained on.
         image_shape: channels, height and width of the model's images.
 
     Returns:
-        uint8 of ``image_shape``, not normalised.
+        ``image_shape`` uint8, not normalised.
 
     Raises:
-        DataError: it cannot be read, or shows nothing on its paper.
+        DataError: the image cannot be read, or shows nothing but paper.
     """
     channels, height, width = image_shape
     if not shows_ink(dataset, image_shape):
         return to_channels(read_image(source, (height, width)), channels)
-    photo = read_grey(source)
+    grey = read_grey(source)
     try:
-        return to_mnist(photo, (height, width))[np.newaxis]
+        return to_mnist(grey, (height, width))[np.newaxis]
     except DataError as error:
         if isinstance(source, bytes):
             raise

@@ -1,4 +1,4 @@
-"""A stranger's picture becomes what the network was trained on, whether it lies in a file or in memory."""
+"""A user's image, in a file or in memory, is brought to the form of the training images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_bytes_give_what_the_file_gives(
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "blank.png").write_bytes(encoded(Image.new("L", (50, 50), 200)))
     (tmp_path / "text.png").write_bytes(b"seven")
-    for name, complaint in (("blank.png", "no digit found"), ("text.png", "not a picture of a kind")):
+    for name, complaint in (("blank.png", "no digit found"), ("text.png", "PNG, JPEG")):
         with pytest.raises(DataError, match=complaint) as caught:
             model_input(tmp_path / name, "mnist", (1, 28, 28))
         assert str(caught.value).startswith(str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Pictures of every common kind are read as they are seen."""
+"""Image files of every common format are read upright, in colour, and scaled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
 
 
 def read(path: Path, height: int = 8, width: int = 10) -> NDArray[np.uint8]:
-    """A picture as (H, W, 3)."""
+    """A image as (H, W, 3)."""
     pixels = read_image(path, (height, width))
     assert pixels.dtype == np.uint8
     assert pixels.shape == (3, height, width)
@@ -25,21 +25,21 @@ def read(path: Path, height: int = 8, width: int = 10) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm"])
 def test_what_is_stored_without_loss_is_read_without_loss(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     Image.fromarray(COLOURS).save(path)
     assert (read(path) == COLOURS).all()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "gif"])
 def test_what_is_stored_with_loss_is_read_with_little_more(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     smooth = np.add.outer(np.arange(8) * 10, np.arange(10) * 8).astype(np.uint8)
     Image.fromarray(smooth).save(path)
     assert np.abs(read(path)[..., 1].astype(int) - smooth).max() <= 12
 
 
-def test_grey_palette_and_deep_pictures_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+def test_grey_palette_and_deep_images_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
     for image in (Image.fromarray(COLOURS[..., 0]), Image.fromarray(COLOURS[..., 0]).convert("P")):
         image.save(path)
         pixels = read_image(path, (8, 10))
@@ -52,8 +52,8 @@ def test_grey_palette_and_deep_pictures_are_read(tmp_path: Path) -> None:
 def test_transparent_parts_are_white(tmp_path: Path) -> None:
     alpha = np.zeros((8, 10, 1), np.uint8)
     alpha[:, 5:] = 255
-    Image.fromarray(np.concatenate([COLOURS, alpha], 2)).save(tmp_path / "picture.png")
-    pixels = read(tmp_path / "picture.png")
+    Image.fromarray(np.concatenate([COLOURS, alpha], 2)).save(tmp_path / "image.png")
+    pixels = read(tmp_path / "image.png")
     assert (pixels[:, :5] == 255).all()
     assert (pixels[:, 5:] == COLOURS[:, 5:]).all()
 
@@ -61,8 +61,8 @@ def test_transparent_parts_are_white(tmp_path: Path) -> None:
 def test_a_camera_that_was_turned_is_turned_back(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
-    Image.fromarray(COLOURS).save(tmp_path / "picture.png", exif=exif)
-    assert (read(tmp_path / "picture.png", 10, 8) == np.rot90(COLOURS, -1)).all()
+    Image.fromarray(COLOURS).save(tmp_path / "image.png", exif=exif)
+    assert (read(tmp_path / "image.png", 10, 8) == np.rot90(COLOURS, -1)).all()
 
 
 def test_large_photos_are_reduced_smoothly(tmp_path: Path) -> None:

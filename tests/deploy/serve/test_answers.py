@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[int, Any, dict[str, str], str]] = {
     "words": (422, b'{"pixels": ["seven"]}', JSON, "nested lists of numbers"),
     "huge": (422, b'{"pixels": [1' + b"0" * 400 + b"]}", JSON, "nested lists of numbers"),
     "too bright": (422, json.dumps({"pixels": [[256.0] * 28] * 28}).encode(), JSON, "from 0 to 255."),
-    "no picture": (422, b"seven", PNG, "the file is not a picture of a kind that can be read (PNG, "),
+    "no picture": (422, b"seven", PNG, "the file is not an image in a format that can be read (PNG, "),
     "half a picture": (422, encoded(Image.new("L", (99, 99)))[:-30], PNG, "the file cannot be read"),
     "blank": (422, encoded(Image.new("L", (99, 99), 200)), PNG, "no digit found"),
     "bomb": (422, bomb(), PNG, "the file has more than 50 megapixels; scale or crop it first."),

@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_said_and_mended(
     opened(window, service)
     for content, name, kind in ((b"seven", "a.txt", "text/plain"), (b"\x89PNG", "a.png", "image/png")):
         drop(window, content, name, kind)
-        assert "the file is not a picture of a kind that can be read" in window.text("#complaint").lower()
+        assert "the file is not an image in a format that can be read" in window.text("#complaint").lower()
         assert set(bars(window, 1)) == {""}
     drop(window, encoded(photo))
     assert window.run("return document.querySelector('#complaint').hidden")
