@@ -1,4 +1,4 @@
-"""Networks of the user's own: ``package.module:factory`` or ``file.py:factory``."""
+"""Networks from a user's function: ``package.module:factory`` or ``file.py:factory``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdtrain.errors import KdtrainError, UsageError, one_line, unknown_name_message
+from kdtrain.errors import KdtrainError, UsageError, one_line, size_text, unknown_name_message
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import sought
@@ -16,7 +16,7 @@ from kdtrain.runtime.user_code import import_file, located, not_importable
 
 
 def check_factory(arch: str) -> None:
-    """Raises UsageError if there cannot be such a factory; runs nothing of it."""
+    """Raises UsageError if the name is invalid or its file does not exist; runs no code of the user's."""
     place, _, name = _parts(arch)
     if not place or not name.isidentifier():
         raise UsageError(
@@ -28,10 +28,15 @@ def check_factory(arch: str) -> None:
 
 
 def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
-    """Imports the factory and returns the network that it makes, once that has answered two images.
+    """Imports a factory, calls it, and returns its network after a check on two images of zeros.
+
+    Args:
+        arch: FILE.py:FACTORY or MODULE:FACTORY.
+        image_shape: channels, height, width.
+        num_classes: the number of logits.
 
     Raises:
-        UsageError: there is no such factory, it raises, or it makes something else.
+        UsageError: there is no such factory, it raises, or its network does not return such logits.
         KdtrainError: its file or module cannot be imported.
     """
     check_factory(arch)
@@ -45,7 +50,7 @@ def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> 
     if not isinstance(logits, flow.Tensor) or tuple(logits.shape) != (2, num_classes):
         size = f" of the shape {tuple(logits.shape)}" if isinstance(logits, flow.Tensor) else ""
         raise UsageError(
-            f"the architecture {arch}: for 2 images of {'x'.join(map(str, image_shape))} its network "
+            f"the architecture {arch}: for 2 images of {size_text(image_shape)} its network "
             f"returned {_kind(logits)}{size}, not logits of the shape (2, {num_classes})."
         )
     return model
@@ -67,12 +72,12 @@ def _factory(arch: str) -> Any:
             raise not_importable(f"{asked}: {place}", error) from error
     factory: Any = getattr(module, name, None)
     if not callable(factory):
-        own = [
+        factories = [
             key
             for key, value in vars(module).items()
             if callable(value) and getattr(value, "__module__", None) == module.__name__
         ]
-        raise UsageError(f"{asked}: {unknown_name_message('factory', name, own)}")
+        raise UsageError(f"{asked}: {unknown_name_message('factory', name, factories)}")
     return factory
 
 

@@ -1,4 +1,4 @@
-"""The networks: teacher_cnn and student_mlp, after the sample, and Hinton's two fully connected ones."""
+"""Networks for small images: ``teacher_cnn``, ``student_mlp``, and those of Hinton's paper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TeacherCnn(flow.nn.Module):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
         x = F.relu(self.conv1(x))
-        x = F.relu(max_pool2d(self.conv2(x)))  # in either order the same; so a quarter of the work
+        x = F.relu(max_pool2d(self.conv2(x)))  # the order does not matter; this one is a quarter of the work
         x = self.dropout1(x)
         x = F.relu(self.fc1(flow.flatten(x, 1)))
         return self.fc2(self.dropout2(x))
@@ -36,8 +36,8 @@ class TeacherCnn(flow.nn.Module):
 class StudentMlp(flow.nn.Module):
     """Three fully connected layers, 128 and 64 units wide (109,386 parameters on MNIST).
 
-    The last layer's logits stay as they are: a ReLU on them, as in the sample, can silence a class
-    for good.
+    There is no ReLU on the logits, unlike in OneFlow's sample: it can fix a class's logit at 0, without
+    a gradient.
     """
 
     def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
@@ -59,7 +59,7 @@ class HintonMlp(flow.nn.Module):
 
     Args:
         image_shape: channels, height, width.
-        num_classes: how many logits.
+        num_classes: the number of logits.
         width: units in each hidden layer: 1200 for the paper's teacher, 800 for its student.
         dropout: fraction of hidden units dropped in training.
         input_dropout: fraction of pixels dropped in training, that is, set to the mean pixel.

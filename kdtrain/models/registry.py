@@ -1,4 +1,4 @@
-"""Networks by name: what --teacher-arch and --student-arch accept."""
+"""Networks by name, as ``--teacher-arch`` and ``--student-arch`` take them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from kdtrain.errors import UsageError, unknown_name_message
+from kdtrain.errors import UsageError, size_text, unknown_name_message
 from kdtrain.models.factories import build_from_factory, check_factory
 from kdtrain.models.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
@@ -16,7 +16,7 @@ from kdtrain.runtime import flow
 
 Factory = Callable[[ImageShape, int], "flow.nn.Module"]
 
-_MANY_VALUES = 30_000_000  # 120 MB
+_MANY_VALUES = 30_000_000  # numbers of the weights: 120 MB
 
 ARCHITECTURES: dict[str, Factory] = {
     "teacher_cnn": TeacherCnn,
@@ -35,7 +35,7 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
         arch: a name in ``ARCHITECTURES``, ``flowvision:NAME``, ``package.module:factory`` or
             ``file.py:factory``. The last two run that code.
         image_shape: channels, height, width.
-        num_classes: how many logits.
+        num_classes: the number of logits.
 
     Raises:
         UsageError: there is no such architecture, or the images are too small for it.
@@ -43,21 +43,21 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
     """
     check_architecture(arch)
     if arch.startswith(PREFIX):
-        return _mend(build_classifier(arch, image_shape, num_classes))
+        return _with_own_layers(build_classifier(arch, image_shape, num_classes))
     if runs_code(arch):
-        return _mend(build_from_factory(arch, image_shape, num_classes))
+        return _with_own_layers(build_from_factory(arch, image_shape, num_classes))
     if arch == "teacher_cnn" and min(image_shape[1:]) < 6:
         raise UsageError(
-            f"teacher_cnn needs images of at least 6x6 pixels, these are {image_shape[1]}x{image_shape[2]}: "
+            f"teacher_cnn needs images of at least 6x6 pixels, these are {size_text(image_shape[1:])}: "
             "choose hinton_1200 with --teacher-arch."
         )
     return ARCHITECTURES[arch](image_shape, num_classes)
 
 
 def fewest_values(arch: str, image_shape: ImageShape) -> int:
-    """Returns how many numbers a large network's weights are at least, without making them.
+    """Returns a lower bound of the number of values in a large network's weights, without building it.
 
-    It is 0 for a network that takes little memory, and for the user's own.
+    The bound is 0 for networks of less than 30 million values, and for the user's own.
     """
     pixels, (_, height, width) = math.prod(image_shape), image_shape
     of_first_layers = {
@@ -71,7 +71,7 @@ def fewest_values(arch: str, image_shape: ImageShape) -> int:
 
 
 def runs_code(arch: str) -> bool:
-    """Returns whether building an architecture runs code of the user's."""
+    """Returns whether building an architecture runs a user's code."""
     return not arch.startswith(PREFIX) and (":" in arch or arch.endswith(".py"))
 
 
@@ -91,9 +91,9 @@ def count_parameters(model: flow.nn.Module) -> int:
 
 
 def count_multiply_adds(model: flow.nn.Module, image_shape: ImageShape) -> int:
-    """Returns how many products its linear layers and convolutions add up for one image.
+    """Returns the multiply-adds of all linear layers and convolutions for one image.
 
-    ``model`` is only good for this afterwards: oneflow's forward hooks cannot be taken off again.
+    ``model`` must not be used afterwards: OneFlow's forward hooks cannot be removed.
     """
     counts: list[int] = []
 
@@ -109,22 +109,21 @@ def count_multiply_adds(model: flow.nn.Module, image_shape: ImageShape) -> int:
     return sum(counts)
 
 
-def _mend(model: flow.nn.Module) -> flow.nn.Module:
-    """Returns a network from elsewhere with kdtrain's layers in the place of oneflow's.
+def _with_own_layers(model: flow.nn.Module) -> flow.nn.Module:
+    """Replaces the layers of a network that is not kdtrain's by kdtrain's own; parameters stay.
 
-    Without its dropout no seed would reach the masks, and no run could be resumed bit for bit; its
-    convolution is faster; a batch normalisation that would make NaN says so. Parameters stay what
-    they are. Activations work on a copy: in place, some warn at every call, and oneflow does not
-    notice when a gradient is wrong for it.
+    kdtrain's dropout follows the seed, so that a run can be resumed bit for bit. Its convolution is
+    faster. Its batch normalisation raises an error instead of computing NaN. Activations do not work in
+    place: some of OneFlow's warn at each call, and it does not detect a gradient that is wrong for it.
     """
-    ours = {
+    own_layers = {
         flow.nn.Conv2d: Conv2d,
         flow.nn.Dropout: Dropout,
         flow.nn.BatchNorm1d: BatchNorm1d,
         flow.nn.BatchNorm2d: BatchNorm2d,
     }
     for layer in model.modules():
-        layer.__class__ = ours.get(type(layer), type(layer))
+        layer.__class__ = own_layers.get(type(layer), type(layer))
         if type(layer).__module__.startswith("oneflow.") and hasattr(layer, "inplace"):
             layer.inplace = False
     return model

@@ -1,4 +1,4 @@
-"""Small residual networks for small images."""
+"""Residual networks for small images: ``resnet8`` and ``resnet20``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ F = flow.nn.functional
 class ResNet(flow.nn.Module):
     """The networks of He, Zhang, Ren, Sun, "Deep Residual Learning" (2015), section 4.2, for 32x32 pixels.
 
-    One convolution, three stages of residual blocks with 16, 32 and 64 channels, where the second
-    and third begin by halving height and width, the mean over all pixels, and one linear layer.
-    Shortcuts have no parameters (the paper's option A). Smaller and larger images do as well,
-    because the last feature maps are averaged, whatever their size.
+    A convolution, three stages of residual blocks with 16, 32 and 64 channels, the mean over all
+    pixels, and a linear layer. The second and the third stage begin by halving height and width.
+    Shortcuts have no parameters (the paper's option A). Images of other sizes work too, because the
+    last feature maps are averaged.
 
     Args:
         image_shape: channels, height, width.
-        num_classes: how many logits.
+        num_classes: the number of logits.
         depth: 6n + 2 layers with weights, for n blocks in a stage.
     """
 
@@ -41,7 +41,7 @@ class ResNet(flow.nn.Module):
 
 
 class _Block(flow.nn.Module):
-    """Two convolutions, whose result is added to what went in."""
+    """A residual block: two convolutions, whose result is added to their input."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Block(flow.nn.Module):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns feature maps (N, C', H', W') of feature maps (N, C, H, W)."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.new_channels:  # every other pixel, and channels of zeros
+        if self.new_channels:  # option A: every other pixel, and new channels of zeros
             x = x[:, :, :: self.stride, :: self.stride]
             x = flow.cat([x, flow.zeros(len(x), self.new_channels, *x.shape[2:], device=x.device)], dim=1)
         return F.relu(x + y)

@@ -1,11 +1,11 @@
-"""flowvision's classifiers, fitted to the images and classes at hand."""
+"""flowvision's classifiers, adapted to the size of the images and the number of classes."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
 
-from kdtrain.errors import UsageError, unknown_name_message
+from kdtrain.errors import UsageError, size_text, unknown_name_message
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
 
@@ -30,11 +30,11 @@ CLASSIFIERS = (
     *("van_tiny", "van_small"),
     *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
 )
-"""Those that take images of any size from 28x28 on. A name in a checkpoint can call nothing else.
+"""The classifiers for images of any size from 28x28 on. A name in a checkpoint builds no others.
 
-Not among them: what is made for one size (inception, vit, swin and their like), what does not take
-a number of classes (rexnet, senet), what answers with more than logits (googlenet), what flowvision
-0.2.1 cannot make (resnest), and what has far too many parameters for images as small as ours.
+Left out are networks for one image size (inception, vit, swin and others), without a parameter for
+the number of classes (rexnet, senet), with more results than logits (googlenet), that flowvision
+0.2.1 fails to build (resnest), or with far too many parameters for small images.
 """
 LARGE = {
     "alexnet": 56_989_378,
@@ -51,12 +51,12 @@ LARGE = {
     "vgg19": 139_577_282,
     "vgg19_bn": 139_599_314,
 }
-"""How many numbers the weights of the largest are, for the smallest grey images in two classes.
+"""The number of values in the weights of the largest, for the smallest grey images in two classes.
 
 All others have less than 30 million.
 """
-_SMALL = 64  # pixels: below, a stem that divides height and width by four leaves too little
-_SMALLEST = 28
+_SMALL = 64  # pixels; below, a stem that divides height and width by four leaves too few
+_SMALLEST = 28  # pixels
 
 
 def check_classifier(arch: str) -> None:
@@ -69,10 +69,15 @@ def check_classifier(arch: str) -> None:
 def build_classifier(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
     """Returns a flowvision classifier with a new stem and head, and freshly drawn weights.
 
-    The last layer has one unit per class. The first convolution takes as many channels as the
-    images have. On images with a side below 64 pixels the stem keeps their size: the first
-    convolution moves by one pixel, under a kernel of 3x3 if it was larger than that, and the first
-    max pooling is left out; as is usual for CIFAR, and as costly.
+    The last layer has one unit per class, and the first convolution as many input channels as the
+    images. For images with a side below 64 pixels the stem keeps their size, as is usual for CIFAR: the
+    first convolution has stride 1 and a kernel of at most 3x3, and there is no first max pooling. This
+    costs more computation.
+
+    Args:
+        arch: ``flowvision:NAME``, with a name in CLASSIFIERS.
+        image_shape: channels, height, width.
+        num_classes: the number of logits.
 
     Raises:
         UsageError: there is no such classifier, or the images are too small for it.
@@ -81,10 +86,10 @@ def build_classifier(arch: str, image_shape: ImageShape, num_classes: int) -> fl
     if min(image_shape[1:]) < _SMALLEST:
         raise UsageError(
             f"{arch} needs images of at least {_SMALLEST}x{_SMALLEST} pixels, these are "
-            f"{image_shape[1]}x{image_shape[2]}: choose another, such as resnet8."
+            f"{size_text(image_shape[1:])}: choose another, such as resnet8."
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about operations that oneflow does not do in place
+        warnings.simplefilter("ignore")  # about in-place operations that OneFlow lacks
         models = importlib.import_module("flowvision.models")
         make = models.ModelCreator.create_model
         model = make(arch.removeprefix(PREFIX), pretrained=False, num_classes=num_classes)
