@@ -1,5 +1,5 @@
-"""What lies on disk, and why it can be trusted: checkpoints, cards, runs, kept models, event files.
+"""Files on disk, written whole and checked when read: checkpoints, cards, runs, kept models, event files.
 
-What decides when a file is written does not belong here. Imports ``errors``, ``runtime``, ``data`` and
+The decision when a file is written does not belong here. Imports ``errors``, ``runtime``, ``data`` and
 ``models``.
 """

@@ -1,4 +1,4 @@
-"""What weights are for: the card that every file of a model carries. It needs no oneflow to be read."""
+"""The card in each model file: network, data, and figures. Reading it does not import OneFlow."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "metrics": (dict, (int, float)),
     "versions": (dict, str),
 }
-"""What a model's header holds: the type of each entry, and the one of what is in it."""
+"""The entries of a model's header: the type of each entry, and of its items."""
 _LATER: dict[str, type] = {"epochs": int, "images": int, "held_out": str}
-"""What headers of earlier versions lack."""
+"""Entries that headers of earlier versions lack."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What weights are for: enough to build the network and to feed it.
+    """The card of a model: all that is needed to build its network and to prepare images for it.
 
     Attributes:
-        mode: how it was trained: teacher, student_kd or student.
-        arch: what the network is, as ``build_model`` takes it.
-        dataset: the name of the data it was trained on.
+        mode: the mode of training: teacher, student_kd or student.
+        arch: the architecture, as ``build_model`` takes it.
+        dataset: the name of the training data.
         image_shape: channels, height, width.
-        classes: the classes' names, in the order of the logits.
+        classes: the names of the classes, in the order of the logits.
         mean: per channel, of pixels scaled to 0..1.
-        std: per channel, likewise.
-        metrics: of the epoch that these weights are from.
-        versions: of kdtrain and oneflow.
-        epochs: how many the fit was to last; 0 if that is not known.
-        images: how many it was trained on; 0 if that is not known.
-        held_out: SHA-256 of the images and labels that the metrics were measured on; "" if it is not known.
+        std: per channel, of pixels scaled to 0..1.
+        metrics: the figures of the epoch whose weights these are.
+        versions: the versions of kdtrain and oneflow.
+        epochs: the number of epochs of the fit; 0 if unknown.
+        images: the number of training images; 0 if unknown.
+        held_out: SHA-256 (hex) of the images and labels of the metrics; "" if unknown.
     """
 
     mode: str
@@ -63,17 +63,17 @@ class ModelCard:
 
     @property
     def data(self) -> tuple[object, ...]:
-        """What tells data sets apart whatever their names are, with the statistics of all training images."""
+        """Equal for models of the same data, whatever its name: shape, classes, and training statistics."""
         return self.image_shape, self.classes, self.mean, self.std
 
     @property
     def accuracy(self) -> float:
-        """On the held-out images, 0 to 1; NaN if it is not known."""
+        """The accuracy on the held-out images, 0 to 1; NaN if unknown."""
         return self.metrics.get("eval/accuracy", math.nan)
 
     @property
     def accuracy_text(self) -> str:
-        """The same as a text."""
+        """The accuracy as a text, in percent, or "unknown"."""
         return "unknown" if math.isnan(self.accuracy) else f"{self.accuracy:.2%}"
 
 
@@ -91,10 +91,14 @@ def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
 
 
 def read_card(header: Any, path: Path) -> ModelCard:
-    """Returns the card in a header, once all in it is of the right type and of a size that can be.
+    """Returns the card in a header, after a check of all types, lengths and ranges.
+
+    Args:
+        header: the parsed JSON.
+        path: the file, for messages.
 
     Raises:
-        CheckpointError: something in it is missing, or cannot be.
+        CheckpointError: an entry is missing, of another type, or out of range.
     """
     header = header if isinstance(header, dict) else {}
     classes = header.get("classes")
@@ -136,7 +140,7 @@ def read_card(header: Any, path: Path) -> ModelCard:
 
 
 def _cleaned(value: Any) -> Any:
-    """Returns a header's value with nothing in its texts that a terminal would obey: they are printed."""
+    """Returns a header's value with the control characters in its texts escaped, for printing."""
     if isinstance(value, dict):
         return {escape_controls(name): _cleaned(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -145,6 +149,6 @@ def _cleaned(value: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    from kdtrain.runtime import flow  # here, because reading a card does without oneflow
+    from kdtrain.runtime import flow  # here: reading a card must not import OneFlow
 
     return {"kdtrain": __version__, "oneflow": str(flow.__version__)}

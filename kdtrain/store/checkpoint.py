@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file, with all that is needed to use its weights in the header.
+"""Checkpoints: one safetensors file, whose header holds all that is needed to use the weights.
 
-Nothing that is read here can run code.
+Reading a checkpoint runs no code from it.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from kdtrain.store.oneflow_directory import read_oneflow_directory
 
 Weights = dict[str, npt.NDArray[np.generic]]
 
-_MOST_LISTED = 10  # of the weights that do not fit
-_HEADER = "kdtrain"  # one key only: safetensors does not keep the order of several
+_MOST_LISTED = 10  # weights that do not fit, in a message
+_HEADER = "kdtrain"  # a single key, because safetensors does not keep the order of several
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """Weights as they were read, with their card.
+    """The weights of a file, with their card.
 
     Attributes:
-        path: where they were read from.
-        card: what they are for.
-        weights: each parameter's values by name.
+        path: the file or directory.
+        card: the network and the data that the weights are for.
+        weights: each parameter and buffer, by name, in its own shape and dtype.
     """
 
     path: Path
@@ -61,15 +61,15 @@ class SavedModel:
         """Returns the network with these weights, in evaluation mode.
 
         Raises:
-            CheckpointError: the weights do not fit the architecture; the text names those that do not.
+            CheckpointError: the weights do not fit the architecture; the text lists the differences.
         """
         source = f"{self.path} ({self.card.arch})"
         fewest = fewest_values(self.card.arch, self.card.image_shape)
         given = sum({id(array): array.size for array in self.weights.values()}.values())
-        if given < fewest:  # a file of a few bytes may say that it is of a network of gigabytes
+        if given < fewest:  # a card of a few bytes may name a network of gigabytes
             raise CheckpointError(
-                f"the weights in {source} do not fit the network: it has {fewest:,} numbers at least, and "
-                f"they are {given:,}."
+                f"the weights in {source} do not fit the network: it has at least {fewest:,} values, and "
+                f"the file has {given:,}."
             )
         model = build_model(self.card.arch, self.card.image_shape, len(self.card.classes))
         load_weights(model, self.weights, source)
@@ -77,23 +77,29 @@ class SavedModel:
 
 
 def snapshot(model: flow.nn.Module) -> Weights:
-    """Returns a copy of the weights; later optimizer steps do not change it."""
+    """Returns a copy of the weights, by name, which later optimizer steps do not change."""
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
 
 
 def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
-    """Puts ``weights`` into ``model``.
+    """Copies ``weights`` into ``model``.
+
+    Args:
+        model: the network.
+        weights: each parameter and buffer, by name.
+        source: the origin of the weights, for messages.
 
     Raises:
-        CheckpointError: names, shapes or types differ; the text lists which.
+        CheckpointError: names, shapes or dtypes differ; the text lists the differences.
     """
-    own = {name: _describe(tensor.shape, _type_of(tensor)) for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    expected = {name: _describe(tensor.shape, _type_of(tensor)) for name, tensor in state.items()}
     given = {name: _describe(array.shape, array.dtype) for name, array in weights.items()}
-    problems = [f"missing {name}" for name in own if name not in given]
-    problems += [f"unexpected {name}" for name in given if name not in own]
+    problems = [f"missing {name}" for name in expected if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in expected]
     problems += [
         f"{name} is {given[name]} instead of {wanted}"
-        for name, wanted in own.items()
+        for name, wanted in expected.items()
         if given.get(name, wanted) != wanted
     ]
     if problems:
@@ -106,20 +112,30 @@ def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]], header: dict[str, Any]) -> None:
-    """Writes tensors, a header of plain values and a checksum of both to a safetensors file, atomically."""
+    """Writes tensors, a header and a checksum of both to a safetensors file, atomically.
+
+    Args:
+        path: the file.
+        tensors: arrays of any shape and dtype that safetensors has, by name.
+        header: plain values, which JSON can hold.
+
+    Raises:
+        CheckpointError: the header is too large to be read again.
+        KdtrainError: the file cannot be written.
+    """
     arrays = {name: np.asarray(array, order="C") for name, array in sorted(tensors.items())}
-    header = json.loads(json.dumps(header))  # as it will be read: every key is a text then
+    header = json.loads(json.dumps(header))  # as it will be read: all keys become texts
     header["sha256"] = fingerprint(arrays, header)
     content = safetensors.numpy.save(arrays, {_HEADER: json.dumps(header, sort_keys=True)})
     try:
         _check_header(content)
-    except ValueError as error:  # what could not be read is not written
+    except ValueError as error:  # a file that could not be read is not written
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
     write_bytes(path, content)
 
 
 def fingerprint(tensors: Mapping[str, npt.NDArray[np.generic]], header: object) -> str:
-    """Returns the SHA-256 of the tensors, with their names, types and shapes, and of a JSON value."""
+    """Returns the SHA-256 (hex) of tensors, with names, dtypes and shapes, and of a JSON value."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, array in sorted(tensors.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -128,7 +144,7 @@ def fingerprint(tensors: Mapping[str, npt.NDArray[np.generic]], header: object) 
 
 
 def save_model(path: Path, weights: Weights, card: ModelCard) -> None:
-    """Writes a model that ``load_model`` reads."""
+    """Writes a model file, which ``load_model`` reads."""
     save_tensors(path, weights, dataclasses.asdict(card))
 
 
@@ -136,7 +152,7 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     """Returns the tensors and the header of a file that ``save_tensors`` wrote.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not one of kdtrain's.
+        CheckpointError: the file is missing, damaged, or not written by kdtrain.
     """
     try:
         with open_regular(path) as opened:
@@ -144,7 +160,7 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
             with safetensors.safe_open(name_of(opened), framework="numpy") as file:
                 text = (file.metadata() or {}).get(_HEADER)
                 if text is None:
-                    raise CheckpointError(f"{path} is a safetensors file, but not one that kdtrain wrote.")
+                    raise CheckpointError(f"{path} is a safetensors file that kdtrain did not write.")
                 names = file.keys()
                 if len(names) > MOST_TENSORS:
                     raise CheckpointError(
@@ -157,7 +173,7 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {sought(path)}.") from None
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, SafetensorError) as error:
-        # TypeError and AttributeError: the tensor has a type that NumPy does not know
+        # TypeError and AttributeError: NumPy lacks the tensor's dtype
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {reason}.") from error
     if stated is None or stated != actual:
@@ -166,18 +182,18 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
 
 
 def load_card(path: Path) -> ModelCard:
-    """Returns what a model in a file of kdtrain's is for; its network may be one that must not be built.
+    """Returns the card of a model file, whatever network it names.
 
     Raises:
-        CheckpointError: it cannot be read, or holds no model.
+        CheckpointError: the file cannot be read, or holds no model.
     """
     return _card_in(load_tensors(path)[1], path)
 
 
 def _check_header(begin: bytes) -> None:
-    """Raises ValueError where a header, of which the first bytes tell the size, is larger than any needs.
+    """Raises ValueError if the header, whose size the first 8 bytes state, is too large.
 
-    Reading it takes much longer, and far more memory, than reading as many bytes of weights.
+    Parsing a header takes much more time and memory than reading as many bytes of weights.
     """
     size = int.from_bytes(begin[:8], "little")
     if size > MOST_HEADER:
@@ -189,30 +205,32 @@ def load_model(
 ) -> SavedModel:
     """Reads a model: a file of kdtrain's, or a directory that ``oneflow.save`` wrote.
 
-    No code of the user's is run for a file that names it, neither here nor when the network is
-    built, unless ``arch`` names it as well.
+    A file that names a user's code does not make it run, neither here nor when the network is built,
+    unless ``arch`` names the same code.
 
     Args:
         path: the file or the directory.
-        fallback: what the weights in a directory are taken for; it does not say so itself. Its
-            architecture is replaced by the one in the registry that has those tensors.
-        arch: what the network must be; None takes whatever kdtrain or flowvision has.
-        flag: where ``arch`` comes from, for an error's text.
+        fallback: the card for the weights in a directory, which has none. Its architecture is replaced
+            by the one in the registry that has these tensors.
+        arch: the architecture that is required; None admits all of kdtrain's and flowvision's.
+        flag: the flag that ``arch`` comes from, for messages.
 
     Raises:
-        CheckpointError: it cannot be read, holds no model, or one of another architecture.
+        CheckpointError: the path cannot be read, holds no model, or one of another architecture.
     """
     path = Path(path)
     if os.path.isdir(path):
         weights = read_oneflow_directory(path)
         if fallback is None:
-            raise CheckpointError(f"{path} does not say what it is for, and there is nothing to go by.")
-        known = arch or _recognise(weights, fallback)
-        return SavedModel(path, dataclasses.replace(fallback, arch=known), weights)
-    weights, header = load_tensors(path)
-    others = ("optimizer/", "term/")
+            raise CheckpointError(f"{path} holds weights without a card: give a file that kdtrain wrote.")
+        recognised = arch or _recognise(weights, fallback)
+        return SavedModel(path, dataclasses.replace(fallback, arch=recognised), weights)
+    tensors, header = load_tensors(path)
+    rest_of_state = ("optimizer/", "term/")
     weights = {
-        name.removeprefix("model/"): array for name, array in weights.items() if not name.startswith(others)
+        name.removeprefix("model/"): array
+        for name, array in tensors.items()
+        if not name.startswith(rest_of_state)
     }
     card = _card_in(header, path)
     _check_architecture(card.arch, path, arch, flag)
@@ -220,18 +238,18 @@ def load_model(
 
 
 def _card_in(header: dict[str, Any], path: Path) -> ModelCard:
-    return read_card(header.get("model", header), path)  # `last` holds a model among other things
+    return read_card(header.get("model", header), path)  # a resume state holds a model among other entries
 
 
 def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -> None:
-    """Raises CheckpointError unless a network of the kind that a card names may be built.
+    """Raises CheckpointError unless the network that a card names may be built.
 
-    A FILE.py:FACTORY is told by its name: the file may lie in another folder than it did in training.
+    Of a FILE.py:FACTORY only the file name is compared: the file may have moved since training.
     """
     if wanted is not None:
         if short(named) != short(wanted):
             raise CheckpointError(
-                f"{path} is a {short(named)}, but {flag} is {wanted}: give the one that it is, or choose "
+                f"{path} is a {short(named)}, but {flag} is {wanted}: set {flag} to the former, or choose "
                 "another file."
             )
         return
@@ -249,25 +267,25 @@ def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -
 
 
 def _recognise(weights: Weights, card: ModelCard) -> str:
-    """Returns the architecture whose parameters have just these names and shapes."""
+    """Returns the architecture whose parameters have exactly these names and shapes."""
     shapes = {name: array.shape for name, array in weights.items()}
     for arch in dict.fromkeys((card.arch, *ARCHITECTURES)):
         try:
             model = build_model(arch, card.image_shape, len(card.classes))
         except UsageError:
-            continue  # not made for images of this size
+            continue  # not for images of this size
         if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes:
             return arch
-    return card.arch  # building it will list what does not fit
+    return card.arch  # building it lists the differences
 
 
 def _describe(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
-    """Returns a tensor's shape, and its type if it is not the one that weights usually have."""
+    """Returns a tensor's shape as a text, with its dtype unless that is float32."""
     text = size_text(shape) or "a scalar"
     return text if dtype == np.float32 else f"{text} of {dtype}"
 
 
 def _type_of(tensor: flow.Tensor) -> np.dtype[Any]:
-    """Returns NumPy's name for a tensor's type, without looking at its values."""
+    """Returns NumPy's dtype of a tensor, without reading its values."""
     dtype: np.dtype[Any] = flow.empty(0, dtype=tensor.dtype).numpy().dtype
     return dtype

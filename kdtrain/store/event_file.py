@@ -15,25 +15,25 @@ from kdtrain.store.event_records import read_records
 
 
 class EventFile:
-    """One of TensorBoard's event files, written by whoever calls.
+    """A TensorBoard event file, written in the calling thread.
 
-    tensorboardX's ``SummaryWriter`` leaves that to a thread, whose errors reach nobody: on a full
-    disk it ends with a traceback, and the next events wait for it without end.
+    tensorboardX's ``SummaryWriter`` writes in a thread of its own, whose errors are lost: on a full
+    disk the thread ends with a traceback, and the next events block for ever.
 
-    Where a run was interrupted, its directory holds a file already, perhaps with points of an epoch
-    that is now repeated: the new file takes the points before those along, and replaces it.
+    The directory of a resumed run holds a file already, perhaps with points of an epoch that is now
+    repeated. The new file copies the points before that epoch, and replaces the old file.
 
     Args:
-        directory: where the file goes; TensorBoard takes it for the run.
-        suffix: tells the files of several writers apart.
-        up_to: the step up to which earlier points are taken along, ``run.step``; none by default.
+        directory: the folder of the file; TensorBoard shows it as the run.
+        suffix: the end of the file's name, which differs for each writer.
+        up_to: the last step whose earlier points are copied, ``run.step``; no point by default.
 
     Attributes:
-        earlier: tag and step of the points that were taken along.
+        earlier: tag and step of the points that were copied.
     """
 
     def __init__(self, directory: Path, suffix: str = "", *, up_to: int = -1) -> None:
-        from tensorboardX import RecordWriter  # imports protobuf: not for every command
+        from tensorboardX import RecordWriter  # here: it imports protobuf, which few commands need
         from tensorboardX.proto.event_pb2 import Event
 
         self.directory = directory
@@ -46,7 +46,7 @@ class EventFile:
                 Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
             )
             try:
-                self._take_along(replaced, up_to)
+                self._copy_points(replaced, up_to)
                 self._records.flush()
             except BaseException:
                 self._records.close()
@@ -68,32 +68,32 @@ class EventFile:
             self._records.write(event.SerializeToString())
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Writes a point of each of several curves, as one record."""
+        """Writes a point of each curve, by tag, as one record."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self.add(Summary(value=points), step)
 
     def flush(self) -> None:
-        """Brings the file up to date on disk."""
+        """Writes buffered records to disk."""
         with self._explained():
             self._records.flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Flushes and closes the file."""
         with self._explained():
             try:
                 self._records.flush()
             finally:
                 self._records.close()
 
-    def _take_along(self, files: Sequence[Path], up_to: int) -> None:
-        """Copies other files' points, each once; an end that was cut off by a crash is left out."""
+    def _copy_points(self, files: Sequence[Path], up_to: int) -> None:
+        """Copies the points of other files, each once, without a last record that a crash cut off."""
         for file in files:
             for event, record in _events(file):
-                own = {(value.tag, event.step) for value in event.summary.value}
-                if own and event.step <= up_to and not own & self.earlier:
-                    self.earlier |= own
+                points = {(value.tag, event.step) for value in event.summary.value}
+                if points and event.step <= up_to and not points & self.earlier:
+                    self.earlier |= points
                     self._records.write(record)
 
     @contextlib.contextmanager
@@ -107,7 +107,7 @@ class EventFile:
 
 
 def _events(file: Path) -> Iterator[tuple[Any, bytes]]:
-    """Yields a file's events, each with the record that it was in.
+    """Yields a file's events, each with its record.
 
     Raises:
         KdtrainError: the file cannot be read, or a record is no event.
@@ -124,7 +124,7 @@ def _events(file: Path) -> Iterator[tuple[Any, bytes]]:
 
 
 def _suffix(path: Path) -> str:
-    """Returns what comes after the process number in an event file's name."""
+    """Returns the part of an event file's name after the process number."""
     return "" if path.suffix[1:].isdecimal() else path.suffix
 
 
@@ -136,26 +136,26 @@ def write_results(
     *,
     later: Sequence[str] = (),
 ) -> None:
-    """Adds a finished run's final metrics and its line in the HParams tab.
+    """Adds a finished run's final metrics and its row in the HParams tab.
 
     Args:
-        directory: of the run.
-        hparams: what it was made with.
-        metrics: by tag.
-        step: the last one.
-        later: tags of further metrics for the tab, which somebody else is going to write.
+        directory: the run directory.
+        hparams: the settings of the run, by name.
+        metrics: the final figures, by tag.
+        step: the last step of the run.
+        later: tags of further metrics in the tab, which are written by others.
     """
     from tensorboardX import summary
 
     with contextlib.closing(EventFile(directory, ".results")) as file:
         file.add_scalars(metrics, step)
-        # add_hparams would make a run of its own, under a time stamp: these belong to this one.
+        # tensorboardX's add_hparams would write them as another run, named after a time stamp.
         for line in summary.hparams(dict(hparams), dict.fromkeys([*metrics, *later])):
             file.add(line)
 
 
 def write_image(directory: Path, tag: str, png: Path) -> None:
-    """Adds a picture to the images of the run in ``directory``."""
+    """Adds a PNG file to the images of the run in ``directory``."""
     import numpy as np
     from PIL import Image
     from tensorboardX import summary

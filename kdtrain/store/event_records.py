@@ -1,4 +1,4 @@
-"""The records that TensorBoard's event files are made of."""
+"""The records of TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _HEAD, _FOOT = 12, 4  # bytes: length and its checksum before a record, the reco
 
 
 def read_records(path: Path) -> Iterator[bytes]:
-    """Yields what each record of a file holds, up to the first that is damaged or cut off.
+    """Yields the content of each record, up to the first that is damaged or cut off.
 
     Raises:
-        OSError: the file cannot be read, is no regular file, or is far larger than any that a run writes.
+        OSError: the file cannot be read, is no regular file, or is larger than 256 MiB.
     """
     from tensorboardX.record_writer import masked_crc32c
 

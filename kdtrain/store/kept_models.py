@@ -1,4 +1,4 @@
-"""The folder of models: for each mode, data set and architecture it holds the best one of all runs."""
+"""The folder of kept models: the best of all runs for each mode, data set and architecture."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kdtrain.runtime.regular_files import open_regular
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
 
-_PATIENCE = 30.0  # seconds; another process holds the folder for some milliseconds
+_LOCK_TIMEOUT = 30.0  # seconds; a process usually holds the lock for some milliseconds
 
 
 def kept_models(folder: Path, mode: str) -> list[Path]:
-    """Returns the models of a mode; the one that is named after the mode alone comes first."""
+    """Returns the models of a mode; ``MODE.safetensors`` comes first."""
     first = folder / f"{mode}.safetensors"
     return [first] * first.exists() + sorted(folder.glob(f"{mode}-*.safetensors"))
 
@@ -29,24 +29,24 @@ def kept_models(folder: Path, mode: str) -> list[Path]:
 def keep_model(
     saved: SavedModel, mode: str, folder: Path, *, always: bool, siblings: Sequence[ModelCard] = ()
 ) -> str | None:
-    """Copies a run's best model into the folder, unless the one that is there has to stay.
+    """Copies a run's best model into the folder, unless the folder has a better one of its kind.
 
-    Models of other data sets or architectures are left alone. One of the same is replaced if its
-    accuracy on the same held-out images is lower.
+    A kept model of the same data and architecture is replaced if its accuracy on the same held-out
+    images is lower. Models of other data or architectures stay.
 
     Args:
         saved: the model, in its run directory.
         mode: teacher, student or student_kd.
-        folder: where it goes.
-        always: replaces a model that is as good, or was measured on other images, as well.
-        siblings: models of other seeds that this one was chosen from. A model that is there and was
-            measured on the images of one of them is compared with that one.
+        folder: the folder of kept models.
+        always: replaces a kept model too that is as good, or was measured on other images.
+        siblings: the models of other seeds that this one was chosen from. A kept model that was
+            measured on the held-out images of one of them is compared with that one.
 
     Returns:
-        A sentence about it; None if the model is the first of its mode, or is there already.
+        A note for the user; None if the model is the first of its mode, or is kept already.
 
     Raises:
-        KdtrainError: it cannot be written, or another process does not let go of the folder.
+        KdtrainError: the model cannot be written, or another process holds the lock for too long.
     """
     make_folder(folder)
     content = _content(saved.path)
@@ -60,15 +60,15 @@ def keep_model(
         if _content(path) == content:
             return None
         rivals = [card for card in (saved.card, *siblings) if card.held_out == there.held_out != ""]
-        # Of equals the one that is there stays, unless the rival has a sibling that is better still.
+        # An equally good rival counts as better only if the saved model itself is better.
         better = any((card.accuracy, saved.card.accuracy) > (there.accuracy,) * 2 for card in rivals)
         if always or better:
             write_bytes(path, content)
-    said = f"{path} {'is replaced' if always or better else 'stays'}: held-out accuracy {there.accuracy_text}"
+    note = f"{path} {'is replaced' if always or better else 'stays'}: held-out accuracy {there.accuracy_text}"
     if saved.card not in rivals:
-        said += f", measured on {'other' if there.held_out else 'unknown'} images"
-    said += f"; this run's is {saved.card.accuracy_text}."
-    return said if always or rivals else f"{said} To replace it: {resume} --replace"
+        note += f", measured on {'other' if there.held_out else 'unknown'} images"
+    note += f"; this run's is {saved.card.accuracy_text}."
+    return note if always or rivals else f"{note} To replace it: {resume} --replace"
 
 
 def _content(path: Path) -> bytes:
@@ -77,10 +77,10 @@ def _content(path: Path) -> bytes:
 
 
 def _place(card: ModelCard, mode: str, folder: Path, resume: str) -> tuple[Path, ModelCard | None]:
-    """Returns where a model belongs, and the card of the one of its kind that is there already.
+    """Returns the path for a model, and the card of the kept model of its kind, if there is one.
 
-    The data may have had another name then. A file that cannot be read, or is of another kind, is
-    passed over: nothing is lost.
+    Kinds are compared by content, because data may have been renamed. Files that cannot be read, or
+    are of another kind, are skipped and stay.
     """
     arch = _short(card.arch)
     long = f"{mode}-{_short(card.dataset)}-{arch}"
@@ -98,27 +98,27 @@ def _place(card: ModelCard, mode: str, folder: Path, resume: str) -> tuple[Path,
 
 
 def _short(name: str) -> str:
-    """Returns as much of the name of a data set or an architecture as a file's name can take."""
+    """Returns the name of a data set or an architecture, in at most 40 characters for a file name."""
     return re.sub(r"[^\w.]+", "_", Path(name.rpartition(":")[2]).name, flags=re.ASCII)[:40]
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, resume: str) -> Iterator[None]:
-    """Keeps other processes from changing the models; a lock ends with its process, however that ends.
+    """Locks the folder of models; the system releases the lock when the process ends in any way.
 
     Raises:
-        KdtrainError: another process holds it for too long.
+        KdtrainError: another process holds the lock for too long.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise KdtrainError(f"cannot open the directory {folder}: {error.strerror}.") from error
     try:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LOCK_TIMEOUT
         while not _try_to_lock(descriptor):
             if time.monotonic() > deadline:
                 raise KdtrainError(
-                    f"another process has been holding {folder} for {_PATIENCE:g} s. "
+                    f"another process has locked {folder} for {_LOCK_TIMEOUT:g} s. "
                     f"The model is in its run directory; to keep it: {resume}"
                 )
             time.sleep(0.05)
@@ -132,6 +132,6 @@ def _try_to_lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: better without one than not at all
+    except OSError:  # the file system has no locks: the model is kept without one
         pass
     return True

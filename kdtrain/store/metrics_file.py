@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: a row of figures per epoch, as one line of JSON."""
+"""``metrics.jsonl``: a line of JSON with the figures of each epoch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _NUMBERS = ("eval/accuracy", "eval/cross_entropy", "train_seconds", "eval_second
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's file; none where there is no file.
+    """Returns the rows of a run's file; none if there is no file.
 
     Raises:
-        KdtrainError: the file cannot be read, or a line is not such a row; the text names both.
+        KdtrainError: the file cannot be read, or a line is no such row; the text names file and line.
     """
     file = directory / NAME
-    remedy = "Mend it, or move it away."
+    remedy = "Fix it, or move it away."
     try:
         lines = read_text(file, _LARGEST).splitlines()
         if len(lines) > MOST_EPOCHS:
@@ -49,7 +49,7 @@ def _row(line: str) -> dict[str, Any]:
     """Returns the figures in a line.
 
     Raises:
-        ValueError: it is not a JSON object with an epoch's figures.
+        ValueError: the line is no JSON object with the figures of an epoch.
     """
     if len(line) > _LONGEST:
         raise ValueError(f"it has {len(line):,} characters, and should have at most {_LONGEST:,}")

@@ -1,6 +1,6 @@
-"""Reads what ``oneflow.save(model.state_dict(), directory)`` wrote, and runs none of it.
+"""Reader of directories that ``oneflow.save(model.state_dict(), directory)`` wrote; it runs no code.
 
-OneFlow writes the names as a pickle and each tensor as a folder with raw values and a description.
+OneFlow writes the names as a pickle, and each tensor as a folder with raw values and a description.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy.typing as npt
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime.regular_files import read_bytes
 
-_MAX_PICKLE = 1024 * 1024
-_MAX_META = 4096
+_MAX_PICKLE = 1024 * 1024  # bytes
+_MAX_META = 4096  # bytes
 _TYPE_NAMES = {
     "kFloat": "float32",
     "kDouble": "float64",
@@ -32,8 +32,8 @@ _TYPE_NAMES = {
     "kBool": "bool",
 }
 
-# All that a state dict is pickled with, by any protocol from 2 on. What is left out could not run
-# code either, but make a short file fill the memory.
+# The opcodes of a pickled state dict, in any protocol from 2 on. The others could not run code either,
+# but some make a short file fill the memory.
 _OPCODES = re.compile(
     "PROTO|FRAME|STOP|MARK|MEMOIZE|(LONG_)?BIN(PUT|GET)|BININT1|(SHORT_)?BINUNICODE|"
     "EMPTY_(DICT|TUPLE)|(STACK_)?GLOBAL|REDUCE|NEWOBJ|BUILD|SETITEMS?"
@@ -41,7 +41,7 @@ _OPCODES = re.compile(
 
 
 class _TensorReference:
-    """Stands in for oneflow's tensor class: only remembers which folder holds the values."""
+    """Replaces OneFlow's tensor class; holds the name of the folder with the values."""
 
     folder = ""
 
@@ -53,10 +53,10 @@ class _TensorReference:
 
 
 class _StateDict(dict[object, object]):
-    """Stands in for the ordered dict, which a pickle could give attributes that hide its methods."""
+    """Replaces the ordered dict, whose methods a pickle could hide behind attributes."""
 
     def __setstate__(self, state: object) -> None:
-        """Ignores the versions of modules that oneflow keeps in an attribute."""
+        """Ignores the attribute in which OneFlow keeps the versions of modules."""
 
 
 _ADMITTED: dict[tuple[str, str], type] = {
@@ -68,20 +68,20 @@ _ADMITTED: dict[tuple[str, str], type] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits the two classes that a saved state dict is made of, and nothing else."""
+    """Admits the two classes of a saved state dict and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ADMITTED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs") from None
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no state dict needs") from None
 
 
 def read_oneflow_directory(directory: Path) -> dict[str, npt.NDArray[np.generic]]:
     """Returns the tensors of a saved state dict by name.
 
     Raises:
-        CheckpointError: it is not such a directory, is damaged, or asks for code to be run.
+        CheckpointError: the directory is of another kind, damaged, or would run code.
     """
     names = directory / "pickled_data"
     if not os.path.isfile(names):
@@ -92,7 +92,7 @@ def read_oneflow_directory(directory: Path) -> dict[str, npt.NDArray[np.generic]
     try:
         _check_opcodes(data)
         content = _Unpickler(io.BytesIO(data)).load()
-    except Exception as error:  # a damaged pickle raises almost anything
+    except Exception as error:  # a damaged pickle raises almost any exception
         raise CheckpointError(f"{names} was refused: {error}.") from error
     state = content.get("data") if isinstance(content, dict) else None
     if not isinstance(state, dict):
@@ -109,12 +109,12 @@ def read_oneflow_directory(directory: Path) -> dict[str, npt.NDArray[np.generic]
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Raises UnpicklingError, without executing any, if one is not among those that are needed."""
+    """Raises UnpicklingError for an opcode that no state dict needs; executes none."""
     for opcode, argument, _ in pickletools.genops(data):
         if not _OPCODES.fullmatch(opcode.name):
             raise pickle.UnpicklingError(f"it holds more than a state dict (opcode {opcode.name})")
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(data):
-            raise pickle.UnpicklingError("it asks for more memory than it can need")
+            raise pickle.UnpicklingError("it allocates more memory than it can need")
 
 
 def _read_tensor(folder: Path) -> npt.NDArray[np.generic]:

@@ -1,4 +1,4 @@
-"""Run directories: LOGDIR/MODE/version_N, each claimed by one run only."""
+"""Run directories: LOGDIR/MODE/version_N, each for one run only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from kdtrain.errors import KdtrainError, UsageError
 
 @contextlib.contextmanager
 def run_directory(logdir: Path, mode: str, resume: Path | None = None) -> Iterator[Path]:
-    """Yields where a run's files go: to a directory of its own, or that of the run to go on with.
+    """Yields the directory for a run's files: a new one, or that of the run that is resumed.
 
-    An interruption is told how to go on. Settings that are refused leave no directory behind, which
-    would be taken for the mode's latest run.
+    An interruption gets the command that resumes the run as its text. A new directory is removed if
+    the settings are refused: it would be taken for the mode's latest run.
+
+    Args:
+        logdir: the folder of all runs.
+        mode: the mode of the run.
+        resume: the directory of the run to resume; None for a new one.
 
     Raises:
         KdtrainError: the directory cannot be made.
@@ -36,9 +41,9 @@ def run_directory(logdir: Path, mode: str, resume: Path | None = None) -> Iterat
 
 
 def claim_run_directory(logdir: Path, mode: str) -> Path:
-    """Makes and returns the first ``version_N`` that is not there yet.
+    """Makes and returns the directory ``version_N`` with the next free number.
 
-    ``mkdir`` decides, so two runs that start at the same moment get different ones.
+    ``mkdir`` is atomic, so two runs that start at the same moment get different directories.
 
     Raises:
         KdtrainError: the directory cannot be made.

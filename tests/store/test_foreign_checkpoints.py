@@ -1,4 +1,4 @@
-"""A checkpoint that names code or absurd things gets nothing run and nothing large made."""
+"""A checkpoint that names code or absurd sizes runs no code and allocates little memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, save_model, snapshot
+from tests.refusals import refusal_by
 
 NET = """
 from pathlib import Path
@@ -42,17 +43,18 @@ def save(card: ModelCard, arch: str) -> Path:
     return Path("model.safetensors")
 
 
-def refusal(path: Path, arch: str | None = None, flag: str = "--arch") -> str:
-    with pytest.raises(CheckpointError) as caught:
-        load_model(path, arch=arch, flag=flag)
-    return str(caught.value)
+def load(path: Path, arch: str | None = None, flag: str = "--arch") -> None:
+    load_model(path, arch=arch, flag=flag)
+
+
+refusal = refusal_by(load, CheckpointError)
 
 
 def test_code_is_refused_with_how_to_allow_it(names_code: Path, witness: Path) -> None:
     text = refusal(names_code)
-    assert text.endswith("allow it with --arch net.py:make.")
-    assert "no code is run because a file names it" in text
-    assert refusal(names_code, flag="--teacher-arch").endswith("--teacher-arch net.py:make.")
+    assert text.endswith("--arch net.py:make.")
+    assert "no code is run" in text
+    assert refusal(names_code, None, "--teacher-arch").endswith("--teacher-arch net.py:make.")
     assert not witness.exists()
 
 
@@ -68,7 +70,9 @@ def test_code_that_is_allowed_by_name_is_run_to_build(names_code: Path, witness:
 def test_other_code_than_what_the_card_names_is_refused(names_code: Path, witness: Path) -> None:
     Path("other.py").write_text(NET.format(witness=str(witness)))
     for arch in ("other.py:make", "student_mlp", "net.py:other"):
-        assert f"is a net.py:make, but --arch is {arch}" in refusal(names_code, arch)
+        text = refusal(names_code, arch)
+        assert "net.py:make" in text
+        assert f"--arch is {arch}" in text
     assert not witness.exists()
 
 
@@ -84,12 +88,11 @@ def test_every_spelling_of_code_is_refused(names_code: Path, card: ModelCard, ar
     ["", "nonsense", "flowvision:", "flowvision:ModelCreator", "flowvision:vit_gigantic_patch14_224"],
 )
 def test_what_is_no_classifier_is_refused(names_code: Path, card: ModelCard, arch: str) -> None:
-    assert f"is for the architecture {arch!r}, which this kdtrain does not have" in refusal(save(card, arch))
+    assert repr(arch) in refusal(save(card, arch))
 
 
 def test_names_that_would_garble_a_terminal_are_refused(names_code: Path, card: ModelCard) -> None:
-    text = refusal(save(card, "net.py:make\n\x1b[2J"))
-    assert text == "model.safetensors is not a model that kdtrain can use: its header contradicts itself."
+    assert "its header contradicts itself" in refusal(save(card, "net.py:make\n\x1b[2J"))
 
 
 def test_images_of_absurd_size_are_refused(names_code: Path, card: ModelCard) -> None:

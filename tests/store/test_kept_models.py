@@ -183,7 +183,7 @@ def test_models_that_are_kept_at_the_same_moment_leave_the_best(card: ModelCard,
 def test_a_folder_that_is_held_too_long_is_an_error_that_says_how_to_go_on(
     card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "_LOCK_TIMEOUT", 0.2)
     (tmp_path / "models").mkdir()
     holder = os.open(tmp_path / "models", os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)

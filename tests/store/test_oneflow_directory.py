@@ -1,4 +1,4 @@
-"""Directories that oneflow.save wrote are read as they are; malicious ones run nothing."""
+"""Directories that ``oneflow.save`` wrote are read exactly; malicious ones run no code."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, snapshot
 from kdtrain.store.oneflow_directory import read_oneflow_directory
+from tests.refusals import refusal_by
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 META = "shape {\n  dim: 2\n  dim: 3\n}\ndata_type: kFloat\n"
@@ -62,11 +63,7 @@ def directory(folder: Path, pickled: bytes | None = None) -> Path:
     return folder
 
 
-def refusal(folder: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read_oneflow_directory(folder)
-    assert str(folder) in str(caught.value)
-    return str(caught.value)
+refusal = refusal_by(read_oneflow_directory, CheckpointError)
 
 
 @pytest.fixture(autouse=True)
@@ -115,8 +112,8 @@ def test_images_too_small_for_one_network_do_not_hide_the_others(tmp_path: Path,
     assert loaded.card.arch == "student_mlp"
 
 
-def test_directory_without_anything_to_go_by_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not say what it is for"):
+def test_directory_without_a_card_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/saved holds weights without a card"):
         load_model(directory(tmp_path / "saved"))
 
 
@@ -445,10 +442,7 @@ def test_what_is_not_such_a_directory_is_refused(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "piped")
     os.mkfifo(tmp_path / "piped" / "pickled_data")
     for name in ("empty", "file", "none", "piped"):
-        assert refusal(tmp_path / name) == (
-            f"{tmp_path / name} is not a checkpoint: "
-            "a directory written by oneflow.save has a file pickled_data."
-        )
+        assert "pickled_data" in refusal(tmp_path / name)
 
 
 def test_recognition_covers_every_architecture() -> None:
