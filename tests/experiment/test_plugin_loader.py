@@ -24,7 +24,6 @@ from tests.tools import ROOT
 PLUGIN = '''
 """A file with plugins."""
 from __future__ import annotations
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Optional, Union
 from kdtrain import Callback, Objective, UsageError
@@ -51,12 +50,6 @@ class Plain(Callback):
 class Untyped(Callback):
     def __init__(self, every=50, rate=0.5, on=False, name=None):
         self.every, self.rate, self.on, self.name = every, rate, on, name
-
-@dataclass
-class Data(Callback):
-    """Made by a decorator."""
-    every: int
-    rate: float = 0.5
 
 class Needs(Callback):
     def __init__(self, first: int, second: str, *rest: int, third: float, fourth: int = 4, **more: int):
@@ -148,10 +141,8 @@ def test_arguments_without_types_get_those_of_their_defaults(file: Path) -> None
     assert type(callback.rate) is float
 
 
-def test_dataclasses_and_keyword_only_arguments_work(file: Path) -> None:
-    callback: Any = load_plugin(f"{file}:Data,every=3")
-    assert (callback.every, callback.rate) == (3, 0.5)
-    callback = load_plugin(f"{file}:Needs,third=1,second=a,first=2")
+def test_keyword_only_arguments_work(file: Path) -> None:
+    callback: Any = load_plugin(f"{file}:Needs,third=1,second=a,first=2")
     assert callback.values == (2, "a", 1.0, 4)
 
 
