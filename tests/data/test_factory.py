@@ -1,4 +1,4 @@
-"""``package.module:factory`` and ``file.py:factory``: a function is called, and its faults are named."""
+"""``package.module:factory`` and ``file.py:factory``: the function is called; its errors are named."""
 
 from __future__ import annotations
 

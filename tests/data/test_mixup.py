@@ -63,22 +63,20 @@ def test_each_image_is_mixed_with_one_of_its_batch_in_one_proportion(images: Flo
     for batch in batches:
         assert batch.mixup_partner is not None
         assert batch.mixup_partner.inputs is batch.inputs
-        own, others = batch.indices.numpy(), batch.mixup_partner.indices.numpy()
-        assert sorted(own) == sorted(others)
-        expected = (
-            batch.mixup_lambda * images[own].astype(np.float64) + (1 - batch.mixup_lambda) * images[others]
-        )
+        rows, partners = batch.indices.numpy(), batch.mixup_partner.indices.numpy()
+        assert sorted(rows) == sorted(partners)
+        share = batch.mixup_lambda
+        expected = share * images[rows].astype(np.float64) + (1 - share) * images[partners]
         np.testing.assert_allclose(batch.inputs.numpy(), expected, atol=1e-6)
-        np.testing.assert_array_equal(batch.targets.numpy(), labels[own])
-        np.testing.assert_array_equal(batch.mixup_partner.targets.numpy(), labels[others])
+        np.testing.assert_array_equal(batch.targets.numpy(), labels[rows])
+        np.testing.assert_array_equal(batch.mixup_partner.targets.numpy(), labels[partners])
 
 
-def test_it_comes_after_the_other_changes_and_evaluation_knows_none(images: Floats, mnist: Dataset) -> None:
+def test_it_comes_after_the_other_augmentations_and_not_in_evaluation(images: Floats, mnist: Dataset) -> None:
     shift = Shift(2, mnist.normalization.background)
     loader = _loader(images, mnist, augment=shift)
-    moved, mixed = (
-        next(iter(one.epoch(1))) for one in (_loader(images, mnist, augment=shift, mixup=None), loader)
-    )
+    moved = next(iter(_loader(images, mnist, augment=shift, mixup=None).epoch(1)))
+    mixed = next(iter(loader.epoch(1)))
     assert mixed.mixup_partner is not None
     np.testing.assert_array_equal(moved.indices.numpy(), mixed.indices.numpy())
     rows = [list(moved.indices.numpy()).index(index) for index in mixed.mixup_partner.indices.numpy()]
@@ -110,11 +108,11 @@ def test_seed_epoch_and_process_decide_all_of_it(images: Floats, mnist: Dataset)
 
 def _mixed(share: float) -> tuple[Batch, npt.NDArray[np.float64]]:
     """A batch of mixed images, and its soft labels (4, 3)."""
-    one, two = np.array([0, 1, 2, 1]), np.array([1, 1, 0, 2])
+    labels, partner_labels = np.array([0, 1, 2, 1]), np.array([1, 1, 0, 2])
     inputs = flow.zeros(4, 1)
-    other = Batch(inputs, flow.tensor(two), flow.tensor(np.arange(4)))
-    batch = Batch(inputs, flow.tensor(one), flow.tensor(np.arange(4)), share, other)
-    return batch, share * np.eye(3)[one] + (1 - share) * np.eye(3)[two]
+    partner = Batch(inputs, flow.tensor(partner_labels), flow.tensor(np.arange(4)))
+    batch = Batch(inputs, flow.tensor(labels), flow.tensor(np.arange(4)), share, partner)
+    return batch, share * np.eye(3)[labels] + (1 - share) * np.eye(3)[partner_labels]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.85, 1.0])

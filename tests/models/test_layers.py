@@ -1,4 +1,4 @@
-"""Our layers compute what OneFlow's do, and dropout follows the seed."""
+"""kdtrain's layers compute what OneFlow's do, and dropout follows the seed."""
 
 from __future__ import annotations
 
@@ -42,18 +42,16 @@ def forward_and_backward(layer: flow.nn.Module, images: Array, toward: Array) ->
 )
 def test_convolution_equals_oneflows(options: dict[str, object]) -> None:
     random = np.random.default_rng(0)
-    theirs = flow.nn.Conv2d(4, 6, 3, **options)
-    ours = Conv2d(4, 6, 3, **options)
-    ours.load_state_dict(theirs.state_dict())
-    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    reference = flow.nn.Conv2d(4, 6, 3, **options)
+    layer = Conv2d(4, 6, 3, **options)
+    layer.load_state_dict(reference.state_dict())
+    assert list(dict(layer.named_parameters())) == list(dict(reference.named_parameters()))
     images = random.normal(size=(5, 4, 11, 9)).astype(np.float32)
-    toward = random.normal(size=tuple(theirs(flow.tensor(images)).shape)).astype(np.float32)
-    pairs = zip(
-        forward_and_backward(ours, images, toward), forward_and_backward(theirs, images, toward), strict=True
-    )
-    for our, their in pairs:
-        assert our.shape == their.shape
-        np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-5)
+    toward = random.normal(size=tuple(reference(flow.tensor(images)).shape)).astype(np.float32)
+    results = forward_and_backward(layer, images, toward)
+    for result, expected in zip(results, forward_and_backward(reference, images, toward), strict=True):
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def convolve(*arrays: Array) -> list[npt.NDArray[np.float64]]:
@@ -97,16 +95,13 @@ def test_convolution_is_what_the_definition_says(
     toward = random.normal(size=(3, channels[1], *places)).astype(kind)
     layer = Conv2d(*channels, kernel, padding=padding).to(getattr(flow, kind))
     weight, bias = layer.weight.numpy().copy(), layer.bias.numpy().copy()
-    (down, right), grown = (
-        padding,
-        np.pad(images, ((0, 0), (0, 0), *((margin, margin) for margin in padding))),
-    )
-    y, dx, dweight, dbias = convolve(grown, weight, bias, toward)
+    down, right = padding
+    padded = np.pad(images, ((0, 0), (0, 0), *((margin, margin) for margin in padding)))
+    y, dx, dweight, dbias = convolve(padded, weight, bias, toward)
     dx = dx[:, :, down : down + sizes[0], right : right + sizes[1]]
-    for ours, expected in zip(
-        forward_and_backward(layer, images, toward), (y, dx, dweight, dbias), strict=True
-    ):
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 if kind == "float32" else 1e-10)
+    results = forward_and_backward(layer, images, toward)
+    for result, expected in zip(results, (y, dx, dweight, dbias), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 if kind == "float32" else 1e-10)
 
 
 def test_a_convolution_of_large_images_takes_bounded_memory() -> None:
@@ -136,8 +131,8 @@ def test_convolution_of_images_that_need_no_gradient() -> None:
         (layer(images) ** 2).sum().backward()
         gradients.append([layer.weight.grad.numpy().copy(), layer.bias.grad.numpy().copy()])
     assert images.grad is None
-    for ours, theirs in zip(*gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    for gradient, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
 
 
 @given(
@@ -157,8 +152,8 @@ def test_pooling_equals_oneflows_in_bits_whoever_of_equal_pixels_gets_the_gradie
         output = pool(inputs)
         output.backward(flow.tensor(toward))
         results.append((output.numpy().copy(), inputs.grad.numpy().copy()))
-    for ours, theirs in zip(*results, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for result, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_what_a_backward_pass_needs_survives_until_then() -> None:
@@ -176,7 +171,7 @@ def test_what_a_backward_pass_needs_survives_until_then() -> None:
 
 
 def dropped(layer: flow.nn.Module, shape: tuple[int, ...] = (64, 100)) -> npt.NDArray[np.bool_]:
-    """Which units the layer sets to 0."""
+    """Returns which units the layer sets to 0."""
     zeros: npt.NDArray[np.bool_] = layer(flow.ones(*shape)).numpy() == 0
     return zeros
 
@@ -196,7 +191,7 @@ def test_dropout_differs_between_layers_and_between_calls() -> None:
     masks = [dropped(first), dropped(second), dropped(first), dropped(second)]
     for number, mask in enumerate(masks):
         for other in masks[:number]:
-            assert 0.4 < (mask == other).mean() < 0.6, "two masks have something to do with each other"
+            assert 0.4 < (mask == other).mean() < 0.6, "two masks are correlated"
 
 
 def test_both_dropouts_of_the_teacher_follow_the_seed() -> None:

@@ -1,4 +1,4 @@
-"""The networks have the sample's parameters, and compute what they say."""
+"""Networks have the parameters of OneFlow's sample, and compute an independent formula."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def convolve(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def reference(arch: str, weights: dict[str, Array], images: Array) -> Array:
-    """What the network should answer, in float64."""
+    """Returns the expected logits, in float64."""
 
     def linear(name: str, x: Array) -> Array:
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -121,7 +121,7 @@ def test_logits_may_be_negative_and_every_class_learns(arch: str, mnist: Dataset
     assert 0.2 < (logits.numpy() < 0).mean() < 0.8
     flow.nn.functional.cross_entropy(logits, flow.tensor(mnist.train.labels[:64])).backward()
     last = list(model.parameters())[-1]
-    assert (last.grad.numpy() != 0).all(), "a class that gets no gradient can never come back"
+    assert (last.grad.numpy() != 0).all(), "a class without a gradient stays as it is"
 
 
 @pytest.mark.parametrize(

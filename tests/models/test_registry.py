@@ -1,4 +1,4 @@
-"""Networks are made by name, from the seed."""
+"""Networks are built by name, with weights from the seed."""
 
 from __future__ import annotations
 
@@ -29,10 +29,7 @@ def test_initial_weights_follow_the_seed() -> None:
 
 
 def test_unknown_architecture_is_refused_with_those_that_there_are() -> None:
-    expected = (
-        r"there is no architecture 'student_mpl' \(did you mean 'student_mlp'\?\); "
-        r"there are: teacher_cnn, student_mlp, hinton_1200, hinton_800, resnet8, resnet20\."
-    )
+    expected = "'student_mpl'.*'student_mlp'.*" + ", ".join(ARCHITECTURES)
     with pytest.raises(UsageError, match=expected):
         check_architecture("student_mpl")
     with pytest.raises(UsageError, match=expected):
@@ -46,7 +43,7 @@ def test_default_architectures_are_there() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 5, 5), (1, 28, 5), (1, 5, 28), (1, 1, 1)])
 def test_images_too_small_for_convolutions_are_refused(shape: tuple[int, int, int]) -> None:
-    with pytest.raises(UsageError, match=rf"at least 6x6 pixels, these are {shape[1]}x{shape[2]}: choose"):
+    with pytest.raises(UsageError, match=rf"teacher_cnn .*{shape[1]}x{shape[2]}.*--teacher-arch"):
         build_model("teacher_cnn", shape, 10)
     for arch in ARCHITECTURES.keys() - {"teacher_cnn"}:
         assert tuple(build_model(arch, shape, 3)(flow.ones(2, *shape)).shape) == (2, 3)

@@ -1,4 +1,4 @@
-"""The small residual networks are those of the paper, and compute what it says."""
+"""The residual networks have the paper's size, and compute an independent formula."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def convolve(x: Array, weight: Array, stride: int) -> Array:
 
 
 def reference(weights: dict[str, Array], x: Array) -> Array:
-    """What the network should answer in evaluation mode, in float64."""
+    """Returns the expected logits in evaluation mode, in float64."""
 
     def normalize(name: str, x: Array) -> Array:
         mean, var, scale, shift = (
@@ -52,7 +52,7 @@ def reference(weights: dict[str, Array], x: Array) -> Array:
 
 
 def random_weights(model: flow.nn.Module) -> Weights:
-    """Weights and running statistics like those of a network that has seen something."""
+    """Returns weights and running statistics like those of a trained network."""
     rng = np.random.default_rng(0)
     return {
         name: array * rng.uniform(0.5, 1.5, array.shape).astype(np.float32)

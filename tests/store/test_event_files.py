@@ -1,4 +1,4 @@
-"""Event files that are none, in a run that is resumed."""
+"""Damaged and foreign event files in the directory of a resumed run."""
 
 from __future__ import annotations
 

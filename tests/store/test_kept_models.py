@@ -1,4 +1,4 @@
-"""The folder of models: what is replaced, what stays, and that nobody's model is lost on the way."""
+"""The folder of kept models: which models are replaced, which stay, and that none is lost."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_only_a_better_one_by_the_same_images_replaces_a_model_unasked(
     left: float,
 ) -> None:
     keep(saved(card, tmp_path / "before", *before), tmp_path)
-    said = keep(saved(card, tmp_path / "now", *now, epochs=2), tmp_path, always=always)
-    assert said is not None
+    note = keep(saved(card, tmp_path / "now", *now, epochs=2), tmp_path, always=always)
+    assert note is not None
     path = tmp_path / "models/student.safetensors"
-    assert f"{path} " in said
-    assert re.findall(r"[\d.]+%", said) == [f"{before[0]:.2%}", f"{now[0]:.2%}"]
+    assert f"{path} " in note
+    assert re.findall(r"[\d.]+%", note) == [f"{before[0]:.2%}", f"{now[0]:.2%}"]
     assert load_card(path).accuracy == left
     comparable = before[1] == now[1] != ""
-    assert (f"--resume {tmp_path / 'now'} --replace" in said) == (not comparable and not always)
+    assert (f"--resume {tmp_path / 'now'} --replace" in note) == (not comparable and not always)
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,14 @@ def test_the_best_of_several_seeds_replaces_what_the_seed_of_the_same_images_bea
     card: ModelCard, tmp_path: Path, before: tuple[float, str], left: float
 ) -> None:
     keep(saved(card, tmp_path / "before", *before, epochs=2), tmp_path)
-    rival, best = (
-        saved(card, tmp_path / seed, *how) for seed, how in (("0", (0.9, "a")), ("1", (0.93, "b")))
-    )
-    said = keep_model(best, "student", tmp_path / "models", always=False, siblings=[rival.card, best.card])
+    rival = saved(card, tmp_path / "0", 0.9, "a")
+    best = saved(card, tmp_path / "1", 0.93, "b")
+    note = keep_model(best, "student", tmp_path / "models", always=False, siblings=[rival.card, best.card])
     path = tmp_path / "models/student.safetensors"
     assert load_card(path).accuracy == left
-    assert said is not None
-    assert (path.read_bytes() == best.path.read_bytes()) == ("is replaced" in said)
-    assert ("--replace" in said) == (before[1] == "c")
+    assert note is not None
+    assert (path.read_bytes() == best.path.read_bytes()) == ("is replaced" in note)
+    assert ("--replace" in note) == (before[1] == "c")
 
 
 def test_other_data_and_other_networks_are_kept_apart(card: ModelCard, tmp_path: Path) -> None:
@@ -112,11 +111,11 @@ def test_other_data_and_other_networks_are_kept_apart(card: ModelCard, tmp_path:
     same_name: dict[str, Any] = {"dataset": "npz:other/pets", "mean": (0.6,)}
     network: dict[str, Any] = {"arch": "my nets/net.py:make"}
     for number, accuracy in enumerate((0.7, 0.8, 0.6)):
-        for what, own in (("", {}), ("data", other), ("name", same_name), ("net", network)):
-            keep(saved(card, tmp_path / f"{what}{number}", accuracy, **own), tmp_path)
-    found = kept(tmp_path)
-    third = next(name for name in found if name.startswith("student-pets-student_mlp-"))
-    assert found == {
+        for kind, changes in (("", {}), ("data", other), ("name", same_name), ("net", network)):
+            keep(saved(card, tmp_path / f"{kind}{number}", accuracy, **changes), tmp_path)
+    models = kept(tmp_path)
+    third = next(name for name in models if name.startswith("student-pets-student_mlp-"))
+    assert models == {
         "student.safetensors": ("mnist", "student_mlp", 0.8),
         "student-pets-student_mlp.safetensors": ("folder:/home/me/pets", "student_mlp", 0.8),
         third: ("npz:other/pets", "student_mlp", 0.8),
@@ -124,7 +123,7 @@ def test_other_data_and_other_networks_are_kept_apart(card: ModelCard, tmp_path:
     }
     first, *others = kept_models(tmp_path / "models", "student")
     assert first.name == "student.safetensors"
-    assert {path.name for path in others} == found.keys() - {first.name}
+    assert {path.name for path in others} == models.keys() - {first.name}
     assert kept_models(tmp_path / "models", "student_kd") == []
 
 
@@ -135,10 +134,10 @@ def test_the_same_data_under_another_name_are_the_same(card: ModelCard, tmp_path
     pets: dict[str, Any] = {"mean": (0.5,)}
     keep(saved(card, tmp_path / "here", 0.7, dataset="folder:pets", **pets), tmp_path)
     keep(saved(card, tmp_path / "there", 0.8, dataset="folder:/home/me/animals", **pets), tmp_path)
-    found = kept(tmp_path)
+    models = kept(tmp_path)
     name = "student.safetensors" if first == "pets" else "student-pets-student_mlp.safetensors"
-    assert found[name] == ("folder:/home/me/animals", "student_mlp", 0.8)
-    assert len(found) == (1 if first == "pets" else 2)
+    assert models[name] == ("folder:/home/me/animals", "student_mlp", 0.8)
+    assert len(models) == (1 if first == "pets" else 2)
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "folder:..", "npz:" + "ä" * 300, "a\nb", "", "x" * 300])
@@ -155,9 +154,9 @@ def test_a_name_of_data_stays_a_name_of_a_file_in_the_folder(
 def test_a_file_that_is_no_model_is_not_written_over(card: ModelCard, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models/student.safetensors").write_bytes(content)
-    said = keep(saved(card, tmp_path / "run"), tmp_path, always=True)
-    assert said is not None
-    assert "student-mnist-student_mlp.safetensors" in said
+    note = keep(saved(card, tmp_path / "run"), tmp_path, always=True)
+    assert note is not None
+    assert "student-mnist-student_mlp.safetensors" in note
     assert (tmp_path / "models/student.safetensors").read_bytes() == content
     assert load_card(tmp_path / "models/student-mnist-student_mlp.safetensors").dataset == "mnist"
 
@@ -180,7 +179,7 @@ def test_models_that_are_kept_at_the_same_moment_leave_the_best(card: ModelCard,
     assert kept(tmp_path) == {"student.safetensors": ("mnist", "student_mlp", 11 / 12)}
 
 
-def test_a_folder_that_is_held_too_long_is_an_error_that_says_how_to_go_on(
+def test_a_folder_that_is_locked_too_long_is_an_error_with_the_command_that_resumes(
     card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_LOCK_TIMEOUT", 0.2)

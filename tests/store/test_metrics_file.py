@@ -1,4 +1,4 @@
-"""A run's rows come back, or an error says which line is none."""
+"""The rows of a run are read back, or an error names file and line."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def test_file_and_line_are_named(tmp_path: Path, fault: str) -> None:
     (tmp_path / NAME).write_text(f"{line()}\n{WRONG[fault]}\n{line(epoch=3)}\n")
     with limited(10, 100), pytest.raises(KdtrainError) as caught:
         read_metrics(tmp_path)
-    said = str(caught.value)
-    assert said.startswith(f"{tmp_path / NAME} is damaged, line 2: ")
-    assert "move it away" in said
-    assert len(said) < len(str(tmp_path)) + 250
-    assert "\x1b" not in said
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / NAME} is damaged, line 2: ")
+    assert "move it away" in text
+    assert len(text) < len(str(tmp_path)) + 250
+    assert "\x1b" not in text
 
 
 @pytest.mark.parametrize(
