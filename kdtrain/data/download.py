@@ -44,7 +44,7 @@ def download(dataset: str, sha256: Mapping[str, str], mirrors: Sequence[str], fo
             return
         folder.mkdir(parents=True, exist_ok=True)
         with temporary_folder(folder) as temporary:
-            reasons = _try_mirrors({file: sha256[file] for file in missing}, mirrors, folder, temporary)
+            reasons = _try_mirrors({file: sha256[file] for file in missing}, mirrors, temporary, folder)
     except OSError as error:
         raise DataError(
             f"{dataset} cannot be stored in {folder}: {error.strerror or error}. "
@@ -58,9 +58,13 @@ def download(dataset: str, sha256: Mapping[str, str], mirrors: Sequence[str], fo
 
 
 def _try_mirrors(
-    sha256: Mapping[str, str], mirrors: Sequence[str], folder: Path, temporary: Path
+    sha256: Mapping[str, str], mirrors: Sequence[str], temporary: Path, folder: Path
 ) -> list[str]:
-    """Moves each file to ``folder`` when it has arrived; returns why each mirror failed, or nothing."""
+    """Downloads each file to ``temporary``, and moves it to ``folder`` when it is complete.
+
+    Returns:
+        Why each mirror failed, with its address; empty if all files have arrived.
+    """
     from requests import RequestException
 
     reasons = []
@@ -84,7 +88,7 @@ def _fetch(mirror: str, file: str, sha256: str, folder: Path) -> Path:
 
     pooch.get_logger().setLevel(logging.WARNING)  # it has a handler of its own, which would print each step
     source = pooch.create(folder, mirror, registry={file: f"sha256:{sha256}"}, retry_if_failed=_RETRIES)
-    with progress_bar(file, 0, "B") as bar:
+    with progress_bar(file, 1, "B") as bar:  # pooch sets the total, and would ignore a bar whose total is 0
         bar.unit_scale = True
         http = pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK, timeout=_TIMEOUT)
         path = Path(source.fetch(file, downloader=http))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from kdtrain.data import download as download_module
 from kdtrain.data.download import default_cache_dir, download
 from kdtrain.errors import DataError
+from kdtrain.runtime.console import showing_notes
 from tests.mirror import Mirror, closed_address, serving, try_once
 
 FILES = {"first.gz": bytes(range(256)) * 300, "second.gz": b"short"}
@@ -87,6 +90,22 @@ def test_the_next_mirror_is_tried_where_one_fails(
         fetch(folder, address, second.address)
         assert second.requested == [name for name in FILES if name not in arrived]
     assert stored(folder) == FILES
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_address_and_a_bar(
+    mirror: Mirror, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with showing_notes():
+        fetch(folder, mirror.address)
+    assert f"{mirror.address}first.gz\n" in terminal.getvalue()
+    assert "/76.8k" in terminal.getvalue()
 
 
 def test_a_file_that_arrives_damaged_is_fetched_again(
