@@ -17,7 +17,7 @@ from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.teacher import is_of
 from kdtrain.runtime.limits import MOST_PROCESSES
-from kdtrain.runtime.locations import sought
+from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.value_checks import IMAGES, between
 from kdtrain.store.checkpoint import SavedModel
 
@@ -66,7 +66,7 @@ def _found(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("*") if path.suffix in (".safetensors", ".onnx")]
     if not found:
         raise CheckpointError(
-            f"there is no model in {sought(folder)}: train one with `kdtrain fit`, or name a file."
+            f"there is no model in {missing_path_text(folder)}: train one with `kdtrain fit`, or name a file."
         )
     return sorted(found, key=lambda path: ("-" in path.stem, path.name))
 

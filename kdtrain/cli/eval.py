@@ -9,7 +9,7 @@ from kdtrain.cli.common import answer_test_images, open_any_model, open_data
 from kdtrain.cli.output import Output
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.evaluation import evaluation_report, to_json
-from kdtrain.runtime.locations import short
+from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import available_cores
 
@@ -26,6 +26,6 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(about | to_json(evaluation, model.card.classes), indent=2))
     else:
         output = Output()
-        output.text(f"{model.path} ({short(model.card.arch)}) on the test set of {data.name}")
+        output.text(f"{model.path} ({short_name(model.card.arch)}) on the test set of {data.name}")
         output.print(evaluation_report(evaluation, model.card.classes))
     return 0

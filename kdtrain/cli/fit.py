@@ -16,11 +16,11 @@ from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, resumed_config
 from kdtrain.runtime import launch
-from kdtrain.runtime.console import reader_may_leave
+from kdtrain.runtime.console import ignore_broken_pipe
 from kdtrain.runtime.files import make_folder, write_bytes
 from kdtrain.runtime.guard import run_guarded
-from kdtrain.runtime.locations import short, sought
-from kdtrain.runtime.signals import defer_signals, interrupts_end_within, turn_sigterm_into_exception
+from kdtrain.runtime.locations import missing_path_text, short_name
+from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
@@ -34,7 +34,7 @@ _SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
 
 def run(options: argparse.Namespace) -> int:
     """Trains and prints the results; a closed stdout, as with ``| head``, does not end the fit."""
-    with reader_may_leave("stdout"):
+    with ignore_broken_pipe("stdout"):
         return _run(options)
 
 
@@ -51,10 +51,10 @@ def _run(options: argparse.Namespace) -> int:
     else:
         resume = _latest(load_config(flags)) if resume == Path() else resume
         config = resumed_config(flags, resume)
-    turn_sigterm_into_exception()
+    raise_on_sigterm()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
-    other_ranks = launch.meet_others(shared_facts(config)) if launch.rank() is not None else None
+    other_ranks = launch.connect_peers(shared_facts(config)) if launch.rank() is not None else None
     with as_rank(config) as config:
         fit = partial(_fit, config, resume, check=check)
         if other_ranks is not None:
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
-    with interrupts_end_within(_SECONDS_TO_END):
+    with force_exit_after_signal(_SECONDS_TO_END):
         with defer_signals():
             for module in _NEEDED:
                 importlib.import_module(module)
@@ -85,7 +85,7 @@ def _latest(config: FitConfig) -> Path:
     folder = config.logdir / config.mode
     runs = [path for path in folder.glob("version_*") if path.name[8:].isdecimal()]
     if not runs:
-        raise UsageError(f"--resume: there is no run in {sought(folder)} yet.")
+        raise UsageError(f"--resume: there is no run in {missing_path_text(folder)} yet.")
     return max(runs, key=lambda path: int(path.name[8:]))
 
 
@@ -97,7 +97,7 @@ def _check(config: FitConfig) -> None:
     for network in try_out(config):
         output.text(network.name)
         rows = {
-            "network": f"{short(network.arch)}, {network.parameters:,} parameters",
+            "network": f"{short_name(network.arch)}, {network.parameters:,} parameters",
             "first losses": ", ".join(f"{name} {loss:.4f}" for name, loss in network.losses.items()),
             "callbacks": ", ".join(network.callbacks),
         }

@@ -18,15 +18,15 @@ from kdtrain.cli.common import Logits, is_named, logits_of, open_any_model, open
 from kdtrain.cli.fit import picture_path
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
-from kdtrain.data.images.image_file import open_image
-from kdtrain.data.images.model_input import model_input
+from kdtrain.data.images.image_file import open_picture
+from kdtrain.data.images.model_input import picture_input
 from kdtrain.data.images.resize import to_rgb
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, UsageError, clipped
 from kdtrain.metrics.probabilities import probabilities
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
-from kdtrain.runtime.locations import short, sought
+from kdtrain.runtime.locations import missing_path_text, short_name
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.value_checks import MOST_NUMBER, positive
 from kdtrain.store.card import ModelCard
@@ -83,7 +83,7 @@ def _kept(options: argparse.Namespace) -> Path:
     paths = kept_models(options.model_save_dir, mode)
     if not paths:
         raise CheckpointError(
-            f"there is no {mode} model in {sought(options.model_save_dir)}: train one with "
+            f"there is no {mode} model in {missing_path_text(options.model_save_dir)}: train one with "
             f"`kdtrain fit --mode {mode}`, or name a file with --checkpoint."
         )
     if len(paths) == 1:
@@ -117,8 +117,8 @@ def _questions(options: argparse.Namespace, model: SavedModel | OnnxModel) -> li
 
 
 def _picture(path: Path, label: str, card: ModelCard) -> Question:
-    pixels = model_input(path, card.dataset, card.image_shape)
-    original = open_image(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+    pixels = picture_input(path, card.dataset, card.image_shape)
+    original = open_picture(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
     return Question(str(path), label, pixels, original)
 
 
@@ -132,7 +132,9 @@ def _answer(
     best = int(hard.argmax())
     folder = options.image_save_dir or (None if options.image_save_name else Path("logs/images"))
     picture = picture_path(folder, options.image_save_name, Path(f"{model.path.stem}_{question.label}.png"))
-    title = f"{question.name}: {card.classes[best]} with {hard[best]:.1%} ({card.mode}, {short(card.arch)})"
+    title = (
+        f"{question.name}: {card.classes[best]} with {hard[best]:.1%} ({card.mode}, {short_name(card.arch)})"
+    )
     figure = prediction_figure(
         question.pixels, logits, card.classes, options.temperature, title, question.original, question.truth
     )

@@ -14,7 +14,7 @@ from typing import NoReturn
 from kdtrain.cli.parser import parse
 from kdtrain.errors import KdtrainError, Terminated, one_line
 from kdtrain.runtime import guard, launch
-from kdtrain.runtime.console import reader_may_leave, showing_notes
+from kdtrain.runtime.console import ignore_broken_pipe, log_to_stderr
 from kdtrain.runtime.signals import defer_signals
 
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done or stopped early, 1 failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM.
     """
     _open_missing_streams()
-    with reader_may_leave("stderr"), showing_notes():
+    with ignore_broken_pipe("stderr"), log_to_stderr():
         return guard.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -15,7 +15,7 @@ from kdtrain.errors import UsageError
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import ARCHITECTURES, build_model, count_multiply_adds, count_parameters
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX
-from kdtrain.runtime.console import watched
+from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.limits import LARGEST_SIDE
 
 
@@ -23,7 +23,9 @@ def run(options: argparse.Namespace) -> int:
     """Lists networks with their parameters and multiply-adds."""
     shape, classes = _images(options)
     archs = _expand(options.archs or [*ARCHITECTURES])
-    rows = [_measure(arch, shape, classes) for arch in watched(archs, "networks", len(archs), "network")]
+    rows = [
+        _measure(arch, shape, classes) for arch in with_progress_bar(archs, "networks", len(archs), "network")
+    ]
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from kdtrain.cli.flags import check_flags
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
-from kdtrain.runtime.signals import turn_sigterm_into_exception
+from kdtrain.runtime.signals import raise_on_sigterm
 from kdtrain.runtime.value_checks import positive
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _SECONDS_TO_END = 5  # that requests have which are being answered
 def run(options: argparse.Namespace) -> int:
     """Answers requests until it is interrupted."""
     _check(options)
-    turn_sigterm_into_exception()
+    raise_on_sigterm()
     try:
         import uvicorn
 

@@ -21,7 +21,7 @@ from kdtrain.data.folder import load_image_folder
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.data.npz import load_npz
 from kdtrain.errors import DataError, UsageError, unknown_name_message
-from kdtrain.runtime.locations import sought
+from kdtrain.runtime.locations import missing_path_text
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -205,7 +205,9 @@ def _load_idx_folder(folder: Path) -> Dataset:
     try:
         present = set(os.listdir(folder))
     except OSError as error:
-        raise DataError(f"--data-dir {sought(folder)} cannot be read: {error.strerror}.") from error
+        raise DataError(
+            f"--data-dir {missing_path_text(folder)} cannot be read: {error.strerror}."
+        ) from error
     missing = [file for file in FILES if not present & {file, f"{file}.gz"}]
     if missing:
         raise DataError(f"--data-dir {folder} lacks {', '.join(missing)} (plain or with .gz).")

@@ -15,7 +15,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.npz import ARRAYS, too_many
 from kdtrain.errors import DataError, KdtrainError, UsageError, one_line, unknown_name_message
 from kdtrain.runtime.limits import MOST_PIXELS
-from kdtrain.runtime.user_code import import_file, located, not_importable
+from kdtrain.runtime.user_code import import_failure, import_file, with_source_line
 
 
 def load_factory(spec: str) -> Dataset:
@@ -46,7 +46,7 @@ def load_factory(spec: str) -> Dataset:
     except KdtrainError:
         raise
     except (Exception, SystemExit) as error:
-        raise KdtrainError(f"{located(asked, error)}: {name} raised {one_line(error)}.") from error
+        raise KdtrainError(f"{with_source_line(asked, error)}: {name} raised {one_line(error)}.") from error
     if not isinstance(result, Mapping) or not all(array in result for array in ARRAYS):
         raise DataError(f"{asked}: {name} must return a mapping with {', '.join(ARRAYS)}.")
     arrays = [np.array(result[array]) for array in ARRAYS]  # copies: the factory may keep its arrays
@@ -70,4 +70,4 @@ def _import_module(target: str, asked: str) -> ModuleType:
     try:
         return importlib.import_module(target)
     except (Exception, SystemExit) as error:
-        raise not_importable(f"{asked}: {target}", error) from error
+        raise import_failure(f"{asked}: {target}", error) from error

@@ -19,7 +19,7 @@ from kdtrain.data.images.decode_folder import Decoded, decode
 from kdtrain.data.images.resize import upright_size
 from kdtrain.errors import DataError, UsageError, escape_controls, size_text
 from kdtrain.runtime.limits import LARGEST_SIDE
-from kdtrain.runtime.locations import sought
+from kdtrain.runtime.locations import missing_path_text
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _names(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str
             return sorted(entry.name for entry in entries if entry.name[0] != "." and wanted(entry))
     except OSError as error:
         raise DataError(
-            f"{sought(folder)} cannot be read as a folder of images: {error.strerror}."
+            f"{missing_path_text(folder)} cannot be read as a folder of images: {error.strerror}."
         ) from error
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.errors import DataError, size_text
-from kdtrain.runtime.locations import sought
+from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import open_regular
 
 _TYPES = {
@@ -59,7 +59,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                 gzipped_size = os.fstat(file.fileno()).st_size
                 return _read(unzipped, path, min(_LARGEST, max(_HARMLESS, _HIGHEST_RATIO * gzipped_size)))
     except FileNotFoundError as error:
-        raise DataError(f"{sought(path)} does not exist.") from error
+        raise DataError(f"{missing_path_text(path)} does not exist.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged and cannot be unzipped ({error}); get it again.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -15,7 +15,7 @@ from kdtrain.data.checks import assemble, check_classes
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError
 from kdtrain.runtime.limits import MOST_PIXELS
-from kdtrain.runtime.locations import sought
+from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import open_regular
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -43,7 +43,7 @@ def load_npz(path: Path) -> Dataset:
             arrays = [_read(archive, name, path) for name in ARRAYS]
             names = _read(archive, _CLASSES, path) if _CLASSES in present else None
     except FileNotFoundError as error:
-        raise DataError(f"{sought(path)} does not exist.") from error
+        raise DataError(f"{missing_path_text(path)} does not exist.") from error
     except DataError:
         raise
     except Exception as error:  # zipfile raises almost any exception for a damaged archive

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.runtime.console import watched
+from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Ranks
 
@@ -101,7 +101,7 @@ def _measure(makers: Mapping[str, Callable[[], Clock]], images: Images, rounds: 
     networks = {name: make() for name, make in makers.items()}
     single: dict[str, list[list[float]]] = {name: [] for name in networks}
     batches: dict[str, list[float]] = {name: [] for name in networks}
-    for _ in watched(range(_WARM_UP + rounds), "measuring", _WARM_UP + rounds, "round"):
+    for _ in with_progress_bar(range(_WARM_UP + rounds), "measuring", _WARM_UP + rounds, "round"):
         for name, seconds in networks.items():
             single[name].append([1000 * each for each in seconds(images[:_SINGLE], 1)])
             batches[name].append(len(images) / sum(seconds(images, len(images))))

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdtrain.deploy.onnx_cost import Cost, GraphError, graph_cost, reason
 from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.runtime.locations import sought
+from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.store.card import ModelCard, read_card
 
@@ -91,7 +91,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_bytes(path, _LARGEST)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no model {sought(path)}.") from None
+        raise CheckpointError(f"there is no model {missing_path_text(path)}.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
 

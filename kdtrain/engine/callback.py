@@ -11,7 +11,7 @@ from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.run import Run
 from kdtrain.errors import CallbackError, KdtrainError, one_line, unknown_name_message
-from kdtrain.runtime.user_code import located, origin
+from kdtrain.runtime.user_code import class_label, with_source_line
 
 
 class Callback:
@@ -197,7 +197,7 @@ def _failure(name: str, callback: Callback, hook: str, error: BaseException) -> 
     end the process without a message.
     """
     if not isinstance(error, KdtrainError):
-        place = located(_origin(callback), error)
+        place = with_source_line(_origin(callback), error)
         before = f"{place}: " if place != type(callback).__name__ else ""
         return CallbackError(f"{before}{name}.{hook} raised {one_line(error)}.")
     failure = CallbackError(f"{error} (in {name}.{hook})")
@@ -207,5 +207,5 @@ def _failure(name: str, callback: Callback, hook: str, error: BaseException) -> 
 
 def _origin(callback: Callback) -> str:
     """Returns a callback's name in messages: its class, and the file if it is the user's."""
-    name = origin(type(callback))
+    name = class_label(type(callback))
     return f"plugin {name}" if ":" in name else name

@@ -13,7 +13,7 @@ from kdtrain.engine.recorder import Output, Recorder, Teacher
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.old_names import OldName
-from kdtrain.runtime.user_code import failure
+from kdtrain.runtime.user_code import user_code_error
 
 Term = Callable[[Batch, Output], "flow.Tensor"]
 """A loss: maps a batch and the network's output to a scalar tensor, the mean over the batch's images.
@@ -260,7 +260,7 @@ class Objective:
             except KdtrainError:
                 raise
             except (Exception, SystemExit) as error:
-                raise failure(self._credit(number, "a constraint"), error, constraint) from error
+                raise user_code_error(self._credit(number, "a constraint"), error, constraint) from error
 
     def _loss(self, name: str, batch: Batch, output: Output) -> flow.Tensor:
         try:
@@ -268,7 +268,9 @@ class Objective:
         except KdtrainError:
             raise
         except (Exception, SystemExit) as error:
-            raise failure(self._credit(name, f"term {name!r}"), error, self.terms[name].term) from error
+            raise user_code_error(
+                self._credit(name, f"term {name!r}"), error, self.terms[name].term
+            ) from error
 
     def _credit(self, key: str | int, what: str) -> str:
         """Returns the name of a term or a constraint in an error; its author comes first, if known."""

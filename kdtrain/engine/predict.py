@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from kdtrain.data.loader import Loader
 from kdtrain.runtime import flow
-from kdtrain.runtime.console import watched
+from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
-from kdtrain.runtime.user_code import answer
+from kdtrain.runtime.user_code import call_network
 
 # This and IMAGES_AT_ONCE bound the memory that a convolution needs; a larger batch is not faster.
 _MOST_VALUES = 1 << 22  # pixel values in a batch: 27 images of 224x224 in colour
@@ -37,13 +37,13 @@ def predict_logits(
     ordered = loader.sequential(max(loader.ranks.size, min(IMAGES_AT_ONCE, most)))
     batches = ordered.epoch(1)
     if description is not None:
-        batches = watched(batches, description, len(ordered), "batch")
+        batches = with_progress_bar(batches, description, len(ordered), "batch")
     was_training = model.training
     model.eval()
     try:
         with flow.no_grad():
             # Copied, because .numpy() is a view of memory that OneFlow reuses.
-            logits = [answer(model, batch.inputs).numpy().copy() for batch in batches]
+            logits = [call_network(model, batch.inputs).numpy().copy() for batch in batches]
     finally:
         model.train(was_training)
     return np.concatenate([loader.ranks.all_gather(rows) for rows in logits])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.runtime import flow
-from kdtrain.runtime.user_code import answer
+from kdtrain.runtime.user_code import call_network
 
 Shape = tuple[int, ...]
 """The shape of a layer's output for one image, such as (channels, height, width)."""
@@ -95,10 +95,10 @@ class Recorder:
             The logits, and the recorded layers' outputs by name.
         """
         if not self._layers:
-            return Output(answer(self.network, inputs))
+            return Output(call_network(self.network, inputs))
         features: dict[str, flow.Tensor] = {}
         with self._recording(features):
-            logits = answer(self.network, inputs)
+            logits = call_network(self.network, inputs)
         return Output(logits, features)
 
     @contextlib.contextmanager

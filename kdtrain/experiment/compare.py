@@ -27,7 +27,7 @@ from kdtrain.report.grid_result import GridResult, Settings
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.runtime.files import write_text
-from kdtrain.runtime.locations import short
+from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import SavedModel, save_tensors
 from kdtrain.store.event_file import write_image
@@ -178,7 +178,7 @@ def _results(models: Models, directory: Path) -> list[ModelResult]:
                 multiply_adds=model.multiply_adds,
                 seconds=model.seconds,
                 history=tuple(history),
-                arch=short(model.saved.card.arch),
+                arch=short_name(model.saved.card.arch),
                 directory=str(model.directory.relative_to(directory)) if model.directory else None,
             )
         )
@@ -195,7 +195,7 @@ def _file(comparison: Comparison, models: Models, session: Session, directory: P
             file_fidelity(model, result.fidelity)
     write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
     chart = directory / FILES["picture"]
-    save_figure(comparison_figure(comparison, title_extra=short(session.dataset.name)), chart)
+    save_figure(comparison_figure(comparison, title_extra=short_name(session.dataset.name)), chart)
     write_image(directory, "comparison", chart)
     write_page(directory, session.dataset)
 

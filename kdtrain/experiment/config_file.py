@@ -16,7 +16,7 @@ from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.config import FitConfig, flag_of, kind_of
 from kdtrain.experiment.grid import parse_grid
 from kdtrain.runtime.limits import MOST_COMBINATIONS
-from kdtrain.runtime.locations import absolute, sought
+from kdtrain.runtime.locations import absolute_name, missing_path_text
 from kdtrain.runtime.regular_files import read_text
 
 _LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
@@ -51,7 +51,9 @@ def absolute_paths(config: FitConfig) -> FitConfig:
         if isinstance(value, Path):
             changed[name] = value.absolute()
         elif name in _NAMES_OF_FILES and value is not None:
-            changed[name] = absolute(value) if isinstance(value, str) else tuple(map(absolute, value))
+            changed[name] = (
+                absolute_name(value) if isinstance(value, str) else tuple(map(absolute_name, value))
+            )
     if config.image_save_dir is not None:
         changed.pop("image_save_name", None)  # a path in that folder
     return dataclasses.replace(config, **changed)
@@ -68,7 +70,9 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
     """
     file = directory / "config.toml"
     if not os.path.isfile(file):
-        raise UsageError(f"--resume {sought(directory)}: there is no run, since it has no config.toml.")
+        raise UsageError(
+            f"--resume {missing_path_text(directory)}: there is no run, since it has no config.toml."
+        )
     begun = _moved(absolute_paths(load_config({}, file)), directory)
     asked = dataclasses.replace(
         begun, **{name: getattr(absolute_paths(load_config(flags, file)), name) for name in flags}
@@ -108,7 +112,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
     try:
         values = tomli.loads(read_text(file, _LARGEST))
     except FileNotFoundError:
-        raise UsageError(f"--config {sought(file)}: there is no such file.") from None
+        raise UsageError(f"--config {missing_path_text(file)}: there is no such file.") from None
     except OSError as error:
         raise UsageError(f"--config {file} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from kdtrain.engine.callback import HOOKS, Callback
 from kdtrain.errors import KdtrainError, UsageError, one_line, unknown_name_message
 from kdtrain.runtime.locations import source_file
-from kdtrain.runtime.user_code import import_file, located, not_importable
+from kdtrain.runtime.user_code import import_failure, import_file, with_source_line
 
 GROUP = "kdtrain.plugins"
 
@@ -56,7 +56,7 @@ def load_plugin(spec: str) -> Callback:
     except KdtrainError as error:
         raise UsageError(f"--plugin {spec}: {error}") from error
     except (Exception, SystemExit) as error:
-        place = located(f"--plugin {spec}", error)
+        place = with_source_line(f"--plugin {spec}", error)
         raise UsageError(f"{place}: {cls.__name__} cannot be made: {one_line(error)}.") from error
 
 
@@ -91,7 +91,7 @@ def _from_entry_point(name: str) -> Any:
     try:
         return points[name].load()
     except (Exception, SystemExit) as error:
-        raise not_importable(f"the plugin {name} ({points[name].value})", error) from error
+        raise import_failure(f"the plugin {name} ({points[name].value})", error) from error
 
 
 def _from_file(target: str) -> Any:

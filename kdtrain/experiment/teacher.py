@@ -8,7 +8,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, size_text
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
-from kdtrain.runtime.locations import absolute
+from kdtrain.runtime.locations import absolute_name
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard, model_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card, load_model
@@ -55,7 +55,7 @@ def describe_teacher(teacher: SavedModel, config: FitConfig, dataset: Dataset) -
     other_data = not is_of(card, dataset)
     if not other_data and (not card.metrics or (card.epochs >= epochs and card.images >= images)):
         return f"{sentence}."
-    same_name = absolute(card.dataset) == absolute(dataset.name)
+    same_name = absolute_name(card.dataset) == absolute_name(dataset.name)
     other_images = " (other images)" if other_data and same_name else ""
     return (
         f"{sentence}: trained on {card.dataset}{other_images}, {_training(card.epochs, card.images)}, "

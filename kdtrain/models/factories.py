@@ -11,8 +11,8 @@ from typing import Any
 from kdtrain.errors import KdtrainError, UsageError, one_line, size_text, unknown_name_message
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
-from kdtrain.runtime.locations import sought
-from kdtrain.runtime.user_code import import_file, located, not_importable
+from kdtrain.runtime.locations import missing_path_text
+from kdtrain.runtime.user_code import import_failure, import_file, with_source_line
 
 
 def check_factory(arch: str) -> None:
@@ -24,7 +24,7 @@ def check_factory(arch: str) -> None:
             "factory(image_shape, num_classes) returns a network."
         )
     if place.endswith(".py") and not os.path.isfile(place):
-        raise UsageError(f"the architecture {arch}: there is no file {sought(place)}.")
+        raise UsageError(f"the architecture {arch}: there is no file {missing_path_text(place)}.")
 
 
 def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
@@ -69,7 +69,7 @@ def _factory(arch: str) -> Any:
         try:
             module = importlib.import_module(place)
         except (Exception, SystemExit) as error:
-            raise not_importable(f"{asked}: {place}", error) from error
+            raise import_failure(f"{asked}: {place}", error) from error
     factory: Any = getattr(module, name, None)
     if not callable(factory):
         factories = [
@@ -87,7 +87,7 @@ def _call(arch: str, what: str, function: Callable[..., Any], *arguments: object
     except KdtrainError as error:
         raise UsageError(f"the architecture {arch}: {error}") from error
     except (Exception, SystemExit) as error:
-        place = located(f"the architecture {arch}", error)
+        place = with_source_line(f"the architecture {arch}", error)
         raise UsageError(f"{place}: {what} raised {one_line(error)}.") from error
 
 

@@ -38,7 +38,7 @@ class _Notes(logging.Handler):
 
 
 @contextlib.contextmanager
-def showing_notes() -> Iterator[None]:
+def log_to_stderr() -> Iterator[None]:
     """Shows notes and progress bars meanwhile, as the command line does."""
     handler, level = _Notes(), _LOGGER.level
     _LOGGER.addHandler(handler)
@@ -103,7 +103,7 @@ def open_stream(descriptor: int, like: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 @contextlib.contextmanager
-def reader_may_leave(name: str) -> Iterator[None]:
+def ignore_broken_pipe(name: str) -> Iterator[None]:
     """Lets the block, and the processes that it forks, go on when nobody reads a stream any more.
 
     Args:
@@ -150,7 +150,7 @@ def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
     )
 
 
-def watched(items: Iterable[T], description: str, total: int, unit: str) -> Iterator[T]:
+def with_progress_bar(items: Iterable[T], description: str, total: int, unit: str) -> Iterator[T]:
     """Yields ``items`` while a bar counts them."""
     with progress_bar(description, total, unit) as bar:
         for item in items:

@@ -28,7 +28,7 @@ from kdtrain.errors import KdtrainError, Terminated, error_text
 from kdtrain.runtime.console import open_stream
 from kdtrain.runtime.heartbeat import Heartbeat, News, from_line, to_line
 from kdtrain.runtime.launch import die_with_parent
-from kdtrain.runtime.signals import Interrupts, interrupts_as_messages
+from kdtrain.runtime.signals import SignalQueue, queue_signals
 
 _TICK = 0.1  # seconds between two looks at the worker
 _CLOSING = 2.5  # seconds that a worker has to close its files
@@ -50,7 +50,7 @@ def run_guarded(work: Callable[[], None], heartbeat: Heartbeat) -> int:
     Raises:
         BaseException: in the worker, what ``work`` raises. ``end`` tells the guard.
     """
-    with interrupts_as_messages() as interrupts, tempfile.TemporaryFile() as said:
+    with queue_signals() as interrupts, tempfile.TemporaryFile() as said:
         near, far = socket.socketpair()
         parent = os.getpid()
         worker = os.fork()
@@ -122,7 +122,7 @@ class _Guard:
     """What the guard knows of its worker, and what it does about it."""
 
     def __init__(
-        self, worker: int, line: socket.socket, said: IO[bytes], heartbeat: Heartbeat, interrupts: Interrupts
+        self, worker: int, line: socket.socket, said: IO[bytes], heartbeat: Heartbeat, interrupts: SignalQueue
     ) -> None:
         self._worker = worker
         self._line = line

@@ -24,8 +24,8 @@ from typing import IO
 
 from kdtrain.errors import KdtrainError, Terminated, UsageError
 from kdtrain.runtime.heartbeat import SILENCE, Heartbeat
-from kdtrain.runtime.meeting import meet
-from kdtrain.runtime.signals import interrupts_as_messages
+from kdtrain.runtime.rendezvous import join_group
+from kdtrain.runtime.signals import queue_signals
 
 _GRACE = 5.0  # seconds that the others have to notice that one has failed
 _PATIENCE = 4.0  # seconds that a process has once it was told: a little more than its guard takes
@@ -57,7 +57,7 @@ def prepare_rank() -> None:
         time.sleep(0.5)  # who looks for rank 0 before it listens waits ten seconds for the next try
 
 
-def meet_others(facts: Mapping[str, str]) -> Heartbeat | None:
+def connect_peers(facts: Mapping[str, str]) -> Heartbeat | None:
     """Connects this process with those that it trains with; None if it is on its own.
 
     Args:
@@ -78,7 +78,7 @@ def meet_others(facts: Mapping[str, str]) -> Heartbeat | None:
             f"{port or 'not set'}: processes that train together need a number below WORLD_SIZE each, and "
             "the address and port of process 0."
         )
-    return meet(number, int(size), (host, int(port)), facts, silence=_silence())
+    return join_group(number, int(size), (host, int(port)), facts, silence=_silence())
 
 
 def die_with_parent(number: signal.Signals) -> None:
@@ -119,7 +119,7 @@ def launch(words: Sequence[str], processes: int) -> int:
         KeyboardInterrupt: Ctrl-C or SIGTERM; all of them have ended by then.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
-    with interrupts_as_messages() as interrupts:
+    with queue_signals() as interrupts:
         ranks = [_Rank(number, words, address) for number in range(processes)]
         try:
             while any(one.code is None for one in ranks) and not any(one.code for one in ranks):

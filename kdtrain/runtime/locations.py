@@ -10,7 +10,7 @@ _FILE = re.compile(r"(?P<file>.+?\.py)(:[^/,:]*(,.*)?)?", re.DOTALL)
 _DATA = ("folder", "npz")
 
 
-def absolute(name: str) -> str:
+def absolute_name(name: str) -> str:
     """Returns the name of a data set, a network or a plugin, with its path, if there is one, made absolute.
 
     It then stands for the same file wherever kdtrain is started: ``folder:pictures`` becomes
@@ -23,7 +23,7 @@ def absolute(name: str) -> str:
     return os.path.abspath(file) + name[len(file) :] if file else name
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """Returns the name of a data set, a network or a plugin without the folders in its path, for a table."""
     kind, colon, path = name.partition(":")
     if colon and kind in _DATA:
@@ -38,12 +38,12 @@ def source_file(name: str) -> str:
     return found["file"] if found else ""
 
 
-def sought(path: Path | str) -> str:
+def missing_path_text(path: Path | str) -> str:
     """Returns a path that is not there, and where it was looked for, if it is a relative one."""
     return str(path) if os.path.isabs(path) else f"{path} (looked for at {os.path.abspath(path)})"
 
 
-def shown(path: Path | str) -> str:
+def display_path(path: Path | str) -> str:
     """Returns a path relative to the working directory if it lies in there, and absolute otherwise."""
     path = os.path.abspath(path)
     inside = os.path.relpath(path)

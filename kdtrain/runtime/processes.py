@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
 from kdtrain.runtime.ranks import ForkedRanks, RankLostError, Ranks, shared_memory
-from kdtrain.runtime.signals import Interrupts, interrupts_as_messages
+from kdtrain.runtime.signals import SignalQueue, queue_signals
 from kdtrain.runtime.watchdog import StackFile, StallWatch, location
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def run_jobs(jobs: Sequence[Job[T]], stall_timeout: float = STALL_TIMEOUT) -> li
         BaseException: whatever a job raised. The other jobs have been interrupted by then, and have
             ended.
     """
-    with interrupts_as_messages() as interrupts:
+    with queue_signals() as interrupts:
         running: list[_Child] = []
         try:
             return _run(jobs, running, interrupts, stall_timeout)
@@ -80,7 +80,7 @@ def run_jobs(jobs: Sequence[Job[T]], stall_timeout: float = STALL_TIMEOUT) -> li
 
 
 def _run(
-    jobs: Sequence[Job[T]], running: list[_Child], interrupts: Interrupts, stall_timeout: float
+    jobs: Sequence[Job[T]], running: list[_Child], interrupts: SignalQueue, stall_timeout: float
 ) -> list[T]:
     """Runs the jobs; ``running`` always tells which children there are."""
     waiting = list(enumerate(jobs))
@@ -106,7 +106,7 @@ def _run(
 
 
 def _wait_for_any(
-    running: Sequence[_Child], interrupts: Interrupts, timeout: float | None = None
+    running: Sequence[_Child], interrupts: SignalQueue, timeout: float | None = None
 ) -> list[_Child]:
     """Returns the children that have sent something, or have died, once there are any.
 
@@ -208,7 +208,7 @@ def _start(index: int, job: Job[T], cores: Sequence[int], alone: bool, running: 
             end.close()
 
 
-def _stop(running: Sequence[_Child], error: BaseException, interrupts: Interrupts) -> None:
+def _stop(running: Sequence[_Child], error: BaseException, interrupts: SignalQueue) -> None:
     """Interrupts what still runs, waits for its end, and kills what has not ended in time.
 
     Raises:

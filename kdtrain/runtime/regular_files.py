@@ -72,6 +72,6 @@ def read_text(path: Path, most: int) -> str:
     return read_bytes(path, most).decode("utf-8")
 
 
-def name_of(file: BinaryIO) -> str:
+def descriptor_path(file: BinaryIO) -> str:
     """Returns a name for an open file, for libraries that open files by name themselves."""
     return f"/proc/self/fd/{file.fileno()}"

@@ -48,7 +48,7 @@ def restore_sigint_handler() -> None:
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.default_int_handler)
 
 
-def turn_sigterm_into_exception() -> None:
+def raise_on_sigterm() -> None:
     """Makes SIGTERM raise ``Terminated``, so that callbacks close their files before the end."""
 
     def raise_terminated(number: int, frame: object) -> None:
@@ -59,21 +59,21 @@ def turn_sigterm_into_exception() -> None:
 
 
 @contextlib.contextmanager
-def interrupts_as_messages() -> Iterator[Interrupts]:
+def queue_signals() -> Iterator[SignalQueue]:
     """Lets Ctrl-C and SIGTERM raise nothing in the block: they wait to be asked for.
 
     An exception that may come up between any two instructions can be lost in a ``__del__``, or
     come between a fork and the note that a child has been forked.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield Interrupts(None)  # only the main thread may set handlers, and only it is interrupted
+        yield SignalQueue(None)  # only the main thread may set handlers, and only it is interrupted
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     handlers = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        yield Interrupts(reader)
+        yield SignalQueue(reader)
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
@@ -83,12 +83,12 @@ def interrupts_as_messages() -> Iterator[Interrupts]:
 
 
 @contextlib.contextmanager
-def interrupts_end_within(seconds: float) -> Iterator[None]:
+def force_exit_after_signal(seconds: float) -> Iterator[None]:
     """Ends the process if the block still runs so many seconds after Ctrl-C or SIGTERM.
 
     Python calls a signal's handler between two instructions of the main thread, which may stand in C code
     that never returns. A second thread acts then, which C code that holds Python's lock would stop as well.
-    Inside of ``interrupts_as_messages`` the signals do not count.
+    Inside of ``queue_signals`` the signals do not count.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is interrupted
@@ -123,8 +123,8 @@ def _end_process(reader: int, seconds: float, thread: int) -> None:
         os._exit(128 + number[0])
 
 
-class Interrupts:
-    """The signals that have arrived in a block of ``interrupts_as_messages``.
+class SignalQueue:
+    """The signals that have arrived in a block of ``queue_signals``.
 
     Attributes:
         reader: a descriptor that becomes readable when one arrives; None where none can.

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, one_line
-from kdtrain.runtime.locations import shown, sought
+from kdtrain.runtime.locations import display_path, missing_path_text
 
 _PLUGINS = "kdtrain_plugins"
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -37,7 +37,7 @@ def import_file(path: Path, kind: str, asked: str) -> ModuleType:
         KdtrainError: it raises when it is imported.
     """
     if not os.path.isfile(path):
-        raise UsageError(f"{asked}: there is no file {sought(path)}.")
+        raise UsageError(f"{asked}: there is no file {missing_path_text(path)}.")
     spec = importlib.util.spec_from_file_location(f"kdtrain_{kind}_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{asked}: it is not a Python file.")
@@ -47,23 +47,23 @@ def import_file(path: Path, kind: str, asked: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise not_importable(f"the {kind} {path}", error) from error
+        raise import_failure(f"the {kind} {path}", error) from error
     return module
 
 
-def not_importable(what: str, error: BaseException) -> KdtrainError:
+def import_failure(what: str, error: BaseException) -> KdtrainError:
     """Returns the error that says why a file or a module raised, and where, when it was imported."""
-    place = located(what, error)
+    place = with_source_line(what, error)
     comma = "," if place != what else ""
     return KdtrainError(f"{place}{comma} cannot be imported: {one_line(error)}.")
 
 
-def is_users(file: str) -> bool:
+def is_user_code(file: str) -> bool:
     """Returns whether a source file is none of kdtrain's, of Python's or of an installed package."""
     return not file.startswith("<") and not os.path.realpath(file).startswith(_installed())
 
 
-def is_library(file: str) -> bool:
+def is_library_code(file: str) -> bool:
     """Returns whether a source file is kdtrain's, Python's or a library's; an installed plugin is neither."""
     _, installed, module = file.rpartition("/site-packages/")
     if installed and not file.startswith(_KDTRAIN):
@@ -71,13 +71,13 @@ def is_library(file: str) -> bool:
     return file.startswith((_KDTRAIN, _STANDARD_LIBRARY, "<"))
 
 
-def origin(cls: type) -> str:
+def class_label(cls: type) -> str:
     """Returns what messages call a class: ``FILE.py:CLASS`` if a file of the user's has it."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return f"{shown(file)}:{cls.__name__}" if file and is_users(file) else cls.__name__
+    return f"{display_path(file)}:{cls.__name__}" if file and is_user_code(file) else cls.__name__
 
 
-def answer(network: Any, inputs: Any) -> Any:
+def call_network(network: Any, inputs: Any) -> Any:
     """Returns what a network makes of its inputs.
 
     Raises:
@@ -88,15 +88,15 @@ def answer(network: Any, inputs: Any) -> Any:
     except KdtrainError:
         raise
     except (Exception, SystemExit) as error:
-        raise failure(f"the network {origin(type(network))}", error, network) from error
+        raise user_code_error(f"the network {class_label(type(network))}", error, network) from error
 
 
-def failure(what: str, error: BaseException, at: Callable[..., Any] | None = None) -> KdtrainError:
+def user_code_error(what: str, error: BaseException, at: Callable[..., Any] | None = None) -> KdtrainError:
     """Returns the error that names ``what`` of the user's has raised ``error``, and in which line."""
-    return KdtrainError(f"{located(what, error, at)}: {one_line(error)}.")
+    return KdtrainError(f"{with_source_line(what, error, at)}: {one_line(error)}.")
 
 
-def located(what: str, error: BaseException, at: Callable[..., Any] | None = None) -> str:
+def with_source_line(what: str, error: BaseException, at: Callable[..., Any] | None = None) -> str:
     """Returns ``what`` and the line of the user's code that has raised an error.
 
     It is the innermost call in a file of the user's: what oneflow does there tells nobody anything.
@@ -107,12 +107,12 @@ def located(what: str, error: BaseException, at: Callable[..., Any] | None = Non
         at: whose own line it is where no line of the user's is to blame, if it is the user's.
     """
     calls = [(call.filename, call.lineno) for call in traceback.extract_tb(error.__traceback__)]
-    places = [place for place in (*_definition(at), *calls) if is_users(place[0])]
+    places = [place for place in (*_definition(at), *calls) if is_user_code(place[0])]
     if not places:
         return what
     file, line = places[-1]
-    known = re.search(rf"(^|[\s/]){re.escape(shown(file))}([:,\s]|$)", what)
-    return f"{what}, line {line}" if known else f"{what}, {shown(file)} line {line}"
+    known = re.search(rf"(^|[\s/]){re.escape(display_path(file))}([:,\s]|$)", what)
+    return f"{what}, line {line}" if known else f"{what}, {display_path(file)} line {line}"
 
 
 def _definition(function: Any) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdtrain.runtime.user_code import is_library
+from kdtrain.runtime.user_code import is_library_code
 
 _DUMP = signal.SIGUSR2  # asks a child for its Python stack
 _DUMP_SECONDS = 1.0  # for the answer, which faulthandler writes in the signal handler itself
@@ -64,7 +64,7 @@ def location(stack: str) -> str:
             user's file or a plugin: neither of kdtrain's own, nor of Python's or an installed library.
     """
     frames = [match for line in stack.splitlines() if (match := _FRAME.match(line))]
-    of_users = [frame for frame in frames if not is_library(frame[1])]
+    of_users = [frame for frame in frames if not is_library_code(frame[1])]
     return next(("{}, line {}, in {}".format(*frame.groups()) for frame in of_users + frames), "")
 
 

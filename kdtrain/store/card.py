@@ -11,7 +11,7 @@ from kdtrain._version import __version__
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, escape_controls
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
-from kdtrain.runtime.locations import absolute
+from kdtrain.runtime.locations import absolute_name
 
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "mode": (str, str),
@@ -81,8 +81,8 @@ def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
     """Returns the card of a network that is trained on ``dataset``."""
     return ModelCard(
         mode=mode,
-        arch=absolute(arch),
-        dataset=absolute(dataset.name),
+        arch=absolute_name(arch),
+        dataset=absolute_name(dataset.name),
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         mean=dataset.normalization.mean,

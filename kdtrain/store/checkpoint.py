@@ -32,8 +32,8 @@ from kdtrain.models.registry import (
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import write_bytes
 from kdtrain.runtime.limits import MOST_HEADER, MOST_TENSORS
-from kdtrain.runtime.locations import short, sought
-from kdtrain.runtime.regular_files import name_of, open_regular
+from kdtrain.runtime.locations import missing_path_text, short_name
+from kdtrain.runtime.regular_files import descriptor_path, open_regular
 from kdtrain.store.card import ModelCard, read_card
 from kdtrain.store.oneflow_directory import read_oneflow_directory
 
@@ -157,7 +157,7 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     try:
         with open_regular(path) as opened:
             _check_header(opened.read(8))
-            with safetensors.safe_open(name_of(opened), framework="numpy") as file:
+            with safetensors.safe_open(descriptor_path(opened), framework="numpy") as file:
                 text = (file.metadata() or {}).get(_HEADER)
                 if text is None:
                     raise CheckpointError(f"{path} is a safetensors file that kdtrain did not write.")
@@ -171,7 +171,7 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
         stated = header.pop("sha256", None) if isinstance(header, dict) else None
         actual = fingerprint(weights, header)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {sought(path)}.") from None
+        raise CheckpointError(f"there is no checkpoint {missing_path_text(path)}.") from None
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, SafetensorError) as error:
         # TypeError and AttributeError: NumPy lacks the tensor's dtype
         reason = getattr(error, "strerror", None) or error
@@ -247,10 +247,10 @@ def _check_architecture(named: str, path: Path, wanted: str | None, flag: str) -
     Of a FILE.py:FACTORY only the file name is compared: the file may have moved since training.
     """
     if wanted is not None:
-        if short(named) != short(wanted):
+        if short_name(named) != short_name(wanted):
             raise CheckpointError(
-                f"{path} is a {short(named)}, but {flag} is {wanted}: set {flag} to the former, or choose "
-                "another file."
+                f"{path} is a {short_name(named)}, but {flag} is {wanted}: set {flag} to the former, "
+                "or choose another file."
             )
         return
     if runs_code(named):

@@ -15,7 +15,7 @@ import pytest
 from kdtrain.data import download as download_module
 from kdtrain.data.download import default_cache_dir, download
 from kdtrain.errors import DataError
-from kdtrain.runtime.console import showing_notes
+from kdtrain.runtime.console import log_to_stderr
 from tests.mirror import Mirror, closed_address, serving, try_once
 
 FILES = {"first.gz": bytes(range(256)) * 300, "second.gz": b"short"}
@@ -102,7 +102,7 @@ def test_a_terminal_shows_the_address_and_a_bar(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with showing_notes():
+    with log_to_stderr():
         fetch(folder, mirror.address)
     assert f"{mirror.address}first.gz\n" in terminal.getvalue()
     assert "/76.8k" in terminal.getvalue()

@@ -19,7 +19,7 @@ from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.runtime.heartbeat import Address, Heartbeat, News
 from kdtrain.runtime.launch import _free_port
-from kdtrain.runtime.meeting import Facts, meet
+from kdtrain.runtime.rendezvous import Facts, join_group
 
 FACTS = {"--epochs": "3"}
 Meeting = Callable[..., "Future[Heartbeat]"]
@@ -39,7 +39,7 @@ def come(address: Address) -> Iterator[Meeting]:
         def come(
             rank: int, size: int = 2, facts: Facts = FACTS, limit: float = 10, silence: float = 0.4
         ) -> Future[Heartbeat]:
-            came.append(threads.submit(meet, rank, size, address, facts, limit=limit, silence=silence))
+            came.append(threads.submit(join_group, rank, size, address, facts, limit=limit, silence=silence))
             return came[-1]
 
         yield come
@@ -274,7 +274,7 @@ def test_a_port_that_is_taken_is_said(come: Meeting, address: Address) -> None:
 @pytest.mark.parametrize("host", ["203.0.113.9", "no.such.host.invalid"])
 def test_an_address_of_no_machine_here_is_said(host: str) -> None:
     with pytest.raises(UsageError, match=host):
-        meet(0, 2, (host, 29500), FACTS, limit=0.3)
+        join_group(0, 2, (host, 29500), FACTS, limit=0.3)
 
 
 def test_another_service_at_the_port_is_said(come: Meeting, address: Address) -> None:

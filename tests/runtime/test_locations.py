@@ -8,7 +8,7 @@ import pytest
 
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, load_config, resumed_config
-from kdtrain.runtime.locations import absolute, short, sought
+from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_paths_in_names_become_absolute_and_all_else_stays(here: Path) -> None:
         "package.module:make": "package.module:make",
         "dkd,alpha=1": "dkd,alpha=1",
     }.items():
-        assert absolute(name) == expected
-        assert absolute(expected) == expected
-        assert short(expected) == short(name)
+        assert absolute_name(name) == expected
+        assert absolute_name(expected) == expected
+        assert short_name(expected) == short_name(name)
 
 
 def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(here: Path) -> None:
-    assert sought("x/y") == f"x/y (looked for at {here}/x/y)"
-    assert sought(Path("/x/y")) == "/x/y"
+    assert missing_path_text("x/y") == f"x/y (looked for at {here}/x/y)"
+    assert missing_path_text(Path("/x/y")) == "/x/y"
 
 
 def test_every_path_of_a_configuration_becomes_absolute(here: Path) -> None:

@@ -172,7 +172,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.signals import turn_sigterm_into_exception
+from kdtrain.runtime.signals import raise_on_sigterm
 
 folder = Path(sys.argv[1])
 
@@ -185,7 +185,7 @@ def work(ranks):
         (folder / "ended").write_text(type(error).__name__)
         raise
 
-turn_sigterm_into_exception()
+raise_on_sigterm()
 run_jobs([Job("work", work)])
 """
 

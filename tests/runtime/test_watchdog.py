@@ -17,7 +17,7 @@ import pytest
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.runtime.user_code import is_library
+from kdtrain.runtime.user_code import is_library_code
 from kdtrain.runtime.watchdog import location
 
 HERE = Path(__file__).name
@@ -124,8 +124,8 @@ def test_a_location_is_the_innermost_line_of_a_users_file() -> None:
 
 def test_installed_plugins_are_not_taken_for_libraries() -> None:
     site = Path(np.__file__).parent.parent
-    assert not is_library(str(site / "kdtrain_plugins" / "dkd.py"))
-    assert not is_library(str(site / "their_plugins" / "focal.py"))
-    assert not is_library("focal.py")
+    assert not is_library_code(str(site / "kdtrain_plugins" / "dkd.py"))
+    assert not is_library_code(str(site / "their_plugins" / "focal.py"))
+    assert not is_library_code("focal.py")
     for library in (np.__file__, os.__file__, sys.modules["kdtrain.runtime.watchdog"].__file__, "<string>"):
-        assert is_library(str(library))
+        assert is_library_code(str(library))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.runtime.locations import sought
+from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import open_regular
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def open_image(source: Source, convert: Callable[[Image.Image], T]) -> T:
         kinds = ", ".join(_FORMATS)
         raise DataError(f"{name} is not an image in a format that can be read ({kinds}).") from error
     except FileNotFoundError as error:
-        raise DataError(f"{sought(name)} does not exist.") from error
+        raise DataError(f"{missing_path_text(name)} does not exist.") from error
     except Exception as error:  # Pillow's decoders raise almost any exception
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{name} cannot be read as an image: {reason.rstrip('.')}.") from error

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kdtrain.errors import KdtrainError, one_line
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
-from kdtrain.runtime.user_code import located
+from kdtrain.runtime.user_code import with_source_line
 
 BATCH = 1009
 """Images in the batch that is traced; nothing is computed. Graphs have fixed shapes, and a length that
@@ -76,7 +76,7 @@ def trace(model: flow.nn.Module, image_shape: ImageShape) -> Trace:
         with _without_noise(), flow.no_grad():
             job, _ = Graph().build_graph(flow.zeros(BATCH, *image_shape))
     except Exception as error:
-        what = located("the network cannot be exported, because it cannot be traced", error)
+        what = with_source_line("the network cannot be exported, because it cannot be traced", error)
         raise KdtrainError(f"{what}: {one_line(error)}.") from error
     return _read(job, {name: tensor.numpy().copy() for name, tensor in state.items()})
 

@@ -33,7 +33,7 @@ _PATIENCE = 3.0  # seconds of waiting after which a person wants to know what fo
 Facts = Mapping[str, str]
 
 
-def meet(
+def join_group(
     rank: int, size: int, address: Address, facts: Facts, *, limit: float = LIMIT, silence: float = SILENCE
 ) -> Heartbeat:
     """Connects this process with the others. Afterwards nobody listens at ``address``.
