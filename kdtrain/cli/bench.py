@@ -7,19 +7,18 @@ import json
 import logging
 from pathlib import Path
 
-from kdtrain.cli.common import check_fits, is_named, open_any_model, open_data, open_model
+from kdtrain.cli.common import check_fits, is_named, open_data, open_model
 from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.benchmark import Contender, run_benchmark
+from kdtrain.deploy.benchmark import run_benchmark
 from kdtrain.deploy.benchmark_table import benchmark_table, to_json
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.predictor import Predictor
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.teacher import is_of
 from kdtrain.runtime.limits import MOST_PROCESSES
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.value_checks import IMAGES, between
-from kdtrain.store.checkpoint import SavedModel
 
 logger = logging.getLogger(__name__)
 
@@ -27,23 +26,25 @@ _MOST_ROUNDS = 100_000
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tests and times models side by side; prints a row for each."""
+    """Tests and times models side by side, and prints a row for each."""
     check_flags(
         options, rounds=between(1, _MOST_ROUNDS), batch_size=IMAGES, threads=between(1, MOST_PROCESSES)
     )
-    paths = options.models or _found(options.model_save_dir)
-    contenders = [Contender(_open(path, options.arch, options.threads), options.threads) for path in paths]
-    if not options.models:  # the first one decides how the data are read
-        contenders.sort(key=lambda one: not is_named(one.model.card, options.dataset, options.data_dir))
-    data = open_data(
-        contenders[0].model, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt
-    )
+    paths = options.models or _kept_models(options.model_save_dir)
+    models = [_open(path, options.arch, options.threads) for path in paths]
+    if not options.models:  # the first model decides how the data are read
+        models.sort(key=lambda model: not is_named(model.card, options.dataset, options.data_dir))
+    data = open_data(models[0], options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
     if not options.models:
-        contenders = _of_these_data(contenders, data)
-    for contender in contenders:
-        check_fits(contender.model, data)
+        models = _trained_on(data, models)
+    for model in models:
+        check_fits(model, data)
     results = run_benchmark(
-        contenders, data.test, batch_size=min(options.batch_size, len(data.test)), rounds=options.rounds
+        models,
+        data.test,
+        batch_size=min(options.batch_size, len(data.test)),
+        rounds=options.rounds,
+        cores=options.threads,
     )
     if options.json:
         rows = [to_json(result) | {"threads": options.threads} for result in results]
@@ -52,39 +53,39 @@ def run(options: argparse.Namespace) -> int:
     output = Output()
     output.text(f"{data.name}: {len(data.test):,} test images, {options.rounds} rounds")
     output.print(benchmark_table(results))
-    several = "s" * (options.threads > 1)
+    plural = "s" * (options.threads > 1)
     output.sentence(
-        "From pixels to logits. p50, p95: for one image. ±: half of the rounds were as close to the median. "
-        f"On {options.threads} core{several}, onnxruntime with {options.threads} thread{several}, "
-        "oneflow with one."
+        "Times are from pixels to logits. p50, p95: latency of one image. ±: relative median absolute "
+        f"deviation of the rounds. On {options.threads} core{plural}, onnxruntime with {options.threads} "
+        f"thread{plural}, oneflow with one."
     )
     return 0
 
 
-def _found(folder: Path) -> list[Path]:
-    """Returns the models in a folder by name; those named after nothing but their mode come first."""
-    found = [path for path in folder.glob("*") if path.suffix in (".safetensors", ".onnx")]
-    if not found:
+def _kept_models(folder: Path) -> list[Path]:
+    """Returns the models in a folder by name; those named after their mode alone come first."""
+    paths = [path for path in folder.glob("*") if path.suffix in (".safetensors", ".onnx")]
+    if not paths:
         raise CheckpointError(
             f"there is no model in {missing_path_text(folder)}: train one with `kdtrain fit`, or name a file."
         )
-    return sorted(found, key=lambda path: ("-" in path.stem, path.name))
+    return sorted(paths, key=lambda path: ("-" in path.stem, path.name))
 
 
-def _of_these_data(contenders: list[Contender], data: Dataset) -> list[Contender]:
-    """Returns those that were trained on the data, and says which others there are; all if none was."""
-    own = [one for one in contenders if is_of(one.model.card, data)]
-    others = [one.model.path.name for one in contenders if not is_of(one.model.card, data)]
-    if own and others:
-        logger.info(f"Left out, because trained on other data than {data.name}: {', '.join(others)}.")
-    return own or contenders
+def _trained_on(data: Dataset, models: list[Predictor]) -> list[Predictor]:
+    """Returns the models that were trained on the data, and logs the others; all models if none was."""
+    kept = [model for model in models if is_of(model.card, data)]
+    omitted = [model.path.name for model in models if not is_of(model.card, data)]
+    if kept and omitted:
+        logger.info(f"Left out, because trained on other data than {data.name}: {', '.join(omitted)}.")
+    return kept or models
 
 
-def _open(path: Path, arch: str | None, threads: int) -> OnnxModel | SavedModel:
-    """Reads a model; ``arch`` allows the code that a checkpoint names, others do not need it."""
+def _open(path: Path, arch: str | None, threads: int) -> Predictor:
+    """Reads a model. ``arch`` is for the checkpoints that need it, whose network a user's code makes."""
     try:
-        return open_any_model(path, threads=threads)
+        return open_model(path, threads=threads)
     except CheckpointError:
         if arch is None or path.suffix == ".onnx":
             raise
-        return open_model(path, arch=arch)
+        return open_model(path, arch)

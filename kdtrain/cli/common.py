@@ -1,119 +1,115 @@
-"""What the commands that read a model share: the model, and the data that go with it."""
+"""Reading a model and its data set, shared by the commands that use trained models."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import BUILT_IN, load_dataset
-from kdtrain.data.loader import Loader
+from kdtrain.deploy.oneflow_model import OneFlowModel
 from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.engine.predict import predict_logits
-from kdtrain.errors import CheckpointError, UsageError
-from kdtrain.runtime import flow
+from kdtrain.deploy.predictor import Logits, Predictor
+from kdtrain.errors import CheckpointError, UsageError, size_text
+from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard
-from kdtrain.store.checkpoint import SavedModel, load_model
-
-Logits = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+from kdtrain.store.checkpoint import load_model
 
 
-def open_model(path: Path, mode: str = "", arch: str | None = None) -> SavedModel:
-    """Reads a checkpoint; a OneFlow directory is taken for one of the sample's, trained on MNIST.
+def open_model(
+    path: Path, arch: str | None = None, *, mode: str = "", device: str = "cpu", threads: int = 1
+) -> Predictor:
+    """Reads a checkpoint or an ONNX file.
 
     Args:
         path: the file or directory.
+        arch: the expected architecture of a checkpoint, as ``open_checkpoint`` takes it.
         mode: teacher, student or student_kd, where that is known.
-        arch: what the network must be; without it, no file gets code of the user's run.
+        device: the device that computes a checkpoint.
+        threads: threads of onnxruntime that compute an ONNX file.
+    """
+    if path.suffix == ".onnx":
+        return OnnxModel.load(path, threads)
+    return open_checkpoint(path, arch, mode=mode, device=device)
+
+
+def open_checkpoint(
+    path: Path, arch: str | None = None, *, mode: str = "", device: str = "cpu"
+) -> OneFlowModel:
+    """Reads a checkpoint. A OneFlow directory is taken for one of the sample's, trained on MNIST.
+
+    Args:
+        path: the file or directory.
+        arch: the expected architecture; without it, no code of the user's runs because a file names it.
+        mode: teacher, student or student_kd, where that is known.
+        device: ``cpu`` or ``cuda``.
     """
     guess = "teacher_cnn" if mode in ("", "teacher") else "student_mlp"
     digits = tuple(str(digit) for digit in range(10))
     sample = ModelCard(mode or "unknown", guess, "mnist", (1, 28, 28), digits, mean=(0.1307,), std=(0.3081,))
-    return load_model(path, fallback=sample, arch=arch)
+    return OneFlowModel(load_model(path, fallback=sample, arch=arch), device)
 
 
-def open_any_model(
-    path: Path, arch: str | None = None, threads: int = 1, mode: str = ""
-) -> SavedModel | OnnxModel:
-    """Reads a checkpoint, or an ONNX file, which onnxruntime will compute with so many threads."""
-    return OnnxModel.load(path, threads) if path.suffix == ".onnx" else open_model(path, mode, arch)
-
-
-def logits_of(model: SavedModel | OnnxModel, device: str) -> Logits:
-    """Returns what answers a few images, (N, C, H, W) with pixels 0..255: logits (N, classes)."""
-    if isinstance(model, OnnxModel):
-        return model.logits
-    network, normalization = model.build(device), Normalization(model.card.mean, model.card.std)
-
-    def logits(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        with flow.no_grad():  # the copy matters: .numpy() is a view of memory that OneFlow may use again
-            inputs = flow.tensor(normalization.apply(pixels)).to(device)
-            found: npt.NDArray[np.float32] = network(inputs).numpy().copy()
-        return found
-
-    return logits
-
-
-def answer_test_images(
-    model: SavedModel | OnnxModel, data: Dataset, device: str = "cpu"
-) -> npt.NDArray[np.float32]:
-    """Returns a model's logits (images, classes) for the test images."""
-    if isinstance(model, OnnxModel):
-        return model.logits(data.test.images)
-    inputs = data.test.normalized(Normalization(model.card.mean, model.card.std))
-    test = Loader(inputs, data.test.labels, IMAGES_AT_ONCE, num_classes=data.num_classes, device=device)
-    return predict_logits(model.build(device), test, description="test set")
+def predict_test_set(model: Predictor, data: Dataset) -> Logits:
+    """Returns (N, classes) float32 logits of a data set's N test images; shows a progress bar."""
+    images = data.test.images
+    starts = range(0, len(images), IMAGES_AT_ONCE)
+    batches = with_progress_bar(starts, "test set", len(starts), "batch")
+    return np.concatenate([model.logits(images[start : start + IMAGES_AT_ONCE]) for start in batches])
 
 
 def open_data(
-    model: SavedModel | OnnxModel, dataset: str | None, data_dir: Path | None, *, skip_corrupt: bool = False
+    model: Predictor, dataset: str | None, data_dir: Path | None, *, skip_corrupt: bool = False
 ) -> Dataset:
     """Returns the data set that a flag names, or else the built-in one that the model was trained on.
 
-    Nothing else is opened because a model names it: a stranger's may name any file, any folder, or code.
-    The pictures of a folder are brought to the size that the model takes.
+    A name in a model's file opens nothing else: an untrusted file may name any file, folder or code.
+    Images of a folder are resized to the model's input size.
 
     Raises:
-        UsageError: the model was trained on other data than built-in ones, and no flag names them.
-        CheckpointError: the model is for other images or other classes.
+        UsageError: the model was trained on data that are not built in, and no flag names them.
+        CheckpointError: the model takes other images or has other classes.
     """
     name = model.card.dataset if dataset is None else dataset
     if dataset is None and name not in BUILT_IN:
         if data_dir is None:
             flag = (
-                f"say so with --dataset {shlex.quote(name)}" if ":" in name else "say where with --data-dir"
+                f"name them with --dataset {shlex.quote(name)}"
+                if ":" in name
+                else "name their folder with --data-dir"
             )
             raise UsageError(
-                f"{model.path} was trained on {name}: {flag}. What a model names is not opened, unless it is "
-                "one of kdtrain's own data sets."
+                f"{model.path} was trained on {name}: {flag}. A model's file opens only data "
+                "that are built in."
             )
-        name = "mnist"  # the files decide
+        name = "mnist"  # the files in --data-dir decide
     _, height, width = model.card.image_shape
     folder = name.startswith("folder:")
-    size = height if folder and height == width else None  # else all pictures have one size
+    size = height if folder and height == width else None  # other images have one size already
     data = load_dataset(name, data_dir, image_size=size, skip_corrupt=skip_corrupt)
     check_fits(model, data)
     return data
 
 
 def is_named(card: ModelCard, dataset: str | None, data_dir: Path | None) -> bool:
-    """Returns whether flags name the data set that a model was trained on, as far as names can tell."""
+    """Returns whether --dataset or --data-dir names the data that a model was trained on.
+
+    Only the last parts of the names are compared: ``folder:/home/me/pets`` and ``folder:pets`` are equal.
+    """
     named = str(data_dir.resolve()) if data_dir is not None else dataset or ""
     return _last_part(named) == _last_part(card.dataset)
 
 
 def _last_part(name: str) -> str:
-    """Returns what is left of, say, ``folder:/home/me/pets`` wherever the folder is: ``pets``."""
+    """Returns ``pets`` for ``folder:/home/me/pets``."""
     return Path(name.rpartition(":")[2]).name
 
 
-def check_fits(model: SavedModel | OnnxModel, data: Dataset) -> None:
-    """Raises CheckpointError if a model is for other images or other classes than these."""
+def check_fits(model: Predictor, data: Dataset) -> None:
+    """Raises CheckpointError if a model takes images of another size, or has another number of classes."""
     if data.image_shape != model.card.image_shape or data.num_classes != len(model.card.classes):
         raise CheckpointError(
             f"{model.path} is for {_describe(model.card.image_shape, len(model.card.classes))}; "
@@ -122,4 +118,4 @@ def check_fits(model: SavedModel | OnnxModel, data: Dataset) -> None:
 
 
 def _describe(shape: tuple[int, int, int], classes: int) -> str:
-    return f"images of {'x'.join(str(n) for n in shape)} in {classes} classes"
+    return f"images of {size_text(shape)} in {classes} classes"

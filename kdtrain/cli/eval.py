@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from kdtrain.cli.common import answer_test_images, open_any_model, open_data
+from kdtrain.cli.common import open_data, open_model, predict_test_set
 from kdtrain.cli.output import Output
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.evaluation import evaluation_report, to_json
@@ -15,12 +15,11 @@ from kdtrain.runtime.processes import available_cores
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tests a model on the test set, and prints what came out."""
+    """Tests a model on the test set, and prints its figures."""
     device = resolve_device(options.device)
-    model = open_any_model(options.checkpoint, options.arch, threads=len(available_cores()))
+    model = open_model(options.checkpoint, options.arch, device=device, threads=len(available_cores()))
     data = open_data(model, options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
-    logits = answer_test_images(model, data, device)
-    evaluation = Evaluation.from_logits(logits, data.test.labels)
+    evaluation = Evaluation.from_logits(predict_test_set(model, data), data.test.labels)
     if options.json:
         about = {"checkpoint": str(model.path), "arch": model.card.arch, "dataset": data.name}
         print(json.dumps(about | to_json(evaluation, model.card.classes), indent=2))

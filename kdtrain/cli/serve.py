@@ -19,12 +19,12 @@ from kdtrain.runtime.value_checks import positive
 logger = logging.getLogger(__name__)
 
 _MOST_RATE = 1e6  # requests per second
-_MOST_BODY = 1000.0  # megabytes; a body is kept in memory
-_SECONDS_TO_END = 5  # that requests have which are being answered
+_MOST_BODY = 1000.0  # megabytes; a body is held in memory
+_SECONDS_TO_END = 5  # grace period for requests in flight
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answers requests until it is interrupted."""
+    """Serves requests until SIGINT or SIGTERM."""
     _check(options)
     raise_on_sigterm()
     try:
@@ -50,11 +50,11 @@ def run(options: argparse.Namespace) -> int:
             lifespan="off",
             ws="none",
             log_config=None,
-            log_level="error" if options.debug else "critical",  # the service says itself what went wrong
+            log_level="error" if options.debug else "critical",  # the service logs its failures itself
             timeout_graceful_shutdown=_SECONDS_TO_END,
         )
-        _say_where(listener)
-        uvicorn.Server(config).run(sockets=[listener])  # raises, once it has ended, what ended it
+        _announce(listener)
+        uvicorn.Server(config).run(sockets=[listener])  # reraises SIGINT or SIGTERM after the shutdown
     return 0
 
 
@@ -64,33 +64,36 @@ def _check(options: argparse.Namespace) -> None:
     check_flags(options, rate=positive(_MOST_RATE), max_body=positive(_MOST_BODY))
     for path in filter(None, (options.model, options.teacher)):
         if path.suffix == ".safetensors" and path.is_file():
-            made = path.with_suffix(".onnx")
+            exported = path.with_suffix(".onnx")
             raise UsageError(
-                f"{path} is a checkpoint, and what is served is an exported file: export it first with "
-                f"`{shlex.join(['kdtrain', 'export', str(path)])}`, then serve {made}."
+                f"{path} is a checkpoint, and `kdtrain serve` takes exported files: export it first with "
+                f"`{shlex.join(['kdtrain', 'export', str(path)])}`, then serve {exported}."
             )
 
 
 def _teacher(path: Path, model: OnnxModel, threads: int) -> OnnxModel:
     teacher = OnnxModel.load(path, threads)
-    for what in ("image_shape", "classes"):
-        if getattr(teacher.card, what) != getattr(model.card, what):
-            raise CheckpointError(f"{path} has other {what.replace('_shape', 's')} than {model.path}.")
+    if teacher.card.image_shape != model.card.image_shape:
+        raise CheckpointError(f"{path} has other images than {model.path}.")
+    if teacher.card.classes != model.card.classes:
+        raise CheckpointError(f"{path} has other classes than {model.path}.")
     return teacher
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens; so it is known before anything is said that it can."""
+    """Returns a listening socket, so that a port in use fails before the address is printed."""
     try:
-        # The protocol is named because asyncio sends small answers at once only where it is, and not
-        # 40 ms later, when the client has confirmed the one before.
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        # Where the protocol is named, asyncio sets TCP_NODELAY. Without it, Nagle's algorithm delays a
+        # small response by 40 ms, until the client acknowledges the one before.
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except (socket.gaierror, UnicodeError) as error:
         raise UsageError(f"--host {host} is no address or name of this machine.") from error
-    family, kind, protocol, _, address = found[0]
+    family, kind, protocol, _, address = addresses[0]
     listener = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also after one that has just ended
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # also while connections of an ended service linger
         listener.bind(address)
         listener.listen()
     except OSError as error:
@@ -101,13 +104,14 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _say_where(listener: socket.socket) -> None:
+def _announce(listener: socket.socket) -> None:
+    """Prints the service's URL, and warns if other machines can reach it."""
     address, port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         logger.info(
-            f"kdtrain: warning: whoever can reach {shown} can use this service: it asks nobody who they are, "
-            "and encrypts nothing."
+            f"kdtrain: warning: whoever can reach {shown} can use this service: it has no accounts and no "
+            "encryption."
         )
     logger.info("Ctrl-C ends it.")
     print(f"http://{shown}:{port}/", flush=True)

@@ -1,4 +1,4 @@
-"""Shows models side by side: size, accuracy, latency and throughput."""
+"""The table and the JSON rows of a benchmark: size, accuracy, latency and throughput of each model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kdtrain.deploy.benchmark import Result
+from kdtrain.deploy.benchmark import BenchmarkResult
 
 
-def benchmark_table(results: Sequence[Result]) -> Table:
-    """Returns a row per model; ± is the median absolute deviation of the rounds."""
+def benchmark_table(results: Sequence[BenchmarkResult]) -> Table:
+    """Returns a row per model; ± is the relative median absolute deviation of the rounds."""
     batch = results[0].timing.batch_size
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("model", overflow="fold")
@@ -21,31 +21,31 @@ def benchmark_table(results: Sequence[Result]) -> Table:
     for heading in ("parameters", "KB", "right %", "p50 ms", "±", "p95 ms", f"images/s ({batch})", "±"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
-        timing, contender = result.timing, result.contender
+        model, timing = result.model, result.timing
         table.add_row(
-            Text(contender.path.name),
-            contender.runtime,
-            f"{contender.parameters:,}",
-            f"{contender.size / 1000:,.0f}",
+            Text(model.path.name),
+            model.runtime,
+            f"{model.parameters:,}",
+            f"{result.size / 1000:,.0f}",
             f"{100 * result.test.accuracy:.2f}",
-            _figure(timing.latency(50)),
+            _three_digits(timing.latency(50)),
             f"{timing.latency_spread:.0%}",
-            _figure(timing.latency(95)),
+            _three_digits(timing.latency(95)),
             f"{timing.throughput:,.0f}",
             f"{timing.throughput_spread:.0%}",
         )
     return table
 
 
-def to_json(result: Result) -> dict[str, Any]:
-    """Returns plain values for ``json.dumps``, in full precision, units in the key names."""
-    timing, contender = result.timing, result.contender
+def to_json(result: BenchmarkResult) -> dict[str, Any]:
+    """Returns plain values for ``json.dumps``, in full precision, with units in the key names."""
+    model, timing = result.model, result.timing
     return {
-        "model": str(contender.path),
-        "arch": contender.card.arch,
-        "runtime": contender.runtime,
-        "parameters": contender.parameters,
-        "size_bytes": contender.size,
+        "model": str(model.path),
+        "arch": model.card.arch,
+        "runtime": model.runtime,
+        "parameters": model.parameters,
+        "size_bytes": result.size,
         "accuracy_fraction": result.test.accuracy,
         "errors": result.test.errors,
         "images": result.test.images,
@@ -59,6 +59,6 @@ def to_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _figure(value: float) -> str:
+def _three_digits(value: float) -> str:
     """Returns three significant digits, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")

@@ -1,37 +1,34 @@
-"""How long networks take to answer, measured so that what disturbs one disturbs all."""
+"""Latency and throughput of networks, measured in alternating rounds so that a disturbance affects all."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.deploy.predictor import Images, Logits
 from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Ranks
 
-Images = npt.NDArray[np.uint8]
-Ask = Callable[[Images], npt.NDArray[np.float32]]
-"""From images (N, C, H, W), uint8, to logits (N, classes), float32."""
-
 Clock = Callable[[Images, int], list[float]]
-"""Asks about images in portions of so many; returns the seconds of each, in order."""
+"""Computes images in batches of a given size; returns the seconds of each batch, in order."""
 
-_SINGLE = 20  # images asked about one by one, in a round
-_WARM_UP = 3  # rounds of which no time is kept
+_SINGLE = 20  # images of a round that are computed one by one
+_WARM_UP = 3  # first rounds, whose times are dropped
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one network took.
+    """The times of one network.
 
     Attributes:
-        milliseconds: for each image that was asked about alone, (rounds, images).
-        images_per_second: of the batch of each round, (rounds,).
+        milliseconds: (rounds, images) float64, for each image that was computed alone.
+        images_per_second: (rounds,) float64, of each round's batch.
         batch_size: images in that batch.
     """
 
@@ -40,80 +37,81 @@ class Timing:
     batch_size: int
 
     def latency(self, percent: float) -> float:
-        """Returns the percentile, in milliseconds, over all images of all rounds."""
+        """Returns a percentile over all images of all rounds, in milliseconds."""
         return float(np.percentile(self.milliseconds, percent))
 
     @property
     def latency_spread(self) -> float:
-        """How far the rounds' medians were from their own: half of them were at most as far, 0..1 of it."""
-        return _spread(np.median(self.milliseconds, axis=1))
+        """Relative median absolute deviation of the rounds' median latencies."""
+        return _relative_mad(np.median(self.milliseconds, axis=1))
 
     @property
     def throughput(self) -> float:
-        """The median over the rounds, in images per second."""
+        """Median over the rounds, in images per second."""
         return float(np.median(self.images_per_second))
 
     @property
     def throughput_spread(self) -> float:
-        """The same for throughput."""
-        return _spread(self.images_per_second)
+        """Relative median absolute deviation of the rounds' throughputs."""
+        return _relative_mad(self.images_per_second)
 
 
-def _spread(rounds: npt.NDArray[np.float64]) -> float:
-    """Returns the median absolute deviation from the median, as a fraction of that."""
-    median = np.median(rounds)
-    return float(np.median(np.abs(rounds - median)) / median)
+def _relative_mad(values: npt.NDArray[np.float64]) -> float:
+    """Returns the median absolute deviation from the median, divided by the median."""
+    median = np.median(values)
+    return float(np.median(np.abs(values - median)) / median)
 
 
 def measure(
-    makers: Mapping[str, Callable[[], Clock]], images: Images, rounds: int, cores: int = 1
-) -> dict[str, Timing]:
-    """Times networks in rounds in which each has its turn, in a process of its own.
+    makers: Sequence[Callable[[], Clock]], images: Images, rounds: int, cores: int = 1
+) -> list[Timing]:
+    """Times networks in a forked process; each round times every network once.
 
-    In a forked child oneflow is fastest (``kdtrain/runtime/processes.py``). Processes that the makers
-    start have the same cores.
+    In a forked process oneflow is fastest (``kdtrain/runtime/processes.py``). Processes that the makers
+    start are pinned to the same cores.
 
     Args:
-        makers: make the networks' clocks, by name; called in that process.
-        images: to ask about: each round takes the first few one by one, then all at once.
-        rounds: how many.
-        cores: how many the process may use, for networks with several threads.
+        makers: each makes a network's clock; called in the forked process.
+        images: (N, C, H, W) uint8. Each round computes the first 20 one by one, then all as one batch.
+        rounds: number of rounds, besides three that warm up.
+        cores: cores that the process may use, for networks with several threads.
+
+    Returns:
+        A timing for each maker, in their order.
     """
     allowed = available_cores()[:cores]
 
-    def work(ranks: Ranks) -> dict[str, Timing]:
+    def work(ranks: Ranks) -> list[Timing]:
         os.sched_setaffinity(0, allowed)
         return _measure(makers, images, rounds)
 
     return run_jobs([Job("the measurement", work)])[0]
 
 
-def stopwatch(ask: Ask) -> Clock:
-    """Returns the clock of a network that is asked in this process."""
+def stopwatch(logits: Callable[[Images], Logits]) -> Clock:
+    """Returns the clock of a function that computes (N, classes) float32 logits in this process."""
 
     def seconds(images: Images, size: int) -> list[float]:
-        return [_seconds(ask, images[start : start + size]) for start in range(0, len(images), size)]
+        return [_seconds(logits, images[start : start + size]) for start in range(0, len(images), size)]
 
     return seconds
 
 
-def _measure(makers: Mapping[str, Callable[[], Clock]], images: Images, rounds: int) -> dict[str, Timing]:
-    networks = {name: make() for name, make in makers.items()}
-    single: dict[str, list[list[float]]] = {name: [] for name in networks}
-    batches: dict[str, list[float]] = {name: [] for name in networks}
+def _measure(makers: Sequence[Callable[[], Clock]], images: Images, rounds: int) -> list[Timing]:
+    clocks = [make() for make in makers]
+    single: list[list[list[float]]] = [[] for _ in clocks]
+    batches: list[list[float]] = [[] for _ in clocks]
     for _ in with_progress_bar(range(_WARM_UP + rounds), "measuring", _WARM_UP + rounds, "round"):
-        for name, seconds in networks.items():
-            single[name].append([1000 * each for each in seconds(images[:_SINGLE], 1)])
-            batches[name].append(len(images) / sum(seconds(images, len(images))))
-    return {
-        name: Timing(
-            np.array(single[name][_WARM_UP:]), np.array(batches[name][_WARM_UP:]), batch_size=len(images)
-        )
-        for name in networks
-    }
+        for number, clock in enumerate(clocks):
+            single[number].append([1000 * seconds for seconds in clock(images[:_SINGLE], 1)])
+            batches[number].append(len(images) / sum(clock(images, len(images))))
+    return [
+        Timing(np.array(milliseconds[_WARM_UP:]), np.array(throughputs[_WARM_UP:]), batch_size=len(images))
+        for milliseconds, throughputs in zip(single, batches, strict=True)
+    ]
 
 
-def _seconds(ask: Ask, images: Images) -> float:
+def _seconds(logits: Callable[[Images], Logits], images: Images) -> float:
     start = time.perf_counter()
-    ask(images)
+    logits(images)
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""An ONNX file that kdtrain exported: what it is for, and how it is asked. Needs no oneflow."""
+"""An ONNX file that kdtrain exported, as a predictor. Needs no oneflow."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.onnx_process import Answer, OnnxProcess
+from kdtrain.deploy.onnx_process import OnnxProcess, Reply
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard, read_card
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """A network in an ONNX file, ready to be asked; made by ``OnnxModel.load``.
+    """A network in an ONNX file, ready to compute; made by ``OnnxModel.load``.
 
-    It is computed by a process of its own, within limits of memory and time, which ends with this object.
+    A separate process computes it, within limits of memory and time. The process ends with this object.
 
     Attributes:
-        path: where it was read from.
-        card: what it is for.
-        about: all that the file says about itself: the card's entries, and ``precision`` (float32 or
-            int8), ``checkpoint_sha256`` and more.
-        process: what computes it.
+        path: the file.
+        card: the network's images, classes and normalisation.
+        about: the file's metadata: the card's entries, and ``precision`` (float32 or int8),
+            ``checkpoint_sha256`` and more.
+        process: the process that computes it.
     """
 
     path: Path
@@ -40,46 +40,59 @@ class OnnxModel:
 
         Args:
             path: the file.
-            threads: how many onnxruntime computes with.
+            threads: threads of onnxruntime.
 
         Raises:
-            CheckpointError: it is missing, damaged, not one of kdtrain's, refers to other files, or takes
-                more memory or time than is allowed; or onnxruntime is not installed.
+            CheckpointError: the file is missing, damaged or not one of kdtrain's, refers to other files,
+                or needs more memory or time than the limits; or onnxruntime is not installed.
         """
         path = Path(path)
         process = OnnxProcess(path, threads)
         return cls(path, read_card(process.about, path), process.about, process)
 
     @property
+    def runtime(self) -> str:
+        """The library that computes it, and the precision: onnx float32 or onnx int8."""
+        return f"onnx {self.precision}"
+
+    @property
     def precision(self) -> str:
-        """What its weights are: float32 or int8."""
+        """The type of its weights: float32 or int8."""
         return str(self.about["precision"])
 
     @property
     def parameters(self) -> int:
-        """How many trainable values the network has."""
+        """The number of trainable values."""
         return int(self.about["parameters"])
 
     def logits(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Returns logits (N, classes) of images (N, C, H, W): pixels 0..255, of any type.
+        """Returns (N, classes) float32 logits of (N, C, H, W) images, pixels 0..255 of any dtype.
 
         Raises:
-            CheckpointError: onnxruntime cannot compute them; only a file made by others gets here.
+            CheckpointError: onnxruntime cannot compute them. Files that kdtrain wrote do not cause this.
         """
-        return np.concatenate([logits for logits, _ in self._answers(images, IMAGES_AT_ONCE)])
+        return np.concatenate([logits for logits, _ in self._replies(images, IMAGES_AT_ONCE)])
 
     def seconds(self, images: npt.NDArray[Any], size: int) -> list[float]:
-        """Returns how long portions of ``size`` images take to be computed, in order, from pixels to logits.
+        """Returns the time in seconds that each batch of ``size`` images takes, from pixels to logits.
 
-        What takes much memory or time is computed in smaller portions.
+        Batches are smaller where a network needs much memory or time.
+
+        Args:
+            images: (N, C, H, W), pixels 0..255 of any dtype.
+            size: images in a batch.
 
         Raises:
             CheckpointError: as ``logits``.
         """
-        return [time for _, seconds in self._answers(images, size) for time in seconds]
+        return [time for _, seconds in self._replies(images, size) for time in seconds]
 
-    def _answers(self, images: npt.NDArray[Any], size: int) -> Iterator[Answer]:
+    def reloaded(self) -> OnnxModel:
+        """Returns the file read again, with a process of its own and as many threads."""
+        return OnnxModel.load(self.path, self.process.threads)
+
+    def _replies(self, images: npt.NDArray[Any], size: int) -> Iterator[Reply]:
         if images.dtype != np.uint8:
             images = images.astype(np.float32)
         for start in range(0, max(len(images), 1), IMAGES_AT_ONCE):
-            yield self.process.ask(images[start : start + IMAGES_AT_ONCE], size)
+            yield self.process.compute(images[start : start + IMAGES_AT_ONCE], size)

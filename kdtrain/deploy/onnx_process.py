@@ -1,4 +1,4 @@
-"""The process that computes an ONNX file (``onnx_worker.py``), seen from the one that asks it."""
+"""The parent's side of the process that computes an ONNX file; ``onnx_worker.py`` is the child's side."""
 
 from __future__ import annotations
 
@@ -25,69 +25,75 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from kdtrain.deploy.onnx_worker import main; main()"
 )
-Answer = tuple[npt.NDArray[np.float32], list[float]]
-"""Logits (N, classes), and the seconds that each portion of the images took."""
+Reply = tuple[npt.NDArray[np.float32], list[float]]
+"""(N, classes) logits, and the seconds that each batch of the images took."""
 
-_LONGEST_MESSAGE = 64 << 20  # bytes of an answer
+_LONGEST_MESSAGE = 64 << 20  # bytes of a reply
 
 
 class OnnxProcess:
-    """A process that computes one file; it is started anew when it is asked after it has died.
+    """A process that computes one file. The next request restarts it if it has died.
 
-    Several threads may ask: they are answered one after the other. The process ends with this object, or
-    when the process that holds this object has ended.
+    Several threads may send requests; the process computes them one after the other. It ends with this
+    object, and when the parent process ends.
 
     Args:
         path: the file.
-        threads: how many onnxruntime computes with.
+        threads: threads of onnxruntime.
 
     Attributes:
-        about: all that the file says of itself.
+        about: the file's metadata.
+        threads: threads of onnxruntime.
 
     Raises:
         CheckpointError: the file cannot be used.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        self._path, self._threads = path, threads
+        self._path, self.threads = path, threads
         self._lock = threading.Lock()
         self.about = self._start()
 
-    def ask(self, images: npt.NDArray[Any], size: int) -> Answer:
-        """Returns logits (N, classes) of images, and the seconds that each portion of them took.
+    def compute(self, images: npt.NDArray[Any], size: int) -> Reply:
+        """Returns (N, classes) float32 logits, and the seconds that each batch of the images took.
 
         Args:
             images: (N, C, H, W), uint8 or float32, pixels 0..255.
-            size: images of a portion, which is computed at one time; it has fewer of those that take much
-                memory or time.
+            size: images in a batch. A network that needs much memory or time gets smaller batches.
 
         Raises:
-            CheckpointError: they cannot be computed, or not within the limits.
+            CheckpointError: the images cannot be computed, or not within the limits.
         """
-        question = {"shape": images.shape, "type": images.dtype.name, "size": size}
+        request = {"shape": images.shape, "type": images.dtype.name, "size": size}
         with self._lock:
             if self._process.poll() is not None:
                 self._restart()
-            with contextlib.suppress(ConnectionError):  # it has died; there is no answer then
-                self._connection.send_bytes(json.dumps(question).encode())
+            with contextlib.suppress(ConnectionError):  # the process has died: _receive tells the cause
+                self._connection.send_bytes(json.dumps(request).encode())
                 self._connection.send_bytes(images.tobytes())
-            answer = self._receive()
+            reply = self._receive()
             logits = np.frombuffer(self._read(), np.float32)
-        return logits.reshape(answer["shape"]), answer["seconds"]
+        return logits.reshape(reply["shape"]), reply["seconds"]
 
     def _start(self) -> Any:
-        """Starts the process, and returns what its file says of itself."""
+        """Starts the process, and returns the file's metadata."""
         near, far = socket.socketpair()
         with far:
-            words = [json.dumps(sys.path), str(far.fileno()), str(self._path), str(self._threads)]
+            arguments = [json.dumps(sys.path), str(far.fileno()), str(self._path), str(self.threads)]
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, *words],  # -I: nothing is imported from this folder
+                [
+                    sys.executable,
+                    "-I",
+                    "-c",
+                    _START,
+                    *arguments,
+                ],  # -I: the working directory is not on the path
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
                 pass_fds=[far.fileno()],
-                start_new_session=True,  # a terminal's Ctrl-C is for whoever asks
+                start_new_session=True,  # a terminal's Ctrl-C goes to the parent only
             )
         self._connection = Connection(near.detach())
         self._end = weakref.finalize(self, _end, self._process, self._connection)
@@ -100,14 +106,14 @@ class OnnxProcess:
             raise CheckpointError(f"{self._path} has been replaced: load it again.")
 
     def _receive(self) -> Any:
-        """Returns the JSON that the process answers with."""
-        answer = json.loads(self._read())
-        if "error" in answer:
-            raise CheckpointError(answer["error"])
-        return answer
+        """Returns the JSON of a reply."""
+        reply = json.loads(self._read())
+        if "error" in reply:
+            raise CheckpointError(reply["error"])
+        return reply
 
     def _read(self) -> bytes:
-        """Returns a message. Whatever interrupts this, such as Ctrl-C, ends the process."""
+        """Returns a message. Any interruption, such as Ctrl-C, ends the process."""
         try:
             return self._connection.recv_bytes(_LONGEST_MESSAGE)
         except (EOFError, ConnectionError) as error:
@@ -121,7 +127,7 @@ class OnnxProcess:
         if code == -signal.SIGALRM:
             return f"it takes longer than {LONGEST} seconds"
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"its process was ended by {how}: it is damaged, or needs more memory than is allowed"
+        return f"its process ended by {how}: the file is damaged, or needs more memory than is allowed"
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:

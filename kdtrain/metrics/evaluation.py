@@ -1,4 +1,4 @@
-"""A network's figures on a data set."""
+"""A network's figures on a data set: accuracy, cross-entropy, calibration, confusion matrix."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Evaluation:
     """A network's figures on one data set; made by ``Evaluation.from_logits``.
 
     Attributes:
-        images: number of images.
+        images: number N of images.
         errors: number of images whose most probable class is not the true one.
         accuracy: fraction 0..1.
         cross_entropy: nats per image.
         calibration_error: the expected calibration error, 0..1; see ``reliability``.
-        per_class_accuracy: (classes) fraction 0..1 of each class's images; None where it has none.
-        confusion: (classes, classes) counts; rows are the truth, columns the prediction.
-        correct: (images,) whether each image was recognised.
+        per_class_accuracy: fraction 0..1 of each class's images; None for a class without images.
+        confusion: (classes, classes) int64 counts; rows are the truth, columns the prediction.
+        correct: (N,) bool, whether each image was recognised.
     """
 
     images: int
@@ -40,16 +40,20 @@ class Evaluation:
 
     @classmethod
     def from_logits(cls, logits: npt.ArrayLike, labels: npt.ArrayLike) -> Evaluation:
-        """Returns the figures for ``logits`` (images, classes) and ``labels`` (images,), in float64.
+        """Returns the figures, computed in float64.
+
+        Args:
+            logits: (N, classes), any float dtype.
+            labels: (N,) integers, the true classes.
 
         Raises:
-            DataError: no images, counts that differ, or a label outside 0..classes-1.
+            DataError: there are no images, the shapes do not match, or a label is outside 0..classes-1.
             KdtrainError: a logit is not finite.
         """
         scores, truth = _checked(logits, labels)
         images, classes = scores.shape
         losses, predicted = np.empty(images), scores.argmax(axis=1)
-        for few in in_slices(scores.shape):  # all at once, they would take many times the memory
+        for few in in_slices(scores.shape):  # in slices to bound the memory for float64
             rows = log_softmax(scores[few].astype(np.float64), axis=1)
             losses[few] = -rows[np.arange(len(rows)), truth[few]]
         correct = predicted == truth
@@ -78,12 +82,12 @@ def _checked(
         scores = scores.astype(np.float64)
     if scores.ndim != 2 or scores.size == 0 or truth.shape != scores.shape[:1]:
         raise DataError(
-            f"nothing to evaluate: outputs of shape {scores.shape} do not go with labels of shape "
-            f"{truth.shape}; expected (images, classes) and (images,), with at least one image."
+            f"nothing to evaluate: logits of shape {scores.shape} and labels of shape {truth.shape}; "
+            "expected (images, classes) and (images,), with at least one image."
         )
     if truth.min() < 0 or truth.max() >= scores.shape[1]:
         raise DataError(
-            f"labels {truth.min()} to {truth.max()} do not go with a network of {scores.shape[1]} classes; "
+            f"labels {truth.min()} to {truth.max()} do not match a network of {scores.shape[1]} classes; "
             "use the data set that the network was trained for."
         )
     if not np.isfinite(scores).all():

@@ -1,4 +1,4 @@
-"""How closely a student follows its teacher."""
+"""Fidelity: the agreement of a student with its teacher."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scipy.special import log_softmax
 
 
 class Fidelity(NamedTuple):
-    """How far a student agrees with a teacher on the same images.
+    """A student's agreement with a teacher on the same images.
 
     Attributes:
-        agreement: fraction 0..1 of the images that both put into the same class, right or wrong.
+        agreement: fraction 0..1 of the images with the same prediction, right or wrong.
         divergence: mean of KL(teacher || student) at temperature 1, in nats per image.
     """
 
@@ -22,10 +22,15 @@ class Fidelity(NamedTuple):
 
 
 def measure_fidelity(student: npt.ArrayLike, teacher: npt.ArrayLike) -> Fidelity:
-    """Returns how far a student's logits (N, classes) go with a teacher's, in float64.
+    """Returns a student's agreement with a teacher, computed in float64.
 
     Stanton et al., "Does Knowledge Distillation Really Work?" (2021), section 3.
+
+    Args:
+        student: (N, classes) logits of the student.
+        teacher: (N, classes) logits of the teacher for the same images.
     """
-    ours, theirs = (log_softmax(np.asarray(logits, np.float64), axis=1) for logits in (student, teacher))
-    agreement = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-    return Fidelity(agreement, float((np.exp(theirs) * (theirs - ours)).sum(axis=1).mean()))
+    log_q = log_softmax(np.asarray(student, np.float64), axis=1)
+    log_p = log_softmax(np.asarray(teacher, np.float64), axis=1)
+    agreement = float((log_q.argmax(axis=1) == log_p.argmax(axis=1)).mean())
+    return Fidelity(agreement, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))

@@ -1,4 +1,4 @@
-"""How far a mean over a few seeds can be trusted, and whether two networks differ on one test set."""
+"""Statistics of a comparison: intervals over seeds, and tests of two networks on one test set."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ import scipy.stats
 CONFIDENCE = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000
-"""More than anybody trains; a guess beyond would be none."""
+"""Upper limit of the power calculation."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence interval, in the unit of the values; one value has no spread: None."""
+    """A mean and its confidence interval, in the unit of the values.
+
+    The standard deviation and the bounds are None for a single value.
+    """
 
     mean: float
     sd: float | None
@@ -32,7 +35,11 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     """Returns the mean of ``values`` with Student's t interval, ``n - 1`` degrees of freedom.
 
     The interval is ``mean ± t * sd / sqrt(n)``, with the sample's standard deviation (Student 1908,
-    "The probable error of a mean"). For a paired comparison, give the differences.
+    "The probable error of a mean"). For a paired comparison, pass the differences.
+
+    Args:
+        values: n values of any unit.
+        confidence: probability that such intervals contain the true mean, between 0 and 1.
 
     Raises:
         ValueError: no values, a value that is not finite, or a confidence outside 0..1.
@@ -54,8 +61,8 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
 def distinguishable(interval: Interval) -> bool:
     """Returns whether the interval excludes zero.
 
-    Values that are all alike give an interval of no width, which is no proof of precision: on a small
-    test set gains are a few whole errors, and easily coincide. They count as not distinguishable.
+    Equal values give an interval of zero width, which does not prove precision: on a small test set, gains
+    are a few whole errors and often coincide. Such an interval counts as not distinguishable.
     """
     if interval.low is None or interval.high is None or interval.sd == 0:
         return False
@@ -64,7 +71,7 @@ def distinguishable(interval: Interval) -> bool:
 
 @dataclass(frozen=True)
 class McNemar:
-    """The images that only one of two networks got right, and how surprising that imbalance is."""
+    """McNemar's test: numbers of images that only one of two networks gets right, and the p-value."""
 
     only_first: int
     only_second: int
@@ -74,19 +81,19 @@ class McNemar:
 def mcnemar(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_]) -> McNemar:
     """Returns McNemar's exact two-sided test for two networks on the same images.
 
-    Of the images on which exactly one network is right, each network would have half if they were
-    equally good (McNemar 1947). It judges these two networks, not the recipes that made them.
+    Under the null hypothesis, either network is the correct one on half of the images on which exactly one
+    is correct (McNemar 1947). The test compares two networks, not the recipes that trained them.
 
     Args:
-        first_correct: (images,) whether the first network was right.
-        second_correct: (images,) the same for the second.
+        first_correct: (images,) bool, whether the first network is right.
+        second_correct: (images,) bool, whether the second network is right.
 
     Raises:
         ValueError: the two shapes differ.
     """
     first, second = np.asarray(first_correct, dtype=bool), np.asarray(second_correct, dtype=bool)
     if first.shape != second.shape:
-        raise ValueError(f"the networks were tested on {first.shape} and {second.shape} images")
+        raise ValueError(f"the networks were tested on different images: {first.shape} and {second.shape}")
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     if only_first + only_second == 0:
         return McNemar(0, 0, 1.0)
@@ -100,15 +107,15 @@ def paired_proportions_interval(
     """Returns the interval of the difference of two networks' accuracies on the same images.
 
     Bonett and Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based
-    on Paired Data" (2012): Wald's interval after one image is added to either kind of disagreement,
-    which makes it hold what it promises also where networks hardly differ. As with McNemar's test,
-    what varies is the choice of the test images, not the networks.
+    on Paired Data" (2012): Wald's interval after adding one image to either kind of disagreement, which
+    keeps the nominal coverage where networks hardly differ. As in McNemar's test, the random variable is
+    the choice of the test images, not the networks.
 
     Args:
-        only_first: images that only the first network got right.
-        only_second: images that only the second got right.
-        images: all that both were tested on.
-        confidence: the probability that such intervals hold the true difference.
+        only_first: images that only the first network classifies correctly.
+        only_second: images that only the second network classifies correctly.
+        images: all test images.
+        confidence: probability that such intervals contain the true difference, between 0 and 1.
 
     Returns:
         Both ends of the first's accuracy minus the second's, each -1..1.
@@ -117,7 +124,7 @@ def paired_proportions_interval(
         ValueError: a count is negative, or there are more disagreements than images.
     """
     if min(only_first, only_second) < 0 or not 0 < images >= only_first + only_second:
-        raise ValueError(f"{only_first} and {only_second} of {images} images cannot be")
+        raise ValueError(f"impossible counts: {only_first} and {only_second} of {images} images")
     first, second = (only_first + 1) / (images + 2), (only_second + 1) / (images + 2)
     error = math.sqrt((first + second - (first - second) ** 2) / (images + 2))
     half = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * error
@@ -125,18 +132,24 @@ def paired_proportions_interval(
 
 
 def seeds_needed(mean: float, sd: float, power: float = POWER, most: int = MOST_SEEDS) -> int | None:
-    """Returns how many seeds let a paired t-test find a mean difference, or None if more than ``most``.
+    """Returns the number of seeds with which a paired t-test finds a mean difference; None above ``most``.
 
     The power of the two-sided test over n pairs is that of the noncentral t distribution with n - 1
     degrees of freedom and noncentrality ``mean / sd * sqrt(n)`` (Cohen 1988, "Statistical Power
-    Analysis for the Behavioral Sciences", section 2.3). Mean and spread are taken as they are given:
-    from few seeds, they are a guess.
+    Analysis for the Behavioral Sciences", section 2.3). ``mean`` and ``sd`` are taken as exact; estimated
+    from few seeds, they make the result a rough estimate.
+
+    Args:
+        mean: mean difference.
+        sd: standard deviation of the differences, in the same unit.
+        power: probability of finding the difference, between 0 and 1.
+        most: the largest number of seeds considered.
 
     Raises:
         ValueError: the spread is not above 0.
     """
     if not sd > 0:
-        raise ValueError(f"a spread of {sd} has no sample size")
+        raise ValueError(f"the standard deviation must be above 0, got {sd}")
     numbers = np.arange(2, most + 1)
     critical = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, numbers - 1)
     shift = np.minimum(abs(mean) / sd * np.sqrt(numbers), 30)  # beyond, power is 1 and hard to compute

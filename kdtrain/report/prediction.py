@@ -1,4 +1,4 @@
-"""The inference picture: what the network saw, its probabilities, and the softened ones it teaches with."""
+"""The drawing of a prediction: the network's input, its probabilities, and the softened probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from kdtrain.metrics.probabilities import probabilities
+from kdtrain.metrics.tempered_softmax import tempered_softmax
 from kdtrain.report.style import BAR, GREY, HIGHLIGHT, house_style
 
 _MOST_BARS = 10
@@ -29,22 +29,23 @@ def prediction_figure(
 ) -> Figure:
     """Returns three panels: the image, the probabilities at T=1, and those at ``temperature``.
 
-    With more than 10 classes the bars are the 10 most probable, in that order, and the truth.
+    With more than 10 classes, the bars are the 10 most probable classes in descending order, and the
+    true class.
 
     Args:
-        network_input: (H, W), (1, H, W) or (3, H, W) uint8, the image as the network saw it.
-        logits: (classes,) the network's outputs.
+        network_input: (H, W), (1, H, W) or (3, H, W) uint8, the network's input, pixels 0..255.
+        logits: (classes,) the network's logits.
         classes: the classes' names.
         temperature: T of the third panel.
         title: the line above the panels.
-        original: the photo or scan that the image was made from, shown above it.
-        truth: name of the true class, if known.
+        original: the photo or scan that the input was made from, shown above it.
+        truth: the true class, if it is known.
 
     Raises:
         ValueError: the image's shape, the number of names or the temperature is wrong.
         KdtrainError: a logit is not finite.
     """
-    plain, soft = probabilities(logits, 1.0), probabilities(logits, temperature)
+    plain, soft = tempered_softmax(logits, 1.0), tempered_softmax(logits, temperature)
     if plain.shape != (len(classes),):
         raise ValueError(f"{len(classes)} class names do not go with outputs of shape {plain.shape}")
     shown = _shown_classes(np.asarray(logits, dtype=np.float64), classes, truth)
@@ -53,7 +54,7 @@ def prediction_figure(
     with house_style():
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         images, bars = figure.subfigures(1, 2, width_ratios=[1, 2.3])
-        _draw_images(images, _as_picture(network_input), original)
+        _draw_images(images, _channels_last(network_input), original)
         _draw_bars(bars.add_subplot(1, 2, 1), names, plain[shown], winner, full_scale=True)
         _draw_bars(bars.add_subplot(1, 2, 2), names, soft[shown], winner, full_scale=False)
         few = "" if len(shown) == len(classes) else f", top {_MOST_BARS} of {len(classes)}"
@@ -77,8 +78,8 @@ def _label(name: str, truth: str | None) -> str:
     return f"(true) {short}" if name == truth else short
 
 
-def _as_picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(H, W) or (H, W, 3), as matplotlib wants it."""
+def _channels_last(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Returns an image as (H, W) or (H, W, 3) uint8, which matplotlib draws."""
     if image.ndim == 3 and image.shape[0] in (1, 3):
         return image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, 2)
     if image.ndim != 2:
@@ -86,21 +87,21 @@ def _as_picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return image
 
 
-def _draw_images(figure: SubFigure, picture: npt.NDArray[np.uint8], original: PIL.Image.Image | None) -> None:
-    height, width = picture.shape[:2]
-    seen = f"what the network saw, {width} x {height}"
+def _draw_images(figure: SubFigure, image: npt.NDArray[np.uint8], original: PIL.Image.Image | None) -> None:
+    height, width = image.shape[:2]
+    title = f"network input, {width} x {height}"
     if original is None:
-        _draw_image(figure.add_subplot(1, 1, 1), picture, seen)
+        _draw_image(figure.add_subplot(1, 1, 1), image, title)
         return
-    name = f"original, {original.width} x {original.height}"
-    _draw_image(figure.add_subplot(2, 1, 1), _displayable(original), name)
-    _draw_image(figure.add_subplot(2, 1, 2), picture, seen)
+    original_title = f"original, {original.width} x {original.height}"
+    _draw_image(figure.add_subplot(2, 1, 1), _displayable(original), original_title)
+    _draw_image(figure.add_subplot(2, 1, 2), image, title)
 
 
-def _draw_image(axes: Axes, picture: npt.NDArray[np.uint8], name: str) -> None:
-    # Reduced photos are smoothed, enlarged pixels stay pixels.
-    smooth = "antialiased" if max(picture.shape) > 128 else "nearest"
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
+def _draw_image(axes: Axes, image: npt.NDArray[np.uint8], name: str) -> None:
+    # Photos are smoothed when they are reduced; small images are enlarged without smoothing.
+    smooth = "antialiased" if max(image.shape) > 128 else "nearest"
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
     axes.set_anchor("NW")
     axes.set_title(name)
     axes.set_xticks([])
@@ -110,7 +111,7 @@ def _draw_image(axes: Axes, picture: npt.NDArray[np.uint8], name: str) -> None:
 
 
 def _displayable(original: PIL.Image.Image) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) of a reduced copy, whatever the mode; transparent parts are white."""
+    """Returns a reduced copy of an image of any mode as (H, W, 3) uint8; transparent parts are white."""
     image = original
     if image.mode.startswith(("I", "F")):
         deep = np.asarray(image, dtype=np.float64)
@@ -131,7 +132,7 @@ def _draw_bars(
     axes.set_yticks(rows, names)
     axes.get_yticklabels()[winner].set(color=HIGHLIGHT, fontweight="bold")
     axes.set_ylim(max(len(names), 5) - 0.4, -0.6)
-    # The softened ones are compared with each other, so they fill their panel.
+    # Softened probabilities are compared with each other, so the largest fills its panel.
     axes.set_xlim(0, 1.22 * (100.0 if full_scale else 100 * values.max()))
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
@@ -139,7 +140,7 @@ def _draw_bars(
 
 
 def _percent(value: float) -> str:
-    """One decimal, and neither "0.0" for what is possible nor "100.0" for what is not certain."""
+    """Returns a probability with one decimal, and never "0.0 %" or "100.0 %", which would be rounded."""
     if value < 0.001:
         return "<0.1 %"
     return ">99.9 %" if value > 0.999 else f"{100 * value:.1f} %"

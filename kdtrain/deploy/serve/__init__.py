@@ -1,1 +1,1 @@
-"""The HTTP service of exported models: a page to draw on, and an endpoint. It needs no oneflow."""
+"""The HTTP service of exported models: a page for drawing digits, and an endpoint. Needs no oneflow."""

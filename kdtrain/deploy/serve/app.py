@@ -1,4 +1,4 @@
-"""The service as an ASGI application: its routes, and what it answers."""
+"""The service as an ASGI application: routes and responses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import ipaddress
 import json
 import logging
+import math
 import urllib.parse
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -27,14 +28,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdtrain.data.images.model_input import shows_ink
 from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.deploy.serve import requests as questions
-from kdtrain.deploy.serve.limits import Limits, TokenBuckets, read_body
+from kdtrain.deploy.serve.limits import Limits, RateLimit, read_body
+from kdtrain.deploy.serve.requests import content_type, images_in, temperature_in
 from kdtrain.errors import KdtrainError, error_text
-from kdtrain.metrics.probabilities import probabilities
+from kdtrain.metrics.tempered_softmax import tempered_softmax
 
 logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
+
+_WRONG_HOST = "the Host header is not this service's: use its IP address, localhost or the machine's name."
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -56,13 +59,13 @@ def make_app(
     """Returns the service.
 
     Args:
-        model: what is asked.
-        teacher: what is asked as well, if any; it takes the same images and knows the same classes.
-        limits: what one client may ask.
-        threads: how many requests are prepared at the same time; one after the other is computed.
-        names: those under which it may be reached, beside localhost and addresses.
+        model: the model that predicts.
+        teacher: a second model, if any, with the same images and classes.
+        limits: the limits for each client.
+        threads: requests that are prepared in parallel; each model computes one request at a time.
+        names: host names that the service accepts, besides localhost and IP addresses.
     """
-    service = _Service(model, teacher, limits, anyio.CapacityLimiter(threads))
+    service = _Service(model, teacher, limits, anyio.CapacityLimiter(threads), RateLimit(limits.rate))
     files = [Route(f"/{path.name}", _file(path)) for path in sorted(PAGE.iterdir())]
     routes = [
         Route("/", _file(PAGE / "index.html")),
@@ -72,26 +75,23 @@ def make_app(
     ]
     return Starlette(
         routes=[*routes, *files],
-        middleware=[Middleware(_Guard, names=names)],
+        middleware=[Middleware(_HostCheck, names=names)],
         exception_handlers={HTTPException: _refusal, KdtrainError: _failure, Exception: _failure},
     )
 
 
 @dataclass(frozen=True)
 class _Service:
-    """The endpoints that ask models."""
+    """The endpoints of the models."""
 
     model: OnnxModel
     teacher: OnnxModel | None
     limits: Limits
     threads: anyio.CapacityLimiter
-
-    @functools.cached_property
-    def _buckets(self) -> TokenBuckets:
-        return TokenBuckets(self.limits.rate)
+    rate_limit: RateLimit
 
     async def model_card(self, request: Request) -> Response:
-        """What the models are, and whether a drawing can be an image for them."""
+        """Responds with the models' cards, and whether they classify drawn digits."""
         card = self.model.card
         answer = _about(self.model) | {
             "drawing": shows_ink(card.dataset, card.image_shape) and all(map(str.isdecimal, card.classes)),
@@ -100,17 +100,23 @@ class _Service:
         return JSONResponse(answer)
 
     async def predict(self, request: Request) -> Response:
-        """The models' probabilities for the image in the body, or for several."""
-        self._buckets.check(request)
-        kind, temperature = questions.content_type(request), questions.temperature(request)
+        """Responds with the models' probabilities for the images in the body."""
+        wait = self.rate_limit.wait(request.client.host if request.client is not None else "")
+        if wait > 0:
+            raise HTTPException(
+                429,
+                f"too many requests: {self.limits.rate:g} per second are allowed; try again in {wait:.1f} s.",
+                {"Retry-After": str(math.ceil(wait))},
+            )
+        kind, temperature = content_type(request), temperature_in(request)
         body = await read_body(request, self.limits)
         answer = functools.partial(self._answer, kind, body, temperature, "pixels" in request.query_params)
         content = await anyio.to_thread.run_sync(answer, limiter=self.threads)
         return Response(content, media_type="application/json")
 
     def _answer(self, kind: str, body: bytes, temperature: float, with_pixels: bool) -> str:
-        """Returns the JSON to answer with; all that takes time is in here."""
-        images = questions.images(kind, body, self.model.card)
+        """Returns the JSON of the response. Runs in a thread: decoding and computing would block the loop."""
+        images = images_in(kind, body, self.model.card)
         answer = _predictions(self.model, images, temperature) | {"classes": self.model.card.classes}
         if self.teacher is not None:
             answer["teacher"] = _predictions(self.teacher, images, temperature)
@@ -125,8 +131,8 @@ def _predictions(model: OnnxModel, images: npt.NDArray[Any], temperature: float)
         "predictions": [
             {
                 "class": model.card.classes[int(np.argmax(logits))],
-                "probabilities": probabilities(logits, 1.0).tolist(),
-                "softened": probabilities(logits, temperature).tolist(),
+                "probabilities": tempered_softmax(logits, 1.0).tolist(),
+                "softened": tempered_softmax(logits, temperature).tolist(),
                 "temperature": temperature,
             }
             for logits in model.logits(images)
@@ -150,27 +156,31 @@ async def _healthz(request: Request) -> Response:
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
-    """Answers a request that cannot be answered otherwise."""
+    """Responds to a request that is refused: status 4xx."""
     assert isinstance(error, HTTPException)
-    path, sentence = request.url.path, error.detail
+    path, message = request.url.path, error.detail
     if error.status_code == 404:
-        sentence = f"there is no {path}; there are: /, /predict, /model, /healthz."
+        message = f"there is no {path}; there are: /, /predict, /model, /healthz."
     elif error.status_code == 405:
-        sentence = f"{path} does not take {request.method}, but {(error.headers or {}).get('Allow', '')}."
-    return JSONResponse({"error": sentence}, error.status_code, error.headers)
+        message = f"{path} does not take {request.method}, but {(error.headers or {}).get('Allow', '')}."
+    return JSONResponse({"error": message}, error.status_code, error.headers)
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    """Answers where we are at fault, and tells who started the service."""
+    """Responds with status 500 to a request on which the service fails, and logs the error."""
     logger.error(f"kdtrain: {request.method} {request.url.path} failed: {error_text(error)}")
     return JSONResponse({"error": f"the service failed: {error_text(error)}"}, 500)
 
 
-class _Guard:
-    """Refuses requests by unknown names, and sends the headers that bind browsers.
+class _HostCheck:
+    """Middleware that refuses requests for unknown host names, and adds security headers to responses.
 
-    A stranger's page may give its own name our address (DNS rebinding); a browser then takes us for
-    that page's server, and lets it ask us. It cannot do that with an address, or with localhost.
+    An attacker's page can give its own host name this service's address (DNS rebinding). A browser then
+    takes the service for that page's server, and lets the page read responses. The Host header still has
+    the attacker's name; with an IP address or localhost in it, the attack is impossible.
+
+    Starlette's ``TrustedHostMiddleware`` is not used: it splits the header at the first colon, which breaks
+    IPv6 addresses, and it has no pattern for "any IP address".
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
@@ -180,16 +190,16 @@ class _Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                ours = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-                message["headers"] = [*message["headers"], *ours]
+                added = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         app = self._app
-        if scope["type"] == "http" and not self._knows(Request(scope).headers.get("host", "")):
-            app = JSONResponse({"error": "this service is not known by the name in the Host header."}, 400)
+        if scope["type"] == "http" and not self._is_allowed(Request(scope).headers.get("host", "")):
+            app = JSONResponse({"error": _WRONG_HOST}, 400)
         await app(scope, receive, send_with_headers)
 
-    def _knows(self, host: str) -> bool:
+    def _is_allowed(self, host: str) -> bool:
         try:
             name = urllib.parse.urlsplit(f"//{host}").hostname or ""
         except ValueError:

@@ -1,4 +1,4 @@
-"""Connections that keep the service waiting are closed: uvicorn itself waits for a request for ever."""
+"""uvicorn's connections with a time limit for requests: without one, uvicorn waits for ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import OrderedDict
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_MOST_WAITING = 200  # connections without a whole request; one more closes the one that waits longest
+_MOST_WAITING = 200  # connections without a complete head; one more closes the oldest of them
 _BODY = json.dumps({"error": "the request had not arrived in time."}).encode()
 _TOO_SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -18,11 +18,14 @@ _TOO_SLOW = (
 
 
 def connections(seconds: float) -> type[H11Protocol]:
-    """Returns what uvicorn takes as ``http``: connections that have so many seconds to send a request.
+    """Returns a connection class for uvicorn's ``http`` setting, with a time limit for a request's head.
 
-    The time runs from the first moment, and after an answer from the next byte on, until the head of a
-    request is there. (A body has a limit of its own, ``limits.read_body``; between two requests that share
-    a connection, uvicorn closes it after five seconds without a byte.)
+    The time starts when a client connects; after a response, it starts with the next byte. It ends when the
+    head is complete. A body has its own limit, ``limits.read_body``. Between two requests on a connection,
+    uvicorn closes it after five seconds without a byte.
+
+    Args:
+        seconds: the time limit.
     """
     waiting: OrderedDict[Connection, asyncio.TimerHandle] = OrderedDict()
 
@@ -45,7 +48,7 @@ def connections(seconds: float) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def _wait(self) -> None:
-            """Lets the time begin, unless it runs already."""
+            """Starts the timer unless it runs already."""
             if self in waiting or self.transport.is_closing():
                 return
             waiting[self] = self.loop.call_later(seconds, self._give_up)
@@ -59,7 +62,9 @@ def connections(seconds: float) -> type[H11Protocol]:
 
         def _give_up(self) -> None:
             self._stop_waiting()
-            if self.conn.our_state is h11.IDLE:  # no answer is under way, nor what is left of a body
+            if (
+                self.conn.our_state is h11.IDLE
+            ):  # no response is being sent, and no rest of a body is expected
                 self.transport.write(_TOO_SLOW)
             self.transport.close()
 

@@ -1,30 +1,29 @@
-"""What one client may ask of the service: how often, how much at a time, and how slowly."""
+"""Limits of the service per client: rate of predictions, size of a body, time that a body may take."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-_CLIENTS = 10_000  # that are remembered before those are forgotten that have been quiet
-_CLOSE = {"Connection": "close"}  # what is still to come of a body is not read
-_REASON = 10  # times the longest body
+_MOST_CLIENTS = 10_000  # from this number on, those that are idle are dropped
+_CLOSE = {"Connection": "close"}  # the rest of a body is not read
+_DRAINED = 10  # times the longest body
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the service.
+    """Limits of the service.
 
     Attributes:
-        rate: predictions per second for each client; twice as many may come at once.
+        rate: predictions per second for each client; twice as many may arrive at once.
         body: the longest body in bytes.
-        head: seconds that the head of a request may take to arrive.
-        seconds: how long a body may take to arrive.
+        head: seconds in which the head of a request must arrive.
+        seconds: seconds in which a body must arrive.
     """
 
     rate: float = 30.0
@@ -33,59 +32,48 @@ class Limits:
     seconds: float = 15.0
 
 
-@dataclass
-class TokenBuckets:
-    """One bucket for each client: a request takes a token, and ``rate`` tokens come back each second.
+class RateLimit:
+    """A limit of requests per client: the generic cell rate algorithm (ITU-T I.371, annex A).
 
-    Attributes:
-        rate: tokens per second; a full bucket holds twice as many, but at least one.
-        clock: seconds, from anywhere on.
+    Each request moves its client's theoretical arrival time ``1 / rate`` seconds ahead, counted from now if
+    it lies in the past. A request that would move it more than two seconds ahead of now is refused. So
+    ``2 * rate`` requests may arrive at once, and one always may.
+
+    Args:
+        rate: requests per second.
+        clock: the time in seconds, from any origin.
     """
 
-    rate: float
-    clock: Callable[[], float] = time.monotonic
-    _full_at: dict[str, float] = field(default_factory=dict)  # when each client's bucket is full again
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval, self._clock = 1 / rate, clock
+        self._arrivals: dict[str, float] = {}  # theoretical arrival time by client
 
-    def take(self, client: str) -> float:
-        """Takes a token; returns 0, or in how many seconds there will be one."""
-        now = self.clock()
-        if len(self._full_at) >= _CLIENTS:
-            self._full_at = {name: at for name, at in self._full_at.items() if at > now}
-        full_at = max(self._full_at.get(client, now), now) + 1 / self.rate
-        wait = full_at - now - max(2.0, 1 / self.rate)
+    def wait(self, client: str) -> float:
+        """Counts a request of a client; returns 0, or the seconds after which it will be admitted."""
+        now = self._clock()
+        if len(self._arrivals) >= _MOST_CLIENTS:
+            self._arrivals = {name: arrival for name, arrival in self._arrivals.items() if arrival > now}
+        arrival = max(self._arrivals.get(client, now), now) + self._interval
+        wait = arrival - now - max(2.0, self._interval)
         if wait > 1e-9:
             return wait
-        self._full_at[client] = full_at
+        self._arrivals[client] = arrival
         return 0.0
-
-    def check(self, request: Request) -> None:
-        """Takes a token for the client of a request.
-
-        Raises:
-            HTTPException: 429, there is none.
-        """
-        wait = self.take(request.client.host if request.client is not None else "")
-        if wait > 0:
-            raise HTTPException(
-                429,
-                f"too many requests: {self.rate:g} per second are allowed; try again in {wait:.1f} s.",
-                {"Retry-After": str(math.ceil(wait))},
-            )
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
     """Returns the body of a request.
 
-    Of one that is too long the rest is read and thrown away, within reason: most clients look for an
-    answer only when they have sent everything. Those that wait to be told to go on are not.
+    An oversized body is drained, up to 10 times the limit, because most clients read the response only
+    after sending. ``Expect: 100-continue`` clients are refused at once.
 
     Raises:
-        HTTPException: 413, it is too long; 408, it is too slow; 400, the client has gone.
+        HTTPException: 413, it is too long; 408, it is too slow; 400, the client has disconnected.
     """
     too_long = HTTPException(413, f"the body is longer than {limits.body:,} bytes.", _CLOSE)
-    announced = int(request.headers.get("content-length", "0"))  # a number, or it would not be HTTP
+    announced = int(request.headers.get("content-length", "0"))  # h11 refuses what is not a number
     waits = request.headers.get("expect", "").lower() == "100-continue"
-    if announced > (limits.body if waits else _REASON * limits.body):
+    if announced > (limits.body if waits else _DRAINED * limits.body):
         raise too_long
 
     async def read() -> bytes:
@@ -94,7 +82,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
             length += len(part)
             if length <= limits.body:
                 body += part
-            elif length > _REASON * limits.body:
+            elif length > _DRAINED * limits.body:
                 break
         if length > limits.body:
             raise too_long
@@ -103,7 +91,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     try:
         return await asyncio.wait_for(read(), limits.seconds)
     except ClientDisconnect as error:
-        raise HTTPException(400, "the body is not complete.", _CLOSE) from error  # nobody will read it
+        raise HTTPException(400, "the body is not complete.", _CLOSE) from error
     except asyncio.TimeoutError as error:
-        sentence = f"the body had not arrived after {limits.seconds:g} seconds."
-        raise HTTPException(408, sentence, _CLOSE) from error
+        raise HTTPException(
+            408, f"the body had not arrived after {limits.seconds:g} seconds.", _CLOSE
+        ) from error

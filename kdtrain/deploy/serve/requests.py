@@ -1,4 +1,4 @@
-"""What a request asks: the images in its body, and the temperature."""
+"""The parsing of prediction requests: the images in the body, and the temperature."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kdtrain.errors import DataError
 from kdtrain.store.card import ModelCard
 
 TEMPERATURE = 4.0
-"""What is softened with unless a request says otherwise: the default of ``kdtrain fit``."""
+"""Temperature of requests without one: the default of ``kdtrain fit``."""
 
-_MOST = 1000.0
+_LOWEST, _HIGHEST = 0.01, 1000.0  # temperatures
 
 
 def content_type(request: Request) -> str:
-    """Returns the kind of a request's body: ``application/json``, or another one for a picture.
+    """Returns the media type of a request's body: ``application/json``, or another one for an image.
 
-    A page from elsewhere cannot send any of these without the browser's asking us first.
+    A page of another origin cannot send these types without a CORS preflight, which the service refuses.
 
     Raises:
         HTTPException: 415, it is neither.
@@ -32,38 +32,38 @@ def content_type(request: Request) -> str:
     if kind not in ("application/json", "application/octet-stream") and not kind.startswith("image/"):
         raise HTTPException(
             415,
-            "send the bytes of a picture with Content-Type: image/png (or image/jpeg and so on), "
+            "send the bytes of an image file with Content-Type: image/png (or image/jpeg and so on), "
             'or {"pixels": ...} with Content-Type: application/json.',
         )
     return kind
 
 
-def temperature(request: Request) -> float:
-    """Returns the temperature that a request names, or the usual one.
+def temperature_in(request: Request) -> float:
+    """Returns a request's temperature, or the default.
 
     Raises:
-        HTTPException: 422, it is not a number that can be used.
+        HTTPException: 422, it is not a number from 0.01 to 1000.
     """
     text = request.query_params.get("temperature", str(TEMPERATURE))
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.01 <= value <= _MOST:
-        raise HTTPException(422, f"the temperature must be a number from 0.01 to {_MOST:g}.")
+    if not _LOWEST <= value <= _HIGHEST:
+        raise HTTPException(422, f"the temperature must be a number from {_LOWEST:g} to {_HIGHEST:g}.")
     return value
 
 
-def images(kind: str, body: bytes, card: ModelCard) -> npt.NDArray[Any]:
-    """Returns the images in a body, (N, C, H, W), of values from 0 to 255.
+def images_in(kind: str, body: bytes, card: ModelCard) -> npt.NDArray[Any]:
+    """Returns the images in a body, (N, C, H, W) uint8 or float32, pixels 0..255.
 
     Args:
-        kind: what ``content_type`` has returned.
-        body: a picture, or JSON.
-        card: of the model that will be asked.
+        kind: the media type that ``content_type`` has returned.
+        body: an image file, or JSON.
+        card: the model's card.
 
     Raises:
-        HTTPException: 400, it is no JSON; 422, what it holds cannot be used.
+        HTTPException: 400, the body is not JSON; 422, its content is not images for this model.
     """
     if kind == "application/json":
         return _pixels(body, card.image_shape)
@@ -74,31 +74,34 @@ def images(kind: str, body: bytes, card: ModelCard) -> npt.NDArray[Any]:
 
 
 def _pixels(body: bytes, shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
-    """Returns what stands under ``pixels``: one image or a list of them; one channel needs no brackets."""
+    """Returns the images under the key ``pixels``, (N, C, H, W) float32.
+
+    The value is an image or a list of images, as nested lists. A single channel may lack its own brackets.
+    """
     try:
-        content = json.loads(body, parse_constant=_refuse)
+        content = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is not JSON: {error}.") from error
     channels, height, width = shape
-    wanted = f"[{channels}][{height}][{width}]"
+    expected = f"[{channels}][{height}][{width}]"
     if not isinstance(content, dict) or "pixels" not in content:
-        raise HTTPException(422, f'the body must be {{"pixels": ...}}, with the values of {wanted} in it.')
+        raise HTTPException(422, f'the body must be {{"pixels": ...}}, with values of shape {expected}.')
     try:
         values = np.array(content["pixels"], dtype=np.float64)
     except (ValueError, TypeError, OverflowError) as error:
-        sentence = "the pixels must be nested lists of numbers, all of the same length."
-        raise HTTPException(422, sentence) from error
+        message = "the pixels must be nested lists of numbers, all of the same length."
+        raise HTTPException(422, message) from error
     if values.shape == shape:
         values = values[np.newaxis]
     elif channels == 1 and values.shape[-2:] == (height, width) and values.ndim <= 3:
         values = values.reshape(-1, *shape)
     if values.shape[1:] != shape or not len(values):
         shown = "".join(f"[{length}]" for length in values.shape) or "a single value"
-        raise HTTPException(422, f"the pixels must be {wanted}, or several of them; these are {shown}.")
+        raise HTTPException(422, f"the pixels must be {expected}, or several of them; these are {shown}.")
     if not ((values >= 0) & (values <= 255)).all():
         raise HTTPException(422, "the pixels must be from 0 to 255.")
     return values.astype(np.float32)
 
 
-def _refuse(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")

@@ -1,4 +1,4 @@
-"""What the tests of the service share: exported models, and a service in a process of its own."""
+"""Fixtures of the service's tests: exported models, and a service in a process of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PNG = {"Content-Type": "image/png"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: the status, the headers, and the JSON in the body."""
+    """A response: the status, the headers, and the JSON in the body."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Service:
-    """A service that runs."""
+    """A running service."""
 
     port: int
     process: subprocess.Popen[str]
@@ -71,7 +71,7 @@ Serve = Callable[..., AbstractContextManager[Service]]
 
 @contextmanager
 def serve(*words: str | Path) -> Iterator[Service]:
-    """Runs ``kdtrain serve`` with the words, on a port that is free; kills what has not ended by itself."""
+    """Runs ``kdtrain serve`` on a free port; kills it at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kdtrain", "serve", *map(str, words), "--port", "0"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -106,7 +106,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, make_load
 
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of coloured pictures, with its first weights."""
+    """An untrained model of colour images."""
     path = tmp_path_factory.mktemp("pets") / "pets.safetensors"
     flow.manual_seed(0)
     shape, classes = (3, 16, 12), ("cat", "dog", "a rather long-haired guinea pig")
@@ -124,7 +124,7 @@ def export(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def service(exported: Path) -> Iterator[Service]:
-    """A service of both models, which takes as many requests as a test may have."""
+    """A service of both models, practically without a limit of the rate."""
     words = ("--teacher", exported / "teacher.onnx", "--rate", "100000")
     with serve(exported / "student.onnx", *words) as running:
         yield running
@@ -132,7 +132,7 @@ def service(exported: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def pet_service(pets: Path) -> Iterator[Service]:
-    """A service of coloured pictures, without a teacher."""
+    """A service of colour images, without a teacher."""
     with serve(pets) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""What the service answers: the models' own probabilities, or which of the rules a request has broken."""
+"""Responses of the service: the models' probabilities, or a status and the reason of a refusal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdtrain.deploy.onnx_model import OnnxModel
 from tests.deploy.serve.conftest import JSON, PNG, Service, as_json, encoded
 
 
-def test_picture_is_answered_as_infer_answers_it(
+def test_predictions_for_an_image_file_are_those_of_infer(
     service: Service, exported: Path, photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "7.png").write_bytes(encoded(photo))
@@ -31,9 +31,9 @@ def test_picture_is_answered_as_infer_answers_it(
         (expected,) = json.loads(capsys.readouterr().out)
         answer = service.ask("/predict?temperature=3", encoded(photo), PNG)
         assert answer.status == 200
-        found = answer.content if name == "student" else answer.content["teacher"]
-        assert found["model"] == name
-        (prediction,) = found["predictions"]
+        entry = answer.content if name == "student" else answer.content["teacher"]
+        assert entry["model"] == name
+        (prediction,) = entry["predictions"]
         assert prediction["class"] == expected["prediction"] == "7"
         assert prediction["temperature"] == 3
         assert answer.content["classes"] == list(expected["probabilities"])
@@ -42,7 +42,7 @@ def test_picture_is_answered_as_infer_answers_it(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_pictures_of_every_kind_are_prepared_in_the_one_way(
+def test_image_files_of_every_format_are_prepared_alike(
     service: Service, photo: Image.Image, kind: str
 ) -> None:
     content = encoded(photo, kind)
@@ -52,14 +52,14 @@ def test_pictures_of_every_kind_are_prepared_in_the_one_way(
     assert answer["predictions"][0]["class"] == "7"
 
 
-def test_pixels_are_answered_with_the_models_softmax(
+def test_probabilities_are_the_softmax_of_the_logits(
     service: Service, exported: Path, mnist: Dataset
 ) -> None:
     images = mnist.test.images[:20]
     answer = service.ask("/predict?temperature=2.5", as_json(images), JSON).content
-    for name, found in (("student", answer), ("teacher", answer["teacher"])):
+    for name, entry in (("student", answer), ("teacher", answer["teacher"])):
         logits = OnnxModel.load(exported / f"{name}.onnx").logits(images).astype(np.float64)
-        for row, prediction in zip(logits, found["predictions"], strict=True):
+        for row, prediction in zip(logits, entry["predictions"], strict=True):
             assert prediction["probabilities"] == pytest.approx(softmax(row), rel=1e-4)
             assert prediction["softened"] == pytest.approx(softmax(row / 2.5), rel=1e-4)
             assert prediction["class"] == str(row.argmax())
@@ -72,7 +72,8 @@ def test_pixels_are_answered_with_the_models_softmax(
 
 def test_one_image_may_come_without_brackets_around_it(service: Service, mnist: Dataset) -> None:
     image = mnist.test.images[3]
-    answers = [service.ask("/predict?pixels", as_json(one), JSON) for one in (image[0], image, image[None])]
+    shapes = (image[0], image, image[None])
+    answers = [service.ask("/predict?pixels", as_json(pixels), JSON) for pixels in shapes]
     assert all(answer.content == answers[0].content for answer in answers)
     again = service.ask("/predict?pixels", as_json(np.array(answers[0].content["pixels"])), JSON)
     assert again.content == answers[0].content
@@ -80,7 +81,7 @@ def test_one_image_may_come_without_brackets_around_it(service: Service, mnist: 
     assert len(two["predictions"]) == 2
 
 
-def test_coloured_pictures_are_not_searched_for_ink(pet_service: Service, photo: Image.Image) -> None:
+def test_colour_images_are_not_cropped_to_ink(pet_service: Service, photo: Image.Image) -> None:
     answer = pet_service.ask("/predict?pixels", encoded(photo), PNG).content
     assert answer["pixels"] == [model_input(encoded(photo), "folder:pets", (3, 16, 12)).tolist()]
     assert "teacher" not in answer
@@ -98,62 +99,61 @@ def test_model_is_described(service: Service) -> None:
 
 
 def bomb() -> bytes:
-    """A few kilobytes that would be 100 million pixels."""
+    """Returns an image file of a few kilobytes with 100 million pixels."""
     return encoded(Image.new("1", (10_000, 10_000)))
 
 
 DIGIT: list[list[float]] = [[0.0] * 28] * 28
 REFUSED: dict[str, tuple[int, Any, dict[str, str], str]] = {
-    "no JSON": (400, b'{"pixels": [1,', JSON, "the body is not JSON: "),
-    "not UTF-8": (400, b'{"pixels\xff": 1}', JSON, "the body is not JSON: "),
-    "deep JSON": (400, b"[" * 100_000, JSON, "the body is not JSON: "),
-    "not a number": (400, b'{"pixels": [NaN]}', JSON, "the body is not JSON: NaN is not a number"),
-    "no pixels": (422, b"[]", JSON, 'the body must be {"pixels": ...}'),
-    "one value": (422, b'{"pixels": 1}', JSON, "must be [1][28][28], or several of them; these are a single"),
-    "another size": (422, as_json(np.zeros((1, 27, 28))), JSON, "these are [1][27][28]."),
-    "no image": (422, b'{"pixels": []}', JSON, "these are [0]."),
-    "ragged": (422, b'{"pixels": [[1, 2], [3]]}', JSON, "nested lists of numbers, all of the same length."),
-    "words": (422, b'{"pixels": ["seven"]}', JSON, "nested lists of numbers"),
-    "huge": (422, b'{"pixels": [1' + b"0" * 400 + b"]}", JSON, "nested lists of numbers"),
-    "too bright": (422, json.dumps({"pixels": [[256.0] * 28] * 28}).encode(), JSON, "from 0 to 255."),
-    "no picture": (422, b"seven", PNG, "the file is not an image in a format that can be read (PNG, "),
-    "half a picture": (422, encoded(Image.new("L", (99, 99)))[:-30], PNG, "the file cannot be read"),
-    "blank": (422, encoded(Image.new("L", (99, 99), 200)), PNG, "no digit found"),
-    "bomb": (422, bomb(), PNG, "the file has more than 50 megapixels; scale or crop it first."),
+    "no JSON": (400, b'{"pixels": [1,', JSON, "JSON"),
+    "not UTF-8": (400, b'{"pixels\xff": 1}', JSON, "JSON"),
+    "deep JSON": (400, b"[" * 100_000, JSON, "JSON"),
+    "not a number": (400, b'{"pixels": [NaN]}', JSON, "NaN"),
+    "no pixels": (422, b"[]", JSON, '{"pixels": ...}'),
+    "one value": (422, b'{"pixels": 1}', JSON, "[1][28][28]"),
+    "another size": (422, as_json(np.zeros((1, 27, 28))), JSON, "[1][27][28]"),
+    "no image": (422, b'{"pixels": []}', JSON, "[0]"),
+    "ragged": (422, b'{"pixels": [[1, 2], [3]]}', JSON, "length"),
+    "words": (422, b'{"pixels": ["seven"]}', JSON, "numbers"),
+    "huge": (422, b'{"pixels": [1' + b"0" * 400 + b"]}", JSON, "numbers"),
+    "too bright": (422, json.dumps({"pixels": [[256.0] * 28] * 28}).encode(), JSON, "0 to 255"),
+    "no image file": (422, b"seven", PNG, "PNG"),
+    "half an image file": (422, encoded(Image.new("L", (99, 99)))[:-30], PNG, "cannot be read"),
+    "blank": (422, encoded(Image.new("L", (99, 99), 200)), PNG, "digit"),
+    "bomb": (422, bomb(), PNG, "50 megapixels"),
     "a form": (415, b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, "Content-Type: image/png"),
     "no type": (415, b"seven", {}, "Content-Type: image/png"),
-    "too long": (413, bytes(10_000_001), PNG, "the body is longer than 10,000,000 bytes."),
+    "too long": (413, bytes(10_000_001), PNG, "10,000,000"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_request_that_cannot_be_answered_is_told_why(service: Service, case: str) -> None:
-    status, body, headers, sentence = REFUSED[case]
+def test_refused_request_gets_a_status_and_a_reason(service: Service, case: str) -> None:
+    status, body, headers, named = REFUSED[case]
     answer = service.ask("/predict", body, headers)
     assert answer.status == status
     assert set(answer.content) == {"error"}
-    assert sentence in answer.content["error"]
-    assert answer.content["error"].endswith(".")
+    assert named in answer.content["error"]
 
 
 @pytest.mark.parametrize("temperature", ["0", "-1", "nan", "inf", "1e9", "warm", ""])
-def test_temperature_must_be_one(service: Service, temperature: str) -> None:
+def test_temperature_out_of_range_is_refused(service: Service, temperature: str) -> None:
     answer = service.ask(f"/predict?temperature={temperature}", as_json(np.array(DIGIT)), JSON)
     assert answer.status == 422
-    assert answer.content == {"error": "the temperature must be a number from 0.01 to 1000."}
+    assert "0.01 to 1000" in answer.content["error"]
 
 
 def test_other_paths_and_methods_are_refused(service: Service) -> None:
     absent = service.ask("/pictures")
-    assert (absent.status, absent.content["error"]) == (
-        404,
-        "there is no /pictures; there are: /, /predict, /model, /healthz.",
-    )
+    assert absent.status == 404
+    for path in ("/pictures", "/predict", "/model", "/healthz"):
+        assert path in absent.content["error"]
     for path, method, allowed in (("/predict", "GET", "POST"), ("/model", "DELETE", "GET, HEAD")):
         refused = service.ask(path, method=method)
         assert refused.status == 405
         assert set(refused.headers["Allow"].split(", ")) == set(allowed.split(", "))
-        assert refused.content["error"].startswith(f"{path} does not take {method}, but ")
+        assert path in refused.content["error"]
+        assert method in refused.content["error"]
     assert service.ask("/../cli/serve.py").status == 404
 
 
@@ -163,13 +163,13 @@ def test_addresses_and_own_names_are_served(service: Service, host: str) -> None
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::1"])
-def test_page_of_a_stranger_cannot_take_our_place(service: Service, host: str) -> None:
+def test_requests_for_other_host_names_are_refused(service: Service, host: str) -> None:
     answer = service.ask("/model", headers={"Host": host})
     assert answer.status == 400
-    assert answer.content == {"error": "this service is not known by the name in the Host header."}
+    assert "Host" in answer.content["error"]
 
 
-def test_browsers_are_told_to_load_nothing_from_elsewhere(service: Service) -> None:
+def test_responses_have_security_headers(service: Service) -> None:
     for path, status in (("/healthz", 200), ("/nothing", 404)):
         answer = service.ask(path)
         assert answer.status == status
@@ -182,13 +182,13 @@ def test_oneflow_is_not_in_the_process(service: Service, photo: Image.Image) -> 
     assert service.ask("/predict", encoded(photo), PNG).status == 200
     pid = service.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    service_maps, *others = (Path(f"/proc/{each}/maps").read_text() for each in (pid, *children))
-    assert "onnxruntime" not in service_maps, "strangers' files are for processes with limits"
-    assert ["onnxruntime" in maps for maps in others] == [True, True]
-    assert not any("oneflow" in maps for maps in (service_maps, *others))
+    service_maps, *child_maps = (Path(f"/proc/{process}/maps").read_text() for process in (pid, *children))
+    assert "onnxruntime" not in service_maps, "untrusted files are computed by processes with limits"
+    assert ["onnxruntime" in maps for maps in child_maps] == [True, True]
+    assert not any("oneflow" in maps for maps in (service_maps, *child_maps))
 
 
-def test_what_is_no_http_does_no_harm(service: Service) -> None:
+def test_bytes_that_are_not_http_are_refused(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
         connection.sendall(b"\x16\x03\x01 this is no request\r\n\r\n")
         response = http.client.HTTPResponse(connection)

@@ -1,4 +1,4 @@
-"""``kdtrain serve`` itself: how it begins, what it refuses, and how it ends."""
+"""``kdtrain serve`` as a command: its start, its refusals and its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.deploy.serve.conftest import PNG, Service, encoded, serve
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
-    """Returns what the command says, in one line, when it cannot begin; it runs in this process."""
+    """Runs the command in this process; returns the one line on stderr with which it fails."""
 
     def refused(*words: str | Path, code: int) -> str:
         assert main(["serve", *map(str, words)]) == code
@@ -36,18 +36,14 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
     signal.signal(signal.SIGTERM, handler)
 
 
-def test_port_that_is_taken_is_one_sentence(
-    exported: Path, service: Service, refused: Callable[..., str]
-) -> None:
-    said = refused(exported / "student.onnx", "--port", str(service.port), code=1)
-    assert said == (
-        f"kdtrain: cannot listen on 127.0.0.1, port {service.port}: Address already in use. "
-        "Choose others with --host and --port."
-    )
+def test_port_in_use_is_named(exported: Path, service: Service, refused: Callable[..., str]) -> None:
+    line = refused(exported / "student.onnx", "--port", str(service.port), code=1)
+    for word in ("127.0.0.1", str(service.port), "Address already in use", "--host", "--port"):
+        assert word in line
 
 
 def test_a_file_of_another_kind_is_one_line(exported: Path, tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
-    """onnx warns of such files as well, which a process of its own would show."""
+    """Runs in a process of its own: onnx logs a warning about such files, which must not be printed."""
     wrong = tmp_path / "wrong.onnx"
     wrong.write_bytes((exported / "student.safetensors").read_bytes())
     finished = run_kdtrain("serve", wrong, cwd=tmp_path)
@@ -57,60 +53,54 @@ def test_a_file_of_another_kind_is_one_line(exported: Path, tmp_path: Path, run_
 
 def test_what_cannot_be_served_is_named(exported: Path, pets: Path, refused: Callable[..., str]) -> None:
     student = exported / "student.onnx"
-    for words, code, said in (
-        ((exported / "absent.onnx",), 1, f"there is no model {exported}/absent.onnx."),
-        ((student, "--teacher", pets), 1, f"{pets} has other images than {student}."),
-        (
-            (exported / "student.safetensors",),
-            2,
-            f"export {exported}/student.safetensors`, then serve {student}",
-        ),
-        (
-            (student, "--teacher", exported / "teacher.safetensors"),
-            2,
-            f"export {exported}/teacher.safetensors`",
-        ),
-        ((student, "--port", "65536"), 2, "--port is 65536: it must be from 0 (any that is free) to 65535."),
-        ((student, "--rate", "0"), 2, "--rate is 0.0: it must be above 0, and at most 1,000,000."),
-        ((student, "--max-body", "nan"), 2, "--max-body is nan: it must be above 0, and at most 1,000."),
-        ((student, "--host", "nowhere.invalid"), 2, "--host nowhere.invalid is no address or name of this"),
+    checkpoint, teacher = exported / "student.safetensors", exported / "teacher.safetensors"
+    for arguments, code, named in (
+        ((exported / "absent.onnx",), 1, f"{exported}/absent.onnx"),
+        ((student, "--teacher", pets), 1, f"{pets} has other images than {student}"),
+        ((checkpoint,), 2, f"`kdtrain export {checkpoint}`, then serve {student}"),
+        ((student, "--teacher", teacher), 2, f"`kdtrain export {teacher}`"),
+        ((student, "--port", "65536"), 2, "--port is 65536"),
+        ((student, "--rate", "0"), 2, "--rate is 0.0"),
+        ((student, "--max-body", "nan"), 2, "--max-body is nan"),
+        ((student, "--host", "nowhere.invalid"), 2, "--host nowhere.invalid"),
     ):
-        assert said in refused(*words, code=code)
+        assert named in refused(*arguments, code=code)
 
 
 def test_missing_packages_are_named_with_the_remedy(
     exported: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    said = refused(exported / "student.onnx", code=1)
-    assert "serving needs starlette and uvicorn, which are not installed" in said
-    assert said.endswith("install them with `pip install 'kdtrain[serve]'`.")
+    line = refused(exported / "student.onnx", code=1)
+    assert "uvicorn" in line
+    assert "`pip install 'kdtrain[serve]'`" in line
 
 
-def test_small_answers_are_sent_at_once() -> None:
-    """asyncio looks at the listener's protocol when it chooses so for a connection."""
+def test_small_responses_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY on a connection if the listener's protocol is TCP."""
     with _listen("localhost", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
-def test_stranger_network_is_warned_of(exported: Path) -> None:
+def test_listening_for_other_machines_is_warned_of(exported: Path) -> None:
     with serve(exported / "student.onnx", "--host", "0.0.0.0") as service:
         assert service.ask("/healthz").status == 200
         service.process.send_signal(signal.SIGINT)
-        _, said = service.process.communicate(timeout=20)
-    assert "kdtrain: warning: whoever can reach 0.0.0.0 can use this service" in said
+        _, err = service.process.communicate(timeout=20)
+    assert "kdtrain: warning: " in err
+    assert "0.0.0.0" in err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_it_once_it_has_answered(
+def test_signal_ends_it_after_the_requests_in_flight(
     exported: Path, photo: Image.Image, number: signal.Signals, code: int
 ) -> None:
-    """Under load: whoever is answered is answered in full, and soon nobody is."""
+    """Under load, every response that is sent is complete."""
     body = encoded(photo)
     answered: list[str] = []
 
     def ask_on(service: Service) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more
+        with contextlib.suppress(OSError):  # the service has closed its socket
             while True:
                 answer = service.ask("/predict", body, PNG)
                 assert answer.status == 200
@@ -124,12 +114,10 @@ def test_signal_ends_it_once_it_has_answered(
             client.result(timeout=60)
         assert len(answered) >= 16
         assert set(answered) == {"7"}
-        _, said = service.process.communicate(timeout=20)
+        _, err = service.process.communicate(timeout=20)
         assert service.process.returncode == code
-        assert said.splitlines() == [
-            "Ctrl-C ends it.",
-            "kdtrain: interrupted." if number == signal.SIGINT else "kdtrain: terminated.",
-        ]
+        last = "kdtrain: interrupted." if number == signal.SIGINT else "kdtrain: terminated."
+        assert err.splitlines() == ["Ctrl-C ends it.", last]
 
 
 def test_silent_connection_does_not_keep_it_from_ending(exported: Path) -> None:
@@ -138,6 +126,6 @@ def test_silent_connection_does_not_keep_it_from_ending(exported: Path) -> None:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n")
             connection.sendall(b"Content-Length: 100\r\n\r\nhalf")
             service.process.send_signal(signal.SIGTERM)
-            _, said = service.process.communicate(timeout=20)
+            _, err = service.process.communicate(timeout=20)
         assert service.process.returncode == 143
-        assert "Traceback" not in said
+        assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""What one client cannot do to the service, and what it can do to the others: nothing."""
+"""Limits for each client: rate, size and time of a body; and failures that affect no other client."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.deploy.serve.app import make_app
 from kdtrain.deploy.serve.connections import connections
-from kdtrain.deploy.serve.limits import Limits, TokenBuckets
-from kdtrain.deploy.serve.requests import images
+from kdtrain.deploy.serve.limits import Limits, RateLimit
+from kdtrain.deploy.serve.requests import images_in
 from kdtrain.store.card import ModelCard
 from tests.deploy.serve.conftest import JSON, Service, as_json, serve
 
@@ -34,7 +34,7 @@ CARD = ModelCard("student", "student_mlp", "mnist", (1, 3, 2), ("a", "b"), (0.5,
 
 @contextmanager
 def service_with(model: Path, limits: Limits) -> Iterator[int]:
-    """A service in a thread of this process, with limits that no flag sets; yields its port."""
+    """Runs a service in a thread of this process, with limits that no flag sets; yields its port."""
     app = make_app(OnnxModel.load(model), None, limits, threads=1)
     http = connections(limits.head)
     server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", ws="none", log_level="critical"))
@@ -50,7 +50,7 @@ def service_with(model: Path, limits: Limits) -> Iterator[int]:
 
 @contextmanager
 def begun(port: int, *head: str) -> Iterator[tuple[socket.socket, http.client.HTTPResponse]]:
-    """A request of which the head has been sent, and the answer to be."""
+    """Sends the head of a request; yields the connection and the response to come."""
     lines = ["POST /predict HTTP/1.1", "Host: localhost", "Content-Type: image/png", *head, "", ""]
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall("\r\n".join(lines).encode())
@@ -71,15 +71,15 @@ def test_fifty_at_once_are_all_answered(exported: Path, mnist: Dataset) -> None:
         assert found == [str(index) for index in expected]
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(exported: Path, mnist: Dataset) -> None:
+def test_rate_limit_responds_with_429_and_retry_after(exported: Path, mnist: Dataset) -> None:
     body = as_json(mnist.test.images[0])
     with serve(exported / "student.onnx", "--rate", "0.5") as service:
         assert service.ask("/predict", body, JSON).status == 200
         refused = service.ask("/predict", body, JSON)
         assert refused.status == 429
-        assert refused.content["error"].startswith("too many requests: 0.5 per second are allowed; try again")
+        assert "0.5 per second" in refused.content["error"]
         other = service.ask("/predict", body, JSON | {"X-Forwarded-For": "192.0.2.7"})
-        assert other.status == 200, "a proxy on this machine asks for many clients"
+        assert other.status == 200, "a proxy on this machine forwards requests of many clients"
         assert service.ask("/healthz").status == 200
         time.sleep(int(refused.headers["Retry-After"]))
         assert service.ask("/predict", body, JSON).status == 200
@@ -91,32 +91,30 @@ def test_who_asks_too_often_is_told_when_to_come_back(exported: Path, mnist: Dat
 )
 def test_no_client_gets_more_than_its_rate(rate: float, pauses: list[float]) -> None:
     now = 0.0
-    buckets = TokenBuckets(rate, clock=lambda: now)
-    taken: list[float] = []
+    limit = RateLimit(rate, clock=lambda: now)
+    admitted: list[float] = []
     for pause in pauses:
         now += pause
-        wait = buckets.take("a")
-        if wait == 0:
-            taken.append(now)
-            continue
-        assert 0 < wait <= 1 / rate + 1e-6
-        now += wait
-        assert buckets.take("a") == 0, "there is a token when it was said that there would be"
-        taken.append(now)
-    for first, begin in enumerate(taken):
-        for last in range(first, len(taken)):
-            at_most = max(2 * rate, 1) + rate * (taken[last] - begin)
-            assert last - first + 1 <= at_most + 1e-6
-    assert buckets.take("b") == 0, "each client has a bucket of its own"
+        wait = limit.wait("a")
+        if wait:
+            assert wait <= 1 / rate + 1e-6
+            now += wait
+            assert limit.wait("a") == 0, "a request is admitted after the time that was returned"
+        admitted.append(now)
+    for first, begin in enumerate(admitted):
+        for last in range(first, len(admitted)):
+            most = max(2 * rate, 1) + rate * (admitted[last] - begin)
+            assert last - first + 1 <= most + 1e-6
+    assert limit.wait("b") == 0, "each client has its own limit"
 
 
-def test_clients_that_have_been_quiet_are_forgotten() -> None:
+def test_idle_clients_take_no_memory() -> None:
     now = 0.0
-    buckets = TokenBuckets(1.0, clock=lambda: now)
+    limit = RateLimit(1.0, clock=lambda: now)
     for number in range(25_000):
         now += 0.01
-        buckets.take(f"client {number}")
-    assert len(buckets._full_at) <= 10_000
+        limit.wait(f"client {number}")
+    assert len(limit._arrivals) <= 10_000
 
 
 def test_body_is_refused_before_it_is_sent(service: Service) -> None:
@@ -127,14 +125,14 @@ def test_body_is_refused_before_it_is_sent(service: Service) -> None:
 
 
 def test_body_without_a_length_is_counted(exported: Path) -> None:
-    """Three times the limit: the client hears of it. Without end: it is cut off."""
+    """Of three times the limit, the client reads the response. An endless body is cut off."""
     with service_with(exported / "student.onnx", Limits(body=100_000)) as port:
         chunk = b"4000\r\n" + bytes(0x4000) + b"\r\n"
         with begun(port, "Transfer-Encoding: chunked") as (connection, response):
             connection.sendall(20 * chunk + b"0\r\n\r\n")
             response.begin()
             assert response.status == 413
-            assert json.loads(response.read()) == {"error": "the body is longer than 100,000 bytes."}
+            assert "100,000" in json.loads(response.read())["error"]
         with (
             begun(port, "Transfer-Encoding: chunked") as (connection, _),
             pytest.raises(OSError, match=r"Broken pipe|Connection reset"),
@@ -142,7 +140,7 @@ def test_body_without_a_length_is_counted(exported: Path) -> None:
             connection.sendall(10_000 * chunk)
 
 
-def test_slow_body_is_given_up_and_delays_nobody(exported: Path, mnist: Dataset) -> None:
+def test_slow_body_is_refused_and_delays_no_other_client(exported: Path, mnist: Dataset) -> None:
     with (
         service_with(exported / "student.onnx", Limits(seconds=1.5)) as port,
         begun(port, "Content-Length: 1000") as (connection, response),
@@ -157,10 +155,10 @@ def test_slow_body_is_given_up_and_delays_nobody(exported: Path, mnist: Dataset)
         response.begin()
         assert time.monotonic() - began >= 1.4
         assert (response.status, response.headers["Connection"]) == (408, "close")
-        assert json.loads(response.read()) == {"error": "the body had not arrived after 1.5 seconds."}
+        assert "1.5 seconds" in json.loads(response.read())["error"]
 
 
-def test_client_that_leaves_is_no_failure(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_client_that_disconnects_is_not_logged(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with service_with(exported / "student.onnx", Limits()) as port:
         with begun(port, "Content-Length: 1000") as (connection, _):
             connection.sendall(b"half")
@@ -168,10 +166,10 @@ def test_client_that_leaves_is_no_failure(exported: Path, capfd: pytest.CaptureF
     assert capfd.readouterr().err == ""
 
 
-def test_network_that_answers_nonsense_is_our_fault(
-    exported: Path, mnist: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_logits_that_are_not_finite_are_a_failure_of_the_service(
+    exported: Path, mnist: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Weights that are no numbers: the answer is no HTML and no traceback."""
+    """The response is JSON, and the log has one line without a traceback."""
     import onnx
     from onnx import numpy_helper
 
@@ -185,11 +183,11 @@ def test_network_that_answers_nonsense_is_our_fault(
         connection.request("POST", "/predict", as_json(mnist.test.images[0]), JSON)
         response = connection.getresponse()
         assert response.status == 500
-        assert "outputs are not finite numbers" in json.loads(response.read())["error"]
+        assert "not finite" in json.loads(response.read())["error"]
         connection.close()
-    said = capfd.readouterr().err
-    assert said.startswith("kdtrain: POST /predict failed: ")
-    assert "Traceback" not in said
+    (record,) = caplog.records
+    assert "POST /predict" in record.getMessage()
+    assert record.exc_info is None
 
 
 VALUES = st.recursive(
@@ -203,14 +201,14 @@ VALUES = st.recursive(
 @given(st.one_of(VALUES, VALUES.map(lambda value: {"pixels": value})).map(json.dumps).map(str.encode))
 def test_any_json_gives_images_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(HTTPException):
-        found = images("application/json", body, CARD)
-        assert found.shape[1:] == CARD.image_shape
-        assert ((found >= 0) & (found <= 255)).all()
+        images = images_in("application/json", body, CARD)
+        assert images.shape[1:] == CARD.image_shape
+        assert ((images >= 0) & (images <= 255)).all()
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_give_images_or_a_refusal(body: bytes) -> None:
     for kind in ("application/json", "image/png"):
         with pytest.raises(HTTPException) as caught:
-            images(kind, body, CARD)
+            images_in(kind, body, CARD)
         assert caught.value.status_code in (400, 422)
