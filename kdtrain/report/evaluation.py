@@ -1,4 +1,4 @@
-"""Shows what a network gets right and wrong on a data set: figures and confusion matrix."""
+"""The report of a network's evaluation: figures and confusion matrix, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from rich.text import Text
 
 from kdtrain.metrics.evaluation import Evaluation
 
-# Wider than this, a confusion matrix no longer fits a terminal of 80 columns.
-_MATRIX_CLASSES = 10
+_MATRIX_CLASSES = 10  # a wider confusion matrix does not fit a terminal of 80 columns
 
 
 def evaluation_report(evaluation: Evaluation, classes: Sequence[str]) -> RenderableType:
-    """Returns a summary line and a table of the classes; up to 10 classes with the confusion matrix.
+    """Returns a summary line and a table with a row per class.
 
-    With more classes, each row names the class that it is mistaken for most often.
+    Up to 10 classes have the confusion matrix. With more, each row names the most frequent wrong prediction.
     """
     summary = Text(
         f"{100 * evaluation.accuracy:.2f} % accuracy, {evaluation.errors:,} errors in "
@@ -33,7 +32,7 @@ def evaluation_report(evaluation: Evaluation, classes: Sequence[str]) -> Rendera
 def _matrix_table(evaluation: Evaluation, classes: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.caption, table.caption_justify = "Rows: the truth. Columns: the prediction.", "left"
-    # Long names would not fit above columns of four digits: number both sides instead.
+    # Long names do not fit above columns of four digits: both sides are numbered instead.
     numbered = any(len(name) > 4 for name in classes)
     labels = [f"{number} {name}" if numbered else name for number, name in enumerate(classes)]
     table.add_column("truth", max_width=16, overflow="fold")
@@ -70,7 +69,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def to_json(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
-    """Returns plain values for ``json.dumps``, in full precision, units in the key names."""
+    """Returns plain values for ``json.dumps``, in full precision, with units in the key names."""
     return {
         "images": evaluation.images,
         "errors": evaluation.errors,

@@ -1,4 +1,4 @@
-"""The look that all pictures share, and the one way to save them."""
+"""The style of all figures: colours, lines, fonts; and the function that saves a figure as a PNG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HIGHLIGHT = "#0072B2"
 
 @dataclass(frozen=True)
 class Line:
-    """How one model's curve is drawn: told apart by colour, marker and dashes."""
+    """The style of a model's curve; models differ in colour, marker and dashes."""
 
     colour: str
     marker: str
@@ -30,7 +30,7 @@ class Line:
     face: str
 
 
-# Okabe and Ito's palette, which the common kinds of colour-blindness leave distinct.
+# Okabe and Ito's palette: its colours stay distinct under the common kinds of colour blindness.
 LINES = {
     "teacher": Line("#009E73", "s", "--", "#009E73"),
     "student_kd": Line("#0072B2", "o", "-", "#0072B2"),
@@ -59,14 +59,14 @@ _RC = {
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    # A class or a file may well be called "$1": names are text, not formulas.
+    # A class or a file may be called "$1": names are text, not formulas.
     "text.parse_math": False,
 }
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draws what is inside with matplotlib's defaults and ours, whatever the user's matplotlibrc says."""
+    """Applies matplotlib's defaults and this module's style inside the block, and no matplotlibrc."""
     with matplotlib.style.context(_RC, after_reset=True):
         yield
 
@@ -79,7 +79,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     buffer = io.BytesIO()
     with house_style(), warnings.catch_warnings():
-        # Names in a script that the font lacks come out as boxes: no reason to lose the picture.
+        # Characters that the font lacks are drawn as boxes; the warning about them is of no use.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     make_folder(path.parent)

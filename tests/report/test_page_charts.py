@@ -1,4 +1,4 @@
-"""What the charts, the confusions and the command of ``report.html`` are worked out from."""
+"""The charts, the confusions and the command of ``report.html``, computed from a comparison's figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def history(*errors: float) -> list[dict[str, float]]:
     return [{"epoch": epoch, "error": error} for epoch, error in enumerate(errors, 1)]
 
 
-def places(points: str) -> list[tuple[float, float]]:
+def positions(points: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (pair.split(",") for pair in points.split())]
 
 
@@ -37,93 +37,93 @@ def test_axis_keeps_order_and_bounds(first: float, second: float, log: bool, sha
         return
     axis = Axis(low, high, 200, 10, log)
     values = sorted(low + share * (high - low) for share in shares)
-    at = [axis.place(value) for value in values]
-    assert at == sorted(at, reverse=True)
-    assert all(10 <= place <= 200 for place in at)
+    placed = [axis.place(value) for value in values]
+    assert placed == sorted(placed, reverse=True)
+    assert all(10 <= position <= 200 for position in placed)
     assert (axis.place(low - 1e-3 * abs(low)), axis.place(high + 1)) == (200, 10)
 
 
 @given(numbers, numbers, st.booleans())
-def test_ticks_say_where_they_are(first: float, second: float, log: bool) -> None:
+def test_ticks_lie_at_the_values_of_their_texts(first: float, second: float, log: bool) -> None:
     low, high = sorted((abs(first), abs(second)) if log else (first, second))
     if high - low < 1e-3 * max(1.0, abs(high)) or (log and low < 1e-3):
         return
     axis = Axis(low, high, 0, 400, log)
     ticks = axis.ticks
     assert 1 <= len(ticks) <= 20
-    for place, text in ticks:
-        assert place == pytest.approx(axis.place(float(text)), abs=1.5)
+    for position, text in ticks:
+        assert position == pytest.approx(axis.place(float(text)), abs=1.5)
 
 
 def test_curve_is_the_mean_within_the_band_of_its_seeds() -> None:
-    found = curves({"student": [history(0.4, 0.2), history(0.2, 0.1, 0.1)]}, "error", 100)
-    assert found is not None
-    (line,) = found.lines
-    mean, band = places(line.mean), places(line.band)
-    assert [x for x, _ in mean] == [found.x.place(1), found.x.place(2)]  # what every seed reached
-    assert [y for _, y in mean] == [found.y.place(30), found.y.place(15)]
-    assert [y for _, y in band] == [found.y.place(value) for value in (40, 20, 10, 20)]
+    chart = curves({"student": [history(0.4, 0.2), history(0.2, 0.1, 0.1)]}, "error", 100)
+    assert chart is not None
+    (line,) = chart.lines
+    mean, band = positions(line.mean), positions(line.band)
+    assert [x for x, _ in mean] == [chart.x.place(1), chart.x.place(2)], "epochs that every seed reached"
+    assert [y for _, y in mean] == [chart.y.place(30), chart.y.place(15)]
+    assert [y for _, y in band] == [chart.y.place(value) for value in (40, 20, 10, 20)]
     assert line.last == mean[-1]
-    assert found.y.log  # 40 is 4 times 10
+    assert chart.y.log, "40 is 4 times 10"
 
 
 def test_log_axis_only_where_it_can_and_does_help() -> None:
     for errors, log in (((0.4, 0.0), False), ((0.4, 0.3), False), ((0.9, 0.01), True)):
-        found = curves({"student": [history(*errors)]}, "error")
-        assert found is not None
-        assert found.y.log == log
-        assert found.lines[0].band == ""
+        chart = curves({"student": [history(*errors)]}, "error")
+        assert chart is not None
+        assert chart.y.log == log
+        assert chart.lines[0].band == ""
     assert curves({"teacher": [[]], "student": [[]]}, "error") is None
-    one = curves({"teacher": [[]], "student": [history(0.0)]}, "error")
-    assert one is not None
-    assert [line.model for line in one.lines] == ["student"]
+    student_only = curves({"teacher": [[]], "student": [history(0.0)]}, "error")
+    assert student_only is not None
+    assert [line.model for line in student_only.lines] == ["student"]
 
 
 def test_differences_share_an_axis_that_shows_zero() -> None:
     gain = {"mean": 2.0, "low": 1.0, "high": 3.0}
-    one = {"low_percentage_points": -4.0, "high_percentage_points": 8.0}
+    one_seed = {"low_percentage_points": -4.0, "high_percentage_points": 8.0}
     gains = [{"percentage_points": 1.5}, {"percentage_points": 2.5}]
-    found = differences(
+    charts = differences(
         [
             {"gain_percentage_points": gain, "one_seed": None, "gains": gains},
-            {"gain_percentage_points": {**gain, "low": None}, "one_seed": one, "gains": gains[:1]},
+            {"gain_percentage_points": {**gain, "low": None}, "one_seed": one_seed, "gains": gains[:1]},
             {"gain_percentage_points": {**gain, "low": None}, "one_seed": None, "gains": gains[:1]},
         ]
     )
-    assert {chart.x for chart in found} == {found[0].x}
-    x = found[0].x
+    assert {chart.x for chart in charts} == {charts[0].x}
+    x = charts[0].x
     assert x.low < -4
     assert x.high > 8
     assert "0" in [text for _, text in x.ticks]
-    assert found[0].interval == (x.place(1), x.place(3))
-    assert found[1].interval == (x.place(-4), x.place(8))
-    assert found[2].interval is None
-    assert found[0].points == (x.place(1.5), x.place(2.5))
-    assert found[0].mean == x.place(2)
+    assert charts[0].interval == (x.place(1), x.place(3))
+    assert charts[1].interval == (x.place(-4), x.place(8))
+    assert charts[2].interval is None
+    assert charts[0].points == (x.place(1.5), x.place(2.5))
+    assert charts[0].mean == x.place(2)
 
 
 def test_reliability_bars_are_the_bins_that_hold_images() -> None:
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(500, 4)) * 2, random.integers(0, 4, 500)
-    found = reliability(logits, labels)
-    chart = reliability_chart(found)
-    filled = np.flatnonzero(found.counts)
+    bins = reliability(logits, labels)
+    chart = reliability_chart(bins)
+    filled = np.flatnonzero(bins.counts)
     assert len(chart.bars) == len(filled) < 15
     for number, (left, accuracy, confidence, _) in zip(filled, chart.bars, strict=True):
         assert left == pytest.approx(chart.x.place(number / 15), abs=0.1)
-        assert accuracy == chart.y.place(found.accuracy[number])
-        assert chart.x.low + number / 15 <= found.confidence[number] <= (number + 1) / 15
-        assert confidence == chart.y.place(found.confidence[number])
-    assert np.argmax([bar[3] for bar in chart.bars]) == np.argmax(found.counts[filled])
+        assert accuracy == chart.y.place(bins.accuracy[number])
+        assert chart.x.low + number / 15 <= bins.confidence[number] <= (number + 1) / 15
+        assert confidence == chart.y.place(bins.confidence[number])
+    assert np.argmax([bar[3] for bar in chart.bars]) == np.argmax(bins.counts[filled])
 
 
 def test_confusions_are_means_over_the_networks() -> None:
     labels = np.array([0, 0, 1, 2, 2, 2])
     predictions = ([0, 1, 1, 2, 1, 1], [0, 1, 1, 2, 2, 0])
-    found = confusions([np.eye(3, dtype=np.float32)[row] for row in predictions], labels)
-    assert found.matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0.5, 1, 1.5]]
-    assert found.most == 1
-    assert found.pairs == ((0, 1, 1), (2, 1, 1), (2, 0, 0.5))
+    means = confusions([np.eye(3, dtype=np.float32)[row] for row in predictions], labels)
+    assert means.matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0.5, 1, 1.5]]
+    assert means.most == 1
+    assert means.pairs == ((0, 1, 1), (2, 1, 1), (2, 0, 0.5))
     perfect = confusions([np.eye(3, dtype=np.float32)], np.arange(3))
     assert (perfect.most, perfect.pairs) == (1, ())
 
@@ -147,15 +147,15 @@ fit_settings = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30)  # each makes the whole parser
+@settings(max_examples=30)  # each example builds the whole parser
 @given(fit_settings)
-def test_command_comes_to_the_same_settings(chosen: dict[str, object]) -> None:
+def test_command_repeats_the_settings(chosen: dict[str, object]) -> None:
     config = FitConfig(**chosen)  # type: ignore[arg-type]
     program, *words = shlex.split(command(config))
     assert program == "kdtrain"
     assert load_config(settings_in(parse(words))).resolved() == config.resolved()
 
 
-def test_command_has_no_flag_without_need() -> None:
+def test_command_omits_defaults() -> None:
     assert command(FitConfig()) == "kdtrain fit --mode compare"
     assert not re.search("optimizer|lr|alpha|logdir", command(FitConfig(seeds=5, epochs=9)))

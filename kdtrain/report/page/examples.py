@@ -1,4 +1,4 @@
-"""The test images that ``report.html`` shows: those on which the two students part most."""
+"""The test images in ``report.html``: those on which the two students differ most."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from kdtrain.data.dataset import Dataset
 
 SHOWN = 8
 _PIXELS = 96
-"""Side that larger images are reduced to."""
+"""Height and width that larger images are reduced to."""
 
 Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What a model made of an image, over its seeds.
+class Prediction:
+    """A model's prediction for an image, over its seeds.
 
     Attributes:
-        model: which.
-        right: how many of its networks recognised the image.
-        networks: how many there are.
-        probabilities: its three most probable classes, with their mean probabilities; the true class is
-            always among them.
+        model: the model.
+        right: number of its networks that recognised the image.
+        networks: number of its networks, one for each seed.
+        probabilities: its three most probable classes and their mean probabilities, 0..1. The true class
+            takes the third place if it is not among them.
     """
 
     model: str
@@ -41,17 +41,24 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Example:
-    """A test image: its position in the test set, its class, itself as a data URI, and the opinions."""
+    """A test image.
+
+    Attributes:
+        index: its position in the test set.
+        truth: its class.
+        image: the image as a data URI.
+        predictions: one of each model.
+    """
 
     index: int
     truth: str
-    picture: str
-    opinions: tuple[Opinion, ...]
+    image: str
+    predictions: tuple[Prediction, ...]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images that ``winner`` recognised in more seeds than ``loser``: the first few of ``total``."""
+    """Images that ``winner`` recognised in more seeds than ``loser``; ``shown`` are the first ones."""
 
     winner: str
     loser: str
@@ -60,58 +67,64 @@ class Examples:
 
 
 def choose_examples(logits: Mapping[str, Sequence[Logits]], dataset: Dataset) -> list[Examples]:
-    """Returns the images on which the distilled student does better than the plain one, and the reverse.
+    """Returns the images on which the distilled student is better than the plain one, and the reverse.
 
-    An image counts for the student that recognises it in more of the seeds. Those with the largest
-    difference in seeds come first, then those with the largest in the true class's mean probability.
+    The better student is the one that recognises the image in more seeds. Images are sorted by the
+    difference in seeds, then by the difference in the true class's mean probability.
 
     Args:
-        logits: by model, (test images, classes) of each seed.
-        dataset: with the test images.
+        logits: by model, (test images, classes) float32 of each seed.
+        dataset: the data set with the test images.
     """
-    views = [_View.of(model, seeds, dataset.test.labels) for model, seeds in logits.items()]
-    kd, plain = (next(view for view in views if view.model == model) for model in ("student_kd", "student"))
-    found = []
-    for winner, loser in ((kd, plain), (plain, kd)):
-        ahead = winner.right - loser.right
-        order = np.lexsort((loser.of_truth - winner.of_truth, -ahead))
+    models = {model: _ModelPredictions.of(seeds, dataset.test.labels) for model, seeds in logits.items()}
+    examples = []
+    for winner, loser in (("student_kd", "student"), ("student", "student_kd")):
+        better, worse = models[winner], models[loser]
+        ahead = better.right - worse.right
+        order = np.lexsort((worse.of_truth - better.of_truth, -ahead))
         total = int((ahead > 0).sum())
-        shown = tuple(_example(int(index), views, dataset) for index in order[: min(SHOWN, total)])
-        found.append(Examples(winner.model, loser.model, total, shown))
-    return found
+        shown = tuple(_example(int(index), models, dataset) for index in order[: min(SHOWN, total)])
+        examples.append(Examples(winner, loser, total, shown))
+    return examples
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
-    """A model's predictions: (images) seeds that are right, (images, classes) and (images) probabilities."""
+class _ModelPredictions:
+    """A model's predictions for N test images.
 
-    model: str
+    Attributes:
+        networks: number of its networks.
+        right: (N,) int64, number of its networks that are right.
+        probabilities: (N, classes) float64, means over its networks.
+        of_truth: (N,) float64, mean probability of the true class.
+    """
+
     networks: int
     right: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
     of_truth: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, model: str, seeds: Sequence[Logits], labels: npt.NDArray[np.int64]) -> _View:
+    def of(cls, seeds: Sequence[Logits], labels: npt.NDArray[np.int64]) -> _ModelPredictions:
         right = np.sum([scores.argmax(axis=1) == labels for scores in seeds], axis=0)
-        mean = np.zeros(seeds[0].shape)  # added up one by one: of many classes and images, each is large
+        mean = np.zeros(seeds[0].shape)  # summed in place: a copy for each seed could take gigabytes
         for scores in seeds:
             mean += softmax(scores.astype(np.float64), axis=1) / len(seeds)
-        return cls(model, len(seeds), right, mean, mean[np.arange(len(labels)), labels])
+        return cls(len(seeds), right, mean, mean[np.arange(len(labels)), labels])
 
 
-def _example(index: int, views: Sequence[_View], dataset: Dataset) -> Example:
+def _example(index: int, models: Mapping[str, _ModelPredictions], dataset: Dataset) -> Example:
     truth = int(dataset.test.labels[index])
-    opinions = tuple(
-        Opinion(
-            view.model,
-            int(view.right[index]),
-            view.networks,
-            _top(view.probabilities[index], truth, dataset.classes),
+    predictions = tuple(
+        Prediction(
+            name,
+            int(model.right[index]),
+            model.networks,
+            _top(model.probabilities[index], truth, dataset.classes),
         )
-        for view in views
+        for name, model in models.items()
     )
-    return Example(index, dataset.classes[truth], data_uri(dataset.test.images[index]), opinions)
+    return Example(index, dataset.classes[truth], data_uri(dataset.test.images[index]), predictions)
 
 
 def _top(
@@ -124,10 +137,10 @@ def _top(
 
 
 def data_uri(image: npt.NDArray[np.uint8]) -> str:
-    """Returns an image (C, H, W) as a PNG in a ``data:`` URI, reduced if it is large."""
+    """Returns a (C, H, W) uint8 image as a PNG in a ``data:`` URI, reduced to 96 pixels a side if larger."""
     pixels = image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, 2)
-    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((_PIXELS, _PIXELS))
+    thumbnail = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+    thumbnail.thumbnail((_PIXELS, _PIXELS))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    thumbnail.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""``report.html``: a comparison as one page that needs nothing but itself."""
+"""``report.html``: a comparison as one self-contained page."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from kdtrain.runtime.files import write_text
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import load_tensors
 
-_LARGEST = 1 << 28  # bytes of compare.json; one seed has 50,000
+_LARGEST = 1 << 28  # bytes of compare.json; a seed takes about 50,000
 _DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}
-"""Matplotlib's names for dashes, as SVG has them."""
+"""Matplotlib's line styles as SVG's ``stroke-dasharray``."""
 
 
 def write_report(directory: Path, dataset: Dataset, *, settings: str, command: str, test_chose: bool) -> Path:
     """Writes ``report.html`` from a comparison's ``compare.json`` and logits.
 
     Args:
-        directory: the comparison's.
-        dataset: the data that it was tested on.
+        directory: the comparison's directory.
+        dataset: the data set that it was tested on.
         settings: its configuration (TOML), shown as text.
         command: the command that repeats it.
-        test_chose: the test images chose the best epochs, because none were held out.
+        test_chose: whether the test images chose the best epochs, because no images were held out.
 
     Returns:
         The page's path.
 
     Raises:
         DataError: the data set's test labels are not those of the comparison.
-        KdtrainError: a file of the comparison's is missing, damaged or of another version, or the page
+        KdtrainError: a file of the comparison is missing, damaged or of another version, or the page
             cannot be written.
     """
     figures = _read_figures(directory / "compare.json")
@@ -85,14 +85,14 @@ def _read_figures(file: Path) -> dict[str, Any]:
     try:
         figures: dict[str, Any] = json.loads(read_text(file, _LARGEST))
     except (OSError, ValueError) as error:
-        raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it when it ends.") from error
+        raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it at its end.") from error
     if figures["version"] != VERSION:
-        raise KdtrainError(f"{file} is of version {figures['version']}; this kdtrain reads {VERSION}.")
+        raise KdtrainError(f"{file} has version {figures['version']}; this kdtrain reads version {VERSION}.")
     return figures
 
 
 def _environment(figures: Mapping[str, Any]) -> Environment:
-    """Returns what renders the page; names of strangers' classes and files are escaped."""
+    """Returns the environment that renders the page; it escapes names of classes and files."""
     environment = Environment(
         loader=PackageLoader("kdtrain.report.page"),
         autoescape=True,
@@ -102,7 +102,7 @@ def _environment(figures: Mapping[str, Any]) -> Environment:
     )
 
     def figure(at: str, digits: int = 0, sign: str = "-", scale: float = 1.0) -> Markup:
-        """Writes a number of compare.json: as it should be read, exactly, and where it is from."""
+        """Returns a number of compare.json as text, with its exact value and its path in the file."""
         value: Any = figures
         for key in at.split("/"):
             value = value[int(key)] if isinstance(value, list) else value[key]
@@ -116,7 +116,7 @@ def _environment(figures: Mapping[str, Any]) -> Environment:
 
 
 def _charts(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the two charts of figures per epoch; accuracy as its complement, which a log axis can show."""
+    """Returns the two charts over the epochs. Errors stand for accuracy, because a log axis can show them."""
     histories: dict[str, list[list[dict[str, Any]]]] = {model: [] for model in figures["models"]}
     for row in figures["results"]:
         points = [point | {"error": 1 - point["accuracy_fraction"]} for point in row["held_out_history"]]
@@ -125,14 +125,14 @@ def _charts(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dash(dashes: str | tuple[int, tuple[int, ...]]) -> str:
-    """Returns what matplotlib draws as a line of width 2, as SVG has it."""
+    """Returns matplotlib's dashes of a line of width 2 as SVG's ``stroke-dasharray``."""
     return _DASHES[dashes] if isinstance(dashes, str) else " ".join(str(2 * length) for length in dashes[1])
 
 
 def _calibration(
     logits: Mapping[str, Sequence[npt.NDArray[np.float32]]], labels: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Returns each model's reliability diagram; the bins hold the images of all its seeds."""
+    """Returns each model's reliability diagram. Bins hold the images of all seeds; logits: (N, classes)."""
     return {
         model: reliability_chart(reliability(np.concatenate(seeds), np.tile(labels, len(seeds)), BINS))
         for model, seeds in logits.items()
