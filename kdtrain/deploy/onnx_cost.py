@@ -1,8 +1,8 @@
-"""What the graph of an ONNX file may hold, and what it costs, told before anything is computed.
+"""The operators that an ONNX file may hold, and the cost of its graph, found before anything is computed.
 
-A file of a kilobyte can ask for any amount of memory and time: ``Expand`` makes gigabytes of one number.
-So only operators that image classifiers need are allowed, the size of every tensor must follow from the
-graph alone, and sizes and multiply-adds are bounded.
+A file of a kilobyte can need any amount of memory and time: ``Expand`` makes gigabytes of one number.
+Therefore only the operators of image classifiers are allowed, the graph alone must determine the shape of
+every tensor, and memory and multiply-adds are bounded.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ OPERATORS = frozenset(
     Where
     """.split()  # noqa: SIM905 (a hundred quoted names would be harder to read)
 )
-"""What kdtrain writes (``kdtrain/export``), and what others write for networks that classify images."""
+"""Operators that kdtrain writes (``deploy/export``), and that other programs write for image classifiers."""
 
 LARGEST_PEAK = 64 << 20
-"""Bytes that the tensors of one image may take at one time; VGG-19 at 224x224 takes 26 MB."""
+"""Limit in bytes of the tensors of one image that exist at one time; VGG-19 at 224x224 takes 26 MB."""
 
 LARGEST_WORK = 50_000_000_000
-"""Multiply-adds for one image, whatever the file; VGG-19 at 224x224 takes 20 billion.
+"""Limit of multiply-adds for one image, whatever the file; VGG-19 at 224x224 takes 20 billion.
 
-A network uses each of its weights at most once for each pixel, or nearly so: a smaller file may ask for less.
+A network uses each of its weights about once for each pixel at most, so smaller files have a lower limit.
 """
 
 _MOST_NODES = 10_000  # nodes and weights; DenseNet-201 has 1,723
-_MOST_VALUES = 1 << 28  # of all tensors of one image together; DenseNet-201 at 224x224 has 77 million
-_FROM_WEIGHTS = 8  # bytes computed from weights, for each one in the file: float32 of int8 takes four
-_SLACK = 16 << 20  # bytes of them, whatever the size of the file
-_LITTLE = 4096  # bytes of a constant that may be a shape; the numbers in larger ones are not looked at
-_PER_BYTE = 2  # multiply-adds for each byte of the file and each pixel; SqueezeNet in 8 bits takes 0.1,
-_BASE = 20_000_000  # and beside those
-_PER_NUMBER = 4  # multiply-adds take as long as to read or write a number
-_PER_RESIZED = 64  # multiply-adds for each number of a Resize: cubic in two dimensions takes 16
+_MOST_VALUES = 1 << 28  # in all tensors of one image together; DenseNet-201 at 224x224 has 77 million
+_DERIVED_PER_BYTE = 8  # bytes computed from weights, for each byte of the file: float32 of int8 takes four
+_DERIVED_BASE = 16 << 20  # bytes computed from weights, in addition, whatever the size of the file
+_SHAPE_BYTES = 4096  # limit of a constant that may be a shape; the values of larger constants are not used
+_WORK_PER_BYTE = 2  # multiply-adds for each byte of the file and each pixel; SqueezeNet in 8 bits takes 0.1
+_WORK_BASE = 20_000_000  # multiply-adds in addition, whatever the size of the file
+_WORK_PER_VALUE = 4  # multiply-adds that take as long as reading or writing a value
+_WORK_PER_RESIZED = 64  # multiply-adds for each value of a Resize: cubic in two dimensions takes 16
 _BYTES = {"FLOAT": 4, "DOUBLE": 8, "FLOAT16": 2, "BFLOAT16": 2, "BOOL": 1, "INT8": 1, "UINT8": 1,
           "INT16": 2, "UINT16": 2, "INT32": 4, "UINT32": 4, "INT64": 8, "UINT64": 8}  # fmt: skip
-"""What a number takes, by ONNX's names of types. Texts are missing: nobody knows their lengths."""
+"""Bytes of a value, by ONNX's names of types. STRING is missing: its length is not in the graph."""
 
 
 class GraphError(CheckpointError):
-    """A graph that is not computed. The text goes on after the name of its file."""
+    """A graph that is refused. The text continues a sentence that begins with the file's name."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a graph takes to compute.
+    """The cost of computing a graph for one image.
 
     Attributes:
-        peak: bytes of the tensors that are needed at one time, for one image.
-        work: multiply-adds for one image; a number that is read or written counts as some.
+        peak: the most bytes of tensors that exist at one time.
+        work: multiply-adds; a value that is read or written counts as four.
     """
 
     peak: int
@@ -71,7 +71,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A value of the graph for one image: its shape, and the bytes of one of its numbers."""
+    """A tensor of the graph for one image: its shape, and the bytes of an element."""
 
     shape: tuple[int, ...]
     width: int
@@ -90,11 +90,11 @@ def graph_cost(onnx: Any, model: Any, images: str) -> Cost:
 
     Args:
         onnx: the module.
-        model: a ``ModelProto``; it is changed on the way: only one image goes in.
-        images: the name of the graph's input, whose first dimension counts images.
+        model: a ``ModelProto``. Its batch size is set to 1 in place.
+        images: the name of the graph's input, (N, C, H, W).
 
     Raises:
-        GraphError: it holds what no classifier needs, costs too much, or its cost cannot be told.
+        GraphError: the graph holds what no classifier needs, exceeds a limit, or its cost is not determined.
     """
     _check_nodes(model)
     size = model.ByteSize()
@@ -105,19 +105,21 @@ def graph_cost(onnx: Any, model: Any, images: str) -> Cost:
         if not varying.isdisjoint(node.input):
             varying.update(filter(None, node.output))
     fixed = sum(tensor.size for name, tensor in tensors.items() if name not in varying)
-    _check(fixed, "bytes of weights", _FROM_WEIGHTS * size + _SLACK)
-    made = {name: tensor for name, tensor in tensors.items() if name in varying}
-    _check(sum(tensor.values for tensor in made.values()), "numbers for one image", _MOST_VALUES)
-    peak = _peak(nodes, {name: tensor.size for name, tensor in made.items()})
+    _check(fixed, "bytes of weights", _DERIVED_PER_BYTE * size + _DERIVED_BASE)
+    computed = {name: tensor for name, tensor in tensors.items() if name in varying}
+    _check(sum(tensor.values for tensor in computed.values()), "values for one image", _MOST_VALUES)
+    peak = _peak(nodes, {name: tensor.size for name, tensor in computed.items()})
     _check(peak, "bytes at one time for one image", LARGEST_PEAK)
     work = sum(_work(node, tensors) for node in nodes)
     pixels = math.prod(tensors[images].shape[2:])
-    _check(work, "multiply-adds for one image", min(LARGEST_WORK, _BASE + _PER_BYTE * size * pixels))
+    _check(
+        work, "multiply-adds for one image", min(LARGEST_WORK, _WORK_BASE + _WORK_PER_BYTE * size * pixels)
+    )
     return Cost(peak, work)
 
 
 def reason(error: Exception) -> str:
-    """Returns what onnx or onnxruntime say of a failure, in one line without a full stop."""
+    """Returns the message of an exception of onnx or onnxruntime, as one line without a full stop."""
     text = one_line(error)
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
         return "it needs more memory than is allowed"
@@ -130,26 +132,26 @@ def _check(number: int, what: str, most: int) -> None:
 
 
 def _check_nodes(model: Any) -> None:
-    """Refuses what could read other files, never end, or hold more than is seen."""
+    """Refuses nodes that could read other files, loop without end, or hide further graphs and tensors."""
     nodes, weights = model.graph.node, model.graph.initializer
     _check(len(nodes) + len(weights), "nodes and weights", _MOST_NODES)
     tensors = [*weights, *(attribute.t for node in nodes for attribute in node.attribute)]
     if any(tensor.data_location or tensor.external_data for tensor in tensors):
         raise GraphError("refers to another file for its weights; kdtrain writes all into one")
-    foreign = {
+    refused = {
         node.op_type
         for node in nodes
         if node.domain not in ("", "ai.onnx")
         or node.op_type not in OPERATORS
-        or any(_has_more(attribute) for attribute in node.attribute)
+        or any(_is_nested(attribute) for attribute in node.attribute)
     }
-    if foreign or model.functions or model.graph.sparse_initializer:
-        names = ", ".join(sorted(foreign)) or "functions or sparse tensors"
-        raise GraphError(f"is not an ONNX file that kdtrain wrote: it has {names!r} in it")
+    if refused or model.functions or model.graph.sparse_initializer:
+        names = ", ".join(sorted(refused)) or "functions or sparse tensors"
+        raise GraphError(f"is not an ONNX file that kdtrain wrote: it contains {names!r}")
 
 
-def _has_more(attribute: Any) -> bool:
-    """Returns whether an attribute holds graphs, as loops have, or tensors in unusual places."""
+def _is_nested(attribute: Any) -> bool:
+    """Returns whether an attribute holds graphs, as a loop's does, or lists of tensors."""
     return bool(
         attribute.HasField("g") or attribute.graphs or attribute.tensors
         or attribute.HasField("sparse_tensor") or attribute.sparse_tensors
@@ -159,70 +161,74 @@ def _has_more(attribute: Any) -> bool:
 def _infer(onnx: Any, model: Any, images: str) -> dict[str, _Tensor]:
     """Returns all tensors of the graph by name, for one image.
 
-    Of what the file says about shapes, only that of the images is believed. All but the smallest weights
-    become inputs of the graph, so that their numbers are not copied.
+    The shape of the images is the only one that is taken from the file; the others are inferred. All but
+    the smallest weights become inputs of the graph, so that their values are not copied.
     """
     graph, helper = model.graph, onnx.helper
     widths = {number: _BYTES[name] for name, number in onnx.TensorProto.DataType.items() if name in _BYTES}
-    (given,) = (value for value in graph.input if value.name == images)
-    given.type.tensor_type.shape.dim[0].dim_value = 1
+    (batch,) = (value for value in graph.input if value.name == images)
+    batch.type.tensor_type.shape.dim[0].dim_value = 1
     constants = _constants(graph)
-    inputs, little = [given], []
+    inputs, small = [batch], []
     for name, tensor in constants.items():
         if min(tensor.dims, default=0) < 0:
             raise GraphError(f"is damaged: {name!r} has a negative length")
-        if math.prod(tensor.dims) * widths.get(tensor.data_type, _LITTLE) < _LITTLE:
+        if math.prod(tensor.dims) * widths.get(tensor.data_type, _SHAPE_BYTES) < _SHAPE_BYTES:
             tensor.name = name
-            little.append(tensor)
+            small.append(tensor)
         else:
             inputs.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
     nodes = [node for node in graph.node if node.op_type != "Constant" or node.output[0] not in constants]
     skeleton = helper.make_model(
-        helper.make_graph(nodes, "", inputs, [], little), opset_imports=model.opset_import
+        helper.make_graph(nodes, "", inputs, [], small), opset_imports=model.opset_import
     )
     try:
-        found = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True).graph
-    except Exception as error:  # of several types
+        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True).graph
+    except Exception as error:  # onnx raises several types
         raise GraphError(f"cannot be computed: {reason(error)}") from error
-    tensors = {tensor.name: _Tensor(tuple(tensor.dims), widths[tensor.data_type]) for tensor in little}
-    for value in (*found.input, *found.value_info):
+    tensors = {tensor.name: _Tensor(tuple(tensor.dims), widths[tensor.data_type]) for tensor in small}
+    for value in (*inferred.input, *inferred.value_info):
         dimensions = value.type.tensor_type.shape.dim
-        known = all(dimension.HasField("dim_value") for dimension in dimensions)
-        if known and value.type.tensor_type.HasField("shape") and value.type.tensor_type.elem_type in widths:
+        is_fixed = all(dimension.HasField("dim_value") for dimension in dimensions)
+        if (
+            is_fixed
+            and value.type.tensor_type.HasField("shape")
+            and value.type.tensor_type.elem_type in widths
+        ):
             shape = tuple(dimension.dim_value for dimension in dimensions)
             tensors[value.name] = _Tensor(shape, widths[value.type.tensor_type.elem_type])
     for node in graph.node:
         for name in filter(None, (*node.input, *node.output)):
             if name not in tensors or min(tensors[name].shape, default=0) < 0:
                 raise GraphError(
-                    f"cannot be computed within limits: it does not say beforehand how large {name!r} of its "
-                    f"{node.op_type} is"
+                    f"cannot be computed within limits: its graph does not determine the shape of {name!r}, "
+                    f"which a {node.op_type} reads or writes"
                 )
     return tensors
 
 
 def _constants(graph: Any) -> dict[str, Any]:
-    """Returns the tensors that the graph holds by the names of their values.
+    """Returns the tensors that the graph holds, initializers and Constant nodes, by name.
 
     Raises:
-        GraphError: two have the same name, and it is not said which one counts.
+        GraphError: two have the same name; programs differ in which one they use.
     """
-    found = [(tensor.name, tensor) for tensor in graph.initializer]
-    found += [
+    named = [(tensor.name, tensor) for tensor in graph.initializer]
+    named += [
         (node.output[0], attribute.t)
         for node in graph.node
         if node.op_type == "Constant" and node.output
         for attribute in node.attribute
         if attribute.name == "value"
     ]
-    constants = dict(found)
-    if len(constants) < len(found):
+    constants = dict(named)
+    if len(constants) < len(named):
         raise GraphError("is damaged: two of its tensors have the same name")
     return constants
 
 
 def _peak(nodes: Sequence[Any], sizes: Mapping[str, int]) -> int:
-    """Returns the most bytes that are needed at one time, where each tensor goes after its last use."""
+    """Returns the most bytes that exist at one time, if each tensor is freed after its last use."""
     last = {name: number for number, node in enumerate(nodes) for name in (*node.output, *node.input)}
     alive = peak = sum(sizes.values()) - sum(sizes.get(name, 0) for node in nodes for name in node.output)
     for number, node in enumerate(nodes):
@@ -236,19 +242,19 @@ def _peak(nodes: Sequence[Any], sizes: Mapping[str, int]) -> int:
 def _work(node: Any, tensors: Mapping[str, _Tensor]) -> int:
     """Returns the multiply-adds that a node costs."""
     inputs = [tensors[name] for name in node.input if name]
-    made = sum(tensors[name].values for name in node.output if name)
+    outputs = sum(tensors[name].values for name in node.output if name)
     options = {attribute.name: attribute for attribute in node.attribute}
     times = 0
     if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
         weights = inputs[3 if node.op_type == "QLinearConv" else 1]
         times = math.prod(weights.shape[1:])
     elif node.op_type in ("MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"):
-        turned = "transA" in options and options["transA"].i != 0
-        times = inputs[0].shape[0 if turned else -1]
+        transposed = "transA" in options and options["transA"].i != 0
+        times = inputs[0].shape[0 if transposed else -1]
     elif node.op_type in ("MaxPool", "AveragePool"):
         times = math.prod(options["kernel_shape"].ints)
     elif node.op_type == "LRN":
         times = options["size"].i
     elif node.op_type == "Resize":
-        times = _PER_RESIZED
-    return made * max(times, 0) + _PER_NUMBER * (made + sum(tensor.values for tensor in inputs))
+        times = _WORK_PER_RESIZED
+    return outputs * max(times, 0) + _WORK_PER_VALUE * (outputs + sum(tensor.values for tensor in inputs))

@@ -1,4 +1,4 @@
-"""What an ONNX file says, read and checked before anything in it is computed. Runs in the worker only."""
+"""The reader of ONNX files: it checks a file before anything in it is computed. Used in the worker only."""
 
 from __future__ import annotations
 
@@ -15,28 +15,32 @@ from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.store.card import ModelCard, read_card
 
 METADATA = "kdtrain"
-"""The key under which a file says what it is for: a model's card and more, as JSON."""
+"""Key of a file's metadata: the model's card and more, as JSON."""
 
 PIXELS, INPUTS, LOGITS = "pixels", "inputs", "logits"
-"""Names of the graph's input, (N, C, H, W): pixels 0..255, or normalised ones; and of its output."""
+"""Names of the graph's input and output.
+
+The input is (N, C, H, W) float32: ``pixels`` 0..255, or ``inputs``, which are normalised. The output is
+(N, classes) float32 logits.
+"""
 
 PRECISIONS = ("float32", "int8")
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
-_LONGEST_METADATA = 2 << 20  # characters: 10,000 classes of long names
+_LONGEST_METADATA = 2 << 20  # characters; holds 10,000 classes with long names
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """An ONNX file that may be computed.
+    """An ONNX file that has passed all checks.
 
     Attributes:
         content: its bytes.
-        about: all that it says under ``METADATA``: the card's entries, and ``precision`` (float32 or
-            int8), ``checkpoint_sha256`` and more.
-        card: what it is for.
+        about: its metadata: the card's entries, and ``precision`` (float32 or int8),
+            ``checkpoint_sha256`` and more.
+        card: the network's images, classes and normalisation.
         images: the name of its input.
-        cost: what one image takes.
+        cost: memory and work for one image.
     """
 
     content: bytes
@@ -50,20 +54,20 @@ def read_onnx(path: Path) -> OnnxFile:
     """Reads a file.
 
     Raises:
-        CheckpointError: it is missing, damaged, not one of kdtrain's, refers to other files, or takes more
-            memory or time than is allowed.
+        CheckpointError: it is missing, damaged or not one of kdtrain's, refers to other files, or needs
+            more memory or time than the limits.
         KdtrainError: onnx is not installed.
     """
     content = _read(path)
     onnx = import_onnx()[0]
     try:
         model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's and others
+    except Exception as error:  # protobuf and onnx raise several types
         raise CheckpointError(f"{path} is not an ONNX file, or it is damaged: {reason(error)}.") from error
     about = _metadata(model, path)
     card = read_card(about, path)
     if about.get("precision") not in PRECISIONS or type(about.get("parameters")) is not int:
-        raise CheckpointError(f"{path} does not say which precision and how many parameters it has.")
+        raise CheckpointError(f"{path}: its metadata lacks a valid precision or number of parameters.")
     images = _check_ends(model, card, path)
     try:
         cost = graph_cost(onnx, model, images)
@@ -76,7 +80,7 @@ def import_onnx() -> tuple[Any, Any]:
     """Returns the modules onnx and onnxruntime.
 
     Raises:
-        KdtrainError: they are not installed; the text says how to.
+        KdtrainError: they are not installed; the text names the command that installs them.
     """
     try:
         return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
@@ -103,12 +107,12 @@ def _metadata(model: Any, path: Path) -> dict[str, Any]:
     try:
         about = json.loads(texts[0])
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: what it says about itself is no JSON: {error}.") from error
+        raise CheckpointError(f"{path} is damaged: its metadata are not JSON: {error}.") from error
     return about if isinstance(about, dict) else {}
 
 
 def _check_ends(model: Any, card: ModelCard, path: Path) -> str:
-    """Compares the graph's input and output with the card; returns the input's name."""
+    """Checks the graph's input and output against the card; returns the input's name."""
     weights = {tensor.name for tensor in model.graph.initializer}
     given = [_signature(value) for value in model.graph.input if value.name not in weights]
     returned = [_signature(value) for value in model.graph.output]
@@ -123,7 +127,7 @@ def _check_ends(model: Any, card: ModelCard, path: Path) -> str:
 
 
 def _signature(value: Any) -> tuple[str, bool, list[int]]:
-    """Returns a value's name, whether it is float32 with any number of images, and the rest of its shape."""
+    """Returns a value's name, whether it is float32 with a symbolic batch size, and the rest of its shape."""
     tensor = value.type.tensor_type
     first, *rest = tensor.shape.dim or [None]
     any_number = first is not None and bool(first.dim_param)

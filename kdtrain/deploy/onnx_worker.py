@@ -1,7 +1,7 @@
-"""Computes one ONNX file in a process of its own, within limits of memory and time.
+"""The process that computes one ONNX file, within limits of memory and time.
 
-``onnx_process.py`` starts it and asks it, over a socket: a question is JSON, then the pixels; an answer is
-JSON, then the logits. No stranger's file is opened by onnx or onnxruntime anywhere else.
+``onnx_process.py`` starts it and exchanges messages with it over a socket. A request is JSON, then the
+pixels; a reply is JSON, then the logits. onnx and onnxruntime open an untrusted file in this process only.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard
 
 LONGEST = 30
-"""Seconds that a file may take to load, and one portion of images to be computed."""
+"""Limit in seconds for loading a file, and for computing one batch."""
 
-_MEMORY = 384 << 20  # bytes that may be used beside the interpreter's and its libraries',
-_FOR_WEIGHTS = 5  # for each byte of the file,
-_FOR_THREADS = 16 << 20  # and for each thread, which has a stack
-_MOST_WORK = 20_000_000_000  # and no more multiply-adds than these, or one's
-_FATAL = 4  # of onnxruntime's severities: all else it says is raised as well
+_MEMORY = 384 << 20  # bytes, beyond what the interpreter and its libraries use
+_MEMORY_PER_BYTE = 5  # bytes more for each byte of the file
+_MEMORY_PER_THREAD = 16 << 20  # bytes more for each thread, for its stack
+_MOST_WORK = 20_000_000_000  # multiply-adds of a batch of several images
+_FATAL = 4  # severity of onnxruntime's log; whatever is less severe is raised as an exception as well
 
 Pixels = npt.NDArray[Any]
 
@@ -46,10 +46,10 @@ class _Network:
 
     Attributes:
         path: its file.
-        card: what it is for.
+        card: its images, classes and normalisation.
         images: the name of its input.
         session: onnxruntime's ``InferenceSession``.
-        most: how many images are computed at one time.
+        most: the largest batch, in images.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class _Network:
     most: int
 
     def logits(self, images: Pixels) -> npt.NDArray[np.float32]:
-        """Returns logits (N, classes)."""
+        """Returns (N, classes) float32 logits of (N, C, H, W) images, pixels 0..255."""
         if self.images == INPUTS:
             images = Normalization(self.card.mean, self.card.std).apply(images)
         feed = {self.images: np.ascontiguousarray(images, np.float32)}
@@ -70,42 +70,41 @@ class _Network:
         wanted = (len(images), len(self.card.classes))
         if logits.shape != wanted:
             raise CheckpointError(
-                f"{self.path} answers {len(images)} images with numbers of shape {logits.shape}, "
-                f"not {wanted}."
+                f"{self.path} returns logits of shape {logits.shape} for {len(images)} images, not {wanted}."
             )
         return logits
 
 
 def main() -> None:
-    """Loads the file and answers until nobody asks any more."""
+    """Loads the file and computes requests until the parent closes the socket."""
     descriptor, path, threads = sys.argv[2:]
     connection = Connection(int(descriptor))
     with contextlib.suppress(EOFError, ConnectionError), _errors_sent(connection, path):
         network, about = _load(Path(path), int(threads))
         connection.send_bytes(json.dumps({"about": about}).encode())
         while True:
-            question, content = json.loads(connection.recv_bytes()), connection.recv_bytes()
-            images = np.frombuffer(content, question["type"]).reshape(question["shape"])
+            request, content = json.loads(connection.recv_bytes()), connection.recv_bytes()
+            images = np.frombuffer(content, request["type"]).reshape(request["shape"])
             with _errors_sent(connection, path):
-                logits, seconds = _answer(network, images, question["size"])
+                logits, seconds = _compute(network, images, request["size"])
                 connection.send_bytes(json.dumps({"shape": logits.shape, "seconds": seconds}).encode())
                 connection.send_bytes(logits.tobytes())
 
 
 @contextlib.contextmanager
 def _errors_sent(connection: Connection, path: str) -> Iterator[None]:
-    """Sends what goes wrong in the block instead of raising it."""
+    """Sends an exception of the block to the parent instead of raising it."""
     try:
         yield
     except (EOFError, ConnectionError):
-        raise  # nobody is there to be told
+        raise  # the parent has closed the socket
     except Exception as error:
-        said = str(error) if isinstance(error, KdtrainError) else f"{path} is damaged: {reason(error)}."
-        connection.send_bytes(json.dumps({"error": said}).encode())
+        text = str(error) if isinstance(error, KdtrainError) else f"{path} is damaged: {reason(error)}."
+        connection.send_bytes(json.dumps({"error": text}).encode())
 
 
 def _load(path: Path, threads: int) -> tuple[_Network, dict[str, Any]]:
-    """Returns the network in a file, and all that the file says of itself."""
+    """Returns the network in a file, and the file's metadata."""
     _, onnxruntime = import_onnx()
     _limit_memory(path, threads)
     options = onnxruntime.SessionOptions()
@@ -121,32 +120,32 @@ def _load(path: Path, threads: int) -> tuple[_Network, dict[str, Any]]:
     return _Network(path, file.card, file.images, session, max(most, 1)), file.about
 
 
-def _answer(network: _Network, images: Pixels, size: int) -> tuple[npt.NDArray[np.float32], list[float]]:
-    """Returns logits (N, classes), and the seconds that each portion took, from pixels to logits."""
+def _compute(network: _Network, images: Pixels, size: int) -> tuple[npt.NDArray[np.float32], list[float]]:
+    """Returns (N, classes) float32 logits, and the seconds of each batch of at most ``size`` images."""
     size = min(size, network.most)
     parts, seconds = [], []
     for start in range(0, max(len(images), 1), max(size, 1)):
         with _time_limit():
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             parts.append(network.logits(images[start : start + size]))
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start_time)
     return np.concatenate(parts), seconds
 
 
 @contextlib.contextmanager
 def _time_limit() -> Iterator[None]:
-    """Ends this process by SIGALRM, also where it computes in C, if the block takes too long."""
+    """Ends this process by SIGALRM if the block takes too long, also while C code runs."""
     signal.alarm(LONGEST)
     yield
     signal.alarm(0)
 
 
 def _limit_memory(path: Path, threads: int) -> None:
-    """Makes the kernel refuse memory to this process, beyond what it has now and what a network may take."""
+    """Sets RLIMIT_DATA to what this process uses now plus what a network may use."""
     now = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     size = path.stat().st_size if path.is_file() else 0
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = now + _MEMORY + _FOR_WEIGHTS * size + _FOR_THREADS * threads
+    limit = now + _MEMORY + _MEMORY_PER_BYTE * size + _MEMORY_PER_THREAD * threads
     limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

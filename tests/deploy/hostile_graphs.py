@@ -1,4 +1,4 @@
-"""ONNX files of a few kilobytes that ask for gigabytes or minutes: each looks like a network for MNIST."""
+"""ONNX files of a few kilobytes that need gigabytes or minutes; each declares a network for MNIST."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CARD: dict[str, Any] = {
 def network(
     nodes: Sequence[NodeProto], constants: dict[str, Any], opset: int = 17, logits: str = "x"
 ) -> onnx.ModelProto:
-    """Returns the nodes, which lead from ``pixels`` to ``x``, with logits that depend on all of ``x``."""
+    """Returns a network of ``nodes``, which compute ``x`` from ``pixels``; its logits depend on ``x``."""
     values = {"weights": np.zeros((784, 10), np.float32)} | constants
     end = [
         helper.make_node("Flatten", ["pixels"], ["flat"]),
@@ -57,7 +57,7 @@ def node(kind: str, given: str, returned: str = "x", **options: Any) -> NodeProt
 
 
 def chain(kind: str, first: str, times: int, **options: Any) -> list[NodeProto]:
-    """Returns nodes that take what the one before has made twice."""
+    """Returns nodes each of which takes the output of the one before as both inputs."""
     names = [first, *(f"{kind}-{number}" for number in range(times - 1)), "x"]
     return [
         helper.make_node(kind, [given, given], [returned], **options)
@@ -89,14 +89,14 @@ def branch() -> onnx.ModelProto:
 
 
 def claim(*dimensions: int) -> TensorProto:
-    """A tensor that holds two numbers, whatever it says."""
+    """Returns a tensor that holds two values and declares other dimensions."""
     tensor = TensorProto(name="claim", data_type=TensorProto.FLOAT, raw_data=bytes(8))
     tensor.dims.extend(dimensions)
     return tensor
 
 
-def believed() -> onnx.ModelProto:
-    """A size that depends on the pixels; the file says that the result is small."""
+def sized_by_pixels() -> onnx.ModelProto:
+    """Returns a network with a size that depends on the pixels; the file declares a small one."""
     made = network(
         [
             node("ReduceMax", "pixels", "most", keepdims=0),
@@ -116,7 +116,7 @@ def many_nodes() -> onnx.ModelProto:
 
 
 def many_images() -> onnx.ModelProto:
-    """Little for one image; for N of them N to the fifth."""
+    """Returns a network with N to the fifth values for N images."""
     nodes = [node("Shape", "pixels", "count", start=0, end=1), node("Concat", "count " * 5, "size", axis=0)]
     return network([*nodes, node("Expand", "one size")], {"one": ONE})
 
@@ -130,13 +130,13 @@ def metadata() -> onnx.ModelProto:
 ONE = np.ones(1, np.float32)
 KERNEL = np.ones((1, 1, 1, 1), np.float32)
 ZERO = np.zeros(1, np.int8)
-SPOT = [node("ReduceMax", "pixels", "spot", keepdims=0)]  # a number that is not known beforehand
+SPOT = [node("ReduceMax", "pixels", "spot", keepdims=0)]  # a value that the graph does not determine
 SQUARE = [*SPOT, node("Expand", "spot size", "square")]
 
 GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
     "Expand": lambda: network([node("Expand", "pixels size")], {"size": [4000, 1000, 28, 28]}),
     "Expand of a constant": lambda: network([node("Expand", "one size")], {"one": ONE, "size": [10**9]}),
-    "Expand by pixels": believed,
+    "Expand by pixels": sized_by_pixels,
     "Expand by images": many_images,
     "Tile": lambda: network([node("Tile", "pixels times")], {"times": [1, 1, 2000, 2000]}),
     "Range": lambda: network(
@@ -216,5 +216,5 @@ GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
     "a tensor that claims gigabytes": lambda: network([node("Identity", "claim")], {"claim": claim(10**9)}),
     "a tensor of negative length": lambda: network([node("Identity", "claim")], {"claim": claim(-1, -2)}),
     "100,000 nodes": many_nodes,
-    "a description without end": metadata,
+    "metadata of millions of entries": metadata,
 }

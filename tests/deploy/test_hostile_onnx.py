@@ -1,4 +1,4 @@
-"""ONNX files from strangers: refused in seconds, below a gigabyte, by every command that reads them."""
+"""Hostile ONNX files: refused in seconds, below a gigabyte, by every command that reads ONNX files."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from tests.deploy.hostile_graphs import GRAPHS, ONE, network, node
 from tests.tools import ROOT
 
 GIGABYTE = 1 << 20  # KB
-SECONDS = 30  # of a busy machine; on a quiet one each takes less than two
-SAFE = 3 << 30  # bytes: whatever a file does to kdtrain, it does not do it to this machine
+SECONDS = 30  # on a busy machine; on an idle one each takes less than two
+SAFE = 3 << 30  # bytes: a limit that protects the machine that runs this test
 
-# Asks about as many images as are ever computed at one time.
-ASK = """
+# Computes the largest batch.
+COMPUTE = """
 import json, resource, sys, time
 import numpy as np
 from kdtrain.errors import KdtrainError
 from kdtrain.deploy.onnx_model import OnnxModel
 for path in sys.argv[1:]:
-    began, said = time.monotonic(), None
+    began, error_text = time.monotonic(), None
     try:
         OnnxModel.load(path).logits(np.full((250, 1, 28, 28), 3, np.uint8))
     except KdtrainError as error:
-        said = str(error)
+        error_text = str(error)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps([said, time.monotonic() - began, peak + own]), flush=True)
+    print(json.dumps([error_text, time.monotonic() - began, peak + own]), flush=True)
 """
 
 
@@ -49,7 +49,7 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code, what it said, how long it took, and the memory of its largest."""
+    """A process that has ended: exit code, output, seconds, and the peak memory of its largest descendant."""
 
     code: int
     out: str
@@ -59,9 +59,9 @@ class Ended:
 
 
 def run(*words: str | Path, cwd: Path) -> Ended:
-    """Runs Python, and sees how much memory it and the processes that it starts take."""
+    """Runs Python, and measures the memory of it and of the processes that it starts."""
     began = time.monotonic()
-    # A small process in between: what pytest takes would count as memory of a process that it starts.
+    # A small process in between: a forked child's peak memory begins with that of pytest.
     done = subprocess.run(
         [sys.executable, "-I", "-c", MEASURE, *map(str, words)], cwd=cwd, text=True, capture_output=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=limit, check=False,
@@ -83,20 +83,20 @@ def write(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str | None, float, int]]:
-    """What came of each: what was said, the seconds, and the KB of the two processes; all in one process."""
+    """Returns the error message, the seconds and the KB of the two processes, by graph."""
     folder = tmp_path_factory.mktemp("graphs")
-    ended = run("-c", ASK, *(write(folder, name) for name in GRAPHS), cwd=folder)
+    ended = run("-c", COMPUTE, *(write(folder, name) for name in GRAPHS), cwd=folder)
     lines = [json.loads(line) for line in ended.out.splitlines()]
     return dict(zip(GRAPHS, lines, strict=False))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_graph_that_asks_for_gigabytes_or_minutes_is_refused(
+def test_a_graph_that_needs_gigabytes_or_minutes_is_refused(
     answers: dict[str, tuple[str | None, float, int]], name: str
 ) -> None:
-    said, seconds, kilobytes = answers[name]
-    assert said is not None, "it was computed"
-    assert f"/{list(GRAPHS).index(name)}.onnx" in said
+    error_text, seconds, kilobytes = answers[name]
+    assert error_text is not None, "it was computed"
+    assert f"/{list(GRAPHS).index(name)}.onnx" in error_text
     assert seconds < SECONDS
     assert kilobytes < GIGABYTE
 
@@ -111,7 +111,7 @@ def test_a_graph_that_asks_for_gigabytes_or_minutes_is_refused(
     ],
     ids=["infer", "eval", "bench", "serve"],
 )
-def test_every_command_refuses_it_in_one_sentence(words: tuple[str, ...], name: str, tmp_path: Path) -> None:
+def test_every_command_refuses_it_with_one_line(words: tuple[str, ...], name: str, tmp_path: Path) -> None:
     ended = run("-m", "kdtrain", *words, write(tmp_path, name), cwd=tmp_path)
     assert (ended.code, ended.out) == (1, "")
     (line,) = ended.err.splitlines()
@@ -120,17 +120,16 @@ def test_every_command_refuses_it_in_one_sentence(words: tuple[str, ...], name: 
     assert ended.kilobytes < GIGABYTE
 
 
-def test_a_file_of_2_gb_of_nothing_is_not_read(tmp_path: Path) -> None:
+def test_a_sparse_file_of_2_gb_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "sparse.onnx").open("wb") as file:
         file.truncate(2**31)
-    ended = run("-c", ASK, tmp_path / "sparse.onnx", cwd=tmp_path)
-    said, _, kilobytes = json.loads(ended.out)
-    assert "2,147,483,647" in said
+    ended = run("-c", COMPUTE, tmp_path / "sparse.onnx", cwd=tmp_path)
+    error_text, _, kilobytes = json.loads(ended.out)
+    assert "2,147,483,647" in error_text
     assert kilobytes < GIGABYTE
 
 
-def test_a_graph_that_is_refused_by_its_size_alone_is_computed_when_it_is_small(tmp_path: Path) -> None:
-    """What is refused is the size: the same operators do what they should."""
+def test_the_same_operators_are_allowed_at_a_small_size(tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     path.write_bytes(network([node("Expand", "one size")], {"one": ONE, "size": [100]}).SerializeToString())
     assert OnnxModel.load(path).card.classes[0] == "0"

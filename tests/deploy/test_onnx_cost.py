@@ -1,4 +1,4 @@
-"""What may be computed: networks as other programs write them, in several versions of the operators."""
+"""Graphs that are allowed: networks as other programs write them, in several versions of the operators."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def floats(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 def classifier(nodes: list[NodeProto], constants: dict[str, Any], opset: int) -> onnx.ModelProto:
-    """Returns a network in which ``nodes`` lead from ``maps``, 4 of 14x14, to ``flat``, 16 numbers."""
+    """Returns a network in which ``nodes`` compute ``flat``, (N, 16), from ``maps``, (N, 4, 14, 14)."""
     values = {"w0": floats(4, 1, 3, 3), "w9": floats(10, 16), "b9": floats(10)} | constants
     ends = [
         node("Conv", "pixels w0", "maps", strides=[2, 2], pads=[1, 1, 1, 1]),
@@ -53,8 +53,8 @@ def constant(name: str, value: Any) -> NodeProto:
 
 
 def view(opset: int) -> list[NodeProto]:
-    """What torch makes of ``x.view(x.size(0), -1)``: a shape that is computed. Older files have Flatten."""
-    if opset < 14:  # onnx does not tell what Reshape makes of such a shape
+    """Returns torch's nodes for ``x.view(x.size(0), -1)``: a computed shape. Older files have Flatten."""
+    if opset < 14:  # onnx cannot infer the result of Reshape with such a shape
         return [node("Flatten", "pooled", "flat")]
     return [
         constant("zero", [0]),
@@ -137,7 +137,7 @@ def activations(opset: int) -> onnx.ModelProto:
     [(block, 11), (block, 13), (block, 18), (block, 21), (attention, 13), (attention, 17), (attention, 18),
      (attention, 21), (activations, 14), (activations, 18), (activations, 20), (activations, 21)],
 )  # fmt: skip
-def test_what_other_programs_write_is_computed(
+def test_files_of_other_programs_are_computed(
     make: Callable[[int], onnx.ModelProto], opset: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -169,8 +169,8 @@ def test_work_is_that_of_the_layers() -> None:
     assert cost.peak == 4 * (784 + 784)
 
 
-def test_the_smallest_number_of_images_does_not_hide_the_size_of_others(tmp_path: Path) -> None:
-    """Nothing in a file is believed about its sizes, not even that a batch is one image."""
+def test_declared_shapes_are_ignored(tmp_path: Path) -> None:
+    """No shape that a file declares is used, not even a batch of one image."""
     made = classifier([node("Flatten", "maps", "flat")], {"w9": floats(10, 784)}, 17)
     made.graph.value_info.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, [1, 1]))
     (tmp_path / "model.onnx").write_bytes(made.SerializeToString())

@@ -1,4 +1,4 @@
-"""Strangers' ONNX files: refused in a sentence, before anything in them is obeyed."""
+"""Untrusted ONNX files: refused with one line, before anything in them is computed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def model() -> onnx.ModelProto:
     return made
 
 
-def says(made: onnx.ModelProto, **entries: Any) -> None:
+def with_metadata(made: onnx.ModelProto, **entries: Any) -> None:
     helper.set_model_props(made, {METADATA: json.dumps(CARD | entries)})
 
 
@@ -122,30 +122,30 @@ def without_kernel(made: onnx.ModelProto) -> None:
 
 
 EDITS: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
-    (elsewhere, "refers to another file"),
-    (constant_elsewhere, "refers to another file"),
+    (elsewhere, "another file"),
+    (constant_elsewhere, "another file"),
     (endless, "'Loop'"),
     (foreign, "'Flatten'"),
     (functions, "functions"),
-    (other_input, "does not lead from pixels or inputs"),
-    (two_inputs, "does not lead from"),
-    (fixed_batch, "does not lead from"),
-    (whole_numbers, "does not lead from"),
-    (no_outputs, "does not lead from"),
+    (other_input, "pixels or inputs"),
+    (two_inputs, "pixels or inputs"),
+    (fixed_batch, "pixels or inputs"),
+    (whole_numbers, "pixels or inputs"),
+    (no_outputs, "pixels or inputs"),
     (unknown_node, "'Nonsense'"),
-    (without_kernel, "cannot be used by onnxruntime"),
-    (lambda made: made.ClearField("metadata_props"), "not one that kdtrain wrote"),
-    (lambda made: made.ClearField("graph"), "does not lead from"),
-    (lambda made: says(made, classes=["a", "b", "c"]), "does not lead from"),
-    (lambda made: says(made, image_shape=[1, 1 << 30, 2]), "contradicts itself"),
-    (lambda made: says(made, std=[0]), "contradicts itself"),
-    (lambda made: says(made, mean=[float("nan")]), "contradicts itself"),
-    (lambda made: says(made, arch=7), "no valid arch"),
-    (lambda made: says(made, precision="int3"), "which precision"),
-    (lambda made: says(made, parameters="many"), "how many parameters"),
-    (lambda made: helper.set_model_props(made, {METADATA: "{"}), "no JSON"),
-    (lambda made: helper.set_model_props(made, {METADATA: "[" * 100_000}), "no JSON"),
-    (lambda made: helper.set_model_props(made, {METADATA: "[]"}), "no valid mode"),
+    (without_kernel, "onnxruntime"),
+    (lambda made: made.ClearField("metadata_props"), "kdtrain wrote"),
+    (lambda made: made.ClearField("graph"), "pixels or inputs"),
+    (lambda made: with_metadata(made, classes=["a", "b", "c"]), "N, 3"),
+    (lambda made: with_metadata(made, image_shape=[1, 1 << 30, 2]), r"model\.onnx"),
+    (lambda made: with_metadata(made, std=[0]), r"model\.onnx"),
+    (lambda made: with_metadata(made, mean=[float("nan")]), r"model\.onnx"),
+    (lambda made: with_metadata(made, arch=7), "arch"),
+    (lambda made: with_metadata(made, precision="int3"), "precision"),
+    (lambda made: with_metadata(made, parameters="many"), "parameters"),
+    (lambda made: helper.set_model_props(made, {METADATA: "{"}), "JSON"),
+    (lambda made: helper.set_model_props(made, {METADATA: "[" * 100_000}), "JSON"),
+    (lambda made: helper.set_model_props(made, {METADATA: "[]"}), "mode"),
 ]
 
 
@@ -157,22 +157,22 @@ def path(tmp_path: Path) -> Path:
     return folder / "model.onnx"
 
 
-def test_a_good_one_answers(path: Path) -> None:
+def test_a_valid_file_computes(path: Path) -> None:
     path.write_bytes(model().SerializeToString())
     images = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2)
     expected = images.reshape(2, 4).astype(np.float32) @ np.arange(8, dtype=np.float32).reshape(4, 2)
     np.testing.assert_array_equal(OnnxModel.load(path).logits(images), expected)
 
 
-@pytest.mark.parametrize(("edit", "said"), EDITS)
+@pytest.mark.parametrize(("edit", "named"), EDITS)
 def test_what_kdtrain_never_writes_is_refused(
-    path: Path, edit: Callable[[onnx.ModelProto], None], said: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, edit: Callable[[onnx.ModelProto], None], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = model()
     edit(made)
     path.write_bytes(made.SerializeToString())
     monkeypatch.chdir(path.parent)
-    with pytest.raises(CheckpointError, match=said) as caught:
+    with pytest.raises(CheckpointError, match=named) as caught:
         OnnxModel.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -182,23 +182,23 @@ def test_what_is_no_onnx_file_is_refused(path: Path) -> None:
     whole = model().SerializeToString()
     for content in (b"", b"weights\n" * 40, whole[:-20], whole[: len(whole) // 2], b"PK\x03\x04" + whole):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"not an? ONNX|damaged|not one that kdtrain|not lead from"):
+        with pytest.raises(CheckpointError, match=f"^{path}"):
             OnnxModel.load(path)
     path.unlink()
-    with pytest.raises(CheckpointError, match="there is no model"):
+    with pytest.raises(CheckpointError, match=str(path)):
         OnnxModel.load(path)
     path.mkdir()
-    with pytest.raises(CheckpointError, match="not a file"):
+    with pytest.raises(CheckpointError, match=str(path)):
         OnnxModel.load(path)
 
 
-def test_an_answer_of_another_shape_is_refused(path: Path) -> None:
-    made = model()  # says N x 2, makes 1 x 2
+def test_logits_of_another_shape_are_refused(path: Path) -> None:
+    made = model()  # declares N x 2, computes 1 x 2
     made.graph.node[1].output[0] = "many"
     made.graph.node.append(helper.make_node("ReduceSum", ["many", "axis"], ["logits"], keepdims=1))
     made.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "axis"))
     path.write_bytes(made.SerializeToString())
-    with pytest.raises(CheckpointError, match=r"answers 3 images with numbers of shape \(1, 2\)"):
+    with pytest.raises(CheckpointError, match=r"\(1, 2\) for 3 images"):
         OnnxModel.load(path).logits(np.zeros((3, 1, 2, 2), np.uint8))
 
 

@@ -1,1 +1,1 @@
-"""From a checkpoint to an ONNX file, which runs without oneflow."""
+"""The translation of a checkpoint's network into an ONNX file, which runs without oneflow."""

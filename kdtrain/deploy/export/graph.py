@@ -1,4 +1,4 @@
-"""Collects the nodes and constants of an ONNX graph."""
+"""The builder of an ONNX graph: it collects nodes and constants."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Array = npt.NDArray[np.generic]
 
 
 class GraphBuilder:
-    """An ONNX graph in the making.
+    """An ONNX graph under construction.
 
-    Values of the trace get names of nodes, ``conv2d-0``; a further node of the same operation is
-    ``gelu-2.1``. Weights keep the names, shapes and numbers that they have in the checkpoint.
+    A value of the trace is named after its node, ``conv2d-0``. Further nodes of the same operation are
+    ``gelu-2.1`` and so on. Weights keep their names, shapes and values from the checkpoint.
 
     Args:
-        traced: the network.
+        traced: the network's trace.
         images: the name of the graph's input.
     """
 
@@ -37,27 +37,27 @@ class GraphBuilder:
         self._onnx = import_onnx()[0]
 
     def normalize(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Adds what the data loader does to pixels: ``Normalization.apply``, with the same rounding."""
+        """Adds the normalisation of pixels: ``Normalization.apply``, with the same rounding."""
         self._operation = "normalization"
         scale, shift = np.array(std).reshape(-1, 1, 1), np.array(mean).reshape(-1, 1, 1)
         scaled = self.add("Mul", self._images, self.constant(1 / (255 * scale)))
         self._names[self._traced.images] = self.add("Sub", scaled, self.constant(shift / scale))
 
     def finish(self, logits: str) -> None:
-        """Gives the network's result its name."""
+        """Adds the graph's output under the name ``logits``."""
         self._operation = logits
         self.add("Identity", self._names[self._traced.logits])
 
     def begin(self, operation: Operation) -> None:
-        """Makes nodes that are added from now on belong to an operation."""
+        """Starts an operation: nodes that are added from now on are named after it."""
         self._operation = operation.name
 
     def end(self, operation: Operation, name: str) -> None:
-        """Says which node's output is the operation's."""
+        """Ends an operation, whose output is that of the node called ``name``."""
         self._names[operation.output] = name
 
     def value(self, value: str) -> str:
-        """Returns the name that a value of the trace has in the graph."""
+        """Returns the name in the graph of a value of the trace; adds the value if it is a weight."""
         weight = self.weight(value)
         if weight is not None and value not in self._names:
             name, array = self._traced.weights[value]
@@ -66,24 +66,24 @@ class GraphBuilder:
         return self._names[value]
 
     def inputs(self, operation: Operation, *names: str) -> list[str]:
-        """Returns the names of what goes into an operation, by oneflow's names for it; by default all."""
+        """Returns the graph's names of an operation's inputs: those with oneflow's ``names``, or all."""
         values = [value for name in names or operation.inputs for value in operation.inputs[name]]
         return [self.value(value) for value in values]
 
     def weight(self, value: str) -> Array | None:
-        """Returns the numbers of a value, if it is one of the network's weights."""
+        """Returns a weight as an array of its own shape and dtype; None for any other value."""
         return self._traced.weights[value][1] if value in self._traced.weights else None
 
     def shape(self, value: str) -> tuple[int, ...]:
-        """Returns a value's shape; ``BATCH`` stands for the number of images."""
+        """Returns a value's shape; multiples of ``BATCH`` stand for the number of images."""
         return self._traced.shapes[value]
 
     def is_used_once(self, value: str) -> bool:
-        """Returns whether one operation alone goes on with a value."""
+        """Returns whether a value is the input of exactly one operation."""
         return self._uses[value] == 1 and value != self._traced.logits
 
     def node_of(self, value: str) -> Any:
-        """Returns the node that a value comes from, or None."""
+        """Returns the node that computes a value; None for weights and images."""
         name = self._names.get(value)
         return next((node for node in reversed(self.nodes) if name in node.output), None)
 
@@ -95,21 +95,21 @@ class GraphBuilder:
         return name
 
     def constant(self, array: npt.ArrayLike, dtype: type[np.generic] = np.float32) -> str:
-        """Adds a constant, unless an equal one is there, and returns its name."""
+        """Adds a constant of any shape, unless the graph has an equal one; returns its name."""
         values = np.asarray(array, dtype)
-        for name, known in self.constants.items():
-            if name.startswith("number-") and known.dtype == values.dtype and np.array_equal(known, values):
+        for name, other in self.constants.items():
+            if name.startswith("number-") and other.dtype == values.dtype and np.array_equal(other, values):
                 return name
         name = f"number-{sum(name.startswith('number-') for name in self.constants)}"
         self.constants[name] = values
         return name
 
     def integers(self, *values: int) -> str:
-        """Adds a constant vector of 64-bit integers, which is how ONNX takes shapes and axes."""
+        """Adds a constant vector, (N,) int64: ONNX's type for shapes and axes."""
         return self.constant(values, np.int64)
 
     def dimensions(self, shape: list[int]) -> str:
-        """Returns a vector that holds a shape, with the number of images that there are at the time."""
+        """Adds a vector, (rank,) int64, that holds ``shape`` with the actual number of images."""
         if all(length % BATCH for length in shape):
             return self.integers(*shape)
         parts = []
@@ -123,4 +123,4 @@ class GraphBuilder:
 
 
 Translation = Callable[[Operation, GraphBuilder], str]
-"""Adds the nodes that do what an operation does, and returns the name of the last one's output."""
+"""Adds the nodes that compute an operation, and returns the name of the last node's output."""

@@ -1,4 +1,4 @@
-"""Layers with weights, and pooling, in ONNX."""
+"""Translations of layers with weights, and of pooling."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kdtrain.deploy.export.trace import Operation
 
 
 def _takes_bias(graph: GraphBuilder, x: str, bias: str) -> bool:
-    """Returns whether ``x`` is a convolution or product that can add this bias itself."""
+    """Returns whether ``x`` comes from a convolution or matrix product that can take this bias as input."""
     node, weight = graph.node_of(x), graph.weight(bias)
     if node is None or weight is None or not graph.is_used_once(x):
         return False
-    axis = 1  # of channels and of units alike
+    axis = 1  # the channels of a convolution, the units of a matrix product
     return (
         node.op_type in ("Conv", "Gemm") and len(node.input) == 2 and weight.shape == (graph.shape(x)[axis],)
     )
@@ -91,7 +91,7 @@ def _broadcast_matmul(operation: Operation, graph: GraphBuilder) -> str:
 def _normalization(operation: Operation, graph: GraphBuilder) -> str:
     options = operation.attributes
     if options["training"] or options["axis"] != 1:
-        raise operation.refused("uses statistics of the batch, or another axis than the channels'")
+        raise operation.refused("uses the batch's statistics, or an axis other than the channels")
     names = ("x", "gamma", "beta", "moving_mean", "moving_variance")
     return graph.add("BatchNormalization", *graph.inputs(operation, *names), epsilon=options["epsilon"])
 
@@ -119,7 +119,7 @@ def _max_pool(operation: Operation, graph: GraphBuilder) -> str:
 def _avg_pool(operation: Operation, graph: GraphBuilder) -> str:
     options = operation.attributes
     if options["divisor_override"]:
-        raise operation.refused("has a divisor of its own")
+        raise operation.refused("has a divisor_override")
     return graph.add(
         "AveragePool",
         *graph.inputs(operation),
@@ -132,7 +132,10 @@ def _avg_pool(operation: Operation, graph: GraphBuilder) -> str:
 
 
 def _adaptive_avg_pool(operation: Operation, graph: GraphBuilder) -> str:
-    """ONNX has it for one pixel alone; else it is a product with a matrix of means on either side."""
+    """Adds a global pooling, or matrix products with a matrix of means for rows and one for columns.
+
+    ONNX has adaptive pooling to 1x1 only.
+    """
     x, sizes = operation.inputs["x"][0], operation.attributes["output_size"]
     if set(sizes) == {1}:
         return graph.add("GlobalAveragePool", graph.value(x))
@@ -142,7 +145,7 @@ def _adaptive_avg_pool(operation: Operation, graph: GraphBuilder) -> str:
 
 
 def _means(length: int, wanted: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Returns the matrix (wanted, length) whose rows take the mean over the pixels that become one."""
+    """Returns a (wanted, length) float32 matrix; row i averages the pixels that become pixel i."""
     matrix = np.zeros((wanted, length), np.float32)
     for row in range(wanted):
         first, last = row * length // wanted, math.ceil((row + 1) * length / wanted)

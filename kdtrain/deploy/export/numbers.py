@@ -1,4 +1,4 @@
-"""Arithmetic, activations and figures over axes, in ONNX."""
+"""Translations of arithmetic, activations and reductions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SAME = {
     "sqrt": "Sqrt",
     "tanh": "Tanh",
 }
-"""Operations that ONNX has under another name, with the same inputs in the same order."""
+"""Operations that ONNX has with the same inputs in the same order, and its names for them."""
 
 
 def _same(operation: Operation, graph: GraphBuilder) -> str:
@@ -43,10 +43,10 @@ def _same(operation: Operation, graph: GraphBuilder) -> str:
 
 
 def _add_n(operation: Operation, graph: GraphBuilder) -> str:
-    """Returns a chain of sums of two, which onnxruntime can do in 8 bits."""
-    total, *others = graph.inputs(operation)
-    for other in others:
-        total = graph.add("Add", total, other)
+    """Adds a chain of binary sums, which onnxruntime can compute in 8 bits."""
+    total, *summands = graph.inputs(operation)
+    for summand in summands:
+        total = graph.add("Add", total, summand)
     return total
 
 
@@ -72,9 +72,9 @@ def _reduce(operation: Operation, graph: GraphBuilder) -> str:
 def _var(operation: Operation, graph: GraphBuilder) -> str:
     options = operation.attributes
     (x,) = graph.inputs(operation)
-    axes, kept = options["dim"], int(options["keepdim"])
+    axes, keepdims = options["dim"], int(options["keepdim"])
     centred = graph.add("Sub", x, graph.add("ReduceMean", x, axes=axes, keepdims=1))
-    variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), axes=axes, keepdims=kept)
+    variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), axes=axes, keepdims=keepdims)
     if not options["unbiased"]:
         return variance
     count = math.prod(graph.shape(operation.inputs["input"][0])[axis] for axis in axes)
@@ -104,17 +104,18 @@ def _hardsigmoid(operation: Operation, graph: GraphBuilder) -> str:
 
 
 def _hardtanh(operation: Operation, graph: GraphBuilder) -> str:
-    ends = (graph.constant(operation.attributes[name]) for name in ("min_val", "max_val"))
-    return graph.add("Clip", *graph.inputs(operation), *ends)
+    low = graph.constant(operation.attributes["min_val"])
+    high = graph.constant(operation.attributes["max_val"])
+    return graph.add("Clip", *graph.inputs(operation), low, high)
 
 
 def _clip(operation: Operation, graph: GraphBuilder) -> str:
-    """``clamp``, with either end or both."""
-    ends = [
+    """Adds a ``Clip`` with a lower bound, an upper bound or both."""
+    bounds = [
         graph.constant(operation.attributes[name]) if name in operation.attributes else ""
         for name in ("floating_min", "floating_max")
     ]
-    return graph.add("Clip", *graph.inputs(operation), *ends)
+    return graph.add("Clip", *graph.inputs(operation), *bounds)
 
 
 def _silu(operation: Operation, graph: GraphBuilder) -> str:
@@ -128,7 +129,7 @@ def _mish(operation: Operation, graph: GraphBuilder) -> str:
 
 
 def _gelu(operation: Operation, graph: GraphBuilder) -> str:
-    """Returns x/2 * (1 + erf(x / sqrt 2)): Hendrycks, Gimpel, "GELUs" (2016), section 2."""
+    """Adds x/2 * (1 + erf(x / sqrt 2)): Hendrycks, Gimpel, "GELUs" (2016), section 2."""
     (x,) = graph.inputs(operation)
     erf = graph.add("Erf", graph.add("Mul", x, graph.constant(math.sqrt(0.5))))
     half = graph.add("Mul", x, graph.constant(0.5))

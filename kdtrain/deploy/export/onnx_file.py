@@ -1,4 +1,4 @@
-"""Writes a network as an ONNX file, and compares the two."""
+"""The content of an exported ONNX file, and the comparison of its logits with the network's."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from kdtrain.deploy.export.graph import GraphBuilder
 from kdtrain.deploy.export.operations import OPSET, translate
 from kdtrain.deploy.export.trace import Trace, trace
 from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import KdtrainError, one_line
 from kdtrain.models.registry import count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.regular_files import open_regular
 from kdtrain.store.card import ModelCard
 
-_IR_VERSION = 8  # goes with opset 17; what is newer would shut older onnxruntimes out
-_TOLERANCE = 1e-4  # of a logit: float32 sums in another order differ by 1e-6 to 1e-5,
-_OF_THE_LARGEST = 1e-5  # and by more where logits are far larger than trained networks have them
-_IMAGES = "N"  # the name of the dimension that counts them
+_IR_VERSION = 8  # the version of opset 17; older onnxruntimes cannot read a newer one
+_TOLERANCE = 1e-4  # absolute, of a logit: float32 sums in another order differ by 1e-6 to 1e-5
+_RELATIVE_TOLERANCE = 1e-5  # of the largest logit, for logits far larger than a trained network's
+_IMAGES = "N"  # name of the batch dimension
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two sets of logits for the same images compare.
+    """The differences between two sets of logits for the same images.
 
     Attributes:
-        images: how many.
-        different: how many have another most probable class.
-        largest: the largest absolute difference between two logits.
-        tolerance: how large it may be.
+        images: number of images.
+        different: number of images with different predictions.
+        largest: the largest absolute difference of a logit.
+        tolerance: the allowed difference of a logit.
     """
 
     images: int
@@ -46,22 +46,21 @@ class Agreement:
     tolerance: float
 
     @classmethod
-    def between(cls, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> Agreement:
-        """Compares logits (images, classes)."""
-        different = int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
-        largest = float(np.abs(ours.astype(np.float64) - theirs).max())
-        return cls(
-            len(ours), different, largest, max(_TOLERANCE, _OF_THE_LARGEST * float(np.abs(ours).max()))
-        )
+    def between(cls, reference: npt.NDArray[np.float32], exported: npt.NDArray[np.float32]) -> Agreement:
+        """Compares the network's logits with those of the exported file, both (images, classes) float32."""
+        different = int((reference.argmax(axis=1) != exported.argmax(axis=1)).sum())
+        largest = float(np.abs(reference.astype(np.float64) - exported).max())
+        tolerance = max(_TOLERANCE, _RELATIVE_TOLERANCE * float(np.abs(reference).max()))
+        return cls(len(reference), different, largest, tolerance)
 
     def check(self) -> None:
-        """Raises KdtrainError if these logits are not those of one network.
+        """Raises KdtrainError if a logit differs by more than the tolerance.
 
-        Within the tolerance, only an image whose best two classes are as close as that can change.
+        Predictions may differ within it, where an image's two best logits are that close.
         """
         if not self.largest <= self.tolerance:  # NaN included
             raise KdtrainError(
-                "the exported network is not the same, and was not written: "
+                "the exported network computes other logits, and was not written: "
                 f"{self.different} of {self.images:,} predictions differ, and logits by up to "
                 f"{self.largest:.1e} ({self.tolerance:.0e} is allowed)."
             )
@@ -70,16 +69,16 @@ class Agreement:
 def to_onnx(
     model: flow.nn.Module, card: ModelCard, *, normalized_input: bool = False, **provenance: Any
 ) -> bytes:
-    """Returns a network as an ONNX file; the same network gives the same bytes.
+    """Returns the content of a network's ONNX file; the same network gives the same bytes.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        card: what it is for.
-        normalized_input: leaves the normalisation out of the graph, to whoever runs it.
-        provenance: more to say in the file.
+        model: the network, in evaluation mode, on the CPU.
+        card: its card.
+        normalized_input: leave the normalisation out of the graph; the input is then normalised images.
+        provenance: further entries of the file's metadata.
 
     Raises:
-        KdtrainError: the network cannot be traced, or has an operation that cannot be written.
+        KdtrainError: the network cannot be traced, or has an operation without a translation.
     """
     onnx = import_onnx()[0]
     traced = trace(model, card.image_shape)
@@ -90,7 +89,11 @@ def to_onnx(
 
 
 def finish(onnx: Any, graph: Any, about: dict[str, Any]) -> bytes:
-    """Returns a graph as a file that says what it is, once onnx's checker has found it to be valid."""
+    """Returns the content of a graph's file, with metadata ``about``.
+
+    Raises:
+        KdtrainError: onnx's checker finds the graph invalid.
+    """
     file = onnx.helper.make_model(
         graph,
         producer_name="kdtrain",
@@ -101,16 +104,16 @@ def finish(onnx: Any, graph: Any, about: dict[str, Any]) -> bytes:
     onnx.helper.set_model_props(file, {METADATA: json.dumps(about, sort_keys=True)})
     try:
         onnx.checker.check_model(file, full_check=True)
-    except Exception as error:  # of several types
+    except Exception as error:  # onnx raises several types
         raise KdtrainError(
-            f"the network cannot be exported: onnx finds its graph invalid: {error}."
+            f"the network cannot be exported: onnx finds its graph invalid: {one_line(error)}."
         ) from error
     content: bytes = file.SerializeToString(deterministic=True)
     return content
 
 
 def sha256(path: Path) -> str | None:
-    """Returns the SHA-256 (hex) of a checkpoint; None for a OneFlow directory, which is many files."""
+    """Returns the SHA-256 of a checkpoint in hex; None for a OneFlow directory, which has many files."""
     if path.is_dir():
         return None
     with open_regular(path) as file:

@@ -1,4 +1,4 @@
-"""What each of oneflow's operations is in ONNX."""
+"""The table of translations from oneflow's operations to ONNX."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kdtrain.deploy.export.graph import GraphBuilder
 from kdtrain.deploy.export.trace import Operation
 
 OPSET = 17
-"""The version of ONNX's operators that is written: onnxruntime has known it since 1.12 (2022)."""
+"""Version of ONNX's operators in exported files; onnxruntime supports it since 1.12 (2022)."""
 
 _TRANSLATIONS = layers.TRANSLATIONS | shapes.TRANSLATIONS | numbers.TRANSLATIONS
 
@@ -16,10 +16,10 @@ def translate(operation: Operation, graph: GraphBuilder) -> None:
     """Adds an operation to a graph.
 
     Raises:
-        KdtrainError: it has no counterpart here; the text names it.
+        KdtrainError: it has no translation; the text names it.
     """
     translation = _TRANSLATIONS.get(operation.kind)
     if translation is None:
-        raise operation.refused("has no counterpart in ONNX that kdtrain knows")
+        raise operation.refused("has no translation to ONNX")
     graph.begin(operation)
     graph.end(operation, translation(operation, graph))

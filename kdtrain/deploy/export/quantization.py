@@ -1,4 +1,4 @@
-"""Makes the weights and activations of an exported network 8-bit integers."""
+"""Quantisation of an exported network: weights and activations as 8-bit integers."""
 
 from __future__ import annotations
 
@@ -16,35 +16,41 @@ from kdtrain.data.dataset import Normalization
 from kdtrain.deploy.export.onnx_file import finish
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, import_onnx
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import KdtrainError, one_line
 
-_AT_ONCE = 32
+_BATCH_SIZE = 32
 _OPERATIONS = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add",
                "Concat", "Reshape", "Transpose", "Slice"]  # fmt: skip
-"""What computes in 8 bits. The rest, the normalisation of the pixels first of all, stays float32."""
+"""Operators that are computed in 8 bits. Others stay float32, such as the normalisation of the pixels."""
 
 
 def draw(count: int, among: int, seed: int) -> npt.NDArray[np.int64]:
-    """Returns which training images calibrate: sorted positions, none twice, the same for the same seed."""
-    chosen = np.random.default_rng(seed).choice(among, size=min(count, among), replace=False)
-    return np.sort(chosen).astype(np.int64)
+    """Returns positions of calibration images, (min(count, among),) int64, sorted, without repetition.
+
+    Args:
+        count: number of images.
+        among: number of training images.
+        seed: the same seed gives the same positions.
+    """
+    positions = np.random.default_rng(seed).choice(among, size=min(count, among), replace=False)
+    return np.sort(positions).astype(np.int64)
 
 
 def quantize(model: OnnxModel, images: npt.NDArray[np.uint8], folder: Path, **provenance: Any) -> bytes:
-    """Returns an ONNX file with the same network in 8-bit integers (QDQ format).
+    """Returns the content of an ONNX file with the same network in 8-bit integers (QDQ format).
 
-    Weights get a scale for each output channel, and 7 of the 8 bits: on processors without VNNI, sums
-    of two products of 8-bit numbers would overflow 16 bits. Activations get a scale and a zero point
-    each, from the values that they take on ``images``.
+    Weights have a scale for each output channel, and use 7 of the 8 bits: on processors without VNNI, sums
+    of two products of 8-bit numbers would overflow 16 bits. Activations have a scale and a zero point each,
+    from their range on ``images``.
 
     Args:
         model: the network in float32.
-        images: uint8 (N, C, H, W) to calibrate with.
-        folder: for files that are made on the way.
-        provenance: more to say in the file.
+        images: (N, C, H, W) uint8, pixels 0..255, for calibration.
+        folder: a folder for intermediate files.
+        provenance: further entries of the file's metadata.
 
     Raises:
-        KdtrainError: onnxruntime's tools cannot do it.
+        KdtrainError: onnxruntime's tools fail.
     """
     onnx = import_onnx()[0]
     tools = importlib.import_module("onnxruntime.quantization")
@@ -65,33 +71,33 @@ def quantize(model: OnnxModel, images: npt.NDArray[np.uint8], folder: Path, **pr
                 weight_type=tools.QuantType.QInt8,
                 calibrate_method=tools.CalibrationMethod.MinMax,
             )
-    except Exception as error:  # of any type: they raise what they please
-        raise KdtrainError(f"{model.path} cannot be quantised: {error}.") from error
+    except Exception as error:  # the tools raise several types
+        raise KdtrainError(f"{model.path} cannot be quantised: {one_line(error)}.") from error
     graph = onnx.load(str(result)).graph
-    _leave_logits(graph)
+    _keep_float_logits(graph)
     return finish(onnx, graph, model.about | {"precision": "int8"} | provenance)
 
 
 def _batches(tools: Any, model: OnnxModel, images: npt.NDArray[np.uint8], name: str) -> Any:
-    """Returns what hands images out to the input of this name, some at a time."""
+    """Returns onnxruntime's reader of calibration data: batches of images for the input called ``name``."""
     normalization = Normalization(model.card.mean, model.card.std)
 
     class Reader(tools.CalibrationDataReader):
         def __init__(self) -> None:
-            self.starts = iter(range(0, len(images), _AT_ONCE))
+            self.starts = iter(range(0, len(images), _BATCH_SIZE))
 
         def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
             start = next(self.starts, None)
             if start is None:
                 return None
-            batch = images[start : start + _AT_ONCE]
+            batch = images[start : start + _BATCH_SIZE]
             return {name: normalization.apply(batch) if name == INPUTS else batch.astype(np.float32)}
 
     return Reader()
 
 
-def _leave_logits(graph: Any) -> None:
-    """Takes the rounding to 8 bits off the logits: two of them would too often be equal."""
+def _keep_float_logits(graph: Any) -> None:
+    """Removes the quantisation of the logits: rounded to 8 bits, two of them are often equal."""
     producers = {name: node for node in graph.node for name in node.output}
     dequantize = producers[LOGITS]
     if dequantize.op_type == "DequantizeLinear":
@@ -106,7 +112,7 @@ def _leave_logits(graph: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps away what the tools log; what goes wrong is raised as well."""
+    """Suppresses the tools' log records; they raise their errors as well."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

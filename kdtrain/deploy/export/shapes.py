@@ -1,4 +1,4 @@
-"""Operations that move numbers about, in ONNX."""
+"""Translations of operations that rearrange values, and of constants."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from kdtrain.deploy.export.trace import BATCH, Operation
 
 def _reshape(operation: Operation, graph: GraphBuilder) -> str:
     shape = operation.attributes["shape"]
-    counted = [length for length in shape if length % BATCH == 0]
-    if len(counted) > 1:
+    dynamic = [length for length in shape if length % BATCH == 0]
+    if len(dynamic) > 1:
         raise operation.refused("has the number of images in two dimensions")
-    sizes = graph.integers(*(-1 if length in counted else length for length in shape))
+    sizes = graph.integers(*(-1 if length in dynamic else length for length in shape))
     return graph.add("Reshape", *graph.inputs(operation), sizes)
 
 
@@ -37,9 +37,9 @@ def _slice(operation: Operation, graph: GraphBuilder) -> str:
     shape = graph.shape(operation.inputs["x"][0])
     names = ("start", "stop", "step")
     ranges = zip(*(operation.attributes[name] for name in names), range(len(shape)), strict=True)
-    cuts = [cut for cut in ranges if cut[:3] != (0, shape[cut[3]], 1)]  # others keep all there is
+    cuts = [cut for cut in ranges if cut[:3] != (0, shape[cut[3]], 1)]  # the other axes are kept whole
     if any(axis == 0 and stop % BATCH == 0 for _, stop, _, axis in cuts):
-        raise operation.refused("takes a part of the images that depends on their number")
+        raise operation.refused("selects images by their number")
     if not cuts:
         return graph.add("Identity", *graph.inputs(operation))
     starts, stops, steps, axes = (graph.integers(*numbers) for numbers in zip(*cuts, strict=True))
@@ -49,9 +49,9 @@ def _slice(operation: Operation, graph: GraphBuilder) -> str:
 def _narrow(operation: Operation, graph: GraphBuilder) -> str:
     axis, start, length = (operation.attributes[name] for name in ("dim", "start", "length"))
     if axis == 0:
-        raise operation.refused("takes a part of the images")
-    ends = (graph.integers(start), graph.integers(start + length), graph.integers(axis))
-    return graph.add("Slice", *graph.inputs(operation), *ends)
+        raise operation.refused("selects images")
+    first, stop, axes = graph.integers(start), graph.integers(start + length), graph.integers(axis)
+    return graph.add("Slice", *graph.inputs(operation), first, stop, axes)
 
 
 def _expand(operation: Operation, graph: GraphBuilder) -> str:
@@ -68,7 +68,7 @@ def _pad(operation: Operation, graph: GraphBuilder) -> str:
 def _constant(operation: Operation, graph: GraphBuilder) -> str:
     options, shape = operation.attributes, [*graph.shape(operation.output)]
     if not options["is_floating_value"]:
-        raise operation.refused("makes whole numbers")
+        raise operation.refused("makes integers")
     value = options["floating_value"]
     if all(length % BATCH for length in shape):
         return graph.constant(np.full(shape, value))

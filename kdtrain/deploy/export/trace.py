@@ -1,4 +1,4 @@
-"""What a network does with its images, operation by operation, as oneflow's graph compiler sees it."""
+"""The trace of a network: its operations, as oneflow's graph compiler records them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import with_source_line
 
 BATCH = 1009
-"""Images in the batch that is traced; nothing is computed. Graphs have fixed shapes, and a length that
-is a multiple of this prime must come from the number of images: none else in a network does."""
+"""Number of images in the traced batch, of which nothing is computed.
+
+A graph has fixed shapes. A length that is a multiple of this prime derives from the number of images,
+because no other length in a network is.
+"""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One of oneflow's operations; values have names such as ``conv2d-0/out_0``."""
+    """An operation of oneflow's. Its inputs and output are names of values, such as ``conv2d-0/out_0``."""
 
     kind: str
     name: str
@@ -33,20 +36,20 @@ class Operation:
     attributes: dict[str, Any]
 
     def refused(self, why: str) -> KdtrainError:
-        """Returns the error that says why it cannot be written."""
+        """Returns the error that names the operation and the reason why it has no translation."""
         return KdtrainError(f"the network cannot be exported: oneflow's operation {self.kind} {why}.")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A network's operations, in an order in which they can be computed.
+    """A network's operations.
 
     Attributes:
-        operations: what is computed.
-        shapes: of every value, for a batch of ``BATCH`` images.
-        weights: values that are parameters or buffers, by the names that they have in the network.
-        images: the value that goes in.
-        logits: the value that comes out.
+        operations: the operations in the order of computation.
+        shapes: the shape of every value, for a batch of ``BATCH`` images.
+        weights: parameters and buffers: the name in the network and the array, by the value's name.
+        images: the input value.
+        logits: the output value.
     """
 
     operations: list[Operation]
@@ -57,18 +60,22 @@ class Trace:
 
 
 def trace(model: flow.nn.Module, image_shape: ImageShape) -> Trace:
-    """Returns what ``model``, in evaluation mode and on the CPU, does with images (N, C, H, W).
+    """Returns the trace of a network.
+
+    Args:
+        model: the network, in evaluation mode, on the CPU.
+        image_shape: (C, H, W).
 
     Raises:
-        KdtrainError: it cannot be traced, because it looks at its values, say.
+        KdtrainError: it cannot be traced, for instance because its control flow depends on values.
     """
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
     class Graph(flow.nn.Graph):
-        """Holds no module: oneflow would put a stand-in into its place, on which super() fails."""
+        """A graph without modules: oneflow replaces a graph's modules by proxies, on which super() fails."""
 
         def build(self, images: flow.Tensor) -> flow.Tensor:
-            for name, tensor in state.items():  # otherwise they get names of their own, or another graph's
+            for name, tensor in state.items():  # without this, names are generated, or are another graph's
                 flow.framework.graph_build_util.build_graph_state(name, tensor, None)
             return model(images)
 
@@ -83,7 +90,7 @@ def trace(model: flow.nn.Module, image_shape: ImageShape) -> Trace:
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Keeps away that the layers are not the graph's, and, on stdout, that building it has failed."""
+    """Suppresses the warning about layers outside the graph, and oneflow's error report on stdout."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* not registered into a nn.Graph")
         yield
@@ -107,7 +114,7 @@ def _read(job: Any, state: dict[str, npt.NDArray[np.generic]]) -> Trace:
         elif kind == "output_conf":
             logits = getattr(node.output_conf, "in")
         else:
-            raise KdtrainError(f"the network cannot be exported: its graph has a {kind} in it.")
+            raise KdtrainError(f"the network cannot be exported: its graph contains a {kind}.")
     described = job.helper.lbn2logical_blob_desc.items()
     shapes = {name: tuple(value.shape.dim) for name, value in described}
     return Trace(operations, shapes, weights, images, logits)
@@ -125,7 +132,7 @@ def _operation(node: Any) -> Operation:
 
 
 def _plain(value: Any) -> Any:
-    """Returns an attribute as a number, a text, or a list of numbers."""
+    """Returns an attribute as a number, a string, or a list of numbers."""
     inner = getattr(value, value.WhichOneof("value"))
     for field in ("val", "dim"):
         if hasattr(inner, field):

@@ -1,4 +1,4 @@
-"""A student that has learnt a little, as a checkpoint and as ONNX files."""
+"""A briefly trained student as a checkpoint and as ONNX files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks as a whole: kdtrain's own, some of flowvision's, and a user's."""
+"""The export of whole networks: kdtrain's own, some of flowvision's, and a user's."""
 
 from __future__ import annotations
 
