@@ -29,7 +29,7 @@ from kdtrain.store.checkpoint import load_model, save_model
 
 
 def run(options: argparse.Namespace) -> int:
-    """Raises the biases of a student's omitted classes, and says what that did."""
+    """Raises the biases of a student's omitted classes, and prints the accuracy before and after."""
     directory: Path = options.run
     config = _config(directory, options.by)
     device = resolve_device(options.device)
@@ -47,7 +47,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         shift = _shift_by_teacher(options.by, config, data, student, classes)
     raised = logits + np.where(np.isin(np.arange(dataset.num_classes), classes), np.float32(shift), 0)
-    before, after = (Evaluation.from_logits(each, data.validation.targets) for each in (logits, raised))
+    before = Evaluation.from_logits(logits, data.validation.targets)
+    after = Evaluation.from_logits(raised, data.validation.targets)
 
     output = options.output or directory / f"checkpoints/bias_{options.by}.safetensors"
     metrics = {
@@ -62,31 +63,31 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _config(directory: Path, by: str) -> FitConfig:
-    """Returns what a run was begun with, if it is of a student that some class was kept from."""
+    """Returns the configuration of a run, which must be of a student that was trained with --omit-class."""
     file = directory / "config.toml"
     if not os.path.isfile(file):
-        raise UsageError(f"{directory} is no run's directory: it has no config.toml.")
+        raise UsageError(f"{directory} is no run's directory: it has no config.toml. Name one that fit made.")
     config = load_config({}, file)
     if config.mode not in ("student", "student_kd") or not config.omit_class:
         raise UsageError(f"the run in {directory} is not one of a student trained with --omit-class.")
     if config.mode == "student" and by != "labels":
-        raise UsageError(f"--by {by} asks the teacher, and the run in {directory} has none: use --by labels.")
+        raise UsageError(f"--by {by} needs a teacher, and the run in {directory} has none: use --by labels.")
     return config
 
 
 def _shift_by_teacher(
     by: str, config: FitConfig, data: RunData, student: flow.nn.Module, classes: list[int]
 ) -> float:
-    found = find_teacher(config, data.dataset)
-    assert found is not None  # a student_kd's configuration names it
-    teacher = found.build(data.train.device)
+    """Returns the shift of the biases, in nats, that ``shift_by_teacher`` finds on the chosen images."""
+    saved = find_teacher(config, data.dataset)
+    assert saved is not None  # the configuration of a student_kd names it
+    teacher = saved.build(data.train.device)
     if by == "validation":
-        expected = predict_logits(teacher, data.validation)
-        return shift_by_teacher(predict_logits(student, data.validation), expected, classes)
-    expected = logits_over(teacher, data.train, logit_cache(config))
-    return shift_by_teacher(
-        predict_logits(student, data.train, description="transfer set"), expected, classes
-    )
+        teacher_logits = predict_logits(teacher, data.validation)
+        return shift_by_teacher(predict_logits(student, data.validation), teacher_logits, classes)
+    teacher_logits = logits_over(teacher, data.train, logit_cache(config))
+    student_logits = predict_logits(student, data.train, description="transfer set")
+    return shift_by_teacher(student_logits, teacher_logits, classes)
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""Networks of any kind are trained, teach, and are tested; what they are is never guessed by running code."""
+"""Networks of any kind as student, teacher and tested model; no code runs because a file names it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_image_alone_in_a_batch_normalisation_is_explained(
     (tmp_path / "net.py").write_text(NET)
     words = ("--mode", "student", "--student-arch", "net.py:make", "--data-dir", tiles, *QUICK)
     finished = call_kdtrain("fit", *words, alone, "1", cwd=tmp_path)
-    assert_explained(finished, 2, "a batch normalisation of this network sees a single value", "--batch-size")
+    assert_explained(finished, 2, "batch normalisation", "--batch-size")
     finished = call_kdtrain(
         "fit", *words, "--limit-train", "33", cwd=tmp_path
     )  # a whole batch, and one image
@@ -70,20 +70,20 @@ def test_two_processes_evaluate_the_resnet_that_they_save(
     )
 
 
-def test_teacher_says_itself_what_it_is(tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_a_teachers_architecture_is_read_from_its_file(
+    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
     data = load_dataset(data_dir=tiles)
     (tmp_path / "logs/models").mkdir(parents=True)
     teacher = untrained_teacher(tmp_path / "logs/models/teacher.safetensors", data, "hinton_800")
     words = ("fit", "--mode", "student_kd", "--data-dir", tiles, *QUICK)
     finished = call_kdtrain(*words, cwd=tmp_path)
     assert finished.returncode == 0
-    assert finished.stderr.splitlines()[0] == "The teacher is logs/models/teacher.safetensors."
+    assert "logs/models/teacher.safetensors" in finished.stderr.splitlines()[0]
     config = tomli.loads((tmp_path / "logs/student_kd/version_0/config.toml").read_text())
     assert config["teacher_arch"] == "hinton_800"
     asked = (*words, "--teacher-arch", "hinton_1200", "--teacher-checkpoint", teacher)
-    assert_explained(
-        call_kdtrain(*asked, cwd=tmp_path), 1, "is a hinton_800, but --teacher-arch is hinton_1200"
-    )
+    assert_explained(call_kdtrain(*asked, cwd=tmp_path), 1, "hinton_800", "--teacher-arch is hinton_1200")
 
 
 def test_flowvision_teaches_a_network_from_a_file(
@@ -97,17 +97,15 @@ def test_flowvision_teaches_a_network_from_a_file(
     best = tmp_path / "logs/models/student_kd.safetensors"
     assert load_model(best, arch="net.py:make").card.arch == "net.py:make"
 
-    # Whoever uses it has to allow its code.
+    # A command that reads the file runs its code only with --arch.
     for command in (("eval", best), ("infer", "--checkpoint", best, "--picture-index", "0")):
         named = (*command, "--data-dir", digits, "--json")
         assert_explained(call_kdtrain(*named, cwd=tmp_path), 1, f"--arch {tmp_path}/net.py:make")
         assert call_kdtrain(*named, "--arch", "net.py:make", cwd=tmp_path).returncode == 0
         wrong = call_kdtrain(*named, "--arch", "student_mlp", cwd=tmp_path)
-        assert_explained(wrong, 1, "is a net.py:make, but --arch is student_mlp")
+        assert_explained(wrong, 1, "net.py:make", "--arch is student_mlp")
     teaches = ("fit", "--mode", "student_kd", "--teacher-checkpoint", best, "--data-dir", digits, *QUICK)
-    assert_explained(
-        call_kdtrain(*teaches, cwd=tmp_path), 1, f"allow it with --teacher-arch {tmp_path}/net.py:make"
-    )
+    assert_explained(call_kdtrain(*teaches, cwd=tmp_path), 1, f"--teacher-arch {tmp_path}/net.py:make")
     assert call_kdtrain(*teaches, "--teacher-arch", "net.py:make", cwd=tmp_path).returncode == 0
 
     # A run's own configuration names it.
@@ -118,11 +116,11 @@ def test_flowvision_teaches_a_network_from_a_file(
 @pytest.mark.parametrize(
     ("arch", "code", "reason"),
     [
-        ("flowvision:resnet10", 2, "there is no flowvision classifier 'resnet10'"),
-        ("flowvision:resnet18", 2, "needs images of at least 28x28 pixels, these are 12x12"),
-        ("net.py:mak", 2, "there is no factory 'mak' (did you mean 'make'?)"),
-        ("nte.py:make", 2, "there is no file nte.py"),
-        ("no_such_module_at_all:make", 1, "no_such_module_at_all cannot be imported"),
+        ("flowvision:resnet10", 2, "'resnet10'"),
+        ("flowvision:resnet18", 2, "28x28"),
+        ("net.py:mak", 2, "'make'"),
+        ("nte.py:make", 2, "nte.py"),
+        ("no_such_module_at_all:make", 1, "no_such_module_at_all"),
     ],
 )
 def test_networks_that_cannot_be_made_are_refused_before_any_work(

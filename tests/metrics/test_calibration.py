@@ -30,6 +30,6 @@ def test_calibration_error_is_that_of_the_definition(seed: int, images: int, cla
     assert found.error == pytest.approx(error, abs=1e-12)
 
 
-def test_a_network_that_is_always_sure_and_right_half_the_time_is_off_by_a_half() -> None:
+def test_error_of_a_certain_network_that_is_right_half_the_time_is_a_half() -> None:
     found = reliability(np.tile([1000.0, 0.0], (4, 1)), np.array([0, 1, 0, 1]))
     assert (len(found.counts), found.error, found.counts[-1], found.accuracy[-1]) == (15, 0.5, 4, 0.5)

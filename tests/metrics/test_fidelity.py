@@ -11,7 +11,8 @@ from kdtrain.metrics.fidelity import measure_fidelity
 def test_fidelity_is_agreement_and_divergence() -> None:
     random = np.random.default_rng(0)
     student, teacher = random.normal(size=(2, 50, 4))
-    p, q = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in (teacher, student))
+    p = np.exp(teacher) / np.exp(teacher).sum(axis=1, keepdims=True)
+    q = np.exp(student) / np.exp(student).sum(axis=1, keepdims=True)
     agreement, divergence = measure_fidelity(student, teacher)
     assert agreement == (p.argmax(axis=1) == q.argmax(axis=1)).mean()
     assert divergence == pytest.approx((p * np.log(p / q)).sum() / 50, rel=1e-12)

@@ -1,4 +1,4 @@
-"""Intervals and tests against textbook tables and formulas written out."""
+"""Intervals and tests against textbook tables and plain formulas."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_equal_values_have_a_spread_of_exactly_zero(value: float, n: int) -> Non
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
 def test_values_that_have_no_interval_are_refused(values: list[float]) -> None:
-    with pytest.raises(ValueError, match="finite values"):
+    with pytest.raises(ValueError, match="values"):
         t_interval(values)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
 def test_confidence_must_be_a_fraction(confidence: float) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match=str(confidence)):
         t_interval([1.0, 2.0], confidence)
 
 
@@ -101,7 +101,7 @@ def test_texts_round_without_misleading(interval: Interval, gain: str, bounds: s
     assert (gain_text(interval), bounds_text(interval)) == (gain, bounds)
 
 
-def test_interval_text_says_why_there_is_none() -> None:
+def test_interval_text_gives_the_reason_for_no_interval() -> None:
     assert interval_text(Interval(0.18, 0.06, 0.1, 0.26, 5)) == "95 % interval 0.10 to 0.26 over 5 seeds"
     assert interval_text(t_interval([1.0])) == "one seed"
     assert interval_text(t_interval([1.0, 1.0])) == "the same in each of 2 seeds"
@@ -119,7 +119,7 @@ def test_mcnemar_is_the_binomial_sum(only_first: int, only_second: int, both: in
 
 
 def test_mcnemar_needs_the_same_images() -> None:
-    with pytest.raises(ValueError, match="tested on"):
+    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
         mcnemar(np.ones(3, bool), np.ones(4, bool))
 
 
@@ -130,7 +130,7 @@ def test_p_text_has_two_digits_or_a_bound() -> None:
 
 
 def test_paired_interval_is_that_of_the_published_example() -> None:
-    """statpsych, the R package of one of the authors, prints these digits for 12, 4, 26, 6 images."""
+    """The R package statpsych, by one of the authors, prints these digits for 12, 4, 26 and 6 images."""
     assert paired_proportions_interval(26, 4, 12 + 4 + 26 + 6) == pytest.approx(
         (0.2548067, 0.6251933), abs=1e-7
     )
@@ -141,7 +141,7 @@ def test_paired_interval_properties(first: int, second: int, same: int, confiden
     images = first + second + same
     low, high = paired_proportions_interval(first, second, images, confidence)
     assert -1 <= low < high <= 1
-    # Changing sides mirrors it; asking for less makes it narrower; it is there without any difference.
+    # Exchanging the networks mirrors it; more confidence widens it; equal counts give one around zero.
     assert paired_proportions_interval(second, first, images, confidence) == pytest.approx((-high, -low))
     wider = paired_proportions_interval(first, second, images, 0.99)
     assert wider[0] <= low < high <= wider[1]
@@ -149,7 +149,7 @@ def test_paired_interval_properties(first: int, second: int, same: int, confiden
         assert low + high == pytest.approx(0, abs=1e-12)
 
 
-def test_paired_interval_holds_the_difference_as_often_as_it_says() -> None:
+def test_paired_interval_has_its_nominal_coverage() -> None:
     random = np.random.default_rng(0)
     counts = random.multinomial(1000, [0.02, 0.012, 0.968], size=4000)
     covered = [
@@ -161,7 +161,7 @@ def test_paired_interval_holds_the_difference_as_often_as_it_says() -> None:
 
 @pytest.mark.parametrize("counts", [(-1, 2, 10), (6, 5, 10), (0, 0, 0)])
 def test_impossible_counts_have_no_interval(counts: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="cannot be"):
+    with pytest.raises(ValueError, match=f"{counts[0]} and {counts[1]} of {counts[2]}"):
         paired_proportions_interval(*counts)
 
 
@@ -172,7 +172,7 @@ def test_seeds_needed_are_those_of_printed_tables(effect: float, seeds: int) -> 
     assert seeds_needed(-3 * effect, 3.0) == seeds
 
 
-def test_that_many_seeds_have_the_power_and_fewer_do_not() -> None:
+def test_seeds_needed_have_the_power_and_fewer_do_not() -> None:
     random = np.random.default_rng(0)
     needed = seeds_needed(0.9, 1.0)
     assert needed is not None
@@ -183,10 +183,10 @@ def test_that_many_seeds_have_the_power_and_fewer_do_not() -> None:
         assert (power >= 0.795) == enough
 
 
-def test_seeds_needed_has_an_upper_and_a_lower_end() -> None:
+def test_seeds_needed_has_an_upper_and_a_lower_limit() -> None:
     assert seeds_needed(0.0, 1.0) is None
     assert seeds_needed(0.01, 1.0) is None
     assert seeds_needed(0.5, 1.0, most=33) is None
     assert seeds_needed(1e6, 1.0) == 2
-    with pytest.raises(ValueError, match="no sample size"):
+    with pytest.raises(ValueError, match=r"0\.0"):
         seeds_needed(1.0, 0.0)
