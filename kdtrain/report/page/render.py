@@ -85,7 +85,7 @@ def _read_figures(file: Path) -> dict[str, Any]:
     try:
         figures: dict[str, Any] = json.loads(read_text(file, _LARGEST))
     except (OSError, ValueError) as error:
-        raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it at its end.") from error
+        raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it when it ends.") from error
     if figures["version"] != VERSION:
         raise KdtrainError(f"{file} has version {figures['version']}; this kdtrain reads version {VERSION}.")
     return figures
