@@ -110,7 +110,7 @@ def _announce(listener: socket.socket) -> None:
     shown = f"[{address}]" if ":" in address else address
     if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         logger.info(
-            f"kdtrain: warning: whoever can reach {shown} can use this service: it has no accounts and no "
+            f"kdtrain: warning: anyone who can reach {shown} can use this service: it has no accounts and no "
             "encryption."
         )
     logger.info("Ctrl-C ends it.")

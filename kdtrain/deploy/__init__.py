@@ -1,4 +1,4 @@
-"""Models as ONNX files: export, int8, reading strangers' files within limits, benchmark, HTTP service.
+"""Trained models in use: predictors, benchmark, export to ONNX, int8, limits for ONNX files, HTTP service.
 
 Training does not belong here. Imports ``errors``, ``runtime``, ``metrics``, ``data``, ``models`` and
 ``store``; ``onnx_model`` and ``serve`` do without oneflow.

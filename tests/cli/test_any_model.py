@@ -82,8 +82,8 @@ def test_a_teachers_architecture_is_read_from_its_file(
     assert "logs/models/teacher.safetensors" in finished.stderr.splitlines()[0]
     config = tomli.loads((tmp_path / "logs/student_kd/version_0/config.toml").read_text())
     assert config["teacher_arch"] == "hinton_800"
-    asked = (*words, "--teacher-arch", "hinton_1200", "--teacher-checkpoint", teacher)
-    assert_explained(call_kdtrain(*asked, cwd=tmp_path), 1, "hinton_800", "--teacher-arch is hinton_1200")
+    named = (*words, "--teacher-arch", "hinton_1200", "--teacher-checkpoint", teacher)
+    assert_explained(call_kdtrain(*named, cwd=tmp_path), 1, "hinton_800", "--teacher-arch is hinton_1200")
 
 
 def test_flowvision_teaches_a_network_from_a_file(

@@ -50,8 +50,8 @@ def test_image_of_the_test_set(
 ) -> None:
     data = fitted.flags[1]
     models = ("--model-type", mode, "--model-save-dir", fitted.folder / LOGDIR / "models")
-    asked = ("--picture-index", str(index), "--temperature", "3", "--json")
-    finished = call_kdtrain("infer", *asked, *models, "--data-dir", data, cwd=tmp_path)
+    flags = ("--picture-index", str(index), "--temperature", "3", "--json")
+    finished = call_kdtrain("infer", *flags, *models, "--data-dir", data, cwd=tmp_path)
     (answer,) = answers(finished)
     truth = load_dataset(data_dir=Path(data)).test.labels[index]
     assert (answer["image"], answer["truth"]) == (f"test image {index}", str(truth))
@@ -66,9 +66,9 @@ def test_an_exported_file_answers_as_its_checkpoint(
 ) -> None:
     checkpoint, data = fitted.model("student"), ("--data-dir", fitted.flags[1])
     assert call_kdtrain("export", checkpoint, "--output", "net.onnx", *data, cwd=tmp_path).returncode == 0
-    for asked in (("--picture-index", "5"), (photos / "7.png",)):
+    for image in (("--picture-index", "5"), (photos / "7.png",)):
         both = [
-            answers(call_kdtrain("infer", *asked, "--checkpoint", model, *data, "--json", cwd=tmp_path))[0]
+            answers(call_kdtrain("infer", *image, "--checkpoint", model, *data, "--json", cwd=tmp_path))[0]
             for model in (checkpoint, "net.onnx")
         ]
         assert both[1]["model"] == "net.onnx"

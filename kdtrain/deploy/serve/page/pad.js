@@ -1,17 +1,17 @@
-// The field that one draws on, and on which a picture is shown.
+// The canvas for drawing a digit, and for showing an image file.
 
-const STROKE = 44; // pixels of the canvas, which is 560 wide: as thick as MNIST's strokes
-const SENT = 200; // pixels of the side of what is sent: enough to see all strokes, and soon looked through
-const STEP = 14; // how far an arrow key moves the pen
+const STROKE = 44; // width in pixels of the canvas, which is 560 wide: as thick as MNIST's strokes
+const SENT = 200; // height and width of the image that is sent: shows all strokes, and is fast to process
+const STEP = 14; // pixels that an arrow key moves the pen
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class Pad {
   /**
-   * @param {HTMLCanvasElement} canvas where one draws
-   * @param {HTMLElement} pen shows where the pen is that the keyboard moves
-   * @param {boolean} drawing whether one can draw, or only pictures are shown
-   * @param {function(): void} changed is called after each stroke, however short
+   * @param {HTMLCanvasElement} canvas the canvas
+   * @param {HTMLElement} pen marks the position of the keyboard's pen
+   * @param {boolean} drawing whether drawing is possible, or only image files are shown
+   * @param {function(): void} changed called after each segment of a stroke
    */
   constructor(canvas, pen, drawing, changed) {
     this.canvas = canvas;
@@ -19,7 +19,7 @@ export class Pad {
     this.changed = changed;
     this.context = canvas.getContext("2d");
     this.position = [canvas.width / 2, canvas.height / 2];
-    this.down = false; // whether the keyboard's pen is
+    this.down = false; // whether the keyboard's pen is lowered
     this.clear();
     if (drawing) this.takeStrokes();
   }
@@ -31,7 +31,7 @@ export class Pad {
     this.kind = "drawing";
   }
 
-  /** The drawing as a PNG file, or null if there is none. */
+  /** Returns the drawing as a PNG file, or null if the canvas is empty. */
   image() {
     if (this.empty) return Promise.resolve(null);
     const copy = document.createElement("canvas");
@@ -42,7 +42,7 @@ export class Pad {
     return new Promise((resolve) => copy.toBlob(resolve, "image/png"));
   }
 
-  /** Shows as much as fits of a picture, if the browser knows its format. */
+  /** Shows an image file, scaled to fit, if the browser can decode its format. */
   async showPicture(file) {
     this.clear();
     this.kind = "picture";
@@ -55,7 +55,7 @@ export class Pad {
       const [w, h] = [picture.width * scale, picture.height * scale];
       this.context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
     } catch {
-      // The service may know it nevertheless.
+      // The service may be able to decode it nevertheless.
     }
   }
 
@@ -74,10 +74,10 @@ export class Pad {
     });
     canvas.addEventListener("pointermove", (event) => {
       if (last === null) return;
-      for (const one of event.getCoalescedEvents?.() ?? [event]) {
-        const now = this.place(one);
-        this.stroke(last, now);
-        last = now;
+      for (const move of event.getCoalescedEvents?.() ?? [event]) {
+        const position = this.place(move);
+        this.stroke(last, position);
+        last = position;
       }
     });
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (last = null));
@@ -108,7 +108,7 @@ export class Pad {
     this.pen.style.top = `${(100 * this.position[1]) / this.canvas.height}%`;
   }
 
-  /** Where an event is on the canvas, in its own pixels. */
+  /** Returns the position of an event in pixels of the canvas. */
   place(event) {
     const box = this.canvas.getBoundingClientRect();
     return [
@@ -127,7 +127,7 @@ export class Pad {
     context.lineTo(...to);
     context.stroke();
     context.beginPath();
-    context.arc(...to, STROKE / 2, 0, 2 * Math.PI); // a line of no length leaves no dot
+    context.arc(...to, STROKE / 2, 0, 2 * Math.PI); // a line of zero length draws nothing
     context.fill();
     this.empty = false;
     this.changed();

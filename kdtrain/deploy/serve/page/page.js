@@ -1,41 +1,41 @@
-// The page: a drawing or a picture goes to POST /predict, what comes back becomes bars.
+// The page: it sends a drawing or an image file to POST /predict, and shows the probabilities as bars.
 
 import { Pad } from "./pad.js";
 
 const MOST_BARS = 10;
-const PAUSE = 60; // milliseconds between two questions while something is being drawn
+const PAUSE = 60; // milliseconds between two requests during drawing
 
 const $ = (id) => document.getElementById(id);
 const about = await (await fetch("model")).json();
-const pad = new Pad($("pad"), $("pen"), about.drawing, () => ask(() => pad.image()));
+const pad = new Pad($("pad"), $("pen"), about.drawing, () => predict(() => pad.image()));
 
-/** The last answer of the service; null before the first, and when there is nothing to be seen. */
+/** The last response of the service; null before the first, and when no image is shown. */
 let answer = null;
 
-/** Makes the image to be asked about next; only the newest one is kept while the service is busy. */
+/** A function that makes the image of the next request; a newer one replaces it while a request is pending. */
 let next = null;
-let asking = false;
+let pending = false;
 
-/** Asks the service about the image that `image` makes. */
-async function ask(image) {
+/** Requests a prediction for the image that `image` makes. */
+async function predict(image) {
   next = image;
   $("hint").hidden = true;
-  if (asking) return;
-  asking = true;
+  if (pending) return;
+  pending = true;
   $("answer").setAttribute("aria-busy", "true");
   while (next !== null) {
     const current = next;
     next = null;
-    const wait = await askOnce(current);
-    if (wait > PAUSE && next === null) next = current; // it was refused for the moment
+    const wait = await request(current);
+    if (wait > PAUSE && next === null) next = current; // the rate limit refused it: try again
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
-  asking = false;
+  pending = false;
   $("answer").setAttribute("aria-busy", "false");
 }
 
-/** Asks once and shows what comes back; returns how many milliseconds to wait. */
-async function askOnce(image) {
+/** Sends one request and shows the response; returns the milliseconds to wait before the next. */
+async function request(image) {
   try {
     const body = await image();
     if (body === null) return 0; // cleared in the meantime
@@ -56,7 +56,7 @@ async function askOnce(image) {
   return PAUSE;
 }
 
-/** The columns of the table: name, colour, probabilities (if there are any yet), and how soft they are shown. */
+/** Returns the columns of the table: name, colour, probabilities (undefined before the first response), T. */
 function columns() {
   const temperature = Number($("temperature").value);
   const student = answer?.predictions[0].probabilities;
@@ -73,14 +73,14 @@ function columns() {
   ];
 }
 
-/** Softens probabilities: p^(1/T), made to sum to 1, is softmax(logits / T). */
+/** Softens probabilities: p^(1/T), normalised to sum 1, is softmax(logits / T). */
 function soften(values, temperature) {
   const powers = values.map((value) => value ** (1 / temperature));
   const sum = powers.reduce((a, b) => a + b, 0);
   return powers.map((power) => power / sum);
 }
 
-/** One decimal, and neither "0.0" for what is possible nor "100.0" for what is not certain. */
+/** Returns one decimal, and never "0.0 %" or "100.0 %", which would be rounded. */
 function percent(value) {
   if (value < 0.001) return "<0.1 %";
   return value > 0.999 ? ">99.9 %" : `${(100 * value).toFixed(1)} %`;
@@ -88,7 +88,7 @@ function percent(value) {
 
 const best = (values) => values.indexOf(Math.max(...values));
 
-/** Draws the table anew, and says what it shows. */
+/** Redraws the table, and announces the predictions to screen readers. */
 function show() {
   const table = columns();
   const shown = shownClasses(table);
@@ -98,11 +98,11 @@ function show() {
   $("few").textContent = `The ${shown.length} most probable of ${about.classes.length} classes.`;
   $("seen").hidden = answer === null;
   $("degrees").value = $("temperature").value;
-  const sentence = answer === null ? "" : table.map(({ name, values }) => `${name}: ${say(values)}`).join(", ");
+  const sentence = answer === null ? "" : table.map(({ name, values }) => `${name}: ${top(values)}`).join(", ");
   if ($("verdict").textContent !== sentence) $("verdict").textContent = sentence;
 }
 
-const say = (values) => `${about.classes[best(values)]}, ${percent(Math.max(...values))}`;
+const top = (values) => `${about.classes[best(values)]}, ${percent(Math.max(...values))}`;
 
 function heading({ name, kind, values, again }) {
   const cell = element("th");
@@ -119,7 +119,7 @@ function complain(sentence) {
   $("complaint").hidden = sentence === "";
 }
 
-/** Which classes have a bar: all in their order, or the most probable ones. */
+/** Returns the classes with a bar: all in their order, or the most probable ones. */
 function shownClasses(table) {
   const all = about.classes.map((_, index) => index);
   if (all.length <= MOST_BARS) return all;
@@ -156,12 +156,12 @@ function row(scope, name, cells) {
 }
 
 function element(kind, text = "") {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  return made;
+  const node = document.createElement(kind);
+  node.textContent = text;
+  return node;
 }
 
-/** Shows the image as the network sees it: channels of rows of values from 0 to 255. */
+/** Shows the network's input: channels of rows of pixels, 0..255. */
 function showSeen(channels) {
   const canvas = $("pixels");
   const [height, width] = [channels[0].length, channels[0][0].length];
@@ -189,11 +189,11 @@ function clear() {
 function take(file) {
   if (!file) return;
   pad.showPicture(file);
-  ask(async () => file);
+  predict(async () => file);
 }
 
-/** Says what is served, and what can be done. */
-function begin() {
+/** Fills in the texts of the page, and registers its event handlers. */
+function start() {
   const named = (model) => `${model.model} (${model.arch})`;
   $("title").textContent = about.drawing ? "Draw a digit" : "Drop a picture";
   $("models").textContent =
@@ -227,4 +227,4 @@ function begin() {
   show();
 }
 
-begin();
+start();
