@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -31,6 +30,7 @@ from kdtrain.report.comparison_table import comparison_tables
 from kdtrain.report.grid_result import Candidate
 from kdtrain.report.style import save_figure
 from kdtrain.report.verdict import gap_sentence, verdict
+from tests.report.drawings import assert_is_drawing
 
 IMAGES = 10_000
 
@@ -421,10 +421,7 @@ def test_file_is_a_png_of_1000_pixels_or_more_that_is_not_blank(case: str, tmp_p
     assert max(figure.axes[0].get_yticks()) <= 100
     assert min(figure.axes[1].get_yticks()) >= 0
     save_figure(figure, path)
-    with PIL.Image.open(path) as image:
-        assert image.format == "PNG"
-        assert image.width >= 1000
-        assert np.asarray(image.convert("L")).std() > 5
+    assert_is_drawing(path)
 
 
 def test_drawing_needs_neither_pyplot_nor_oneflow() -> None:
