@@ -13,18 +13,21 @@ from kdtrain.deploy.benchmark import BenchmarkResult
 
 
 def benchmark_table(results: Sequence[BenchmarkResult]) -> Table:
-    """Returns a row per model; ± is the relative median absolute deviation of the rounds."""
+    """Returns a row per model; ± is the relative median absolute deviation of the rounds.
+
+    It fits a terminal of 80 columns: headings have two lines, and a model's runtime goes below its name.
+    """
     batch = results[0].timing.batch_size
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("model", overflow="fold")
-    table.add_column("runtime", no_wrap=True)
-    for heading in ("parameters", "KB", "right %", "p50 ms", "±", "p95 ms", f"images/s ({batch})", "±"):
+    longest = max(len(result.model.path.name) for result in results)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(f"{'model':<{longest}}  runtime", overflow="fold")
+    headings = ("para-\nmeters", "KB", "right\n%", "p50\nms", "±", "p95\nms", f"images/s\n({batch})", "±")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         model, timing = result.model, result.timing
         table.add_row(
-            Text(model.path.name),
-            model.runtime,
+            Text(f"{model.path.name:<{longest}}  {model.runtime}"),
             f"{model.parameters:,}",
             f"{result.size / 1000:,.0f}",
             f"{100 * result.test.accuracy:.2f}",

@@ -1,13 +1,17 @@
-"""A checkpoint as a predictor: logits, timing and a network of its own after a reload."""
+"""A checkpoint as a predictor: logits, timing, a network of its own after a reload, and its benchmark."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from kdtrain.data.dataset import Dataset
+from kdtrain.deploy.benchmark import run_benchmark
+from kdtrain.deploy.benchmark_table import benchmark_table
 from kdtrain.deploy.oneflow_model import OneFlowModel
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
@@ -28,7 +32,8 @@ def test_logits_are_the_networks(
     logits = model.logits(images)
     with flow.no_grad():
         expected = student.eval()(flow.tensor(mnist.normalization.apply(images))).numpy().copy()
-    assert (logits.shape, logits.dtype) == ((count, 10), np.float32)
+    assert logits.shape == (count, 10)
+    assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     before = logits.copy()
     model.logits(mnist.test.images[-count:])
@@ -42,3 +47,15 @@ def test_reloaded_model_has_a_network_of_its_own(model: OneFlowModel, mnist: Dat
     np.testing.assert_array_equal(reloaded.logits(images), model.logits(images))
     assert len(reloaded.seconds(images, 2)) == 3
     assert (model.runtime, model.parameters, model.path.name) == ("oneflow", 109_386, "student.safetensors")
+
+
+def test_benchmark_table_fits_80_columns(model: OneFlowModel, mnist: Dataset) -> None:
+    results = run_benchmark([model, model.reloaded()], mnist.test, batch_size=50, rounds=2)
+    assert [result.timing.batch_size for result in results] == [50, 50]
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(benchmark_table(results))
+    text = stream.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "…" not in text
+    for figure in ("student.safetensors", "oneflow", "109,386", f"{100 * results[0].test.accuracy:.2f}"):
+        assert text.count(figure) == 2
