@@ -1,9 +1,8 @@
-"""The child's side of a job in a forked process: it computes, and sends its parent a result or an error."""
+"""The child process of a job: its set-up, its signals, and the result or error that it sends."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import pickle
@@ -18,24 +17,23 @@ from kdtrain.errors import Terminated, error_text
 from kdtrain.runtime import console
 from kdtrain.runtime.processor import flush_denormals
 from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.signals import die_with_parent
 from kdtrain.runtime.thread_pool import replace_thread_pool
 from kdtrain.runtime.watchdog import StackFile
 
 INTERRUPT = signal.SIGUSR1
-"""How the parent passes Ctrl-C on."""
+"""The signal by which the parent passes Ctrl-C on."""
 FROM_PARENT = (INTERRUPT, signal.SIGTERM)
-"""What interrupts a child. It blocks them from its first moment until it can handle them."""
-
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+"""The signals that interrupt a child. It starts with both blocked, and unblocks them once it handles them."""
 
 
 class ChildError(Exception):
-    """Where an exception was raised in a child, for --debug to show."""
+    """The traceback of an exception that was raised in a child, shown by --debug."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a child sends in the end: a value, or an error and its traceback."""
+    """The last message of a child: a value, or an error and its traceback."""
 
     value: Any = None
     error: BaseException | None = None
@@ -46,60 +44,70 @@ def run_child(
     work: Callable[[Ranks], Any],
     ranks: Ranks,
     core: int,
-    alone: bool,
+    draws_bars: bool,
     messages: Connection,
-    foreign: list[Connection],
+    inherited: list[Connection],
     stack: StackFile,
 ) -> None:
-    """What a child does: the job, and then to send its result or its error."""
-    for end in foreign:
-        end.close()  # a reader sees the end of a pipe once nobody holds the writing side
-    gc.freeze()  # what the parent has loaded is no garbage: looking through it again and again takes time
+    """Runs a job in this forked process, and sends its result or its error.
+
+    Args:
+        work: the job; its return value on rank 0 is the result.
+        ranks: the group of processes that share the job.
+        core: the core that this process is pinned to.
+        draws_bars: whether this process may draw progress bars.
+        messages: the pipe to the parent.
+        inherited: the ends of other processes' pipes, which this process closes.
+        stack: the memory that this process writes its Python stack to.
+    """
+    for end in inherited:
+        end.close()  # a reader sees the end of a pipe once every writing end is closed
+    gc.freeze()  # the parent's objects never become garbage here: the collector need not scan them
     os.sched_setaffinity(0, {core})
     stack.install()
-    console.enter_child(notes=ranks.rank == 0, bars=alone)
+    console.enter_child(notes=ranks.rank == 0, bars=draws_bars)
     try:
         with _interrupted_by_parent_only(), flush_denormals():
             replace_thread_pool()
-            os.register_at_fork(after_in_child=replace_thread_pool)  # for a DataLoader's workers, say
+            os.register_at_fork(after_in_child=replace_thread_pool)  # a DataLoader's workers are forks too
             value = work(ranks)
         message = Message(value if ranks.rank == 0 else None)
     except BaseException as error:
-        message = Message(error=_portable(error), trace="".join(traceback.format_exception(error)))
-    with contextlib.suppress(OSError):  # the parent may have gone
+        message = Message(error=_picklable(error), trace="".join(traceback.format_exception(error)))
+    with contextlib.suppress(OSError):  # the parent may have ended
         messages.send_bytes(pickle.dumps(message))
 
 
 @contextlib.contextmanager
 def _interrupted_by_parent_only() -> Iterator[None]:
-    """Takes Ctrl-C (as SIGUSR1) and SIGTERM from the parent, once, and does not outlive it.
+    """Lets only the parent interrupt this process, by SIGUSR1 for Ctrl-C or by SIGTERM, and only once.
 
-    A terminal sends Ctrl-C to every process of a group, and some supervisors do the same with
-    SIGTERM; a second signal must not disturb the closing of files.
+    A terminal sends Ctrl-C to every process of a group, and some supervisors send SIGTERM to all of
+    them. A second signal must not interrupt the closing of files. The process ends with its parent.
     """
 
-    def deaf() -> None:
+    def ignore_signals() -> None:
         for number in (signal.SIGINT, *FROM_PARENT):
             signal.signal(number, signal.SIG_IGN)
 
-    def interrupted(number: int, frame: object) -> NoReturn:
-        deaf()
+    def raise_once(number: int, frame: object) -> NoReturn:
+        ignore_signals()
         raise KeyboardInterrupt if number == INTERRUPT else Terminated
 
     signal.set_wakeup_fd(-1)
-    deaf()
+    ignore_signals()
     for number in FROM_PARENT:
-        signal.signal(number, interrupted)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal.signal(number, raise_once)
+    die_with_parent(signal.SIGTERM)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_PARENT)
         yield
     finally:
-        deaf()
+        ignore_signals()
 
 
-def _portable(error: BaseException) -> BaseException:
-    """Returns an exception that survives the way to the parent."""
+def _picklable(error: BaseException) -> BaseException:
+    """Returns the exception, or a RuntimeError with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

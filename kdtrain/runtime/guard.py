@@ -27,8 +27,7 @@ from typing import IO
 from kdtrain.errors import KdtrainError, Terminated, error_text
 from kdtrain.runtime.console import open_stream
 from kdtrain.runtime.heartbeat import Heartbeat, News, from_line, to_line
-from kdtrain.runtime.launch import die_with_parent
-from kdtrain.runtime.signals import SignalQueue, queue_signals
+from kdtrain.runtime.signals import SignalQueue, die_with_parent, queue_signals
 
 _TICK = 0.1  # seconds between two looks at the worker
 _CLOSING = 2.5  # seconds that a worker has to close its files

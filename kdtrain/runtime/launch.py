@@ -1,13 +1,12 @@
-"""Starts one process per device for ``--nproc-per-node``, and tells a process whether it is one of them.
+"""Processes that train together: the launcher of ``--nproc-per-node``, and the group that a process is in.
 
-The processes find each other by the same environment variables as under
-``python -m oneflow.distributed.launch``, which serves several machines.
+A process finds its group in the environment variables that ``python -m oneflow.distributed.launch`` sets,
+too. That launcher serves several machines.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import math
 import os
@@ -25,46 +24,46 @@ from typing import IO
 from kdtrain.errors import KdtrainError, Terminated, UsageError
 from kdtrain.runtime.heartbeat import SILENCE, Heartbeat
 from kdtrain.runtime.rendezvous import join_group
-from kdtrain.runtime.signals import queue_signals
+from kdtrain.runtime.root_cause import root_cause
+from kdtrain.runtime.signals import die_with_parent, queue_signals
 
-_GRACE = 5.0  # seconds that the others have to notice that one has failed
-_PATIENCE = 4.0  # seconds that a process has once it was told: a little more than its guard takes
-_POLL = 0.05
-_PR_SET_PDEATHSIG = 1
-_SILENCE = "KDTRAIN_SILENCE"  # the environment's name for the limit, where another one is wanted
+_GRACE = 5.0  # seconds in which the other ranks may end by themselves after one has failed
+_CLOSING_SECONDS = 4.0  # that a rank has after a signal: a little more than its guard needs
+_POLL = 0.05  # seconds
+_SILENCE = "KDTRAIN_SILENCE"  # environment variable: seconds without a heartbeat, in place of SILENCE
 
 
 def rank() -> int | None:
-    """Returns this process's number among those that train together, or None if it is on its own.
+    """Returns this process's rank, or None if it trains on its own.
 
-    oneflow itself sets RANK to -1 in a process that is on its own.
+    oneflow itself sets RANK to -1 in a process that trains on its own.
     """
     number, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    together = number.isdecimal() and size.isdecimal() and int(size) > 1
-    return int(number) if together else None
+    grouped = number.isdecimal() and size.isdecimal() and int(size) > 1
+    return int(number) if grouped else None
 
 
 def prepare_rank() -> None:
-    """Does what one of several processes has to do before it imports oneflow."""
+    """Prepares one of several processes for the import of oneflow."""
     number = rank()
     if number is None:
         return
     if os.environ.get("MASTER_ADDR", "").startswith(("127.", "localhost")):
-        # oneflow counts processes with one address as one machine, whichever launcher has started
-        # them, and aborts if two of them have the same local number.
+        # oneflow counts processes with one address as one machine, whichever launcher started them.
+        # It aborts if two of them have the same local rank.
         os.environ["LOCAL_RANK"] = str(number)
     if number > 0:
-        time.sleep(0.5)  # who looks for rank 0 before it listens waits ten seconds for the next try
+        time.sleep(0.5)  # a rank that connects before rank 0 listens tries again only after ten seconds
 
 
 def connect_peers(facts: Mapping[str, str]) -> Heartbeat | None:
-    """Connects this process with those that it trains with; None if it is on its own.
+    """Connects this process with its group; returns None if it trains on its own.
 
     Args:
-        facts: what has to be the same in all of them, by the name that an error gives it.
+        facts: values that must be equal in all processes, by their name in error messages.
 
     Raises:
-        KdtrainError: another one does not come, or differs.
+        KdtrainError: a process does not come, or its facts differ.
         UsageError: the addresses cannot be used, or the settings differ.
     """
     number = rank()
@@ -75,26 +74,21 @@ def connect_peers(facts: Mapping[str, str]) -> Heartbeat | None:
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16 or number >= int(size):
         raise UsageError(
             f"RANK is {number}, WORLD_SIZE {size}, MASTER_ADDR {host or 'not set'}, MASTER_PORT "
-            f"{port or 'not set'}: processes that train together need a number below WORLD_SIZE each, and "
-            "the address and port of process 0."
+            f"{port or 'not set'}: each process needs a RANK below WORLD_SIZE, and the address and port of "
+            "process 0."
         )
     return join_group(number, int(size), (host, int(port)), facts, silence=_silence())
 
 
-def die_with_parent(number: signal.Signals) -> None:
-    """Has the kernel send this process a signal when its parent ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-
-
 def _follow_launcher() -> None:
-    """Ends this process with oneflow's launcher, if that has started it.
+    """Makes this process end with oneflow's launcher, if that has started it.
 
-    Ranks that were started in other ways, in the background of a shell say, may outlive that.
+    Ranks that were started in another way, such as in the background of a shell, may outlive their parent.
     """
     parent = os.getppid()
     with contextlib.suppress(OSError):
-        words = Path(f"/proc/{parent}/cmdline").read_bytes()
-        if re.search(rb"oneflow[./]distributed[./]launch", words):
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
+        if re.search(rb"oneflow[./]distributed[./]launch", command):
             die_with_parent(signal.SIGTERM)
             if os.getppid() != parent:
                 raise Terminated
@@ -111,45 +105,51 @@ def _silence() -> float:
     return seconds
 
 
-def launch(words: Sequence[str], processes: int) -> int:
-    """Runs ``kdtrain`` with the same words in so many processes; returns the exit code.
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Runs ``kdtrain`` with the same arguments in several processes; returns their exit code.
 
     Raises:
-        KdtrainError: one of them was killed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; all of them have ended by then.
+        KdtrainError: a process was killed, or one other than rank 0 failed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; all processes have ended by then.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
-    with queue_signals() as interrupts:
-        ranks = [_Rank(number, words, address) for number in range(processes)]
+    with queue_signals() as signals:
+        ranks = [_Rank(number, arguments, address) for number in range(processes)]
         try:
-            while any(one.code is None for one in ranks) and not any(one.code for one in ranks):
-                interrupts.raise_within(_POLL)
+            while any(rank.code is None for rank in ranks) and not any(rank.code for rank in ranks):
+                signals.raise_within(_POLL)
             _end_all(ranks, signal.SIGTERM, grace=_GRACE)
         except KeyboardInterrupt as error:
             _end_all(ranks, signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
             raise
-    return _outcome(ranks)
+    return _exit_code(ranks)
 
 
 class _Rank:
-    """One of the processes. Rank 0 speaks; what the others say on stderr is kept for the worst case."""
+    """One of the processes. Only rank 0 prints; the stderr of the others is kept for an error message."""
 
-    def __init__(self, number: int, words: Sequence[str], address: dict[str, str]) -> None:
+    def __init__(self, number: int, arguments: Sequence[str], address: dict[str, str]) -> None:
         self.number = number
-        self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this object
+        self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this object
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kdtrain", *words],
+            [sys.executable, "-m", "kdtrain", *arguments],
             env=os.environ | address | {"RANK": str(number), "LOCAL_RANK": str(number)},
             stdout=None if number == 0 else subprocess.DEVNULL,
-            stderr=None if number == 0 else self.said,
-            start_new_session=True,  # Ctrl-C is the parent's to pass on
+            stderr=None if number == 0 else self.stderr,
+            start_new_session=True,  # the terminal sends Ctrl-C to the launcher alone, which passes it on
             preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),
         )
 
     @property
     def code(self) -> int | None:
-        """The exit code; negative for a signal, None while it runs."""
+        """The exit code; negative for a signal, None while the process runs."""
         return self.process.poll()
+
+    def last_line(self) -> str:
+        """Returns the last line on stderr, without the name of the program."""
+        self.stderr.seek(0)
+        lines = self.stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("kdtrain: ") if lines else f"exit code {self.code}"
 
 
 def _free_port() -> int:
@@ -159,35 +159,36 @@ def _free_port() -> int:
 
 
 def _end_all(ranks: Sequence[_Rank], number: signal.Signals, grace: float = 0.0) -> None:
-    """Waits for the ranks to end by themselves, then after a signal, then kills what is left."""
+    """Waits ``grace`` seconds for the ranks to end, then sends the signal, then kills those that are left."""
     _wait(ranks, grace)
-    for one in ranks:
-        if one.code is None:
-            one.process.send_signal(number)
-    _wait(ranks, _PATIENCE)
-    for one in ranks:
-        one.process.kill()
-        one.process.wait()
+    for rank in ranks:
+        if rank.code is None:
+            rank.process.send_signal(number)
+    _wait(ranks, _CLOSING_SECONDS)
+    for rank in ranks:
+        rank.process.kill()
+        rank.process.wait()
 
 
 def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while any(one.code is None for one in ranks) and time.monotonic() < deadline:
+    while any(rank.code is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(_POLL)
 
 
-def _outcome(ranks: Sequence[_Rank]) -> int:
-    """Returns the exit code of all, or raises what only a rank that was silent can tell."""
-    failed = [one for one in ranks if one.code]
-    if not failed:
+def _exit_code(ranks: Sequence[_Rank]) -> int:
+    """Returns the exit code of the whole group.
+
+    Raises:
+        KdtrainError: a rank failed that has printed nothing to the terminal.
+    """
+    index = root_cause([rank.code for rank in ranks])
+    if index is None:
         return 0
-    # Who is killed takes the others along: they abort, or are told to end. So those tell least.
-    first = min(failed, key=lambda one: (one.code in (-signal.SIGABRT, 143), one.number))
-    code = first.code or 0
+    failed = ranks[index]
+    code = failed.code or 0
     if code < 0:
-        raise KdtrainError(f"process {first.number} was ended by signal {signal.Signals(-code).name}.")
-    if first.number > 0:
-        first.said.seek(0)
-        lines = first.said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise KdtrainError(f"process {first.number} failed: {lines[-1].removeprefix('kdtrain: ')}")
+        raise KdtrainError(f"process {failed.number} was ended by signal {signal.Signals(-code).name}.")
+    if failed.number > 0:
+        raise KdtrainError(f"process {failed.number} failed: {failed.last_line()}")
     return code

@@ -15,14 +15,11 @@ import numpy.typing as npt
 
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime import flow
+from kdtrain.runtime.root_cause import RankLostError
 
 Floats = npt.NDArray[np.float32]
 
 _CHUNK = 1 << 20  # numbers that are added up at once: 4 MB per rank
-
-
-class RankLostError(KdtrainError):
-    """Another process of the group has ended; its own error is the one to report."""
 
 
 class Ranks:

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM: when they may interrupt, and what they raise."""
+"""Signal handling: Ctrl-C and SIGTERM deferred, queued or raised, and the end of a parent process."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -13,14 +14,23 @@ from collections.abc import Iterator
 
 from kdtrain.errors import Terminated
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Makes the kernel send this process the signal ``number`` when its parent ends.
+
+    A parent that has already ended sends nothing: compare ``os.getppid()`` afterwards.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Lets Ctrl-C and SIGTERM wait until the end of the block, so that nothing is left half imported.
+    """Defers Ctrl-C and SIGTERM to the end of the block, so that no import stops halfway.
 
-    What interrupts an import may come out of it as an ImportError. Threads that are started in the
-    block never receive SIGINT at all: while oneflow's library is being loaded, the signal's handler
-    is one that ends the process, whichever thread runs it.
+    A signal during an import may come out of it as an ImportError. Threads started in the block never
+    receive SIGINT: while oneflow's library loads, its SIGINT handler ends the process, in any thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers, and only it is interrupted
@@ -43,16 +53,16 @@ def defer_signals() -> Iterator[None]:
 
 
 def restore_sigint_handler() -> None:
-    """Puts Python's SIGINT handler in force again, after a library has replaced it behind its back."""
+    """Installs Python's SIGINT handler again, after a C library has replaced it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.default_int_handler)
 
 
 def raise_on_sigterm() -> None:
-    """Makes SIGTERM raise ``Terminated``, so that callbacks close their files before the end."""
+    """Makes SIGTERM raise ``Terminated``, so that callbacks close their files before the process ends."""
 
     def raise_terminated(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM ends the process at once
         raise Terminated
 
     signal.signal(signal.SIGTERM, raise_terminated)
@@ -60,17 +70,19 @@ def raise_on_sigterm() -> None:
 
 @contextlib.contextmanager
 def queue_signals() -> Iterator[SignalQueue]:
-    """Lets Ctrl-C and SIGTERM raise nothing in the block: they wait to be asked for.
+    """Queues Ctrl-C and SIGTERM in the block; they raise only where the block reads the queue.
 
-    An exception that may come up between any two instructions can be lost in a ``__del__``, or
-    come between a fork and the note that a child has been forked.
+    An exception raised between two arbitrary instructions can get lost in a ``__del__``, or fall
+    between a fork and the record of the new child.
     """
     if threading.current_thread() is not threading.main_thread():
         yield SignalQueue(None)  # only the main thread may set handlers, and only it is interrupted
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    handlers = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.signal(number, _leave_to_wakeup_pipe) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield SignalQueue(reader)
@@ -82,33 +94,60 @@ def queue_signals() -> Iterator[SignalQueue]:
         os.close(writer)
 
 
+class SignalQueue:
+    """The signals that arrived in a block of ``queue_signals``.
+
+    Attributes:
+        reader: a descriptor that becomes readable when a signal arrives; None where none can.
+    """
+
+    def __init__(self, reader: int | None) -> None:
+        self.reader = reader
+
+    def raise_within(self, seconds: float) -> None:
+        """Waits up to ``seconds`` for a signal, and raises it as ``raise_first`` does."""
+        if self.reader is None:
+            time.sleep(seconds)
+        elif select.select([self.reader], [], [], seconds)[0]:
+            self.raise_first()
+
+    def raise_first(self) -> None:
+        """Raises the exception of the first signal. Call it when ``reader`` is readable.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; or its subclass ``Terminated`` for SIGTERM.
+        """
+        if self.reader is not None:
+            raise KeyboardInterrupt if os.read(self.reader, 1)[0] == signal.SIGINT else Terminated
+
+
 @contextlib.contextmanager
 def force_exit_after_signal(seconds: float) -> Iterator[None]:
-    """Ends the process if the block still runs so many seconds after Ctrl-C or SIGTERM.
+    """Ends the process if the block still runs ``seconds`` after Ctrl-C or SIGTERM.
 
-    Python calls a signal's handler between two instructions of the main thread, which may stand in C code
-    that never returns. A second thread acts then, which C code that holds Python's lock would stop as well.
-    Inside of ``queue_signals`` the signals do not count.
+    Python runs signal handlers between two instructions of the main thread. C code that never returns
+    blocks them, so a second thread ends the process. C code that also holds the GIL blocks that thread.
+    Signals in an inner ``queue_signals`` do not count.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is interrupted
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    guard = threading.Thread(target=_end_process, args=(reader, seconds, threading.get_ident()), daemon=True)
-    guard.start()
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_force_exit, args=(reader, seconds, threading.get_ident()), daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
-        os.close(writer)  # which the guard takes for the end of the block
-        guard.join()
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)  # end of file tells the watcher that the block has ended
+        watcher.join()
         os.close(reader)
 
 
-def _end_process(reader: int, seconds: float, thread: int) -> None:
-    """Waits for a signal, then for the pipe's end; ends the process if that does not come in time."""
+def _force_exit(reader: int, seconds: float, thread: int) -> None:
+    """Waits for a signal, then for the pipe's end of file; ends the process if that comes too late."""
     while number := os.read(reader, 1):
         if number[0] not in (signal.SIGINT, signal.SIGTERM):
             continue
@@ -118,37 +157,10 @@ def _end_process(reader: int, seconds: float, thread: int) -> None:
                 return
         frame = sys._current_frames().get(thread)
         where = f" It stood at {frame.f_code.co_filename}, line {frame.f_lineno}." if frame else ""
-        said = "interrupted" if number[0] == signal.SIGINT else "terminated"
-        print(f"kdtrain: {said}, and did not end by itself in {seconds:g} s.{where}", file=sys.stderr)
+        cause = "interrupted" if number[0] == signal.SIGINT else "terminated"
+        print(f"kdtrain: {cause}, and did not end by itself in {seconds:g} s.{where}", file=sys.stderr)
         os._exit(128 + number[0])
 
 
-class SignalQueue:
-    """The signals that have arrived in a block of ``queue_signals``.
-
-    Attributes:
-        reader: a descriptor that becomes readable when one arrives; None where none can.
-    """
-
-    def __init__(self, reader: int | None) -> None:
-        self.reader = reader
-
-    def raise_within(self, seconds: float) -> None:
-        """Waits so long for a signal, and raises it as ``raise_first`` does."""
-        if self.reader is None:
-            time.sleep(seconds)
-        elif select.select([self.reader], [], [], seconds)[0]:
-            self.raise_first()
-
-    def raise_first(self) -> None:
-        """Raises what the first signal stands for; to be called when ``reader`` is readable.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C; or its subclass ``Terminated`` for SIGTERM.
-        """
-        if self.reader is not None:
-            raise KeyboardInterrupt if os.read(self.reader, 1)[0] == signal.SIGINT else Terminated
-
-
-def _ignore(number: int, frame: object) -> None:
-    """A handler that leaves everything to the wake-up descriptor."""
+def _leave_to_wakeup_pipe(number: int, frame: object) -> None:
+    """A handler that does nothing: Python has written the signal's number to the wake-up pipe."""

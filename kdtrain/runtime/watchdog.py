@@ -37,7 +37,7 @@ class StackFile:
         faulthandler.enable(self._descriptor)
         faulthandler.register(_DUMP, self._descriptor)
 
-    def ask(self, pid: int) -> str:
+    def request(self, pid: int) -> str:
         """Returns the stack of the live child ``pid``, as ``stack`` does."""
         os.kill(pid, _DUMP)
         deadline = time.monotonic() + _DUMP_SECONDS
