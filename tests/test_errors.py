@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from kdtrain.cli.parser import COMMANDS
-from kdtrain.cli.setting_flags import add_flags
+from kdtrain.cli.setting_flags import add_setting_flags
 from kdtrain.errors import DataError, did_you_mean, one_line
 from kdtrain.runtime import flow
 
@@ -54,7 +54,7 @@ def test_any_text_becomes_one_line_of_some_length() -> None:
 
 def flags() -> list[str]:
     parser = argparse.ArgumentParser()
-    add_flags(parser)
+    add_setting_flags(parser)
     return list(parser._option_string_actions)
 
 

@@ -1,54 +1,189 @@
-"""Flags that commands share, and those of the commands about finished models."""
+"""The flags of every command, and those that commands share."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+from kdtrain.cli.flag_types import choice, number, whole_number
+from kdtrain.cli.setting_flags import add_setting_flag, add_setting_flags
 from kdtrain.errors import UsageError, clipped
-from kdtrain.experiment.config import flag_of
+from kdtrain.experiment.config import DATA_SETS, DEVICES, MODE_CHOICES, FitConfig, flag_of
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.value_checks import Check
 
+Parser = argparse.ArgumentParser
 
-def check_flags(options: argparse.Namespace, **demands: Check) -> None:
-    """Raises UsageError if a flag's number is not as it is demanded of it."""
-    for name, (is_allowed, demand) in demands.items():
+
+def check_flags(options: argparse.Namespace, **checks: Check) -> None:
+    """Raises UsageError if a flag's number fails its check."""
+    for name, (is_allowed, demand) in checks.items():
         value = getattr(options, name)
         if not is_allowed(value):
             raise UsageError(f"{flag_of(name)} is {clipped(value)}: it {demand}.")
 
 
-def data_flags(parser: argparse.ArgumentParser) -> None:
-    """Which data a model is asked about."""
+# ------------------------------------------------------------------------------------------ shared flags
+
+
+def _data_flags(parser: Parser) -> None:
+    """Adds the flags that say which data a model is tested on."""
     parser.add_argument(
         "--arch",
         metavar="ARCH",
-        help="what the network must be; allows code of yours, MODULE:FACTORY or FILE.py:FACTORY, to be run",
+        help="architecture that the model must have. MODULE:FACTORY and FILE.py:FACTORY need this flag: "
+        "without it, kdtrain runs no code that a model file names [the one that the model names]",
     )
     parser.add_argument(
         "--dataset",
         metavar="DATA",
-        help="the data whose test images are taken, as for fit [what the model was trained on]",
+        help=f"data set whose test images are used: {DATA_SETS} "
+        "[the one that the model was trained on, if it is built in]",
     )
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="read the four IDX files from here")
+    add_setting_flag(parser, "data_dir", default=None)
+    add_setting_flag(parser, "skip_corrupt", default=False)
+
+
+def _device_flag(parser: Parser) -> None:
+    add_setting_flag(parser, "device", default=FitConfig.device, **choice(*DEVICES))
+
+
+def _model_folder_flag(parser: Parser) -> None:
+    default = FitConfig().models
+    add_setting_flag(
+        parser, "model_save_dir", default=default, help=f"folder of the trained models [{default}]"
+    )
+
+
+def _json_flag(parser: Parser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} in place of text")
+
+
+# ------------------------------------------------------------------------------------ flags by command
+
+
+def _fit(parser: Parser) -> None:
     parser.add_argument(
-        "--skip-corrupt", action="store_true", help="leave out pictures of folder:DIR that cannot be read"
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        default=argparse.SUPPRESS,
+        metavar="RUN_DIR",
+        help="continue an interrupted run [the latest run of the mode in the log directory]",
     )
-
-
-def device_flag(parser: argparse.ArgumentParser) -> None:
-    """Where to compute."""
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
+        "--check",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="try the fit on two batches, in seconds, and leave no file",
     )
+    _config(parser)
 
 
-def export_flags(parser: argparse.ArgumentParser) -> None:
-    """Of ``kdtrain export``."""
+def _config(parser: Parser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="read settings from a TOML file; a flag on the command line replaces its setting",
+    )
+    add_setting_flags(parser)
+
+
+def _eval(parser: Parser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, a OneFlow checkpoint directory, or an .onnx file from `kdtrain export`",
+    )
+    _data_flags(parser)
+    _device_flag(parser)
+    _json_flag(parser, "one JSON object")
+
+
+def _bias(parser: Parser) -> None:
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN_DIR",
+        help="run directory of a student that was trained with `kdtrain fit --omit-class`",
+    )
+    parser.add_argument(
+        "--by",
+        **choice("transfer", "validation", "labels"),
+        default="validation",
+        help="what the biases are fitted to: the teacher's mean probability of these classes on the "
+        "student's training images (transfer) or on the validation images (validation), or the labels of "
+        "the validation images (labels) [validation]",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint to write [RUN_DIR/checkpoints/bias_BY.safetensors]",
+    )
+    _device_flag(parser)
+    _json_flag(parser, "one JSON object")
+
+
+def _infer(parser: Parser) -> None:
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE",
+        help="image files to classify; for a model of MNIST, photos or scans of one digit each",
+    )
+    parser.add_argument(
+        "--picture-index",
+        type=whole_number,
+        metavar="N",
+        help="classify image N of the test set, counted from 0, in place of files",
+    )
+    parser.add_argument(
+        "--model-type",
+        **choice(*(mode for mode in MODE_CHOICES if mode != "compare")),
+        default="student_kd",
+        help="mode of the trained model to use [student_kd]",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        "--model-load-dir",
+        type=Path,
+        metavar="FILE",
+        help="use this model in place of a trained one: a .safetensors file, a OneFlow checkpoint "
+        "directory, or an .onnx file from `kdtrain export`",
+    )
+    _model_folder_flag(parser)
+    parser.add_argument(
+        "--temperature",
+        type=number,
+        default=10.0,
+        metavar="T",
+        help="temperature, above 0, of the softened probabilities in the third panel of the figure [10]",
+    )
+    parser.add_argument(
+        "--image-save-dir", type=Path, metavar="DIR", help="folder for the figures [logs/images]"
+    )
+    parser.add_argument(
+        "--image-save-name",
+        type=Path,
+        metavar="FILE",
+        help="file name of the figure, in --image-save-dir if that is given [MODEL_IMAGE.png]",
+    )
+    _data_flags(parser)
+    _device_flag(parser)
+    _json_flag(parser, "a JSON list")
+
+
+def _export(parser: Parser) -> None:
     parser.description = (
-        "Writes a checkpoint as an ONNX file that runs without oneflow, once onnxruntime has given the same\n"
-        "predictions for every test image. Its input `pixels` takes images as they are, 0 to 255."
+        "Write a checkpoint as an ONNX file that runs without oneflow. Before the file gets its name, "
+        "onnxruntime must give oneflow's predictions for every test image. The file's input `pixels` takes "
+        "images with values from 0 to 255."
     )
     parser.add_argument(
         "checkpoint",
@@ -57,75 +192,147 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
         help="a .safetensors file, or a OneFlow checkpoint directory",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="the file to write [CHECKPOINT with .onnx in the end]"
+        "--output", type=Path, metavar="FILE", help="file to write [CHECKPOINT with the ending .onnx]"
     )
     parser.add_argument(
         "--normalized-input",
         action="store_true",
-        help="leave the normalisation out: the input is called `inputs` then, and takes normalised images",
+        help="leave the normalisation out of the file: its input is then called `inputs`, and takes "
+        "normalised images",
     )
     parser.add_argument(
         "--quantize",
-        choices=("int8",),
-        help="write FILE.int8.onnx as well, in 8-bit integers, calibrated on training images",
+        **choice("int8"),
+        help="also write FILE.int8.onnx, in 8-bit integers, calibrated on training images [not written]",
     )
     parser.add_argument(
-        "--calibration-images", type=int, default=512, metavar="N", help="how many to calibrate with [512]"
+        "--calibration-images",
+        type=whole_number,
+        default=512,
+        metavar="N",
+        help="number of training images that --quantize calibrates with [512]",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which those are [0]")
-    data_flags(parser)
+    parser.add_argument(
+        "--seed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="seed of the choice of calibration images [0]",
+    )
+    _data_flags(parser)
 
 
-def bench_flags(parser: argparse.ArgumentParser) -> None:
-    """Of ``kdtrain bench``."""
+def _bench(parser: Parser) -> None:
     parser.description = (
-        "Compares models, checkpoints and .onnx files alike: size, accuracy on the test set, how long one\n"
-        "image takes, and how many images a second go through in batches. Each has its turn in every round,\n"
-        "so that what disturbs one disturbs all."
+        "Compare models, checkpoints as well as .onnx files: size, accuracy on the test set, latency of one "
+        "image, and throughput in batches. Every model has a turn in every round, so a disturbance of the "
+        "machine affects all of them."
     )
     parser.add_argument(
-        "models", nargs="*", type=Path, metavar="MODEL", help="the files [all in --model-save-dir]"
+        "models", nargs="*", type=Path, metavar="MODEL", help="model files [all in the model folder]"
     )
+    _model_folder_flag(parser)
     parser.add_argument(
-        "--model-save-dir",
-        type=Path,
-        default=Path("logs/models"),
-        metavar="DIR",
-        help="where the trained models are [logs/models]",
+        "--rounds", type=whole_number, default=20, metavar="N", help="number of rounds of measurements [20]"
     )
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds [20]")
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=whole_number,
         default=IMAGES_AT_ONCE,
         metavar="N",
-        help=f"images in a batch [{IMAGES_AT_ONCE}]",
+        help=f"images per batch when throughput is measured [{IMAGES_AT_ONCE}]",
     )
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="threads of onnxruntime [1, as oneflow has]"
+        "--threads",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="threads of onnxruntime; oneflow always has one [1]",
     )
-    data_flags(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    _data_flags(parser)
+    _json_flag(parser, "a JSON list")
 
 
-def serve_flags(parser: argparse.ArgumentParser) -> None:
-    """Of ``kdtrain serve``."""
+def _serve(parser: Parser) -> None:
     parser.description = (
-        "Serves an exported model over HTTP: a page on which one draws a digit or drops a picture, and an\n"
+        "Serve an exported model over HTTP: a page to draw a digit on or to drop an image file on, and an "
         "endpoint, POST /predict. Needs no oneflow."
     )
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="what `kdtrain export` has written")
-    parser.add_argument("--teacher", type=Path, metavar="FILE", help="another one, to be shown beside it")
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="a file from `kdtrain export`")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="a second file from `kdtrain export`, whose predictions are shown beside the model's",
+    )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="where to listen [127.0.0.1, this machine only]",
-    )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any that is free [8000]")
-    parser.add_argument(
-        "--max-body", type=float, default=10.0, metavar="MB", help="megabytes that a request may have [10]"
+        help="address to listen on [127.0.0.1: only this machine can connect]",
     )
     parser.add_argument(
-        "--rate", type=float, default=30.0, metavar="N", help="requests per second for each client [30]"
+        "--port",
+        type=whole_number,
+        default=8000,
+        metavar="N",
+        help="TCP port to listen on; 0 takes any free one [8000]",
     )
+    parser.add_argument(
+        "--max-body", type=number, default=10.0, metavar="MB", help="largest request body in megabytes [10]"
+    )
+    parser.add_argument(
+        "--rate", type=number, default=30.0, metavar="N", help="requests per second for each client [30]"
+    )
+
+
+def _models(parser: Parser) -> None:
+    parser.description = (
+        "List networks with their trainable parameters and their multiply-adds for one image. Only "
+        "multiply-adds of linear layers and convolutions are counted; there are twice as many FLOPs."
+    )
+    parser.add_argument(
+        "archs",
+        nargs="*",
+        metavar="ARCH",
+        help="networks to list: names, MODULE:FACTORY or FILE.py:FACTORY, or patterns such as "
+        "'flowvision:resnet*' [kdtrain's own]",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="mnist",
+        metavar="NAME",
+        help="data set whose image shape and number of classes the networks are built for [mnist]",
+    )
+    add_setting_flag(parser, "data_dir", default=None)
+    parser.add_argument(
+        "--image-shape",
+        metavar="C,H,W",
+        help="channels, height and width in pixels, in place of a data set's; with 10 classes. "
+        "Such as 3,32,32",
+    )
+    _json_flag(parser, "a JSON list")
+
+
+def _plugins(parser: Parser) -> None:
+    _json_flag(parser, "a JSON list")
+
+
+def _doctor(parser: Parser) -> None:
+    """``kdtrain doctor`` has no flags of its own."""
+
+
+FLAGS: dict[str, Callable[[Parser], None]] = {
+    "fit": _fit,
+    "eval": _eval,
+    "bias": _bias,
+    "infer": _infer,
+    "export": _export,
+    "bench": _bench,
+    "serve": _serve,
+    "models": _models,
+    "plugins": _plugins,
+    "config": _config,
+    "doctor": _doctor,
+}
+"""The function that adds a command's flags to its parser."""

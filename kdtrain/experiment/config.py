@@ -1,4 +1,4 @@
-"""One schema for the flags of ``kdtrain fit``, its TOML file and its defaults."""
+"""The settings of ``kdtrain fit``: one schema for its flags, its TOML file and its defaults."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ from kdtrain.runtime.limits import (
 )
 from kdtrain.runtime.value_checks import EPOCHS, IMAGES, MOST_NUMBER, SEED, Check, between, positive
 
-MODES = ("teacher", "student_kd", "student", "compare")
+MODE_CHOICES = ("teacher", "student_kd", "student", "compare")
+DEVICES = ("auto", "cpu", "cuda")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
-"""Each optimizer's default for the (highest) learning rate."""
+"""The default (highest) learning rate of each optimizer."""
 
 DEFAULT_TEACHER = "teacher_cnn"
-"""What a teacher is that is trained here, unless --teacher-arch says otherwise."""
+"""The architecture of a teacher that is trained here, unless --teacher-arch names another one."""
+
+DATA_SETS = "mnist, fashion_mnist, cifar10, cifar100, folder:DIR, npz:FILE or FILE.py:FACTORY"
+_NETWORKS = "a name from `kdtrain models`, flowvision:NAME, MODULE:FACTORY or FILE.py:FACTORY"
 
 AUGMENTATION: Check = (
     lambda value: parse_augment(value) is not None,
@@ -46,152 +50,197 @@ def setting(
     choices: tuple[str, ...] = (),
     check: Check | None = None,
     metavar: str | None = None,
-    also: tuple[str, ...] = (),
-    short: Mapping[str, str] | None = None,
-    most: int = 100,
+    aliases: tuple[str, ...] = (),
+    shorthands: Mapping[str, str] | None = None,
+    max_values: int = 100,
 ) -> Any:
-    """Declares one setting: its default, what is allowed, further spellings and short forms of its flag.
+    """Declares one setting.
 
-    One that can be repeated has at most ``most`` values.
+    Args:
+        default: its default.
+        help: the help text of its flag.
+        choices: the values that are allowed; any by default.
+        check: the check of its value.
+        metavar: the name of its value in the help.
+        aliases: further spellings of its flag, hidden in the help.
+        shorthands: flags that stand for one value each, with that value.
+        max_values: how many values a setting that can be repeated may have.
     """
-    allowed = {"choices": choices, "check": check, "most": most}
-    flag = {"help": help, "metavar": metavar, "also": also, "short": short}
+    allowed = {"choices": choices, "check": check, "max_values": max_values}
+    flag = {"help": help, "metavar": metavar, "aliases": aliases, "shorthands": shorthands}
     return dataclasses.field(default=default, metadata=allowed | flag)
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What ``kdtrain fit`` is to do. None means: the mode, or another setting, decides."""
+    """The settings of ``kdtrain fit``. None: the mode, or another setting, decides."""
 
-    mode: str = setting("compare", "what to train", choices=MODES, also=("--model-type",))
-    epochs: int | None = setting(
-        None, "epochs for every network [3 for the teacher, 60 for students]", check=EPOCHS
+    mode: str = setting(
+        "compare",
+        "network to train: a teacher, a student that a teacher teaches (student_kd), a student without a "
+        "teacher, or all three, to compare them",
+        choices=MODE_CHOICES,
+        aliases=("--model-type",),
     )
-    teacher_epochs: int | None = setting(None, "epochs for the teacher alone", check=EPOCHS)
-    batch_size: int = setting(128, "images in a training step", check=IMAGES)
-    optimizer: str = setting("adam", "how weights are updated", choices=tuple(OPTIMIZERS))
+    epochs: int | None = setting(
+        None, "epochs for each network [3 for a teacher, 60 for a student]", check=EPOCHS
+    )
+    teacher_epochs: int | None = setting(None, "epochs for the teacher [--epochs, or else 3]", check=EPOCHS)
+    batch_size: int = setting(128, "images per training step", check=IMAGES)
+    optimizer: str = setting("adam", "optimizer; sgd has a momentum of 0.9", choices=tuple(OPTIMIZERS))
     lr: float | None = setting(
-        None, "highest learning rate [adam 0.003, adadelta 1, sgd 0.1]", check=positive(MOST_NUMBER)
+        None,
+        "highest learning rate, above 0 [adam 0.003, adadelta 1, sgd 0.1]",
+        check=positive(MOST_NUMBER),
     )
     schedule: str = setting(
-        "one_cycle", "how the learning rate changes", choices=("one_cycle", "cosine", "constant")
+        "one_cycle", "learning rate schedule", choices=("one_cycle", "cosine", "constant")
     )
     teacher_arch: str | None = setting(
         None,
-        "the large network, likewise [that of the teacher's checkpoint; teacher_cnn where one is trained]",
+        f"the teacher's network: {_NETWORKS} "
+        f"[that of the teacher's checkpoint; {DEFAULT_TEACHER} if a teacher is trained]",
         metavar="ARCH",
     )
-    student_arch: str = setting(
-        "student_mlp",
-        "the small network: a name (see `kdtrain models`), flowvision:NAME, MODULE:FACTORY or "
-        "FILE.py:FACTORY",
-        metavar="ARCH",
-    )
+    student_arch: str = setting("student_mlp", f"the student's network: {_NETWORKS}", metavar="ARCH")
     teacher_checkpoint: Path | None = setting(
         None,
-        "a trained teacher [the one of these data in --model-save-dir]",
+        "a trained teacher: a .safetensors file or a OneFlow checkpoint directory [a teacher that an "
+        "earlier fit has kept for this data set; if there is none, one is trained]",
         metavar="FILE",
-        also=("--load-teacher-checkpoint-dir",),
+        aliases=("--load-teacher-checkpoint-dir",),
     )
     temperature: float = setting(
-        4.0, "how soft the teacher's labels are made", metavar="T", check=positive(MOST_NUMBER)
+        4.0,
+        "temperature, above 0, that softens the probabilities of teacher and student",
+        metavar="T",
+        check=positive(MOST_NUMBER),
     )
-    alpha: float = setting(0.9, "weight of the soft labels, 0 to 1", check=between(0, 1))
+    alpha: float = setting(
+        0.9,
+        "weight of the soft-target loss, from 0 to 1; the loss on labels has the weight 1 - alpha",
+        check=between(0, 1),
+    )
     assistant_arch: tuple[str, ...] = setting(
         (),
-        "a network of a size in between: taught by the teacher, it teaches the student (repeatable)",
-        metavar="NAME",
+        f"network of a size between teacher and student, which learns from the one and teaches the other: "
+        f"{_NETWORKS} (repeatable) [none]",
+        metavar="ARCH",
     )
     generations: int = setting(
         1,
-        "students, each taught by the one before, the first by the teacher",
+        "number of students trained in a row: the teacher teaches the first, each teaches the next",
         check=between(1, MOST_GENERATIONS),
     )
-    dataset: str = setting(
-        "mnist",
-        "mnist, fashion_mnist, cifar10, cifar100, folder:DIR, npz:FILE or FILE.py:FACTORY",
-        metavar="DATA",
-    )
+    dataset: str = setting("mnist", f"data set: {DATA_SETS}", metavar="DATA")
     data_dir: Path | None = setting(
-        None, "read the four IDX files, plain or gzipped, from here", metavar="DIR"
+        None,
+        "folder to read in place of built-in or downloaded files: four IDX files, plain or gzipped, or "
+        "CIFAR's archive",
+        metavar="DIR",
     )
     image_size: int | None = setting(
         None,
-        "height and width that the pictures of folder:DIR are brought to",
+        "height and width, in pixels, that images of folder:DIR are resized to "
+        "[no resizing: all must be equally large]",
         metavar="N",
         check=between(1, LARGEST_SIDE),
     )
-    skip_corrupt: bool = setting(False, "leave out pictures of folder:DIR that cannot be read")
+    skip_corrupt: bool = setting(
+        False, "leave out image files of folder:DIR that cannot be read [name them, and stop]"
+    )
     val_size: int | None = setting(
         None,
-        "training images held out to choose by; 0 chooses on the test set [5000, at most a sixth]",
+        "number of training images held out for validation; with 0 the test images validate "
+        "[5000, at most a sixth; the data set's validation images, if it has any]",
         metavar="N",
         check=between(0, MOST_IMAGES),
     )
     omit_class: tuple[str, ...] = setting(
-        (), "train students without this class's images (repeatable)", metavar="CLASS", most=MOST_CLASSES
+        (),
+        "class without whose images students are trained (repeatable) [none]",
+        metavar="CLASS",
+        max_values=MOST_CLASSES,
     )
-    limit_train: int | None = setting(None, "train on this many images only", metavar="N", check=IMAGES)
+    limit_train: int | None = setting(
+        None, "number of training images to use [all that are not held out]", metavar="N", check=IMAGES
+    )
     augment: str | None = setting(
         None,
-        f"change training images at random: {AUGMENT_FORMS} [shift=2 for the teacher, none for students]",
+        f"random changes of training images: none, or some of {AUGMENT_FORMS} "
+        "[shift=2 for a teacher, none for a student]",
         metavar="none|NAME=N,...",
         check=AUGMENTATION,
     )
     teacher_augment: str | None = setting(
-        None, "the same for the teacher alone", metavar="none|NAME=N,...", check=AUGMENTATION
+        None,
+        "random changes of the teacher's training images, written as for --augment "
+        "[--augment, or else shift=2]",
+        metavar="none|NAME=N,...",
+        check=AUGMENTATION,
     )
-    seed: int = setting(0, "decides initial weights, held-out images, order and dropout", check=SEED)
+    seed: int = setting(
+        0, "seed of initial weights, held-out images, batch order, augmentation and dropout", check=SEED
+    )
     seeds: int = setting(
-        1, "compare over this many seeds, from --seed on", metavar="N", check=between(1, MOST_SEEDS)
+        1, "compare: number of seeds: --seed and those after it", metavar="N", check=between(1, MOST_SEEDS)
     )
     teacher_per_seed: bool = setting(
-        False, "compare: train a teacher for each seed [the first seed's teaches all students]"
+        False, "compare: train a teacher for each seed [the first seed's teacher teaches all students]"
     )
     with_label_smoothing: bool = setting(
-        False, "compare: also a student without teacher that learns smoothed labels, student_ls"
+        False, "compare: add student_ls, a student without teacher that learns smoothed labels"
     )
     grid: tuple[str, ...] = setting(
         (),
         "compare: choose temperature, alpha or lr by validation accuracy on the first seed, "
-        "such as alpha=.5,.7,.9 (repeatable: all combinations)",
+        "such as alpha=.5,.7,.9 (repeatable: all combinations) [no choice]",
         metavar="NAME=V,V,...",
     )
     early_stopping: int | None = setting(
-        None, "stop after this many epochs without a better accuracy", metavar="EPOCHS", check=EPOCHS
+        None,
+        "stop after this many epochs without a better validation accuracy [never]",
+        metavar="EPOCHS",
+        check=EPOCHS,
     )
     plugin: tuple[str, ...] = setting(
-        (), "a callback: NAME or FILE.py:CLASS, with ,key=value arguments (repeatable)", metavar="PLUGIN"
+        (),
+        "callback to add: NAME or FILE.py:CLASS, with ,key=value for each argument (repeatable) [none]",
+        metavar="PLUGIN",
     )
     stall_timeout: int = setting(
         300,
-        "end a fit whose processes use no CPU time for this many seconds; 0 sets no limit",
+        "seconds without CPU time after which a fit is ended; 0 sets no limit",
         metavar="SECONDS",
         check=between(0, MOST_SECONDS),
     )
-    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    device: str = setting("auto", "device to compute on; auto prefers cuda", choices=DEVICES)
     nproc_per_node: int = setting(
         1,
-        "processes that train together through OneFlow; --batch-size is for each",
+        "number of processes that train together through OneFlow; --batch-size is for each",
         check=between(1, MOST_PROCESSES),
     )
-    logdir: Path = setting(Path("logs"), "where run directories go", metavar="DIR")
-    model_save_dir: Path | None = setting(None, "where the best models go [LOGDIR/models]", metavar="DIR")
+    logdir: Path = setting(Path("logs"), "folder of the run directories", metavar="DIR")
+    model_save_dir: Path | None = setting(None, "folder of the best models [LOGDIR/models]", metavar="DIR")
     keep: str = setting(
         "best",
-        "whether the model goes to --model-save-dir: if no better one is there, always, or never",
+        "when to save the model in --model-save-dir: if it is the best one, always, or never",
         choices=("best", "always", "never"),
-        short={"--replace": "always", "--no-keep": "never"},
+        shorthands={"--replace": "always", "--no-keep": "never"},
     )
-    image_save_dir: Path | None = setting(None, "put a copy of the comparison picture here", metavar="DIR")
-    image_save_name: Path | None = setting(None, "name of that copy [compare.png]", metavar="FILE")
+    image_save_dir: Path | None = setting(
+        None, "folder for a copy of the comparison figure [no copy]", metavar="DIR"
+    )
+    image_save_name: Path | None = setting(
+        None, "file name of the copy of the comparison figure [compare.png]", metavar="FILE"
+    )
 
     def __post_init__(self) -> None:
         if self.seed + self.seeds - 1 > LARGEST_SEED:
-            raise UsageError(f"--seed {self.seed}: {self.seeds} seeds from there on {SEED[1]}.")
+            raise UsageError(f"--seed {self.seed} with --seeds {self.seeds}: each seed {SEED[1]}.")
         if self.seeds > 1 and self.mode != "compare":
             raise UsageError(
-                f"--seeds {self.seeds} is for --mode compare; use --seed to choose one for {self.mode}."
+                f"--seeds {self.seeds} is for --mode compare, not for {self.mode}; use --seed for one seed."
             )
         if self.is_chain and self.mode != "student_kd":
             flag = "--generations" if self.generations > 1 else "--assistant-arch"
@@ -201,21 +250,21 @@ class FitConfig:
                 raise UsageError(f"{flag_of(name)} is for --mode compare, not for {self.mode}.")
         if self.teacher_per_seed and self.teacher_checkpoint is not None:
             raise UsageError(
-                "--teacher-per-seed trains teachers, and --teacher-checkpoint names one that is there: "
+                "--teacher-per-seed trains teachers, but --teacher-checkpoint names a trained one: "
                 "leave one of them out."
             )
         if self.grid and self.val_size == 0:
             raise UsageError(
-                "--grid chooses by held-out images, and --val-size 0 holds none out: leave one of them out."
+                "--grid chooses by held-out images, but --val-size 0 holds none out: leave one of them out."
             )
         if self.omit_class and self.mode == "teacher":
             raise UsageError(
-                f"--omit-class {self.omit_class[0]} is for students; a teacher is trained on all classes."
+                f"--omit-class {self.omit_class[0]} is for students; --mode teacher trains on all classes."
             )
 
     @property
     def is_chain(self) -> bool:
-        """Whether several networks are trained one after another, each with the one before as its teacher."""
+        """Whether several networks are trained in a row, each taught by the one before."""
         return self.generations > 1 or bool(self.assistant_arch)
 
     @property
@@ -225,41 +274,41 @@ class FitConfig:
 
     @property
     def models(self) -> Path:
-        """Where the best models go."""
+        """The folder of the best models."""
         return self.model_save_dir or self.logdir / "models"
 
     def architecture_for(self, network: str) -> str:
-        """Returns what a ``teacher`` or ``student`` is that is trained here."""
+        """Returns the architecture of a ``teacher`` or ``student`` that is trained here."""
         return self.teacher_arch or DEFAULT_TEACHER if network == "teacher" else self.student_arch
 
     def epochs_for(self, network: str) -> int:
-        """Returns how many epochs the ``teacher`` or the ``student`` is trained for."""
+        """Returns the number of epochs for the ``teacher`` or the ``student``."""
         if network == "teacher":
             return self.teacher_epochs or self.epochs or 3
         return self.epochs or 60
 
     def augment_for(self, network: str) -> str:
-        """Returns how the training images of the ``teacher`` or the ``student`` are changed."""
+        """Returns the augmentation of the training images of the ``teacher`` or the ``student``."""
         if network == "teacher":
             return self.teacher_augment or self.augment or "shift=2"
         return self.augment or "none"
 
     def resolved(self) -> dict[str, Any]:
-        """Returns all settings as plain values, with nothing left for the mode to decide.
+        """Returns all settings as plain values, with those filled in that the mode decides.
 
-        Only what a teacher's checkpoint may decide, its architecture, is left out.
+        The teacher's architecture is left out where a checkpoint may decide it.
         """
-        taught = self.mode == "student_kd" or self.teacher_checkpoint is not None
-        decided = dataclasses.replace(
+        may_load_teacher = self.mode == "student_kd" or self.teacher_checkpoint is not None
+        filled = dataclasses.replace(
             self,
-            teacher_arch=self.teacher_arch or (None if taught else DEFAULT_TEACHER),
+            teacher_arch=self.teacher_arch or (None if may_load_teacher else DEFAULT_TEACHER),
             teacher_epochs=self.epochs_for("teacher"),
             epochs=self.epochs_for("student"),
             lr=self.peak_lr,
             teacher_augment=self.augment_for("teacher"),
             augment=self.augment_for("student"),
         )
-        return {name: _plain(value) for name, value in vars(decided).items() if value is not None}
+        return {name: _plain(value) for name, value in vars(filled).items() if value is not None}
 
     def to_toml(self) -> str:
         """Returns the resolved configuration as a file that ``--config`` reads."""
@@ -267,7 +316,7 @@ class FitConfig:
 
 
 def flag_of(name: str) -> str:
-    """Returns how a setting is spelt on the command line."""
+    """Returns the flag of a setting: ``--batch-size`` for ``batch_size``."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -1,4 +1,4 @@
-"""Settings from flags and TOML files, each checked, with a sentence for whatever is wrong."""
+"""Configurations from flags and TOML files: reading, checking, and the rules of a resumed run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import absolute_name, missing_path_text
 from kdtrain.runtime.regular_files import read_text
 
-_LARGEST = 1 << 16  # bytes of a TOML file; some kinds of it take tomli long
-_WITHOUT_EFFECT = {"keep", "stall_timeout"}  # on what is trained: a resumed run may have others
-_NAMES_OF_FILES = ("dataset", "teacher_arch", "student_arch", "assistant_arch", "plugin")
-_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_LARGEST = 1 << 16  # bytes of a TOML file: tomli takes long for some large ones
+_WITHOUT_EFFECT = {"keep", "stall_timeout"}  # do not change what is trained: a resumed run may change them
+_MAY_NAME_FILES = ("dataset", "teacher_arch", "student_arch", "assistant_arch", "plugin")
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_FIELDS = {field.name: field for field in dataclasses.fields(FitConfig)}
 
 
 def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
-    """Returns the configuration: flags over file over defaults.
+    """Returns the configuration. Flags take precedence over the file, and the file over defaults.
+
+    Args:
+        flags: values by the name of their setting.
+        file: a TOML file.
 
     Raises:
         UsageError: the file cannot be read, or a value in it or in a flag is not allowed.
@@ -35,9 +40,11 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     from_flags = {name: _checked(name, value, flag_of(name)) for name, value in flags.items()}
     config = FitConfig(**(from_file | from_flags))
     grid = parse_grid(config.grid)
-    number = math.prod(map(len, grid.values()))
-    if number > MOST_COMBINATIONS:
-        raise UsageError(f"--grid has {number:,} combinations; at most {MOST_COMBINATIONS:,} can be tried.")
+    combinations = math.prod(map(len, grid.values()))
+    if combinations > MOST_COMBINATIONS:
+        raise UsageError(
+            f"--grid has {combinations:,} combinations; at most {MOST_COMBINATIONS:,} can be tried."
+        )
     for name, values in grid.items():
         for value in values:
             _checked(name, value, f"--grid {name}={value:g}: {name}")
@@ -45,56 +52,61 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
 
 
 def absolute_paths(config: FitConfig) -> FitConfig:
-    """Returns the same configuration for use in any folder: every path in it is absolute."""
+    """Returns the configuration with absolute paths, so that it means the same in any working directory."""
     changed: dict[str, Any] = {}
     for name, value in vars(config).items():
         if isinstance(value, Path):
             changed[name] = value.absolute()
-        elif name in _NAMES_OF_FILES and value is not None:
+        elif name in _MAY_NAME_FILES and value is not None:
             changed[name] = (
                 absolute_name(value) if isinstance(value, str) else tuple(map(absolute_name, value))
             )
     if config.image_save_dir is not None:
-        changed.pop("image_save_name", None)  # a path in that folder
+        changed.pop("image_save_name", None)  # it is relative to image_save_dir
     return dataclasses.replace(config, **changed)
 
 
 def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
-    """Returns the configuration of a run that is to be resumed, from its directory.
+    """Returns the configuration to resume a run with.
 
-    Settings that change nothing about the training may differ, and there may be more epochs where the
-    schedule does not depend on how many there are.
+    Flags may change settings that have no effect on the training. They may raise the number of epochs if
+    the schedule is constant, because other schedules depend on that number.
+
+    Args:
+        flags: values by the name of their setting.
+        directory: the run's directory.
 
     Raises:
-        UsageError: the directory is no run's, or a flag asks for something else than the run was begun with.
+        UsageError: the directory is no run's, or a flag contradicts the settings that the run was begun with.
     """
     file = directory / "config.toml"
     if not os.path.isfile(file):
         raise UsageError(
-            f"--resume {missing_path_text(directory)}: there is no run, since it has no config.toml."
+            f"--resume {missing_path_text(directory)}: it has no config.toml, so it is no run directory."
         )
     begun = _moved(absolute_paths(load_config({}, file)), directory)
-    asked = dataclasses.replace(
+    resumed = dataclasses.replace(
         begun, **{name: getattr(absolute_paths(load_config(flags, file)), name) for name in flags}
     )
-    why = dict.fromkeys(flags, "what is trained already cannot be changed")
-    why["epochs"] = f"the {begun.schedule} schedule ends with the epochs that it was begun with"
-    if begun.schedule == "constant":
-        why["epochs"] = "there can only be more"
     for name in flags.keys() - _WITHOUT_EFFECT:
-        before, now = getattr(begun, name), getattr(asked, name)
-        more = name == "epochs" and begun.schedule == "constant" and now > (before or now)
-        if before == now or more:
-            continue
-        raise UsageError(
-            f"{flag_of(name)} {now}: the run in {directory} was begun with {before}, "
-            f"and {why[name]}. Leave the flag out, or start a new run."
-        )
-    return asked
+        before, now = getattr(begun, name), getattr(resumed, name)
+        reason = "a resumed run keeps its settings"
+        if name == "epochs" and begun.schedule == "constant":
+            if now > (before or now):
+                continue
+            reason = "a resumed run can only have more"
+        elif name == "epochs":
+            reason = f"the {begun.schedule} schedule depends on the number of epochs"
+        if before != now:
+            raise UsageError(
+                f"{flag_of(name)} {now}: the run in {directory} was begun with {before}, and {reason}. "
+                "Leave the flag out, or start a new run."
+            )
+    return resumed
 
 
 def _moved(config: FitConfig, directory: Path) -> FitConfig:
-    """Returns a run's configuration with the paths that it has if its log directory was moved or copied."""
+    """Returns a run's configuration with the paths changed if its log directory was moved or copied."""
     here = directory.resolve()
     if here.parent.name != config.mode or here.parents[1] == config.logdir.resolve():
         return config
@@ -117,48 +129,71 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
         raise UsageError(f"--config {file} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML
         raise UsageError(f"--config {file} cannot be read: {error}.") from error
-    known = [field.name for field in dataclasses.fields(FitConfig)]
     for name in values:
-        if name not in known:
-            raise UsageError(f"{file}: {unknown_name_message('setting', name, known)}")
+        if name not in _FIELDS:
+            raise UsageError(f"{file}: {unknown_name_message('setting', name, _FIELDS)}")
     return values
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
-    """Returns ``value`` in the setting's own type, or says what is wrong with it."""
-    field = next(field for field in dataclasses.fields(FitConfig) if field.name == name)
-    kind, repeatable = kind_of(name)
-    values = list(value) if repeatable and isinstance(value, (list, tuple)) else [value]
-    if len(values) > field.metadata["most"]:
-        raise UsageError(
-            f"{where}: these are {len(values):,}; it may have at most {field.metadata['most']:,}."
-        )
-    for index, item in enumerate(values):
-        if kind is float and isinstance(item, int) and not isinstance(item, bool):
-            item = float(item) if abs(item) < sys.float_info.max else math.inf
-        if kind is Path and isinstance(item, str):
-            item = Path(item)
-        if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
-            raise UsageError(f"{where} is {clipped(item, repr)}: it must be {_WANTED[kind]}.")
-        if not _can_be_written(item):
-            raise UsageError(
-                f"{where} is {clipped(str(item), repr)}: it has a character that no file can keep."
-            )
-        choices, check = field.metadata["choices"], field.metadata["check"]
-        if choices and item not in choices:
-            raise UsageError(f"{where}: {unknown_name_message(name, str(item), choices)}")
-        if check is not None and not check[0](item):
-            raise UsageError(f"{where} is {clipped(item)}: it {check[1]}.")
-        values[index] = item
-    return tuple(values) if repeatable else values[0]
+    """Returns a setting's value in the setting's own type.
+
+    Args:
+        name: the setting.
+        value: its value from a flag or a file.
+        where: the flag, or the place in the file, for an error to begin with.
+
+    Raises:
+        UsageError: the value is not allowed.
+    """
+    _, repeatable = kind_of(name)
+    if not repeatable:
+        return _checked_item(name, value, where)
+    items = value if isinstance(value, (list, tuple)) else [value]
+    limit = _FIELDS[name].metadata["max_values"]
+    if len(items) > limit:
+        raise UsageError(f"{where} has {len(items):,} values; it may have at most {limit:,}.")
+    return tuple(_checked_item(name, item, where) for item in items)
 
 
-def _can_be_written(item: Any) -> bool:
-    """Whether a value can stand in config.toml, and a path can be asked of the system."""
-    if not isinstance(item, (str, Path)):
+def _checked_item(name: str, value: Any, where: str) -> Any:
+    """Returns one value of a setting, as ``_checked`` does."""
+    kind, _ = kind_of(name)
+    value = _converted(value, kind)
+    if not _is_a(value, kind):
+        raise UsageError(f"{where} is {clipped(value, repr)}: it must be {_TYPE_NAMES[kind]}.")
+    if not _can_be_saved(value):
+        raise UsageError(f"{where} is {clipped(str(value), repr)}: it is not valid UTF-8, or contains NUL.")
+    choices, check = _FIELDS[name].metadata["choices"], _FIELDS[name].metadata["check"]
+    if choices and value not in choices:
+        raise UsageError(f"{where}: {unknown_name_message(name, value, choices)}")
+    if check is not None:
+        is_allowed, demand = check
+        if not is_allowed(value):
+            raise UsageError(f"{where} is {clipped(value)}: it {demand}.")
+    return value
+
+
+def _converted(value: Any, kind: type) -> Any:
+    """Returns an integer as a float and a text as a path where the setting's type demands it."""
+    if kind is float and _is_a(value, int):
+        if abs(value) > sys.float_info.max:
+            return math.inf if value > 0 else -math.inf
+        return float(value)
+    return Path(value) if kind is Path and isinstance(value, str) else value
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Returns whether a value is of a type; unlike in Python, true and false are no integers."""
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+
+
+def _can_be_saved(value: Any) -> bool:
+    """Returns whether config.toml can hold a value, and the system accepts it if it is a path."""
+    if not isinstance(value, (str, Path)):
         return True
     try:
-        str(item).encode()
-    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        str(value).encode()
+    except UnicodeEncodeError:  # a command line may hold bytes that are not UTF-8
         return False
-    return not (isinstance(item, Path) and "\0" in str(item))
+    return not (isinstance(value, Path) and "\0" in str(value))

@@ -1,7 +1,8 @@
-"""Wrong words, bad plugins, full disks, odd terminals: exit codes, and sentences instead of tracebacks."""
+"""The command line: its help, and exit codes and one-line errors for all that a user can get wrong."""
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from kdtrain.cli.parser import COMMANDS, command_parser
 from tests.cli.conftest import EPOCH, CallKdtrain, Fitted, assert_explained
 from tests.conftest import RunKdtrain
 from tests.tools import ROOT, files_in
@@ -23,48 +25,37 @@ KDTRAIN = (sys.executable, "-m", "kdtrain")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ("fitt", "there is no command 'fitt' (did you mean 'fit'?)"),
-        ("--vresion", "there is no flag --vresion (did you mean '--version'?)"),
-        ("fit --moed student", "there is no flag --moed (did you mean '--mode'?)"),
-        ("eval model --jsn", "there is no flag --jsn (did you mean '--json'?)"),
-        ("fit --mode studnt", "there is no mode 'studnt' (did you mean 'student'?)"),
-        ("fit --optimizer adm", "there is no optimizer 'adm' (did you mean 'adam'?)"),
-        (
-            "fit --teacher-arch teacher_cn",
-            "there is no architecture 'teacher_cn' (did you mean 'teacher_cnn'?)",
-        ),
-        ("fit --dataset mnits", "no data set 'mnits' (did you mean 'mnist'?)"),
-        ("fit stray", "unrecognized arguments: stray"),
-        ("fit --epochs", "--epochs: expected one argument"),
-        ("fit --epochs two", "--epochs is 'two': it must be a whole number"),
-        ("fit --epochs 1.5", "--epochs is '1.5': it must be a whole number"),
-        ("fit --epochs 0", "--epochs is 0: it must be from 1 to 100,000"),
-        ("fit --epochs -3", "--epochs is -3: it must be from 1 to 100,000"),
-        ("fit --batch_size=0", "--batch-size is 0: it must be from 1 to 100,000,000"),
-        ("fit --alpha 1.01", "--alpha is 1.01: it must be from 0 to 1"),
-        ("fit --alpha -0.1", "--alpha is -0.1: it must be from 0 to 1"),
-        ("fit --alpha nan", "--alpha is nan: it must be from 0 to 1"),
-        ("fit --alpha much", "--alpha is 'much': it must be a number"),
-        ("fit --temperature 0", "--temperature is 0.0: it must be above 0, and at most 1,000,000"),
-        ("fit --temperature -1", "--temperature is -1.0: it must be above 0, and at most 1,000,000"),
-        ("fit --temperature inf", "--temperature is inf: it must be above 0, and at most 1,000,000"),
-        ("fit --lr 0", "--lr is 0.0: it must be above 0, and at most 1,000,000"),
-        ("fit --val-size 60000", "--val-size 60000: give 0 to 59999"),
-        ("fit --limit-train 55001", "--limit-train 55001: there are only 55000 training images"),
-        ("fit --mode student --seeds 2", "--seeds 2 is for --mode compare"),
-        ("fit --with-label-smoothing --plugin label_smoothing,epsilon=0.2", "leave one of them out"),
-        ("fit --config none.toml", "--config none.toml (looked for at"),
-        ("fit --plugin nothing", "there is no plugin 'nothing'"),
-        ("eval", "the following arguments are required: CHECKPOINT"),
-    ],
-)
-def test_wrong_words_are_explained(
-    call_kdtrain: CallKdtrain, tmp_path: Path, words: str, reason: str
-) -> None:
-    assert_explained(call_kdtrain(*words.split(), cwd=tmp_path), 2, reason)
+WRONG_WORDS = """
+fitt | 'fitt' | did you mean 'fit'?
+--vresion | --vresion | did you mean '--version'?
+-- | there is no flag --
+fit --moed student | --moed | did you mean '--mode'? | kdtrain fit --help
+eval model --jsn | --jsn | did you mean '--json'? | kdtrain eval --help
+eval model --json=3 | --json | '3'
+eval model --device gpuu | --device is 'gpuu' | auto or cpu or cuda
+infer --model-type studnt | --model-type is 'studnt' | did you mean 'student'?
+fit --mode studnt | --mode | 'studnt' | did you mean 'student'?
+fit --replace --no-keep | --no-keep | --replace
+fit --teacher-arch teacher_cn | 'teacher_cn' | did you mean 'teacher_cnn'?
+fit --dataset mnits | 'mnits' | did you mean 'mnist'?
+fit stray | 'stray'
+fit --epochs | --epochs | expected one argument
+fit --epochs two | --epochs is 'two' | a whole number
+fit --epochs 0 | --epochs is 0
+fit --batch_size=0 | --batch-size is 0
+fit --val-size 60000 | --val-size 60000 | 59999
+fit --limit-train 55001 | --limit-train 55001 | 55000
+fit --with-label-smoothing --plugin label_smoothing,epsilon=0.2 | leave one of them out
+fit --config none.toml | --config none.toml (looked for at
+fit --plugin nothing | 'nothing'
+eval | CHECKPOINT
+"""
+
+
+@pytest.mark.parametrize("case", WRONG_WORDS.strip().splitlines())
+def test_wrong_words_are_explained(call_kdtrain: CallKdtrain, tmp_path: Path, case: str) -> None:
+    words, *expected = case.split(" | ")
+    assert_explained(call_kdtrain(*words.split(), cwd=tmp_path), 2, *expected)
     assert files_in(tmp_path) == {}
 
 
@@ -78,9 +69,10 @@ def test_exit_code_of_the_process_is_that_of_the_error(run_kdtrain: RunKdtrain, 
 def test_no_words_get_the_help(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
     finished = call_kdtrain(cwd=tmp_path)
     assert (finished.returncode, finished.stdout) == (2, "")
-    *help_text, last = finished.stderr.splitlines()
-    assert {"fit", "eval", "infer", "plugins", "doctor"} <= {line.split()[0] for line in help_text if line}
-    assert last == "kdtrain: say what to do, such as `kdtrain fit`."
+    *lines, last = finished.stderr.splitlines()
+    assert last.startswith("kdtrain: ")
+    assert max(map(len, lines)) <= 80
+    assert set(COMMANDS) <= {line.split()[0] for line in lines if line}
 
 
 def test_help_imports_nothing_slow(tmp_path: Path) -> None:
@@ -100,6 +92,30 @@ print({"oneflow", "numpy", "matplotlib", "tensorboardX", "PIL"} & sys.modules.ke
     assert finished.stderr == "set()\n"
     assert "usage: kdtrain COMMAND" in finished.stdout
     assert "--teacher-checkpoint FILE" in finished.stdout
+
+
+HAS_NO_DEFAULT = {"config", "data_dir", "picture_index", "checkpoint", "teacher", "image_shape"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_can_be_read_alone(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = command_parser(command)
+    text = parser.format_help()
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"\b(likewise|the same|as above|see above)\b", text, re.IGNORECASE)
+    known: set[str] = set()
+    flags = set(parser._option_string_actions)
+    for action in parser._actions:
+        known |= set(action.option_strings)
+        if action.help == argparse.SUPPRESS:
+            assert set(action.option_strings) <= {"--model-type", "--load-teacher-checkpoint-dir"}
+            continue
+        assert action.help, action
+        takes_value = action.nargs != 0 and action.option_strings
+        assert "[" in action.help or not takes_value or action.dest in HAS_NO_DEFAULT, action
+        named = set(re.findall(r"--[a-z-]+", action.help)) & flags
+        assert named <= known, f"the help of {action.option_strings} names a flag that comes later"
 
 
 @pytest.mark.parametrize("flag", ["--logdir", "--model-save-dir", "--image-save-dir"])
