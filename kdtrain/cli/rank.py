@@ -59,5 +59,5 @@ def shared_facts(config: FitConfig) -> dict[str, str]:
     for name, value in config.resolved().items():
         if kind_of(name)[0] is not Path and name != "nproc_per_node":
             text = value.partition(":")[0] if name == "dataset" else str(value)
-            facts[flag_of(name)] = re.sub(r"[^\s:='\"]*/", "", text)
+            facts[flag_of(name)] = re.sub(r"(?<![^\s:='\"])[^\s:='\"]*/", "", text)
     return facts
