@@ -1,7 +1,7 @@
-"""Notes and progress bars, all on stderr: stdout is for answers.
+"""Log messages and progress bars on stderr. Stdout is for results.
 
-Notes are records of the logger ``kdtrain``, at INFO. The command line shows them; Python code that
-imports kdtrain sees none, and no bar, until it sets that logger's level.
+Messages are records of the logger ``kdtrain`` at INFO. The command line installs a handler. Python code
+that imports kdtrain gets no messages and no bars until it sets the level of that logger or of the root.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 _LOGGER = logging.getLogger("kdtrain")
-_LOGGER.addHandler(logging.NullHandler())  # or Python would print warnings and errors by itself
+_LOGGER.addHandler(logging.NullHandler())  # without any handler, Python prints warnings to stderr
 
-_NOTHING = logging.CRITICAL + 1
+_OFF = logging.CRITICAL + 1
 _bars = True
 
 
-class _Notes(logging.Handler):
-    """Prints each record as a line, above the progress bar if there is one.
+class _StderrHandler(logging.Handler):
+    """A handler that prints each record as a line above the progress bar.
 
-    tqdm's own handler keeps the stream that it began with. A guarded rank exchanges ``sys.stderr``.
+    ``tqdm.contrib.logging`` is not used for two reasons. Its handler keeps the stream that it was made
+    with, but ``ignore_broken_pipe`` and the guard of a rank replace ``sys.stderr``. It writes a line and
+    its end in two pieces, between which other processes may write to the same terminal.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes in one piece: other processes write to the same terminal."""
+        """Writes a record and its line end in one piece."""
         tqdm.write(f"{self.format(record)}\n", file=sys.stderr, end="")
 
 
 @contextlib.contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Shows notes and progress bars meanwhile, as the command line does."""
-    handler, level = _Notes(), _LOGGER.level
+    """Prints messages and shows progress bars in the block, as the command line does."""
+    handler, level = _StderrHandler(), _LOGGER.level
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.INFO)
-    _LOGGER.propagate = False  # a library may have given the root logger a handler of its own
+    _LOGGER.propagate = (
+        False  # a library may have added a handler to the root logger: each line would come twice
+    )
     try:
         yield
     finally:
@@ -53,23 +57,26 @@ def log_to_stderr() -> Iterator[None]:
 
 
 def enter_child(*, notes: bool, bars: bool) -> None:
-    """Makes this forked process show notes and progress bars, or notes alone, or nothing at all.
+    """Sets what this forked process prints.
 
-    Two processes that draw bars on one terminal would draw over each other's lines.
+    Args:
+        notes: whether it prints log messages.
+        bars: whether it may draw progress bars. Two processes that draw on one terminal would overwrite
+            each other's lines.
     """
     global _bars
     _bars = _bars and bars
     if not notes:
-        _LOGGER.setLevel(_NOTHING)
-    # tqdm's own lock spans processes: one that is killed while it draws would stop all the others.
+        _LOGGER.setLevel(_OFF)
+    # tqdm's default lock spans processes: if its holder is killed, all the others wait for ever.
     tqdm.set_lock(threading.RLock())
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Shows neither notes nor progress bars meanwhile, in forked children neither."""
+    """Prints no messages and no progress bars in the block, nor in children forked from it."""
     level = _LOGGER.level
-    _LOGGER.setLevel(_NOTHING)
+    _LOGGER.setLevel(_OFF)
     try:
         yield
     finally:
@@ -77,10 +84,10 @@ def silence() -> Iterator[None]:
 
 
 class _Descriptor(io.FileIO):
-    """A standard stream's descriptor, which leads nowhere once nobody reads what is written to it."""
+    """A standard stream's descriptor, which becomes the null device when its pipe breaks."""
 
     def write(self, data: Any) -> int:
-        """Writes; drops this and all that follows, also what libraries write, if the reader has gone."""
+        """Writes ``data``. After a broken pipe, drops it and all later output, that of C libraries too."""
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -91,10 +98,15 @@ class _Descriptor(io.FileIO):
 
 
 def open_stream(descriptor: int, like: io.TextIOWrapper) -> io.TextIOWrapper:
-    """Returns a text stream that drops what nobody reads, and is otherwise like another one."""
+    """Returns a text stream that drops output after a broken pipe.
+
+    Args:
+        descriptor: the descriptor to write to.
+        like: the stream whose encoding and buffering it takes.
+    """
     raw = _Descriptor(descriptor, "w", closefd=False)
     return io.TextIOWrapper(
-        raw if like.write_through else io.BufferedWriter(raw),  # as Python itself has it
+        raw if like.write_through else io.BufferedWriter(raw),  # as in CPython
         like.encoding,
         like.errors,
         line_buffering=like.line_buffering,
@@ -104,41 +116,41 @@ def open_stream(descriptor: int, like: io.TextIOWrapper) -> io.TextIOWrapper:
 
 @contextlib.contextmanager
 def ignore_broken_pipe(name: str) -> Iterator[None]:
-    """Lets the block, and the processes that it forks, go on when nobody reads a stream any more.
+    """Drops output to a stream after its pipe breaks, in the block and in processes forked from it.
 
     Args:
         name: ``stdout`` or ``stderr``.
     """
     stream = getattr(sys, name)
     try:
-        own = open_stream(stream.fileno(), stream)
-    except (OSError, AttributeError):  # it is no file: a notebook's, say
+        replacement = open_stream(stream.fileno(), stream)
+    except (OSError, AttributeError):  # a notebook's stream has no descriptor
         yield
         return
     stream.flush()
-    setattr(sys, name, own)
+    setattr(sys, name, replacement)
     try:
         yield
     finally:
-        own.flush()
+        replacement.flush()
         setattr(sys, name, stream)
 
 
 def claim_terminal() -> bool:
-    """Asks for the terminal, for a display of one's own; no progress bar is drawn from then on.
+    """Reserves the terminal for a plugin's own display: kdtrain draws no progress bars from then on.
 
     Returns:
-        Whether it is to be had: not without a terminal, nor where other processes work beside this one.
+        False without a TTY or with parallel jobs: the plugin must then draw nothing.
     """
     global _bars
-    free = _shows_bars() and sys.stderr.isatty()
-    if free:
+    available = _shows_bars() and sys.stderr.isatty()
+    if available:
         _bars = False
-    return free
+    return available
 
 
 def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
-    """Returns a bar that vanishes when it is closed, and is not drawn at all without a terminal."""
+    """Returns a progress bar that is erased when it is closed, and is not drawn without a terminal."""
     return tqdm(
         desc=description,
         total=total,
@@ -151,7 +163,7 @@ def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
 
 
 def with_progress_bar(items: Iterable[T], description: str, total: int, unit: str) -> Iterator[T]:
-    """Yields ``items`` while a bar counts them."""
+    """Yields ``items``, and counts them on a progress bar."""
     with progress_bar(description, total, unit) as bar:
         for item in items:
             yield item

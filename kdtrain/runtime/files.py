@@ -1,4 +1,4 @@
-"""Writing a file so that its name always stands for something whole."""
+"""Atomic writes: a file name always holds the whole previous content or the whole new one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from pathlib import Path
 
 from kdtrain.errors import KdtrainError
 
-# .NAME.HOST-PID-START.tmp: whose it is, so that it can be told when its owner is no more.
+# .NAME.HOST-PID-START.tmp names the process that writes it, so that others can remove it once that has ended.
 _TEMPORARY = re.compile(r"\..+\.(?P<owner>[^/]+-\d+-\d+)\.tmp")
+
+_START_TIME = 19  # among the fields of /proc/PID/stat after the name: clock ticks since the machine's start
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes ``data`` under a temporary name, flushes it to disk, and renames it to ``path``.
 
-    Whoever reads ``path``, at any moment and after any crash, finds the previous content or the
-    new one, never a part. What a process that was killed has left under a temporary name in the
-    same folder is removed. The folder must be there: one that was deleted while a run went on is
-    not made again for the rest of its files.
+    A reader of ``path`` gets the previous content or the new one, at any moment and after any crash.
+    Temporary files in the same folder whose process was killed are removed. The folder must exist: if it
+    was deleted during a run, it is not made again.
+
+    Args:
+        path: the file.
+        data: its content.
 
     Raises:
-        KdtrainError: the file cannot be written; ``path`` is as it was before.
+        KdtrainError: the file cannot be written; ``path`` is unchanged.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.{_owner(os.getpid())}.tmp"
     try:
@@ -44,21 +49,21 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         if isinstance(error, FileNotFoundError):
-            reason = f"the folder {path.parent} is not there, or not any more"
+            reason = f"the folder {path.parent} does not exist"
         raise KdtrainError(f"cannot write {path}: {reason}.") from error
     _flush_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """As ``write_bytes``, for UTF-8 text."""
+    """Writes ``text`` as UTF-8, as ``write_bytes`` does."""
     write_bytes(path, text.encode("utf-8"))
 
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yields a new folder in ``parent`` that is gone afterwards, with all that is in it.
+    """Yields a new folder in ``parent``, and removes it with its content afterwards.
 
-    What processes that were killed have left there is removed first.
+    Temporary files and folders of killed processes in ``parent`` are removed first.
     """
     _sweep(parent)
     folder = parent / f".kdtrain.{uuid.uuid4().hex[:8]}.{_owner(os.getpid())}.tmp"
@@ -70,7 +75,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those that it is in, where they are not there yet.
+    """Makes a folder and its parents, if they do not exist.
 
     Raises:
         KdtrainError: it cannot be made.
@@ -84,10 +89,12 @@ def make_folder(folder: Path) -> None:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Makes ``folder`` if need be, and tries to write there.
+    """Makes ``folder`` if it does not exist, and writes a trial file there.
+
+    A run calls this first, because an error after hours of training would lose the work.
 
     Raises:
-        KdtrainError: it cannot be made or written; better to know before hours of work.
+        KdtrainError: it cannot be made or written.
     """
     make_folder(folder)
     try:
@@ -98,24 +105,25 @@ def ensure_writable(folder: Path) -> None:
 
 
 def _owner(pid: int) -> str:
-    """Returns a name for a process of this machine that no later process will have; "" if it has ended."""
+    """Returns a name of a process on this machine that no later process has; "" if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return ""
-    if not fields or fields[0] in (b"Z", b"X"):  # ended, but nobody has asked how yet
+    if not fields or fields[0] in (b"Z", b"X"):  # a zombie: ended, but not waited for
         return ""
-    start = fields[19].decode()  # clock ticks since the machine's
-    return f"{socket.gethostname()}-{pid}-{start}"
+    return f"{socket.gethostname()}-{pid}-{fields[_START_TIME].decode()}"
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what processes of this machine that have ended left in a folder, as far as it can."""
-    found = []
+    """Removes temporary files and folders of this machine's ended processes, as far as possible."""
+    temporary = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        found = [(entry, match["owner"]) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
-    for entry, owner in found:
+        temporary = [
+            (entry, match["owner"]) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))
+        ]
+    for entry, owner in temporary:
         host, pid, _ = owner.rsplit("-", 2)
         if host == socket.gethostname() and _owner(int(pid)) != owner:
             if entry.is_dir(follow_symlinks=False):
@@ -126,7 +134,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power cut, on file systems that let directories be flushed."""
+    """Flushes a rename to disk, on file systems that can flush directories."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Processes that train one network together, each on its share of every batch."""
+"""Ranks: processes that train one network together, each on its shard of a batch, and their collectives."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from kdtrain.runtime.root_cause import RankLostError
 
 Floats = npt.NDArray[np.float32]
 
-_CHUNK = 1 << 20  # numbers that are added up at once: 4 MB per rank
+_CHUNK = 1 << 20  # numbers that are summed at once: 4 MB per rank
 
 
 class Ranks:
-    """A group of processes that train one network, as one of them sees it; here, a group of one.
+    """A group of processes that train one network; this class is a group of one process.
 
-    Every rank holds the same weights and makes the same steps. What the ranks compute from their
-    own images is added up in one place, so that all of them go on with the same bits.
+    Every rank holds the same weights and takes the same steps. Sums over ranks are computed once and
+    sent to all, so that the weights stay equal bit by bit.
 
     Attributes:
         rank: this process's number, from 0. Only rank 0 writes files that last.
         size: how many processes there are.
-        batch_multiplier: how many times ``--batch-size`` all of them see in a step.
+        batch_multiplier: images of a step over all ranks, as a multiple of ``--batch-size``.
     """
 
     rank = 0
@@ -39,26 +39,40 @@ class Ranks:
     batch_multiplier = 1
 
     def all_reduce(self, values: Floats) -> Floats:
-        """Returns the sum of every rank's ``values``, to all of them."""
+        """Returns, on all ranks, the element-wise sum over ranks.
+
+        Args:
+            values: float32 of any shape, the same shape on every rank.
+
+        Returns:
+            The sum, float32 of that shape.
+        """
         return values
 
     def all_gather(self, rows: Floats) -> Floats:
-        """Returns every rank's rows, those of rank 0 first, to all of them."""
+        """Returns, on all ranks, the rows of every rank, those of rank 0 first.
+
+        Args:
+            rows: (N, ...) float32. N may differ between ranks, the other axes must not.
+
+        Returns:
+            (sum of all N, ...) float32.
+        """
         return rows
 
     def any_rank(self, condition: bool) -> bool:
-        """Returns whether ``condition`` holds on any rank."""
+        """Returns, on all ranks, whether ``condition`` holds on any rank."""
         return condition if self.size == 1 else bool(self.all_reduce(np.array([condition], np.float32)).any())
 
     def check_same(self, what: str, value: bytes) -> None:
-        """Makes sure that all ranks hold the same: those on other machines have files of their own.
+        """Checks that all ranks hold the same value: those on other machines read files of their own.
 
         Args:
-            what: its name, in the plural.
+            what: the value's name, in the plural.
             value: its content, or a fingerprint of it.
 
         Raises:
-            KdtrainError: they do not; on all ranks.
+            KdtrainError: the values differ; raised on all ranks.
         """
         if self.size == 1:
             return
@@ -68,21 +82,25 @@ class Ranks:
             raise KdtrainError(f"{what} are not the same on all machines: give each of them the same files.")
 
     def shard(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Returns this rank's part of ``items``; the parts' lengths differ by one at most."""
+        """Returns this rank's shard of ``items``; the lengths of the shards differ by one at most.
+
+        Args:
+            items: (N,) int64, equal on all ranks, such as the indices of a batch.
+        """
         return items if self.size == 1 else np.array_split(items, self.size)[self.rank]
 
     def average_gradients(
         self, optimizer: flow.optim.Optimizer, losses: Mapping[str, flow.Tensor], batch: Sized
     ) -> Mapping[str, flow.Tensor]:
-        """Makes gradients and losses those of the whole batch: means over all ranks' images.
+        """Replaces gradients and losses by their means over the images of all ranks.
 
         Args:
-            optimizer: its parameters' gradients are replaced.
-            losses: mean losses over this rank's images.
-            batch: those images.
+            optimizer: the optimizer whose parameters' gradients, float32 tensors of any shape, are replaced.
+            losses: scalar mean losses over this rank's images, by name.
+            batch: this rank's images; only their number counts.
 
         Returns:
-            The mean losses over the whole batch.
+            The mean losses over the images of all ranks, scalar float32 tensors on the CPU.
         """
         if self.size == 1:
             return losses
@@ -102,9 +120,10 @@ class Ranks:
         )
 
     def average_buffers(self, model: flow.nn.Module) -> None:
-        """Makes what layers gather from the images, such as running means, the mean over all ranks.
+        """Replaces float32 buffers, such as running means of batch norm, by their means over all ranks.
 
-        Until then it is each rank's own, and evaluations would be those of different networks.
+        Training updates the buffers on each rank separately. Without this, the ranks would evaluate
+        different networks.
         """
         buffers = [buffer for buffer in model.buffers() if buffer.dtype == flow.float32]
         if self.size == 1 or not buffers:
@@ -117,13 +136,13 @@ class Ranks:
 
 
 class ForkedRanks(Ranks):
-    """Ranks that one process has forked: they add up in memory that they share.
+    """Ranks that one process has forked. They sum in shared memory.
 
     Args:
         rank: this process's number.
         size: how many there are.
         pipes: to ranks 1, 2, ... on rank 0; to rank 0 on the others.
-        memory: what ``shared_memory(size)`` has returned before the ranks were forked.
+        memory: the result of ``shared_memory(size)``, made before the ranks were forked.
     """
 
     def __init__(self, rank: int, size: int, pipes: Sequence[Connection], memory: mmap.mmap) -> None:
@@ -134,21 +153,22 @@ class ForkedRanks(Ranks):
         self._turn = 0
 
     def all_reduce(self, values: Floats) -> Floats:
-        """Returns the sum of every rank's ``values``, to all of them."""
-        result = np.empty_like(values)
-        for start in range(0, len(values), _CHUNK):
-            # Two buffers, in turn: nobody writes into one while another rank may still read it,
-            # because everyone has to arrive at the other buffer's meeting in between.
+        """As in ``Ranks``."""
+        flat = values.ravel()
+        result = np.empty_like(flat)
+        for start in range(0, len(flat), _CHUNK):
+            # Two buffers are used in turn. No rank writes into a buffer that another one may still read,
+            # because all ranks have to pass the other buffer's barrier in between.
             self._turn = 1 - self._turn
-            part = values[start : start + _CHUNK]
+            part = flat[start : start + _CHUNK]
             buffer = self._buffers[self._turn, :, : len(part)]
             buffer[self.rank] = part
-            self._meet()
+            self._barrier()
             np.sum(buffer, axis=0, out=result[start : start + _CHUNK])
-        return result
+        return result.reshape(values.shape)
 
     def all_gather(self, rows: Floats) -> Floats:
-        """Returns every rank's rows, those of rank 0 first, to all of them."""
+        """As in ``Ranks``."""
         with _loss_explained():
             if self.rank > 0:
                 self.pipes[0].send(rows)
@@ -159,24 +179,24 @@ class ForkedRanks(Ranks):
                 pipe.send(gathered)
             return gathered
 
-    def _meet(self) -> None:
-        """Waits until every rank has come here."""
+    def _barrier(self) -> None:
+        """Waits until every rank has called this."""
         with _loss_explained():
             if self.rank > 0:
-                self.pipes[0].send_bytes(b"here")
+                self.pipes[0].send_bytes(b"arrived")
                 self.pipes[0].recv_bytes()
                 return
             for pipe in self.pipes:
                 pipe.recv_bytes()
             for pipe in self.pipes:
-                pipe.send_bytes(b"all here")
+                pipe.send_bytes(b"go on")
 
 
 class OneFlowRanks(Ranks):
-    """Ranks that oneflow has connected, in processes that ``--nproc-per-node`` or its launcher has started.
+    """Ranks that oneflow connects, in processes started by ``--nproc-per-node`` or oneflow's launcher.
 
     Args:
-        device: where collectives work: ``cpu`` or ``cuda``.
+        device: device of the collectives, ``cpu`` or ``cuda``.
     """
 
     def __init__(self, device: str) -> None:
@@ -186,9 +206,9 @@ class OneFlowRanks(Ranks):
         self._waiting = ThreadPoolExecutor(1, "oneflow")
 
     def all_reduce(self, values: Floats) -> Floats:
-        """Returns the sum of every rank's ``values``, to all of them.
+        """As in ``Ranks``.
 
-        A thread waits for it: no signal would interrupt oneflow's wait, which has no end where a rank
+        A thread waits for the result: no signal interrupts oneflow's own wait, which never ends if a rank
         has stopped.
         """
         summed = flow.tensor(values).to(self.device)
@@ -197,7 +217,7 @@ class OneFlowRanks(Ranks):
         return result
 
     def all_gather(self, rows: Floats) -> Floats:
-        """Returns every rank's rows, those of rank 0 first, to all of them."""
+        """As in ``Ranks``."""
         counts = np.zeros(self.size, np.float32)
         counts[self.rank] = len(rows)
         start = np.concatenate([[0], np.cumsum(self.all_reduce(counts))]).astype(int)
@@ -207,7 +227,7 @@ class OneFlowRanks(Ranks):
 
 
 def shared_memory(size: int) -> mmap.mmap:
-    """Returns what ``size`` ranks add up in; pages that nobody uses take no memory."""
+    """Returns the memory in which ``size`` ranks sum. Pages that are not used take none."""
     return mmap.mmap(-1, 2 * size * _CHUNK * np.dtype(np.float32).itemsize)
 
 

@@ -1,4 +1,4 @@
-"""A file's name always stands for something whole, whatever happens while it is written."""
+"""Atomic writes: a reader gets the whole old content or the whole new one, whatever happens to the writer."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_content_is_written_and_replaced(tmp_path: Path) -> None:
 
 
 def test_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
-    with pytest.raises(KdtrainError, match=r"the folder .*gone is not there, or not any more"):
+    with pytest.raises(KdtrainError, match=r"file: the folder .*gone does not exist"):
         write_bytes(tmp_path / "gone" / "file", b"content")
     assert os.listdir(tmp_path) == []
 

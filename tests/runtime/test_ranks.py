@@ -83,6 +83,23 @@ def test_two_ranks_train_as_one_process_with_the_same_batches(mnist: Dataset, tm
         assert row == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(), (10,), (2, 3)])
+@pytest.mark.parametrize("counts", [(2, 3), (1, 0)])
+def test_rows_of_any_shape_are_gathered_in_the_order_of_ranks(
+    shape: tuple[int, ...], counts: tuple[int, int]
+) -> None:
+    def work(ranks: Ranks) -> tuple[Floats, Floats]:
+        rows = np.full((counts[ranks.rank], *shape), ranks.rank, np.float32)
+        return ranks.all_gather(rows), ranks.all_reduce(np.full((4, *shape), ranks.rank + 1, np.float32))
+
+    ((gathered, summed),) = run_jobs([Job("rows", work, cores=2)])
+    assert gathered.shape == (sum(counts), *shape)
+    assert [set(row.ravel()) for row in gathered] == [{0.0}] * counts[0] + [{1.0}] * counts[1]
+    np.testing.assert_array_equal(summed, np.full((4, *shape), 3, np.float32))
+    for result in (gathered, summed):
+        assert result.dtype == np.float32
+
+
 def test_all_ranks_hold_the_same_bits(mnist: Dataset, tmp_path: Path) -> None:
     """Also with dropout, which draws other units on each rank."""
 
