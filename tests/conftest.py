@@ -1,17 +1,19 @@
-"""What many tests share: real MNIST, in portions small enough for a test."""
+"""Fixtures that many tests share: real MNIST in small portions, small files of it, and finished runs."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader
@@ -21,16 +23,17 @@ from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
-from tests.tools import ROOT
+from tests.cli.conftest import LOGDIR, MODES, CallKdtrain, Finished, Fitted
+from tests.tools import ROOT, write_digits, write_tiles
 
 ADAM = partial(flow.optim.Adam, lr=1e-3)
 
-settings.register_profile("kdtrain", deadline=None)  # a busy machine is no failure
+settings.register_profile("kdtrain", deadline=None)  # a test that is slow on a busy machine has not failed
 settings.load_profile("kdtrain")
 
 LoaderFactory = Callable[..., Loader]
 Fit = Callable[..., FitEnd]
-RunKdtrain = Callable[..., "subprocess.CompletedProcess[str]"]
+RunKdtrain = Callable[..., Finished]
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +43,7 @@ def mnist() -> Dataset:
 
 @pytest.fixture(scope="session")
 def make_loader(mnist: Dataset) -> LoaderFactory:
-    """Makes a loader over training images ``start`` to ``start + count``."""
+    """A function that makes a loader over the training images from ``start`` to ``start + count``."""
 
     def make(count: int = 512, start: int = 0, batch_size: int = 128, seed: int | None = 0) -> Loader:
         images = mnist.train.images[start : start + count]
@@ -88,15 +91,51 @@ def fit(student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Pa
 
 @pytest.fixture(scope="session")
 def run_kdtrain() -> RunKdtrain:
-    """Runs the command line in a process of its own, as its user would."""
+    """Runs the command line in a process of its own, as a user does."""
 
-    def run(
-        *words: str | Path, cwd: Path, timeout: float = 240, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        command: Sequence[str] = [sys.executable, "-m", "kdtrain", *map(str, words)]
+    def run(*words: str | Path, cwd: Path, timeout: float = 240, **variables: str) -> Finished:
+        command = [sys.executable, "-m", "kdtrain", *map(str, words)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
         return subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
+    return write_digits(tmp_path_factory.mktemp("data") / "digits", mnist)
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
+    return write_tiles(tmp_path_factory.mktemp("data") / "tiles", mnist)
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Fitted:
+    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "3", "--batch-size", "64")
+    fitted = Fitted(tmp_path_factory.mktemp("fitted"), flags)
+    for mode in MODES:
+        fitted.processes[mode] = run_kdtrain(
+            "fit", "--mode", mode, "--logdir", LOGDIR, *flags, cwd=fitted.folder
+        )
+    return fitted
+
+
+@pytest.fixture
+def call_kdtrain(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[CallKdtrain]:
+    """Runs the command line in this process, which saves the import of OneFlow."""
+
+    def call(*words: str | Path, cwd: Path) -> Finished:
+        monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        arguments = [str(word) for word in words]
+        code = main(arguments)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, handler)

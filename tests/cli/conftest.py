@@ -1,4 +1,4 @@
-"""What the tests of the command line share: small data, and runs that many tests look at."""
+"""Types and helpers of the tests that run the command line; the fixtures are in tests/conftest.py."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
-from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import save_model, snapshot
-from tests.conftest import RunKdtrain
-from tests.tools import ROOT, write_digits, write_tiles
+from tests.tools import ROOT
 
 Finished = subprocess.CompletedProcess[str]
 CallKdtrain = Callable[..., Finished]
 
-LOGDIR = Path("läufe [b] 1")  # blanks, letters beyond ASCII, and what could be taken for markup
+LOGDIR = Path("läufe [b] 1")  # blanks, letters beyond ASCII, and characters of markup
 MODES = ("teacher", "student_kd", "student")
 EPOCH = re.compile(
     r"(teacher|student_kd|student|student_ls)(?:,[a-z]+=[\d.,=a-z]+)?(?:/\d+)? +(\d+)/(\d+)  loss [\d.]+  "
@@ -36,12 +32,12 @@ EPOCH = re.compile(
 
 @dataclass(frozen=True)
 class Fitted:
-    """One run of each mode, in this order, in processes of their own.
+    """One finished run of each mode, in this order, each in a process of its own.
 
     Attributes:
-        folder: where they were started.
-        flags: what all of them were given, but for the mode.
-        processes: how they ended, by mode.
+        folder: the folder that they were started in.
+        flags: the flags of all runs, without the mode.
+        processes: the ended processes, by mode.
     """
 
     folder: Path
@@ -53,44 +49,6 @@ class Fitted:
 
     def model(self, mode: str) -> Path:
         return self.folder / LOGDIR / "models" / f"{mode}.safetensors"
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
-    return write_digits(tmp_path_factory.mktemp("data") / "digits", mnist)
-
-
-@pytest.fixture(scope="session")
-def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
-    return write_tiles(tmp_path_factory.mktemp("data") / "tiles", mnist)
-
-
-@pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Fitted:
-    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "3", "--batch-size", "64")
-    fitted = Fitted(tmp_path_factory.mktemp("fitted"), flags)
-    for mode in MODES:
-        fitted.processes[mode] = run_kdtrain(
-            "fit", "--mode", mode, "--logdir", LOGDIR, *flags, cwd=fitted.folder
-        )
-    return fitted
-
-
-@pytest.fixture
-def call_kdtrain(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[CallKdtrain]:
-    """Runs the command line in this process, which has oneflow loaded already."""
-
-    def call(*words: str | Path, cwd: Path) -> Finished:
-        monkeypatch.chdir(cwd)
-        capfd.readouterr()
-        arguments = [str(word) for word in words]
-        code = main(arguments)
-        out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, out, err)
-
-    handler = signal.getsignal(signal.SIGTERM)
-    yield call
-    signal.signal(signal.SIGTERM, handler)
 
 
 def signal_when_ready(
