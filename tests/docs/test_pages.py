@@ -1,60 +1,218 @@
-"""Every command on the pages in docs/ works, and every link leads somewhere."""
+"""Pages in docs/: each command works after those before it, on less data, and each link has a target."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.conftest import RunKdtrain
+from kdtrain.data.dataset import Dataset
+from kdtrain.models.registry import ARCHITECTURES
+from kdtrain.store.checkpoint import load_model
+from tests.cli.conftest import CallKdtrain, Finished, untrained_teacher
+from tests.deploy.serve.conftest import serve
+from tests.documents import DOCS, README, blocks, commands, files, text_of
+from tests.runs import count_points, metrics
 from tests.tools import ROOT
 
-DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-OWN_TESTS = {"writing-a-plugin.md", "models.md", "data.md", "tutorial.md", "serving.md"}
-"""Pages whose blocks build on each other more than this test can follow."""
+FOLLOWED_ELSEWHERE = DOCS / "data.md"  # by tests/cli/test_data.py, which makes its images
+WITH_COMMANDS = [page for page in PAGES if commands(page) and page != FOLLOWED_ELSEWHERE]
+RUN = Path("logs/student/version_0")
 
-TINY = ("--limit-train", "1024", "--val-size", "256", "--epochs", "1")
+LESS = {
+    "9999": "99",
+    "--seeds 5": "--seeds 2",
+    "range(400)": "range(30)",
+    "epochs = 30": "epochs = 2",
+    "teacher_epochs = 12": "teacher_epochs = 1",
+}
+"""Texts of the pages, and what they are replaced by to save time."""
+FLAGS = {
+    "writing-a-plugin.md": ("--limit-train", "2560", "--val-size", "256"),
+    "serving.md": (
+        *("--limit-train", "300", "--val-size", "50", "--epochs", "1", "--teacher-arch", "student_mlp"),
+    ),
+    "tutorial.md": (),
+}
+"""Flags of the fits, by page. On other pages, fits are for an epoch on few images of 12x12 pixels."""
+READERS_OF_DATA = ("fit", "eval", "infer", "bench", "export")
 
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(DOCS))
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The words of each command in the page's ``sh`` blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+def with_less(text: str) -> str:
+    for many, few in LESS.items():
+        text = text.replace(many, few)
+    return text
 
 
-WITH_COMMANDS = [page for page in PAGES if commands(page) and name_of(page) not in OWN_TESTS]
+def on_less_data(page: Path, words: list[str], tiles: Path) -> list[str | Path]:
+    """Returns a command's words with flags that save time; a run that goes on takes none."""
+    if words[0] not in READERS_OF_DATA or "--resume" in words:
+        return [*words]
+    if page.name in FLAGS:
+        return [*words, *(FLAGS[page.name] if words[0] == "fit" else ())]
+    few = ("--limit-train", "512", "--val-size", "256", "--epochs", "1")
+    return [*words, "--data-dir", tiles, *(few if words[0] == "fit" else ())]
 
 
-def test_there_is_something_to_try() -> None:
-    assert DOCS / "concepts" / "distillation.md" in WITH_COMMANDS
+def check_plugins(folder: Path, finished: list[Finished]) -> None:
+    lines = (folder / RUN / "losses.csv").read_text().splitlines()
+    assert lines[0] == "step,loss"
+    assert [int(line.split(",")[0]) for line in lines[1:]] == [10, 20]
+    losses = [float(line.split(",")[1]) for line in lines[1:]]
+    assert losses[1] < losses[0] < 2.4, "the network learns"
+
+    rows = metrics(folder / "logs/student/version_1")
+    assert len(rows) == 2
+    for row in rows:
+        assert -2.31 < row["loss/confidence"] < 0
+        assert row["loss/total"] == pytest.approx(row["loss/task"] + 0.2 * row["loss/confidence"], abs=1e-5)
+
+    rows = metrics(folder / "logs/student_kd/version_0")
+    for row in rows:
+        expected = 0.1 * row["loss/task"] + 0.9 * row["loss/logit_l1"] + row["loss/hint_fc2"]
+        assert row["loss/total"] == pytest.approx(expected, abs=1e-5)
+    assert rows[1]["loss/hint_fc2"] < rows[0]["loss/hint_fc2"] < 1.0
+    assert rows[1]["loss/logit_l1"] < rows[0]["loss/logit_l1"]
+    assert "1 passed" in finished[-1].stdout
+
+
+def check_tutorial(folder: Path, finished: list[Finished]) -> None:
+    _, teacher, student, comparison, infer, evaluation, watched, own = finished
+    assert len(list((folder / "shapes").glob("*/*.png"))) == 5 * 30
+    for fit in (teacher, student, watched):
+        assert fit.stdout.startswith("test accuracy")
+    assert "logs/models/teacher.safetensors" in student.stderr
+    for number, fit in enumerate((comparison, own)):
+        assert "student_kd" in fit.stdout
+        results = json.loads((folder / f"logs/compare/version_{number}/compare.json").read_text())
+        assert {row["model"] for row in results["results"]} == {"teacher", "student_kd", "student"}
+    assert [Path(line.split()[-1]).is_file() for line in infer.stdout.splitlines() if "picture:" in line]
+    assert "star" in evaluation.stdout
+    tags = {tag for tag, _ in count_points(folder / "logs/student_kd/version_1")}
+    assert {"confusion/matrix", "calibration/reliability", "calibration/ece"} <= tags
+    _, row = metrics(folder / "logs/compare/version_1/seed_0/student_kd")
+    half = 0.5 ** (1 / 5)  # the weight of the soft targets falls by this factor each epoch
+    low, high = (0.1 * row["loss/task"] + 0.9 * part * row["loss/kd"] for part in (half**2, half))
+    assert low < row["loss/total"] < high
+    assert "loss/kd" not in metrics(folder / "logs/compare/version_1/seed_0/student")[0]
+
+
+def check_service(folder: Path, finished: list[Finished]) -> None:
+    page = DOCS / "serving.md"
+    predicted, refused, model, health = (json.loads(answer.stdout) for answer in finished[-4:])
+    (shown,) = map(json.loads, blocks(page, "json"))
+    assert set(predicted) == set(shown)
+    assert set(predicted["predictions"][0]) == set(shown["predictions"][0])
+    assert predicted["predictions"][0]["temperature"] == 4
+    assert f"`{json.dumps(refused)}`" in text_of(page)
+    assert (model["model"], model["teacher"]["arch"]) == ("student_kd", "student_mlp")
+    assert health == {"status": "ok"}
+
+
+def check_networks(folder: Path, finished: list[Finished]) -> None:
+    assert "resnet20" in finished[0].stdout
+    assert "accuracy" in finished[-1].stdout
+
+
+CHECKS: dict[str, Callable[[Path, list[Finished]], None]] = {
+    "writing-a-plugin.md": check_plugins,
+    "tutorial.md": check_tutorial,
+    "serving.md": check_service,
+    "models.md": check_networks,
+}
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
-def test_commands_work_one_after_another(page: Path, tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
-    for program, *words in commands(page):
-        assert program == "scripts/kdtrain"
-        small = TINY if words[0] == "fit" and "--resume" not in words else ()
-        done = run_kdtrain(*words, *small, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
-        assert "Traceback" not in done.stderr
+def test_commands_work_one_after_another(
+    page: Path, tmp_path: Path, mnist: Dataset, tiles: Path, call_kdtrain: CallKdtrain
+) -> None:
+    for name, content in files(page).items():
+        (tmp_path / name).write_text(with_less(content))
+    Image.fromarray(mnist.test.images[0, 0]).save(tmp_path / "digit.png")
+    finished, address = [], ""
+    with contextlib.ExitStack() as services:
+        for program, *words in commands(page):
+            words = shlex.split(with_less(shlex.join(words)))
+            if words[0] == "serve":
+                address = services.enter_context(serve(*words[1:])).address
+            elif program == "scripts/kdtrain":
+                finished.append(call_kdtrain(*on_less_data(page, words, tiles), cwd=tmp_path))
+            elif program == "curl":
+                words = [word.replace("http://127.0.0.1:8000/", address) for word in words]
+                finished.append(run("curl", "--silent", *words, cwd=tmp_path))
+            elif program == ".venv/bin/python":
+                finished.append(run(sys.executable, *words, cwd=tmp_path))
+            else:
+                assert program == ".venv/bin/tensorboard", "serves until it is ended"
+                continue
+            assert finished[-1].returncode == 0, finished[-1].stderr
+            assert finished[-1].stdout or program != "scripts/kdtrain"
+            assert "Traceback" not in finished[-1].stderr
+    CHECKS.get(page.name, lambda folder, finished: None)(tmp_path, finished)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def run(*command: str, cwd: Path) -> Finished:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_each_replaced_text_is_on_a_page() -> None:
+    pages = "".join(map(text_of, WITH_COMMANDS))
+    assert [text for text in LESS if text not in pages] == []
+
+
+def test_python_in_the_readme_distils_a_student(mnist: Dataset, tmp_path: Path) -> None:
+    (block,) = blocks(README, "python")
+    (tmp_path / "logs/models").mkdir(parents=True)
+    untrained_teacher(tmp_path / "logs/models/teacher.safetensors", mnist, "hinton_800")
+    small = block.replace("seed=0", "seed=0, limit_train=2560, val_size=256").replace("epochs=5", "epochs=2")
+    assert small.count("2560") == small.count("epochs=2") == 1
+    finished = run(sys.executable, "-W", "error", "-c", small, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    printed = re.search(r"\{'eval/accuracy': ([\d.]+), 'eval/cross_entropy': [\d.]+\}\n$", finished.stdout)
+    assert printed is not None
+    assert float(printed[1]) > 0.5
+    assert load_model(tmp_path / "logs/notebook/checkpoints/best.safetensors").card.arch == "student_mlp"
+
+
+def test_page_of_networks_names_them_all() -> None:
+    assert all(f"`{arch}`" in text_of(DOCS / "models.md") for arch in ARCHITECTURES)
+
+
+@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text_of(page)):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", text_of(target), re.MULTILINE)
+            assert anchor in map(anchor_of, headings), f"{link}#{anchor}"
+
+
+def anchor_of(heading: str) -> str:
+    """Returns the anchor that MkDocs gives to a heading."""
+    letters = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", letters).strip().lower())
 
 
 def test_every_page_is_in_the_site() -> None:
-    site = (ROOT / "mkdocs.yml").read_text()
-    listed = set(re.findall(r"[\w/-]+\.md", site))
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     decisions = {name_of(page) for page in PAGES if page.parent.name == "decisions"}
     assert {name_of(page) for page in PAGES} - decisions == listed - {"decisions/README.md"}

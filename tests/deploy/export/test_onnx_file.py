@@ -20,7 +20,7 @@ from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime import flow
 from tests.deploy.export.conftest import Exported
-from tests.tools import ROOT
+from tests.documents import DOCS, blocks, text_of
 
 
 def test_card_and_origin_come_back(exported: Exported) -> None:
@@ -106,8 +106,7 @@ def test_python_of_the_page_works(
     exported: Exported, mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (block,) = blocks(DOCS / "deployment.md", "python")
     (tmp_path / "logs" / "models").mkdir(parents=True)
     shutil.copy(exported.full.path, tmp_path / "logs" / "models" / "student.onnx")
     monkeypatch.chdir(tmp_path)
@@ -117,7 +116,6 @@ def test_python_of_the_page_works(
 
 
 def test_table_of_the_page_is_complete(exported: Exported) -> None:
-    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (`\w+`.*?) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| (`\w+`.*?) \|", text_of(DOCS / "deployment.md"), re.MULTILINE)
     keys = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
     assert set(exported.int8.about) <= keys
