@@ -1,146 +1,79 @@
-"""Drives a headless Chromium through chromedriver, by WebDriver (W3C), which is JSON over HTTP."""
+"""A headless Chromium, driven by selenium: Debian's chromium and chromedriver, nothing is downloaded."""
 
 from __future__ import annotations
 
-import base64
 import json
-import re
 import shutil
-import subprocess
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-FLAGS = (
-    "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "hide-scrollbars",
-    "disable-background-networking", "disable-component-update", "disable-sync",
-)  # fmt: skip
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key under which WebDriver names an element
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.actions.pointer_input import PointerInput
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 
-installed = shutil.which("chromium") is not None and shutil.which("chromedriver") is not None
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "hide-scrollbars")
 
 
-class Browser:
-    """One window."""
+class Browser(Chrome):
+    """A window with an empty profile."""
 
-    def __init__(self, session: str) -> None:
-        self._session = session
+    def __init__(self) -> None:
+        assert CHROMIUM is not None
+        options = ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in FLAGS:
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        super().__init__(options, ChromeService(CHROMEDRIVER))
 
     def open(self, address: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Opens a page in a viewport of this size."""
+        """Opens a page in a viewport of this size, in CSS pixels."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.devtools("Emulation.setDeviceMetricsOverride", **metrics)
-        self.devtools("Emulation.setEmulatedMedia", features=[scheme])
-        self._post("url", url=address)
-
-    def devtools(self, method: str, **parameters: Any) -> Any:
-        return self._post("goog/cdp/execute", cmd=method, params=parameters)
+        self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.get(address)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Returns what a script returns, or the promise that it returns leads to."""
-        return self._post("execute/sync", script=script, args=arguments)
+        """Returns what a JavaScript function body returns."""
+        return self.execute_script(script, *arguments)
 
-    def wait(self, script: str) -> Any:
-        """Returns the value of an expression once it is true."""
-        deadline = time.monotonic() + 20
-        while not (value := self.run(f"return {script}")):
-            assert time.monotonic() < deadline, f"{script} has not become true: {self.text('body')}"
-            time.sleep(0.05)
-        return value
+    def wait(self, expression: str) -> None:
+        """Waits until a JavaScript expression is true."""
+        WebDriverWait(self, 20, 0.05).until(lambda _: self.run(f"return {expression}"), expression)
 
     def text(self, selector: str) -> str:
-        (found,) = self.texts(selector)
-        return found
+        return self.find_element(By.CSS_SELECTOR, selector).text
 
     def texts(self, selector: str) -> list[str]:
-        """Returns what is to be read in each of the elements."""
-        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText)"
-        found: list[str] = self.run(script, selector)
-        return found
+        return [element.text for element in self.find_elements(By.CSS_SELECTOR, selector)]
 
-    def pointer(self, kind: str, *points: tuple[float, float]) -> None:
-        """Moves a mouse or a finger, pressed, through points of the viewport."""
-        moves = [{"type": "pointerMove", "duration": 20, "x": round(x), "y": round(y)} for x, y in points]
-        presses = [{"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
-        actions = [moves[0], presses[0], *moves[1:], presses[1]]
-        self._act(type="pointer", id=kind, parameters={"pointerType": kind}, actions=actions)
+    def drag(self, kind: str, *points: tuple[float, float]) -> None:
+        """Moves a pressed ``mouse`` or ``touch`` through points of the viewport, in CSS pixels."""
+        actions = ActionBuilder(self, mouse=PointerInput(kind, kind), duration=20)
+        (first, *others) = [(round(x), round(y)) for x, y in points]
+        actions.pointer_action.move_to_location(*first).pointer_down()
+        for x, y in others:
+            actions.pointer_action.move_to_location(x, y)
+        actions.pointer_action.pointer_up()
+        actions.perform()
 
-    def keys(self, text: str) -> None:
-        """Presses keys one after another, wherever the focus is."""
-        pressed = [{"type": kind, "value": key} for key in text for kind in ("keyDown", "keyUp")]
-        self._act(type="key", id="keyboard", actions=pressed)
+    def press(self, keys: str) -> None:
+        """Presses keys one after another, in the element that has the focus."""
+        ActionChains(self).send_keys(keys).perform()
 
-    def choose_file(self, selector: str, path: Path) -> None:
-        """Chooses a file in a form."""
-        element = self._post("element", using="css selector", value=selector)[ELEMENT]
-        self._post(f"element/{element}/value", text=str(path))
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(
-            base64.b64decode(self.devtools("Page.captureScreenshot", captureBeyondViewport=True)["data"])
-        )
-
-    def complaints(self) -> list[str]:
-        """Returns what has come up in the console since this was asked last."""
-        return [entry["message"] for entry in self._post("se/log", type="browser")]
+    def messages(self) -> list[str]:
+        """Returns the console's messages since the last call."""
+        return [entry["message"] for entry in self._log("browser")]
 
     def requests(self) -> list[str]:
-        """Returns the addresses that were asked for since this was asked last."""
-        entries = self._post("se/log", type="performance")
-        events = [json.loads(entry["message"])["message"] for entry in entries]
+        """Returns the addresses of the requests since the last call."""
+        events = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return [parameters["request"]["url"] for parameters in sent]
 
-    def _act(self, **source: Any) -> None:
-        self._post("actions", actions=[source])
-
-    def _post(self, path: str, **body: Any) -> Any:
-        return _post(f"{self._session}/{path}", body)
-
-
-def _post(address: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())["value"]
-    except urllib.error.HTTPError as error:
-        raise AssertionError(json.loads(error.read())["value"]["message"]) from error
-
-
-@contextmanager
-def browser() -> Iterator[Browser]:
-    """Starts a browser with nothing in its profile, and ends it."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        said = Path(folder) / "chromedriver.txt"
-        with said.open("wb") as output:
-            driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=output, stderr=output)
-        try:
-            found = _waited_for(lambda: re.search(r"successfully on port (\d+)", said.read_text()))
-            address = f"http://127.0.0.1:{found[1]}/session"
-            flags = [*(f"--{flag}" for flag in FLAGS), f"--user-data-dir={folder}/profile"]
-            options = {
-                "goog:chromeOptions": {"args": flags, "binary": shutil.which("chromium")},
-                "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-            }
-            session = _post(address, {"capabilities": {"alwaysMatch": options}})["sessionId"]
-            yield Browser(f"{address}/{session}")
-            urllib.request.urlopen(
-                urllib.request.Request(f"{address}/{session}", method="DELETE"), timeout=60
-            )
-        finally:
-            driver.terminate()
-            driver.wait(20)
-
-
-def _waited_for(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 30
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return value
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = Chrome.get_log(self, kind)
+        return entries

@@ -23,6 +23,7 @@ from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
+from tests.browser import CHROMEDRIVER, CHROMIUM, Browser
 from tests.cli.conftest import LOGDIR, MODES, CallKdtrain, Finished, Fitted
 from tests.tools import ROOT, write_digits, write_tiles
 
@@ -139,3 +140,12 @@ def call_kdtrain(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     handler = signal.getsignal(signal.SIGTERM)
     yield call
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def window() -> Iterator[Browser]:
+    """A browser's window; the test is skipped where there is no browser."""
+    if CHROMIUM is None or CHROMEDRIVER is None:
+        pytest.skip("needs chromium and chromedriver")
+    with Browser() as window:
+        yield window

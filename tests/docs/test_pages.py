@@ -163,7 +163,8 @@ def test_commands_work_one_after_another(
             assert finished[-1].returncode == 0, finished[-1].stderr
             assert finished[-1].stdout or program != "scripts/kdtrain"
             assert "Traceback" not in finished[-1].stderr
-    CHECKS.get(page.name, lambda folder, finished: None)(tmp_path, finished)
+    if check := CHECKS.get(page.name):
+        check(tmp_path, finished)
 
 
 def run(*command: str, cwd: Path) -> Finished:
