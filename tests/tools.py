@@ -1,11 +1,18 @@
-"""Small data sets in files, and a reader of TensorBoard's files that shares no code with the writer."""
+"""Small data sets in files, kdtrain in a process, and a reader of TensorBoard's files of its own."""
 
 from __future__ import annotations
 
 import gzip
+import json
+import os
 import struct
+import subprocess
+import sys
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +37,43 @@ def write_digits(folder: Path, mnist: Dataset, train: int = TRAIN) -> Path:
 def write_tiles(folder: Path, mnist: Dataset) -> Path:
     """Writes digits 0 to 3 at half the size as gzipped IDX files: 12x12 pixels, 4 classes.
 
-    A step of the convolutional teacher takes a tenth of the time that it takes on whole digits.
+    The convolutional teacher's step takes a tenth of the time that it takes on whole digits.
     """
     folder.mkdir()
     for name, split, count in (("train", mnist.train, TRAIN), ("t10k", mnist.test, TEST)):
-        few = _first(split, count)
-        halved = few.images[:, 0, 2:26, 2:26].reshape(count, 12, 2, 12, 2).mean((2, 4))
+        first = _first(split, count)
+        halved = first.images[:, 0, 2:26, 2:26].reshape(count, 12, 2, 12, 2).mean((2, 4))
         _write_idx(folder / f"{name}-images-idx3-ubyte.gz", halved)
-        _write_idx(folder / f"{name}-labels-idx1-ubyte.gz", few.labels)
+        _write_idx(folder / f"{name}-labels-idx1-ubyte.gz", first.labels)
     return folder
 
 
+def start_kdtrain(*words: str | Path, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+    """Starts the command line in a process of its own, with pipes for its output."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdtrain", *map(str, words)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Waits until a condition is true; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing has happened for {seconds} s"
+        time.sleep(0.02)
+
+
+def read_result(run: Path) -> Any:
+    return json.loads((run / "result.json").read_text())
+
+
 def read_scalars(directory: Path) -> Scalars:
-    """Returns every curve in the event files of a run: value by step, by tag."""
+    """Returns every curve in the event files of a run: values by tag and step."""
     scalars: Scalars = defaultdict(dict)
     for file in sorted(directory.glob("events.*")):
         data = file.read_bytes()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +14,7 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import save_model, snapshot
-from tests.tools import ROOT
+from tests.tools import start_kdtrain, wait_until
 
 Finished = subprocess.CompletedProcess[str]
 CallKdtrain = Callable[..., Finished]
@@ -56,31 +53,21 @@ def signal_when_ready(
 ) -> Finished:
     """Starts ``kdtrain fit``, sends it a signal once it is ``ready``, and expects it to end within 5 s.
 
-    ``ready`` is asked with the number of the process.
+    ``ready`` is called with the number of the process.
     """
-    command = [sys.executable, "-m", "kdtrain", "fit", *map(str, words)]
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with start_kdtrain("fit", *words, cwd=folder) as process:
         try:
-            deadline = time.monotonic() + 60
-            while not ready(process.pid) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_until(lambda: ready(process.pid) or process.poll() is not None)
             process.send_signal(number)
             out, err = process.communicate(timeout=5)
         except BaseException:
             process.kill()
             raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def untrained_teacher(path: Path, dataset: Dataset, arch: str = "teacher_cnn") -> Path:
-    """Writes a checkpoint of a network with its first weights: all that a test of reading needs."""
+    """Writes a checkpoint of a network with its initial weights."""
     flow.manual_seed(0)
     model = build_model(arch, dataset.image_shape, dataset.num_classes)
     save_model(path, snapshot(model), model_card("teacher", arch, dataset))
@@ -88,7 +75,7 @@ def untrained_teacher(path: Path, dataset: Dataset, arch: str = "teacher_cnn") -
 
 
 def assert_explained(finished: Finished, code: int, *words: str) -> None:
-    """Asserts that a command failed as it should: with ``code``, and one line that holds ``words``."""
+    """Asserts that a command failed with ``code`` and one line that contains ``words``."""
     assert (finished.returncode, finished.stdout) == (code, "")
     lines = [line for line in finished.stderr.splitlines() if not EPOCH.fullmatch(line)]
     assert len(lines) == 1, finished.stderr

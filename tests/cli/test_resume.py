@@ -1,22 +1,19 @@
-"""``--resume``: k epochs, a kill, and the rest give bit for bit what all epochs at once give."""
+"""``--resume``: an interrupted run ends bit for bit like one that was not interrupted."""
 
 from __future__ import annotations
 
+import gzip
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import MODES, CallKdtrain, Fitted, assert_explained
+from tests.cli.conftest import MODES, CallKdtrain, Fitted, assert_explained, signal_when_ready
 from tests.conftest import RunKdtrain
 from tests.runs import assert_same_run, count_points, metrics
-from tests.tools import ROOT, files_in
+from tests.tools import files_in, read_result
 
 # Kills its own process: in the third epoch, or at a given moment of the end of the second.
 KILLER = """
@@ -46,92 +43,84 @@ class Killer(Callback):
         if event.epoch == 2:
             self._kill("end")
 """
-
-
+FEW = ("--limit-train", "256", "--epochs", "4")
 CASES = {
-    "teacher, shifted": ("teacher", "step", ("--plugin", "confusion,every=1", "--plugin", "calibration")),
-    "student, Adadelta": ("student", "step", ("--optimizer", "adadelta", "--schedule", "cosine")),
-    "student, SGD, shifted": ("student", "step", ("--optimizer", "sgd", "--augment", "shift=1")),
-    "student, before the checkpoint": ("student", "eval", ("--early-stopping", "3")),
-    "student, around the checkpoint": ("student", "end", ("--schedule", "constant")),
-    "student_kd": ("student_kd", "step", ()),
-    "student_kd, shifted": ("student_kd", "step", ("--augment", "shift=1", "--epochs", "4")),
-    "student_kd, mixed": ("student_kd", "step", ("--augment", "mixup=0.4,shift=1", "--epochs", "4")),
-    "student with running means": ("student", "step", ("--student-arch", "resnet8", "--limit-train", "256")),
+    "teacher, shifted": ("teacher", "step", "--plugin confusion,every=1 --plugin calibration"),
+    "student, Adadelta": ("student", "step", "--optimizer adadelta --schedule cosine"),
+    "student, SGD, shifted": ("student", "step", "--optimizer sgd --augment shift=1"),
+    "student, before the checkpoint": ("student", "eval", "--early-stopping 3"),
+    "student, around the checkpoint": ("student", "end", "--schedule constant"),
+    "student_kd": ("student_kd", "step", ""),
+    "student_kd, shifted": ("student_kd", "step", "--augment shift=1"),
+    "student_kd, mixed": ("student_kd", "step", "--augment mixup=0.4,shift=1"),
+    "student with running means": ("student", "step", "--student-arch resnet8 --limit-train 128"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_like_one_that_was_not(
-    case: str, tmp_path: Path, fitted: Fitted, run_kdtrain: RunKdtrain
+    case: str, tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain
 ) -> None:
+    """Each fit trains in children of this process; tests/faults resumes in new processes."""
     mode, at, more = CASES[case]
     (tmp_path / "killer.py").write_text(KILLER)
     teacher = ("--teacher-checkpoint", fitted.model("teacher")) if mode == "student_kd" else ()
-    flags = (
-        "--mode",
-        mode,
-        *fitted.flags,
-        "--epochs",
-        "4",
-        *more,
-        *teacher,
-        "--plugin",
-        f"killer.py:Killer,at={at}",
-    )
-    killed = run_kdtrain("fit", *flags, cwd=tmp_path)
+    plugin = ("--plugin", f"killer.py:Killer,at={at}")
+    flags = ("--mode", mode, *fitted.flags, *FEW, *more.split(), *teacher, *plugin)
+    killed = call_kdtrain("fit", *flags, cwd=tmp_path)
     assert killed.returncode == 1
-    assert "its process was ended by signal SIGKILL" in killed.stderr
+    assert "SIGKILL" in killed.stderr
     run = tmp_path / f"logs/{mode}/version_0"
-    status = json.loads((run / "result.json").read_text())["status"]
-    # Of the two processes that share a teacher, the one that is not killed may have a last word.
+    status = read_result(run)["status"]
+    # Two processes share a teacher; the one that is not killed may write its status.
     assert status == "running" or (mode == "teacher" and status in ("interrupted", "failed"))
 
-    resumed = run_kdtrain("fit", "--resume", run.relative_to(tmp_path), cwd=tmp_path)
+    resumed = call_kdtrain("fit", "--resume", run.relative_to(tmp_path), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    undisturbed = run_kdtrain("fit", *flags, cwd=tmp_path)  # the killer kills only once
+    undisturbed = call_kdtrain("fit", *flags, cwd=tmp_path)  # the killer kills only once
     assert undisturbed.returncode == 0
     assert_same_run(run, tmp_path / f"logs/{mode}/version_1")
     assert set(count_points(run).values()) == {1}
     assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]
 
 
-def test_a_comparison_goes_on_with_what_is_not_trained_yet(
-    tmp_path: Path, fitted: Fitted, run_kdtrain: RunKdtrain
-) -> None:
-    flags = ["--mode", "compare", *fitted.flags, "--seeds", "2", "--epochs", "4"]
-    assert run_kdtrain("fit", *flags, "--logdir", "whole", cwd=tmp_path).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdtrain", "fit", *map(str, flags)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    compared = Path("logs/compare/version_0")
-    for _ in range(1200):
-        if (tmp_path / compared / "seed_0/student_kd/checkpoints/last.safetensors").exists():
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 143
-    hint = f"kdtrain: terminated. Go on with: kdtrain fit --resume {tmp_path / compared}"
-    assert said.splitlines()[-1] == hint
+# Waits in the first student's second epoch, until the test interrupts it.
+WAITER = """
+import time
+from pathlib import Path
 
-    finished = run_kdtrain(*hint.partition("kdtrain ")[2].split()[-3:], cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+from kdtrain import Callback
+
+class Waiter(Callback):
+    def on_batch(self, run, event):
+        if run.directory.name == "student_kd" and event.epoch == 2 and not Path("reached").exists():
+            Path("reached").touch()
+            time.sleep(60)
+"""
+
+
+def test_a_comparison_trains_what_is_not_trained_yet(
+    tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain, run_kdtrain: RunKdtrain
+) -> None:
+    (tmp_path / "waiter.py").write_text(WAITER)
+    flags = ("--mode", "compare", *fitted.flags, *FEW, "--seeds", "2", "--plugin", "waiter.py:Waiter")
+    ended = signal_when_ready(tmp_path, signal.SIGTERM, lambda pid: (tmp_path / "reached").exists(), *flags)
+    compared = tmp_path / "logs/compare/version_0"
+    assert (ended.returncode, ended.stdout) == (143, "")
+    command = ended.stderr.splitlines()[-1].partition(": kdtrain ")[2].split()
+    assert command == ["fit", "--resume", str(compared)]
+    assert (compared / "seed_0/student_kd/checkpoints/last.safetensors").exists()
+
+    resumed = run_kdtrain(*command, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert call_kdtrain("fit", *flags, cwd=tmp_path).returncode == 0
+    whole = compared.with_name("version_1")
     for seed in (0, 1):
         for mode in MODES[seed:]:  # the first seed's teacher teaches all
-            path = f"compare/version_0/seed_{seed}/{mode}"
-            assert_same_run(tmp_path / "logs" / path, tmp_path / "whole" / path)
-    results = [
-        json.loads((tmp_path / folder / "compare/version_0/compare.json").read_text())["results"]
-        for folder in ("logs", "whole")
-    ]
-    for ours, theirs in zip(*results, strict=True):
-        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+            assert_same_run(compared / f"seed_{seed}" / mode, whole / f"seed_{seed}" / mode)
+    results = [json.loads((run / "compare.json").read_text())["results"] for run in (compared, whole)]
+    for row, expected in zip(*results, strict=True):
+        assert {**row, "seconds": 0} == {**expected, "seconds": 0}
 
 
 def test_without_a_directory_the_latest_run_of_the_mode_goes_on(
@@ -139,8 +128,6 @@ def test_without_a_directory_the_latest_run_of_the_mode_goes_on(
 ) -> None:
     for name in ("version_0", "version_9", "version_10"):
         shutil.copytree(fitted.run("student"), tmp_path / "logs/student" / name)
-    config = tmp_path / "logs/student/version_10/config.toml"
-    config.write_text(config.read_text().replace("epochs = 3", "epochs = 3"))
     before = files_in(tmp_path / "logs/student/version_9")
     finished = call_kdtrain("fit", "--mode", "student", "--resume", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -161,7 +148,7 @@ def test_a_finished_run_is_only_tested_again(
 
 
 def test_more_epochs_where_the_schedule_is_constant(
-    tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain, call_kdtrain: CallKdtrain
+    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
 ) -> None:
     flags = ("--mode", "student", "--data-dir", tiles, "--val-size", "300", "--schedule", "constant")
     assert call_kdtrain("fit", *flags, "--epochs", "2", cwd=tmp_path).returncode == 0
@@ -170,54 +157,40 @@ def test_more_epochs_where_the_schedule_is_constant(
     assert finished.returncode == 0, finished.stderr
     assert call_kdtrain("fit", *flags, "--epochs", "4", cwd=tmp_path).returncode == 0
     assert_same_run(tmp_path / run, tmp_path / "logs/student/version_1")
-    assert_explained(
-        call_kdtrain("fit", "--resume", run, "--epochs", "3", cwd=tmp_path),
-        2,
-        "--epochs 3",
-        "with 4",
-        "only be more",
-    )
+    fewer = call_kdtrain("fit", "--resume", run, "--epochs", "3", cwd=tmp_path)
+    assert_explained(fewer, 2, "--epochs 3", "4")
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--batch-size", "32"), ("--batch-size 32", "begun with 64")),
-        (("--student-arch", "hinton_800"), ("--student-arch hinton_800", "begun with student_mlp")),
-        (("--seed", "1"), ("--seed 1", "begun with 0")),
-        (("--epochs", "9"), ("--epochs 9", "begun with 3", "one_cycle")),
-        (("--config", "run.toml"), ("--config",)),
+        ("--batch-size 32", ("--batch-size 32", "64")),
+        ("--student-arch hinton_800", ("--student-arch hinton_800", "student_mlp")),
+        ("--seed 1", ("--seed 1", "0")),
+        ("--epochs 9", ("--epochs 9", "3", "one_cycle")),
+        ("--config run.toml", ("--config",)),
     ],
 )
 def test_what_must_not_change_is_refused_with_the_difference(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain, flags: tuple[str, ...], words: tuple[str, ...]
+    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain, flags: str, words: tuple[str, ...]
 ) -> None:
     shutil.copytree(fitted.run("student"), tmp_path / "run")
     before = files_in(tmp_path)
-    assert_explained(call_kdtrain("fit", "--resume", "run", *flags, cwd=tmp_path), 2, *words)
+    assert_explained(call_kdtrain("fit", "--resume", "run", *flags.split(), cwd=tmp_path), 2, *words)
     assert files_in(tmp_path) == before
 
 
-def test_other_images_are_refused(
-    fitted: Fitted, tmp_path: Path, digits: Path, call_kdtrain: CallKdtrain
-) -> None:
-    run = tmp_path / "run"
+def test_other_training_images_are_refused(fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
+    run, data = tmp_path / "run", tmp_path / "images"
     shutil.copytree(fitted.run("student"), run)
+    shutil.copytree(fitted.flags[1], data)
     config = run / "config.toml"
-    moved = tmp_path / "images"
-    shutil.copytree(fitted.flags[1], moved)
-    config.write_text(config.read_text().replace(str(fitted.flags[1]), str(moved)))
-    labels = moved / "train-labels-idx1-ubyte.gz"
-    images = moved / "train-images-idx3-ubyte.gz"
-    import gzip
-
+    config.write_text(config.read_text().replace(str(fitted.flags[1]), str(data)))
+    images = data / "train-images-idx3-ubyte.gz"
     content = bytearray(gzip.decompress(images.read_bytes()))
     content[16:5000] = bytes(5000 - 16)
     images.write_bytes(gzip.compress(bytes(content)))
-    assert labels.exists()
-    assert_explained(
-        call_kdtrain("fit", "--resume", run, cwd=tmp_path), 1, "training images are not those", str(run)
-    )
+    assert_explained(call_kdtrain("fit", "--resume", run, cwd=tmp_path), 1, "training images", str(run))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"\xff" * 200])
