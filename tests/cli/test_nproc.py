@@ -1,4 +1,4 @@
-"""Several processes train together: the same result, one set of files, and nobody hangs."""
+"""Data-parallel fits in several processes: the result of one process, one set of files, and no hanging."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,11 @@ from kdtrain.runtime.launch import _free_port
 from kdtrain.store.checkpoint import load_tensors
 from tests.cli.conftest import EPOCH, MODES, Finished, assert_explained
 from tests.conftest import RunKdtrain
-from tests.tools import ROOT, files_in, read_scalars
+from tests.runs import TIMES
+from tests.tools import ROOT, files_in, read_result, read_scalars, start_kdtrain, wait_until
 
-SGD = ("--mode", "student", "--val-size", "300", "--epochs", "3", "--optimizer", "sgd", "--lr", "0.05")
+FEW = ("--val-size", "300", "--limit-train", "320")
+SGD = ("--mode", "student", *FEW, "--epochs", "2", "--optimizer", "sgd", "--lr", "0.05")
 TWO = ("--nproc-per-node", "2")
 
 
@@ -30,7 +31,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain:
     finished = run_kdtrain("fit", *SGD, "--data-dir", tiles, "--batch-size", "32", *TWO, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("test accuracy  ")
-    assert [bool(EPOCH.fullmatch(line)) for line in finished.stderr.splitlines()] == [True] * 3
+    assert [bool(EPOCH.fullmatch(line)) for line in finished.stderr.splitlines()] == [True] * 2
     return folder
 
 
@@ -46,15 +47,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: Ru
 def assert_same_training(first: Path, second: Path) -> None:
     """Asserts equal weights, optimizer state and metrics, but for rounding."""
     run = Path("logs/student/version_0")
-    ours, _ = load_tensors(first / run / "checkpoints/last.safetensors")
-    theirs, _ = load_tensors(second / run / "checkpoints/last.safetensors")
-    assert ours.keys() == theirs.keys()
-    for name, array in ours.items():
-        np.testing.assert_allclose(array.astype(float), theirs[name].astype(float), rtol=0, atol=1e-4)
+    tensors, _ = load_tensors(first / run / "checkpoints/last.safetensors")
+    expected, _ = load_tensors(second / run / "checkpoints/last.safetensors")
+    assert tensors.keys() == expected.keys()
+    for name, array in tensors.items():
+        np.testing.assert_allclose(array.astype(float), expected[name].astype(float), rtol=0, atol=1e-4)
     lines = [(folder / run / "metrics.jsonl").read_text().splitlines() for folder in (first, second)]
-    for one, other in zip(*(map(json.loads, rows) for rows in lines), strict=True):
-        for name in one.keys() - {"images_per_second", "train_seconds", "eval_seconds"}:
-            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+    for row, expected_row in zip(*(map(json.loads, rows) for rows in lines), strict=True):
+        for name in row.keys() - TIMES:
+            assert row[name] == pytest.approx(expected_row[name], rel=1e-4), name
 
 
 def test_two_processes_train_as_one_with_the_same_batches(together: Path, alone: Path) -> None:
@@ -77,22 +78,13 @@ def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path,
     port = str(_free_port())
     nodes = []
     for node in ("0", "1"):
-        launcher = [
-            sys.executable,
-            "-m",
-            "oneflow.distributed.launch",
-            "--nproc_per_node",
-            "1",
-            "--nnodes",
-            "2",
-        ]
-        where = ["--node_rank", node, "--master_addr", "127.0.0.1", "--master_port", port]
-        folder = tmp_path / node
-        folder.mkdir()
+        launch = "-m oneflow.distributed.launch --nproc_per_node 1 --nnodes 2 --master_addr 127.0.0.1"
+        where = ["--node_rank", node, "--master_port", port]
+        (tmp_path / node).mkdir()
         nodes.append(
             subprocess.Popen(
-                [*launcher, *where, "-m", "kdtrain", *words],
-                cwd=folder,
+                [sys.executable, *launch.split(), *where, "-m", "kdtrain", *words],
+                cwd=tmp_path / node,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -100,20 +92,20 @@ def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path,
                 start_new_session=True,
             )
         )
-    said = [node.communicate(timeout=120)[0] for node in nodes]
+    outputs = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
-    assert "test accuracy" in said[0]
-    assert "test accuracy" not in said[1]
+    assert "test accuracy" in outputs[0]
+    assert "test accuracy" not in outputs[1]
     assert files_in(tmp_path / "1") == {}
     assert_same_training(tmp_path / "0", alone)
 
 
 def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain) -> None:
-    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "1", "--batch-size", "32")
+    flags = ("--data-dir", tiles, *FEW, "--epochs", "1", "--batch-size", "32")
     grid = ("--grid", "lr=1e-4,3e-3")
     finished = run_kdtrain("fit", "--mode", "compare", *flags, *grid, *TWO, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.endswith("Figures: logs/compare/version_0/compare.json\n")
+    assert finished.stdout.endswith("logs/compare/version_0/compare.json\n")
     results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["results"]
     assert [row["model"] for row in results] == list(MODES)
     assert not (tmp_path / "logs/compare/version_1").exists()
@@ -142,43 +134,22 @@ class Slow(Callback):
 """
 
 
-def start(folder: Path, tiles: Path, plugin: str = "slow.py:Slow") -> subprocess.Popen[str]:
+def start(folder: Path, tiles: Path, plugin: str = "slow.py:Slow", **variables: str) -> subprocess.Popen[str]:
     """Starts two processes that train slowly."""
     (folder / "slow.py").write_text(SLOW)
-    flags = [
-        "--mode",
-        "student",
-        "--data-dir",
-        str(tiles),
-        "--val-size",
-        "300",
-        "--epochs",
-        "50",
-        "--plugin",
-        plugin,
-    ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdtrain", "fit", *flags, *TWO],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    flags = ("--mode", "student", "--data-dir", tiles, "--val-size", "300", "--epochs", "50", *TWO)
+    return start_kdtrain("fit", *flags, "--plugin", plugin, cwd=folder, **variables)
 
 
 def ranks_of(folder: Path) -> dict[int, int]:
     """Waits until both ranks train; returns their process numbers."""
-    for _ in range(600):
-        found = [path.name.split() for path in folder.glob("rank *")]
-        if len(found) == 2:
-            return {int(words[1]): int(words[3]) for words in found}
-        time.sleep(0.1)
-    raise AssertionError("the ranks did not start")
+    wait_until(lambda: len(list(folder.glob("rank *"))) == 2)
+    names = [path.name.split() for path in folder.glob("rank *")]
+    return {int(name[1]): int(name[3]) for name in names}
 
 
 def finish(process: subprocess.Popen[str], ranks: dict[int, int]) -> Finished:
-    """Expects everybody to end within 30 s."""
+    """Expects all processes to end within 30 s."""
     out, err = process.communicate(timeout=30)
     assert not [number for number in ranks.values() if Path(f"/proc/{number}").exists()]
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -191,22 +162,21 @@ def test_when_a_process_is_killed_the_others_end(tmp_path: Path, tiles: Path, vi
         os.kill(ranks[victim], signal.SIGKILL)
         finished = finish(process, ranks)
     assert (finished.returncode, finished.stdout) == (1, "")
-    assert finished.stderr.splitlines()[-1] == f"kdtrain: process {victim} was ended by signal SIGKILL."
+    last = finished.stderr.splitlines()[-1]
+    assert f"process {victim} " in last
+    assert "SIGKILL" in last
     assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]
     assert not (tmp_path / "logs/models").exists() or not list((tmp_path / "logs/models").iterdir())
 
 
-def test_when_a_process_is_stopped_the_others_end(
-    tmp_path: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KDTRAIN_SILENCE", "2")
-    with start(tmp_path, tiles) as process:
+def test_when_a_process_is_stopped_the_others_end(tmp_path: Path, tiles: Path) -> None:
+    with start(tmp_path, tiles, KDTRAIN_SILENCE="2") as process:
         ranks = ranks_of(tmp_path)
         os.kill(ranks[1], signal.SIGSTOP)
         finished = finish(process, ranks)
     assert (finished.returncode, finished.stdout) == (1, "")
-    assert "process 1 has not been heard from for 2 seconds" in finished.stderr.splitlines()[-1]
-    assert json.loads((tmp_path / "logs/student/version_0/result.json").read_text())["status"] == "failed"
+    assert "process 1 " in finished.stderr.splitlines()[-1]
+    assert read_result(tmp_path / "logs/student/version_0")["status"] == "failed"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -216,21 +186,19 @@ def test_when_a_plugin_fails_in_one_process_its_error_is_shown(
     with start(tmp_path, tiles, f"slow.py:Slow,fail={rank}") as process:
         finished = finish(process, {})
     assert (finished.returncode, finished.stdout) == (1, "")
-    assert "Slow.on_batch raised RuntimeError: no more" in finished.stderr
+    assert "Slow.on_batch" in finished.stderr
+    assert "RuntimeError: no more" in finished.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "message"),
-    [(signal.SIGINT, 130, "kdtrain: interrupted."), (signal.SIGTERM, 143, "kdtrain: terminated.")],
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_ends_all_of_them(
-    tmp_path: Path, tiles: Path, number: signal.Signals, code: int, message: str
+    tmp_path: Path, tiles: Path, number: signal.Signals, code: int
 ) -> None:
     with start(tmp_path, tiles) as process:
         ranks = ranks_of(tmp_path)
         process.send_signal(number)
         finished = finish(process, ranks)
     assert finished.returncode == code
-    assert finished.stderr.splitlines()[-1] == message
-    result = json.loads((tmp_path / "logs/student/version_0/result.json").read_text())
-    assert result["status"] == "interrupted"
+    assert finished.stderr.splitlines()[-1].startswith("kdtrain: ")
+    assert "Traceback" not in finished.stderr
+    assert read_result(tmp_path / "logs/student/version_0")["status"] == "interrupted"

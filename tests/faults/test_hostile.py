@@ -1,4 +1,4 @@
-"""Files that strangers made: nothing in them is run, believed or waited for; kdtrain's own surface."""
+"""Hostile files: no code in them is run, no size is believed; and calls that kdtrain must not make."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import stat
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,9 @@ from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_model, load_tensors, save_tensors
 from kdtrain.store.oneflow_directory import read_oneflow_directory
+from tests.cli.conftest import CallKdtrain, assert_explained
 from tests.conftest import RunKdtrain
+from tests.faults.limits import limited
 from tests.tools import ROOT, write_digits, write_tiles
 
 PACKAGE = sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
@@ -68,7 +69,7 @@ class Bomb:
         return os.system, (f"touch '{self.target}'",)
 
 
-def test_pickles_are_never_run(folder: Path, tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
+def test_pickles_are_never_run(folder: Path, tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
     target, run = tmp_path / "exploded", tmp_path / "logs/student/version_0"
     bomb = pickle.dumps({"protocol_version": 1, "data": Bomb(target)})
     pickle.loads(bomb)
@@ -81,35 +82,19 @@ def test_pickles_are_never_run(folder: Path, tmp_path: Path, run_kdtrain: RunKdt
     (run / "checkpoints/last.safetensors").write_bytes(bomb)
     (tmp_path / "tiles").symlink_to(folder / "tiles")
     taught = ("fit", "--mode=student_kd", "--data-dir", "tiles", "--val-size=300", "--teacher-checkpoint")
-    for words, said in (
-        (("eval", "saved"), "saved/pickled_data was refused"),
-        ((*taught, "saved"), "saved/pickled_data was refused"),
-        (("infer", "--picture-index", "0", "--checkpoint", "model.safetensors"), "model.safetensors is not"),
-        (("fit", "--resume", run.relative_to(tmp_path)), "last.safetensors is not a checkpoint"),
+    for words, file in (
+        (("eval", "saved"), "saved/pickled_data"),
+        ((*taught, "saved"), "saved/pickled_data"),
+        (("infer", "--picture-index", "0", "--checkpoint", "model.safetensors"), "model.safetensors"),
+        (("fit", "--resume", run.relative_to(tmp_path)), "last.safetensors"),
     ):
-        done = run_kdtrain(*words, cwd=tmp_path)
+        done = call_kdtrain(*words, cwd=tmp_path)
         assert done.returncode == 1
-        assert said in done.stderr
+        assert file in done.stderr.splitlines()[-1]
     assert not target.exists()
 
 
 # Sizes in headers
-
-
-def peak() -> int:
-    """The most memory that this process has had, in KB."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-
-
-@pytest.fixture
-def watched() -> Iterator[None]:
-    """Whatever is claimed, the answer takes well under a second and little memory."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = peak()
-    started = time.perf_counter()
-    yield
-    assert time.perf_counter() - started < 0.5
-    assert peak() - before < 128_000
 
 
 def tensors_of_ten_gigabytes() -> bytes:
@@ -146,29 +131,26 @@ CLAIMS: dict[str, tuple[Callable[[Path], object], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", CLAIMS)
-@pytest.mark.usefixtures("watched")
 def test_a_file_of_200_bytes_that_claims_gigabytes_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     read, content = CLAIMS[kind]
     assert len(content) < 300
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(KdtrainError, match=str(tmp_path / "file")):
+    with limited(0.5, 125), pytest.raises(KdtrainError, match=str(tmp_path / "file")):
         read(tmp_path / "file")
 
 
-@pytest.mark.usefixtures("watched")
 def test_a_oneflow_tensor_of_24_bytes_that_claims_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
     flow.save({"x": flow.zeros(2, 3)}, str(tmp_path / "saved"))
     (meta,) = (tmp_path / "saved").glob("*/meta")
     meta.write_text(meta.read_text().replace("dim: 3", "dim: 1250000000"))
-    with pytest.raises(CheckpointError, match="holds 24 bytes, which does not fit the shape"):
+    with limited(0.5, 125), pytest.raises(CheckpointError, match="24 bytes"):
         read_oneflow_directory(tmp_path / "saved")
 
 
-@pytest.mark.usefixtures("watched")
 def test_a_gzip_bomb_is_refused_though_it_holds_what_it_claims(tmp_path: Path) -> None:
     header = gzip.compress(struct.pack(">HBBI", 0, 8, 1, 600 << 20))
     (tmp_path / "bomb").write_bytes(header + gzip.compress(bytes(1 << 20)) * 600)
-    with pytest.raises(DataError, match=r"more than the 64 MiB that kdtrain unzips from 6\d\d,\d\d\d bytes"):
+    with limited(0.5, 125), pytest.raises(DataError, match=r"64 MiB .* 6\d\d,\d\d\d bytes"):
         read_idx(tmp_path / "bomb")
 
 
@@ -201,15 +183,15 @@ def resume(last: Path, make: Callable[..., Any] = flow.optim.Adam) -> None:
 FIRST, SECOND = "optimizer/0/exp_avg", "optimizer/0/exp_avg_sq"
 Edit = Callable[[Weights, Any], object]
 WRONG: dict[str, tuple[Edit, str]] = {
-    "too short": (lambda t, h: t.update({FIRST: t[FIRST][:1]}), r"exp_avg has the shape \(1, 3\)"),
-    "flat": (lambda t, h: t.update({FIRST: t[FIRST].ravel()}), r"exp_avg has the shape \(6,\)"),
+    "too short": (lambda t, h: t.update({FIRST: t[FIRST][:1]}), r"exp_avg .*\(1, 3\)"),
+    "flat": (lambda t, h: t.update({FIRST: t[FIRST].ravel()}), r"exp_avg .*\(6,\)"),
     "other type": (lambda t, h: t.update({FIRST: t[FIRST].astype(np.float64)}), r"\(float64\)"),
-    "missing": (lambda t, h: t.pop(SECOND), "0/exp_avg_sq is missing"),
-    "renamed": (lambda t, h: t.update({"optimizer/0/x": t.pop(FIRST)}), "0/exp_avg is missing"),
+    "missing": (lambda t, h: t.pop(SECOND), "0/exp_avg_sq"),
+    "renamed": (lambda t, h: t.update({"optimizer/0/x": t.pop(FIRST)}), "0/exp_avg"),
     "of no parameter": (lambda t, h: t.update({"optimizer/7/exp_avg": t.pop(FIRST)}), "optimizer: 7"),
     "of no number": (lambda t, h: t.update({"optimizer/x/exp_avg": t.pop(FIRST)}), "'x'"),
-    "weights missing": (lambda t, h: t.pop("model/bias"), "missing bias"),
-    "weights too short": (lambda t, h: t.update({"model/bias": t["model/bias"][:1]}), "is 1 instead of 2"),
+    "weights missing": (lambda t, h: t.pop("model/bias"), "bias"),
+    "weights too short": (lambda t, h: t.update({"model/bias": t["model/bias"][:1]}), "bias"),
     "step, a text": (lambda t, h: h["optimizer"].update(step="1"), "step is '1'"),
     "step, negative": (lambda t, h: h["optimizer"].update(step=-1), "step is -1"),
     "step, enormous": (lambda t, h: h["optimizer"].update(step=2**70), "step is"),
@@ -219,8 +201,8 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "option, a text": (lambda t, h: h["optimizer"]["param_groups"][0].update(lr="fast"), "lr is 'fast'"),
     "option, a list": (lambda t, h: h["optimizer"]["param_groups"][0].update(betas=[0.9]), "betas is"),
     "option, NaN": (lambda t, h: h["optimizer"]["param_groups"][0].update(eps=float("nan")), "eps is nan"),
-    "no optimizer": (lambda t, h: h.pop("optimizer"), "does not hold the state of a fit: 'optimizer'"),
-    "no end": (lambda t, h: h.pop("end"), "does not hold the state of a fit: 'end'"),
+    "no optimizer": (lambda t, h: h.pop("optimizer"), "'optimizer'"),
+    "no end": (lambda t, h: h.pop("end"), "'end'"),
     "epoch, a half": (lambda t, h: h["end"].update(epoch=1.5), "epoch is 1.5"),
     "metric, a text": (lambda t, h: h["end"]["metrics"].update(x="y"), "x is 'y'"),
     "callbacks, a list": (lambda t, h: h.update(callbacks=[1]), "callbacks is"),
@@ -243,7 +225,7 @@ def test_a_state_that_does_not_fit_is_refused_though_its_checksum_is_right(last:
 
 def test_a_state_is_refused_by_another_optimizer(last: Path) -> None:
     for make in (flow.optim.SGD, flow.optim.Adadelta):
-        with pytest.raises(CheckpointError, match="does not hold the state of this optimizer"):
+        with pytest.raises(CheckpointError, match="optimizer"):
             resume(last, make)
 
 
@@ -272,7 +254,7 @@ def test_a_parameter_without_gradient_has_no_state_and_needs_none(tmp_path: Path
 
 
 def test_the_command_refuses_such_a_state_and_leaves_the_run_as_it_was(
-    folder: Path, tmp_path: Path, run_kdtrain: RunKdtrain
+    folder: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
     run = tmp_path / "logs/student/version_0"
     shutil.copytree(folder / "logs/student/version_0", run)
@@ -283,9 +265,9 @@ def test_the_command_refuses_such_a_state_and_leaves_the_run_as_it_was(
     header["end"]["epoch"] = header["end"]["step"] = 1
     save_tensors(last, tensors, header)
     best = (run / "checkpoints/best.safetensors").read_bytes()
-    done = run_kdtrain("fit", "--resume", run.relative_to(tmp_path), cwd=tmp_path)
+    done = call_kdtrain("fit", "--resume", run.relative_to(tmp_path), cwd=tmp_path)
     assert done.returncode == 1
-    assert "does not hold the state of this optimizer: 0/exp_avg has the shape" in done.stderr
+    assert "0/exp_avg" in done.stderr
     assert (run / "checkpoints/best.safetensors").read_bytes() == best
 
 
@@ -323,40 +305,36 @@ def sample(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
     return folder
 
 
-def test_a_checkpoint_of_the_sample_itself_answers_and_teaches(sample: Path, run_kdtrain: RunKdtrain) -> None:
+def test_a_checkpoint_of_the_sample_itself_is_tested_and_teaches(
+    sample: Path, call_kdtrain: CallKdtrain
+) -> None:
     predicted, labels = np.load(sample / "predicted.npy"), np.load(sample / "labels.npy")
     data = ("--data-dir", "digits")
-    done = run_kdtrain("eval", "teacher", *data, "--json", cwd=sample)
+    done = call_kdtrain("eval", "teacher", *data, "--json", cwd=sample)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["errors"] == (predicted != labels).sum()
 
-    chosen = ("--picture-index", "7", "--model_load_dir", "teacher", "--model-type", "teacher")
-    done = run_kdtrain("infer", *chosen, *data, "--json", cwd=sample)
+    flags = ("--picture-index", "7", "--model_load_dir", "teacher", "--model-type", "teacher")
+    done = call_kdtrain("infer", *flags, *data, "--json", cwd=sample)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["prediction"] == str(predicted[7])
 
-    quick = ("--val-size", "300", "--limit-train", "128", "--epochs", "1")
-    done = run_kdtrain(
-        "fit", "--mode", "student_kd", "--load_teacher_checkpoint_dir", "teacher", *data, *quick, cwd=sample
-    )
+    teacher = ("--load_teacher_checkpoint_dir", "teacher", "--val-size", "300", "--limit-train", "128")
+    done = call_kdtrain("fit", "--mode", "student_kd", *teacher, *data, "--epochs", "1", cwd=sample)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[0] == "The teacher is teacher."
+    assert "teacher." in done.stderr.splitlines()[0]
 
 
-def test_what_does_not_fit_in_it_is_listed_by_name(
-    sample: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(sample)
-    listed = "missing conv1.bias; unexpected fc3.weight; fc2.bias is 7 instead of 10."
+def test_weights_that_do_not_fit_are_listed_by_name(sample: Path, call_kdtrain: CallKdtrain) -> None:
     taught = ("fit", "--mode=student_kd", "--data-dir", "digits", "--val-size=300")
     for words in (
         ("eval", "other", "--data-dir", "digits"),
         ("infer", "--picture-index", "0", "--checkpoint", "other", "--model-type", "teacher"),
         (*taught, "--teacher-checkpoint", "other"),
     ):
-        assert main(words) == 1
-        said = capfd.readouterr().err.splitlines()[-1]
-        assert said == f"kdtrain: the weights in other (teacher_cnn) do not fit the network: {listed}"
+        done = call_kdtrain(*words, cwd=sample)
+        names = ("teacher_cnn", "conv1.bias", "fc3.weight", "fc2.bias", "7", "10")
+        assert_explained(done, 1, "other", *names)
 
 
 # Texts in files
