@@ -1,4 +1,4 @@
-"""The operators that an ONNX file may hold, and the cost of its graph, found before anything is computed.
+"""The operators that an ONNX file may hold, and the cost of its graph before it is computed.
 
 A file of a kilobyte can need any amount of memory and time: ``Expand`` makes gigabytes of one number.
 Therefore only the operators of image classifiers are allowed, the graph alone must determine the shape of
@@ -188,15 +188,11 @@ def _infer(onnx: Any, model: Any, images: str) -> dict[str, _Tensor]:
         raise GraphError(f"cannot be computed: {reason(error)}") from error
     tensors = {tensor.name: _Tensor(tuple(tensor.dims), widths[tensor.data_type]) for tensor in small}
     for value in (*inferred.input, *inferred.value_info):
-        dimensions = value.type.tensor_type.shape.dim
-        is_fixed = all(dimension.HasField("dim_value") for dimension in dimensions)
-        if (
-            is_fixed
-            and value.type.tensor_type.HasField("shape")
-            and value.type.tensor_type.elem_type in widths
-        ):
-            shape = tuple(dimension.dim_value for dimension in dimensions)
-            tensors[value.name] = _Tensor(shape, widths[value.type.tensor_type.elem_type])
+        kind = value.type.tensor_type
+        is_fixed = all(dimension.HasField("dim_value") for dimension in kind.shape.dim)
+        if is_fixed and kind.HasField("shape") and kind.elem_type in widths:
+            shape = tuple(dimension.dim_value for dimension in kind.shape.dim)
+            tensors[value.name] = _Tensor(shape, widths[kind.elem_type])
     for node in graph.node:
         for name in filter(None, (*node.input, *node.output)):
             if name not in tensors or min(tensors[name].shape, default=0) < 0:

@@ -81,13 +81,7 @@ class OnnxProcess:
         with far:
             arguments = [json.dumps(sys.path), str(far.fileno()), str(self._path), str(self.threads)]
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-c",
-                    _START,
-                    *arguments,
-                ],  # -I: the working directory is not on the path
+                [sys.executable, "-I", "-c", _START, *arguments],  # -I: nothing from the working directory
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -114,16 +114,16 @@ def _metadata(model: Any, path: Path) -> dict[str, Any]:
 def _check_ends(model: Any, card: ModelCard, path: Path) -> str:
     """Checks the graph's input and output against the card; returns the input's name."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    given = [_signature(value) for value in model.graph.input if value.name not in weights]
-    returned = [_signature(value) for value in model.graph.output]
-    wanted = [(name, True, list(card.image_shape)) for name in (PIXELS, INPUTS)]
-    if len(given) != 1 or given[0] not in wanted or returned != [(LOGITS, True, [len(card.classes)])]:
+    inputs = [_signature(value) for value in model.graph.input if value.name not in weights]
+    outputs = [_signature(value) for value in model.graph.output]
+    expected = [(name, True, list(card.image_shape)) for name in (PIXELS, INPUTS)]
+    if len(inputs) != 1 or inputs[0] not in expected or outputs != [(LOGITS, True, [len(card.classes)])]:
         shape = ", ".join(map(str, card.image_shape))
         raise CheckpointError(
             f"{path} is not an ONNX file that kdtrain wrote: its graph does not lead from {PIXELS} or "
             f"{INPUTS} (float32, N, {shape}) to {LOGITS} (float32, N, {len(card.classes)})."
         )
-    return given[0][0]
+    return inputs[0][0]
 
 
 def _signature(value: Any) -> tuple[str, bool, list[int]]:

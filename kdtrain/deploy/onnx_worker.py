@@ -67,10 +67,10 @@ class _Network:
             logits: npt.NDArray[np.float32] = self.session.run([LOGITS], feed)[0]
         except Exception as error:  # onnxruntime has a dozen types of its own
             raise CheckpointError(f"{self.path} cannot be computed: {reason(error)}.") from error
-        wanted = (len(images), len(self.card.classes))
-        if logits.shape != wanted:
+        expected = (len(images), len(self.card.classes))
+        if logits.shape != expected:
             raise CheckpointError(
-                f"{self.path} returns logits of shape {logits.shape} for {len(images)} images, not {wanted}."
+                f"{self.path} returns {logits.shape} logits for {len(images)} images, not {expected}."
             )
         return logits
 

@@ -102,16 +102,18 @@ def test_photos_are_recognised(
     fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:
     words = ("2.jpg", "other/2.jpg", "--checkpoint", fitted.model("teacher"), "--image-save-dir", tmp_path)
-    found = answers(call_kdtrain("infer", *words, "--json", cwd=photos))
-    assert [(answer["image"], answer["prediction"]) for answer in found] == [
+    predictions = answers(call_kdtrain("infer", *words, "--json", cwd=photos))
+    assert [(prediction["image"], prediction["prediction"]) for prediction in predictions] == [
         ("2.jpg", "2"),
         ("other/2.jpg", "2"),
     ]
-    assert all(answer["truth"] is None for answer in found)
+    assert all(prediction["truth"] is None for prediction in predictions)
     # Two images of one name get two drawings.
-    assert [answer["picture"] for answer in found] == [f"{tmp_path}/teacher_2_{n}.png" for n in (1, 2)]
-    for answer in found:
-        assert_is_drawing(Path(answer["picture"]))
+    assert [prediction["picture"] for prediction in predictions] == [
+        f"{tmp_path}/teacher_2_{n}.png" for n in (1, 2)
+    ]
+    for prediction in predictions:
+        assert_is_drawing(Path(prediction["picture"]))
 
 
 def test_drawing_is_named_after_its_photo(

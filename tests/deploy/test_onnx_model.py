@@ -198,7 +198,7 @@ def test_logits_of_another_shape_are_refused(path: Path) -> None:
     made.graph.node.append(helper.make_node("ReduceSum", ["many", "axis"], ["logits"], keepdims=1))
     made.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "axis"))
     path.write_bytes(made.SerializeToString())
-    with pytest.raises(CheckpointError, match=r"\(1, 2\) for 3 images"):
+    with pytest.raises(CheckpointError, match=r"\(1, 2\) logits for 3 images"):
         OnnxModel.load(path).logits(np.zeros((3, 1, 2, 2), np.uint8))
 
 

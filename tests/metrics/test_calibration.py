@@ -19,17 +19,17 @@ def test_calibration_error_is_that_of_the_definition(seed: int, images: int, cla
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == targets
     error = 0.0
-    found = reliability(logits, targets, bins)
+    binned = reliability(logits, targets, bins)
     for m in range(bins):
         inside = (confidence > m / bins) & (confidence <= (m + 1) / bins)
-        assert found.counts[m] == inside.sum()
+        assert binned.counts[m] == inside.sum()
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-            assert found.accuracy[m] == pytest.approx(right[inside].mean())
-            assert found.confidence[m] == pytest.approx(confidence[inside].mean())
-    assert found.error == pytest.approx(error, abs=1e-12)
+            assert binned.accuracy[m] == pytest.approx(right[inside].mean())
+            assert binned.confidence[m] == pytest.approx(confidence[inside].mean())
+    assert binned.error == pytest.approx(error, abs=1e-12)
 
 
 def test_error_of_a_certain_network_that_is_right_half_the_time_is_a_half() -> None:
-    found = reliability(np.tile([1000.0, 0.0], (4, 1)), np.array([0, 1, 0, 1]))
-    assert (len(found.counts), found.error, found.counts[-1], found.accuracy[-1]) == (15, 0.5, 4, 0.5)
+    binned = reliability(np.tile([1000.0, 0.0], (4, 1)), np.array([0, 1, 0, 1]))
+    assert (len(binned.counts), binned.error, binned.counts[-1], binned.accuracy[-1]) == (15, 0.5, 4, 0.5)

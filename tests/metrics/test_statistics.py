@@ -34,16 +34,18 @@ def test_interval_is_mean_plus_minus_t_times_standard_error(values: list[float])
     mean = array.sum() / len(array)
     sd = np.sqrt(((array - mean) ** 2).sum() / (len(array) - 1))
     half = T_95[len(array) - 1] * sd / np.sqrt(len(array))
-    found = t_interval(values)
+    interval = t_interval(values)
     expected = [mean, sd, mean - half, mean + half]
-    assert [found.mean, found.sd, found.low, found.high] == pytest.approx(expected, rel=1e-6, abs=1e-5)
-    assert found.n == len(values)
+    assert [interval.mean, interval.sd, interval.low, interval.high] == pytest.approx(
+        expected, rel=1e-6, abs=1e-5
+    )
+    assert interval.n == len(values)
 
 
 def test_confidence_is_two_sided() -> None:
     # With one degree of freedom Student's t is Cauchy's distribution: its 50 % quantiles are -1 and 1.
-    found = t_interval([0.0, 2.0], confidence=0.5)
-    assert (found.low, found.high) == pytest.approx((0.0, 2.0), abs=1e-9)
+    interval = t_interval([0.0, 2.0], confidence=0.5)
+    assert (interval.low, interval.high) == pytest.approx((0.0, 2.0), abs=1e-9)
 
 
 def test_one_value_has_no_spread() -> None:
@@ -113,9 +115,9 @@ def test_mcnemar_is_the_binomial_sum(only_first: int, only_second: int, both: in
     second = np.array([False] * only_first + [True] * only_second + [True] * both + [False] * none)
     n = only_first + only_second
     tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1)) / 2**n
-    found = mcnemar(first, second)
-    assert (found.only_first, found.only_second) == (only_first, only_second)
-    assert found.p_value == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
+    test = mcnemar(first, second)
+    assert (test.only_first, test.only_second) == (only_first, only_second)
+    assert test.p_value == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
 
 
 def test_mcnemar_needs_the_same_images() -> None:

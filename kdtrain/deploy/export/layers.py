@@ -144,11 +144,11 @@ def _adaptive_avg_pool(operation: Operation, graph: GraphBuilder) -> str:
     return graph.add("MatMul", rows, graph.constant(_means(width, sizes[1]).T))
 
 
-def _means(length: int, wanted: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Returns a (wanted, length) float32 matrix; row i averages the pixels that become pixel i."""
-    matrix = np.zeros((wanted, length), np.float32)
-    for row in range(wanted):
-        first, last = row * length // wanted, math.ceil((row + 1) * length / wanted)
+def _means(length: int, pixels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Returns a (pixels, length) float32 matrix; row i averages the input pixels of output pixel i."""
+    matrix = np.zeros((pixels, length), np.float32)
+    for row in range(pixels):
+        first, last = row * length // pixels, math.ceil((row + 1) * length / pixels)
         matrix[row, first:last] = 1 / (last - first)
     return matrix
 

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 
-_WRONG_HOST = "the Host header is not this service's: use its IP address, localhost or the machine's name."
+_WRONG_HOST = "the Host header names another service: use an IP address, localhost or this machine's name."
 
 _HEADERS = {
     "Content-Security-Policy": (

@@ -62,9 +62,7 @@ def connections(seconds: float) -> type[H11Protocol]:
 
         def _give_up(self) -> None:
             self._stop_waiting()
-            if (
-                self.conn.our_state is h11.IDLE
-            ):  # no response is being sent, and no rest of a body is expected
+            if self.conn.our_state is h11.IDLE:  # neither in a response nor in the rest of a body
                 self.transport.write(_TOO_SLOW)
             self.transport.close()
 

@@ -67,8 +67,8 @@ def test_fifty_at_once_are_all_answered(exported: Path, mnist: Dataset) -> None:
         )
         assert [answer.status for answer in answers] == 50 * [200]
         expected = OnnxModel.load(exported / "student.onnx").logits(mnist.test.images[:50]).argmax(1)
-        found = [answer.content["predictions"][0]["class"] for answer in answers]
-        assert found == [str(index) for index in expected]
+        classes = [answer.content["predictions"][0]["class"] for answer in answers]
+        assert classes == [str(index) for index in expected]
 
 
 def test_rate_limit_responds_with_429_and_retry_after(exported: Path, mnist: Dataset) -> None:
