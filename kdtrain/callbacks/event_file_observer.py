@@ -17,15 +17,15 @@ from kdtrain.store.event_file import EventFile
 class EventFileObserver(Callback):
     """A callback with an event file of its own in the run's directory.
 
-    The file is opened in ``on_fit_start`` and closed in ``on_fit_end``. Every point is on disk when the
-    method that adds it returns, so that a kill loses none of an epoch that the checkpoint holds.
+    The file is opened in ``on_fit_start`` and closed in ``on_fit_end``. Every point is in the file when the
+    method that adds it returns, so a kill loses no point of an epoch that the checkpoint holds.
 
     A resumed run keeps the points up to its last finished epoch. A kill may have come before that epoch's
     ``on_epoch_end``, so ``on_fit_start`` calls it again, in every process: those that share the images
     must all call ``predict_logits``, or none. Points that the file holds already are not added twice.
 
-    A subclass that overrides ``on_fit_start`` or ``on_fit_end`` calls that of this class as well;
-    ``on_fit_start`` last, when everything that ``on_epoch_end`` needs is prepared.
+    A subclass that overrides ``on_fit_start`` or ``on_fit_end`` also calls the method of this class. It
+    calls ``on_fit_start`` when everything that its ``on_epoch_end`` needs is prepared.
 
     Attributes:
         suffix: the end of the file's name, such as ``.calibration``. Every subclass sets its own: two files

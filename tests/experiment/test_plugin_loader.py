@@ -370,6 +370,6 @@ def test_installed_kdtrain_has_its_own_plugins() -> None:
     listed = {info.name: info for info in list_plugins()}
     for name, target in declared().items():
         assert listed[name].source == f"kdtrain ({target})"
-    assert listed["grad_norm"].hooks == ("on_fit_start", "on_batch", "on_eval", "on_fit_end")
+    assert listed["grad_norm"].hooks == ("on_fit_start", "on_batch", "on_fit_end")
     assert listed["label_smoothing"].hooks == ("configure",)
     assert listed["label_smoothing"].arguments == "epsilon: float = 0.1"
