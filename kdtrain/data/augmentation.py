@@ -178,7 +178,8 @@ def _framed(images: Images, margin: int, background: tuple[float, ...]) -> Image
 
 def _windows(framed: Images, margin: int, rng: np.random.Generator) -> Images:
     """Returns a random window of each framed image, of the size without the frame."""
-    height, width = (side - 2 * margin for side in framed.shape[2:])
+    height = framed.shape[2] - 2 * margin
+    width = framed.shape[3] - 2 * margin
     windows = np.lib.stride_tricks.sliding_window_view(
         framed,
         (height, width),

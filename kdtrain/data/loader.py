@@ -58,9 +58,8 @@ class Batch:
 class Loader:
     """Batches of one array of images, shuffled by seed and epoch, or in order.
 
-    An epoch is a new permutation of all images, cut into batches. The last batch is smaller if the
-    number of images is no multiple of ``batch_size``; a last batch that is too small for
-    batch normalisation joins the one before.
+    An epoch is a new permutation of all images, cut into batches. The last batch may be smaller. If it is
+    too small for batch normalisation, it joins the one before.
 
     Args:
         inputs: (N, C, H, W) float32, normalised; or images that are normalised batch by batch.
@@ -76,7 +75,7 @@ class Loader:
 
     Raises:
         DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
-            image. OneFlow reports neither: it takes the loss of a wrong label as 0, and a convolution
+            image. OneFlow does not report the last two: the loss of a wrong label is 0, and a convolution
             of no image ends the process.
     """
 

@@ -46,7 +46,8 @@ def to_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> NDArray[np
         ink = ink[_box_around(ink)]
     ink = _scale(ink, box[0], box[1])
     field = np.zeros(size)
-    top, left = (_offset(ink, axis, size[axis]) for axis in (0, 1))
+    top = _offset(ink, 0, size[0])
+    left = _offset(ink, 1, size[1])
     field[top : top + ink.shape[0], left : left + ink.shape[1]] = ink / ink.max()
     result: NDArray[np.uint8] = np.rint(255 * field.clip(0, 1)).astype(np.uint8)
     return result
@@ -84,7 +85,8 @@ def _find_ink(image: Image.Image) -> Floats:
         shrink = min(1.0, _WORKING_SIDE / max(image.size))
         working = image
         if shrink < 1:
-            width, height = (max(1, round(side * shrink)) for side in image.size)
+            width = max(1, round(image.width * shrink))
+            height = max(1, round(image.height * shrink))
             working = image.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
         clearer_ink = _look_for_ink(np.asarray(working, dtype=np.float64), closer=ink is not None)
         if clearer_ink is None:
@@ -161,7 +163,8 @@ def _paper(grey: Floats) -> Floats:
 
     The plane has the least absolute error, so a digit that reaches into the border does not bend it.
     """
-    y, x = (np.linspace(-1, 1, length) for length in grey.shape)
+    y = np.linspace(-1, 1, grey.shape[0])
+    x = np.linspace(-1, 1, grey.shape[1])
     plane = np.stack(np.broadcast_arrays(1.0, x, y[:, None]), axis=-1)
     border = np.maximum(np.abs(x), np.abs(y)[:, None]) > 0.9
     terms, values = plane[border], grey[border]
