@@ -1,7 +1,7 @@
 """kdtrain: a plugin-style trainer for knowledge distillation on OneFlow.
 
-``__init__.pyi`` lists the public API, which plugins are written against. A name is imported when it is
-first used, because importing oneflow takes a second or two.
+``__init__.pyi`` lists the public API, which plugins use. A name is imported when it is first used, because
+the import of oneflow takes one to two seconds.
 """
 
 import lazy_loader

@@ -1,3 +1,3 @@
-"""The version, in a file of its own so that every module can read it without importing the package's face."""
+"""The version, in its own module, so that the package can read it without importing ``kdtrain/__init__``."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The errors that kdtrain raises for people to read, and the exit codes they lead to."""
+"""Errors with messages for users, their exit codes, and helpers for the text of messages."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CPP_STACK = re.compile(r'\s*\n *File "[^"\n]*\.(cpp|cc|cu|h|hpp)", line .*', re.DOTALL)
-_NEAR = 0.65  # of difflib's ratio: alfa is as near to alpha, quiet farther from augment
-_SHORTEST = 3  # letters that are taken for the beginning of a word
+_NEAR = 0.65  # smallest ratio of difflib: alfa reaches it for alpha, quiet does not for augment
+_SHORTEST = 3  # letters of a beginning that is completed
 _MOST_SHOWN = 500  # characters of a message
 _LONGEST_SHOWN = 100
 _UNSHOWABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class KdtrainError(Exception):
-    """Something that the user can understand and mend; shown as one or two sentences.
+    """An error that the user can fix; printed as one or two sentences without a traceback.
 
-    The text names what is wrong, where (file, flag, value), and what to do about it.
+    The text says what is wrong, where (file, flag, value), and what to do.
     """
 
     exit_code = 1
@@ -38,7 +38,7 @@ class DataError(KdtrainError):
 
 
 class CheckpointError(KdtrainError):
-    """A file of weights that is missing, damaged, or made for something else."""
+    """A checkpoint that is missing, damaged, or made for another network or data set."""
 
 
 class CallbackError(KdtrainError):
@@ -50,15 +50,16 @@ class Terminated(KeyboardInterrupt):
 
 
 def escape_controls(text: str) -> str:
-    """Spells out what would command a terminal, or is half a character that cannot be written.
+    """Returns ``text`` with control characters and lone surrogates escaped.
 
-    Names in a stranger's file may hold anything.
+    Names in a file from elsewhere may hold sequences that control a terminal, and lone surrogates cannot
+    be encoded.
     """
-    return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNSHOWABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def clipped(value: object, write: Callable[[object], str] = str) -> str:
-    """Returns a value as a sentence can show it, however long it is."""
+    """Returns a value as text, cut to 100 characters."""
     try:
         text = write(value)
     except ValueError:  # Python writes no number of more than 4,300 digits
@@ -67,22 +68,22 @@ def clipped(value: object, write: Callable[[object], str] = str) -> str:
 
 
 def size_text(shape: Iterable[int]) -> str:
-    """Returns a shape as messages write it, ``"1x28x28"``."""
+    """Returns the text of a shape in messages, such as ``"1x28x28"``."""
     return "x".join(map(str, shape))
 
 
 def error_text(error: BaseException) -> str:
-    """Returns what a person should read of whatever has ended something: an error, or an interruption."""
+    """Returns the text of an error on one line, or the name of the signal of an interruption."""
     if isinstance(error, Terminated):
         return "SIGTERM"
     return "Ctrl-C" if isinstance(error, KeyboardInterrupt) else one_line(error)
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an exception's type and text on one line, without a full stop; of ours, the text alone.
+    """Returns an exception's type and text on one line, without a full stop; for a KdtrainError, the text.
 
-    oneflow's messages have colours, and the cause in front of a stack of C++ calls. Of two sizes that
-    differ they hold nothing but the numbers.
+    oneflow's messages have terminal colours, and a C++ stack after the cause: both are removed. Where two
+    sizes differ, the message holds only the numbers: "sizes do not match" is added.
     """
     if isinstance(error, KdtrainError):
         return str(error)
@@ -97,7 +98,10 @@ def one_line(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Returns ``" (did you mean 'x'?)"`` for an option that is nearly ``name``, or begins so; else ``""``."""
+    """Returns ``" (did you mean 'x'?)"`` for an option similar to ``name``, else ``""``.
+
+    An option is similar if difflib says so, or if it begins with ``name``.
+    """
     near = {option.lstrip("-").lower(): option for option in options}
     word = name.lstrip("-").lower()
     close = difflib.get_close_matches(word, near, n=1, cutoff=_NEAR)
@@ -107,7 +111,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 
 def unknown_name_message(kind: str, name: str, options: Iterable[str]) -> str:
-    """Returns the sentence that says that there is no ``kind`` of this name, and which there are."""
+    """Returns the message for an unknown name, with the nearest option and all options."""
     options = list(options)
     listed = ", ".join(options) or "none"
     return f"there is no {kind} {clipped(name, repr)}{did_you_mean(name, options)}; there are: {listed}."

@@ -1,7 +1,7 @@
-"""``kdtrain doctor``: is this installation whole, and is this machine fit for it?
+"""``kdtrain doctor``: checks of the installation and of the machine.
 
-Each check gives one line or a few, good or bad, and what is bad comes with its remedy. OneFlow is
-tried in a process of its own, because a broken installation can abort the process that imports it.
+Each check gives one or more lines, good or bad, and each bad line has a remedy. OneFlow is imported in a
+separate process, because a broken installation can abort the process that imports it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REINSTALL = (
 # OpenBLAS's kernels for processors with AVX2 and FMA. On others it computes 2 to 4 times slower.
 _FAST_KERNELS = {"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids"}
 
-# With OPENBLAS_VERBOSE=2, OpenBLAS says on stderr which kernel it has chosen, as it is loaded.
+# With OPENBLAS_VERBOSE=2, OpenBLAS prints its kernel to stderr when it is loaded.
 _PROBE = """
 import json
 from kdtrain.runtime import openblas
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: what was looked at, what was found, and how to mend it if it is bad."""
+    """One line of the report: the name of the check, its result, its details, and the remedy if it is bad."""
 
     name: str
     good: bool
@@ -68,7 +68,7 @@ class Check:
 
 
 def run_checks() -> list[Check]:
-    """Returns the results of all checks. A check that fails to run is a bad one, never an exception."""
+    """Returns the results of all checks. A check that raises an exception is bad."""
     checks: list[Check] = []
     for group in (_python, _packages, _oneflow, _embedded_data, _machine, _terminal):
         checks += _guarded(group)
@@ -96,14 +96,14 @@ def _guarded(group: Callable[[], list[Check]]) -> list[Check]:
         return group()
     except Exception as error:
         name = group.__name__.strip("_").replace("_", " ")
-        found = f"cannot be checked: {type(error).__name__}: {error}"
-        return [Check(name, False, found, f"{_REINSTALL}.")]
+        detail = f"cannot be checked: {type(error).__name__}: {error}"
+        return [Check(name, False, detail, f"{_REINSTALL}.")]
 
 
 def _python() -> list[Check]:
     good = sys.version_info[:2] == (3, 10) and platform.python_implementation() == "CPython"
-    found = f"{platform.python_implementation()} {platform.python_version()}"
-    return [Check("python", good, found, "Use CPython 3.10: OneFlow 0.9.0 has no wheel for a later one.")]
+    detail = f"{platform.python_implementation()} {platform.python_version()}"
+    return [Check("python", good, detail, "Use CPython 3.10: OneFlow 0.9.0 has no wheel for a later one.")]
 
 
 def _packages() -> list[Check]:
@@ -111,10 +111,14 @@ def _packages() -> list[Check]:
         declared = metadata.requires("kdtrain") or []
     except metadata.PackageNotFoundError:
         return [Check("kdtrain", False, "runs, but is not installed", f"{_REINSTALL}.")]
-    needed = [Requirement(line) for line in declared]
+    requirements = [Requirement(line) for line in declared]
     return [
         Check("kdtrain", True, metadata.version("kdtrain")),
-        *(_package(one) for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})),
+        *(
+            _package(requirement)
+            for requirement in requirements
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ),
     ]
 
 
@@ -156,7 +160,7 @@ def _oneflow() -> list[Check]:
 
 
 def _child_threads(obstacle: str) -> Check:
-    """Judges whether operations that use OneFlow's thread pool (argmax, topk, median) end in a fit."""
+    """Checks that operations on OneFlow's thread pool (argmax, topk, median) return in a fit."""
     remedy = (
         "Plugins and networks of your own must not call argmax, topk, median, or max and min with a dim: "
         "a fit that does is ended after --stall-timeout. OneFlow's own wheel of 0.9.0 does not need this."
@@ -165,11 +169,11 @@ def _child_threads(obstacle: str) -> Check:
 
 
 def _blas_kernel(loading: str, ours: str) -> Check:
-    """Judges the kernels of both BLAS libraries.
+    """Checks the kernels of both BLAS libraries.
 
     Args:
-        loading: what libraries said while they were loaded, oneflow's last.
-        ours: what kdtrain's own said when it was asked.
+        loading: stderr of the libraries while they were loaded, oneflow's last.
+        ours: kernel of kdtrain's own library.
     """
     from kdtrain.runtime.processor import processor_flags
 
@@ -202,7 +206,7 @@ def _machine() -> list[Check]:
 
 
 def disk_check(folder: Path, free: int) -> Check:
-    """Judges the free disk, in bytes, of the folder where ``logs/`` goes by default."""
+    """Checks the free disk space, in bytes, of the folder in which ``logs/`` is made by default."""
     remedy = (
         "Make room, or put the runs on another disk with --logdir, --model-save-dir and --image-save-dir."
     )
@@ -210,7 +214,7 @@ def disk_check(folder: Path, free: int) -> Check:
 
 
 def memory_check(available: int) -> Check:
-    """Judges the memory, in bytes, that a run could take without swapping."""
+    """Checks the memory, in bytes, that a run can use without swapping."""
     remedy = "End other programs: training on MNIST takes up to 2 GB."
     return Check("available memory", available >= 2 * _GB, f"{available / _GB:.1f} GB", remedy)
 

@@ -1,4 +1,4 @@
-"""Entry point: runs a command, and turns what goes wrong into a sentence and an exit code."""
+"""The entry point of the command line: commands, one-line errors and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdtrain.runtime.signals import defer_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs ``kdtrain`` with the given words, by default those of the process; returns the exit code.
+    """Runs ``kdtrain`` with the given arguments, by default those of the process; returns the exit code.
 
     0 done or stopped early, 1 failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM.
     """
@@ -29,25 +29,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def process() -> NoReturn:
-    """Runs ``kdtrain`` as a process of its own, and leaves it at once.
+    """Runs ``kdtrain`` as a process, and exits without Python's shutdown.
 
-    What oneflow does when an interpreter ends takes a moment in which a signal ends the process with
-    another code, or crashes it. Processes that train together do have to wait for each other.
+    During oneflow's shutdown a signal would change the exit code or crash the process. Processes that train
+    together need that shutdown, because they wait for each other in it.
     """
     code = main()
     if launch.rank() is not None:
         sys.exit(code)
-    with contextlib.suppress(OSError):  # the reader of stdout may have gone
+    with contextlib.suppress(OSError):  # the reader of stdout may have closed it
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
 
 
 def _open_missing_streams() -> None:
-    """Puts the null device in the place of standard streams that were closed before we began.
+    """Opens the null device for standard streams that are closed.
 
-    Otherwise the next file that is opened gets the number 1 or 2, and what is meant for people is
-    written into it.
+    Otherwise the next file that is opened gets descriptor 1 or 2, and messages are written into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -60,7 +59,7 @@ def _open_missing_streams() -> None:
 
 def _run(words: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # no answer fails on a name that stdout cannot show
+        sys.stdout.reconfigure(errors="replace")  # a name that stdout cannot encode is no error
     try:
         options = parse(words)
         options.words = words
@@ -70,16 +69,16 @@ def _run(words: list[str]) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read our output has enough, as `| head` does. Python would complain once more
-        # when it flushes at exit, so give it somewhere to write to.
+        # The reader has closed the pipe, as `| head` does. Python would raise again when it flushes at
+        # exit, so stdout gets the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
         if "--debug" in words:
             traceback.print_exc()
         terminated = isinstance(error, Terminated)
-        said = ["kdtrain: terminated." if terminated else "kdtrain: interrupted.", *map(str, error.args)]
-        print(" ".join(said), file=sys.stderr)
+        parts = ["kdtrain: terminated." if terminated else "kdtrain: interrupted.", *map(str, error.args)]
+        print(" ".join(parts), file=sys.stderr)
         return 143 if terminated else 130
     except Exception as error:
         if "--debug" in words:

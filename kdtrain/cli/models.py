@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kdtrain.cli.output import Output
 from kdtrain.data.datasets import load_dataset
-from kdtrain.errors import UsageError
+from kdtrain.errors import UsageError, size_text
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import ARCHITECTURES, build_model, count_multiply_adds, count_parameters
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
-    table = Table(title=f"Images of {'x'.join(map(str, shape))} in {classes} classes", title_justify="left")
+    table = Table(title=f"Images of {size_text(shape)} in {classes} classes", title_justify="left")
     table.add_column("network")
     table.add_column("parameters", justify="right")
     table.add_column("multiply-adds per image", justify="right")
@@ -48,15 +48,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _expand(words: list[str]) -> list[str]:
-    """Returns the architectures that names and patterns stand for."""
-    known = [*ARCHITECTURES, *(PREFIX + name for name in CLASSIFIERS)]
-    found = []
+    """Returns the architectures that match names and patterns."""
+    archs = [*ARCHITECTURES, *(PREFIX + name for name in CLASSIFIERS)]
+    chosen: list[str] = []
     for word in words:
-        matching = fnmatch.filter(known, word) if set(word) & set("*?[") else [word]
+        matching = fnmatch.filter(archs, word) if set(word) & set("*?[") else [word]
         if not matching:
             raise UsageError(f"there is no network like {word!r}.")
-        found += matching
-    return list(dict.fromkeys(found))
+        chosen += matching
+    return list(dict.fromkeys(chosen))
 
 
 def _measure(arch: str, shape: ImageShape, classes: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _measure(arch: str, shape: ImageShape, classes: int) -> dict[str, Any]:
 
 
 def _images(options: argparse.Namespace) -> tuple[ImageShape, int]:
-    """Returns the shape of the images, and how many classes they come in."""
+    """Returns the shape of the images and the number of classes."""
     if options.image_shape is None:
         data = load_dataset(options.dataset, options.data_dir)
         return data.image_shape, data.num_classes

@@ -1,4 +1,4 @@
-"""The answers on stdout."""
+"""Results on stdout: tables and text."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import sys
 
 from rich.console import Console
 
-_WIDTH_ELSEWHERE = 120  # in a file or a pipe nothing has to be cut off to fit
+_WIDTH_ELSEWHERE = 120  # columns in a file or a pipe
 
 
 class Output(Console):
-    """Prints tables and text to stdout; paths and names in them are text, not markup."""
+    """A console that prints tables and text to stdout, and takes nothing in them for markup."""
 
     def __init__(self) -> None:
         width = None if sys.stdout.isatty() else _WIDTH_ELSEWHERE
         super().__init__(width=width, highlight=False, markup=False, emoji=False)
 
     def text(self, text: object) -> None:
-        """Prints one line, however long: a path that is broken in two cannot be copied."""
+        """Prints one line without wrapping, so that a path in it can be copied."""
         self.print(text, soft_wrap=True)
 
     def sentence(self, text: str) -> None:
-        """Prints text that is broken between words on a terminal, and not at all elsewhere."""
+        """Prints text, wrapped between words on a terminal, and not wrapped elsewhere."""
         self.print(text, soft_wrap=not self.is_terminal)
 
     def on_broken_pipe(self) -> None:
-        """Leaves it to ``main`` that nobody reads on, as after ``| head``: rich would exit with 1."""
+        """Raises BrokenPipeError, which ``main`` handles: rich would exit with 1."""
         raise BrokenPipeError

@@ -13,7 +13,7 @@ from kdtrain.experiment.plugin_loader import list_plugins
 
 
 def run(options: argparse.Namespace) -> int:
-    """Lists what can be plugged in, from where, with which arguments and hooks."""
+    """Lists the callbacks that can be plugged in, with their source, arguments and hooks."""
     plugins = list_plugins()
     if options.json:
         print(json.dumps([dataclasses.asdict(plugin) for plugin in plugins], indent=2))

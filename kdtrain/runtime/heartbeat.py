@@ -1,13 +1,13 @@
-"""The connections by which processes that train together notice that one of them has ended.
+"""Heartbeats between the ranks of a fit, by which each detects that another one has ended.
 
-OneFlow's collectives wait for ever where a network is cut or a process is stopped. These connections
-are kdtrain's own. Rank 0 is connected to each of the others:
+OneFlow's collectives wait for ever if a network is cut or a process is stopped. These connections are
+separate from OneFlow's. Rank 0 is connected to each other rank:
 
-* A TCP connection carries a word at the end, and the kernel closes it when a process is killed.
-* Datagrams carry a beat a second. TCP carries the same beat, for networks that let no datagram through.
-  TCP alone would be too slow: its pauses double, so after a cut of 30 s it sends again 51 s after the cut.
+* A TCP connection carries a message at the end. The kernel closes it when a process is killed.
+* UDP datagrams carry a heartbeat each second. TCP carries one, too, for networks that block UDP. TCP alone
+  is too slow: its retransmission delays double, so after a cut of 30 s it sends again 51 s after the cut.
 
-All of it is JSON lines and bytes of bounded size.
+Messages are JSON lines of bounded size.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SILENCE = 40.0
-"""Seconds without a beat until a process is given up: links are cut for 30 s, and a minute is too long."""
+"""Seconds without a heartbeat until a process counts as lost. Links may be cut for 30 s."""
 
 TOKEN_BYTES = 16
 
 _BEAT = 1.0  # seconds between two beats
-_NEWS_BYTES = 1 << 12  # of a word at the end, at most
-_DATAGRAMS = 100  # that are read at once: a stranger may send many
-_TEXT = 500  # characters of the sentence in it
+_NEWS_BYTES = 1 << 12  # largest message
+_DATAGRAMS = 100  # read at once: a foreign program may send many
+_TEXT = 500  # characters of the text in a message
 
 Address = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class News:
-    """That a peer has ended, or seems to have.
+    """The end of a peer, reported or assumed.
 
     Attributes:
         text: a sentence that names the peer.
-        code: its exit code, where it has failed by itself, as this process may be about to do as well.
+        code: its exit code, if it has failed by itself; this process may soon fail with it.
     """
 
     text: str
@@ -50,16 +50,16 @@ class News:
 
 @dataclass
 class Peer:
-    """Another process, as this one sees it.
+    """The connection to another process, and its state.
 
     Attributes:
-        rank: its number.
-        host: its address.
+        rank: its rank.
+        host: its IP address.
         line: the TCP connection.
-        heard: when its last beat arrived, on the monotonic clock.
-        home: where its datagrams come from; None until the first.
-        lost: what is known about its end, if that was not planned.
-        closed: whether it needs nobody any more: its files are closed, or nothing more can be expected.
+        heard: time of its last heartbeat, on the monotonic clock.
+        home: address that its datagrams come from; None until the first one.
+        lost: its end, if that was not planned.
+        closed: whether it needs no peer any more: its files are closed, or it is lost.
     """
 
     rank: int
@@ -73,12 +73,12 @@ class Peer:
 
     @property
     def name(self) -> str:
-        """What messages call it: its number, and its address where that is another machine's."""
+        """Its name in messages: its rank, and its address if it is on another machine."""
         local = ipaddress.ip_address(self.host).is_loopback
         return f"process {self.rank}" + ("" if local else f" ({self.host})")
 
     def read(self) -> None:
-        """Takes in what has arrived on the line."""
+        """Reads the messages that have arrived."""
         try:
             data = self.line.recv(_NEWS_BYTES)
         except BlockingIOError:
@@ -94,26 +94,28 @@ class Peer:
             self.closed = True
 
     def lose(self, how: str, code: int | None = None) -> None:
-        """Notes its end, if that is not known yet."""
+        """Records its end, unless an earlier one is recorded."""
         self.lost = self.lost or News(f"{self.name} {how}", code)
 
-    def _take(self, word: Mapping[str, Any]) -> None:
-        end = word.get("end")
+    def _take(self, message: Mapping[str, Any]) -> None:
+        end = message.get("end")
         if end == "lost":
-            code = word.get("code")
-            self.lose(str(word.get("text"))[:_TEXT], code if type(code) is int and 0 < code < 256 else None)
+            code = message.get("code")
+            self.lose(
+                str(message.get("text"))[:_TEXT], code if type(code) is int and 0 < code < 256 else None
+            )
         self.closed = self.closed or end in ("done", "closed")
 
 
 class Heartbeat:
-    """The connections to the peers, made by ``meet``.
+    """The connections to the peers, made by ``join_group``.
 
     Args:
-        rank: this process's number.
+        rank: this process's rank.
         peers: all others for rank 0, rank 0 for the others.
-        datagrams: the socket that datagrams come and go by.
-        token: what a datagram has to begin with.
-        silence: seconds without a beat after which a peer is lost.
+        datagrams: the UDP socket.
+        token: the bytes that every datagram begins with.
+        silence: seconds without a heartbeat after which a peer is lost.
     """
 
     def __init__(
@@ -124,14 +126,14 @@ class Heartbeat:
         self.silence = silence
         self._datagrams = datagrams
         self._token = token
-        self._own = token + rank.to_bytes(4, "big")
+        self._datagram = token + rank.to_bytes(4, "big")
         self._next = 0.0
-        for one in (datagrams, *(peer.line for peer in peers)):
-            one.setblocking(False)
+        for connection in (datagrams, *(peer.line for peer in peers)):
+            connection.setblocking(False)
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """What becomes readable when a peer has sent something."""
+        """The sockets that become readable when a peer has sent something."""
         return [self._datagrams, *(peer.line for peer in self.peers if not peer.closed)]
 
     @property
@@ -141,23 +143,23 @@ class Heartbeat:
 
     @property
     def news(self) -> News | None:
-        """How the first peer has ended that was lost; None while all is well."""
+        """The end of the first lost peer; None if none is lost."""
         return next((peer.lost for peer in self.peers if peer.lost is not None), None)
 
     def beat(self) -> None:
-        """Sends a beat to every peer, if it is time for one."""
+        """Sends a heartbeat to every peer, if one is due."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _BEAT
         for peer in self.peers:
-            with contextlib.suppress(OSError):  # what does not arrive is the other side's to notice
+            with contextlib.suppress(OSError):  # the peer detects a heartbeat that does not arrive
                 peer.line.send(b"\n")
             if peer.home is not None:
                 with contextlib.suppress(OSError):
-                    self._datagrams.sendto(self._own, peer.home)
+                    self._datagrams.sendto(self._datagram, peer.home)
 
-    def listen(self) -> None:
-        """Takes in what has arrived, and notes who has not been heard from for too long."""
+    def receive(self) -> None:
+        """Reads what has arrived, and marks peers as lost whose last heartbeat is too old."""
         self._read_datagrams()
         for peer in self.peers:
             if peer.closed:
@@ -170,13 +172,13 @@ class Heartbeat:
                 )
                 peer.closed = True
 
-    def say(self, end: str, text: str = "", code: int | None = None) -> None:
-        """Tells all peers about this process's end.
+    def send_end(self, end: str, text: str = "", code: int | None = None) -> None:
+        """Sends this process's end to all peers.
 
         Args:
-            end: ``done`` as planned; ``lost`` for any other reason; ``closed`` once its files are.
-            text: the rest of the sentence that begins with this process's name.
-            code: as in ``News``.
+            end: ``done`` for a planned end, ``lost`` for any other, ``closed`` once its files are closed.
+            text: the rest of a sentence that begins with this process's name.
+            code: its exit code, if it has failed by itself.
         """
         for peer in self.peers:
             with contextlib.suppress(OSError):
@@ -184,29 +186,29 @@ class Heartbeat:
 
     def close(self) -> None:
         """Closes all connections."""
-        for one in (self._datagrams, *(peer.line for peer in self.peers)):
-            one.close()
+        for connection in (self._datagrams, *(peer.line for peer in self.peers)):
+            connection.close()
 
     def _read_datagrams(self) -> None:
         with contextlib.suppress(OSError):  # nothing left to read
             for _ in range(_DATAGRAMS):
-                data, home = self._datagrams.recvfrom(len(self._own) + 1)
+                data, home = self._datagrams.recvfrom(len(self._datagram) + 1)
                 token, rank = data[:TOKEN_BYTES], int.from_bytes(data[TOKEN_BYTES:], "big")
-                if len(data) == len(self._own) and secrets.compare_digest(token, self._token):
+                if len(data) == len(self._datagram) and secrets.compare_digest(token, self._token):
                     for peer in self.peers:
                         if peer.rank == rank:
                             peer.heard, peer.home = time.monotonic(), home
 
 
-def to_line(word: Mapping[str, Any]) -> bytes:
-    """Returns what goes over a connection: a JSON object on a line."""
-    return json.dumps(word).encode() + b"\n"
+def to_line(message: Mapping[str, Any]) -> bytes:
+    """Returns a message as a JSON line."""
+    return json.dumps(message).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Mapping[str, Any]:
-    """Returns what a line says; nothing, where it is no JSON object."""
+    """Returns the message of a line; an empty one if the line is no JSON object."""
     try:
-        word = json.loads(line)
+        message = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return word if isinstance(word, dict) else {}
+    return message if isinstance(message, dict) else {}

@@ -1,52 +1,54 @@
-"""How large things may be: the same for what is read, for what is trained and for what is written."""
+"""Limits of sizes and numbers, for input, training and output alike."""
 
 from __future__ import annotations
 
 CHANNELS = (1, 3)
-"""Of an image: grey, or red, green and blue."""
+"""Allowed numbers of image channels: grey, or red, green and blue."""
 
 LARGEST_SIDE = 256
-"""Pixels of an image's height and width."""
+"""Largest height and width of an image, in pixels."""
 
 MOST_PIXELS = 1 << 28
-"""Pixel values of a data set that is kept in memory: 1 GiB as floats."""
+"""Pixel values of a data set in memory: 1 GiB as float32."""
 
 MOST_CLASSES = 4096
-"""A matrix of confusions takes 128 MiB then; the 3,832 characters of Kuzushiji-Kanji are within."""
+"""Classes. The confusion matrix then takes 128 MiB. Kuzushiji-Kanji has 3,832 classes."""
 
 MOST_LOGITS = 1 << 26
-"""Images of a split times classes: 256 MiB, and a few times that while the table is made and saved."""
+"""Images of a split times classes: 256 MiB, and a few times that while the logits are computed and saved."""
 
 LONGEST_NAME = 255
-"""Characters of a class's name, as of a folder's."""
+"""Characters of a class name, as of a folder name."""
 
 MOST_IMAGES = 100_000_000
-"""In a batch, or in a data set."""
+"""Images in a batch or in a data set."""
 
 IMAGES_AT_ONCE = 250
-"""That a network computes together when it is not trained: bounds the memory that a convolution needs."""
+"""Images per batch outside of training: bounds the memory of a convolution."""
 
 MOST_EPOCHS = 100_000
-"""Each has a line in ``metrics.jsonl``, which is written anew after it."""
+"""Epochs of a fit. ``metrics.jsonl`` has a line for each, and is rewritten after each."""
 
 MOST_SEEDS = 1000
-"""Of a comparison: so many times three networks."""
+"""Seeds of a comparison, which trains three networks for each."""
 
 MOST_GENERATIONS = 1000
+"""Students of a chain."""
+
 MOST_COMBINATIONS = 1000
-"""Of a grid's values: so many networks."""
+"""Combinations of a grid, which trains a network for each."""
 
 MOST_PROCESSES = 256
-"""Of one command on one machine, or threads of onnxruntime."""
+"""Processes of a command on one machine, or threads of onnxruntime."""
 
 MOST_SECONDS = 31_536_000
-"""Of a limit of time: a year."""
+"""Seconds of a time limit: a year."""
 
 LARGEST_SEED = 2**63 - 1
-"""What TOML can hold."""
+"""Largest seed: TOML's largest integer."""
 
 MOST_HEADER = 16 << 20
-"""Bytes of a checkpoint's header: several times what 4,096 names and the state of a fit need."""
+"""Bytes of a checkpoint's header: several times the size for 4,096 class names and the state of a fit."""
 
 MOST_TENSORS = 20_000
-"""In a checkpoint: five times as many as densenet201 has with Adam's state."""
+"""Tensors in a checkpoint: five times as many as densenet201 has with Adam's state."""

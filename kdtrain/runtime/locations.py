@@ -1,4 +1,4 @@
-"""Paths as users write them: where a relative one leads, and how a path is shown."""
+"""Paths in flags and settings: made absolute, shortened for tables, or described in error messages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _DATA = ("folder", "npz")
 
 
 def absolute_name(name: str) -> str:
-    """Returns the name of a data set, a network or a plugin, with its path, if there is one, made absolute.
+    """Returns the name of a data set, a network or a plugin with an absolute path, if it has a path.
 
-    It then stands for the same file wherever kdtrain is started: ``folder:pictures`` becomes
+    The result names one file in every working directory: ``folder:pictures`` becomes
     ``folder:/home/ada/pictures``, and ``net.py:make`` becomes ``/home/ada/net.py:make``.
     """
     kind, colon, path = name.partition(":")
@@ -24,7 +24,7 @@ def absolute_name(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """Returns the name of a data set, a network or a plugin without the folders in its path, for a table."""
+    """Returns the name of a data set, a network or a plugin without folders, for a table."""
     kind, colon, path = name.partition(":")
     if colon and kind in _DATA:
         return f"{kind}:{os.path.basename(path.rstrip('/')) or path}"
@@ -34,17 +34,17 @@ def short_name(name: str) -> str:
 
 def source_file(name: str) -> str:
     """Returns the path in ``FILE.py``, ``FILE.py:NAME`` or ``FILE.py:NAME,key=value``; else an empty text."""
-    found = _FILE.fullmatch(name)
-    return found["file"] if found else ""
+    match = _FILE.fullmatch(name)
+    return match["file"] if match else ""
 
 
 def missing_path_text(path: Path | str) -> str:
-    """Returns a path that is not there, and where it was looked for, if it is a relative one."""
+    """Returns the text of a missing path; with its absolute path if it is relative."""
     return str(path) if os.path.isabs(path) else f"{path} (looked for at {os.path.abspath(path)})"
 
 
 def display_path(path: Path | str) -> str:
-    """Returns a path relative to the working directory if it lies in there, and absolute otherwise."""
+    """Returns a path relative to the working directory if it is inside, and absolute otherwise."""
     path = os.path.abspath(path)
     inside = os.path.relpath(path)
     return path if inside.startswith(os.pardir) else inside

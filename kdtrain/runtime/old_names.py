@@ -7,10 +7,10 @@ from typing import Any
 
 
 class OldName:
-    """An attribute or a method that has another name now.
+    """An attribute or a method with a new name.
 
     Args:
-        new: its name now.
+        new: its new name.
     """
 
     def __init__(self, new: str) -> None:

@@ -28,14 +28,14 @@ from kdtrain.runtime.signals import defer_signals, restore_sigint_handler
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
 _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
 
-_OPEN_FILES = 64  # some 25 are enough for two processes that train together
+_OPEN_FILES = 64  # two processes that train together need about 25
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 
 @functools.cache
 def import_oneflow() -> ModuleType:
-    """Imports oneflow without its noise on stderr, and with Ctrl-C still Python's.
+    """Imports oneflow without its output on stderr, and keeps Python's SIGINT handler.
 
     Raises:
         KdtrainError: oneflow cannot be imported; the text says why.
@@ -43,21 +43,21 @@ def import_oneflow() -> ModuleType:
     _allow_open_files()
     prepare_environment()
     launch.prepare_rank()
-    with defer_signals(), tempfile.TemporaryFile() as heard:
+    with defer_signals(), tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         stderr = os.dup(2)
-        os.dup2(heard.fileno(), 2)  # oneflow's C++ part writes to the descriptor, not to sys.stderr
+        os.dup2(captured.fileno(), 2)  # oneflow's C++ part writes to the descriptor, not to sys.stderr
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # its sources have escape sequences that Python deprecates
+                warnings.simplefilter("ignore")  # its sources have deprecated escape sequences
                 _load_library()
                 module = importlib.import_module("oneflow")
         except Exception as error:
-            heard.seek(0)
-            noise = heard.read().decode(errors="replace").strip()
+            captured.seek(0)
+            output = captured.read().decode(errors="replace").strip()
             raise KdtrainError(
                 f"oneflow cannot be imported: {error}. Run `kdtrain doctor` to see what is missing."
-                + (f"\noneflow itself said:\n{noise}" if noise else "")
+                + (f"\nstderr of oneflow:\n{output}" if output else "")
             ) from error
         finally:
             sys.stderr.flush()
@@ -68,18 +68,18 @@ def import_oneflow() -> ModuleType:
 
 def prepare_environment() -> None:
     """Sets the variables that oneflow reads while it is imported, where the user has not set them."""
-    os.environ.setdefault("GLOG_minloglevel", "3")  # fatal only: no word about absent CUDA drivers
-    # Each distinct scalar attribute (a learning rate, say) is cached for good: bound that.
+    os.environ.setdefault("GLOG_minloglevel", "3")  # fatal only: no warning about absent CUDA drivers
+    # Each distinct scalar attribute, such as a learning rate, is cached for ever: bound the cache.
     os.environ.setdefault("ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE", "1000")
     _keep_freed_memory()
 
 
 @contextlib.contextmanager
 def with_openblas_coretype() -> Iterator[None]:
-    """Has oneflow's OpenBLAS, if it is loaded meanwhile, use AVX2, unless the user has chosen otherwise.
+    """Makes oneflow's OpenBLAS, if it is loaded in the block, use AVX2, unless the user has set a kernel.
 
-    It does not know recent AMD processors and would fall back to SSE. Other libraries, and the
-    processes that this one starts, do know, so they do not get to see the variable.
+    It does not recognise recent AMD processors and falls back to SSE. Other libraries and child processes
+    do, so the variable is removed after the block.
     """
     name = "OPENBLAS_CORETYPE"
     if name in os.environ or not {"avx2", "fma"} <= processor_flags():
@@ -93,10 +93,10 @@ def with_openblas_coretype() -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Makes malloc reuse what is freed, large arrays included, instead of giving it back.
+    """Makes malloc keep freed memory, that of large arrays too, in place of returning it to the system.
 
-    Every step frees and asks for the same tens of megabytes. New pages must be zeroed by the kernel
-    first, which takes longer than filling them.
+    Every step frees and allocates the same tens of megabytes. The kernel zeroes new pages, which takes
+    longer than filling them.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -105,7 +105,7 @@ def _keep_freed_memory() -> None:
 
 
 def _allow_open_files() -> None:
-    """Makes sure that enough files can be open at once: oneflow aborts the process where they cannot.
+    """Raises the limit of open files if it is too low: oneflow aborts the process at that limit.
 
     Raises:
         KdtrainError: the limit is too low and cannot be raised.
@@ -123,10 +123,10 @@ def _allow_open_files() -> None:
 
 
 def _load_library() -> None:
-    """Loads oneflow's library ahead of the package, and puts Python's SIGINT handler in force again.
+    """Loads oneflow's library before the package, and installs Python's SIGINT handler again.
 
-    The library replaces it by ``exit(-1)`` as soon as it is loaded. Half of the import's time comes
-    afterwards, and a Ctrl-C in it must not end the process like that.
+    The library replaces the handler by ``exit(-1)`` when it is loaded. The import then takes about as long
+    again, and a Ctrl-C in that time must raise KeyboardInterrupt.
     """
     spec = importlib.util.find_spec("oneflow")
     folders = spec.submodule_search_locations if spec is not None else None
@@ -139,11 +139,10 @@ def _load_library() -> None:
 def resolve_device(name: str) -> str:
     """Returns ``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
-    CUDA is not touched until a usable GPU is known to be there, because OneFlow aborts the process
-    otherwise.
+    CUDA is not used before a usable GPU has been found, because OneFlow aborts the process without one.
 
     Raises:
-        UsageError: ``"cuda"`` was asked for and there is no usable GPU.
+        UsageError: ``"cuda"`` is given and there is no usable GPU.
     """
     if name == "cpu":
         return "cpu"
@@ -156,14 +155,14 @@ def resolve_device(name: str) -> str:
 
 
 def _gpu_obstacle() -> str | None:
-    """Returns why no GPU can be used, or None."""
+    """Returns the reason why no GPU can be used, or None."""
     cuda = import_oneflow().cuda
-    if not cuda.is_available():  # the one question that is safe without a driver
+    if not cuda.is_available():  # the only call that is safe without a driver
         return "oneflow finds no GPU with a working driver"
     properties = cuda.get_device_properties(0)
     capability = (properties.major, properties.minor)
     lowest, highest = _COMPUTE_CAPABILITIES
     if not lowest <= capability <= highest:
-        theirs = "{}.{}".format(*capability)
-        return f"{properties.name} has compute capability {theirs}, oneflow's kernels are for 6.0 to 8.9"
+        version = "{}.{}".format(*capability)
+        return f"{properties.name} has compute capability {version}, oneflow's kernels are for 6.0 to 8.9"
     return None

@@ -1,8 +1,8 @@
-"""Matrix products on NumPy's arrays, by an OpenBLAS that is kdtrain's alone.
+"""Matrix products of NumPy arrays by kdtrain's own OpenBLAS.
 
-OneFlow's OpenBLAS and NumPy's are older than the processors of today: neither knows which kernels
-suit, and OneFlow's has none for AVX-512. Whoever loads them first also decides how they compute.
-This one computes the same in every process of a machine, on the core of whoever calls.
+OneFlow's and NumPy's OpenBLAS are older than today's processors: neither selects the right kernels, and
+OneFlow's has none for AVX-512. Which of them is loaded first also changes their results. This one gives
+the same results in every process of a machine, and runs on the core of the caller.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # of CBLAS
 
 
 class Accumulation:
-    """Adds products of matrices to matrices, one after another: ``out[n, s] += a[n, s] @ b[n, s]``.
+    """Matrix products added to an array, one after another: ``out[n, s] += a[n, s] @ b[n, s]``.
 
     Each call does this for one n and every s. Missing axes, and those of length 1, are repeated as NumPy
     does it; matrices of ``out`` may be one and the same, or overlap. Nothing is copied: in each matrix
@@ -41,7 +41,7 @@ class Accumulation:
         out: (N, S, M, N').
 
     Raises:
-        ValueError: shapes, types or strides are others.
+        ValueError: shapes, dtypes or strides do not fit.
     """
 
     def __init__(self, a: Array, b: Array, out: Array) -> None:
@@ -63,7 +63,7 @@ class Accumulation:
         """Adds the n-th products.
 
         Raises:
-            IndexError: there are not so many.
+            IndexError: ``n`` is out of range.
         """
         if not 0 <= n < self._count:
             raise IndexError(f"product {n} of {self._count}")
@@ -77,21 +77,21 @@ class Accumulation:
 
 
 class _Layout:
-    """Where the matrices of an array lie.
+    """The memory layout of the matrices in an array.
 
     Attributes:
-        start: the first one's address.
-        outer: bytes from one to the next along the first axis, 0 where that is repeated.
-        inner: the same along the second.
-        order: which of CBLAS's two it is.
-        line: numbers from one row (or column) to the next.
+        start: address of the first matrix.
+        outer: bytes from one matrix to the next along the first axis, 0 if that is repeated.
+        inner: bytes from one matrix to the next along the second axis.
+        order: CBLAS's constant for not transposed or transposed.
+        line: the leading dimension: elements from one row (or column) to the next.
     """
 
     def __init__(self, array: Array) -> None:
         *outer, row, column = array.strides
         (rows, columns), size = array.shape[-2:], array.itemsize
-        # OpenBLAS itself would print a word about a stride that cannot be, and compute nothing. Of a
-        # lone row or column, NumPy gives any stride.
+        # OpenBLAS rejects an invalid leading dimension without an error code. NumPy's stride of an axis
+        # of length 1 is arbitrary.
         if (column == size or columns == 1) and (row >= columns * size or rows == 1):
             self.order, line = _AS_IT_IS, max(row, columns * size)
         elif (row == size or rows == 1) and (column >= rows * size or columns == 1):
@@ -118,7 +118,7 @@ def _gemm(kind: str) -> Callable[..., None]:
 
 
 def kernel() -> str:
-    """Returns the name of the kernels in use, that of a processor: "SkylakeX", for example."""
+    """Returns the name of the kernels in use, which is that of a processor, such as "SkylakeX"."""
     name = _library().scipy_openblas_get_corename
     name.restype = ctypes.c_char_p
     return str(name().decode())
@@ -126,10 +126,10 @@ def kernel() -> str:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """Loads the library, but does not import its package: that would put its names before SciPy's own.
+    """Loads the library without importing its package, which would hide SciPy's symbols of the same name.
 
     Raises:
-        KdtrainError: it is not there.
+        KdtrainError: it is not installed.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
@@ -141,7 +141,7 @@ def _library() -> ctypes.CDLL:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Has an OpenBLAS that is loaded meanwhile start no threads: kdtrain gives each core a process."""
+    """Makes an OpenBLAS that is loaded in the block start no threads: kdtrain runs one process per core."""
     name = "OPENBLAS_NUM_THREADS"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,4 +1,4 @@
-"""The processor's state and abilities: AVX registers, subnormal numbers, instruction sets."""
+"""Processor state: AVX registers, denormal numbers, instruction sets."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ import numpy as np
 
 _MXCSR, _AS_ZERO = 7, 0x8040  # which word of x86-64's fenv_t; its bits "flush to zero", "denormals are zeros"
 
-_A_REGISTER = np.ones(16, np.float32)  # as much as the widest holds
+_A_REGISTER = np.ones(16, np.float32)  # fills the widest register
 _ITS_SUM = np.empty_like(_A_REGISTER)
 
 
 def zero_upper_avx() -> None:
-    """Makes what follows a matrix product as fast as it can be, on the CPU.
+    """Clears the upper halves of the AVX registers, as vzeroupper does, after a matrix product.
 
-    OpenBLAS's AVX kernels return without clearing the upper halves of the registers they used. Until
-    someone does, each scalar instruction has to keep those halves and waits for the one before:
-    optimizers and additions take 2 to 4 times as long. NumPy's addition clears them.
+    OpenBLAS's AVX kernels return without clearing them. Until they are cleared, each scalar instruction
+    keeps the upper halves and so waits for the previous one: optimizers and additions take 2 to 4 times as
+    long. NumPy's addition clears them.
     """
     np.add(_A_REGISTER, _A_REGISTER, out=_ITS_SUM)
 
 
 @contextlib.contextmanager
 def flush_denormals() -> Iterator[None]:
-    """Has this thread take numbers closer to 0 than 1.2e-38 for 0.
+    """Makes this thread treat numbers below 1.2e-38 in magnitude as 0.
 
-    Such numbers cost the processor a hundred cycles each, and real training makes many: when a unit is
-    dead, Adam's first moments of its weights shrink to a few times 1e-45, where 0.9 of a number is
-    rounded to that number again. With a third of the units dead, a step takes twice as long.
-    A child computes in the thread that calls; the threads of OneFlow's that compute elsewhere are not
-    reached.
+    Such numbers cost about a hundred cycles each. Training makes many: when a unit is dead, Adam's first
+    moments of its weights shrink to a few times 1e-45, where 0.9 of a number is rounded to that number.
+    With a third of the units dead, a step takes twice as long. A child computes in the calling thread;
+    OneFlow's threads in other processes are not affected.
     """
     if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
         yield
         return
     for kind in (np.float32, np.float64):
-        np.finfo(kind)  # is kept; made anew, it would warn that the smallest number is 0
+        np.finfo(
+            kind
+        )  # fills NumPy's cache: computed in the block, it would warn that the smallest number is 0
     libc = ctypes.CDLL(None)
     environment = (ctypes.c_uint32 * 8)()
     libc.fegetenv(environment)
@@ -55,7 +56,7 @@ def flush_denormals() -> Iterator[None]:
 
 
 def processor_flags() -> set[str]:
-    """Returns the instruction sets that the first processor reports (empty where unknown)."""
+    """Returns the instruction sets of the first processor; an empty set if they are unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""Reading a file that somebody else may have put there: a pipe is not waited for, a device not read.
+"""Reading of regular files only, up to a size: no pipe blocks the process, and no device is read.
 
-What cannot be read is an ``OSError`` whose ``strerror`` completes the sentence "FILE cannot be read: ...".
+Errors are ``OSError``s whose ``strerror`` completes the sentence "FILE cannot be read: ...".
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ _KINDS = {
 
 
 def open_regular(path: Path, most: int | None = None) -> BinaryIO:
-    """Opens a file, or what a link leads to, for reading.
+    """Opens a regular file, or the target of a link, for reading.
 
-    It is the open file that is looked at, so nobody can put something else there in between.
+    The checks use the open descriptor, so the file cannot be exchanged after them.
 
     Args:
         path: the file.
-        most: how many bytes it may hold; any number by default.
+        most: the largest size in bytes; unlimited by default.
 
     Raises:
-        OSError: it cannot be opened, is no regular file, or holds more.
+        OSError: it cannot be opened, is no regular file, or is larger.
     """
-    # O_NONBLOCK: to open a pipe does not wait for a writer. O_NOCTTY: a terminal does not become ours.
+    # O_NONBLOCK: opening a pipe does not wait for a writer. O_NOCTTY: a terminal does not become the
+    # controlling terminal of this process.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    found = os.fstat(descriptor)
-    kind = stat.S_IFMT(found.st_mode)
+    status = os.fstat(descriptor)
+    kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         os.close(descriptor)
         raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'something else')}, not a file", str(path))
-    if most is not None and found.st_size > most:
+    if most is not None and status.st_size > most:
         os.close(descriptor)
-        raise _too_large(path, found.st_size, most)
+        raise _too_large(path, status.st_size, most)
     return os.fdopen(descriptor, "rb")
 
 
@@ -49,11 +50,11 @@ def read_bytes(path: Path, most: int) -> bytes:
     """Returns the content of a regular file of at most ``most`` bytes.
 
     Raises:
-        OSError: it cannot be opened, is no regular file, or holds more.
+        OSError: it cannot be opened, is no regular file, or is larger.
     """
     with open_regular(path, most) as file:
         content = file.read(os.fstat(file.fileno()).st_size + 1)
-    if len(content) > most:  # it has grown meanwhile
+    if len(content) > most:  # it has grown since it was opened
         raise _too_large(path, len(content), most)
     return content
 
@@ -63,15 +64,15 @@ def _too_large(path: Path, size: int, most: int) -> OSError:
 
 
 def read_text(path: Path, most: int) -> str:
-    """As ``read_bytes``, for UTF-8 text.
+    """Returns the UTF-8 text of a regular file of at most ``most`` bytes.
 
     Raises:
-        OSError: as there.
+        OSError: it cannot be opened, is no regular file, or is larger.
         UnicodeDecodeError: it is not UTF-8.
     """
     return read_bytes(path, most).decode("utf-8")
 
 
 def descriptor_path(file: BinaryIO) -> str:
-    """Returns a name for an open file, for libraries that open files by name themselves."""
+    """Returns a path of an open file, for libraries that open files by path."""
     return f"/proc/self/fd/{file.fileno()}"

@@ -1,7 +1,8 @@
-"""How processes that train together find each other, before oneflow looks for them.
+"""Rendezvous of the processes that train together, before oneflow connects them.
 
-Rank 0 listens where oneflow is to listen later, at MASTER_ADDR and MASTER_PORT, until the others have
-come. OneFlow itself would look for ten minutes, deaf to Ctrl-C, and abort where the port is taken.
+Rank 0 listens at MASTER_ADDR and MASTER_PORT, where oneflow listens later, until all others have
+connected. OneFlow itself would try for ten minutes, ignore Ctrl-C meanwhile, and abort if the port is
+taken.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from kdtrain.runtime.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, 
 logger = logging.getLogger(__name__)
 
 LIMIT = 90.0
-"""Seconds that the processes have to find each other; people start them by hand, one after another."""
+"""Seconds for the rendezvous. Users may start the processes by hand, one after another."""
 
-_HELLO_BYTES = 1 << 16  # of what a visitor says first, at most
-_HELLO_SECONDS = 5.0  # that a visitor has for it
-_STRANGERS = 16  # visitors at once, beyond those expected
-_FACT = 80  # characters of a differing setting that are shown
-_RETRY = 0.2  # seconds between two tries to connect
-_PATIENCE = 3.0  # seconds of waiting after which a person wants to know what for
+_HELLO_BYTES = 1 << 16  # largest first message
+_HELLO_SECONDS = 5.0  # for the first message to arrive
+_FOREIGN = 16  # connections at once, beyond those of the group
+_FACT = 80  # characters shown of a setting that differs
+_RETRY = 0.2  # seconds between two attempts to connect
+_QUIET = 3.0  # seconds of waiting before a message about it is logged
 
 Facts = Mapping[str, str]
 
@@ -36,18 +37,18 @@ Facts = Mapping[str, str]
 def join_group(
     rank: int, size: int, address: Address, facts: Facts, *, limit: float = LIMIT, silence: float = SILENCE
 ) -> Heartbeat:
-    """Connects this process with the others. Afterwards nobody listens at ``address``.
+    """Connects this process with its group. Afterwards the port at ``address`` is free.
 
     Args:
-        rank: this process's number.
-        size: how many there are.
-        address: where rank 0 listens: host and port.
-        facts: what has to be the same in all of them, by the name that a message calls it.
-        limit: seconds until this is given up.
+        rank: this process's rank.
+        size: the number of processes.
+        address: host and port at which rank 0 listens.
+        facts: values that must be equal in all processes, by their name in error messages.
+        limit: seconds after which the attempt fails.
         silence: as in ``Heartbeat``.
 
     Raises:
-        KdtrainError: a process does not come, or cannot be reached.
+        KdtrainError: a process does not connect, or cannot be reached.
         UsageError: the address cannot be used, or the facts differ.
     """
     try:
@@ -65,23 +66,23 @@ def join_group(
 
 
 class _Waiting:
-    """How long to wait, and where; says so once if it takes long."""
+    """A deadline and an address; logs a message once if waiting takes long."""
 
     def __init__(self, where: Address, limit: float) -> None:
         self.where = where
         self.limit = limit
         self._began = time.monotonic()
-        self._said = False
+        self._logged = False
 
     @property
     def left(self) -> float:
-        """Seconds until the end; 0 when it has come."""
+        """Seconds until the deadline, at least 0."""
         return max(0.0, self._began + self.limit - time.monotonic())
 
     def goes_on(self, rank: int) -> bool:
-        """Returns whether to wait for process ``rank`` any longer."""
-        if not self._said and self.limit - self.left > _PATIENCE:
-            self._said = True
+        """Returns whether there is time left to wait for process ``rank``."""
+        if not self._logged and self.limit - self.left > _QUIET:
+            self._logged = True
             logger.info(f"Waiting for process {rank} at {self}, for up to {self.limit:g} s.")
         return self.left > 0
 
@@ -101,47 +102,49 @@ def _bound(where: Address, kind: socket.SocketKind) -> socket.socket:
     except OSError as error:
         opened.close()
         raise UsageError(
-            f"process 0 cannot listen at {where[0]}:{where[1]} ({error.strerror}): --master_addr has to be "
-            "an address of its machine, --master_port a port that is free there."
+            f"process 0 cannot listen at {where[0]}:{where[1]} ({error.strerror}): --master_addr must be "
+            "an address of its machine, and --master_port a free port there."
         ) from None
     return opened
 
 
 def _gather(size: int, facts: Facts, waiting: _Waiting) -> list[Peer]:
-    """Returns all others, once they have come; tells those who have come if it fails."""
+    """Returns the peers of rank 0 once all have connected. A failure is sent to those that have."""
     peers: dict[int, Peer] = {}
-    visitors: list[_Visitor] = []
+    connections: list[_Connection] = []
     with _bound(waiting.where, socket.SOCK_STREAM) as listener:
-        listener.listen(size + _STRANGERS)
+        listener.listen(size + _FOREIGN)
         try:
             while missing := [rank for rank in range(1, size) if _is_missing(peers.get(rank))]:
                 if not waiting.goes_on(missing[0]):
                     raise KdtrainError(
-                        f"process {missing[0]} has not come to {waiting} within {waiting.limit:g} seconds: "
-                        "start it with the same --master_addr and --master_port, or see what it says there."
+                        f"process {missing[0]} has not connected to {waiting} within {waiting.limit:g} "
+                        "seconds: give it the same --master_addr and --master_port, or read its errors."
                     )
-                for visitor, hello in _heard(listener, visitors, size):
-                    peer = _admitted(visitor, hello, size, facts, peers)
+                for connection, hello in _introductions(listener, connections, size):
+                    peer = _admitted(connection, hello, size, facts, peers)
                     peers[peer.rank] = peer
         except BaseException as error:
             reason = str(error) or "process 0 was interrupted."
-            for line in [peer.line for peer in peers.values()] + [visitor.line for visitor in visitors]:
+            for line in [peer.line for peer in peers.values()] + [
+                connection.line for connection in connections
+            ]:
                 _refuse(line, reason)
             raise
-        for visitor in visitors:
-            visitor.line.close()
+        for connection in connections:
+            connection.line.close()
     return [peers[rank] for rank in sorted(peers)]
 
 
 def _is_missing(peer: Peer | None) -> bool:
-    """Returns whether a process has not come yet, or has ended since it came."""
+    """Returns whether a process has not connected yet, or has ended since."""
     if peer is not None:
         peer.read()
     return peer is None or peer.lost is not None
 
 
-class _Visitor:
-    """Somebody who has connected, and has not said yet who it is."""
+class _Connection:
+    """A connection whose first message has not arrived."""
 
     def __init__(self, line: socket.socket, host: str) -> None:
         self.line = line
@@ -151,10 +154,10 @@ class _Visitor:
         line.setblocking(False)
 
     def hello(self) -> Mapping[str, Any] | None:
-        """Returns what it says, once it has said it.
+        """Returns the first message, or None if it has not arrived yet.
 
         Raises:
-            OSError: it has gone, takes too long, says too much or what is no hello.
+            OSError: the connection is closed, or the message is late, too long or malformed.
         """
         with contextlib.suppress(BlockingIOError):
             data = self.line.recv(_HELLO_BYTES)
@@ -165,58 +168,60 @@ class _Visitor:
             if time.monotonic() - self._since > _HELLO_SECONDS:
                 raise TimeoutError
             return None
-        word = from_line(self._unread.partition(b"\n")[0])
-        if type(word.get("rank")) is not int or not isinstance(word.get("facts"), dict):
+        message = from_line(self._unread.partition(b"\n")[0])
+        if type(message.get("rank")) is not int or not isinstance(message.get("facts"), dict):
             raise ConnectionError
-        return word
+        return message
 
 
-def _heard(
-    listener: socket.socket, visitors: list[_Visitor], size: int
-) -> list[tuple[_Visitor, Mapping[str, Any]]]:
-    """Waits a moment for visitors and for what they say; returns those who have said who they are."""
-    ready, _, _ = select.select([listener, *(visitor.line for visitor in visitors)], [], [], _RETRY)
+def _introductions(
+    listener: socket.socket, connections: list[_Connection], size: int
+) -> list[tuple[_Connection, Mapping[str, Any]]]:
+    """Waits shortly for connections and first messages; returns the connections with a complete message."""
+    ready, _, _ = select.select([listener, *(connection.line for connection in connections)], [], [], _RETRY)
     if listener in ready:
         with contextlib.suppress(OSError):
             line, (host, _) = listener.accept()
-            visitors.append(_Visitor(line, host))
-    found = []
-    for visitor in list(visitors):
+            connections.append(_Connection(line, host))
+    introduced = []
+    for connection in list(connections):
         try:
-            hello = visitor.hello()
+            hello = connection.hello()
         except OSError:
-            visitor.line.close()
+            connection.line.close()
         else:
             if hello is None:
                 continue
-            found.append((visitor, hello))
-        visitors.remove(visitor)
-    while len(visitors) > size + _STRANGERS:
-        visitors.pop(0).line.close()
-    return found
+            introduced.append((connection, hello))
+        connections.remove(connection)
+    while len(connections) > size + _FOREIGN:
+        connections.pop(0).line.close()
+    return introduced
 
 
 def _admitted(
-    visitor: _Visitor, hello: Mapping[str, Any], size: int, facts: Facts, peers: Mapping[int, Peer]
+    connection: _Connection, hello: Mapping[str, Any], size: int, facts: Facts, peers: Mapping[int, Peer]
 ) -> Peer:
-    """Returns the peer that a visitor is.
+    """Returns the peer of a connection.
 
     Raises:
-        UsageError: it is not as it should be.
+        UsageError: its rank, the size of its group or its facts are wrong.
     """
-    peer = Peer(hello["rank"], visitor.host, visitor.line)
-    theirs = {str(name): str(value) for name, value in hello["facts"].items()}
-    different = sorted(name for name in {*facts, *theirs} if facts.get(name) != theirs.get(name))
+    peer = Peer(hello["rank"], connection.host, connection.line)
+    peer_facts = {str(name): str(value) for name, value in hello["facts"].items()}
+    different = sorted(name for name in {*facts, *peer_facts} if facts.get(name) != peer_facts.get(name))
     earlier, problem = peers.get(peer.rank), None
     if hello.get("size") != size or not 0 < peer.rank < size:
-        problem = f"{peer.name} of {hello.get('size')} has come, and there should be {size}"
-    elif not _is_missing(earlier):  # it may have gone, and have been started again
+        problem = f"{peer.name} of {hello.get('size')} has connected, but this group has {size}"
+    elif not _is_missing(earlier):  # a process that has ended may be started again
         problem = f"{peer.name} has come twice"
     elif different:
-        ours, other = (some.get(different[0], "not set")[:_FACT] for some in (facts, theirs))
-        problem = f"{different[0]} is {ours} in process 0, and {other} in {peer.name}"
+        name = different[0]
+        own_value = facts.get(name, "not set")[:_FACT]
+        peer_value = peer_facts.get(name, "not set")[:_FACT]
+        problem = f"{name} is {own_value} in process 0, and {peer_value} in {peer.name}"
     if problem is not None:
-        problem += ". Processes that train together need the same settings, and a number each."
+        problem += ". All processes of a group need the same settings, and a rank of their own."
         _refuse(peer.line, problem)
         raise UsageError(problem)
     if earlier is not None:
@@ -231,16 +236,16 @@ def _refuse(line: socket.socket, reason: str) -> None:
 
 
 def _welcome(peers: list[Peer]) -> bytes:
-    """Tells all peers that everybody is there; returns the word by which they know each other's datagrams."""
+    """Sends all peers the token that their datagrams begin with, once all have connected; returns it."""
     token = secrets.token_bytes(TOKEN_BYTES)
     for peer in peers:
-        with contextlib.suppress(OSError):  # who has gone meanwhile is soon missed
+        with contextlib.suppress(OSError):  # a peer that has ended is detected soon
             peer.line.send(to_line({"token": token.hex()}))
         peer.heard = time.monotonic()
     return token
 
 
-# ------------------------------------------------------------------------------------ the others' side
+# ------------------------------------------------------------------------------------ the other ranks' side
 
 
 def _join(rank: int, size: int, facts: Facts, waiting: _Waiting, silence: float) -> Heartbeat:
@@ -261,20 +266,20 @@ def _join(rank: int, size: int, facts: Facts, waiting: _Waiting, silence: float)
             return Heartbeat(rank, [peer], datagrams, token, silence)
     raise KdtrainError(
         f"process 0 was not found at {waiting} within {waiting.limit:g} seconds ({reason}): start it there, "
-        "and see that --master_addr, --master_port and the network are right."
+        "and check --master_addr, --master_port and the network."
     )
 
 
 def _token(line: socket.socket, hello: bytes, waiting: _Waiting) -> bytes:
-    """Says hello to process 0; returns what it answers once all others have come as well.
+    """Introduces this process to rank 0; returns the token, which rank 0 sends once all have connected.
 
     Raises:
-        OSError: it cannot be reached, or has gone again.
-        KdtrainError: it refuses this process, or is no process 0.
+        OSError: rank 0 cannot be reached, or has closed the connection.
+        KdtrainError: rank 0 refuses this process, or another program listens there.
     """
     line.settimeout(max(_RETRY, min(_HELLO_SECONDS, waiting.left)))
     line.connect(waiting.where)
-    if line.getsockname() == line.getpeername():  # a port above 32767 may be connected to itself
+    if line.getsockname() == line.getpeername():  # the kernel may connect a port above 32767 to itself
         raise ConnectionRefusedError(None, "Connection refused")
     line.sendall(hello)
     answer = b""
@@ -287,15 +292,15 @@ def _token(line: socket.socket, hello: bytes, waiting: _Waiting) -> bytes:
             answer += data
     if not answer:
         raise TimeoutError(None, "it does not answer")
-    word = from_line(answer.partition(b"\n")[0])
-    if "refused" in word:
-        raise KdtrainError(str(word["refused"]))
+    message = from_line(answer.partition(b"\n")[0])
+    if "refused" in message:
+        raise KdtrainError(str(message["refused"]))
     try:
-        token = bytes.fromhex(str(word["token"]))
+        token = bytes.fromhex(str(message["token"]))
     except (KeyError, ValueError):
         token = b""
     if len(token) != TOKEN_BYTES:
         raise KdtrainError(
-            f"what answers at {waiting} is not kdtrain's process 0: is the port another service's?"
+            f"the program at {waiting} is not kdtrain's process 0: another service may use the port."
         )
     return token

@@ -1,4 +1,4 @@
-"""The thread pool of OneFlow in a forked process.
+"""OneFlow's thread pool in a forked process, and its replacement.
 
 OneFlow 0.9.0 keeps one global ``oneflow::ThreadPool``. A fork copies the object but none of its threads,
 so that a kernel that hands work to the pool and waits for it (``argmax``, ``topk``, ``median``, ...) never
@@ -22,7 +22,7 @@ _pools: list[ctypes.Array[ctypes.c_char]] = []  # a pool's threads use its memor
 
 
 def replace_thread_pool(threads: int = 1) -> bool:
-    """Gives this forked process a thread pool whose threads exist.
+    """Replaces the thread pool of this forked process by one whose threads exist.
 
     The threads inherit the caller's processor affinity and floating-point mode, so call this after both
     are set.
@@ -31,7 +31,7 @@ def replace_thread_pool(threads: int = 1) -> bool:
         threads: the number of threads of the new pool.
 
     Returns:
-        False where OneFlow's library does not export what this needs.
+        False if OneFlow's library does not export the symbols that this needs.
     """
     exports = _exports()
     if exports is None:
@@ -45,7 +45,7 @@ def replace_thread_pool(threads: int = 1) -> bool:
 
 
 def thread_pool_obstacle() -> str | None:
-    """Returns why a forked process cannot get a thread pool of its own, or None if it can."""
+    """Returns the reason why the thread pool cannot be replaced, or None if it can."""
     if _exports() is not None:
         return None
     return "this build of oneflow does not export its thread pool"

@@ -1,4 +1,4 @@
-"""The user's own code: importing a file of it, and naming the line of it that an error came from."""
+"""User code: the import of a Python file, and errors that name the line in it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _PLUGINS = "kdtrain_plugins"
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _KDTRAIN = os.path.join(_PACKAGE, "")
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
-_LIBRARIES = {"matplotlib", "numpy", "oneflow", "scipy", "tensorboardX", "tqdm"}  # users' code calls them
+_LIBRARIES = {"matplotlib", "numpy", "oneflow", "scipy", "tensorboardX", "tqdm"}  # called by user code
 
 
 def import_file(path: Path, kind: str, asked: str) -> ModuleType:
-    """Returns the module that a file makes.
+    """Imports a Python file; returns its module.
 
     Args:
         path: the file.
-        kind: what is looked for in it, in one word, such as ``plugin``.
-        asked: what the user has written, for an error to begin with.
+        kind: what the file holds, in one word, such as ``plugin``.
+        asked: the flag and value that name the file, for an error to begin with.
 
     Raises:
         UsageError: there is no such file, or it is no Python file.
-        KdtrainError: it raises when it is imported.
+        KdtrainError: the file raises an error when it is imported.
     """
     if not os.path.isfile(path):
         raise UsageError(f"{asked}: there is no file {missing_path_text(path)}.")
@@ -42,7 +42,7 @@ def import_file(path: Path, kind: str, asked: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UsageError(f"{asked}: it is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up the annotations of their fields
+    sys.modules[spec.name] = module  # dataclasses look up the annotations of their fields here
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -52,19 +52,19 @@ def import_file(path: Path, kind: str, asked: str) -> ModuleType:
 
 
 def import_failure(what: str, error: BaseException) -> KdtrainError:
-    """Returns the error that says why a file or a module raised, and where, when it was imported."""
+    """Returns the error for a file or a module that cannot be imported, with the line and the reason."""
     place = with_source_line(what, error)
     comma = "," if place != what else ""
     return KdtrainError(f"{place}{comma} cannot be imported: {one_line(error)}.")
 
 
 def is_user_code(file: str) -> bool:
-    """Returns whether a source file is none of kdtrain's, of Python's or of an installed package."""
+    """Returns whether a source file is the user's: not of kdtrain, Python or an installed package."""
     return not file.startswith("<") and not os.path.realpath(file).startswith(_installed())
 
 
 def is_library_code(file: str) -> bool:
-    """Returns whether a source file is kdtrain's, Python's or a library's; an installed plugin is neither."""
+    """Returns whether a source file is of kdtrain, Python or a library; an installed plugin is user code."""
     _, installed, module = file.rpartition("/site-packages/")
     if installed and not file.startswith(_KDTRAIN):
         return module.partition("/")[0] in _LIBRARIES
@@ -72,16 +72,20 @@ def is_library_code(file: str) -> bool:
 
 
 def class_label(cls: type) -> str:
-    """Returns what messages call a class: ``FILE.py:CLASS`` if a file of the user's has it."""
+    """Returns the name of a class in messages: ``FILE.py:CLASS`` if it is user code."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return f"{display_path(file)}:{cls.__name__}" if file and is_user_code(file) else cls.__name__
 
 
 def call_network(network: Any, inputs: Any) -> Any:
-    """Returns what a network makes of its inputs.
+    """Returns ``network(inputs)``.
+
+    Args:
+        network: a network.
+        inputs: its inputs, usually an (N, C, H, W) float32 tensor.
 
     Raises:
-        KdtrainError: it raises; the text names the network, and the line if it is the user's.
+        KdtrainError: the network raises; the text names it, and the line of user code.
     """
     try:
         return network(inputs)
@@ -92,40 +96,40 @@ def call_network(network: Any, inputs: Any) -> Any:
 
 
 def user_code_error(what: str, error: BaseException, at: Callable[..., Any] | None = None) -> KdtrainError:
-    """Returns the error that names ``what`` of the user's has raised ``error``, and in which line."""
+    """Returns the error for user code ``what`` that has raised ``error``, with the line."""
     return KdtrainError(f"{with_source_line(what, error, at)}: {one_line(error)}.")
 
 
 def with_source_line(what: str, error: BaseException, at: Callable[..., Any] | None = None) -> str:
-    """Returns ``what`` and the line of the user's code that has raised an error.
+    """Returns ``what`` with the line of user code that has raised an error.
 
-    It is the innermost call in a file of the user's: what oneflow does there tells nobody anything.
+    This is the innermost frame in a file of the user's, because the frames inside oneflow do not help.
 
     Args:
-        what: says whose code it is; the line's file is left out where ``what`` names it.
-        error: what was raised.
-        at: whose own line it is where no line of the user's is to blame, if it is the user's.
+        what: the name of the code; the file of the line is left out if ``what`` names it.
+        error: the error.
+        at: a function whose first line is named if no frame is user code.
     """
     calls = [(call.filename, call.lineno) for call in traceback.extract_tb(error.__traceback__)]
     places = [place for place in (*_definition(at), *calls) if is_user_code(place[0])]
     if not places:
         return what
     file, line = places[-1]
-    known = re.search(rf"(^|[\s/]){re.escape(display_path(file))}([:,\s]|$)", what)
-    return f"{what}, line {line}" if known else f"{what}, {display_path(file)} line {line}"
+    is_named = re.search(rf"(^|[\s/]){re.escape(display_path(file))}([:,\s]|$)", what)
+    return f"{what}, line {line}" if is_named else f"{what}, {display_path(file)} line {line}"
 
 
 def _definition(function: Any) -> list[tuple[str, int]]:
-    """Returns the file and the line in which a function, a module's ``forward`` or a ``__call__`` begins."""
+    """Returns file and first line of a function, of a module's ``forward`` or of a ``__call__``."""
     while isinstance(function, partial):
         function = function.func
     methods = [getattr(function, name, None) for name in ("forward", "__call__")]
-    codes = [one.__code__ for one in (function, *methods) if hasattr(one, "__code__")]
+    codes = [candidate.__code__ for candidate in (function, *methods) if hasattr(candidate, "__code__")]
     return [(code.co_filename, code.co_firstlineno) for code in codes[:1]]
 
 
 def _installed() -> tuple[str, ...]:
-    """Returns the folders of kdtrain, its plugins, Python and the packages that are installed."""
+    """Returns the folders of kdtrain, its plugins, Python and installed packages."""
     paths = sysconfig.get_paths()
     folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.add(_PACKAGE)

@@ -1,4 +1,4 @@
-"""What is demanded of the numbers that a user gives, each in the words of an error."""
+"""Checks of numbers in flags and settings, each with the text of its error."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 from kdtrain.runtime.limits import LARGEST_SEED, MOST_EPOCHS, MOST_IMAGES
 
 Check = tuple[Callable[[Any], bool], str]
+"""A predicate, and what an error says that the value must be."""
 
 MOST_NUMBER = 1e6
-"""Of a learning rate and of a temperature."""
+"""The largest learning rate and temperature."""
 
 
 def between(low: int, high: int) -> Check:
-    """Returns what is demanded of a number that has two bounds, both allowed."""
+    """Returns the check of a number from ``low`` to ``high``, both included."""
     return lambda value: low <= value <= high, f"must be from {low:,} to {high:,}"
 
 
 def positive(high: float) -> Check:
-    """Returns what is demanded of a number above 0 that has an upper bound."""
+    """Returns the check of a number above 0 and up to ``high``."""
     return lambda value: 0 < value <= high, f"must be above 0, and at most {high:,.0f}"
 
 

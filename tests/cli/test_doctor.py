@@ -1,4 +1,4 @@
-"""What ``kdtrain doctor`` promises: it finds what is broken, says how to mend it, and never breaks itself."""
+"""``kdtrain doctor``: faults are found with their remedy, and no fault makes the command itself fail."""
 
 from __future__ import annotations
 
@@ -169,11 +169,11 @@ def test_less_than_2_gb_of_memory_is_bad(available: int, good: bool) -> None:
 
 def test_the_exit_code_is_1_if_and_only_if_something_is_bad(capsys: pytest.CaptureFixture[str]) -> None:
     good = Check("a", True, "found", "never shown")
-    bad = Check("b", False, "broken", "mend it")
+    bad = Check("b", False, "broken", "fix it")
     assert report([good]) == 0
     assert capsys.readouterr().out == "good  a: found\neverything is good\n"
     assert report([good, bad]) == 1
-    assert capsys.readouterr().out == "good  a: found\nBAD   b: broken. mend it\n1 of 2 are bad\n"
+    assert capsys.readouterr().out == "good  a: found\nBAD   b: broken. fix it\n1 of 2 are bad\n"
 
 
 def test_a_terminal_gets_a_table_with_the_remedies_below() -> None:

@@ -1,4 +1,4 @@
-"""The connections between processes that train together: who is silent, gone, late or a stranger."""
+"""Rendezvous and heartbeats of ranks: silent, ended, late and foreign processes are detected and named."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def news_of(heartbeat: Heartbeat, beating: tuple[Heartbeat, ...] = (), seconds: 
     while heartbeat.news is None and time.monotonic() < deadline:
         for one in beating:
             one.beat()
-        heartbeat.listen()
+        heartbeat.receive()
         time.sleep(0.01)
     return heartbeat.news
 
@@ -87,14 +87,16 @@ def test_all_find_each_other_in_any_order(come: Meeting, order: tuple[int, ...])
     assert ranks == {0: [1, 2], 1: [0], 2: [0]}
 
 
-def test_after_the_meeting_its_port_is_free(pair: tuple[Heartbeat, Heartbeat], address: Address) -> None:
+def test_after_the_rendezvous_its_port_is_free(pair: tuple[Heartbeat, Heartbeat], address: Address) -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as oneflow does
         listener.bind(address)
         listener.listen()
 
 
-def test_who_beats_is_alive(pair: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_with_heartbeats_is_not_lost(
+    pair: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kdtrain.runtime.heartbeat._BEAT", 0.1)
     assert news_of(pair[0], beating=(pair[1],), seconds=1) is None
 
@@ -130,22 +132,22 @@ def test_a_closed_peer_is_named_at_once(pair: tuple[Heartbeat, Heartbeat], close
     assert f"process {closed} has ended" in news.text
 
 
-def test_what_a_peer_says_about_its_end_is_passed_on(pair: tuple[Heartbeat, Heartbeat]) -> None:
-    pair[1].say("lost", "failed: no more \x1b[31m" + "x" * 10_000, code=2)
+def test_the_message_of_a_peers_end_is_received(pair: tuple[Heartbeat, Heartbeat]) -> None:
+    pair[1].send_end("lost", "failed: no more \x1b[31m" + "x" * 10_000, code=2)
     news = news_of(pair[0])
     assert news is not None
     assert news.text.startswith("process 1 failed: no more ")
     assert len(news.text) < 1000
     assert news.code == 2
     assert not pair[0].all_closed
-    pair[1].say("closed")
+    pair[1].send_end("closed")
     time.sleep(0.1)
-    pair[0].listen()
+    pair[0].receive()
     assert pair[0].all_closed
 
 
-def test_who_is_done_is_not_missed(pair: tuple[Heartbeat, Heartbeat]) -> None:
-    pair[1].say("done")
+def test_a_peer_with_a_planned_end_is_not_lost(pair: tuple[Heartbeat, Heartbeat]) -> None:
+    pair[1].send_end("done")
     pair[1].close()
     assert news_of(pair[0], seconds=0.7) is None
     assert pair[0].all_closed
@@ -165,13 +167,13 @@ def test_a_peer_that_never_ends_its_line_is_lost(pair: tuple[Heartbeat, Heartbea
     assert news_of(pair[0], seconds=0.3) is not None
 
 
-def test_datagrams_of_strangers_are_no_beats(pair: tuple[Heartbeat, Heartbeat], address: Address) -> None:
+def test_foreign_datagrams_are_no_heartbeats(pair: tuple[Heartbeat, Heartbeat], address: Address) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         deadline = time.monotonic() + 2
         while pair[0].news is None and time.monotonic() < deadline:
             for data in (b"", bytes(16) + b"\0\0\0\1", b"x" * 1400):
                 stranger.sendto(data, address)
-            pair[0].listen()
+            pair[0].receive()
             time.sleep(0.01)
     assert pair[0].news is not None
     assert pair[0].peers[0].home is None
@@ -180,7 +182,9 @@ def test_datagrams_of_strangers_are_no_beats(pair: tuple[Heartbeat, Heartbeat], 
 @pytest.mark.parametrize(
     "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\n", b'{"rank": "1"}\n', b"x" * 200_000, b""]
 )
-def test_strangers_do_not_disturb_the_meeting(come: Meeting, address: Address, garbage: bytes) -> None:
+def test_foreign_connections_do_not_disturb_the_rendezvous(
+    come: Meeting, address: Address, garbage: bytes
+) -> None:
     first = come(0)
     with connection(address) as stranger, connection(address):  # the second one says nothing at all
         with contextlib.suppress(ConnectionError):
@@ -191,7 +195,7 @@ def test_strangers_do_not_disturb_the_meeting(come: Meeting, address: Address, g
         assert [peer.rank for peer in first.result().peers] == [1]
 
 
-def test_many_strangers_are_sent_away(come: Meeting, address: Address) -> None:
+def test_many_foreign_connections_are_closed(come: Meeting, address: Address) -> None:
     first = come(0)
     with contextlib.ExitStack() as opened:
         oldest = opened.enter_context(connection(address))
@@ -203,12 +207,12 @@ def test_many_strangers_are_sent_away(come: Meeting, address: Address) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_who_does_not_come_is_named_in_time(come: Meeting, address: Address, rank: int) -> None:
+def test_a_process_that_does_not_connect_is_named_in_time(come: Meeting, address: Address, rank: int) -> None:
     with pytest.raises(KdtrainError, match=f"process {1 - rank} .*{address[0]}:{address[1]} within 0.3 s"):
         come(rank, limit=0.3).result(5)
 
 
-def test_those_who_have_come_are_told_who_has_not(come: Meeting) -> None:
+def test_connected_processes_are_sent_the_rank_that_is_missing(come: Meeting) -> None:
     first, second = come(0, size=3, limit=0.5), come(1, size=3)
     for future in (first, second):
         with pytest.raises(KdtrainError, match="process 2"):
@@ -253,7 +257,7 @@ def test_the_same_number_twice_is_refused(come: Meeting) -> None:
             future.result(5)
 
 
-def test_who_was_started_again_may_come_again(come: Meeting, address: Address) -> None:
+def test_a_process_that_ended_may_be_started_again(come: Meeting, address: Address) -> None:
     first = come(0, size=3)
     hello = json.dumps({"rank": 1, "size": 3, "facts": FACTS}).encode() + b"\n"
     with connection(address) as killed:
@@ -263,7 +267,7 @@ def test_who_was_started_again_may_come_again(come: Meeting, address: Address) -
     assert [future.result().rank for future in futures] == [0, 1, 2]
 
 
-def test_a_port_that_is_taken_is_said(come: Meeting, address: Address) -> None:
+def test_a_taken_port_is_named(come: Meeting, address: Address) -> None:
     with (
         socket.create_server(address),
         pytest.raises(UsageError, match=f"{address[1]} .*Address already in use"),
@@ -272,12 +276,12 @@ def test_a_port_that_is_taken_is_said(come: Meeting, address: Address) -> None:
 
 
 @pytest.mark.parametrize("host", ["203.0.113.9", "no.such.host.invalid"])
-def test_an_address_of_no_machine_here_is_said(host: str) -> None:
+def test_an_unusable_address_is_named(host: str) -> None:
     with pytest.raises(UsageError, match=host):
         join_group(0, 2, (host, 29500), FACTS, limit=0.3)
 
 
-def test_another_service_at_the_port_is_said(come: Meeting, address: Address) -> None:
+def test_another_service_at_the_port_is_named(come: Meeting, address: Address) -> None:
     with socket.create_server(address) as server:
 
         def answer() -> None:
