@@ -1,4 +1,4 @@
-"""``python -m kdtrain``."""
+"""The entry point of ``python -m kdtrain``."""
 
 from kdtrain.cli import process
 

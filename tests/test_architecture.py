@@ -85,6 +85,27 @@ def test_no_imports_go_round_in_circles() -> None:
     assert not left, "these files import each other"
 
 
+@pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)
+def test_a_module_title_is_a_noun_phrase(path: Path) -> None:
+    title = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    questions = ("What", "How", "Whether", "Which", "Who", "From", "When", "Where")
+    verbs = (
+        "Carries",
+        "Finds",
+        "Has",
+        "Makes",
+        "Prints",
+        "Puts",
+        "Raises",
+        "Reads",
+        "Runs",
+        "Starts",
+        "Writes",
+    )
+    assert title
+    assert title.split()[0] not in questions + verbs
+
+
 @pytest.mark.parametrize("path", PACKAGE, ids=name_of)
 def test_the_package_imports_no_plugin(path: Path) -> None:
     roots = {module.partition(".")[0] for module, _ in imports(path)}

@@ -1,4 +1,4 @@
-"""``kdtrain bench``."""
+"""The command ``kdtrain bench``: accuracy and latency of models, side by side."""
 
 from __future__ import annotations
 

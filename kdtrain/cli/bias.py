@@ -1,4 +1,4 @@
-"""``kdtrain bias``."""
+"""The command ``kdtrain bias``: raised biases for classes that a student was trained without."""
 
 from __future__ import annotations
 

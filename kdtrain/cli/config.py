@@ -1,4 +1,4 @@
-"""``kdtrain config``."""
+"""The command ``kdtrain config``: the resolved settings as a TOML file."""
 
 from __future__ import annotations
 

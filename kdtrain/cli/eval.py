@@ -1,4 +1,4 @@
-"""``kdtrain eval``."""
+"""The command ``kdtrain eval``: the figures of one model on a test set."""
 
 from __future__ import annotations
 

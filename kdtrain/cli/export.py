@@ -1,4 +1,4 @@
-"""``kdtrain export``."""
+"""The command ``kdtrain export``: a checkpoint as an ONNX file."""
 
 from __future__ import annotations
 

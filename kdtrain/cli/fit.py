@@ -1,4 +1,4 @@
-"""The command ``kdtrain fit``."""
+"""The command ``kdtrain fit``: one training run, a chain of them, or a comparison."""
 
 from __future__ import annotations
 

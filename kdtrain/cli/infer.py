@@ -1,4 +1,4 @@
-"""``kdtrain infer``."""
+"""The command ``kdtrain infer``: the classes of single images, with a drawing of the probabilities."""
 
 from __future__ import annotations
 

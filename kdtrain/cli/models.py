@@ -1,4 +1,4 @@
-"""``kdtrain models``."""
+"""The command ``kdtrain models``: networks with their parameters and multiply-adds."""
 
 from __future__ import annotations
 

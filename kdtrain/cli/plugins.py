@@ -1,4 +1,4 @@
-"""``kdtrain plugins``."""
+"""The command ``kdtrain plugins``: the installed plugins and their options."""
 
 from __future__ import annotations
 

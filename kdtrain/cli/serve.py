@@ -1,4 +1,4 @@
-"""``kdtrain serve``."""
+"""The command ``kdtrain serve``: the HTTP service of an exported model."""
 
 from __future__ import annotations
 

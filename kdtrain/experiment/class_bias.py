@@ -1,4 +1,4 @@
-"""Raises the biases of classes that a student was trained without.
+"""The biases of classes that a student was trained without, and the shift that raises them.
 
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 3: a student that
 learns a class from soft labels only recognises it, but predicts it too rarely. One number, added to

@@ -1,4 +1,4 @@
-"""Runs the fuzzer's targets, two at a time, and prints what came of it as Markdown."""
+"""The command ``scripts/fuzz``: its targets, two at a time, and their results as Markdown."""
 
 from __future__ import annotations
 

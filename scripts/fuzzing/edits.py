@@ -1,4 +1,4 @@
-"""Changes to what a file means, rather than to its bytes: those that a checksum would give away."""
+"""Edits of a file's meaning rather than of its bytes, which a checksum would detect."""
 
 from __future__ import annotations
 

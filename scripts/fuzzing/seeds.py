@@ -1,4 +1,4 @@
-"""What the fuzzer starts from: small, valid files of every kind."""
+"""The seeds of the fuzzer: small, valid files of every kind."""
 
 from __future__ import annotations
 

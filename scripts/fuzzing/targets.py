@@ -1,4 +1,4 @@
-"""Every place where kdtrain reads what somebody else wrote: seeds, and what is done with an input."""
+"""The targets of the fuzzer: every place where kdtrain reads a file that somebody else wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process of the fuzzer: runs a target on input after input, and notes what must not happen."""
+"""One process of the fuzzer: a target that runs on input after input, and records its violations."""
 
 from __future__ import annotations
 
