@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kdtrain.errors import KdtrainError, UsageError, one_line
+from kdtrain.errors import KdtrainError, UsageError, one_line, unknown_name_message
 from kdtrain.runtime.locations import display_path, missing_path_text
 
 _PLUGINS = "kdtrain_plugins"
@@ -22,6 +23,38 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _KDTRAIN = os.path.join(_PACKAGE, "")
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
 _LIBRARIES = {"matplotlib", "numpy", "oneflow", "scipy", "tensorboardX", "tqdm"}  # called by user code
+
+
+def load_callable(spec: str, kind: str, noun: str, asked: str) -> Callable[..., Any]:
+    """Imports the file or module of ``FILE.py:NAME`` or ``MODULE:NAME``; returns its function or class NAME.
+
+    Args:
+        spec: the file or module, and the name.
+        kind: what a file holds, as for ``import_file``.
+        noun: what NAME is, in one word, such as ``factory``.
+        asked: the flag and value that hold ``spec``, for an error to begin with.
+
+    Raises:
+        UsageError: there is no such file or name, or the name is not callable.
+        KdtrainError: the file or module cannot be imported.
+    """
+    place, _, name = spec.rpartition(":")
+    if place.endswith(".py"):
+        module = import_file(Path(place), kind, asked)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except (Exception, SystemExit) as error:
+            raise import_failure(f"{asked}: {place}", error) from error
+    value: Callable[..., Any] | None = getattr(module, name, None)
+    if callable(value):
+        return value
+    options = [
+        key
+        for key, option in vars(module).items()
+        if callable(option) and getattr(option, "__module__", None) == module.__name__
+    ]
+    raise UsageError(f"{asked}: {unknown_name_message(noun, name, options)}")
 
 
 def import_file(path: Path, kind: str, asked: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""A user's Python file is imported in the same way for plugins, networks and data."""
+"""User code: a function or class from a file or a module, and errors that name what is wrong in it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from kdtrain.data.datasets import load_dataset
+from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.models.registry import build_model
+from kdtrain.runtime.user_code import load_callable
 
 SOURCE = """
 from __future__ import annotations
@@ -53,3 +55,50 @@ def test_a_file_may_define_dataclasses_with_postponed_annotations(
     file = tmp_path / "mine.py"
     file.write_text(SOURCE)
     assert load(f"{file}:{name}") == expected
+
+
+FILE = """
+class Box:
+    size = 3
+
+def make():
+    return Box()
+
+number = 1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "broken.py").write_text("\n1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(spec: str) -> object:
+    return load_callable(spec, "box", "maker", f"--box {spec}")()
+
+
+def test_a_function_of_a_file_or_of_a_module_is_returned(folder: Path) -> None:
+    assert getattr(load("mine.py:make"), "size", None) == 3
+    assert getattr(load(f"{folder}/mine.py:Box"), "size", None) == 3
+    assert load("collections:OrderedDict") == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "expected"),
+    [
+        ("mine.py:mak", UsageError, "maker 'mak' (did you mean 'make'?); there are: Box, make."),
+        ("mine.py:number", UsageError, "maker 'number'"),
+        ("other.py:make", UsageError, "other.py (looked for at /"),
+        ("broken.py:make", KdtrainError, "broken.py, line 2, cannot be imported: ZeroDivisionError"),
+        ("no_such_module:make", KdtrainError, "no_such_module cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_code_that_cannot_be_loaded_is_named(
+    folder: Path, spec: str, kind: type[KdtrainError], expected: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        load(spec)
+    assert expected in str(caught.value)
