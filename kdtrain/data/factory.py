@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from kdtrain.data.checks import assemble, check_classes
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.npz import ARRAYS, too_many
-from kdtrain.errors import DataError, KdtrainError, UsageError, one_line, unknown_name_message
+from kdtrain.errors import DataError, KdtrainError, UsageError, one_line
 from kdtrain.runtime.limits import MOST_PIXELS
-from kdtrain.runtime.user_code import import_failure, import_file, with_source_line
+from kdtrain.runtime.user_code import load_callable, with_source_line
 
 
 def load_factory(spec: str) -> Dataset:
@@ -35,12 +32,9 @@ def load_factory(spec: str) -> Dataset:
     """
     target, _, name = spec.rpartition(":")
     asked = f"--dataset {spec}"
-    is_file = target.endswith(".py")
-    module = import_file(Path(target), "data set", asked) if is_file else _import_module(target, asked)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        functions = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise UsageError(f"{asked}: {unknown_name_message('function', name, functions)}")
+    if not target.endswith(".py"):
+        _check_module(target, asked)
+    factory = load_callable(spec, "data set", "function", asked)
     try:
         result = factory()
     except KdtrainError:
@@ -56,10 +50,11 @@ def load_factory(spec: str) -> Dataset:
     return assemble(spec, arrays, sources, check_classes(result.get("classes"), f"classes of {spec}"))
 
 
-def _import_module(target: str, asked: str) -> ModuleType:
+def _check_module(target: str, asked: str) -> None:
+    """Raises UsageError if there is no module ``target``."""
     try:
         exists = all(target.split(".")) and importlib.util.find_spec(target) is not None
-    except ModuleNotFoundError:  # its package does not exist
+    except ModuleNotFoundError:  # a package that contains it is missing
         exists = False
     except (Exception, SystemExit) as error:
         raise KdtrainError(f"{asked}: {target} cannot be found: {one_line(error)}.") from error
@@ -67,7 +62,3 @@ def _import_module(target: str, asked: str) -> ModuleType:
         raise UsageError(
             f"{asked}: there is no module {target!r} to import. To name a file, write FILE.py:FACTORY."
         )
-    try:
-        return importlib.import_module(target)
-    except (Exception, SystemExit) as error:
-        raise import_failure(f"{asked}: {target}", error) from error

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from kdtrain.errors import KdtrainError, UsageError, one_line, size_text, unknown_name_message
+from kdtrain.errors import KdtrainError, UsageError, one_line, size_text
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import missing_path_text
-from kdtrain.runtime.user_code import import_failure, import_file, with_source_line
+from kdtrain.runtime.user_code import load_callable, with_source_line
 
 
 def check_factory(arch: str) -> None:
@@ -40,7 +38,8 @@ def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> 
         KdtrainError: its file or module cannot be imported.
     """
     check_factory(arch)
-    model = _call(arch, "the factory", _factory(arch), image_shape, num_classes)
+    factory = load_callable(arch, "network", "factory", f"the architecture {arch}")
+    model = _call(arch, "the factory", factory, image_shape, num_classes)
     if not isinstance(model, flow.nn.Module):
         raise UsageError(f"the architecture {arch}: its factory returned {_kind(model)}, not an nn.Module.")
     training = model.training
@@ -58,27 +57,6 @@ def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> 
 
 def _parts(arch: str) -> tuple[str, str, str]:
     return arch.rpartition(":") if ":" in arch else (arch, "", "")
-
-
-def _factory(arch: str) -> Any:
-    place, _, name = _parts(arch)
-    asked = f"the architecture {arch}"
-    if place.endswith(".py"):
-        module = import_file(Path(place), "network", asked)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except (Exception, SystemExit) as error:
-            raise import_failure(f"{asked}: {place}", error) from error
-    factory: Any = getattr(module, name, None)
-    if not callable(factory):
-        factories = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
-        raise UsageError(f"{asked}: {unknown_name_message('factory', name, factories)}")
-    return factory
 
 
 def _call(arch: str, what: str, function: Callable[..., Any], *arguments: object) -> Any:
