@@ -1,16 +1,13 @@
-"""The flags of every command, and those that commands share."""
+"""Flags that several commands share, and the check of their numbers."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from pathlib import Path
 
-from kdtrain.cli.flag_types import choice, number, whole_number
-from kdtrain.cli.setting_flags import add_setting_flag, add_setting_flags
+from kdtrain.cli.flag_types import choice
+from kdtrain.cli.setting_flags import add_setting_flag
 from kdtrain.errors import UsageError, clipped
-from kdtrain.experiment.config import DATA_SETS, DEVICES, MODE_CHOICES, FitConfig, flag_of
-from kdtrain.runtime.limits import IMAGES_AT_ONCE
+from kdtrain.experiment.config import DATA_SETS, DEVICES, FitConfig, flag_of
 from kdtrain.runtime.value_checks import Check
 
 Parser = argparse.ArgumentParser
@@ -24,10 +21,7 @@ def check_flags(options: argparse.Namespace, **checks: Check) -> None:
             raise UsageError(f"{flag_of(name)} is {clipped(value)}: it {demand}.")
 
 
-# ------------------------------------------------------------------------------------------ shared flags
-
-
-def _data_flags(parser: Parser) -> None:
+def data_flags(parser: Parser) -> None:
     """Adds the flags that say which data a model is tested on."""
     parser.add_argument(
         "--arch",
@@ -45,294 +39,19 @@ def _data_flags(parser: Parser) -> None:
     add_setting_flag(parser, "skip_corrupt", default=False)
 
 
-def _device_flag(parser: Parser) -> None:
+def device_flag(parser: Parser) -> None:
+    """Adds ``--device``."""
     add_setting_flag(parser, "device", default=FitConfig.device, **choice(*DEVICES))
 
 
-def _model_folder_flag(parser: Parser) -> None:
+def model_folder_flag(parser: Parser) -> None:
+    """Adds ``--model-save-dir`` for commands that read models."""
     default = FitConfig().models
     add_setting_flag(
         parser, "model_save_dir", default=default, help=f"folder of the trained models [{default}]"
     )
 
 
-def _json_flag(parser: Parser, what: str) -> None:
+def json_flag(parser: Parser, what: str) -> None:
+    """Adds ``--json``, which prints ``what``."""
     parser.add_argument("--json", action="store_true", help=f"print {what} in place of text")
-
-
-# ------------------------------------------------------------------------------------ flags by command
-
-
-def _fit(parser: Parser) -> None:
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        nargs="?",
-        const=Path(),
-        default=argparse.SUPPRESS,
-        metavar="RUN_DIR",
-        help="continue an interrupted run [the latest run of the mode in the log directory]",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="try the fit on two batches, in seconds, and leave no file",
-    )
-    _config(parser)
-
-
-def _config(parser: Parser) -> None:
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="read settings from a TOML file; a flag on the command line replaces its setting",
-    )
-    add_setting_flags(parser)
-
-
-def _eval(parser: Parser) -> None:
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="a .safetensors file, a OneFlow checkpoint directory, or an .onnx file from `kdtrain export`",
-    )
-    _data_flags(parser)
-    _device_flag(parser)
-    _json_flag(parser, "one JSON object")
-
-
-def _bias(parser: Parser) -> None:
-    parser.add_argument(
-        "run",
-        type=Path,
-        metavar="RUN_DIR",
-        help="run directory of a student that was trained with `kdtrain fit --omit-class`",
-    )
-    parser.add_argument(
-        "--by",
-        **choice("transfer", "validation", "labels"),
-        default="validation",
-        help="what the biases are fitted to: the teacher's mean probability of these classes on the "
-        "student's training images (transfer) or on the validation images (validation), or the labels of "
-        "the validation images (labels) [validation]",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="checkpoint to write [RUN_DIR/checkpoints/bias_BY.safetensors]",
-    )
-    _device_flag(parser)
-    _json_flag(parser, "one JSON object")
-
-
-def _infer(parser: Parser) -> None:
-    parser.add_argument(
-        "images",
-        nargs="*",
-        type=Path,
-        metavar="IMAGE",
-        help="image files to classify; for a model of MNIST, photos or scans of one digit each",
-    )
-    parser.add_argument(
-        "--picture-index",
-        type=whole_number,
-        metavar="N",
-        help="classify image N of the test set, counted from 0, in place of files",
-    )
-    parser.add_argument(
-        "--model-type",
-        **choice(*(mode for mode in MODE_CHOICES if mode != "compare")),
-        default="student_kd",
-        help="mode of the trained model to use [student_kd]",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        "--model-load-dir",
-        type=Path,
-        metavar="FILE",
-        help="use this model in place of a trained one: a .safetensors file, a OneFlow checkpoint "
-        "directory, or an .onnx file from `kdtrain export`",
-    )
-    _model_folder_flag(parser)
-    parser.add_argument(
-        "--temperature",
-        type=number,
-        default=10.0,
-        metavar="T",
-        help="temperature, above 0, of the softened probabilities in the third panel of the figure [10]",
-    )
-    parser.add_argument(
-        "--image-save-dir", type=Path, metavar="DIR", help="folder for the figures [logs/images]"
-    )
-    parser.add_argument(
-        "--image-save-name",
-        type=Path,
-        metavar="FILE",
-        help="file name of the figure, in --image-save-dir if that is given [MODEL_IMAGE.png]",
-    )
-    _data_flags(parser)
-    _device_flag(parser)
-    _json_flag(parser, "a JSON list")
-
-
-def _export(parser: Parser) -> None:
-    parser.description = (
-        "Write a checkpoint as an ONNX file that runs without oneflow. Before the file gets its name, "
-        "onnxruntime must give oneflow's predictions for every test image. The file's input `pixels` takes "
-        "images with values from 0 to 255."
-    )
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="a .safetensors file, or a OneFlow checkpoint directory",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file to write [CHECKPOINT with the ending .onnx]"
-    )
-    parser.add_argument(
-        "--normalized-input",
-        action="store_true",
-        help="leave the normalisation out of the file: its input is then called `inputs`, and takes "
-        "normalised images",
-    )
-    parser.add_argument(
-        "--quantize",
-        **choice("int8"),
-        help="also write FILE.int8.onnx, in 8-bit integers, calibrated on training images [not written]",
-    )
-    parser.add_argument(
-        "--calibration-images",
-        type=whole_number,
-        default=512,
-        metavar="N",
-        help="number of training images that --quantize calibrates with [512]",
-    )
-    parser.add_argument(
-        "--seed",
-        type=whole_number,
-        default=0,
-        metavar="N",
-        help="seed of the choice of calibration images [0]",
-    )
-    _data_flags(parser)
-
-
-def _bench(parser: Parser) -> None:
-    parser.description = (
-        "Compare models, checkpoints as well as .onnx files: size, accuracy on the test set, latency of one "
-        "image, and throughput in batches. Every model has a turn in every round, so a disturbance of the "
-        "machine affects all of them."
-    )
-    parser.add_argument(
-        "models", nargs="*", type=Path, metavar="MODEL", help="model files [all in the model folder]"
-    )
-    _model_folder_flag(parser)
-    parser.add_argument(
-        "--rounds", type=whole_number, default=20, metavar="N", help="number of rounds of measurements [20]"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=whole_number,
-        default=IMAGES_AT_ONCE,
-        metavar="N",
-        help=f"images per batch when throughput is measured [{IMAGES_AT_ONCE}]",
-    )
-    parser.add_argument(
-        "--threads",
-        type=whole_number,
-        default=1,
-        metavar="N",
-        help="threads of onnxruntime; oneflow always has one [1]",
-    )
-    _data_flags(parser)
-    _json_flag(parser, "a JSON list")
-
-
-def _serve(parser: Parser) -> None:
-    parser.description = (
-        "Serve an exported model over HTTP: a page to draw a digit on or to drop an image file on, and an "
-        "endpoint, POST /predict. Needs no oneflow."
-    )
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="a file from `kdtrain export`")
-    parser.add_argument(
-        "--teacher",
-        type=Path,
-        metavar="FILE",
-        help="a second file from `kdtrain export`, whose predictions are shown beside the model's",
-    )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on [127.0.0.1: only this machine can connect]",
-    )
-    parser.add_argument(
-        "--port",
-        type=whole_number,
-        default=8000,
-        metavar="N",
-        help="TCP port to listen on; 0 takes any free one [8000]",
-    )
-    parser.add_argument(
-        "--max-body", type=number, default=10.0, metavar="MB", help="largest request body in megabytes [10]"
-    )
-    parser.add_argument(
-        "--rate", type=number, default=30.0, metavar="N", help="requests per second for each client [30]"
-    )
-
-
-def _models(parser: Parser) -> None:
-    parser.description = (
-        "List networks with their trainable parameters and their multiply-adds for one image. Only "
-        "multiply-adds of linear layers and convolutions are counted; there are twice as many FLOPs."
-    )
-    parser.add_argument(
-        "archs",
-        nargs="*",
-        metavar="ARCH",
-        help="networks to list: names, MODULE:FACTORY or FILE.py:FACTORY, or patterns such as "
-        "'flowvision:resnet*' [kdtrain's own]",
-    )
-    parser.add_argument(
-        "--dataset",
-        default="mnist",
-        metavar="NAME",
-        help="data set whose image shape and number of classes the networks are built for [mnist]",
-    )
-    add_setting_flag(parser, "data_dir", default=None)
-    parser.add_argument(
-        "--image-shape",
-        metavar="C,H,W",
-        help="channels, height and width in pixels, in place of a data set's; with 10 classes. "
-        "Such as 3,32,32",
-    )
-    _json_flag(parser, "a JSON list")
-
-
-def _plugins(parser: Parser) -> None:
-    _json_flag(parser, "a JSON list")
-
-
-def _doctor(parser: Parser) -> None:
-    """``kdtrain doctor`` has no flags of its own."""
-
-
-FLAGS: dict[str, Callable[[Parser], None]] = {
-    "fit": _fit,
-    "eval": _eval,
-    "bias": _bias,
-    "infer": _infer,
-    "export": _export,
-    "bench": _bench,
-    "serve": _serve,
-    "models": _models,
-    "plugins": _plugins,
-    "config": _config,
-    "doctor": _doctor,
-}
-"""The function that adds a command's flags to its parser."""

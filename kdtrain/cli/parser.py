@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kdtrain._version import __version__
-from kdtrain.cli.flags import FLAGS
+from kdtrain.cli.command_flags import FLAGS
 from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 
