@@ -1,4 +1,4 @@
-"""What may import what, and how large things may grow."""
+"""The order of rooms, other rules for imports, and limits of the length of files and functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOMS = [
 ]
 """Each may import those before it."""
 MOST_LINES = 400
-"""A question, not a wall: raise it for one idea that is longer, and split two ideas that are not."""
+"""Raise it for a longer file that holds one idea; split a file that holds two."""
 MOST_LINES_OF_A_FUNCTION = 40
 
 

@@ -1,4 +1,4 @@
-"""What constraints.txt promises: exactly the versions that are tested, all of them and no other."""
+"""constraints.txt: it pins the versions that are installed and tested, all of them and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kdtrain fit`` for one network: what it prints, what it leaves behind, what it starts from."""
+"""``kdtrain fit`` for one network: its output, its files, its teacher and its errors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,9 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model, load_tensors
-from tests.cli.conftest import (
-    EPOCH,
-    LOGDIR,
-    MODES,
-    CallKdtrain,
-    Fitted,
-    assert_explained,
-    untrained_teacher,
-)
-from tests.tools import files_in
+from tests.cli.conftest import EPOCH, LOGDIR, MODES, CallKdtrain, Fitted, assert_explained, untrained_teacher
+from tests.runs import metrics
+from tests.tools import files_in, read_result
 
 ONE_EPOCH = ("--val-size", "300", "--epochs", "1", "--batch-size", "64")
 
@@ -33,13 +26,13 @@ def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: s
     assert finished.returncode == 0
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in finished.stdout.splitlines())
     assert list(rows) == ["test accuracy", "cross-entropy", "parameters", "seconds", "best weights"]
-    test = json.loads((fitted.run(mode) / "result.json").read_text())["test"]
+    test = read_result(fitted.run(mode))["test"]
     assert rows["test accuracy"] == f"{test['accuracy']:.2%} ({test['errors']} errors in 300)"
     assert float(rows["cross-entropy"]) == pytest.approx(test["cross_entropy"], abs=1e-4)
     assert (fitted.folder / rows["best weights"]).samefile(fitted.run(mode) / "checkpoints/best.safetensors")
     lines = finished.stderr.splitlines()
     if mode == "student_kd":
-        assert lines.pop(0) == f"The teacher is {LOGDIR}/models/teacher.safetensors."
+        assert f"{LOGDIR}/models/teacher.safetensors" in lines.pop(0)
     epochs = [EPOCH.fullmatch(line) for line in lines]
     assert [match and match.groups() for match in epochs] == [(mode, str(n), "3") for n in (1, 2, 3)]
 
@@ -52,15 +45,15 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     assert files == {
         "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints
     }  # fmt: skip
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in metrics] == [1, 2, 3]
+    rows = metrics(run)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     losses = {"loss/task", "loss/total"} | ({"loss/kd"} if mode == "student_kd" else set())
-    assert {name for name in metrics[0] if name.startswith("loss/")} == losses
-    result = json.loads((run / "result.json").read_text())
+    assert {name for name in rows[0] if name.startswith("loss/")} == losses
+    result = read_result(run)
     assert (result["status"], result["reason"], result["epochs"]) == ("completed", None, 3)
-    assert result["steps"] == metrics[-1]["step"] == 3 * 19  # 1,200 images in batches of 64
+    assert result["steps"] == rows[-1]["step"] == 3 * 19  # 1,200 images in batches of 64
     assert (result["mode"], result["seed"]) == (mode, 0)
-    best = max(metrics, key=lambda row: (row["eval/accuracy"], row["epoch"]))
+    best = max(rows, key=lambda row: (row["eval/accuracy"], row["epoch"]))
     assert result["best"] == {name: best[name] for name in result["best"]}
     assert load_tensors(run / "checkpoints/last.safetensors")[1]["end"]["epoch"] == 3
 
@@ -72,7 +65,7 @@ def test_figures_are_those_of_the_saved_model(fitted: Fitted, mode: str, call_kd
     evaluated = json.loads(
         call_kdtrain("eval", best, "--data-dir", fitted.flags[1], "--json", cwd=fitted.folder).stdout
     )
-    test = json.loads((fitted.run(mode) / "result.json").read_text())["test"]
+    test = read_result(fitted.run(mode))["test"]
     assert test == {
         "accuracy": evaluated["accuracy_fraction"],
         "cross_entropy": pytest.approx(evaluated["cross_entropy_nats"], rel=1e-6),
@@ -142,10 +135,11 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
 ) -> None:
     words = ("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH, "--model-save-dir", "best")
     first = call_kdtrain(*words, cwd=tmp_path)
-    assert first.stderr.splitlines()[0] == "There is no teacher for tiles in best yet: training one first."
-    assert [line.split()[0] for line in first.stderr.splitlines()[1:]] == ["teacher", "student_kd"]
+    note, *epochs = first.stderr.splitlines()
+    assert "tiles" in note
+    assert [line.split()[0] for line in epochs] == ["teacher", "student_kd"]
     second = call_kdtrain(*words, cwd=tmp_path)
-    assert second.stderr.splitlines()[0] == "The teacher is best/teacher.safetensors."
+    assert "best/teacher.safetensors" in second.stderr.splitlines()[0]
     assert not (tmp_path / "logs/teacher").exists()
     best = [tmp_path / f"logs/student_kd/version_{n}/checkpoints/best.safetensors" for n in (0, 1)]
     assert best[0].read_bytes() == best[1].read_bytes()
@@ -159,12 +153,12 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
 @pytest.mark.parametrize(
     ("kind", "sides"),
     [
-        ("other architecture", ("is a student_mlp", "--teacher-arch is teacher_cnn")),
-        ("other classes", ("10 classes", "tiles has 4")),
-        ("other images", ("images of 1x12x12", "those of digits are 1x28x28")),
-        ("other weights", ("conv1.weight", "do not fit")),
-        ("no checkpoint", ("notes.txt", "not a checkpoint")),
-        ("nothing", ("there is no checkpoint", "nothing.safetensors")),
+        ("other architecture", ("student_mlp", "--teacher-arch", "teacher_cnn")),
+        ("other classes", ("10 classes", "tiles", "4")),
+        ("other images", ("1x12x12", "digits", "1x28x28")),
+        ("other weights", ("conv1.weight",)),
+        ("no checkpoint", ("notes.txt",)),
+        ("nothing", ("nothing.safetensors",)),
     ],
 )
 def test_unfit_teacher_is_refused_before_any_work(
@@ -208,7 +202,7 @@ def test_damaged_teacher_in_the_model_directory_is_refused_too(
     (tmp_path / "logs/models").mkdir(parents=True)
     (tmp_path / "logs/models/teacher.safetensors").write_text("Teach them well.")
     finished = call_kdtrain("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH, cwd=tmp_path)
-    assert_explained(finished, 1, "logs/models/teacher.safetensors", "not a checkpoint")
+    assert_explained(finished, 1, "logs/models/teacher.safetensors")
     assert not (tmp_path / "logs/student_kd").exists()
 
 
@@ -219,13 +213,14 @@ def test_early_stopping_ends_the_run_and_says_why(
     finished = call_kdtrain(*words, "--early-stopping", "1", cwd=tmp_path)
     assert finished.returncode == 0
     run = tmp_path / "logs/student/version_0"
-    result = json.loads((run / "result.json").read_text())
-    accuracies = [
-        json.loads(line)["eval/accuracy"] for line in (run / "metrics.jsonl").read_text().splitlines()
-    ]
+    result = read_result(run)
+    accuracies = [row["eval/accuracy"] for row in metrics(run)]
     assert result["status"] == "stopped"
     assert result["epochs"] == len(accuracies) < 40
     assert accuracies[-1] <= max(accuracies[:-1])
-    assert result["reason"] == f"no better eval/accuracy for an epoch (best {max(accuracies):.4f})"
+    assert "eval/accuracy" in result["reason"]
+    assert f"{max(accuracies):.4f}" in result["reason"]
     *_, last = finished.stderr.splitlines()
-    assert last == f"student: stopped after epoch {len(accuracies)}: {result['reason']}"
+    assert last.startswith("student: ")
+    assert f"epoch {len(accuracies)}" in last
+    assert result["reason"] in last

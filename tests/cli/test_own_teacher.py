@@ -1,4 +1,4 @@
-"""``student_kd`` without a teacher trains one first, as a part of the run: both resume as a whole."""
+"""``student_kd`` without a teacher trains one first, as a part of the run; both resume together."""
 
 from __future__ import annotations
 

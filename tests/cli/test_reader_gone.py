@@ -1,8 +1,7 @@
-"""``fit 2>&1 | head`` and the like: only the output stops; the fit goes on to its end."""
+"""``fit 2>&1 | head``: a closed pipe stops the output, and the fit goes on to its end."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import Fitted
 from tests.runs import metrics
-from tests.tools import ROOT
+from tests.tools import ROOT, read_result
 
 FAILS = """
 from kdtrain import Callback
@@ -24,7 +23,7 @@ class Fails(Callback):
 
 
 def read_some(lines: int, *words: str | Path, cwd: Path) -> tuple[int, list[str]]:
-    """Runs kdtrain with one pipe for stdout and stderr, of which so many lines are read."""
+    """Runs kdtrain with one pipe for stdout and stderr; so many lines of it are read before it is closed."""
     read, write = os.pipe()
     command = [sys.executable, "-m", "kdtrain", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -40,11 +39,7 @@ def read_some(lines: int, *words: str | Path, cwd: Path) -> tuple[int, list[str]
 
 @pytest.mark.parametrize(
     ("mode", "lines", "flags"),
-    [
-        ("student", 0, ()),
-        ("student_kd", 1, ()),
-        ("student", 1, ("--nproc-per-node", "2")),
-    ],
+    [("student", 0, ()), ("student_kd", 1, ()), ("student", 1, ("--nproc-per-node", "2"))],
 )
 def test_the_fit_goes_on_and_its_files_are_complete(
     mode: str, lines: int, flags: tuple[str, ...], fitted: Fitted, tmp_path: Path
@@ -54,7 +49,7 @@ def test_the_fit_goes_on_and_its_files_are_complete(
     assert code == 0
     assert all(seen)
     run = tmp_path / "logs" / mode / "version_0"
-    assert json.loads((run / "result.json").read_text())["status"] == "completed"
+    assert read_result(run)["status"] == "completed"
     assert len(metrics(run)) == 3
     if not flags:
         assert metrics(run) == metrics(fitted.run(mode))
@@ -66,5 +61,4 @@ def test_a_fit_that_fails_still_fails(fitted: Fitted, tmp_path: Path) -> None:
     words = ("fit", "--mode", "student", *fitted.flags, "--plugin", "mine.py:Fails")
     code, _ = read_some(0, *words, cwd=tmp_path)
     assert code == 1
-    result = json.loads((tmp_path / "logs/student/version_0/result.json").read_text())
-    assert "mine.py:Fails, line 6" in result["reason"]
+    assert "mine.py:Fails, line 6" in read_result(tmp_path / "logs/student/version_0")["reason"]

@@ -1,4 +1,4 @@
-"""A fit that stands in C code: Ctrl-C ends it within 5 s, and --stall-timeout does without anybody."""
+"""A fit that hangs in C code: SIGINT ends it within 5 s, and --stall-timeout ends it by itself."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_plugin(folder: Path, where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["in_hook", "in_module"])
-def test_one_ctrl_c_ends_a_fit_that_stands_in_c_code(fitted: Fitted, tmp_path: Path, where: str) -> None:
+def test_one_ctrl_c_ends_a_fit_that_hangs_in_c_code(fitted: Fitted, tmp_path: Path, where: str) -> None:
     write_plugin(tmp_path, where)
     words = ("--mode", "student", "--plugin", "stuck.py:Stuck", *fitted.flags)
     finished = signal_when_ready(tmp_path, signal.SIGINT, lambda pid: (tmp_path / "stuck").exists(), *words)

@@ -1,8 +1,8 @@
-"""Two machines train together: as one process does; and what befalls one of them, the other one says."""
+"""Fits on two machines: the result of one process, and errors that name the machine that was lost."""
 
 from __future__ import annotations
 
-import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import pytest
 from kdtrain.store.checkpoint import load_tensors
 from tests.conftest import RunKdtrain
 from tests.faults.machines import ADDRESSES, Fit, Machines, obstacle
-from tests.tools import files_in
+from tests.tools import files_in, read_result
 
 REASON = obstacle()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -54,15 +54,15 @@ def assert_ended(fit: Fit, peer: int, seconds: float) -> None:
 
 
 def status(fit: Fit) -> str:
-    return str(json.loads((fit.folder / RUN / "result.json").read_text())["status"])
+    return str(read_result(fit.folder / RUN)["status"])
 
 
 def assert_same_training(fit: Fit, alone: Path) -> None:
-    ours, _ = load_tensors(fit.folder / RUN / "checkpoints/last.safetensors")
-    theirs, _ = load_tensors(alone / RUN / "checkpoints/last.safetensors")
-    for name, array in theirs.items():
-        numbers = ours[name].astype(float), array.astype(float)
-        np.testing.assert_allclose(*numbers, rtol=1e-7, atol=1e-7)  # above 1, float32 has no finer steps
+    tensors, _ = load_tensors(fit.folder / RUN / "checkpoints/last.safetensors")
+    expected, _ = load_tensors(alone / RUN / "checkpoints/last.safetensors")
+    for name, array in expected.items():
+        # Above 1, float32 has no finer steps.
+        np.testing.assert_allclose(tensors[name].astype(float), array.astype(float), rtol=1e-7, atol=1e-7)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_stopped_process_ends_both_sides(
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_other_side_says_who_was_killed(
+def test_the_other_side_names_the_one_that_was_killed(
     machines: Machines, tmp_path: Path, tiles: Path, victim: int
 ) -> None:
     fits = train(machines, tmp_path, tiles)
@@ -122,7 +122,8 @@ def test_ctrl_c_ends_both_sides(machines: Machines, tmp_path: Path, tiles: Path)
     fits = train(machines, tmp_path, tiles)
     fits[1].signal(signal.SIGINT, "group")
     assert fits[1].wait(5) == 130
-    assert fits[1].said == ["kdtrain: interrupted."]  # no word of a folder that is no more
+    assert len(fits[1].said) == 1
+    assert "--resume" not in fits[1].said[0]  # rank 1 has no run directory
     assert_ended(fits[0], 1, 5)
     assert status(fits[0]) == "failed"
 
@@ -135,15 +136,13 @@ def test_ctrl_c_ends_a_side_that_waits_for_a_stopped_one(
     time.sleep(0.5)
     fits[0].signal(signal.SIGINT, "group")
     assert fits[0].wait(5) == 130
-    assert fits[0].said[0].startswith("kdtrain: interrupted.")
     assert status(fits[0]) == "interrupted"
 
 
-def test_a_killed_launcher_takes_its_process_along(machines: Machines, tmp_path: Path, tiles: Path) -> None:
+def test_a_killed_launcher_ends_its_process(machines: Machines, tmp_path: Path, tiles: Path) -> None:
     fits = train(machines, tmp_path, tiles, launcher=True)
     fits[0].process.kill()
     assert fits[0].wait(5) == -signal.SIGKILL
-    assert fits[0].said[0].startswith("kdtrain: terminated.")
     assert_ended(fits[1], 0, 5)
 
 
@@ -155,5 +154,6 @@ def test_different_settings_are_refused_on_both_sides(
     assert [fit.wait(20) for fit in fits] == [2, 1]
     for fit in fits:
         assert len(fit.said) == 1
-        assert f"--epochs is 3 in process 0, and 4 in process 1 ({ADDRESSES[1]})" in fit.said[0]
+        assert re.search(r"--epochs\b.*\b3\b.*\b4\b", fit.said[0])
+        assert ADDRESSES[1] in fit.said[0]
     assert files_in(fits[0].folder).keys() <= {"stdout", "stderr", "slow.py"}

