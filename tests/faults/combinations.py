@@ -1,4 +1,4 @@
-"""What is killed: every mode with every option, optimizer, schedule and augmentation, in small."""
+"""Small fits to be killed: every mode with every option, optimizer, schedule and augmentation."""
 
 from __future__ import annotations
 

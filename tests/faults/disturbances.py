@@ -1,4 +1,4 @@
-"""Interrupts and doubles runs: what a user does to them who kills nothing."""
+"""Disturbances of runs without SIGKILL: interrupts, and two fits at once."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ class Disturbances:
         ended = process.wait(timeout=30)
         seconds = time.monotonic() - began
         if ended == 0:
-            return  # it came too late
+            return  # the run had ended
         self.outcome.done[number.name] += 1
         self.slowest[number.name] = max(seconds, self.slowest.get(number.name, 0.0))
         assert seconds < _SECONDS_TO_END, f"{number.name} took {seconds:.1f} s"
         results = [json.loads(file.read_text()) for file in folder.rglob("result.json") if begun]
         status = {result["status"] for result in results}
-        if ended == -number:  # Python did not listen yet, or not any more
+        if ended == -number:  # before Python sets its handlers, or after it removes them
             assert status <= {"completed", "stopped"}, status
             return
         assert ended == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], f"exit code {ended}"

@@ -1,4 +1,4 @@
-"""Injects faults into real runs of kdtrain, and counts what was lost.
+"""Fault injection into real runs of kdtrain, with a count of what was lost.
 
 Every combination of mode and options in tests/faults/combinations.py is killed
 at random moments and resumed until it ends. What it leaves is compared bit for

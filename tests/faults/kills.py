@@ -1,4 +1,4 @@
-"""Kills a combination's runs again and again, each until it ends, and compares what is left."""
+"""Repeated SIGKILLs of a combination's runs, and the comparison with an undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where faults are injected: data, a teacher to be given, and undisturbed runs to compare with."""
+"""Data, a teacher and undisturbed runs, which fault injection compares with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATIENCE = 300.0  # seconds for a fit that takes a few
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nobody disturbed.
+    """An undisturbed run.
 
     Attributes:
         folder: where it was started.
@@ -37,7 +37,7 @@ class Reference:
 
 
 class Laboratory:
-    """Starts fits and says whether anything was lost."""
+    """Starts fits, and finds out whether anything was lost."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,7 +82,7 @@ class Laboratory:
         """Starts a combination's fit, or goes on with the one that has been begun in ``folder``."""
         run = self.run_of(combination)
         begun = (folder / run / "config.toml").exists() and not anew
-        if not begun and not anew:  # killed before anything was done: there is nothing to go on from
+        if not begun and not anew:  # killed before it wrote anything: there is nothing to resume
             shutil.rmtree(folder / run, ignore_errors=True)
         if begun:
             return start(folder, ["--resume", run], kill_at)

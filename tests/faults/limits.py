@@ -1,4 +1,4 @@
-"""Limits of time and memory around what a test does with a stranger's file."""
+"""Limits of time and memory for a test that reads a hostile file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOM = 6 << 30  # bytes of addresses; a process that takes more gets a MemoryEr
 
 @contextlib.contextmanager
 def limited(seconds: float = 10.0, megabytes: float = 500.0) -> Iterator[None]:
-    """Fails the test if its body waits, takes longer than ``seconds``, or more memory than ``megabytes``.
+    """Fails the test if its body takes longer than ``seconds``, or more memory than ``megabytes``.
 
     Memory is that of this process, beyond what it had before.
     """

@@ -15,7 +15,7 @@ from tests.tools import ROOT
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
 
-# Trains slowly, and tells which process trains on which rank.
+# Trains slowly, and writes the number of the process that trains.
 SLOW = """
 import os, time
 from pathlib import Path
@@ -41,7 +41,7 @@ class Fit:
 
     @property
     def said(self) -> list[str]:
-        """What the fit itself has said on stderr. OneFlow's launcher adds a traceback."""
+        """The fit's own lines on stderr, without the traceback that OneFlow's launcher adds."""
         lines = (self.folder / "stderr").read_text().splitlines()
         return [line for line in lines if line.startswith(("kdtrain: ", "Waiting "))]
 

@@ -1,4 +1,4 @@
-"""Cuts the cable between two machines that train together, stops and kills; prints what each side did.
+"""Trials of two machines that train together: cut cables, stopped and killed processes, Ctrl-C.
 
 ``scripts/netsplit`` runs it, as root; it ends with 1 if a promise was broken.
 """
@@ -77,7 +77,7 @@ FAULTS = (
 
 
 class Laboratory:
-    """A folder with data, and a run that nobody disturbed."""
+    """A folder with data, and an undisturbed run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Fits in processes of their own, and how they are killed."""
+"""Fits in processes of their own, and ways to kill them."""
 
 from __future__ import annotations
 
