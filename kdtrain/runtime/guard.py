@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import select
 import signal
 import socket
@@ -69,7 +68,7 @@ def run_guarded(work: Callable[[], None], heartbeat: Heartbeat) -> int:
     except Exception as error:
         if isinstance(error.__cause__, _PeerLostError):
             raise error.__cause__ from None  # the signal arrived in a hook, which is not at fault
-        text = re.sub(r"\x1b\[[0-9;]*m", "", error_text(error)).strip().partition("\n")[0]
+        text = error_text(error).strip().partition("\n")[0]
         _report({"text": f"failed: {text[:_TEXT]}"})
         raise
     return 0
