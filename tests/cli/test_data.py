@@ -138,9 +138,7 @@ def test_arrays_are_learnt_from_a_file_and_from_a_function(
     # A checkpoint cannot make us call a function.
     best = from_function.stdout.split()[-1]
     finished = call_kdtrain("eval", best, cwd=folder)
-    assert_explained(
-        finished, 2, "was trained on", f"say so with --dataset {folder}/save_stripes.py:stripes."
-    )
+    assert_explained(finished, 2, "was trained on", f"--dataset {folder}/save_stripes.py:stripes.")
     finished = call_kdtrain("eval", best, "--dataset", "save_stripes.py:stripes", "--json", cwd=folder)
     assert 100 * json.loads(finished.stdout)["accuracy_fraction"] == pytest.approx(from_file, abs=0.01)
 

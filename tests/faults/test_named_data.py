@@ -94,9 +94,9 @@ def test_nothing_is_opened_because_an_onnx_file_names_it(
 
 @pytest.mark.parametrize("model", [("safetensors", "folder:my pets; rm -rf ~")], indirect=True)
 def test_the_flag_that_names_the_data_can_be_copied(call_kdtrain: CallKdtrain, model: Path) -> None:
-    said = call_kdtrain("eval", model, cwd=model.parent).stderr
-    words = shlex.split(said.partition(" with ")[2].partition(". What")[0])
-    assert words == ["--dataset", "folder:my pets; rm -rf ~"]
+    stderr = call_kdtrain("eval", model, cwd=model.parent).stderr
+    flag = stderr[stderr.index("--dataset ") :].partition("\n")[0].rpartition(". ")[0]
+    assert shlex.split(flag) == ["--dataset", "folder:my pets; rm -rf ~"]
 
 
 @pytest.mark.parametrize("model", [("safetensors", "folder:gone")], indirect=True)
