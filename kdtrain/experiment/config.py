@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -320,6 +321,7 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+@functools.cache  # to read type hints takes some milliseconds
 def kind_of(name: str) -> tuple[type, bool]:
     """Returns a setting's type, without None, and whether it takes several values."""
     hint = typing.get_type_hints(FitConfig)[name]
