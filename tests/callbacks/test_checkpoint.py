@@ -8,16 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.callbacks import Checkpoint, EarlyStopping
-from kdtrain.data.loader import Loader
-from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import EvalEnd
+from kdtrain import Callback, Checkpoint, EarlyStopping, EvalEnd, Loader, Run, Trainer, flow, load_model
 from kdtrain.engine.resume import flatten_optimizer
-from kdtrain.engine.run import Run
-from kdtrain.engine.trainer import Trainer
-from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
-from kdtrain.store.checkpoint import Weights, load_model, load_tensors, snapshot
+from kdtrain.store.checkpoint import Weights, load_tensors, snapshot
 from tests.conftest import Fit
 
 

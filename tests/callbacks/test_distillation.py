@@ -11,19 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdtrain import Batch, Callback, Loader, Objective, Output, Run, Teacher, Trainer, build_model, flow
 from kdtrain.callbacks import DistillationCallback
 from kdtrain.callbacks.distillation import SoftTargets
 from kdtrain.data.augmentation import Shift
-from kdtrain.data.loader import Batch, Loader
-from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EvalEnd
-from kdtrain.engine.objective import Objective
-from kdtrain.engine.recorder import Output, Teacher
-from kdtrain.engine.run import Run
-from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, UsageError
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import snapshot
 from tests.engine.notes import Notes
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from kdtrain.callbacks import EarlyStopping
+from kdtrain import EarlyStopping, EvalEnd, UsageError
 from kdtrain.callbacks.monitor import Monitor
-from kdtrain.engine.events import EvalEnd
-from kdtrain.errors import UsageError
 
 
 def _epochs_until_stop(callback: EarlyStopping, values: Sequence[float]) -> int | None:

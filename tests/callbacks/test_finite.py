@@ -7,18 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kdtrain import Batch, Callback, Loader, Objective, Output, Run, Status, Trainer, flow, load_model
 from kdtrain.callbacks import Checkpoint, StopOnNonFinite
-from kdtrain.data.loader import Batch, Loader
-from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd, Status
-from kdtrain.engine.objective import Objective
-from kdtrain.engine.recorder import Output
-from kdtrain.engine.run import Run
-from kdtrain.engine.trainer import Trainer
+from kdtrain.engine.events import BatchEnd
 from kdtrain.errors import CallbackError, KdtrainError
-from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
-from kdtrain.store.checkpoint import load_model
 from tests.engine.notes import Notes
 
 SGD = partial(flow.optim.SGD, lr=0.1)

@@ -10,12 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain.callbacks import LearningRateSchedule
+from kdtrain import LearningRateSchedule, Loader, Trainer, UsageError, flow
 from kdtrain.callbacks.schedule import SCHEDULES, learning_rate
-from kdtrain.data.loader import Loader
-from kdtrain.engine.trainer import Trainer
-from kdtrain.errors import UsageError
-from kdtrain.runtime import flow
 from tests.engine.notes import Notes
 
 

@@ -9,12 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from kdtrain import Loader, build_model, flow, predict_logits
 from kdtrain.callbacks.teacher_logits import cached_logits, weights_fingerprint
 from kdtrain.data.dataset import Dataset, Normalization
-from kdtrain.data.loader import Loader
-from kdtrain.engine.predict import predict_logits
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_weights, snapshot
 
 

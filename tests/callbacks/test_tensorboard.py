@@ -21,12 +21,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdtrain import EventFile, KdtrainError
 from kdtrain.data.dataset import Dataset
-from kdtrain.errors import KdtrainError
 from kdtrain.experiment.compare import run_comparison
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.session import Session
-from kdtrain.store.event_file import EventFile
 from tests.tools import read_scalars, write_tiles
 
 RUNS = {mode: f"compare/version_0/seed_0/{mode}" for mode in ("teacher", "student_kd", "student")}

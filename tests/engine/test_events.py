@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kdtrain import Batch, Callback, Loader, Objective, Output, Run, Status, Trainer, build_model, flow
 from kdtrain.callbacks import (
     Checkpoint,
     DistillationCallback,
@@ -18,16 +19,8 @@ from kdtrain.callbacks import (
     StopOnNonFinite,
     TensorBoard,
 )
-from kdtrain.data.loader import Batch, Loader
-from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
-from kdtrain.engine.objective import Objective
-from kdtrain.engine.recorder import Output
-from kdtrain.engine.run import Run
-from kdtrain.engine.trainer import Trainer
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
 from kdtrain.errors import CallbackError, KdtrainError
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_tensors
 from tests.conftest import ADAM, Fit

@@ -13,12 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtrain.callbacks import DistillationCallback, LearningRateSchedule
+from kdtrain import DistillationCallback, LearningRateSchedule, Loader, Trainer, build_model, flow
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.loader import Loader
-from kdtrain.engine.trainer import Trainer
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
 from kdtrain.runtime.seeds import derive_seed
 from tests.engine.notes import Notes
 

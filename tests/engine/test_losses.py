@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdtrain.engine.losses import soft_target_loss
-from kdtrain.runtime import flow
+from kdtrain import flow, soft_target_loss
 
 Array = npt.NDArray[np.float64]
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdtrain.data.loader import Batch
-from kdtrain.engine.objective import Objective, WeightedTerm
-from kdtrain.engine.recorder import Output, Recorder, Teacher
-from kdtrain.runtime import flow
+from kdtrain import Batch, Objective, Output, Recorder, Teacher, flow
+from kdtrain.engine.objective import WeightedTerm
 
 
 @pytest.fixture

@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdtrain import Batch, Callback, EpochEnd, Loader, Output, Run, Status, Trainer, build_model, flow
 from kdtrain.callbacks import Checkpoint, EarlyStopping, Progress, StopOnNonFinite
-from kdtrain.data.loader import Batch, Loader
-from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd, EpochEnd, Status
+from kdtrain.engine.events import BatchEnd
 from kdtrain.engine.objective import Objective, Term, Weight
-from kdtrain.engine.recorder import Output
-from kdtrain.engine.run import Run
-from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import CallbackError, UsageError
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import snapshot
 from tests.conftest import ADAM, Fit

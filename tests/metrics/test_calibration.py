@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain.metrics.calibration import reliability
+from kdtrain import reliability
 
 
 @settings(max_examples=40)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdtrain.metrics.fidelity import measure_fidelity
+from kdtrain import measure_fidelity
 
 
 def test_fidelity_is_agreement_and_divergence() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain.errors import KdtrainError
+from kdtrain import KdtrainError
 from kdtrain.metrics.tempered_softmax import tempered_softmax
 
 

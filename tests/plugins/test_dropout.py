@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain import Dropout, Loader, Objective, Trainer, UsageError, build_model, flow
-from kdtrain.engine.recorder import Recorder
+from kdtrain import Dropout, Loader, Objective, Recorder, Trainer, UsageError, build_model, flow
 from plugins.dropout import DropoutRates
 from tests.conftest import ADAM
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdtrain import BatchEnd, Callback, EvalEnd, Loader, Run, Trainer, UsageError, flow
-from kdtrain.callbacks import Checkpoint
+from kdtrain import BatchEnd, Callback, Checkpoint, EvalEnd, Loader, Run, Trainer, UsageError, flow
 from kdtrain.data.dataset import Dataset
 from kdtrain.engine.resume import load_state
 from kdtrain.models.registry import build_model

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain import BatchEnd, Callback, Loader, Objective, Run, Trainer, UsageError, flow
-from kdtrain.engine.recorder import Recorder
+from kdtrain import BatchEnd, Callback, Loader, Objective, Recorder, Run, Trainer, UsageError, flow
 from kdtrain.store.checkpoint import snapshot
 from plugins.max_norm import MaxNorm
 from tests.conftest import ADAM

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, flow
-from kdtrain.callbacks import Checkpoint
+from kdtrain import BatchEnd, Callback, Checkpoint, DistillationCallback, Loader, Run, Trainer, flow
 from kdtrain.data.augmentation import Shift
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, flow
+from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Trainer, build_model, flow
 from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.session import Session
-from kdtrain.models.registry import build_model
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Floats, Ranks
 from kdtrain.store.checkpoint import load_model, snapshot

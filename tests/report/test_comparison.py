@@ -18,10 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from rich.console import Console
 
-from kdtrain.errors import KdtrainError
+from kdtrain import Fidelity, KdtrainError
 from kdtrain.experiment.grid import choose
 from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.report import comparison as module
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import to_json

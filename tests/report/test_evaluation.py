@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kdtrain.errors import DataError, KdtrainError
+from kdtrain import KdtrainError
+from kdtrain.errors import DataError
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.evaluation import evaluation_report, to_json
 

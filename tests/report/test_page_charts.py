@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdtrain import reliability
 from kdtrain.cli.parser import parse, settings_in
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.repeat_command import command
-from kdtrain.metrics.calibration import reliability
 from kdtrain.report.page.charts import Axis, curves, differences, reliability_chart
 from kdtrain.report.page.confusion import confusions
 

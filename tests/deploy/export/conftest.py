@@ -6,15 +6,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from kdtrain import OnnxModel, Trainer, build_model, flow, load_model, model_card
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import sha256, to_onnx
 from kdtrain.deploy.export.quantization import draw, quantize
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.engine.trainer import Trainer
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
-from kdtrain.store.card import model_card
-from kdtrain.store.checkpoint import SavedModel, load_model, save_model, snapshot
+from kdtrain.store.checkpoint import SavedModel, save_model, snapshot
 from tests.conftest import ADAM, LoaderFactory
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdtrain import OnnxModel, build_model, flow
 from kdtrain.data.dataset import Normalization
 from kdtrain.deploy.export.onnx_file import to_onnx
-from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.models.networks import ImageShape
-from kdtrain.models.registry import ARCHITECTURES, build_model
-from kdtrain.runtime import flow
+from kdtrain.models.registry import ARCHITECTURES
 from kdtrain.store.card import ModelCard
 
 FACTORY = """

@@ -14,11 +14,9 @@ import onnxruntime
 import pytest
 
 import kdtrain
+from kdtrain import KdtrainError, OnnxModel, flow
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.deploy.export.onnx_file import Agreement, sha256, to_onnx
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.errors import KdtrainError
-from kdtrain.runtime import flow
 from tests.deploy.export.conftest import Exported
 from tests.documents import DOCS, blocks, text_of
 

@@ -8,11 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdtrain import Conv2d, Dropout, KdtrainError, OnnxModel, flow
 from kdtrain.deploy.export.onnx_file import to_onnx
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.errors import KdtrainError
-from kdtrain.models.layers import Conv2d, Dropout
-from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 
 nn = flow.nn

@@ -8,13 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from kdtrain import OnnxModel, build_model, flow, model_card
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import to_onnx
 from kdtrain.deploy.export.quantization import draw, quantize
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
-from kdtrain.store.card import model_card
 from tests.deploy.export.conftest import Exported
 
 
