@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ from kdtrain.callbacks import Checkpoint, StopOnNonFinite
 from kdtrain.engine.events import BatchEnd
 from kdtrain.errors import CallbackError, KdtrainError
 from kdtrain.store.card import ModelCard
-from tests.engine.notes import Notes
-
-SGD = partial(flow.optim.SGD, lr=0.1)
+from tests.conftest import ADAM, Fit
+from tests.engine.fits import Notes
 
 
 class Bomb(Callback):
@@ -34,40 +32,31 @@ class Bomb(Callback):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_step_and_the_terms_are_named_and_the_checkpoint_is_kept(
-    student: flow.nn.Module, train: Loader, validation: Loader, card: ModelCard, tmp_path: Path, value: float
+    fit: Fit, validation: Loader, card: ModelCard, tmp_path: Path, value: float
 ) -> None:
     notes = Notes()
-    trainer = Trainer(student, SGD, [Bomb(6, value), Checkpoint(card), StopOnNonFinite(), notes])
-    with pytest.raises(
-        CallbackError, match=r"not finite at step 6 \(epoch 2\): task = [\d.]+, bomb = (nan|-?inf), total"
-    ) as caught:
-        trainer.fit(train, validation, epochs=3, directory=tmp_path)
+    message = r"not finite at step 6 \(epoch 2\): task = [\d.]+, bomb = (nan|-?inf), total"
+    with pytest.raises(CallbackError, match=message) as caught:
+        fit(Bomb(6, value), Checkpoint(card), StopOnNonFinite(), notes, epochs=3)
     assert caught.value.exit_code == 1
     assert notes.ends[0].status is Status.FAILED
     kept = load_model(tmp_path / "checkpoints" / "best.safetensors").build("cpu")
-    assert trainer.evaluate(validation, kept)["eval/accuracy"] > 0.3
+    assert Trainer(kept, ADAM).evaluate(validation)["eval/accuracy"] > 0.3
 
 
 @pytest.mark.parametrize(
     ("first", "message"), [(True, "not finite at step 1 "), (False, "outputs are not finite")]
 )
 def test_an_epoch_cut_short_by_another_callback_is_looked_at_too(
-    student: flow.nn.Module,
-    train: Loader,
-    validation: Loader,
-    card: ModelCard,
-    tmp_path: Path,
-    first: bool,
-    message: str,
+    fit: Fit, card: ModelCard, tmp_path: Path, first: bool, message: str
 ) -> None:
     class Stopper(Callback):
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             run.stop("enough")
 
     callbacks = [Bomb(1, float("nan")), StopOnNonFinite(), Checkpoint(card)]
-    trainer = Trainer(student, SGD, [Stopper(), *callbacks] if first else [*callbacks, Stopper()])
     with pytest.raises(KdtrainError, match=message):
-        trainer.fit(train, validation, epochs=1, directory=tmp_path)
+        fit(*([Stopper(), *callbacks] if first else [*callbacks, Stopper()]))
     assert not (tmp_path / "checkpoints" / "best.safetensors").exists()
 
 
@@ -76,7 +65,7 @@ def test_in_a_long_epoch_the_bad_step_is_found_within_eight(
 ) -> None:
     many, bomb = train.sequential(batch_size=4), Bomb(11, float("inf"))
     assert len(many) > 32
-    trainer = Trainer(student, SGD, [bomb, StopOnNonFinite()])
+    trainer = Trainer(student, ADAM, [bomb, StopOnNonFinite()])
     with pytest.raises(CallbackError, match="not finite at step 11 "):
         trainer.fit(many, validation, epochs=1, directory=tmp_path)
     assert bomb.steps == 16

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtrain import LearningRateSchedule, Loader, Trainer, UsageError, flow
+from kdtrain import LearningRateSchedule, UsageError
 from kdtrain.callbacks.schedule import SCHEDULES, learning_rate
-from tests.engine.notes import Notes
+from tests.conftest import Fit
+from tests.engine.fits import Notes
 
 
 @given(st.sampled_from(SCHEDULES), st.floats(1e-6, 10), st.integers(1, 5000))
@@ -42,13 +40,9 @@ def test_cosine_and_constant() -> None:
     assert {learning_rate("constant", 0.3, step, 100) for step in range(100)} == {0.3}
 
 
-def test_each_step_uses_its_own_rate(
-    student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Path
-) -> None:
+def test_each_step_uses_its_own_rate(fit: Fit) -> None:
     notes = Notes()
-    schedule = LearningRateSchedule("one_cycle", 0.01)
-    trainer = Trainer(student, partial(flow.optim.SGD, lr=123.0), [notes, schedule])
-    trainer.fit(train, validation, epochs=3, directory=tmp_path)
+    fit(notes, LearningRateSchedule("one_cycle", 0.01), epochs=3)
     rates = [event.learning_rate for event in notes.batches]
     assert rates == [learning_rate("one_cycle", 0.01, step, 12) for step in range(12)]
 

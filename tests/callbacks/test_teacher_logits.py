@@ -13,6 +13,7 @@ from kdtrain import Loader, build_model, flow, predict_logits
 from kdtrain.callbacks.teacher_logits import cached_logits, weights_fingerprint
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.store.checkpoint import load_weights, snapshot
+from tests.engine.fits import mlp
 
 
 class Cache:
@@ -40,10 +41,8 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def loader_of(mnist: Dataset, normalization: Normalization, start: int = 0) -> Loader:
-    split = slice(start, start + 300)
-    return Loader(
-        normalization.apply(mnist.train.images[split]), mnist.train.labels[split], 100, num_classes=10, seed=1
-    )
+    split = mnist.train.take(np.arange(start, start + 300))
+    return Loader(normalization.apply(split.images), split.labels, 100, num_classes=10, seed=1)
 
 
 def test_logits_are_computed_once_and_then_read_bit_for_bit(
@@ -54,7 +53,7 @@ def test_logits_are_computed_once_and_then_read_bit_for_bit(
     assert cache.computed == 1
     assert read.dtype == computed.dtype == np.float32
     assert read.tobytes() == computed.tobytes() == predict_logits(student, train).tobytes()
-    same = build_model("student_mlp", (1, 28, 28), 10)
+    same = mlp(seed=1)
     load_weights(same, snapshot(student), "here")
     cache(same, train.sequential(7))
     assert cache.computed == 1, "another object, but the same weights and images"

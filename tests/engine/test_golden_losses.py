@@ -16,7 +16,7 @@ import numpy as np
 from kdtrain import DistillationCallback, LearningRateSchedule, Loader, Trainer, build_model, flow
 from kdtrain.data.datasets import load_dataset
 from kdtrain.runtime.seeds import derive_seed
-from tests.engine.notes import Notes
+from tests.engine.fits import Notes
 
 TRACE = Path(__file__).with_name("losses.json")
 

@@ -19,7 +19,7 @@ from kdtrain.errors import CallbackError, UsageError
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import snapshot
 from tests.conftest import ADAM, Fit
-from tests.engine.notes import Notes
+from tests.engine.fits import Notes
 
 # ---------------------------------------- the step
 

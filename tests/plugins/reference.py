@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain import Batch, DistillationCallback, Objective, Output, Recorder, flow
+from kdtrain import Batch, DistillationCallback, Objective, Recorder, flow
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -29,6 +29,17 @@ def log_softmax(z: Any) -> Any:
     """Row by row, also of complex numbers."""
     z = z - z.real.max(axis=1, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def soft_target_formula(teacher: Array, temperature: float) -> Formula:
+    """Hinton et al. 2015, section 2: T^2 times the divergence of the softened distributions."""
+    log_p = log_softmax(teacher / temperature)
+
+    def formula(student: Any) -> Any:
+        log_q = log_softmax(student / temperature)
+        return temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum() / len(student)
+
+    return formula
 
 
 def huber(x: Any) -> Any:
@@ -79,7 +90,3 @@ def objective_for(student: flow.nn.Module, teacher: flow.nn.Module, alpha: float
     images = flow.tensor(images_of(count=1))
     objective = Objective.task().with_student(Recorder(student, "student", images))
     return DistillationCallback(teacher, 4.0, alpha).configure(objective)
-
-
-def output_of(objective: Objective, batch: Batch) -> Output:
-    return objective.student(batch.inputs)

@@ -24,7 +24,6 @@ from tests.plugins.reference import (
     huber,
     images_of,
     objective_for,
-    output_of,
 )
 
 FEW = settings(max_examples=25, deadline=None)
@@ -173,7 +172,7 @@ def test_fitnet_agrees_with_its_formula_and_its_regressor_with_finite_difference
     student, teacher = Convolutional(2), Convolutional(3, hidden=4)
     objective = FitNet(student_layer, teacher_layer).configure(objective_for(student, teacher))
     batch = batch_of(images_of())
-    output = output_of(objective, batch)
+    output = objective.student(batch.inputs)
     (term,) = (term for term, _ in objective.terms.values() if isinstance(term, flow.nn.Module))
     loss = term(batch, output)
     loss.backward()
@@ -235,7 +234,7 @@ def test_a_method_adds_a_term_that_trains_the_student_and_runs_the_teacher_once(
     runs: list[int] = []
     teacher.register_forward_hook(lambda *_: runs.append(1))
     batch = batch_of(images_of())
-    losses = objective(batch, output_of(objective, batch))
+    losses = objective(batch, objective.student(batch.inputs))
     assert len(runs) == 1, "three terms share one run"
     losses["total"].backward()
     assert np.abs(student.conv1.weight.grad.numpy()).max() > 0
@@ -278,7 +277,7 @@ def test_a_method_takes_part_once_for_each_pair_of_layers(name: str) -> None:
         objective = NAMES[name](*pair).configure(objective)
     terms = [f"{name}_{layers}" for layers in ("conv1", "conv2", "conv1_conv2")]
     assert list(objective.terms) == ["task", "kd", *terms]
-    losses = objective(batch := batch_of(images_of()), output_of(objective, batch))
+    losses = objective(batch := batch_of(images_of()), objective.student(batch.inputs))
     assert len({losses[term].item() for term in terms}) == 3, "each compares its own layers"
     with pytest.raises(ValueError, match=f"has a term '{name}_conv2' already"):
         NAMES[name]("conv2", "conv2").configure(objective)

@@ -23,7 +23,6 @@ from tests.plugins.reference import (
     images_of,
     log_softmax,
     objective_for,
-    output_of,
 )
 
 SCALES = st.sampled_from([1e-2, 1.0, 10.0, 50.0])
@@ -223,7 +222,7 @@ def test_a_method_takes_the_place_of_the_soft_targets_and_leaves_the_teacher_alo
     given_weight = objective.terms[name].weight
     assert (given_weight(3.0) if callable(given_weight) else given_weight) == pytest.approx(weight)
     batch = batch_of(images_of())
-    losses = objective(batch, output_of(objective, batch))
+    losses = objective(batch, objective.student(batch.inputs))
     expected = 0.1 * losses["task"].item() + weight * losses[name].item()
     assert losses["total"].item() == pytest.approx(expected, rel=1e-5)
     losses["total"].backward()

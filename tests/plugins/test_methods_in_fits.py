@@ -28,7 +28,7 @@ from plugins.rkd import Rkd
 from plugins.similarity import Similarity
 from tests.cli.conftest import untrained_teacher
 from tests.conftest import RunKdtrain
-from tests.engine.notes import Notes
+from tests.engine.fits import Notes
 from tests.runs import assert_same_run, metrics
 from tests.tools import write_tiles
 
