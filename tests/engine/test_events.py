@@ -67,9 +67,6 @@ def _raise(error: BaseException) -> Callable[[Run], None]:
     return act
 
 
-# ---------------------------------------- order
-
-
 def test_callbacks_run_in_the_order_given_and_end_in_reverse(fit: Fit) -> None:
     log: list[tuple[str, str]] = []
     fit(Probe("b", log), Probe("a", log))
@@ -131,9 +128,6 @@ def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
         assert result == results[0]
 
 
-# ---------------------------------------- stop
-
-
 @pytest.mark.parametrize(("at", "batches"), [("on_batch", 1), ("on_eval", 4), ("on_epoch_end", 4)])
 def test_a_stop_takes_effect_after_every_callback_has_the_event_and_the_epoch_is_ended(
     fit: Fit, at: str, batches: int
@@ -152,9 +146,6 @@ def test_reasons_add_up_and_a_stop_before_the_first_epoch_counts(fit: Fit) -> No
     end = fit(first, second)
     assert (end.reason, end.epoch, end.step) == ("one; two", 0, 0)
     assert first.end == end
-
-
-# ---------------------------------------- errors
 
 
 class CrashError(Exception):

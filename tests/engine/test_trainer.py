@@ -21,8 +21,6 @@ from kdtrain.store.checkpoint import snapshot
 from tests.conftest import ADAM, Fit
 from tests.engine.fits import Notes
 
-# ---------------------------------------- the step
-
 
 def test_without_any_callback_the_network_is_trained(fit: Fit, student: flow.nn.Module) -> None:
     before = snapshot(student)
@@ -44,9 +42,6 @@ def test_the_loop_is_the_textbook_one(fit: Fit, student: flow.nn.Module, train: 
     fit(StopOnNonFinite(), epochs=2)
     for name, expected in snapshot(model).items():
         np.testing.assert_array_equal(snapshot(student)[name], expected)
-
-
-# ---------------------------------------- metrics
 
 
 def test_metrics_are_complete_and_equal_for_the_first_and_the_last_callback(fit: Fit) -> None:
@@ -100,9 +95,6 @@ def test_training_losses_are_means_over_images_and_not_over_batches(
     assert notes.evals[0].metrics["loss/position"] == pytest.approx(np.arange(300).mean(), rel=1e-6)
 
 
-# ---------------------------------------- names
-
-
 def test_a_method_that_looks_like_a_hook_but_is_none_is_refused_when_the_class_is_defined() -> None:
     with pytest.raises(TypeError, match=r"Typo\.on_epoch_and.*did you mean 'on_epoch_end'"):
 
@@ -128,9 +120,6 @@ def test_a_monitored_metric_that_does_not_exist_is_an_error_that_lists_those_tha
     ) as caught:
         fit(make(card))
     assert caught.value.exit_code == UsageError.exit_code
-
-
-# ---------------------------------------- payloads
 
 
 def test_losses_in_events_are_tensors_and_payloads_are_frozen(fit: Fit) -> None:
@@ -162,9 +151,6 @@ def test_the_gradients_are_still_there_on_batch(fit: Fit) -> None:
     fit(Gradients())
     assert len(norms) == 4
     assert min(norms) > 0
-
-
-# ---------------------------------------- determinism, dropout, terms with parameters
 
 
 def _train_hinton(

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kdtrain import (
-    BatchEnd,
-    Callback,
-    KdtrainError,
-    Loader,
-    Objective,
-    Recorder,
-    Run,
-    Teacher,
-    Trainer,
-    UsageError,
-    flow,
-)
+from kdtrain import BatchEnd, Callback, KdtrainError, Objective, Recorder, Run, Teacher, UsageError, flow
 from kdtrain.engine.losses import cross_entropy
-from tests.conftest import ADAM
+from tests.conftest import Fit
 from tests.plugins.reference import Convolutional, batch_of, images_of, objective_for
 
 
@@ -92,11 +79,8 @@ def test_a_teacher_runs_once_a_batch_without_gradient_and_in_evaluation_mode() -
 def test_a_replaced_term_keeps_its_place_and_gets_another_name_and_weight() -> None:
     objective = Objective.task().add("kd", cross_entropy, 0.5).add("extra", cross_entropy)
     renamed = objective.replace("kd", cross_entropy, rename="method", factor=4.0)
-    assert {name: term.weight for name, term in renamed.terms.items()} == {
-        "task": 1.0,
-        "method": 2.0,
-        "extra": 1.0,
-    }
+    weights = {name: term.weight for name, term in renamed.terms.items()}
+    assert weights == {"task": 1.0, "method": 2.0, "extra": 1.0}
     scheduled = objective.replace("kd", cross_entropy, factor=lambda epochs: epochs).terms["kd"].weight
     assert callable(scheduled)
     assert scheduled(3.0) == 1.5
@@ -140,9 +124,7 @@ def test_networks_stay_through_every_change_of_the_objective() -> None:
         _ = Objective.task().teacher
 
 
-def test_an_objective_made_anew_belongs_to_the_fit_as_well(
-    train: Loader, validation: Loader, tmp_path: Path, student: flow.nn.Module
-) -> None:
+def test_an_objective_made_anew_belongs_to_the_fit_as_well(fit: Fit, student: flow.nn.Module) -> None:
     bound: list[Any] = []
 
     class Anew(Callback):
@@ -152,13 +134,11 @@ def test_an_objective_made_anew_belongs_to_the_fit_as_well(
         def on_fit_start(self, run: Run) -> None:
             bound.append((run.objective.student.network, run.evaluated, run.modules))
 
-    Trainer(student, ADAM, [Anew()]).fit(train, validation, epochs=1, directory=tmp_path)
+    fit(Anew())
     assert bound == [(student, student, (student,))]
 
 
-def test_constraints_hold_after_every_step_and_add_up(
-    student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Path
-) -> None:
+def test_constraints_hold_after_every_step_and_add_up(fit: Fit) -> None:
     class Bounded(Callback):
         """Keeps a bias at a value, and notes it at the end of each step."""
 
@@ -177,5 +157,5 @@ def test_constraints_hold_after_every_step_and_add_up(
             self.seen.extend(self.bias.numpy().tolist())
 
     callbacks = [Bounded("fc1", 0.25), Bounded("fc2", -1.0)]
-    Trainer(student, ADAM, callbacks).fit(train, validation, epochs=1, directory=tmp_path)
+    fit(*callbacks)
     assert [set(callback.seen) for callback in callbacks] == [{0.25}, {-1.0}]

@@ -13,11 +13,11 @@ import pytest
 from kdtrain import BatchEnd, Callback, Checkpoint, EvalEnd, Loader, Run, Trainer, UsageError, flow
 from kdtrain.data.dataset import Dataset
 from kdtrain.engine.resume import load_state
-from kdtrain.models.registry import build_model
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, load_tensors, snapshot
 from plugins.ema import Ema
 from tests.conftest import RunKdtrain
+from tests.engine.fits import mlp
 
 ADAM = partial(flow.optim.Adam, lr=1e-2)
 
@@ -49,17 +49,12 @@ class Broken(Callback):
             raise KeyboardInterrupt
 
 
-def network() -> flow.nn.Module:
-    flow.manual_seed(0)
-    return build_model("student_mlp", (1, 28, 28), 10)
-
-
 def test_the_average_is_evaluated_and_kept_and_training_does_not_notice(
     train: Loader, validation: Loader, tmp_path: Path, card: ModelCard
 ) -> None:
-    raw = network()
+    raw = mlp()
     Trainer(raw, ADAM).fit(train, validation, epochs=3, directory=tmp_path / "raw")
-    model, witness = network(), Witness(0.9)
+    model, witness = mlp(), Witness(0.9)
     trainer = Trainer(model, ADAM, [Checkpoint(card), Ema(0.9), witness])
     trainer.fit(train, validation, epochs=3, directory=tmp_path)
     for name, array in snapshot(raw).items():
@@ -70,7 +65,7 @@ def test_the_average_is_evaluated_and_kept_and_training_does_not_notice(
         np.testing.assert_allclose(best[name].astype(np.float64), average, atol=1e-6)
         np.testing.assert_array_equal(last[f"model/{name}"], snapshot(model)[name])
         np.testing.assert_array_equal(last[f"term/0/{name}"], best[name])
-    averaged = network()
+    averaged = mlp()
     averaged.load_state_dict({name: flow.tensor(array) for name, array in best.items()})
     measured = Trainer(averaged, ADAM).evaluate(validation)["eval/cross_entropy"]
     assert measured == witness.metrics[-1] == header["metrics"]["eval/cross_entropy"]
@@ -80,7 +75,7 @@ def test_a_resumed_average_goes_on_bit_for_bit(
     train: Loader, validation: Loader, tmp_path: Path, card: ModelCard
 ) -> None:
     def fit(name: str, *more: Callback, **options: Any) -> None:
-        trainer = Trainer(network(), ADAM, [Checkpoint(card), Ema(0.9), *more])
+        trainer = Trainer(mlp(), ADAM, [Checkpoint(card), Ema(0.9), *more])
         trainer.fit(train, validation, epochs=4, directory=tmp_path / name, **options)
 
     fit("whole")
@@ -105,7 +100,7 @@ def test_statistics_are_copied(train: Loader, validation: Loader, tmp_path: Path
 
 def test_only_one_network_can_stand_in(train: Loader, validation: Loader, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="another callback has set the network to evaluate"):
-        Trainer(network(), ADAM, [Ema(), Ema()]).fit(train, validation, epochs=1, directory=tmp_path)
+        Trainer(mlp(), ADAM, [Ema(), Ema()]).fit(train, validation, epochs=1, directory=tmp_path)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])

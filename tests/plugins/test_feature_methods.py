@@ -35,9 +35,6 @@ def normal(seed: int, *shape: int) -> Floats:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-# ---------------------------------------- attention transfer
-
-
 def pooled(features: Any, size: int) -> Any:
     """Averages a map whose side is a multiple of ``size``."""
     factor = features.shape[2] // size
@@ -76,9 +73,6 @@ def test_attention_of_a_map_of_zeros_is_finite() -> None:
     assert not x.grad.numpy().any()
 
 
-# ---------------------------------------- similarity
-
-
 @FEW
 @given(SEEDS, st.integers(1, 5), st.integers(1, 6), st.sampled_from([1e-2, 1.0, 100.0]))
 def test_similarity_agrees_with_its_formula(seed: int, images: int, width: int, scale: float) -> None:
@@ -95,9 +89,6 @@ def test_similarity_agrees_with_its_formula(seed: int, images: int, width: int, 
         student,
         tolerance=2e-6,
     )
-
-
-# ---------------------------------------- relations
 
 
 def rkd_formula(teacher: Array, distance: float, angle: float) -> Any:
@@ -158,9 +149,6 @@ def test_rkd_takes_a_map_for_its_means_over_the_pixels() -> None:
     assert of_maps.item() == pytest.approx(of_means.item(), rel=1e-5)
 
 
-# ---------------------------------------- hints
-
-
 @pytest.mark.parametrize(
     ("student_layer", "teacher_layer"),
     [("fc1", "fc1"), ("conv1", "conv2"), ("conv2", "conv2"), ("fc1", "conv2"), ("conv2", "fc1")],
@@ -217,9 +205,6 @@ def test_the_teacher_is_no_part_of_the_hint() -> None:
 def test_a_regressor_makes_no_larger_map() -> None:
     with pytest.raises(UsageError, match="student's maps are 4 x 4, the teacher's 6 x 6"):
         make_regressor((2, 4, 4), (3, 6, 6))
-
-
-# ---------------------------------------- what they share
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -178,9 +178,6 @@ def test_a_regressor_is_trained_and_starts_from_the_seed(
     assert not np.array_equal(ends[0], ends[2])
 
 
-# ---------------------------------------- from the command line
-
-
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> tuple[str | Path, ...]:
     """Flags for small images and a teacher that has learnt nothing."""

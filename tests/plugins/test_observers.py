@@ -19,12 +19,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kdtrain import (
-    BatchEnd,
     Callback,
-    Checkpoint,
-    DistillationCallback,
-    EpochEnd,
-    EvalEnd,
     KdtrainError,
     Loader,
     Run,
@@ -35,9 +30,9 @@ from kdtrain import (
     predict_logits,
     reliability,
 )
-from kdtrain.callbacks import RunLog, TensorBoard
+from kdtrain.callbacks import Checkpoint, DistillationCallback, RunLog, TensorBoard
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd
 from kdtrain.engine.resume import FitState, load_state
-from kdtrain.models.registry import build_model
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import snapshot
 from plugins.calibration import Calibration
@@ -48,15 +43,15 @@ from plugins.fidelity import Fidelity
 from plugins.grad_norm import GradNorm
 from plugins.similarity import Similarity
 from tests.conftest import RunKdtrain
+from tests.engine.fits import mlp
 from tests.runs import TIMES, count_points, curves, metrics
-from tests.tools import ROOT
+from tests.tools import ROOT, read_scalars
 
 SGD = partial(flow.optim.SGD, lr=0.1)
 
 
 def fit(data: tuple[Loader, Loader], folder: Path, *callbacks: Callback, epochs: int = 2) -> flow.nn.Module:
-    flow.manual_seed(0)
-    model = build_model("student_mlp", (1, 28, 28), 10)
+    model = mlp()
     Trainer(model, SGD, callbacks).fit(*data, epochs=epochs, directory=folder)
     return model
 
@@ -74,8 +69,7 @@ def data(make_loader: Any) -> tuple[Loader, Loader]:
 
 @pytest.fixture
 def teacher() -> flow.nn.Module:
-    flow.manual_seed(7)
-    return build_model("student_mlp", (1, 28, 28), 10)
+    return mlp(7)
 
 
 def test_watching_changes_nothing(
@@ -114,10 +108,8 @@ def test_after_resuming_every_point_and_image_is_there_once(
     def fit_with(name: str, *killed: Callback, **options: Any) -> None:
         confusion = Confusion(every=2, images=2)
         observers = (GradNorm(every=1), *killed, Calibration(every=2), confusion, Fidelity(), Csv())
-        flow.manual_seed(0)
-        model = build_model("student_mlp", (1, 28, 28), 10)
         distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
-        trainer = Trainer(model, SGD, [distillation, Checkpoint(card), TensorBoard(every=1), *observers])
+        trainer = Trainer(mlp(), SGD, [distillation, Checkpoint(card), TensorBoard(every=1), *observers])
         trainer.fit(*data, epochs=3, directory=tmp_path / name, **options)
 
     def state() -> FitState:
@@ -141,9 +133,6 @@ def test_after_resuming_every_point_and_image_is_there_once(
         assert {name: row[name] for name in same} == {name: expected[name] for name in same}
 
 
-# ---------------------------------------- calibration
-
-
 def test_calibration_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Path) -> None:
     model = fit(data, tmp_path, Calibration(every=2), epochs=3)
     error = reliability(predict_logits(model, data[1]), data[1].targets, 15).error
@@ -151,9 +140,6 @@ def test_calibration_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: 
     assert list(errors) == [2, 4, 6]
     assert errors[6] == pytest.approx(error, rel=1e-6)
     assert list(images(tmp_path, "calibration/reliability")) == [4, 6]
-
-
-# ---------------------------------------- confusion
 
 
 def test_the_matrix_and_the_worst_mistakes_are_right() -> None:
@@ -174,9 +160,6 @@ def test_confusion_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Pa
         assert np.ptp(np.asarray(drawn[6].convert("L"))) > 100, "not an empty sheet"
 
 
-# ---------------------------------------- fidelity
-
-
 def test_fidelity_reaches_tensorboard(
     data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
@@ -186,7 +169,38 @@ def test_fidelity_reaches_tensorboard(
         assert curves(tmp_path)[tag][4] == pytest.approx(value, rel=1e-6)
 
 
-# ---------------------------------------- gradient norms per term
+class WholeNorm(Callback):
+    """Computes the norm of all gradients by NumPy, in float64."""
+
+    def __init__(self) -> None:
+        self.norms: dict[int, float] = {}
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        gradients = [p.grad.numpy().astype(np.float64).ravel() for p in run.model.parameters()]
+        self.norms[event.step] = float(np.linalg.norm(np.concatenate(gradients)))
+
+
+def test_norm_of_all_gradients_reaches_tensorboard_beside_the_run_s_own_figures(
+    data: tuple[Loader, Loader], tmp_path: Path
+) -> None:
+    whole = WholeNorm()
+    fit(data, tmp_path, TensorBoard(every=1), GradNorm(every=3), whole, epochs=4)
+    norms = read_scalars(tmp_path)["grad_norm"]
+    assert list(norms) == [3, 6]
+    for step, norm in norms.items():
+        assert norm == pytest.approx(whole.norms[step], rel=1e-6)
+    assert list(read_scalars(tmp_path)["loss/total"]) == list(range(1, 9))
+
+
+def test_figures_of_a_failed_fit_are_kept(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+    class BreakDown(Callback):
+        def on_batch(self, run: Run, event: BatchEnd) -> None:
+            if event.step == 3:
+                raise ValueError("broken down")
+
+    with pytest.raises(KdtrainError, match="broken down"):
+        fit(data, tmp_path, GradNorm(every=1), BreakDown())
+    assert list(read_scalars(tmp_path)["grad_norm"]) == [1, 2, 3]
 
 
 class Parts(Callback):
@@ -224,9 +238,6 @@ def test_gradient_norms_of_terms_reach_tensorboard(
         assert list(curves(tmp_path)[f"grad_norm/{name}"].values()) == pytest.approx(norms, rel=1e-5)
 
 
-# ---------------------------------------- csv
-
-
 def test_the_table_has_the_run_s_figures(data: tuple[Loader, Loader], tmp_path: Path) -> None:
     fit(data, tmp_path, RunLog(), Csv(), epochs=3)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
@@ -244,9 +255,6 @@ def test_a_damaged_table_is_refused_on_resuming(data: tuple[Loader, Loader], tmp
 
     with pytest.raises(KdtrainError, match=r"metrics\.csv is damaged"):
         fit(data, tmp_path, Resumed(), Csv())
-
-
-# ---------------------------------------- dashboard
 
 
 class Screens(Callback):
@@ -306,15 +314,11 @@ def test_without_a_terminal_it_prints_a_line_per_epoch_only(tmp_path: Path, run_
     assert len([line for line in finished.stderr.splitlines() if line.startswith("student ")]) == 2
 
 
+@pytest.mark.parametrize("value", [0, -1])
 @pytest.mark.parametrize(
-    ("plugin", "arguments"),
-    [
-        (Calibration, {"bins": 0}),
-        (Calibration, {"every": 0}),
-        (Confusion, {"every": 0}),
-        (Confusion, {"images": 0}),
-    ],
+    ("plugin", "names"), [(Calibration, "bins every"), (Confusion, "every images"), (GradNorm, "every")]
 )
-def test_bad_arguments_are_refused(plugin: Any, arguments: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match=f"{next(iter(arguments))}=0: it must be at least 1"):
-        plugin(**arguments)
+def test_bad_arguments_are_refused(plugin: Any, names: str, value: int) -> None:
+    for name in names.split():
+        with pytest.raises(UsageError, match=f"{name}={value}: it must be at least 1"):
+            plugin(**{name: value})
