@@ -99,8 +99,8 @@ def test_names_are_unique_and_total_is_taken() -> None:
         Objective.task().add("task", _mean_logit)
     with pytest.raises(ValueError, match="'total' already"):
         Objective.task().blend("total", _mean_logit, 0.5)
-    with pytest.raises(ValueError, match="no term 'kd' to replace"):
-        Objective.task().replace("kd", _mean_logit)
+    with pytest.raises(ValueError, match=r"no term 'kd' to replace \(it has task, dkd\)"):
+        Objective.task().add("dkd", _mean_logit).replace("kd", _mean_logit)
 
 
 def test_an_objective_without_any_weight_is_refused(batch: Batch, output: Output) -> None:

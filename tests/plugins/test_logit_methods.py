@@ -27,10 +27,11 @@ from tests.plugins.reference import (
 
 SCALES = st.sampled_from([1e-2, 1.0, 10.0, 50.0])
 FEW = settings(max_examples=40, deadline=None)
+Data = tuple[Floats, Floats, Any]
 
 
 @st.composite
-def logits(draw: st.DrawFn) -> tuple[Floats, Floats, Any]:
+def logits(draw: st.DrawFn) -> Data:
     """Student's and teacher's logits, and labels."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = (draw(st.integers(2, 7)), draw(st.integers(2, 12)))
@@ -61,9 +62,7 @@ def dkd_formula(teacher: Array, targets: Any, temperature: float) -> Any:
 
 @FEW
 @given(logits(), st.floats(1, 10), st.floats(0, 2), st.floats(0.1, 8))
-def test_dkd_agrees_with_its_formula(
-    data: tuple[Floats, Floats, Any], temperature: float, alpha: float, beta: float
-) -> None:
+def test_dkd_agrees_with_its_formula(data: Data, temperature: float, alpha: float, beta: float) -> None:
     student, teacher, targets = data
     formula = dkd_formula(teacher.astype(np.float64), targets, temperature)
 
@@ -81,7 +80,7 @@ def test_dkd_agrees_with_its_formula(
 @FEW
 @given(logits(), st.floats(1, 10))
 def test_plain_distillation_is_tckd_plus_the_rest_of_the_probability_times_nckd(
-    data: tuple[Floats, Floats, Any], temperature: float
+    data: Data, temperature: float
 ) -> None:
     student, teacher, targets = data
     whole, parts = 0.0, 0.0
@@ -114,7 +113,7 @@ def pearson(a: Any, b: Any, axis: int) -> Any:
 
 @FEW
 @given(logits(), st.floats(1, 10))
-def test_dist_agrees_with_its_formula(data: tuple[Floats, Floats, Any], temperature: float) -> None:
+def test_dist_agrees_with_its_formula(data: Data, temperature: float) -> None:
     student, teacher, _ = data
     q = np.exp(log_softmax(teacher.astype(np.float64) / temperature))
 
@@ -148,9 +147,7 @@ def test_dist_of_a_single_image_or_of_equal_logits_has_a_finite_gradient() -> No
 
 @FEW
 @given(logits(), st.floats(1, 10))
-def test_logit_standardisation_agrees_with_its_formula(
-    data: tuple[Floats, Floats, Any], temperature: float
-) -> None:
+def test_logit_standardisation_agrees_with_its_formula(data: Data, temperature: float) -> None:
     student, teacher, _ = data
 
     def standard(z: Any) -> Any:
@@ -187,7 +184,7 @@ def method_on(plugin: Any, student: Floats, teacher: Floats) -> flow.Tensor:
 
 @FEW
 @given(logits())
-def test_logit_matching_agrees_with_its_formula(data: tuple[Floats, Floats, Any]) -> None:
+def test_logit_matching_agrees_with_its_formula(data: Data) -> None:
     student, teacher, _ = data
     loss, gradient = method_on(LogitMse(), student, teacher)
     apart = student.astype(np.float64) - teacher
@@ -230,12 +227,6 @@ def test_a_method_takes_the_place_of_the_soft_targets_and_leaves_the_teacher_alo
     same = plugin.configure(objective_for(teacher, teacher))
     agreeing = same(batch, Output(teacher(batch.inputs)))
     assert agreeing[name].item() == pytest.approx(0, abs=1e-6), "a student like its teacher has no loss"
-
-
-def test_two_methods_cannot_take_one_place() -> None:
-    objective = Dkd().configure(objective_for(Convolutional(2), Convolutional(4)))
-    with pytest.raises(ValueError, match=r"no term 'kd' to replace \(it has task, dkd\)"):
-        Dist().configure(objective)
 
 
 @pytest.mark.parametrize(

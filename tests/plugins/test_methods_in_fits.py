@@ -1,8 +1,9 @@
-"""Distillation methods in real fits: the teacher's part, combinations, checkpoints, modes, resuming."""
+"""Distillation methods in real fits: combinations, checkpoints, modes, resuming, several processes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ from kdtrain import BatchEnd, Callback, Checkpoint, DistillationCallback, Loader
 from kdtrain.data.augmentation import Shift
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.session import Session
 from kdtrain.models.registry import build_model
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import Floats, Ranks
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, load_tensors, snapshot
 from plugins.attention import Attention
@@ -28,34 +34,34 @@ from plugins.rkd import Rkd
 from plugins.similarity import Similarity
 from tests.cli.conftest import untrained_teacher
 from tests.conftest import RunKdtrain
-from tests.engine.fits import Notes
+from tests.engine.fits import Notes, mlp
 from tests.runs import assert_same_run, metrics
 from tests.tools import write_tiles
 
 SGD = partial(flow.optim.SGD, lr=0.01)
+Distil = Callable[..., tuple[list[dict[str, float]], dict[str, Any]]]
+Flags = tuple[str | Path, ...]
 
 
 @pytest.fixture
 def teacher() -> flow.nn.Module:
-    flow.manual_seed(7)
-    return build_model("student_mlp", (1, 28, 28), 10)
+    return mlp(7)
 
 
-def fit(
-    data: tuple[Loader, Loader],
-    folder: Path,
-    teacher: flow.nn.Module,
-    *callbacks: Callback,
-    arch: str = "student_mlp",
-    alpha: float = 0.5,
-    epochs: int = 2,
-) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Distils a student; returns each step's losses, and its weights."""
-    flow.manual_seed(0)
-    model, notes = build_model(arch, (1, 28, 28), 10), Notes()
-    distillation = DistillationCallback(teacher, 4.0, alpha, cache_directory=folder / "cache")
-    Trainer(model, SGD, [distillation, *callbacks, notes]).fit(*data, epochs=epochs, directory=folder)
-    return notes.losses, snapshot(model)
+@pytest.fixture
+def distil(train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module) -> Distil:
+    """Distils a small student; returns each step's losses, and its weights."""
+
+    def distil(
+        *callbacks: Callback, train: Loader = train, epochs: int = 2
+    ) -> tuple[list[dict[str, float]], dict[str, Any]]:
+        model, notes = mlp(), Notes()
+        distillation = DistillationCallback(teacher, 4.0, 0.5, cache_directory=tmp_path / "cache")
+        trainer = Trainer(model, SGD, [distillation, *callbacks, notes])
+        trainer.fit(train, validation, epochs=epochs, directory=tmp_path)
+        return notes.losses, snapshot(model)
+
+    return distil
 
 
 METHODS: dict[str, Callback] = {
@@ -70,12 +76,10 @@ METHODS: dict[str, Callback] = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_each_method_teaches(
-    name: str, train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
-) -> None:
+def test_each_method_teaches(name: str, distil: Distil, train: Loader, teacher: flow.nn.Module) -> None:
     runs: list[int] = []
     teacher.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
-    rows, _ = fit((train, validation), tmp_path, teacher, METHODS[name], epochs=3)
+    rows, _ = distil(METHODS[name], epochs=3)
     replaces = name in ("dkd", "dist", "logit_std", "logit_mse")
     assert list(rows[0]) == (["task", name, "total"] if replaces else ["task", "kd", name, "total"])
     first, last = (np.mean([row[name] for row in part]) for part in (rows[:4], rows[-4:]))
@@ -86,7 +90,7 @@ def test_each_method_teaches(
 
 
 def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
-    train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
+    distil: Distil, train: Loader, teacher: flow.nn.Module
 ) -> None:
     seen: list[bytes] = []
     teacher.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numpy().tobytes()))
@@ -97,18 +101,15 @@ def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
 
     shift = Shift(2, (-0.5,))
     shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, augment=shift)
-    methods = (Similarity("fc1", "fc1"), FitNet("fc1", "fc1"), Dkd(), Watch())
-    fit((shifted, validation), tmp_path, teacher, *methods)
+    distil(Similarity("fc1", "fc1"), FitNet("fc1", "fc1"), Dkd(), Watch(), train=shifted)
     assert len(seen) == 2 + 1 + 2 * len(shifted), "three terms, one run a step"
 
 
-def test_several_plugins_combine_in_any_order(
-    train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module
-) -> None:
+def test_several_plugins_combine_in_any_order(distil: Distil) -> None:
     ends = []
     for turn in (1, -1):
         plugins: list[Callback] = [Dkd(), FitNet("fc1", "fc1", weight=3.0), LabelSmoothing(0.2)]
-        rows, weights = fit((train, validation), tmp_path, teacher, *plugins[::turn], epochs=1)
+        rows, weights = distil(*plugins[::turn], epochs=1)
         assert set(rows[0]) == {"task", "dkd", "fitnet_fc1", "total"}
         for row in rows:
             expected = 0.5 * row["task"] + 0.5 / 20 * row["dkd"] + 3 * row["fitnet_fc1"]
@@ -118,29 +119,21 @@ def test_several_plugins_combine_in_any_order(
         np.testing.assert_allclose(array, ends[1][name], atol=1e-6)
 
 
-def test_attention_between_convolutions_of_the_registry(
-    make_loader: Any, validation: Loader, tmp_path: Path
-) -> None:
-    flow.manual_seed(7)
-    teacher = build_model("teacher_cnn", (1, 28, 28), 10)
-    few = make_loader(32, batch_size=16)
+def test_attention_between_convolutions_of_the_registry(make_loader: Any, tmp_path: Path) -> None:
+    teacher, model = (build_model("teacher_cnn", (1, 28, 28), 10) for _ in range(2))
+    few, notes = make_loader(32, batch_size=16), Notes()
     plugins = (Attention("conv1", "conv1"), Attention("conv2", "conv2"), FitNet("conv1", "conv2"))
-    rows, _ = fit((few, few), tmp_path, teacher, *plugins, arch="teacher_cnn", epochs=1)
-    assert list(rows[0]) == [
-        "task",
-        "kd",
-        "attention_conv1",
-        "attention_conv2",
-        "fitnet_conv1_conv2",
-        "total",
-    ]
-    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    trainer = Trainer(model, SGD, [DistillationCallback(teacher), *plugins, notes])
+    trainer.fit(few, few, epochs=1, directory=tmp_path)
+    features = ["attention_conv1", "attention_conv2", "fitnet_conv1_conv2"]
+    assert list(notes.losses[0]) == ["task", "kd", *features, "total"]
+    assert all(np.isfinite(list(row.values())).all() for row in notes.losses)
 
 
 def test_a_regressor_is_saved_for_resuming_and_nowhere_else(
-    train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.Module, card: ModelCard
+    distil: Distil, tmp_path: Path, card: ModelCard
 ) -> None:
-    fit((train, validation), tmp_path, teacher, FitNet("fc1", "fc2", weight=1.0), Checkpoint(card))
+    distil(FitNet("fc1", "fc2", weight=1.0), Checkpoint(card))
     best, last = (load_tensors(tmp_path / f"checkpoints/{name}.safetensors")[0] for name in ("best", "last"))
     names = [f"{layer}.{kind}" for layer in ("fc1", "fc2", "fc3") for kind in ("bias", "weight")]
     assert sorted(best) == names
@@ -157,8 +150,7 @@ def test_a_regressor_is_trained_and_starts_from_the_seed(
 ) -> None:
     ends = []
     for seed in (0, 0, 1):
-        flow.manual_seed(0)
-        model = build_model("student_mlp", (1, 28, 28), 10)
+        model = mlp()
         flow.manual_seed(int(np.random.default_rng().integers(2**31)))  # whatever was drawn before
         first: list[Any] = []
 
@@ -179,7 +171,7 @@ def test_a_regressor_is_trained_and_starts_from_the_seed(
 
 
 @pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> tuple[str | Path, ...]:
+def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Flags:
     """Flags for small images and a teacher that has learnt nothing."""
     folder = tmp_path_factory.mktemp("tiles")
     data = write_tiles(folder / "data", mnist)
@@ -202,7 +194,7 @@ class Killer(Callback):
 
 
 def test_a_killed_run_with_a_regressor_ends_like_one_that_was_not(
-    tmp_path: Path, tiles: tuple[str | Path, ...], run_kdtrain: RunKdtrain
+    tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
 ) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
     plugins = ("fitnet,student_layer=fc1,teacher_layer=fc1", "dkd,warmup=3", "killer.py:Killer")
@@ -221,7 +213,7 @@ def test_a_killed_run_with_a_regressor_ends_like_one_that_was_not(
 
 
 def test_in_a_comparison_a_method_is_for_the_distilled_student(
-    tmp_path: Path, tiles: tuple[str | Path, ...], run_kdtrain: RunKdtrain
+    tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
 ) -> None:
     flags = ("--mode", "compare", *tiles, "--epochs", "1", "--plugin", "dist")
     done = run_kdtrain("fit", *flags, cwd=tmp_path)
@@ -236,28 +228,90 @@ def test_in_a_comparison_a_method_is_for_the_distilled_student(
     assert json.loads((runs / "student_kd/result.json").read_text())["status"] == "completed"
 
 
-@pytest.mark.parametrize(
-    ("mode", "plugin", "parts"),
-    [
-        ("student", "dkd", ("--plugin dkd", "needs a teacher", "--mode student has none", "student_kd")),
-        (
-            "student_kd",
-            "fitnet,student_layer=fc9,teacher_layer=fc1",
-            ("no layer of the student (StudentMlp) 'fc9'", "fc1, fc2, fc3"),
-        ),
-    ],
-)
+WRONG_USES = {
+    "student dkd": ("--plugin dkd", "needs a teacher", "--mode student has none", "student_kd"),
+    "student_kd fitnet,student_layer=fc9,teacher_layer=fc1": (
+        "no layer of the student (StudentMlp) 'fc9'",
+        "fc1, fc2, fc3",
+    ),
+}
+
+
+@pytest.mark.parametrize("use", WRONG_USES)
 def test_wrong_uses_end_in_one_line_that_explains_them(
-    mode: str,
-    plugin: str,
-    parts: tuple[str, ...],
-    tmp_path: Path,
-    tiles: tuple[str | Path, ...],
-    run_kdtrain: RunKdtrain,
+    use: str, tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
 ) -> None:
+    mode, plugin = use.split()
     done = run_kdtrain("fit", "--mode", mode, *tiles, "--epochs", "1", "--plugin", plugin, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     lines = [line for line in done.stderr.splitlines() if not line.startswith("The teacher is")]
     assert len(lines) == 1, done.stderr
-    for part in parts:
+    for part in WRONG_USES[use]:
         assert part in lines[0]
+
+
+needs_two_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
+IMAGES = 300  # batches of 64, the last of 44
+
+
+class Gradients(Callback):
+    """Keeps the first step's gradients, and the weights after the last, of student and regressor."""
+
+    def __init__(self) -> None:
+        self.first = np.zeros(0, np.float32)
+        self.weights = np.zeros(0, np.float32)
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        if event.step == 1:
+            gradients = [p.grad.numpy().ravel() for module in run.modules for p in module.parameters()]
+            self.first = np.concatenate(gradients)
+        parts = [array.ravel() for module in run.modules for array in snapshot(module).values()]
+        self.weights = np.concatenate(parts)
+
+
+def distil_on(mnist: Dataset, folder: Path, ranks: Ranks) -> Floats:
+    """Distils by two methods; returns gradients and weights, a row for each rank."""
+    flow.manual_seed(7)
+    teacher = build_model("hinton_800", (1, 28, 28), 10)
+    model = mlp(1)
+    images, labels = mnist.normalization.apply(mnist.train.images[:IMAGES]), mnist.train.labels[:IMAGES]
+    train, held_out = (Loader(images, labels, 64, num_classes=10, seed=s, ranks=ranks) for s in (3, None))
+    kept = Gradients()
+    callbacks = [DistillationCallback(teacher), Dkd(warmup=1), FitNet("fc1", "fc1"), kept]
+    trainer = Trainer(model, partial(flow.optim.SGD, lr=1e-3, momentum=0.9), callbacks)
+    trainer.fit(train, held_out, epochs=1, directory=folder / f"rank_{ranks.rank}")
+    return ranks.all_gather(np.stack([kept.first, kept.weights])[None])
+
+
+@needs_two_cores
+def test_two_processes_distil_as_one_and_hold_the_same_regressor(mnist: Dataset, tmp_path: Path) -> None:
+    (alone,) = distil_on(mnist, tmp_path, Ranks())
+    (together,) = run_jobs([Job("two", lambda ranks: distil_on(mnist, tmp_path, ranks), cores=2)])
+    np.testing.assert_array_equal(together[0, 1], together[1, 1])
+    assert np.abs(alone[0]).max() > 0.01
+    np.testing.assert_allclose(together[0], alone, rtol=1e-4, atol=1e-5)
+
+
+@needs_two_cores
+@pytest.mark.parametrize(
+    ("plugin", "cores"),
+    [
+        ("dkd", 2),
+        ("fitnet,student_layer=conv1,teacher_layer=conv1", 2),
+        ("dist", 1),
+        ("rkd,student_layer=fc1,teacher_layer=fc1", 1),
+        ("similarity,student_layer=fc1,teacher_layer=fc1", 1),
+    ],
+)
+def test_a_method_that_relates_images_keeps_its_batches_whole(
+    plugin: str, cores: int, mnist: Dataset, tmp_path: Path
+) -> None:
+    config = FitConfig(
+        mode="student_kd", student_arch="teacher_cnn", logdir=tmp_path, plugin=(plugin,), limit_train=512
+    )
+    session = Session(config)
+    teacher = load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist))
+    distilled = session.fit_and_test_job(FitSpec("student_kd", 0, tmp_path / "student_kd", teacher))
+    assert min(distilled.cores, 2) == cores
+    plain = session.fit_and_test_job(FitSpec("student", 0, tmp_path / "student"))
+    assert plain.cores > 1, "where the method takes no part it forbids nothing"

@@ -18,21 +18,12 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kdtrain import (
-    Callback,
-    KdtrainError,
-    Loader,
-    Run,
-    Trainer,
-    UsageError,
-    flow,
-    measure_fidelity,
-    predict_logits,
-    reliability,
-)
+from kdtrain import Callback, KdtrainError, Loader, Run, Trainer, UsageError, flow, predict_logits
 from kdtrain.callbacks import Checkpoint, DistillationCallback, RunLog, TensorBoard
 from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd
 from kdtrain.engine.resume import FitState, load_state
+from kdtrain.metrics.calibration import reliability
+from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import snapshot
 from plugins.calibration import Calibration
@@ -48,9 +39,10 @@ from tests.runs import TIMES, count_points, curves, metrics
 from tests.tools import ROOT, read_scalars
 
 SGD = partial(flow.optim.SGD, lr=0.1)
+Data = tuple[Loader, Loader]
 
 
-def fit(data: tuple[Loader, Loader], folder: Path, *callbacks: Callback, epochs: int = 2) -> flow.nn.Module:
+def fit(data: Data, folder: Path, *callbacks: Callback, epochs: int = 2) -> flow.nn.Module:
     model = mlp()
     Trainer(model, SGD, callbacks).fit(*data, epochs=epochs, directory=folder)
     return model
@@ -63,7 +55,7 @@ def images(folder: Path, tag: str) -> dict[int, Image.Image]:
 
 
 @pytest.fixture
-def data(make_loader: Any) -> tuple[Loader, Loader]:
+def data(make_loader: Any) -> Data:
     return make_loader(256), make_loader(128, start=512, seed=None)
 
 
@@ -72,9 +64,7 @@ def teacher() -> flow.nn.Module:
     return mlp(7)
 
 
-def test_watching_changes_nothing(
-    data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
-) -> None:
+def test_watching_changes_nothing(data: Data, tmp_path: Path, teacher: flow.nn.Module) -> None:
     confusion = Confusion(every=1, images=2)
     observers = (Calibration(every=1), confusion, Csv(), Dashboard(), Fidelity(), GradNorm(every=1))
     ends = []
@@ -101,7 +91,7 @@ class Killed(Callback):
 
 
 def test_after_resuming_every_point_and_image_is_there_once(
-    data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module, card: ModelCard
+    data: Data, tmp_path: Path, teacher: flow.nn.Module, card: ModelCard
 ) -> None:
     """One run is killed between two callbacks' ``on_epoch_end``, then within an epoch; one is not killed."""
 
@@ -133,7 +123,7 @@ def test_after_resuming_every_point_and_image_is_there_once(
         assert {name: row[name] for name in same} == {name: expected[name] for name in same}
 
 
-def test_calibration_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+def test_calibration_reaches_tensorboard(data: Data, tmp_path: Path) -> None:
     model = fit(data, tmp_path, Calibration(every=2), epochs=3)
     error = reliability(predict_logits(model, data[1]), data[1].targets, 15).error
     errors = curves(tmp_path)["calibration/ece"]
@@ -152,7 +142,7 @@ def test_the_matrix_and_the_worst_mistakes_are_right() -> None:
     assert draw_matrix(np.zeros((100, 100), np.int64), [""] * 100).shape[2] == 3
 
 
-def test_confusion_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+def test_confusion_reaches_tensorboard(data: Data, tmp_path: Path) -> None:
     fit(data, tmp_path, Confusion(every=2, images=9), epochs=3)
     for name in ("matrix", "mistakes"):
         drawn = images(tmp_path, f"confusion/{name}")
@@ -160,9 +150,7 @@ def test_confusion_reaches_tensorboard(data: tuple[Loader, Loader], tmp_path: Pa
         assert np.ptp(np.asarray(drawn[6].convert("L"))) > 100, "not an empty sheet"
 
 
-def test_fidelity_reaches_tensorboard(
-    data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
-) -> None:
+def test_fidelity_reaches_tensorboard(data: Data, tmp_path: Path, teacher: flow.nn.Module) -> None:
     model = fit(data, tmp_path, DistillationCallback(teacher, cache_directory=tmp_path), Fidelity())
     expected = measure_fidelity(predict_logits(model, data[1]), predict_logits(teacher, data[1]))
     for tag, value in zip(("fidelity/agreement", "fidelity/kl"), expected, strict=True):
@@ -181,7 +169,7 @@ class WholeNorm(Callback):
 
 
 def test_norm_of_all_gradients_reaches_tensorboard_beside_the_run_s_own_figures(
-    data: tuple[Loader, Loader], tmp_path: Path
+    data: Data, tmp_path: Path
 ) -> None:
     whole = WholeNorm()
     fit(data, tmp_path, TensorBoard(every=1), GradNorm(every=3), whole, epochs=4)
@@ -192,7 +180,7 @@ def test_norm_of_all_gradients_reaches_tensorboard_beside_the_run_s_own_figures(
     assert list(read_scalars(tmp_path)["loss/total"]) == list(range(1, 9))
 
 
-def test_figures_of_a_failed_fit_are_kept(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+def test_figures_of_a_failed_fit_are_kept(data: Data, tmp_path: Path) -> None:
     class BreakDown(Callback):
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             if event.step == 3:
@@ -220,7 +208,7 @@ class Parts(Callback):
 
 
 def test_a_term_s_norm_is_found_where_it_does_not_reach_all_layers(
-    data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
+    data: Data, tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
     distillation = DistillationCallback(teacher, cache_directory=tmp_path)
     fit(data, tmp_path, distillation, Similarity("fc1", "fc1"), GradNorm(every=1))
@@ -229,7 +217,7 @@ def test_a_term_s_norm_is_found_where_it_does_not_reach_all_layers(
 
 @pytest.mark.parametrize("alpha", [0.7, 0.0])
 def test_gradient_norms_of_terms_reach_tensorboard(
-    alpha: float, data: tuple[Loader, Loader], tmp_path: Path, teacher: flow.nn.Module
+    alpha: float, data: Data, tmp_path: Path, teacher: flow.nn.Module
 ) -> None:
     parts = Parts(alpha)
     distillation = DistillationCallback(teacher, 4.0, alpha, cache_directory=tmp_path)
@@ -238,7 +226,7 @@ def test_gradient_norms_of_terms_reach_tensorboard(
         assert list(curves(tmp_path)[f"grad_norm/{name}"].values()) == pytest.approx(norms, rel=1e-5)
 
 
-def test_the_table_has_the_run_s_figures(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+def test_the_table_has_the_run_s_figures(data: Data, tmp_path: Path) -> None:
     fit(data, tmp_path, RunLog(), Csv(), epochs=3)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert len(rows) == 3
@@ -246,7 +234,7 @@ def test_the_table_has_the_run_s_figures(data: tuple[Loader, Loader], tmp_path: 
         assert {name: float(row[name]) for name in expected} == expected
 
 
-def test_a_damaged_table_is_refused_on_resuming(data: tuple[Loader, Loader], tmp_path: Path) -> None:
+def test_a_damaged_table_is_refused_on_resuming(data: Data, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step\none,two\n")
 
     class Resumed(Callback):
@@ -270,9 +258,7 @@ class Screens(Callback):
         self.texts.append(console.export_text())
 
 
-def test_the_screen_shows_progress_losses_accuracy_and_the_time_left(
-    data: tuple[Loader, Loader], tmp_path: Path
-) -> None:
+def test_the_screen_shows_progress_losses_accuracy_and_the_time_left(data: Data, tmp_path: Path) -> None:
     dashboard = Dashboard()
     screens = Screens(dashboard)
     fit(data, tmp_path, dashboard, screens, epochs=4)
