@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from kdtrain.engine.resume import flatten_optimizer
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_tensors, snapshot
 from tests.conftest import Fit
+from tests.engine.fits import mlp
 
 
 class Keeper(Callback):
@@ -47,13 +49,7 @@ def test_best_is_the_latest_of_the_epochs_with_the_highest_accuracy(
 
 @pytest.mark.parametrize(("mode", "chosen"), [("max", 2), ("min", 4)])
 def test_of_given_metrics_the_right_epoch_is_kept(
-    student: flow.nn.Module,
-    train: Loader,
-    validation: Loader,
-    card: ModelCard,
-    tmp_path: Path,
-    mode: str,
-    chosen: int,
+    train: Loader, validation: Loader, card: ModelCard, tmp_path: Path, mode: str, chosen: int
 ) -> None:
     """The accuracies are made up, the evaluation that reports them is not called by a callback."""
     values = iter([0.5, 0.7, 0.7, 0.3, 0.3, 0.6])
@@ -64,7 +60,7 @@ def test_of_given_metrics_the_right_epoch_is_kept(
 
     keeper = Keeper()
     checkpoint = Checkpoint(card, mode=mode)  # type: ignore[arg-type]
-    trainer = Scripted(student, partial(flow.optim.SGD, lr=0.1), [keeper, checkpoint])
+    trainer = Scripted(mlp(), partial(flow.optim.SGD, lr=0.1), [keeper, checkpoint])
     trainer.fit(train, validation, epochs=6, directory=tmp_path)
     assert _same(load_model(tmp_path / "checkpoints" / "best.safetensors").weights, keeper.weights[chosen])
 
@@ -78,24 +74,17 @@ def test_of_given_metrics_the_right_epoch_is_kept(
     ],
 )
 def test_last_holds_what_a_resume_needs(
-    student: flow.nn.Module,
-    train: Loader,
-    validation: Loader,
-    card: ModelCard,
-    tmp_path: Path,
-    optimizer: object,
-    state: set[str],
+    train: Loader, validation: Loader, card: ModelCard, tmp_path: Path, optimizer: Any, state: set[str]
 ) -> None:
-    callbacks = [EarlyStopping(patience=7), Checkpoint(card)]
-    Trainer(student, optimizer, callbacks).fit(train, validation, epochs=2, directory=tmp_path)  # type: ignore[arg-type]
+    student, callbacks = mlp(), [EarlyStopping(patience=7), Checkpoint(card)]
+    Trainer(student, optimizer, callbacks).fit(train, validation, epochs=2, directory=tmp_path)
     tensors, header = load_tensors(tmp_path / "checkpoints" / "last.safetensors")
     assert (header["end"]["epoch"], header["end"]["step"]) == (2, 8)
     assert set(header["callbacks"]) == {"EarlyStopping", "Checkpoint"}
     assert header["callbacks"]["EarlyStopping"] == callbacks[0].state_dict()
     assert {name.split("/")[2] for name in tensors if name.startswith("optimizer/")} == state
-    assert {name for name in tensors if name.startswith("model/")} == {
-        f"model/{name}" for name in student.state_dict()
-    }
+    weights = {f"model/{name}" for name in student.state_dict()}
+    assert {name for name in tensors if name.startswith("model/")} == weights
     assert header["optimizer"]["param_groups"][0]["params"] == [0, 1, 2, 3, 4, 5]
 
 

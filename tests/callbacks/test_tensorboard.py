@@ -10,12 +10,11 @@ import resource
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +25,10 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.compare import run_comparison
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.session import Session
-from tests.tools import read_scalars, write_tiles
+from tests.tools import read_scalars, wait_until, write_tiles
 
 RUNS = {mode: f"compare/version_0/seed_0/{mode}" for mode in ("teacher", "student_kd", "student")}
-T = TypeVar("T")
+
 EACH_EPOCH = ("eval/accuracy", "eval/cross_entropy", "images_per_second")
 
 
@@ -82,12 +81,15 @@ def tensorboard(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", "0"], stdout=output, stderr=output
         )
+
+    def addresses() -> list[str]:
+        assert process.poll() is None, printed.read_text()
+        return re.findall(r"http://127\.0\.0\.1:\d+/", printed.read_text())
+
     try:
-        address = waited_for(
-            lambda: re.search(r"http://127\.0\.0\.1:\d+/", printed.read_text()), process, printed
-        )
-        board = TensorBoard(address[0])
-        waited_for(board.has_read_everything, process, printed)
+        wait_until(addresses, seconds=90)
+        board = TensorBoard(addresses()[0])
+        wait_until(board.has_read_everything, seconds=90)
         yield board
     finally:
         process.terminate()
@@ -96,16 +98,6 @@ def tensorboard(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def waited_for(condition: Callable[[], T | None], process: subprocess.Popen[bytes], printed: Path) -> T:
-    """Returns what ``condition`` returns, once that is true."""
-    deadline = time.monotonic() + 90
-    while not (value := condition()):
-        assert process.poll() is None, printed.read_text()
-        assert time.monotonic() < deadline, printed.read_text()
-        time.sleep(0.2)
-    return value
 
 
 def test_runs_have_telling_names(tensorboard: TensorBoard) -> None:

@@ -8,22 +8,17 @@ from typing import Any
 
 import pytest
 
-from kdtrain import Batch, Callback, Loader, Objective, Output, Run, Status, Trainer, build_model, flow
-from kdtrain.callbacks import (
-    Checkpoint,
-    DistillationCallback,
-    EarlyStopping,
-    LearningRateSchedule,
-    Progress,
-    RunLog,
-    StopOnNonFinite,
-    TensorBoard,
-)
-from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd
+from kdtrain import Callback, Checkpoint, EarlyStopping, Loader, Objective, Progress, Run, Trainer, flow
+from kdtrain.callbacks import DistillationCallback, LearningRateSchedule, RunLog, StopOnNonFinite, TensorBoard
+from kdtrain.data.loader import Batch
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+from kdtrain.engine.recorder import Output
 from kdtrain.errors import CallbackError, KdtrainError
+from kdtrain.models.registry import build_model
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_tensors
 from tests.conftest import ADAM, Fit
+from tests.engine.fits import mlp
 from tests.runs import curves, metrics
 
 EVENTS = ("on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end")
@@ -93,37 +88,26 @@ def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
             Progress("student"),
             DistillationCallback(teacher, cache_directory=tmp_path / "cache"),
         ]
-        flow.manual_seed(0)
-        model = build_model("student_mlp", (1, 28, 28), 10)
-        trainer = Trainer(model, ADAM, [callbacks[i] for i in order])
+        trainer = Trainer(mlp(), ADAM, [callbacks[i] for i in order])
         end = trainer.fit(train, validation, epochs=4, directory=folder)
         files = {path.name: load_tensors(path) for path in sorted((folder / "checkpoints").iterdir())}
         tensors = {
-            (name, key): array.tobytes()
+            name: {key: array.tobytes() for key, array in arrays.items()}
             for name, (arrays, _) in files.items()
-            for key, array in arrays.items()
         }
         headers = {name: header for name, (_, header) in files.items()}
         for timed in ("seconds", "eval_seconds"):
             del headers["last.safetensors"]["end"][timed]
-        return (
-            (end.status, end.reason, end.epoch, end.step),
-            tensors,
-            headers,
-            metrics(folder),
-            curves(folder),
-        )
+        ended = (end.status, end.reason, end.epoch, end.step)
+        return ended, tensors, headers, metrics(folder), curves(folder)
 
     identity = tuple(range(8))
     orders = {identity, identity[::-1]}
     orders |= {identity[k:] + identity[:k] for k in range(8)}
     orders |= {(*identity[:k], k + 1, k, *identity[k + 2 :]) for k in range(7)}
     results = [artefacts(order, tmp_path / str(number)) for number, order in enumerate(sorted(orders))]
-    assert results[0][0][:3] == (
-        Status.STOPPED,
-        f"no better eval/accuracy for an epoch (best {results[0][3][0]['eval/accuracy']:.4f})",
-        2,
-    )
+    reason = f"no better eval/accuracy for an epoch (best {results[0][3][0]['eval/accuracy']:.4f})"
+    assert results[0][0][:3] == (Status.STOPPED, reason, 2)
     for result in results[1:]:
         assert result == results[0]
 
@@ -212,8 +196,7 @@ def test_an_error_in_configure_or_in_a_term_is_not_swallowed(fit: Fit) -> None:
 
     with pytest.raises(CallbackError, match=r"BadConfigure\.configure returned None"):
         fit(BadConfigure())
-    with pytest.raises(
-        KdtrainError, match=r"BadTerm, term 'task', line \d+: CrashError: in the loss"
-    ) as caught:
+    message = r"BadTerm, term 'task', line \d+: CrashError: in the loss"
+    with pytest.raises(KdtrainError, match=message) as caught:
         fit(BadTerm())
     assert isinstance(caught.value.__cause__, CrashError)

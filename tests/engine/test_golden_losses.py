@@ -16,7 +16,7 @@ import numpy as np
 from kdtrain import DistillationCallback, LearningRateSchedule, Loader, Trainer, build_model, flow
 from kdtrain.data.datasets import load_dataset
 from kdtrain.runtime.seeds import derive_seed
-from tests.engine.fits import Notes
+from tests.engine.fits import Notes, mlp
 
 TRACE = Path(__file__).with_name("losses.json")
 
@@ -28,8 +28,7 @@ def trace(folder: Path) -> dict[str, list[float]]:
     validation = Loader(images[512:], mnist.train.labels[512:640], 64, num_classes=10)
     flow.manual_seed(derive_seed(3, "weights", "teacher"))
     teacher = build_model("hinton_800", (1, 28, 28), 10)
-    flow.manual_seed(derive_seed(3, "weights", "student"))
-    student = build_model("student_mlp", (1, 28, 28), 10)
+    student = mlp(derive_seed(3, "weights", "student"))
     notes = Notes()
     callbacks = [
         LearningRateSchedule("one_cycle", 3e-3),

@@ -1,11 +1,15 @@
-"""A check of drawings that kdtrain has written."""
+"""Readers of drawings and tables that kdtrain has made."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
+from rich.console import Console, RenderableType
 
 
 def assert_is_drawing(path: Path) -> None:
@@ -14,3 +18,14 @@ def assert_is_drawing(path: Path) -> None:
         assert image.format == "PNG"
         assert image.width >= 1000
         assert np.asarray(image.convert("L")).std() > 5
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
+
+
+def printed(*renderables: RenderableType, width: int = 80) -> str:
+    """Returns what a terminal of this width shows."""
+    text = io.StringIO()
+    Console(file=text, width=width).print(*renderables)
+    return text.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -13,10 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
-from rich.console import Console
 
 from kdtrain import Fidelity, KdtrainError
 from kdtrain.experiment.grid import choose
@@ -29,7 +25,7 @@ from kdtrain.report.comparison_table import comparison_tables
 from kdtrain.report.grid_result import Candidate
 from kdtrain.report.style import save_figure
 from kdtrain.report.verdict import gap_sentence, verdict
-from tests.report.drawings import assert_is_drawing
+from tests.report.drawings import assert_is_drawing, printed, texts
 
 IMAGES = 10_000
 
@@ -84,17 +80,11 @@ HELPED = three([98, 101, 95, 99, 100], [152, 149, 158, 150, 155], [171, 166, 172
 
 
 def rendered(comparison: Comparison, width: int = 80) -> str:
-    text = io.StringIO()
-    Console(file=text, width=width).print(*comparison_tables(comparison))
-    return text.getvalue()
+    return printed(*comparison_tables(comparison), width=width)
 
 
 def heights(line: Line2D) -> npt.NDArray[np.float64]:
     return np.asarray(line.get_ydata(), dtype=np.float64)
-
-
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
 
 
 def test_gain_is_the_paired_difference_of_the_students() -> None:
@@ -180,30 +170,19 @@ def test_two_networks_that_differ_by_chance_are_undecided() -> None:
     assert compare(three([98, 99], [153, 152], [171, 172])).distillation.one_seed is None
 
 
-@pytest.mark.parametrize(
-    ("errors", "sentence"),
-    [
-        (
-            ([98, 98], [149, 151], [170, 172]),
-            "That is 29 % of the 0.73 points between student and teacher, with the same doubt.",
-        ),
-        (
-            ([98, 98], [61, 60], [171, 172]),
-            "That is 151 % of the 0.73 points between student and teacher: "
-            "the student is ahead of its teacher.",
-        ),
-        (
-            ([98, 98], [181, 182], [171, 173]),
-            "The student falls behind by a further 13 % of the 0.74 points between student and teacher.",
-        ),
-        (
-            ([171, 171], [150, 152], [171, 171]),
-            "There is no gap to close: the teacher (98.29 %) is no better than the student (98.29 %).",
-        ),
-    ],
-)
-def test_share_of_the_gap(errors: tuple[list[int], list[int], list[int]], sentence: str) -> None:
-    assert gap_sentence(compare(three(*errors))) == sentence
+def test_share_of_the_gap() -> None:
+    def gap(teacher: list[int], distilled: list[int], plain: list[int]) -> str:
+        return gap_sentence(compare(three(teacher, distilled, plain)))
+
+    points = "points between student and teacher"
+    undecided = f"That is 29 % of the 0.73 {points}, with the same doubt."
+    ahead = f"That is 151 % of the 0.73 {points}: the student is ahead of its teacher."
+    behind = f"The student falls behind by a further 13 % of the 0.74 {points}."
+    none = "There is no gap to close: the teacher (98.29 %) is no better than the student (98.29 %)."
+    assert gap([98, 98], [149, 151], [170, 172]) == undecided
+    assert gap([98, 98], [61, 60], [171, 172]) == ahead
+    assert gap([98, 98], [181, 182], [171, 173]) == behind
+    assert gap([171, 171], [150, 152], [171, 171]) == none
 
 
 def with_smoothing() -> list[ModelResult]:
@@ -341,12 +320,8 @@ def test_chart_has_the_figures_and_names_of_the_lines() -> None:
     assert "+0.18 points, 95 % interval 0.15 to 0.22 over 5 seeds" in title
     assert title.endswith("\nmnist, T = 4")
     (legend,) = figure.legends
-    assert [t.get_text() for t in legend.get_texts()] == [
-        "teacher",
-        "student_kd",
-        "student",
-        "teacher's last epoch",
-    ]
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["teacher", "student_kd", "student", "teacher's last epoch"]
     assert "5 seeds" in legend.get_title().get_text()
     looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines[:3]]
     assert all(len(set(look)) == 3 for look in zip(*looks, strict=True))

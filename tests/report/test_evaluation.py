@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from typing import Any
@@ -12,12 +11,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from kdtrain import KdtrainError
 from kdtrain.errors import DataError
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.evaluation import evaluation_report, to_json
+from tests.report.drawings import printed
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
@@ -29,9 +28,7 @@ def random_case(images: int, classes: int, seed: int, scale: float = 5.0) -> Arr
 
 
 def rendered(evaluation: Evaluation, classes: list[str]) -> str:
-    text = io.StringIO()
-    Console(file=text, width=80).print(evaluation_report(evaluation, classes))
-    return text.getvalue()
+    return printed(evaluation_report(evaluation, classes))
 
 
 def by_loop(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, Any]:

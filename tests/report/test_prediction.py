@@ -10,20 +10,15 @@ import numpy.typing as npt
 import PIL.Image
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from kdtrain.metrics.tempered_softmax import tempered_softmax
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
-from tests.report.drawings import assert_is_drawing
+from tests.report.drawings import assert_is_drawing, texts
 
 DIGITS = [str(digit) for digit in range(10)]
 LOGITS = np.array([-4.0, 1.0, 0.5, -1.0, 2.0, 0.0, 9.0, -7.0, 3.0, 1.5])
 IMAGE = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
-
-
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
 
 
 def bar_widths(figure: Figure, panel: int) -> list[float]:

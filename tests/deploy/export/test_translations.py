@@ -1,15 +1,20 @@
-"""Translations of oneflow's operations: the same logits in ONNX, for any number of images."""
+"""Translations of oneflow's operations and of whole networks: the same logits in ONNX."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 import pytest
 
 from kdtrain import Conv2d, Dropout, KdtrainError, OnnxModel, flow
+from kdtrain.data.dataset import Normalization
 from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.models.networks import ImageShape
+from kdtrain.models.registry import ARCHITECTURES, build_model
 from kdtrain.store.card import ModelCard
 
 nn = flow.nn
@@ -21,6 +26,7 @@ CARD = ModelCard(
 )  # fmt: skip
 
 Layer = Callable[[flow.Tensor], flow.Tensor]
+Logits = npt.NDArray[np.float32]
 
 
 class Net(flow.nn.Module):
@@ -42,24 +48,18 @@ class Net(flow.nn.Module):
         return self.head(x.sum(dim=1, keepdim=True) * 0.1)
 
 
-def logits(
-    network: flow.nn.Module, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    mean, std = np.reshape(CARD.mean, (-1, 1, 1)), np.reshape(CARD.std, (-1, 1, 1))
-    inputs = ((images / 255 - mean) / std).astype(np.float32)
-    with flow.no_grad():
-        return network(flow.tensor(inputs)).numpy().copy()  # type: ignore[no-any-return]
-
-
-def assert_same(network: flow.nn.Module, tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    path.write_bytes(to_onnx(network, CARD))
+def logits_of(
+    network: flow.nn.Module, card: ModelCard, path: Path, counts: tuple[int, ...]
+) -> Iterator[tuple[Logits, Logits]]:
+    """Yields the logits of the exported network and of the network itself, for so many images of noise."""
+    path.write_bytes(to_onnx(network, card))
     model = OnnxModel.load(path)
-    for count in (1, 7):
-        images = np.random.default_rng(count).integers(0, 256, (count, *SHAPE)).astype(np.uint8)
-        expected = logits(network, images)
+    for count in counts:
+        images = np.random.default_rng(count).integers(0, 256, (count, *card.image_shape)).astype(np.uint8)
+        with flow.no_grad():
+            expected = network(flow.tensor(Normalization(card.mean, card.std).apply(images))).numpy()
         assert np.abs(expected).max() > 1e-3, "a zero proves nothing"
-        np.testing.assert_allclose(model.logits(images), expected, rtol=1e-4, atol=1e-5)
+        yield model.logits(images), expected
 
 
 def stale(layer: flow.nn.BatchNorm2d) -> flow.nn.BatchNorm2d:
@@ -143,7 +143,8 @@ FUNCTIONS: dict[str, Layer] = {
 def test_logits_are_the_same(name: str, tmp_path: Path) -> None:
     flow.manual_seed(1)
     tried = LAYERS[name]() if name in LAYERS else FUNCTIONS[name]
-    assert_same(Net(tried).eval(), tmp_path)
+    for exported, expected in logits_of(Net(tried).eval(), CARD, tmp_path / "net.onnx", counts=(1, 7)):
+        np.testing.assert_allclose(exported, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +172,54 @@ def test_control_flow_that_depends_on_values_is_refused() -> None:
 
 
 def test_weights_keep_their_names_and_values() -> None:
-    import onnx
-
     network = Net(nn.ReLU()).eval()
     file = onnx.load_model_from_string(to_onnx(network, CARD))
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
     for name, parameter in network.named_parameters():
         np.testing.assert_array_equal(tensors[name], parameter.numpy())
+
+
+FACTORY = """
+import oneflow.nn as nn
+
+class Subclass(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
+
+def tiny(image_shape, num_classes):
+    channels, _, _ = image_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.GELU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(), nn.LayerNorm(96), Subclass(96, num_classes),
+    )
+"""
+
+
+def assert_same(arch: str, shape: ImageShape, path: Path) -> None:
+    flow.manual_seed(0)
+    network = build_model(arch, shape, 10).eval()
+    random = np.random.default_rng(0)
+    for name, buffer in network.named_buffers():
+        if "running" in name:  # statistics that are not 0 and 1
+            buffer.copy_(flow.tensor(random.uniform(0.5, 1.5, tuple(buffer.shape)).astype(np.float32)))
+    card = ModelCard(
+        "student", arch, "noise", shape, tuple("abcdefghij"), (0.3,) * shape[0], (0.2,) * shape[0]
+    )
+    ((exported, expected),) = logits_of(network, card, path, counts=(3,))
+    np.testing.assert_allclose(exported, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_own_networks(arch: str, tmp_path: Path) -> None:
+    assert_same(arch, (1, 28, 28), tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1", "ghostnet"])
+def test_networks_of_flowvision(name: str, tmp_path: Path) -> None:
+    assert_same(f"flowvision:{name}", (3, 32, 32), tmp_path / "net.onnx")
+
+
+def test_networks_of_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    assert_same("mine.py:tiny", (3, 20, 24), tmp_path / "net.onnx")
