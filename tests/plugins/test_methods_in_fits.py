@@ -120,7 +120,9 @@ def test_several_plugins_combine_in_any_order(distil: Distil) -> None:
 
 
 def test_attention_between_convolutions_of_the_registry(make_loader: Any, tmp_path: Path) -> None:
-    teacher, model = (build_model("teacher_cnn", (1, 28, 28), 10) for _ in range(2))
+    flow.manual_seed(7)
+    teacher = build_model("teacher_cnn", (1, 28, 28), 10)
+    model = build_model("teacher_cnn", (1, 28, 28), 10)
     few, notes = make_loader(32, batch_size=16), Notes()
     plugins = (Attention("conv1", "conv1"), Attention("conv2", "conv2"), FitNet("conv1", "conv2"))
     trainer = Trainer(model, SGD, [DistillationCallback(teacher), *plugins, notes])

@@ -22,7 +22,6 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import snapshot
 from plugins.dropout import DropoutRates
-from plugins.ema import Ema
 from plugins.label_smoothing import LabelSmoothing
 from plugins.max_norm import MaxNorm
 from tests.conftest import ADAM, Fit
@@ -214,7 +213,6 @@ def test_order_with_distillation_does_not_matter(tmp_path: Path, train: Loader, 
     [
         (DropoutRates, "hidden", (-0.1, 1.0, math.nan), FRACTION),
         (DropoutRates, "inputs", (-0.1, 1.0, math.nan), FRACTION),
-        (Ema, "decay", (-0.1, 1.0, math.nan), FRACTION),
         (MaxNorm, "limit", (0.0, -1.0, math.inf, math.nan), "it must be above 0, and finite"),
         (LabelSmoothing, "epsilon", (-0.1, 1.0, 2.0, math.nan), FRACTION),
     ],
