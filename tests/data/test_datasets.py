@@ -208,8 +208,7 @@ def test_what_lies_there_is_named_with_its_kind(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_a_usage_error() -> None:
     with pytest.raises(
-        UsageError,
-        match=r"'mnits' \(did you mean 'mnist'\?\); there are: mnist, fashion_mnist, cifar10, ",
+        UsageError, match=r"'mnits' \(did you mean 'mnist'\?\); there are: mnist, fashion_mnist, cifar10, "
     ):
         load_dataset("mnits")
 

@@ -90,22 +90,14 @@ def test_fortran_order_columns_of_labels_and_names_are_understood(tmp_path: Path
         ("classes", np.array(["a", "b"]), "labels up to 2, but only 2 classes"),
         ("classes", np.array(["a", "b", "a"]), "classes in FILE has the same name"),
         ("classes", np.arange(3), "classes in FILE must be a list"),
-        (
-            "classes",
-            np.array(["a", "b", "\x1b[31mc"]),
-            "the name '\\x1b[31mc' cannot be shown",
-        ),
+        ("classes", np.array(["a", "b", "\x1b[31mc"]), "the name '\\x1b[31mc' cannot be shown"),
         ("classes", np.array(["a", "b", "\ud800"]), "the name '\\ud800' cannot be shown"),
         ("classes", np.full(3, 0x110000, np.uint32).view("<U1"), "classes in FILE is damaged"),
         ("x_train", np.zeros((9, 5, 4)), "Scale them to 0..255, then use astype('uint8')."),
         ("x_train", np.zeros((9, 3, 5, 4), np.uint8), "Use transpose(0, 2, 3, 1)."),
         ("y_train", np.zeros((9, 3)), "argmax(1)"),
         ("y_train", np.zeros(9, bool), "Use astype('int64')."),
-        (
-            "y_train",
-            np.array(["cat"] * 9),
-            "classes, labels = numpy.unique(labels, return_inverse=True).",
-        ),
+        ("y_train", np.array(["cat"] * 9), "classes, labels = numpy.unique(labels, return_inverse=True)."),
     ],
 )
 def test_each_inconsistency_is_named(tmp_path: Path, name: str, array: NDArray[Any], words: str) -> None:

@@ -32,13 +32,7 @@ def forward_and_backward(layer: flow.nn.Module, images: Array, toward: Array) ->
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"bias": False},
-        {"stride": 2, "padding": 1},
-        {"dilation": 2, "padding": (2, 1)},
-        {"groups": 2},
-    ],
+    [{}, {"bias": False}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": (2, 1)}, {"groups": 2}],
 )
 def test_convolution_equals_oneflows(options: dict[str, object]) -> None:
     random = np.random.default_rng(0)

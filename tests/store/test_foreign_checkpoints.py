@@ -84,8 +84,7 @@ def test_every_spelling_of_code_is_refused(names_code: Path, card: ModelCard, ar
 
 
 @pytest.mark.parametrize(
-    "arch",
-    ["", "nonsense", "flowvision:", "flowvision:ModelCreator", "flowvision:vit_gigantic_patch14_224"],
+    "arch", ["", "nonsense", "flowvision:", "flowvision:ModelCreator", "flowvision:vit_gigantic_patch14_224"]
 )
 def test_what_is_no_classifier_is_refused(names_code: Path, card: ModelCard, arch: str) -> None:
     assert repr(arch) in refusal(save(card, arch))

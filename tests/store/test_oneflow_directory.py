@@ -271,17 +271,7 @@ def test_far_too_large_pickle_is_not_even_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        "../elsewhere/tensor_0",
-        "tensor_0/../../elsewhere",
-        "/etc",
-        "",
-        ".",
-        "..",
-        "tensor_0\n",
-        "tensor_",
-        7,
-    ],
+    ["../elsewhere/tensor_0", "tensor_0/../../elsewhere", "/etc", "", ".", "..", "tensor_0\n", "tensor_", 7],
 )
 def test_tensors_are_read_from_their_own_folders_only(tmp_path: Path, path: object) -> None:
     directory(tmp_path / "elsewhere")
