@@ -1,4 +1,4 @@
-"""The check that refused files share: which error is raised, and that its text names the file."""
+"""The check that refused files share, and a bomb for files that may hold pickles."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def refusal_by(call: Callable[..., object], error: type[Exception]) -> Callable[
         return text
 
     return refusal
+
+
+class Bomb:
+    """Pickles to a call."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call

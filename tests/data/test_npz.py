@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 import resource
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.npz import load_npz
 from kdtrain.errors import DataError, UsageError
-from tests.refusals import refusal_by
+from tests.refusals import Bomb, refusal_by
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -105,13 +106,10 @@ def test_each_inconsistency_is_named(tmp_path: Path, name: str, array: NDArray[A
     assert words.replace("FILE", str(path)) in refusal(path)
 
 
-def test_what_is_missing_is_listed_with_what_is_there(tmp_path: Path) -> None:
+def test_missing_arrays_and_files_are_named(tmp_path: Path) -> None:
     arrays = four_arrays()
     del arrays["y_test"], arrays["x_test"]
     assert "lacks x_test, y_test; it holds x_train, y_train" in refusal(write(tmp_path, arrays))
-
-
-def test_files_that_are_no_archives_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     assert "does not exist" in refusal(path)
     path.write_bytes(b"not a zip")
@@ -150,22 +148,12 @@ def test_a_class_without_an_image_is_named(tmp_path: Path, caplog: pytest.LogCap
     assert f"y_train in {path}: no training image has the label 0" in note
 
 
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.mkdir, (self.folder,)
-
-
 def test_pickled_objects_are_never_opened(tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
-    path = write(tmp_path, four_arrays() | {"x_test": np.array([Trap(sprung)], object)})
+    path = write(tmp_path, four_arrays() | {"x_test": np.array([Bomb(os.mkdir, str(sprung))], object)})
     assert "x_test in" in refusal(path)
     assert not sprung.exists()
-    pickle.loads(pickle.dumps(Trap(sprung)))
+    pickle.loads(pickle.dumps(Bomb(os.mkdir, str(sprung))))
     assert sprung.exists()  # the trap works
 
 
