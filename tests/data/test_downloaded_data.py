@@ -1,23 +1,26 @@
-"""CIFAR is downloaded whole and checked; nothing in its archive is unpacked, or run.
+"""CIFAR and Fashion-MNIST are downloaded whole and checked; nothing in an archive is unpacked, or run.
 
-A local mirror serves small archives, whose checksums are taken for the published ones.
+A local mirror serves small files, whose checksums are taken for the published ones.
 """
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
 import pickle
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from kdtrain.data import datasets, fashion
 from kdtrain.data.cifar import ARCHIVES
-from kdtrain.data.datasets import load_dataset
+from kdtrain.data.datasets import FILES, IdxDataset, load_dataset
 from kdtrain.errors import DataError
+from tests.data.small_data import idx_bytes
 from tests.mirror import (
     Mirror,
     cifar_archive,
@@ -27,30 +30,44 @@ from tests.mirror import (
     python_2_pickle,
     serving,
 )
+from tests.refusals import Bomb, refusal_by
 
 ARCHIVE = ARCHIVES["cifar10"].file
 FOLDER = ARCHIVES["cifar10"].folder
 MEMBERS = cifar_members("cifar10")
 
 
+def fashion_file(name: str) -> bytes:
+    shape = (30 if "train" in name else 20, *(28, 28) * ("images" in name))
+    return idx_bytes(np.resize(np.arange(10, dtype=np.uint8), shape))
+
+
+FASHION = {name: fashion_file(name) for name in FILES}
+GZIPPED = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in FASHION.items()}
+
+
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    with serving({}) as mirror:
+    with serving(GZIPPED) as mirror:
         for name in ARCHIVES:
             publish_cifar(mirror, monkeypatch, name, cifar_members(name))
+        content_sha256 = tuple(hashlib.sha256(content).hexdigest() for content in FASHION.values())
+        sha256 = {name: hashlib.sha256(body).hexdigest() for name, body in GZIPPED.items()}
+        monkeypatch.setitem(datasets.DATASETS, "fashion_mnist", IdxDataset(fashion.CLASSES, content_sha256))
+        monkeypatch.setattr(fashion, "SHA256", sha256)
+        monkeypatch.setattr(fashion, "MIRRORS", (mirror.address,))
         yield mirror
 
 
-def refusal(cache: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        load_dataset("cifar10", cache_dir=cache)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+def load(cache: Path) -> None:
+    load_dataset("cifar10", cache_dir=cache)
+
+
+refusal = refusal_by(load, DataError)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_download_is_read_kept_and_not_repeated(mirror: Mirror, tmp_path: Path, name: str) -> None:
+def test_cifar_is_downloaded_read_and_kept(mirror: Mirror, tmp_path: Path, name: str) -> None:
     dataset = load_dataset(name, cache_dir=tmp_path)
     assert (dataset.name, dataset.image_shape) == (name, (3, 32, 32))
     assert dataset.classes == ("cat", "dog", "owl")
@@ -59,10 +76,24 @@ def test_a_download_is_read_kept_and_not_repeated(mirror: Mirror, tmp_path: Path
     assert (dataset.train.images == data.reshape(-1, 3, 32, 32)).all()
     assert dataset.train.labels.tolist() == [i % 3 for _, count in numbers for i in range(count)]
     assert len(dataset.test) == 3
-    asked = len(mirror.requested)
-    assert load_dataset(name, cache_dir=tmp_path).fingerprint == dataset.fingerprint
-    assert len(mirror.requested) == asked
     assert os.listdir(tmp_path) == [ARCHIVES[name].file]
+
+
+def test_fashion_mnist_is_downloaded_read_and_kept(mirror: Mirror, tmp_path: Path) -> None:
+    dataset = load_dataset("fashion_mnist", cache_dir=tmp_path)
+    assert (dataset.name, dataset.image_shape) == ("fashion_mnist", (1, 28, 28))
+    assert dataset.classes[9] == "Ankle boot"
+    assert (dataset.train.images.ravel() == np.arange(30 * 28 * 28) % 10).all()
+    assert (dataset.test.labels == np.arange(20) % 10).all()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "fashion_mnist").iterdir()} == GZIPPED
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_a_download_is_not_repeated(mirror: Mirror, tmp_path: Path, name: str) -> None:
+    first = load_dataset(name, cache_dir=tmp_path)
+    mirror.requested.clear()
+    assert load_dataset(name, cache_dir=tmp_path).fingerprint == first.fingerprint
+    assert mirror.requested == []
 
 
 def test_an_archive_that_was_brought_along_is_read_without_a_network(mirror: Mirror, tmp_path: Path) -> None:
@@ -105,25 +136,15 @@ def test_a_hostile_archive_writes_nothing_anywhere(
     assert not (tmp_path.parent / "escaped").exists()
 
 
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.folder,)
-
-
 def test_a_pickle_that_asks_for_more_than_bytes_is_refused_even_under_the_right_checksum(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sprung = tmp_path / "sprung"
     cache = tmp_path / "cache"
     for content, words in (
-        (Trap(sprung), "posix.mkdir"),
+        (Bomb(os.mkdir, str(sprung)), "posix.mkdir"),
         ({"data": np.zeros((4, 3072), np.float64), "labels": [0, 1, 2, 0]}, "an array of f8"),
-        ({"data": np.array([Trap(sprung)], object), "labels": [0]}, "an array of O8"),
+        ({"data": np.array([Bomb(os.mkdir, str(sprung))], object), "labels": [0]}, "an array of O8"),
         ([1, 2], "holds no images"),
     ):
         members = MEMBERS | {"data_batch_4": python_2_pickle(content)}
@@ -133,11 +154,13 @@ def test_a_pickle_that_asks_for_more_than_bytes_is_refused_even_under_the_right_
         assert words in text
         (cache / ARCHIVE).unlink()
     assert not sprung.exists()
-    pickle.loads(pickle.dumps(Trap(sprung), 2))
+    pickle.loads(pickle.dumps(Bomb(os.mkdir, str(sprung)), 2))
     assert sprung.exists()  # the trap works
 
 
-def test_a_damaged_archive_in_the_cache_is_named_with_its_remedy(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_damaged_archive_of_cifar_in_the_cache_is_named_with_its_remedy(
+    mirror: Mirror, tmp_path: Path
+) -> None:
     load_dataset("cifar10", cache_dir=tmp_path)
     path = tmp_path / ARCHIVE
     other = MEMBERS | {"data_batch_2": python_2_pickle(cifar_batch(9, 4))}
@@ -152,3 +175,15 @@ def test_a_damaged_archive_in_the_cache_is_named_with_its_remedy(mirror: Mirror,
         text = refusal(tmp_path)
         assert words in text
         assert text.endswith(f"Delete {path} and run again.")
+
+
+def test_a_damaged_file_of_fashion_mnist_in_the_cache_is_named_with_its_remedy(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    load_dataset("fashion_mnist", cache_dir=tmp_path)
+    file = tmp_path / "fashion_mnist" / "train-labels-idx1-ubyte.gz"
+    other_label = FASHION["train-labels-idx1-ubyte"][:-1] + b"\0"
+    for content in (gzip.compress(other_label), GZIPPED[file.name][:-9]):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=f"{file}.* Delete {file.parent} and run again"):
+            load_dataset("fashion_mnist", cache_dir=tmp_path)
