@@ -14,9 +14,9 @@ def refusal_by(call: Callable[..., object], error: type[Exception]) -> Callable[
     The text is one line, ends with one full stop, and names the first argument, which is a path.
     """
 
-    def refusal(path: Path, *arguments: object) -> str:
+    def refusal(path: Path, *arguments: object, **options: object) -> str:
         with pytest.raises(error) as caught:
-            call(path, *arguments)
+            call(path, *arguments, **options)
         text = str(caught.value)
         assert str(path) in text
         assert "\n" not in text

@@ -34,7 +34,7 @@ from kdtrain.store.checkpoint import (
     save_tensors,
     snapshot,
 )
-from tests.refusals import refusal_by
+from tests.refusals import Bomb, refusal_by
 
 DTYPES = (np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_)
 ARRAYS = st.sampled_from(DTYPES).flatmap(
@@ -76,8 +76,12 @@ refusal = refusal_by(load_model, CheckpointError)
 
 
 @pytest.fixture
-def saved(tmp_path: Path, student: flow.nn.Module) -> Path:
-    path = tmp_path / "model.safetensors"
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def saved(path: Path, student: flow.nn.Module) -> Path:
     save_model(path, snapshot(student), CARD)
     return path
 
@@ -94,37 +98,31 @@ def test_model_comes_back_bit_for_bit_with_its_card(saved: Path, student: flow.n
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tensors=st.dictionaries(st.text(min_size=1), ARRAYS, max_size=4), header=HEADERS)
-def test_tensors_and_header_come_back(tmp_path: Path, tensors: Weights, header: dict[str, Any]) -> None:
+def test_tensors_and_header_come_back(path: Path, tensors: Weights, header: dict[str, Any]) -> None:
     tensors.pop("__metadata__", None)  # the one name that safetensors keeps for itself
-    path = tmp_path / "tensors.safetensors"
     save_tensors(path, tensors, header)
     loaded, loaded_header = load_tensors(path)
     assert same(loaded, tensors)
     assert json.dumps(loaded_header, sort_keys=True) == json.dumps(header, sort_keys=True)  # NaN, too
 
 
-def test_numbered_entries_of_a_header_come_back_under_text(tmp_path: Path) -> None:
+def test_numbered_entries_of_a_header_come_back_under_text(path: Path) -> None:
     numbered: Any = dict.fromkeys((1, 10, 2), "x")
-    save_tensors(tmp_path / "t.safetensors", {}, {"entries": numbered})
-    assert load_tensors(tmp_path / "t.safetensors")[1] == {"entries": {"1": "x", "10": "x", "2": "x"}}
+    save_tensors(path, {}, {"entries": numbered})
+    assert load_tensors(path)[1] == {"entries": {"1": "x", "10": "x", "2": "x"}}
 
 
-def test_a_transposed_tensor_is_saved_as_what_it_shows(tmp_path: Path) -> None:
+def test_a_transposed_tensor_is_saved_as_what_it_shows(path: Path) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    save_tensors(tmp_path / "t.safetensors", {"x": array}, {})
-    assert load_tensors(tmp_path / "t.safetensors")[0]["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    save_tensors(path, {"x": array}, {})
+    assert load_tensors(path)[0]["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_equal_content_makes_equal_files(tmp_path: Path, student: flow.nn.Module) -> None:
-    weights = snapshot(student)
-    turned = dict(reversed(weights.items()))
-    save_model(tmp_path / "a.safetensors", weights, CARD)
-    save_model(
-        tmp_path / "b.safetensors",
-        turned,
-        dataclasses.replace(CARD, metrics=dict(reversed(CARD.metrics.items()))),
-    )
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+def test_equal_content_makes_equal_files(tmp_path: Path, saved: Path, student: flow.nn.Module) -> None:
+    turned = dict(reversed(snapshot(student).items()))
+    card = dataclasses.replace(CARD, metrics=dict(reversed(CARD.metrics.items())))
+    save_model(tmp_path / "turned.safetensors", turned, card)
+    assert saved.read_bytes() == (tmp_path / "turned.safetensors").read_bytes()
 
 
 def test_other_programs_can_read_the_weights(saved: Path, student: flow.nn.Module) -> None:
@@ -169,15 +167,14 @@ def test_everything_that_does_not_fit_is_listed(student: flow.nn.Module) -> None
     assert same(snapshot(student), before), "nothing is loaded when anything is wrong"
 
 
-def test_weights_of_another_network_are_refused_when_it_is_built(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_when_it_is_built(path: Path) -> None:
     teacher = build_model("teacher_cnn", (1, 28, 28), 10)
-    save_model(tmp_path / "m.safetensors", snapshot(teacher), CARD)
-    with pytest.raises(CheckpointError, match=r"m\.safetensors \(student_mlp\).*unexpected conv1\.weight"):
-        load_model(tmp_path / "m.safetensors").build("cpu")
+    save_model(path, snapshot(teacher), CARD)
+    with pytest.raises(CheckpointError, match=rf"{path} \(student_mlp\).*unexpected conv1\.weight"):
+        load_model(path).build("cpu")
 
 
-def test_model_is_found_among_what_a_resumed_fit_needs(tmp_path: Path, student: flow.nn.Module) -> None:
-    path = tmp_path / "last.safetensors"
+def test_model_is_found_among_what_a_resumed_fit_needs(path: Path, student: flow.nn.Module) -> None:
     weights = snapshot(student)
     tensors = {f"model/{name}": array for name, array in weights.items()}
     tensors["optimizer/0/exp_avg"] = np.ones(3, np.float32)
@@ -206,8 +203,7 @@ def header_of(length: int, text: bytes) -> bytes:
         header_of(2, b"{}"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_at_once(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x.safetensors"
+def test_what_is_no_checkpoint_is_refused_at_once(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refusal(path)
@@ -215,29 +211,22 @@ def test_what_is_no_checkpoint_is_refused_at_once(tmp_path: Path, content: bytes
     assert grown < 50_000, f"took {grown} KB to see that"
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.safetensors")
-    assert "it is a pipe, not a file" in refusal(tmp_path / "pipe.safetensors")
-
-
-def test_a_name_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / ("x" * 300), tmp_path / "a\0b"):
+def test_what_is_no_file_is_named(tmp_path: Path, path: Path) -> None:
+    assert "there is no checkpoint" in refusal(path)
+    os.mkfifo(path)
+    assert "it is a pipe, not a file" in refusal(path)
+    for impossible in (tmp_path / ("x" * 300), tmp_path / "a\0b"):
         with pytest.raises(CheckpointError):
-            load_model(path)
+            load_model(impossible)
 
 
-def test_a_header_nested_as_deep_as_can_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_header_nested_as_deep_as_can_be_read_is_refused(path: Path) -> None:
     """Somewhere there is a depth that JSON's reader bears and its writer does not."""
-    path, deepest = tmp_path / "x.safetensors", sys.getrecursionlimit()
+    deepest = sys.getrecursionlimit()
     for depth in range(deepest - 150, deepest):
         text = '{"sha256": "0", "a": ' + "[" * depth + "]" * depth + "}"
         safetensors.numpy.save_file({}, path, {"kdtrain": text})
         assert "damaged" in refusal(path)
-
-
-def test_missing_file_is_called_missing(tmp_path: Path) -> None:
-    path = tmp_path / "none.safetensors"
-    assert "there is no checkpoint" in refusal(path)
 
 
 def test_every_truncation_is_noticed(saved: Path) -> None:
@@ -249,8 +238,7 @@ def test_every_truncation_is_noticed(saved: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_file_is_refused_or_reads_the_same(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "small.safetensors"
+def test_a_damaged_file_is_refused_or_reads_the_same(path: Path, data: st.DataObject) -> None:
     tensors: Weights = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}
     header = dataclasses.asdict(CARD)
     save_tensors(path, tensors, header)
@@ -277,8 +265,7 @@ def test_a_damaged_file_is_refused_or_reads_the_same(tmp_path: Path, data: st.Da
         assert loaded_header == json.loads(json.dumps(header))
 
 
-def test_every_single_bit_of_the_weights_counts(tmp_path: Path) -> None:
-    path = tmp_path / "small.safetensors"
+def test_every_single_bit_of_the_weights_counts(path: Path) -> None:
     save_tensors(path, {"a": np.zeros(4, np.float32)}, {})
     content = path.read_bytes()
     for bit in range(4 * 32):
@@ -288,36 +275,29 @@ def test_every_single_bit_of_the_weights_counts(tmp_path: Path) -> None:
         assert "checksum" in refusal(path)
 
 
-def test_safetensors_of_others_are_told_apart(tmp_path: Path) -> None:
-    path = tmp_path / "foreign.safetensors"
+def test_safetensors_of_others_are_told_apart(path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, path, metadata)
         assert "is a safetensors file that kdtrain did not write" in refusal(path)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F4", "F7"])
-def test_types_that_numpy_lacks_are_refused(tmp_path: Path, dtype: str) -> None:
-    path = tmp_path / "x.safetensors"
-    header = {
-        "__metadata__": {"kdtrain": "{}"},
-        "x": {"dtype": dtype, "shape": [1 if dtype == "BF16" else 2], "data_offsets": [0, 2]},
-    }
-    text = json.dumps(header).encode()
+def test_types_that_numpy_lacks_are_refused(path: Path, dtype: str) -> None:
+    tensor = {"dtype": dtype, "shape": [1 if dtype == "BF16" else 2], "data_offsets": [0, 2]}
+    text = json.dumps({"__metadata__": {"kdtrain": "{}"}, "x": tensor}).encode()
     path.write_bytes(header_of(len(text), text) + b"ab")
     assert "damaged" in refusal(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", "[" * 100_000, '{"sha256": null}'])
-def test_metadata_that_is_no_header_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "x.safetensors"
+def test_metadata_that_is_no_header_is_refused(path: Path, text: str) -> None:
     safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, path, {"kdtrain": text})
     assert "damaged" in refusal(path)
 
 
 WRONG_ENTRIES: list[tuple[str, Any]] = [
     *[(name, None) for name in ("mode", "arch", "dataset", "image_shape", "classes", "mean", "std")],
-    ("metrics", None),
-    ("versions", None),
+    *[(name, None) for name in ("metrics", "versions")],
     ("mode", 3),
     ("arch", ["student_mlp"]),
     ("image_shape", "123"),
@@ -333,11 +313,13 @@ WRONG_ENTRIES: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), WRONG_ENTRIES)
 def test_wrong_types_in_the_card_are_named(
-    tmp_path: Path, student: flow.nn.Module, name: str, value: Any
+    path: Path, student: flow.nn.Module, name: str, value: Any
 ) -> None:
-    path = tmp_path / "m.safetensors"
     save_tensors(path, snapshot(student), {**dataclasses.asdict(CARD), name: value})
     assert refusal(path).endswith(f"no valid {name}.")
+
+
+HUGE = {"image_shape": (64, 64, 64), "mean": (0.1,) * 64, "std": (0.1,) * 64}
 
 
 @pytest.mark.parametrize(
@@ -347,12 +329,9 @@ def test_wrong_types_in_the_card_are_named(
         {"image_shape": (1, 0, 28)},
         {"image_shape": (1, -28, -28)},
         {"image_shape": (1, 30_000, 30_000)},
-        {
-            "image_shape": (64, 64, 64),
-            "mean": (0.1,) * 64,
-            "std": (0.1,) * 64,
-            "arch": "hinton_1200",
-        },  # 1.3 GB
+        {**HUGE, "arch": "hinton_1200"},  # 1.3 GB
+        {**HUGE, "arch": "flowvision:resnet18"},
+        {"arch": "net.py:make\n\x1b[2J"},  # would garble a terminal
         {"classes": ("only one",)},
         {"mean": (0.1, 0.2)},
         {"mean": (float("nan"),)},
@@ -363,21 +342,13 @@ def test_wrong_types_in_the_card_are_named(
     ],
 )
 def test_cards_that_cannot_be_are_refused_before_a_network_is_built(
-    tmp_path: Path, student: flow.nn.Module, changes: dict[str, Any]
+    path: Path, student: flow.nn.Module, changes: dict[str, Any]
 ) -> None:
-    path = tmp_path / "m.safetensors"
     save_model(path, snapshot(student), dataclasses.replace(CARD, **changes))
     assert "its header contradicts itself" in refusal(path)
 
 
-def test_unknown_architecture_is_named(tmp_path: Path, student: flow.nn.Module) -> None:
-    path = tmp_path / "m.safetensors"
-    save_model(path, snapshot(student), dataclasses.replace(CARD, arch="student_mlpp"))
-    assert "'student_mlpp'" in refusal(path)
-
-
-def test_tensors_without_a_model_are_no_model(tmp_path: Path) -> None:
-    path = tmp_path / "logits.safetensors"
+def test_tensors_without_a_model_are_no_model(path: Path) -> None:
     save_tensors(path, {"logits": np.zeros((3, 10), np.float32)}, {"teacher": "abc", "data": "def"})
     assert "is not a model" in refusal(path)
     for header in ({"model": 5}, {"model": None}, {"model": "student_mlp"}):
@@ -385,27 +356,107 @@ def test_tensors_without_a_model_are_no_model(tmp_path: Path) -> None:
         assert "is not a model" in refusal(path)
 
 
-class Bomb:
-    """Pickles to an order to create a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.target}'",)
-
-
-def test_a_pickle_under_our_name_runs_nothing(tmp_path: Path) -> None:
-    path, target = tmp_path / "model.safetensors", tmp_path / "exploded"
-    bomb = pickle.dumps(Bomb(target))
+def test_a_pickle_under_our_name_runs_nothing(tmp_path: Path, path: Path) -> None:
+    target = tmp_path / "exploded"
+    order = Bomb(os.mkdir, str(target))
+    bomb = pickle.dumps(order)
     pickle.loads(bomb)
     assert target.exists(), "the bomb works"
-    target.unlink()
+    target.rmdir()
     for content in (bomb, header_of(len(bomb), bomb), struct.pack("<Q", 2) + b"{}" + bomb):
         path.write_bytes(content)
         assert re.search("damaged|kdtrain did not write", refusal(path))
-    array: npt.NDArray[Any] = np.array([Bomb(target)], dtype=object)
+    array: npt.NDArray[Any] = np.array([order], dtype=object)
     np.save(tmp_path / "array.npy", array, allow_pickle=True)
     os.replace(tmp_path / "array.npy", path)
     refusal(path)
     assert not target.exists()
+
+
+# Checkpoints that name code
+
+NET = """
+from pathlib import Path
+Path({witness!r}).touch()
+from kdtrain.models.networks import StudentMlp as make
+"""
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Path:
+    """A file that is there once the code in net.py has run."""
+    return tmp_path / "it ran"
+
+
+@pytest.fixture
+def names_code(tmp_path: Path, witness: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that is for net.py:make."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET.format(witness=str(witness)))
+    return save_for("net.py:make")
+
+
+def save_for(arch: str) -> Path:
+    model = build_model("student_mlp", (1, 28, 28), 10)
+    save_model(Path("model.safetensors"), snapshot(model), dataclasses.replace(CARD, arch=arch))
+    return Path("model.safetensors")
+
+
+def test_code_is_refused_with_how_to_allow_it(names_code: Path, witness: Path) -> None:
+    text = refusal(names_code)
+    assert text.endswith("--arch net.py:make.")
+    assert "no code is run" in text
+    assert refusal(names_code, flag="--teacher-arch").endswith("--teacher-arch net.py:make.")
+    assert not witness.exists()
+
+
+def test_code_that_is_allowed_by_name_is_run_to_build(names_code: Path, witness: Path) -> None:
+    saved = load_model(names_code, arch="net.py:make")
+    assert not witness.exists(), "reading needs no code"
+    model = saved.build("cpu")
+    assert witness.exists()
+    weights = snapshot(model)
+    assert all(np.array_equal(weights[name], array) for name, array in saved.weights.items())
+
+
+def test_other_code_than_what_the_card_names_is_refused(names_code: Path, witness: Path) -> None:
+    Path("other.py").write_text(NET.format(witness=str(witness)))
+    for arch in ("other.py:make", "student_mlp", "net.py:other"):
+        text = refusal(names_code, arch=arch)
+        assert "net.py:make" in text
+        assert f"--arch is {arch}" in text
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("arch", ["os:getcwd", "net:make", "net.py", "/tmp/net.py:make", "a b.py:make"])
+def test_every_spelling_of_code_is_refused(names_code: Path, arch: str) -> None:
+    text = refusal(save_for(arch))
+    assert "no code is run" in text
+    assert text.endswith(("'a b.py:make'.", f" {arch}."))
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["", "student_mlpp", "flowvision:", "flowvision:ModelCreator", "flowvision:vit_gigantic_patch14_224"],
+)
+def test_what_is_no_classifier_is_refused(names_code: Path, arch: str) -> None:
+    assert repr(arch) in refusal(save_for(arch))
+
+
+def test_a_classifier_of_flowvisions_comes_back(path: Path) -> None:
+    flow.manual_seed(0)
+    arch = "flowvision:shufflenet_v2_x0_5"
+    model = build_model(arch, (1, 28, 28), 10)
+    model(flow.randn(4, 1, 28, 28))  # moves its running means
+    save_model(path, snapshot(model), dataclasses.replace(CARD, arch=arch))
+    images = flow.randn(3, 1, 28, 28)
+    again = load_model(path).build("cpu")
+    assert np.array_equal(again(images).numpy(), model.eval()(images).numpy())
+
+
+def test_directory_is_taken_for_what_the_user_says(card: ModelCard, tmp_path: Path) -> None:
+    flow.save(build_model("student_mlp", (1, 28, 28), 10).state_dict(), str(tmp_path / "saved"))
+    assert load_model(tmp_path / "saved", card).card.arch == "student_mlp"
+    taken = load_model(tmp_path / "saved", card, arch="hinton_800")
+    with pytest.raises(CheckpointError, match="do not fit the network"):
+        taken.build("cpu")

@@ -24,7 +24,7 @@ from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, snapshot
 from kdtrain.store.oneflow_directory import read_oneflow_directory
-from tests.refusals import refusal_by
+from tests.refusals import Bomb, refusal_by
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 META = "shape {\n  dim: 2\n  dim: 3\n}\ndata_type: kFloat\n"
@@ -35,16 +35,6 @@ class Parameter:
 
     def __init__(self, path: object = "tensor_0") -> None:
         self.path = path
-
-
-class Bomb:
-    """Pickles to a call."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call
 
 
 def dumps(data: object, protocol: int = 2) -> bytes:
@@ -72,6 +62,11 @@ def modest() -> Iterator[None]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return directory(tmp_path / "saved")
 
 
 @pytest.fixture
@@ -112,9 +107,9 @@ def test_images_too_small_for_one_network_do_not_hide_the_others(tmp_path: Path,
     assert loaded.card.arch == "student_mlp"
 
 
-def test_directory_without_a_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"{tmp_path}/saved holds weights without a card"):
-        load_model(directory(tmp_path / "saved"))
+def test_directory_without_a_card_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{folder} holds weights without a card"):
+        load_model(folder)
 
 
 def test_every_type_that_weights_have_comes_back(tmp_path: Path) -> None:
@@ -142,19 +137,12 @@ def test_pickles_of_older_pythons_are_read(tmp_path: Path, protocol: int) -> Non
 def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     flow.save(build_model("student_mlp", (1, 28, 28), 10), str(tmp_path / "module"))
     assert "was refused: it holds more than a state dict" in refusal(tmp_path / "module")
-    contents: list[object] = [
-        {},
-        OrderedDict(x={}),
-        {"x": 1},
-        {"model": {"x": Parameter()}},
-        {1: Parameter()},
-    ]
-    for number, content in enumerate(contents):
-        folder = directory(tmp_path / str(number), dumps(content))
-        if content:
-            assert "does not hold a model's state dict" in refusal(folder)
-    for number, content in enumerate(({"data": 5}, {}, "text")):
-        folder = directory(tmp_path / f"top{number}", pickle.dumps(content, 2))
+    contents: list[object] = [OrderedDict(x={}), {"x": 1}, {"model": {"x": Parameter()}}, {1: Parameter()}]
+    pickles = [dumps(content) for content in contents]
+    pickles += [pickle.dumps(content, 2) for content in ({"data": 5}, {}, "text")]
+    pickles.append(b"\x80\x02}X\x04\0\0\0dataq\x00}X\x01\0\0\0xconeflow.nn\nParameter\n)\x81ss.")  # no folder
+    for number, pickled in enumerate(pickles):
+        folder = directory(tmp_path / str(number), pickled)
         assert "does not hold a model's state dict" in refusal(folder)
 
 
@@ -257,14 +245,12 @@ def test_no_call_is_ever_made(tmp_path: Path) -> None:
         b"not a pickle",
     ],
 )
-def test_hostile_and_damaged_pickles_are_refused(tmp_path: Path, pickled: bytes) -> None:
-    folder = directory(tmp_path / "saved")
+def test_hostile_and_damaged_pickles_are_refused(folder: Path, pickled: bytes) -> None:
     (folder / "pickled_data").write_bytes(pickled)
     assert "was refused" in refusal(folder)
 
 
-def test_far_too_large_pickle_is_not_even_read(tmp_path: Path) -> None:
-    folder = directory(tmp_path / "saved")
+def test_far_too_large_pickle_is_not_even_read(folder: Path) -> None:
     os.truncate(folder / "pickled_data", 10**11)  # sparse: takes no room
     assert "holds 100,000,000,000 bytes, and should hold at most 1,048,576" in refusal(folder)
 
@@ -277,14 +263,6 @@ def test_tensors_are_read_from_their_own_folders_only(tmp_path: Path, path: obje
     directory(tmp_path / "elsewhere")
     folder = directory(tmp_path / "saved", dumps(OrderedDict(x=Parameter(path))))
     assert "a tensor without a folder of its own" in refusal(folder)
-
-
-def test_tensor_without_a_folder_is_refused(tmp_path: Path) -> None:
-    bare = b"\x80\x02}U\x04dataq\x00}U\x01xconeflow.nn\nParameter\n)\x81ss."
-    folder = directory(
-        tmp_path / "a", bare.replace(b"U\x04", b"X\x04\0\0\0").replace(b"U\x01", b"X\x01\0\0\0")
-    )
-    assert "does not hold a model's state dict" in refusal(folder)
 
 
 class Shadowed:
@@ -321,62 +299,43 @@ def test_damaged_names_lead_to_tensors_or_to_an_error(tmp_path: Path, data: st.D
 # Damaged tensors
 
 
-def without(name: str) -> Callable[[Path], object]:
+Damage = Callable[[Path], object]
+
+
+def without(name: str) -> Damage:
     return lambda tensor: (tensor / name).unlink()
 
 
-def with_meta(text: str) -> Callable[[Path], object]:
-    return lambda tensor: (tensor / "meta").write_text(text)
+def replaced(name: str, make: Damage) -> Damage:
+    return lambda tensor: ((tensor / name).unlink(), make(tensor / name))
 
 
-def linked_to(target: str, name: str) -> Callable[[Path], object]:
-    def link(tensor: Path) -> None:
-        (tensor / name).unlink()
-        (tensor / name).symlink_to(target)
-
-    return link
+def of_size(name: str, size: int) -> Damage:
+    return lambda tensor: os.truncate(tensor / name, size)
 
 
-def pipe(name: str) -> Callable[[Path], object]:
-    def make(tensor: Path) -> None:
-        (tensor / name).unlink()
-        os.mkfifo(tensor / name)
-
-    return make
-
-
-def folder_named(name: str) -> Callable[[Path], object]:
-    def make(tensor: Path) -> None:
-        (tensor / name).unlink()
-        (tensor / name).mkdir()
-
-    return make
+def with_meta(text: str) -> Damage:
+    return lambda tensor: (tensor / "meta").write_text(text, "latin-1")
 
 
 def dims(*sizes: int, dtype: str = "kFloat") -> str:
     return "shape {" + "".join(f" dim: {size}" for size in sizes) + "} data_type: " + dtype
 
 
-DAMAGE: list[tuple[Callable[[Path], object], str]] = [
-    (lambda tensor: shutil.rmtree(tensor), "meta cannot be read: No such file"),
+DAMAGE: list[tuple[Damage, str]] = [
+    (shutil.rmtree, "meta cannot be read: No such file"),
     (without("meta"), "meta cannot be read: No such file"),
     (without("out"), "out cannot be read: No such file"),
-    (folder_named("out"), "out cannot be read: it is a folder"),
-    (pipe("out"), "out cannot be read: it is a pipe"),
-    (pipe("meta"), "meta cannot be read: it is a pipe"),
-    (linked_to("/dev/zero", "out"), "out cannot be read: it is a device"),
-    (linked_to("out", "out"), "out cannot be read: Too many levels"),
-    (
-        lambda tensor: os.truncate(tensor / "out", 23),
-        "out holds 23 bytes, which does not fit the shape (2, 3)",
-    ),
-    (lambda tensor: os.truncate(tensor / "out", 0), "out holds 0 bytes, which does not fit the shape (2, 3)"),
-    (
-        lambda tensor: os.truncate(tensor / "out", 25),
-        "out cannot be read: it holds 25 bytes, and should hold at most 24",
-    ),
-    (lambda tensor: os.truncate(tensor / "out", 10**12), "bytes, and should hold at most 24"),
-    (lambda tensor: os.truncate(tensor / "meta", 10**12), "bytes, and should hold at most 4,096"),
+    (replaced("out", os.mkdir), "out cannot be read: it is a folder"),
+    (replaced("out", os.mkfifo), "out cannot be read: it is a pipe"),
+    (replaced("meta", os.mkfifo), "meta cannot be read: it is a pipe"),
+    (replaced("out", lambda file: file.symlink_to("/dev/zero")), "out cannot be read: it is a device"),
+    (replaced("out", lambda file: file.symlink_to("out")), "out cannot be read: Too many levels"),
+    (of_size("out", 23), "out holds 23 bytes, which does not fit the shape (2, 3)"),
+    (of_size("out", 0), "out holds 0 bytes, which does not fit the shape (2, 3)"),
+    (of_size("out", 25), "out cannot be read: it holds 25 bytes, and should hold at most 24"),
+    (of_size("out", 10**12), "bytes, and should hold at most 24"),
+    (of_size("meta", 10**12), "bytes, and should hold at most 4,096"),
     (with_meta(dims(3, 3)), "which does not fit the shape (3, 3)"),
     (with_meta(dims(10**12, 10**12)), "which does not fit the shape (1000000000000, 1000000000000)"),
     (with_meta(dims(2**70)), "which does not fit the shape"),
@@ -385,30 +344,24 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (with_meta(dims(2, 3, dtype="kDouble")), "which does not fit the shape (2, 3)"),
     (with_meta(dims(2, 3, dtype="kOFRecord")), "names no data type that weights can have"),
     (with_meta(""), "names no data type that weights can have"),
-    (
-        lambda tensor: (tensor / "meta").write_bytes(bytes(range(256))),
-        "names no data type that weights can have",
-    ),
+    (with_meta(bytes(range(256)).decode("latin-1")), "names no data type that weights can have"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "expected"), DAMAGE)
-def test_damaged_tensors_are_refused(tmp_path: Path, damage: Callable[[Path], object], expected: str) -> None:
-    folder = directory(tmp_path / "saved")
+def test_damaged_tensors_are_refused(folder: Path, damage: Damage, expected: str) -> None:
     damage(folder / "tensor_0")
     assert expected in refusal(folder)
 
 
-def test_empty_shape_with_content_is_refused(tmp_path: Path) -> None:
-    folder = directory(tmp_path / "saved")
+def test_empty_shape_with_content_is_refused(folder: Path) -> None:
     for text in (dims(0), dims(0, 2**70)):
         (folder / "tensor_0" / "meta").write_text(text)
         refusal(folder)
         (folder / "tensor_0" / "out").write_bytes(b"")
 
 
-def test_linked_folders_are_read_as_data(tmp_path: Path) -> None:
-    folder = directory(tmp_path / "saved")
+def test_linked_folders_are_read_as_data(tmp_path: Path, folder: Path) -> None:
     os.rename(folder / "tensor_0", tmp_path / "moved")
     (folder / "tensor_0").symlink_to(tmp_path / "moved")
     (tmp_path / "latest").symlink_to(folder)
@@ -437,11 +390,6 @@ def test_what_is_not_such_a_directory_is_refused(tmp_path: Path) -> None:
 
 def test_recognition_covers_every_architecture() -> None:
     """Two of the same tensors could not be told apart."""
-    shapes = [
-        {
-            name: tuple(tensor.shape)
-            for name, tensor in build_model(arch, (1, 28, 28), 10).state_dict().items()
-        }
-        for arch in ARCHITECTURES
-    ]
+    weights = [snapshot(build_model(arch, (1, 28, 28), 10)) for arch in ARCHITECTURES]
+    shapes = [{name: array.shape for name, array in arrays.items()} for arrays in weights]
     assert all(shapes.count(shape) == 1 for shape in shapes)
