@@ -18,6 +18,7 @@ from kdtrain.models.networks import TeacherCnn
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
 from kdtrain.runtime.ranks import Ranks
+from tests.models.convolution import convolve
 
 Array = npt.NDArray[np.float32]
 
@@ -48,20 +49,19 @@ def test_convolution_equals_oneflows(options: dict[str, object]) -> None:
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def convolve(*arrays: Array) -> list[npt.NDArray[np.float64]]:
+def convolve_and_differentiate(*arrays: Array) -> list[npt.NDArray[np.float64]]:
     """A convolution by its definition in float64, and the gradients of sum(output * toward).
 
     Given are images, weight, bias and ``toward``.
     """
     x, weight, bias, toward = (array.astype(np.float64) for array in arrays)
     height, width = toward.shape[2:]
-    y, dx, dweight = bias[:, None, None] + np.zeros(toward.shape), np.zeros(x.shape), np.zeros(weight.shape)
+    dx, dweight = np.zeros(x.shape), np.zeros(weight.shape)
     for i, j in np.ndindex(weight.shape[2:]):
         place = np.s_[:, :, i : i + height, j : j + width]
-        y += np.einsum("nchw,oc->nohw", x[place], weight[:, :, i, j])
         dx[place] += np.einsum("nohw,oc->nchw", toward, weight[:, :, i, j])
         dweight[:, :, i, j] = np.einsum("nohw,nchw->oc", toward, x[place])
-    return [y, dx, dweight, toward.sum((0, 2, 3))]
+    return [convolve(x, weight) + bias[:, None, None], dx, dweight, toward.sum((0, 2, 3))]
 
 
 @given(
@@ -91,7 +91,7 @@ def test_convolution_is_what_the_definition_says(
     weight, bias = layer.weight.numpy().copy(), layer.bias.numpy().copy()
     down, right = padding
     padded = np.pad(images, ((0, 0), (0, 0), *((margin, margin) for margin in padding)))
-    y, dx, dweight, dbias = convolve(padded, weight, bias, toward)
+    y, dx, dweight, dbias = convolve_and_differentiate(padded, weight, bias, toward)
     dx = dx[:, :, down : down + sizes[0], right : right + sizes[1]]
     results = forward_and_backward(layer, images, toward)
     for result, expected in zip(results, (y, dx, dweight, dbias), strict=True):
@@ -164,41 +164,25 @@ def test_what_a_backward_pass_needs_survives_until_then() -> None:
     np.testing.assert_allclose(layer.weight.grad.numpy(), 50 * alone.weight.grad.numpy(), rtol=1e-4)
 
 
-def dropped(layer: flow.nn.Module, shape: tuple[int, ...] = (64, 100)) -> npt.NDArray[np.bool_]:
-    """Returns which units the layer sets to 0."""
-    zeros: npt.NDArray[np.bool_] = layer(flow.ones(*shape)).numpy() == 0
-    return zeros
-
-
 def test_dropout_follows_the_seed() -> None:
-    masks = []
-    for seed in (1, 1, 2):
-        flow.manual_seed(seed)
-        masks.append(dropped(Dropout(0.5)))
-    assert np.array_equal(masks[0], masks[1])
-    assert not np.array_equal(masks[0], masks[2])
+    """One layer alone, and both of the teacher's."""
+    images = flow.tensor(np.random.default_rng(0).normal(size=(8, 1, 28, 28)).astype(np.float32))
+    for network in (Dropout(0.5), TeacherCnn((1, 28, 28), 10).train()):
+        outputs = []
+        for seed in (1, 1, 2):
+            flow.manual_seed(seed)
+            outputs.append(network(images).numpy().copy())
+        assert np.array_equal(outputs[0], outputs[1])
+        assert not np.array_equal(outputs[0], outputs[2])
 
 
 def test_dropout_differs_between_layers_and_between_calls() -> None:
     flow.manual_seed(0)
     first, second = Dropout(0.5), Dropout(0.5)
-    masks = [dropped(first), dropped(second), dropped(first), dropped(second)]
+    masks = [layer(flow.ones(64, 100)).numpy() == 0 for layer in (first, second, first, second)]
     for number, mask in enumerate(masks):
         for other in masks[:number]:
             assert 0.4 < (mask == other).mean() < 0.6, "two masks are correlated"
-
-
-def test_both_dropouts_of_the_teacher_follow_the_seed() -> None:
-    teacher = TeacherCnn((1, 28, 28), 10).train()
-    images = flow.tensor(np.random.default_rng(0).normal(size=(8, 1, 28, 28)).astype(np.float32))
-    outputs = []
-    for seed in (1, 1, 2):
-        flow.manual_seed(seed)
-        outputs.append(teacher(images).numpy().copy())
-    assert np.array_equal(outputs[0], outputs[1])
-    assert not np.array_equal(outputs[0], outputs[2])
-    teacher.eval()
-    assert np.array_equal(teacher(images).numpy(), teacher(images).numpy())
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from kdtrain.models.layers import Conv2d
@@ -11,19 +10,12 @@ from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import build_model, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import Weights, load_weights, snapshot
+from tests.models.convolution import Array, convolve
 
-Array = npt.NDArray[np.float64]
 
-
-def convolve(x: Array, weight: Array, stride: int) -> Array:
+def convolve_padded(x: Array, weight: Array, stride: int) -> Array:
     """A 3x3 convolution with one pixel of padding."""
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    height, width = x.shape[2:]
-    y = np.zeros((len(x), len(weight), height, width))
-    for i in range(3):
-        for j in range(3):
-            y += np.einsum("nchw,oc->nohw", padded[:, :, i : i + height, j : j + width], weight[:, :, i, j])
-    return y[:, :, ::stride, ::stride]
+    return convolve(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), weight)[:, :, ::stride, ::stride]
 
 
 def reference(weights: dict[str, Array], x: Array) -> Array:
@@ -37,13 +29,15 @@ def reference(weights: dict[str, Array], x: Array) -> Array:
         result: Array = (x - mean) / np.sqrt(var + 1e-5) * scale + shift
         return result
 
-    x = np.maximum(normalize("bn1", convolve(x, weights["conv1.weight"], 1)), 0)
+    x = np.maximum(normalize("bn1", convolve_padded(x, weights["conv1.weight"], 1)), 0)
     for stage in ("stage1", "stage2", "stage3"):
         for block in range(sum(name.startswith(stage) and "conv1" in name for name in weights)):
             name = f"{stage}.{block}"
             stride = 2 if stage != "stage1" and block == 0 else 1
-            y = np.maximum(normalize(f"{name}.bn1", convolve(x, weights[f"{name}.conv1.weight"], stride)), 0)
-            y = normalize(f"{name}.bn2", convolve(y, weights[f"{name}.conv2.weight"], 1))
+            y = np.maximum(
+                normalize(f"{name}.bn1", convolve_padded(x, weights[f"{name}.conv1.weight"], stride)), 0
+            )
+            y = normalize(f"{name}.bn2", convolve_padded(y, weights[f"{name}.conv2.weight"], 1))
             shortcut = np.zeros_like(y)
             shortcut[:, : x.shape[1]] = x[:, :, ::stride, ::stride]
             x = np.maximum(y + shortcut, 0)

@@ -18,10 +18,6 @@ from kdtrain.store.checkpoint import snapshot
 SMALL = ("shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small")  # the fastest; one with a dropout
 
 
-def first(model: flow.nn.Module, kind: type) -> flow.nn.Module:
-    return next(layer for layer in model.modules() if isinstance(layer, kind))
-
-
 def test_every_name_on_the_list_is_flowvisions() -> None:
     creator = importlib.import_module("flowvision.models").ModelCreator
     assert set(CLASSIFIERS) <= set(creator.model_list())
@@ -34,7 +30,7 @@ def test_stem_and_head_fit(name: str, shape: ImageShape, classes: int) -> None:
     model = build_model(f"flowvision:{name}", shape, classes).eval()
     with flow.no_grad():
         assert tuple(model(flow.ones(2, *shape)).shape) == (2, classes)
-    stem = first(model, flow.nn.Conv2d)
+    stem = next(layer for layer in model.modules() if isinstance(layer, flow.nn.Conv2d))
     assert stem.in_channels == shape[0]
     assert stem.stride == ((1, 1) if shape[1] < 64 else (2, 2))
 
@@ -80,22 +76,13 @@ def test_every_parameter_learns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "expected"),
-    [
-        ("flowvision:resnet19", "there is no flowvision classifier 'resnet19' (did you mean 'resnet1"),
-        ("flowvision:resnest50", "there is no flowvision classifier 'resnest50'"),
-        ("flowvision:fast_neural_style", "there is no flowvision classifier"),
-        ("flowvision:ModelCreator", "there is no flowvision classifier"),
-        ("flowvision:__loader__", "there is no flowvision classifier"),
-        ("flowvision:resnet18:x", "there is no flowvision classifier"),
-        ("flowvision:", "there is no flowvision classifier ''"),
-    ],
+    "name", ["resnet19", "resnest50", "fast_neural_style", "ModelCreator", "__loader__", "resnet18:x", ""]
 )
-def test_other_names_are_refused(arch: str, expected: str) -> None:
+def test_other_names_are_refused(name: str) -> None:
+    hint = r" \(did you mean 'resnet1" if name == "resnet19" else ""
     for refuse in (check_architecture, lambda arch: build_model(arch, (1, 28, 28), 10)):
-        with pytest.raises(UsageError) as caught:
-            refuse(arch)
-        assert expected in str(caught.value)
+        with pytest.raises(UsageError, match=f"there is no flowvision classifier '{name}'{hint}"):
+            refuse(f"flowvision:{name}")
 
 
 def test_images_that_are_too_small_are_refused() -> None:
