@@ -58,12 +58,12 @@ def _moved(image: Floats, down: int, right: int, background: float) -> Floats:
     return result
 
 
+SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 8), st.integers(1, 8))
+SEEDS = st.integers(0, 1000)
+
+
 @settings(max_examples=30)
-@given(
-    pixels=st.integers(1, 9),
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 8), st.integers(1, 8)),
-    seed=st.integers(0, 1000),
-)
+@given(pixels=st.integers(1, 9), shape=SHAPES, seed=SEEDS)
 def test_each_image_is_moved_as_a_whole_and_the_rest_is_background(
     pixels: int, shape: tuple[int, int, int, int], seed: int
 ) -> None:
@@ -146,11 +146,7 @@ def test_a_flip_mirrors_about_half_of_the_images(mnist: Dataset) -> None:
     assert 400 < mirrored.sum() < 600
 
 
-@given(
-    pixels=st.integers(1, 9),
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 8), st.integers(1, 8)),
-    seed=st.integers(0, 1000),
-)
+@given(pixels=st.integers(1, 9), shape=SHAPES, seed=SEEDS)
 def test_a_crop_is_a_window_of_the_image_mirrored_at_its_edges(
     pixels: int, shape: tuple[int, int, int, int], seed: int
 ) -> None:
@@ -194,11 +190,7 @@ def _turned(image: Floats, angle: float, background: float) -> Floats:
 
 
 @settings(max_examples=30)
-@given(
-    degrees=st.integers(1, 180),
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 8), st.integers(1, 8)),
-    seed=st.integers(0, 1000),
-)
+@given(degrees=st.integers(1, 180), shape=SHAPES, seed=SEEDS)
 def test_a_rotation_agrees_with_the_formula(
     degrees: int, shape: tuple[int, int, int, int], seed: int
 ) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,28 +57,20 @@ def test_missing_files_are_downloaded_and_others_stay(
     assert stored(folder) == FILES | {"first.gz": b"of an earlier version"}
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        ("cut", "incomplete or damaged"),
-        ("wrong", "incomplete or damaged"),
-        ("absent", "404"),
-        ("silent", "timed out"),
-        ("closed", "Connection refused"),
-    ],
-)
-def test_the_next_mirror_is_tried_where_one_fails(
-    fault: str, reason: str, mirror: Mirror, folder: Path
-) -> None:
+FAULTS: dict[str, tuple[Callable[[Mirror], object], str]] = {
+    "cut": (lambda mirror: mirror.cut.add("second.gz"), "incomplete or damaged"),
+    "wrong": (lambda mirror: mirror.files.update({"second.gz": b"other"}), "incomplete or damaged"),
+    "absent": (lambda mirror: mirror.files.pop("second.gz"), "404"),
+    "silent": (lambda mirror: setattr(mirror, "halfway", mirror.ended.wait), "timed out"),
+    "closed": (lambda mirror: None, "Connection refused"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_next_mirror_is_tried_where_one_fails(fault: str, mirror: Mirror, folder: Path) -> None:
+    spoil, reason = FAULTS[fault]
+    spoil(mirror)
     address = closed_address() if fault == "closed" else mirror.address
-    if fault == "cut":
-        mirror.cut.add("second.gz")
-    elif fault == "wrong":
-        mirror.files["second.gz"] = b"other"
-    elif fault == "absent":
-        del mirror.files["second.gz"]
-    elif fault == "silent":
-        mirror.halfway = mirror.ended.wait
     with pytest.raises(DataError) as caught:
         fetch(folder, address)
     for part in ("stripes", address, reason, *FILES, "--data-dir"):

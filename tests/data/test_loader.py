@@ -43,14 +43,12 @@ def test_an_epoch_holds_every_image_once_with_its_label(
 
 
 def test_the_order_follows_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
+    def order(seed: int | None, epoch: int) -> list[int]:
         return [int(i) for batch in _loader(100, 32, seed).epoch(epoch) for i in batch.indices.numpy()]
 
     assert order(0, 1) == order(0, 1)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
-    assert [int(i) for batch in _loader(10, 4, None).epoch(3) for i in batch.indices.numpy()] == list(
-        range(10)
-    )
+    assert order(None, 3) == list(range(100))
 
 
 def test_a_lone_last_image_joins_the_batch_before_it() -> None:
@@ -81,18 +79,21 @@ def test_queued_operations_see_the_batch_that_they_were_given(make_loader: Loade
     assert len(set(waited)) == len(waited)
 
 
-@pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_out_of_range_is_found_before_oneflow_sees_it(label: int) -> None:
-    targets = np.array([0, 1, label, 2])
-    with pytest.raises(DataError, match=rf"label {label} of image 2 is not one of 0\.\.2"):
-        Loader(np.zeros((4, 1, 2, 2), np.float32), targets, 2, num_classes=3)
-
-
-def test_lengths_must_agree_and_not_be_zero() -> None:
-    with pytest.raises(DataError, match="4 images and 3 labels"):
-        Loader(np.zeros((4, 1, 2, 2), np.float32), np.zeros(3, np.int64), 2, num_classes=3)
-    with pytest.raises(DataError, match="at least one"):
-        Loader(np.zeros((0, 1, 2, 2), np.float32), np.zeros(0, np.int64), 2, num_classes=3)
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (4, [0, 1, -1, 2], r"label -1 of image 2 is not one of 0\.\.2"),
+        (4, [0, 1, 3, 2], r"label 3 of image 2 is not one of 0\.\.2"),
+        (4, [0, 0, 0], "4 images and 3 labels"),
+        (0, [], "at least one"),
+    ],
+)
+def test_wrong_labels_and_lengths_are_found_before_oneflow_sees_them(
+    images: int, labels: list[int], words: str
+) -> None:
+    inputs, targets = np.zeros((images, 1, 2, 2), np.float32), np.array(labels, np.int64)
+    with pytest.raises(DataError, match=words):
+        Loader(inputs, targets, 2, num_classes=3)
 
 
 def test_the_fingerprint_follows_the_pixels_and_not_the_order_of_batches() -> None:
@@ -104,12 +105,10 @@ def test_no_rank_is_left_without_an_image() -> None:
     """A convolution of an empty batch ends the process."""
     inputs, targets = np.zeros((3, 1, 1, 1), np.float32), np.zeros(3, np.int64)
     ranks = Ranks()
-    ranks.size = 4
-    with pytest.raises(DataError, match=r"3 images in batches of 8 cannot be shared by 4 processes"):
-        Loader(inputs, targets, 8, num_classes=3, ranks=ranks)
-    ranks.size = 3
-    with pytest.raises(DataError, match=r"3 images in batches of 2 cannot be shared by 3 processes"):
-        Loader(inputs, targets, 2, num_classes=3, ranks=ranks)
+    for batch_size, ranks.size in ((8, 4), (2, 3)):
+        expected = f"3 images in batches of {batch_size} cannot be shared by {ranks.size} processes"
+        with pytest.raises(DataError, match=expected):
+            Loader(inputs, targets, batch_size, num_classes=3, ranks=ranks)
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,6 +18,7 @@ from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import OPTIMIZERS, FitConfig
 from kdtrain.experiment.config_file import load_config, resumed_config
+from tests.refusals import refusal_by
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
 PATHS = TEXTS.filter(lambda text: "\0" not in text).map(Path)
@@ -105,12 +106,17 @@ def refusal_of_words(*words: str) -> str:
     return str(caught.value)
 
 
-def refusal_of_file(path: Path, content: str) -> str:
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def from_file(path: Path, content: str, **flags: object) -> FitConfig:
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(UsageError) as caught:
-        load_config({}, path)
-    assert str(path) in str(caught.value)
-    return str(caught.value)
+    return load_config(flags, path)
+
+
+refusal_of_file = refusal_by(from_file, UsageError)
 
 
 def test_every_setting_is_generated() -> None:
@@ -119,8 +125,7 @@ def test_every_setting_is_generated() -> None:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=CONFIGS)
-def test_resolved_settings_come_back_from_their_file(tmp_path: Path, config: FitConfig) -> None:
-    file = tmp_path / "config.toml"
+def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConfig) -> None:
     file.write_bytes(config.to_toml().encode())
     again = load_config({}, file)
     assert again.resolved() == config.resolved()
@@ -130,20 +135,15 @@ def test_resolved_settings_come_back_from_their_file(tmp_path: Path, config: Fit
 
 
 def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:
-    values = tomli.loads(
-        FitConfig(mode="student_kd", optimizer="adadelta", logdir=Path("elsewhere")).to_toml()
-    )
-    assert values["epochs"] == 60
-    assert values["teacher_epochs"] == 3
-    assert values["lr"] == 1.0
+    values = tomli.loads(FitConfig(mode="student_kd", optimizer="adadelta").to_toml())
+    assert (values["epochs"], values["teacher_epochs"], values["lr"]) == (60, 3, 1.0)
 
 
-def test_the_models_folder_follows_a_new_logdir_unless_it_was_named(tmp_path: Path) -> None:
-    file = tmp_path / "config.toml"
-    file.write_text(FitConfig(logdir=Path("first")).to_toml())
-    assert load_config({"logdir": Path("second")}, file).models == Path("second/models")
-    file.write_text(FitConfig(logdir=Path("first"), model_save_dir=Path("shelf")).to_toml())
-    assert load_config({"logdir": Path("second")}, file).models == Path("shelf")
+def test_the_models_folder_follows_a_new_logdir_unless_it_was_named(file: Path) -> None:
+    first = FitConfig(logdir=Path("first"))
+    assert from_file(file, first.to_toml(), logdir=Path("second")).models == Path("second/models")
+    named = dataclasses.replace(first, model_save_dir=Path("shelf"))
+    assert from_file(file, named.to_toml(), logdir=Path("second")).models == Path("shelf")
 
 
 def test_defaults() -> None:
@@ -152,11 +152,8 @@ def test_defaults() -> None:
     assert (config.mode, config.temperature, config.alpha, config.batch_size) == ("compare", 4.0, 0.9, 128)
     assert (config.epochs_for("teacher"), config.epochs_for("student")) == (3, 60)
     assert (config.logdir, config.models) == (Path("logs"), Path("logs/models"))
-    assert {name: from_words("--optimizer", name).peak_lr for name in OPTIMIZERS} == {
-        "adam": 3e-3,
-        "adadelta": 1.0,
-        "sgd": 0.1,
-    }
+    rates = {name: from_words("--optimizer", name).peak_lr for name in OPTIMIZERS}
+    assert rates == {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 
 
 def test_epochs_are_for_all_networks_and_teacher_epochs_for_one() -> None:
@@ -166,26 +163,23 @@ def test_epochs_are_for_all_networks_and_teacher_epochs_for_one() -> None:
     assert (config.epochs_for("teacher"), config.epochs_for("student")) == (2, 7)
 
 
-def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text('epochs = 5\nalpha = 1\nlogdir = "from file"\nplugin = ["a", "b"]\nmode = "student"\n')
-    config = load_config(flags("--epochs", "9", "--plugin", "c"), file)
+def test_flags_win_over_the_file_and_the_file_over_defaults(file: Path) -> None:
+    content = (
+        'epochs = 5\nalpha = 1\nlogdir = "from file"\nplugin = ["a", "b"]\nmode = "student"\n'
+        'batch_size = 64\nteacher_checkpoint = "models/teacher"\n'
+    )
+    file.write_text(content)
+    config = load_config(flags("--epochs", "9", "--plugin", "c", "--batch-size", "128"), file)
     assert (config.epochs, config.plugin) == (9, ("c",))
+    assert config.batch_size == 128, "a flag with the default value wins, too"
     assert (config.alpha, config.logdir, config.mode) == (1.0, Path("from file"), "student")
+    assert config.teacher_checkpoint == Path("models/teacher")
     assert isinstance(config.alpha, float)
-    assert config.batch_size == 128
+    assert config.seed == 0
 
 
-def test_flag_with_the_default_value_still_wins(tmp_path: Path) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text("batch_size = 64\n")
-    assert load_config(flags("--batch-size", "128"), file).batch_size == 128
-
-
-def test_one_plugin_may_stand_alone_in_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text('plugin = "grad_norm,every=10"\n')
-    assert load_config({}, file).plugin == ("grad_norm,every=10",)
+def test_one_plugin_may_stand_alone_in_a_file(file: Path) -> None:
+    assert from_file(file, 'plugin = "grad_norm,every=10"\n').plugin == ("grad_norm,every=10",)
     assert from_words("--plugin", "a", "--plugin", "b,c=d").plugin == ("a", "b,c=d")
 
 
@@ -293,10 +287,10 @@ skip_corrupt = 1 | true or false
 
 
 @pytest.mark.parametrize("case", BAD_VALUES.strip().splitlines())
-def test_bad_values_in_a_file_are_named(tmp_path: Path, case: str) -> None:
+def test_bad_values_in_a_file_are_named(file: Path, case: str) -> None:
     content, *expected = case.replace("1E400", "1" + "0" * 400).split(" | ")
-    text = refusal_of_file(tmp_path / "run.toml", content)
-    assert text.startswith(f"{content.partition(' ')[0]} in {tmp_path / 'run.toml'}")
+    text = refusal_of_file(file, content)
+    assert text.startswith(f"{content.partition(' ')[0]} in {file}")
     for part in expected:
         assert part in text
 
@@ -314,27 +308,20 @@ def test_bad_values_in_a_file_are_named(tmp_path: Path, case: str) -> None:
         ("[a]\n" * 20_000, "65,536"),  # too large to be parsed at all
     ],
 )
-def test_files_that_cannot_be_used_are_named(tmp_path: Path, content: str, expected: str) -> None:
-    assert expected in refusal_of_file(tmp_path / "run.toml", content)
+def test_files_that_cannot_be_used_are_named(file: Path, content: str, expected: str) -> None:
+    assert expected in refusal_of_file(file, content)
 
 
-def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
-    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    (tmp_path / "folder").mkdir()
-    for name, expected in (
-        ("none.toml", "there is no such file"),
-        ("bytes.toml", "cannot be read"),
-        ("folder", "cannot be read"),
-        ("bytes.toml/deeper", "cannot be read"),
-    ):
-        with pytest.raises(UsageError) as caught:
-            load_config({}, tmp_path / name)
-        assert str(caught.value).startswith(f"--config {tmp_path / name}")
-        assert expected in str(caught.value)
+def test_files_that_cannot_be_opened_are_named(tmp_path: Path, file: Path) -> None:
+    file.write_bytes(b"\xff\xfe")
+    unreadable = [(path, "cannot be read") for path in (file, tmp_path, file / "deeper")]
+    for path, reason in [(tmp_path / "none.toml", "there is no such file"), *unreadable]:
+        with pytest.raises(UsageError, match=f"^--config {path}.*{reason}"):
+            load_config({}, path)
 
 
-def test_values_that_no_file_or_system_takes_are_refused(tmp_path: Path) -> None:
-    text = refusal_of_file(tmp_path / "run.toml", 'logdir = "a\\u0000b"')
+def test_values_that_no_file_or_system_takes_are_refused(file: Path) -> None:
+    text = refusal_of_file(file, 'logdir = "a\\u0000b"')
     assert "'a\\x00b'" in text
     assert "NUL" in text
     for flag in ("--logdir", "--plugin"):
@@ -349,38 +336,17 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
             resumed_config({}, directory)
 
 
-def test_epochs_that_a_run_was_not_begun_with_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("schedule = 'constant'\n")  # kdtrain's own always has the epochs
+def test_epochs_that_a_run_was_not_begun_with_are_refused(file: Path) -> None:
+    file.write_text("schedule = 'constant'\n")  # kdtrain's own always has the epochs
     with pytest.raises(UsageError, match=r"--epochs 3: .* begun with None"):
-        resumed_config({"epochs": 3}, tmp_path)
-
-
-def test_text_in_a_file_becomes_a_path(tmp_path: Path) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text('teacher_checkpoint = "models/teacher"\nlogdir = "a b"\n')
-    config = load_config({}, file)
-    assert (config.teacher_checkpoint, config.logdir) == (Path("models/teacher"), Path("a b"))
+        resumed_config({"epochs": 3}, file.parent)
 
 
 def test_training_takes_the_samples_flags() -> None:
-    config = from_words(
-        "--model_type",
-        "student_kd",
-        "--epochs",
-        "10",
-        "--batch_size=64",
-        "--temperature",
-        "5",
-        "--alpha",
-        "0.7",
-        "--load_teacher_checkpoint_dir",
-        "./output/model_save/teacher",
-        "--model_save_dir",
-        "./output/model_save",
-        "--image_save_name",
-        "./output/images/compare.jpg",
-    )
-    assert config == FitConfig(
+    words = "--model_type student_kd --epochs 10 --batch_size=64 --temperature 5 --alpha 0.7"
+    teacher = "--load_teacher_checkpoint_dir ./output/model_save/teacher"
+    outputs = "--model_save_dir ./output/model_save --image_save_name ./output/images/compare.jpg"
+    assert from_words(*f"{words} {teacher} {outputs}".split()) == FitConfig(
         mode="student_kd",
         epochs=10,
         batch_size=64,

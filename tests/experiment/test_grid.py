@@ -33,19 +33,14 @@ def test_each_combination_occurs_once(grid: dict[str, list[float]]) -> None:
 
 
 def test_settings_are_spelt_as_on_the_command_line() -> None:
-    assert (
-        settings_text({"temperature": 2.0, "alpha": 0.5, "lr": 1e-05}) == "temperature=2,alpha=0.5,lr=1e-05"
-    )
+    settings = {"temperature": 2.0, "alpha": 0.5, "lr": 1e-05}
+    assert settings_text(settings) == "temperature=2,alpha=0.5,lr=1e-05"
 
 
 @given(st.text())
 def test_any_text_is_parsed_or_refused(spec: str) -> None:
     with contextlib.suppress(UsageError):
         assert all(map(all, parse_grid([spec])))
-
-
-def candidate(accuracy: float, cross_entropy: float) -> Candidate:
-    return Candidate({"alpha": 0.5}, accuracy, cross_entropy, "")
 
 
 @pytest.mark.parametrize(
@@ -59,5 +54,5 @@ def candidate(accuracy: float, cross_entropy: float) -> Candidate:
 def test_accuracy_decides_then_cross_entropy_then_order(
     figures: list[tuple[float, float]], best: int
 ) -> None:
-    candidates = [candidate(*pair) for pair in figures]
+    candidates = [Candidate({"alpha": 0.5}, *pair, "") for pair in figures]
     assert choose(candidates).best is candidates[best]
