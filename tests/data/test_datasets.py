@@ -169,10 +169,10 @@ def test_each_inconsistency_is_named(tmp_path: Path, name: str, array: NDArray[n
     assert words.replace("DIR", str(tmp_path)) in refusal(tmp_path, four_arrays() | {name: array})
 
 
-@pytest.mark.parametrize("part", [0, 2])
-def test_an_empty_split_is_named(tmp_path: Path, part: int) -> None:
-    empty = {FILES[part]: np.zeros((0, 5, 4), np.uint8), FILES[part + 1]: np.zeros(0, np.uint8)}
-    assert f"{FILES[part]} is empty" in refusal(tmp_path, four_arrays() | empty)
+@pytest.mark.parametrize(("images", "labels"), [(IMAGES, LABELS), (TEST_IMAGES, TEST_LABELS)])
+def test_an_empty_split_is_named(tmp_path: Path, images: str, labels: str) -> None:
+    empty = {images: np.zeros((0, 5, 4), np.uint8), labels: np.zeros(0, np.uint8)}
+    assert f"{images} is empty" in refusal(tmp_path, four_arrays() | empty)
 
 
 @pytest.mark.parametrize(

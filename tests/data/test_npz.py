@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.npz import load_npz
 from kdtrain.errors import DataError, UsageError
-from tests.refusals import Bomb, refusal_by
+from tests.refusals import Bomb, damaged, refusal_by
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -133,8 +133,8 @@ def test_archives_with_damaged_names_are_refused(tmp_path: Path, old: bytes, new
     content = path.read_bytes().replace(old, new)
     utf8 = re.compile(rb"(PK\x01\x02.{4}|PK\x03\x04.{2})..", re.DOTALL)
     flagged = utf8.sub(lambda match: match[1] + b"\x00\x08", content)
-    for damaged in (content, flagged):
-        path.write_bytes(damaged)
+    for archive in (content, flagged):
+        path.write_bytes(archive)
         assert str(path) in refusal(path)
 
 
@@ -193,12 +193,7 @@ def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path, data: st.DataObj
     """The archive's own checksums find most of it; what they do not cover changes names and sizes."""
     path = write(tmp_path, four_arrays(), compressed=True)
     whole = load_dataset(f"npz:{path}").fingerprint
-    content = bytearray(path.read_bytes())
-    if data.draw(st.booleans()):
-        content = content[: data.draw(st.integers(0, len(content) - 1))]
-    else:
-        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(content)
+    path.write_bytes(damaged(path.read_bytes(), data))
     try:
         fingerprint = load_dataset(f"npz:{path}").fingerprint
     except DataError:

@@ -52,7 +52,7 @@ SIZES = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(**SIZES, data=st.data())
 def test_the_shifted_student_predicts_the_classes_as_often_as_the_teacher(
     seed: int, images: int, classes: int, scale: float, data: st.DataObject

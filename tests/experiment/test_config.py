@@ -123,7 +123,7 @@ def test_every_setting_is_generated() -> None:
     assert SETTINGS.keys() == {field.name for field in dataclasses.fields(FitConfig)}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=CONFIGS)
 def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConfig) -> None:
     file.write_bytes(config.to_toml().encode())

@@ -328,15 +328,10 @@ def test_declared_plugins_are_in_their_folder() -> None:
         assert type(load_plugin(f"{ROOT}/plugins/{name}.py:{cls}{layers}")).__name__ == cls
 
 
-def is_installed() -> bool:
-    try:
-        importlib.metadata.distribution("kdtrain")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+INSTALLED = any(package.name == "kdtrain" for package in importlib.metadata.distributions())
 
 
-@pytest.mark.skipif(not is_installed(), reason="kdtrain is not installed in this environment")
+@pytest.mark.skipif(not INSTALLED, reason="kdtrain is not installed in this environment")
 def test_installed_kdtrain_has_its_own_plugins() -> None:
     assert type(load_plugin("grad_norm,every=7")).__module__ == "kdtrain_plugins.grad_norm"
     smoothing: Any = load_plugin("label_smoothing,epsilon=0.2")

@@ -15,7 +15,7 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.store.checkpoint import load_model
+from kdtrain.store.checkpoint import SavedModel, load_model
 from tests.cli.conftest import untrained_teacher
 from tests.conftest import RunKdtrain
 from tests.tools import TEST, write_digits
@@ -64,15 +64,18 @@ def session(mnist: Dataset, tmp_path: Path) -> Session:
     )
 
 
+@pytest.fixture
+def teacher(session: Session, tmp_path: Path) -> SavedModel:
+    arch = session.config.student_arch
+    path = untrained_teacher(tmp_path / "teacher.safetensors", session.dataset, arch)
+    return load_model(path, arch=arch)
+
+
 def events(folder: Path) -> list[str]:
     return (folder / "events").read_text().splitlines()
 
 
-def test_making_a_job_has_no_effect(session: Session, tmp_path: Path) -> None:
-    arch = session.config.student_arch
-    teacher = load_model(
-        untrained_teacher(tmp_path / "teacher.safetensors", session.dataset, arch), arch=arch
-    )
+def test_making_a_job_has_no_effect(session: Session, teacher: SavedModel, tmp_path: Path) -> None:
     runs = tmp_path / "logs" / "runs"
     plain = FitSpec("student", 0, runs / "student")
     distilled = FitSpec("student_kd", 0, runs / "student_kd", teacher)
@@ -103,7 +106,7 @@ def test_the_configuration_is_on_disk_before_training_starts(session: Session, t
 
 
 def test_testing_normalises_the_test_images_only(
-    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: Session, teacher: SavedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     normalised = []
     normalize = Split.normalized
@@ -115,24 +118,17 @@ def test_testing_normalises_the_test_images_only(
         return normalize(split, normalization, indices)
 
     monkeypatch.setattr(Split, "normalized", counted)
-    arch = session.config.student_arch
-    saved = load_model(untrained_teacher(tmp_path / "teacher.safetensors", session.dataset, arch), arch=arch)
-    tested = session.test_job("teacher", 0, saved).work(Ranks())
+    tested = session.test_job("teacher", 0, teacher).work(Ranks())
     assert normalised == [tested.test.images] == [TEST]
 
 
 def test_too_few_test_images_for_the_processes_are_refused_before_training(
     mnist: Dataset, tmp_path: Path, run_kdtrain: RunKdtrain
 ) -> None:
-    split = mnist.test.take(np.arange(1))
-    train = mnist.train.take(np.arange(40))
-    np.savez(
-        tmp_path / "few.npz",
-        x_train=train.images[:, 0],
-        y_train=train.labels,
-        x_test=split.images[:, 0],
-        y_test=split.labels,
-    )
+    arrays = {}
+    for name, split, count in (("train", mnist.train, 40), ("test", mnist.test, 1)):
+        arrays |= {f"x_{name}": split.images[:count, 0], f"y_{name}": split.labels[:count]}
+    np.savez(tmp_path / "few.npz", **arrays)
     words = ("--mode", "student", "--dataset", "npz:few.npz", "--nproc-per-node", "2", "--epochs", "1")
     finished = run_kdtrain("fit", *words, cwd=tmp_path)
     assert finished.returncode == 1

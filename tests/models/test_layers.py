@@ -23,19 +23,24 @@ from tests.models.convolution import convolve
 Array = npt.NDArray[np.float32]
 
 
-def forward_and_backward(layer: flow.nn.Module, images: Array, toward: Array) -> list[Array]:
-    """The output, and the gradients of sum(output * toward) for images and parameters."""
-    inputs = flow.tensor(images, requires_grad=True)
+def forward_and_backward(
+    layer: flow.nn.Module, images: Array, toward: Array, *, images_learn: bool = True
+) -> list[Array]:
+    """The output, and the gradients of sum(output * toward) for parameters, and images that learn."""
+    inputs = flow.tensor(images, requires_grad=images_learn)
     output = layer(inputs)
     (output * flow.tensor(toward)).sum().backward()
-    return [tensor.numpy().copy() for tensor in (output, inputs.grad, *(p.grad for p in layer.parameters()))]
+    assert (inputs.grad is not None) == images_learn
+    gradients = [tensor.grad for tensor in ([inputs] if images_learn else []) + list(layer.parameters())]
+    return [tensor.numpy().copy() for tensor in (output, *gradients)]
 
 
 @pytest.mark.parametrize(
     "options",
     [{}, {"bias": False}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": (2, 1)}, {"groups": 2}],
 )
-def test_convolution_equals_oneflows(options: dict[str, object]) -> None:
+@pytest.mark.parametrize("images_learn", [True, False])
+def test_convolution_equals_oneflows(options: dict[str, object], images_learn: bool) -> None:
     random = np.random.default_rng(0)
     reference = flow.nn.Conv2d(4, 6, 3, **options)
     layer = Conv2d(4, 6, 3, **options)
@@ -43,8 +48,9 @@ def test_convolution_equals_oneflows(options: dict[str, object]) -> None:
     assert list(dict(layer.named_parameters())) == list(dict(reference.named_parameters()))
     images = random.normal(size=(5, 4, 11, 9)).astype(np.float32)
     toward = random.normal(size=tuple(reference(flow.tensor(images)).shape)).astype(np.float32)
-    results = forward_and_backward(layer, images, toward)
-    for result, expected in zip(results, forward_and_backward(reference, images, toward), strict=True):
+    results = forward_and_backward(layer, images, toward, images_learn=images_learn)
+    references = forward_and_backward(reference, images, toward, images_learn=images_learn)
+    for result, expected in zip(results, references, strict=True):
         assert result.shape == expected.shape
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
@@ -113,20 +119,6 @@ def test_a_convolution_of_large_images_takes_bounded_memory() -> None:
     ((megabytes, shape),) = run_jobs([Job("a convolution", work)])
     assert shape == [16, 16, 224, 224]
     assert megabytes < 250
-
-
-def test_convolution_of_images_that_need_no_gradient() -> None:
-    random = np.random.default_rng(0)
-    images = flow.tensor(random.normal(size=(3, 1, 6, 6)).astype(np.float32))
-    gradients = []
-    for kind in (Conv2d, flow.nn.Conv2d):
-        flow.manual_seed(0)
-        layer = kind(1, 2, 3)
-        (layer(images) ** 2).sum().backward()
-        gradients.append([layer.weight.grad.numpy().copy(), layer.bias.grad.numpy().copy()])
-    assert images.grad is None
-    for gradient, expected in zip(*gradients, strict=True):
-        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
 
 
 @given(

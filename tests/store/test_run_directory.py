@@ -28,13 +28,11 @@ for _ in range(5):
 def test_versions_are_counted_for_each_mode(tmp_path: Path) -> None:
     logdir = tmp_path / "deep" / "logs"
     claimed = [claim_run_directory(logdir, mode) for mode in ("student", "student", "teacher", "student")]
-    assert [str(path.relative_to(logdir)) for path in claimed] == [
-        "student/version_0",
-        "student/version_1",
-        "teacher/version_0",
-        "student/version_2",
-    ]
+    names = ("student/version_0", "student/version_1", "teacher/version_0", "student/version_2")
+    assert claimed == [logdir / name for name in names]
     assert all(path.is_dir() and not os.listdir(path) for path in claimed)
+    claimed[1].rmdir()
+    assert claim_run_directory(logdir, "student").name == "version_3", "a removed version is not reused"
 
 
 def test_runs_that_start_at_the_same_moment_get_different_directories(tmp_path: Path) -> None:
@@ -69,13 +67,6 @@ def test_other_names_do_not_disturb(tmp_path: Path) -> None:
     assert claim_run_directory(tmp_path, "student") == folder / "version_4"
     (folder / "version_0012").mkdir()
     assert claim_run_directory(tmp_path, "student") == folder / "version_13"
-
-
-def test_removed_run_in_the_middle_is_not_given_away_again(tmp_path: Path) -> None:
-    for _ in range(3):
-        claim_run_directory(tmp_path, "student")
-    (tmp_path / "student" / "version_1").rmdir()
-    assert claim_run_directory(tmp_path, "student").name == "version_3"
 
 
 def test_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_paper_without_ink_is_refused(
 MODES = ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     pixels=hnp.arrays(
         np.uint8,
@@ -185,7 +185,7 @@ def test_any_image_gives_an_image_or_a_data_error(
         assert result.max() == 255
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12))))
 def test_any_brightness_values_give_an_image_or_a_data_error(values: NDArray[np.float32]) -> None:
     with contextlib.suppress(DataError):

@@ -1,28 +1,25 @@
-"""The rows of a run are read back, or an error names file and line."""
+"""The rows and events of a run are read back; damage in them is left out, or an error names the place."""
 
 from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tensorboardX.record_writer import masked_crc32c
 
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime.limits import MOST_EPOCHS
+from kdtrain.store.event_file import EventFile
 from kdtrain.store.metrics_file import NAME, read_metrics
 from tests.faults.limits import limited
 
-ROW = {
-    "epoch": 1,
-    "step": 8,
-    "eval/accuracy": 0.5,
-    "eval/cross_entropy": 1,
-    "loss/kd": float("nan"),
-    "train_seconds": 0.1,
-    "eval_seconds": 0.0,
-}
+EVENTS = "events.out.tfevents.1.host.1"
+ROW = {"epoch": 1, "step": 8, "eval/accuracy": 0.5, "eval/cross_entropy": 1, "loss/kd": float("nan")}
+ROW |= {"train_seconds": 0.1, "eval_seconds": 0.0}
 
 
 def line(**changes: object) -> str:
@@ -90,3 +87,47 @@ def test_a_file_that_cannot_be_is_named(tmp_path: Path, spoil: Callable[[Path], 
     spoil(tmp_path / NAME)
     with limited(10, 100), pytest.raises(KdtrainError, match="cannot be read"):
         read_metrics(tmp_path)
+
+
+# Event files
+
+
+def record(data: bytes, claimed: int | None = None) -> bytes:
+    length = struct.pack("<Q", len(data) if claimed is None else claimed)
+    checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+    return length + checks[0] + data + checks[1]
+
+
+HARMLESS = {
+    "empty": b"",
+    "text": b"no record" * 1000,
+    "zeros": bytes(1_000_000),
+    "cut off": record(b"\x0a" * 100)[:-50],
+    "a record of 1 TB": record(b"", claimed=1 << 40),
+    "a record of 2^64 - 1 bytes": record(b"", claimed=2**64 - 1),
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_what_is_no_record_is_left_out(tmp_path: Path, kind: str) -> None:
+    (tmp_path / EVENTS).write_bytes(HARMLESS[kind])
+    with limited(10, 100):
+        file = EventFile(tmp_path, up_to=10)
+        file.close()
+    assert file.earlier == set()
+    assert not (tmp_path / EVENTS).exists()
+
+
+def test_a_record_that_is_no_event_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    content = record(b"\xff" * 100)
+    (tmp_path / EVENTS).write_bytes(content)
+    with limited(10, 100), pytest.raises(KdtrainError, match=str(tmp_path / EVENTS)):
+        EventFile(tmp_path, up_to=10)
+    assert (tmp_path / EVENTS).read_bytes() == content
+
+
+def test_a_file_far_larger_than_any_run_writes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / EVENTS).touch()
+    os.truncate(tmp_path / EVENTS, 1 << 40)
+    with limited(10, 100), pytest.raises(KdtrainError, match=f"{tmp_path / EVENTS} cannot be read: it holds"):
+        EventFile(tmp_path, up_to=10)
