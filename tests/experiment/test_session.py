@@ -125,7 +125,7 @@ def test_testing_normalises_the_test_images_only(
 def test_too_few_test_images_for_the_processes_are_refused_before_training(
     mnist: Dataset, tmp_path: Path, run_kdtrain: RunKdtrain
 ) -> None:
-    arrays = {}
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
     for name, split, count in (("train", mnist.train, 40), ("test", mnist.test, 1)):
         arrays |= {f"x_{name}": split.images[:count, 0], f"y_{name}": split.labels[:count]}
     np.savez(tmp_path / "few.npz", **arrays)

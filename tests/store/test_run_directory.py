@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.store.run_directory import claim_run_directory, run_directory
-from tests.tools import ROOT
 
-CLAIM_SOME = """
-import sys
-from pathlib import Path
-from kdtrain.store.run_directory import claim_run_directory
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(5):
-    print(claim_run_directory(Path(sys.argv[1]), "student").name)
-"""
+FORK = multiprocessing.get_context("fork")
 
 
 def test_versions_are_counted_for_each_mode(tmp_path: Path) -> None:
@@ -36,27 +26,20 @@ def test_versions_are_counted_for_each_mode(tmp_path: Path) -> None:
 
 
 def test_runs_that_start_at_the_same_moment_get_different_directories(tmp_path: Path) -> None:
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", CLAIM_SOME, str(tmp_path)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(20)
-    ]
-    for run in runs:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.write("go\n")
-        run.stdin.flush()
-    claimed = [name for run in runs for name in run.communicate(timeout=60)[0].split()]
-    assert len(claimed) == 100
-    assert len(set(claimed)) == 100
-    assert sorted(os.listdir(tmp_path / "student")) == sorted(claimed)
+    start = FORK.Barrier(20)
+
+    def claim_some() -> None:
+        start.wait(30)
+        for _ in range(5):
+            claim_run_directory(tmp_path, "student")
+
+    processes = [FORK.Process(target=claim_some) for _ in range(20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 20
+    assert len(os.listdir(tmp_path / "student")) == 100
 
 
 def test_other_names_do_not_disturb(tmp_path: Path) -> None:
