@@ -44,14 +44,14 @@ class Session:
 
     Args:
         config: configuration of the command.
-        most_pictures: limit on the images read of a folder; all by default.
+        most_images: limit on the images read of a folder; all by default.
 
     Raises:
         KdtrainError: configuration, plugins, networks or data do not fit together, or a folder is not
             writable.
     """
 
-    def __init__(self, config: FitConfig, most_pictures: int | None = None) -> None:
+    def __init__(self, config: FitConfig, most_images: int | None = None) -> None:
         self.config = config
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
@@ -67,7 +67,7 @@ class Session:
             config.data_dir,
             image_size=config.image_size,
             skip_corrupt=config.skip_corrupt,
-            most_images=most_pictures,
+            most_images=most_images,
         )
         check_sizes(self.dataset, config)
         if len(self.dataset.test) < self.ranks.size:

@@ -62,7 +62,7 @@ def try_out(config: FitConfig) -> list[TrialResult]:
         KdtrainError: the errors of the fit itself.
     """
     with _without_resume_hint(), silence(), temporary_folder(Path(tempfile.gettempdir())) as folder:
-        session = Session(_elsewhere(config, folder), most_pictures=_PICTURES)
+        session = Session(_elsewhere(config, folder), most_images=_PICTURES)
         teacher = None
         if config.teacher_checkpoint is not None or config.mode == "student_kd":
             teacher = find_teacher(config, session.dataset)
