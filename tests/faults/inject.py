@@ -19,10 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.faults.combinations import COMBINATIONS
-from tests.faults.disturbances import Disturbances
-from tests.faults.kills import Outcome, kill_often
-from tests.faults.laboratory import Laboratory
-from tests.faults.processes import LANES
+from tests.faults.disturbances import Disturbances, Outcome, kill_often
+from tests.faults.laboratory import LANES, Laboratory
 
 _WIDTH = max(map(len, COMBINATIONS))
 
