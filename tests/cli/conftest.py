@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import save_model, snapshot
-from tests.tools import start_kdtrain, wait_until
+from tests.tools import ROOT, start_kdtrain, wait_until
 
 Finished = subprocess.CompletedProcess[str]
 CallKdtrain = Callable[..., Finished]
@@ -46,6 +48,25 @@ class Fitted:
 
     def model(self, mode: str) -> Path:
         return self.folder / LOGDIR / "models" / f"{mode}.safetensors"
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> Finished:
+    """Runs a command that can import kdtrain, without a user's settings of OneFlow and OpenBLAS."""
+    libraries = ("OPENBLAS_", "GLOG_", "ONEFLOW_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(libraries)}
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=kept | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def run_python(code: str, *, cwd: Path = ROOT, **variables: str) -> Finished:
+    return run(sys.executable, "-c", code, cwd=cwd, **variables)
 
 
 def signal_when_ready(

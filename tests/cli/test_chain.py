@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.store.checkpoint import load_model
-from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
+from tests.cli.conftest import CallKdtrain, Fitted
 from tests.conftest import RunKdtrain
 from tests.runs import assert_same_run
 from tests.tools import read_result
@@ -93,19 +93,4 @@ def test_teacher_that_has_changed_meanwhile_is_refused(
     finished = call_kdtrain("fit", "--resume", "logs/student_kd/version_0", cwd=tmp_path)
     assert finished.returncode == 1
     assert "teacher" in finished.stderr.splitlines()[-1]
-    assert read_result(tmp_path / "logs/student_kd/version_0")["status"] == "completed", (
-        "it is left as it was"
-    )
-
-
-@pytest.mark.parametrize("chain", [("--generations", "2"), ("--assistant-arch", "hinton_800")])
-@pytest.mark.parametrize("mode", ["teacher", "student", "compare"])
-def test_chains_are_for_student_kd(
-    chain: tuple[str, ...], mode: str, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
-    assert_explained(call_kdtrain("fit", "--mode", mode, *chain, cwd=tmp_path), 2, chain[0], mode)
-
-
-def test_assistant_that_does_not_exist_is_named(tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
-    words = ("fit", "--mode", "student_kd", "--assistant-arch", "hinton_8000")
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, "hinton_8000", "hinton_800")
+    assert read_result(tmp_path / "logs/student_kd/version_0")["status"] == "completed"

@@ -6,10 +6,8 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 from kdtrain.models.registry import ARCHITECTURES
-from tests.cli.conftest import CallKdtrain, assert_explained
+from tests.cli.conftest import CallKdtrain
 
 
 def test_table_has_every_network_and_its_figures(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
@@ -47,22 +45,3 @@ def test_images_and_classes_are_those_of_the_data(
     assert finished.stdout.startswith("Images of 1x12x12 in 4 classes")
     assert f"{144 * 128 + 128 * 64 + 64 * 4:,}" in finished.stdout
     assert "squeezenet1_1 needs images of at least 28x28 pixels" in finished.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ("resnet9", "there is no architecture 'resnet9' (did you mean 'resnet8'?)"),
-        ("flowvision:resnet19", "there is no flowvision classifier 'resnet19'"),
-        ("res?et9", "there is no network like 'res?et9'"),
-        ("--image-shape 3,32", "--image-shape 3,32: give channels, height and width"),
-        ("--image-shape 3,32,0", "--image-shape 3,32,0: give"),
-        ("--image-shape 3,32,99999999999999999999", "give channels, height and width"),
-        ("--image-shape=-3,32,32", "--image-shape -3,32,32: give"),
-        ("--dataset mnits", "no data set 'mnits' (did you mean 'mnist'?)"),
-    ],
-)
-def test_wrong_words_are_explained(
-    call_kdtrain: CallKdtrain, tmp_path: Path, words: str, reason: str
-) -> None:
-    assert_explained(call_kdtrain("models", *words.split(), cwd=tmp_path), 2, reason)

@@ -40,6 +40,10 @@ class Bound(Callback):
     def bound(self):
         raise ValueError("out of bounds")
 
+class Configure(Callback):
+    def configure(self, objective):
+        raise ZeroDivisionError("two left hands")
+
 class Hook(Callback):
     def on_eval(self, run, event):
         return event.metrics["loss/nothing"]
@@ -87,6 +91,11 @@ CASES: dict[str, tuple[str, int | None, tuple[str, ...]]] = {
         ("mine.py:Nothing", "'own'"),
     ),
     "constraint": ("--plugin mine.py:Bound", line_of("bounds"), ("mine.py:Bound", "constraint")),
+    "configuration": (
+        "--plugin mine.py:Configure",
+        line_of("two left hands"),
+        ("Configure.configure", "ZeroDivisionError: two left hands"),
+    ),
     "hook": ("--plugin mine.py:Hook", line_of("nothing"), ("mine.py:Hook", "Hook.on_eval", "KeyError")),
     "state": ("--plugin mine.py:State", line_of("self.value"), ("mine.py:State", "State.state_dict")),
     "network in training": (
@@ -110,7 +119,9 @@ def test_the_message_names_code_and_line(
     if line is not None:
         words += (f"line {line}",)
     assert_explained(finished, 2 if case == "network" else 1, *words)
-    if case != "network":  # training had begun, and result.json has the same words
+    if case in ("network", "configuration"):
+        assert not (tmp_path / "logs/student").exists()
+    else:  # training had begun, and result.json has the same words
         reason = read_result(tmp_path / "logs/student/version_0")["reason"]
         assert all(word in reason for word in words)
 

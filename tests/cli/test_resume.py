@@ -203,8 +203,3 @@ def test_a_damaged_state_is_refused(
         content = (tmp_path / "run/checkpoints/best.safetensors").read_bytes()
     last.write_bytes(content)
     assert_explained(call_kdtrain("fit", "--resume", "run", cwd=tmp_path), 1, "last.safetensors")
-
-
-def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
-    assert_explained(call_kdtrain("fit", "--resume", "nowhere", cwd=tmp_path), 2, "nowhere", "config.toml")
-    assert_explained(call_kdtrain("fit", "--resume", "--mode", "teacher", cwd=tmp_path), 2, "logs/teacher")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -14,10 +13,9 @@ import pytest
 
 from kdtrain.engine.resume import load_state
 from kdtrain.store.checkpoint import load_model
-from tests.cli.conftest import EPOCH, CallKdtrain, Finished, assert_explained
-from tests.tools import ROOT, files_in, read_result, start_kdtrain, wait_until
+from tests.cli.conftest import EPOCH, CallKdtrain, Finished, assert_explained, run
+from tests.tools import files_in, read_result, start_kdtrain, wait_until
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 RUN = Path("logs/student/version_0")
 MOUNTS = shutil.which("unshare") is not None and (
     subprocess.run(["unshare", "--map-root-user", "--mount", "true"], check=False).returncode == 0
@@ -70,9 +68,7 @@ def words(tiles: Path, *more: str) -> list[str]:
 
 def fit(folder: Path, command: list[str]) -> Finished:
     (folder / "meddler.py").write_text(MEDDLER)
-    return subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
-    )
+    return run(*command, cwd=folder)
 
 
 def fit_on_small_disk(folder: Path, command: list[str], megabytes: int = 16, options: str = "rw") -> Finished:
@@ -100,15 +96,7 @@ def assert_second_epoch_is_kept(folder: Path, status: str | None = "failed") -> 
 def test_soak_in_short() -> None:
     combination = "student_kd: own teacher"  # interrupts and pairs have combinations of their own
     counts = ("--kills", "3", "--interrupts", "2", "--pairs", "1", "--only", f"{combination}$")
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.faults.inject", *counts],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    finished = run(sys.executable, "-m", "tests.faults.inject", *counts)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "differences: none" in finished.stdout
     assert re.search(f"^{combination} +3 kills", finished.stdout, re.MULTILINE)
@@ -116,28 +104,29 @@ def test_soak_in_short() -> None:
         assert re.search(rf"^\| {fault}", finished.stdout, re.MULTILINE)
 
 
-def test_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path: Path, tiles: Path) -> None:
-    finished = fit_on_small_disk(tmp_path, words(tiles, "--plugin", "meddler.py:Meddler,how=fill"))
-    assert_explained(finished, 1, "No space left on device", str(RUN))
-    assert_second_epoch_is_kept(tmp_path, status=None)  # there is no room to write it
+@pytest.mark.parametrize(
+    ("how", "reason", "status"),
+    [
+        ("fill", "No space left on device", None),  # there is no room to write a status
+        ("protect", "Read-only file system", "running"),
+    ],
+)
+def test_disk_that_becomes_full_or_read_only_keeps_the_last_checkpoint(
+    tmp_path: Path, tiles: Path, how: str, reason: str, status: str | None
+) -> None:
+    finished = fit_on_small_disk(tmp_path, words(tiles, "--plugin", f"meddler.py:Meddler,how={how}"))
+    assert_explained(finished, 1, reason, str(RUN))
+    assert_second_epoch_is_kept(tmp_path, status)
 
 
-def test_disk_that_is_too_small_from_the_beginning(tmp_path: Path, tiles: Path) -> None:
+def test_disk_that_is_too_small_or_read_only_from_the_beginning(tmp_path: Path, tiles: Path) -> None:
+    (tmp_path / "read-only").mkdir()
+    finished = fit_on_small_disk(tmp_path / "read-only", words(tiles), options="ro")
+    assert_explained(finished, 1, "Read-only file system", "logs")
+    assert files_in(tmp_path / "read-only").keys() == {"meddler.py"}
     finished = fit_on_small_disk(tmp_path, words(tiles, "--student-arch", "hinton_1200"), megabytes=4)
     assert_explained(finished, 1, "No space left on device", ".safetensors")
     assert files_in(tmp_path / "logs/models") == {}
-
-
-def test_disk_that_becomes_read_only(tmp_path: Path, tiles: Path) -> None:
-    finished = fit_on_small_disk(tmp_path, words(tiles, "--plugin", "meddler.py:Meddler,how=protect"))
-    assert_explained(finished, 1, "Read-only file system", str(RUN))
-    assert_second_epoch_is_kept(tmp_path, status="running")
-
-
-def test_disk_that_is_read_only(tmp_path: Path, tiles: Path) -> None:
-    finished = fit_on_small_disk(tmp_path, words(tiles), options="ro")
-    assert_explained(finished, 1, "Read-only file system", "logs")
-    assert files_in(tmp_path).keys() == {"meddler.py"}
 
 
 @pytest.mark.parametrize("how", ["delete", "delete_all"])
@@ -190,7 +179,8 @@ from kdtrain import Callback
 
 class Clumsy(Callback):
     def {hook}(self, run, *event):
-        raise {error}("two left hands")
+        if not event or event[0].epoch >= 2:
+            raise {error}("two left hands")
 
 class Witness(Callback):
     def on_fit_end(self, run, event):
@@ -206,7 +196,13 @@ class Witness(Callback):
     expected = "interrupted" if ctrl_c else "failed"
     expected = "completed" if hook == "on_fit_end" else expected
     assert (tmp_path / "witness").read_text() == expected
-    assert read_result(tmp_path / RUN)["status"] == expected
+    result = read_result(tmp_path / RUN)
+    assert result["status"] == expected
+    if expected == "failed":
+        assert f"Clumsy.{hook}" in result["reason"]
+    if hook != "on_fit_end":
+        assert not (tmp_path / "logs/models/student.safetensors").exists()
+    assert (tmp_path / RUN / "checkpoints/best.safetensors").exists() == (hook != "on_fit_start")
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiles: Path) -> None:

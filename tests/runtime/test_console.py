@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import run_python
 from tests.conftest import RunKdtrain
-from tests.tools import ROOT
 
 NOTE = "The images are augmented"
 
@@ -35,15 +32,7 @@ trainer.fit(data.train, data.train, epochs=1, directory=Path("run"))
 def test_from_python_messages_are_printed_only_if_logging_is_set_up(
     setup: str, is_printed: bool, tmp_path: Path
 ) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", FIT.format(setup=setup)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    finished = run_python(FIT.format(setup=setup), cwd=tmp_path)
     assert (finished.returncode, finished.stdout) == (0, ""), finished.stderr
     assert (NOTE in finished.stderr) == is_printed
     if not is_printed:

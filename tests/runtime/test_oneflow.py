@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,28 +17,12 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processor import processor_flags
 from kdtrain.runtime.seeds import derive_seed
+from tests.cli.conftest import run_python
 from tests.tools import ROOT
-
-FRESH = {
-    key: value for key, value in os.environ.items() if not key.startswith(("OPENBLAS_", "GLOG_", "ONEFLOW_"))
-}
-
-
-def _python(code: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = FRESH | {"PYTHONPATH": str(ROOT)} | variables
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def test_the_import_is_quiet(tmp_path: Path) -> None:
-    done = _python("from kdtrain.runtime import flow; print(flow.ones(2).sum().item())", tmp_path)
+    done = run_python("from kdtrain.runtime import flow; print(flow.ones(2).sum().item())", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "2.0\n", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -51,10 +34,10 @@ def test_when_the_import_fails_the_reason_is_shown(tmp_path: Path) -> None:
         "import os\nos.write(2, b'from the C++ part\\n')\n"
         "raise ImportError('libcudnn_cnn_infer.so.8: missing')\n"
     )
-    done = _python(
+    done = run_python(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom kdtrain.cli import main\n"
         "sys.exit(main(['fit', '--mode', 'student']))",
-        tmp_path,
+        cwd=tmp_path,
     )
     assert done.returncode == 1
     assert "libcudnn_cnn_infer.so.8: missing" in done.stderr
@@ -63,7 +46,7 @@ def test_when_the_import_fails_the_reason_is_shown(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_oneflow_gets_fast_kernels_and_a_users_choice_is_kept(tmp_path: Path) -> None:
+def test_oneflow_gets_fast_kernels_and_a_users_choice_is_kept() -> None:
     """Which kernels its OpenBLAS has taken is what its pointer ``gotoblas`` points at."""
     code = """
 import ctypes, os
@@ -77,18 +60,18 @@ address = lambda name: ctypes.addressof(ctypes.c_char.in_dll(library, "gotoblas_
 print(*(name for name in kernels if address(name) == taken), os.environ.get("OPENBLAS_CORETYPE"))
 """
     if {"avx2", "fma"} <= processor_flags():
-        assert _python(code, tmp_path).stdout == "HASWELL None\n"
-    assert _python(code, tmp_path, OPENBLAS_CORETYPE="Sandybridge").stdout == "SANDYBRIDGE Sandybridge\n"
+        assert run_python(code).stdout == "HASWELL None\n"
+    assert run_python(code, OPENBLAS_CORETYPE="Sandybridge").stdout == "SANDYBRIDGE Sandybridge\n"
 
 
-def test_oneflows_cache_of_scalars_is_bounded(tmp_path: Path) -> None:
+def test_oneflows_cache_of_scalars_is_bounded() -> None:
     """Each learning rate that a schedule sets would stay in it for good."""
     name = "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE"
     code = f"import os; from kdtrain.runtime import flow; print(os.environ['{name}'])"
-    assert _python(code, tmp_path).stdout == "1000\n"
+    assert run_python(code).stdout == "1000\n"
 
 
-def test_ctrl_c_reaches_python_after_the_import(tmp_path: Path) -> None:
+def test_ctrl_c_reaches_python_after_the_import() -> None:
     code = """
 import os, signal
 from kdtrain.runtime import flow
@@ -101,11 +84,11 @@ try:
 except KeyboardInterrupt:
     print("caught", flow.ones(3).sum().item())
 """
-    done = _python(code, tmp_path)
+    done = run_python(code)
     assert (done.returncode, done.stdout) == (0, "caught 3.0\n")
 
 
-def test_ctrl_c_during_the_import_is_not_lost(tmp_path: Path) -> None:
+def test_ctrl_c_during_the_import_is_not_lost() -> None:
     code = """
 import time
 from kdtrain.runtime.signals import defer_signals
@@ -119,10 +102,7 @@ except KeyboardInterrupt:
     print('caught', flow.ones(2).sum().item())
 """
     for delay in (0.02, 0.2, 0.4, 0.7):
-        command = [sys.executable, "-c", code]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=FRESH | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(delay)
@@ -137,7 +117,7 @@ def test_without_a_gpu_cuda_is_refused_and_never_touched(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="--device cuda: oneflow finds no GPU"):
         resolve_device("cuda")
     words = ["fit", "--device", "cuda", "--mode", "student"]
-    done = _python(f"import sys; from kdtrain.cli import main; sys.exit(main({words}))", tmp_path)
+    done = run_python(f"import sys; from kdtrain.cli import main; sys.exit(main({words}))", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 

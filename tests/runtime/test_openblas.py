@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 
 from kdtrain.runtime.openblas import Accumulation, kernel
 from kdtrain.runtime.processes import Job, run_jobs
+from tests.cli.conftest import run
 from tests.tools import ROOT
 
 Array = npt.NDArray[np.float32]
@@ -132,14 +131,7 @@ def test_what_cannot_be_multiplied_is_an_error(a: Array, b: Array, out: Array) -
 
 
 def python(code: str, **variables: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env=environment | {"PYTHONPATH": str(ROOT)} | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    finished = run(sys.executable, "-W", "error", "-c", code, cwd=ROOT, **variables)
     assert finished.stderr == ""
     return finished.stdout.strip()
 
