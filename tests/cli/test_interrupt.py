@@ -1,8 +1,11 @@
-"""SIGINT and SIGTERM: the process ends within 5 s with its exit code, and leaves no unfinished file."""
+"""Early ends of a fit: SIGINT, SIGTERM and hangs end it within 5 s; a closed pipe stops its output only."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +14,15 @@ import pytest
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.store.checkpoint import load_model, load_tensors
-from tests.cli.conftest import EPOCH, Finished, Fitted, signal_when_ready, untrained_teacher
+from tests.cli.conftest import EPOCH, Finished, Fitted, assert_explained, signal_when_ready, untrained_teacher
+from tests.conftest import RunKdtrain
 from tests.runs import metrics
-from tests.tools import files_in, read_result, write_digits
+from tests.tools import ROOT, files_in, read_result, write_digits
 
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
 # Marks the beginning of the third epoch with a file, and delays that epoch.
-PLUGIN = """
+SIGNPOST = """
 import time
 from pathlib import Path
 
@@ -36,7 +40,7 @@ def interrupt(
     folder: Path, number: signal.Signals, ready: Callable[[int], object], *words: str | Path
 ) -> Finished:
     """Sends a signal to ``kdtrain fit`` with the signpost, once it is ``ready``."""
-    (folder / "signpost.py").write_text(PLUGIN)
+    (folder / "signpost.py").write_text(SIGNPOST)
     return signal_when_ready(folder, number, ready, "--plugin", "signpost.py:Signpost", *words)
 
 
@@ -88,3 +92,102 @@ def test_while_the_teacher_labels_the_training_images(
     assert last.endswith(f"kdtrain fit --resume {tmp_path / run}")
     assert files_in(tmp_path).keys() == {"signpost.py", "teacher.safetensors", str(run / "config.toml")}
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+FAILS = """
+from kdtrain import Callback
+
+class Fails(Callback):
+    def on_epoch_end(self, run, event):
+        raise ValueError("at last")
+"""
+
+
+def read_some(lines: int, *words: str | Path, cwd: Path) -> tuple[int, list[str]]:
+    """Runs kdtrain with one pipe for stdout and stderr; so many lines of it are read before it is closed."""
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "kdtrain", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=write, stderr=write) as process:
+        os.close(write)
+        with os.fdopen(read) as output:
+            seen = [output.readline() for _ in range(lines)]
+        try:
+            return process.wait(timeout=120), seen
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("mode", "lines", "flags"),
+    [("student", 0, ()), ("student_kd", 1, ()), ("student", 1, ("--nproc-per-node", "2"))],
+)
+def test_the_fit_goes_on_and_its_files_are_complete(
+    mode: str, lines: int, flags: tuple[str, ...], fitted: Fitted, tmp_path: Path
+) -> None:
+    teacher = ("--teacher-checkpoint", fitted.model("teacher")) if mode == "student_kd" else ()
+    code, seen = read_some(lines, "fit", "--mode", mode, *fitted.flags, *teacher, *flags, cwd=tmp_path)
+    assert code == 0
+    assert all(seen)
+    run = tmp_path / "logs" / mode / "version_0"
+    assert read_result(run)["status"] == "completed"
+    assert len(metrics(run)) == 3
+    if not flags:
+        assert metrics(run) == metrics(fitted.run(mode))
+    assert (tmp_path / f"logs/models/{mode}.safetensors").exists()
+
+
+def test_a_fit_that_fails_still_fails(fitted: Fitted, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FAILS)
+    words = ("fit", "--mode", "student", *fitted.flags, "--plugin", "mine.py:Fails")
+    code, _ = read_some(0, *words, cwd=tmp_path)
+    assert code == 1
+    assert "mine.py:Fails, line 6" in read_result(tmp_path / "logs/student/version_0")["reason"]
+
+
+STUCK = """
+import ctypes
+from pathlib import Path
+
+from kdtrain import Callback
+
+def stand_still():
+    Path("stuck").touch()
+    mutex = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+class Stuck(Callback):
+    def on_batch(self, run, event):
+        {in_hook}
+
+{in_module}
+"""
+
+
+def write_plugin(folder: Path, where: str) -> None:
+    calls = {"in_hook": "pass", "in_module": ""} | {where: "stand_still()"}
+    (folder / "stuck.py").write_text(STUCK.format(**calls))
+
+
+@pytest.mark.parametrize("where", ["in_hook", "in_module"])
+def test_one_ctrl_c_ends_a_fit_that_hangs_in_c_code(fitted: Fitted, tmp_path: Path, where: str) -> None:
+    write_plugin(tmp_path, where)
+    words = ("--mode", "student", "--plugin", "stuck.py:Stuck", *fitted.flags)
+    finished = signal_when_ready(tmp_path, signal.SIGINT, lambda pid: (tmp_path / "stuck").exists(), *words)
+    assert (finished.returncode, finished.stdout) == (130, "")
+    assert "stuck.py, line 11" in finished.stderr
+    assert ("logs/student/version_0" in finished.stderr) == (where == "in_hook")
+
+
+def test_a_fit_without_progress_is_ended_and_goes_on_with_another_limit(
+    fitted: Fitted, tmp_path: Path, run_kdtrain: RunKdtrain
+) -> None:
+    write_plugin(tmp_path, "in_hook")
+    words = ("--mode", "student", "--plugin", "stuck.py:Stuck", "--stall-timeout", "1", *fitted.flags)
+    ended = run_kdtrain("fit", *words, cwd=tmp_path, timeout=60)
+    assert_explained(ended, 1, "stuck.py, line 11, in stand_still", "--stall-timeout")
+
+    (tmp_path / "stuck.py").write_text("from kdtrain import Callback\n\nclass Stuck(Callback):\n    pass\n")
+    resumed = run_kdtrain("fit", "--mode", "student", "--resume", "--stall-timeout", "60", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr

@@ -1,11 +1,16 @@
-"""Untrusted ONNX files: refused with one line, before anything in them is computed."""
+"""Untrusted ONNX files: refused before anything is computed, and computed by a process with limits."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +22,13 @@ from onnx import TensorProto, helper
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.deploy.onnx_reader import METADATA
 from kdtrain.errors import CheckpointError, KdtrainError
+from tests.cli.conftest import run_python
+from tests.deploy import hostile_graphs
 from tests.tools import ROOT
 
-CARD: dict[str, Any] = {
-    "mode": "student",
-    "arch": "any",
-    "dataset": "mnist",
+CARD = hostile_graphs.CARD | {
     "image_shape": [1, 2, 2],
     "classes": ["a", "b"],
-    "mean": [0.5],
-    "std": [0.5],
-    "metrics": {},
-    "versions": {},
-    "precision": "float32",
     "parameters": 8,
 }
 
@@ -204,10 +203,7 @@ def test_logits_of_another_shape_are_refused(path: Path) -> None:
 
 def test_it_needs_no_oneflow() -> None:
     code = "import sys, kdtrain.deploy.onnx_model; print([name for name in sys.modules if 'oneflow' in name])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "[]\n"
+    assert run_python(code).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
@@ -219,3 +215,113 @@ def test_a_missing_package_is_named_with_its_remedy(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KdtrainError, match=rf"\({missing}|{missing} .*pip install 'kdtrain\[onnx\]'"):
         OnnxModel.load(path)
+
+
+IMAGES = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2)
+
+
+@pytest.fixture
+def file(path: Path) -> Path:
+    path.write_bytes(model().SerializeToString())
+    return path
+
+
+def pid_of(loaded: OnnxModel) -> int:
+    return loaded.process._process.pid
+
+
+def test_it_ends_with_the_model(file: Path) -> None:
+    loaded = OnnxModel.load(file)
+    pid = pid_of(loaded)
+    del loaded
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_it_ends_when_its_parent_is_killed(file: Path) -> None:
+    code = (
+        "import sys, time; from kdtrain.deploy.onnx_model import OnnxModel;"
+        "model = OnnxModel.load(sys.argv[1]);"
+        "print(model.process._process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_one_that_has_died_is_started_again(file: Path) -> None:
+    loaded = OnnxModel.load(file)
+    expected, first = loaded.logits(IMAGES), pid_of(loaded)
+    os.kill(first, signal.SIGKILL)
+    loaded.process._process.wait()
+    np.testing.assert_array_equal(loaded.logits(IMAGES), expected)
+    assert pid_of(loaded) != first
+
+
+def test_a_restart_refuses_a_file_that_has_been_replaced(file: Path) -> None:
+    loaded = OnnxModel.load(file)
+    file.write_bytes(file.read_bytes().replace(b'"parameters": 8', b'"parameters": 9'))
+    os.kill(pid_of(loaded), signal.SIGKILL)
+    loaded.process._process.wait()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="has been replaced"):
+            loaded.logits(IMAGES)
+
+
+@pytest.mark.parametrize(("number", "cause"), [(signal.SIGALRM, "30 seconds"), (signal.SIGABRT, "SIGABRT")])
+def test_the_cause_of_its_death_is_named(file: Path, number: signal.Signals, cause: str) -> None:
+    loaded = OnnxModel.load(file)
+    pid = pid_of(loaded)
+    os.kill(pid, signal.SIGSTOP)  # it gets a request, and cannot reply
+
+    def kill() -> None:
+        os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
+
+    ended = threading.Timer(0.3, kill)
+    ended.start()
+    with pytest.raises(CheckpointError, match=cause) as caught:
+        loaded.logits(IMAGES)
+    ended.join()
+    assert str(file) in str(caught.value)
+    assert loaded.logits(IMAGES).shape == (2, 2), "the next request is computed"
+
+
+def test_the_time_limit_also_ends_code_that_never_returns_to_python() -> None:
+    code = (
+        "from kdtrain.deploy import onnx_worker as w; w.LONGEST = 1; import re\n"
+        "with w._time_limit(): re.match('(a*)*b', 'a' * 40)"
+    )
+    assert run_python(code).returncode == -signal.SIGALRM
+
+
+def test_several_threads_get_their_own_logits(file: Path) -> None:
+    loaded = OnnxModel.load(file)
+    images = [np.full((1, 1, 2, 2), number, np.uint8) for number in range(20)]
+    expected = [loaded.logits(image) for image in images]
+    with ThreadPoolExecutor(20) as pool:
+        computed = [
+            [future.result() for future in [pool.submit(loaded.logits, image) for image in images]]
+            for _ in range(20)
+        ]
+    np.testing.assert_array_equal(computed, 20 * [expected])
+
+
+def test_it_imports_nothing_from_the_working_directory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file.parent / "onnx.py").write_text("raise SystemExit('run from the folder')")
+    monkeypatch.chdir(file.parent)
+    assert OnnxModel.load(file).logits(IMAGES).shape == (2, 2)
+
+
+def test_seconds_are_those_of_each_batch(file: Path) -> None:
+    seconds = OnnxModel.load(file).seconds(np.zeros((20, 1, 2, 2), np.uint8), 1)
+    assert len(seconds) == 20
+    assert all(0 < time < 5 for time in seconds)

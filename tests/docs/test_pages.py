@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tomli
 from PIL import Image
 
+from kdtrain import KdtrainError, Loader, Status, Trainer, UsageError, flow
 from kdtrain.data.dataset import Dataset
+from kdtrain.engine.callback import HOOKS, Callback
+from kdtrain.experiment.plugin_loader import GROUP, load_plugin
 from kdtrain.models.registry import ARCHITECTURES
 from kdtrain.store.checkpoint import load_model
-from tests.cli.conftest import CallKdtrain, Finished, untrained_teacher
+from tests.cli.conftest import CallKdtrain, Finished, run, untrained_teacher
 from tests.deploy.serve.conftest import serve
 from tests.documents import DOCS, README, blocks, commands, files, text_of
 from tests.runs import count_points, metrics
@@ -156,7 +160,9 @@ def test_commands_work_one_after_another(
                 words = [word.replace("http://127.0.0.1:8000/", address) for word in words]
                 finished.append(run("curl", "--silent", *words, cwd=tmp_path))
             elif program == ".venv/bin/python":
-                finished.append(run(sys.executable, *words, cwd=tmp_path))
+                finished.append(
+                    run(sys.executable, *words, cwd=tmp_path, PYTEST_ADDOPTS="-p no:cacheprovider")
+                )
             else:
                 assert program == ".venv/bin/tensorboard", "serves until it is ended"
                 continue
@@ -165,13 +171,6 @@ def test_commands_work_one_after_another(
             assert "Traceback" not in finished[-1].stderr
     if check := CHECKS.get(page.name):
         check(tmp_path, finished)
-
-
-def run(*command: str, cwd: Path) -> Finished:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:cacheprovider"}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def test_each_replaced_text_is_on_a_page() -> None:
@@ -217,3 +216,56 @@ def test_every_page_is_in_the_site() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     decisions = {name_of(page) for page in PAGES if page.parent.name == "decisions"}
     assert {name_of(page) for page in PAGES} - decisions == listed - {"decisions/README.md"}
+
+
+PLUGIN_PAGE = DOCS / "writing-a-plugin.md"
+PLUGIN_FILES = files(PLUGIN_PAGE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with all files of the page."""
+    for name, content in PLUGIN_FILES.items():
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+def test_stop_at_ends_a_fit_that_is_good_enough(
+    folder: Path, student: flow.nn.Module, train: Loader, validation: Loader
+) -> None:
+    for accuracy, status, epochs in ((0.0, Status.STOPPED, 1), (1.0, Status.COMPLETED, 2)):
+        callback = load_plugin(f"{folder}/stop_at.py:StopAt,accuracy={accuracy}")
+        trainer = Trainer(student, partial(flow.optim.SGD, lr=0.01), [callback])
+        end = trainer.fit(train, validation, epochs=2, directory=folder)
+        assert (end.status, end.epoch) == (status, epochs)
+        assert ("0.00%" in str(end.reason)) == (accuracy == 0)
+    with pytest.raises(UsageError, match=r"accuracy=2\.0"):
+        load_plugin(f"{folder}/stop_at.py:StopAt,accuracy=2")
+
+
+def test_published_plugin_is_found_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomli.loads(PLUGIN_FILES["pyproject.toml"])
+    offered = project["project"]["entry-points"]
+    assert list(offered) == [GROUP]
+    information = folder / "kdtrain_loss_csv-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: kdtrain-loss-csv\nVersion: 1.0\n")
+    lines = [f"{name} = {target}" for name, target in offered[GROUP].items()]
+    (information / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines]) + "\n")
+    assert project["tool"]["setuptools"]["py-modules"] == ["loss_csv"]
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    importlib.invalidate_caches()
+    assert type(load_plugin("loss_csv,every=10")).__name__ == "LossCsv"
+    monkeypatch.delitem(sys.modules, "loss_csv")
+
+
+def test_table_of_hooks_is_complete() -> None:
+    listed = re.findall(r"^\| `(\w+)\(", text_of(PLUGIN_PAGE), re.MULTILINE)
+    assert listed == ["configure", *HOOKS, "state_dict", "load_state_dict"]
+    assert [name for name, value in vars(Callback).items() if callable(value) and name[0] != "_"] == listed
+
+
+def test_mistyped_hook_is_refused_with_the_name_that_was_meant(folder: Path) -> None:
+    (folder / "typo.py").write_text(PLUGIN_FILES["loss_csv.py"].replace("on_batch", "on_bach"))
+    with pytest.raises(KdtrainError, match=r"'on_bach'.*'on_batch'"):
+        load_plugin(f"{folder}/typo.py:LossCsv")

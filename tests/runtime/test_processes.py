@@ -1,4 +1,4 @@
-"""Jobs in forked children: results in order, every kind of end reported, nothing left behind."""
+"""Jobs in forked children: results in order, every kind of end reported, and which of several ends."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.errors import KdtrainError, Terminated, UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.root_cause import Outcome, RankLostError, root_cause
+from tests.tools import wait_until
 
 two_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 
@@ -105,22 +108,21 @@ def test_an_error_that_cannot_travel_is_described() -> None:
         run_jobs([Job("failing", work)])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_killed_child_is_named_with_its_signal(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "its process was ended by signal SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "its process was ended by signal SIGSEGV"),
+        (lambda: os._exit(7), "exit code 7"),
+    ],
+)
+def test_a_child_without_a_result_is_named_with_its_end(end: Callable[[], None], reason: str) -> None:
     def work(ranks: Ranks) -> None:
         faulthandler.disable()  # pytest's would print where this test stands
-        os.kill(os.getpid(), number)
+        end()
         time.sleep(60)
 
-    with pytest.raises(KdtrainError, match=f"training x: its process was ended by signal {number.name}"):
-        run_jobs([Job("training x", work)])
-
-
-def test_a_child_that_leaves_without_a_word_is_an_error() -> None:
-    def work(ranks: Ranks) -> None:
-        os._exit(7)
-
-    with pytest.raises(KdtrainError, match="exit code 7"):
+    with pytest.raises(KdtrainError, match=f"training x: .*{reason}"):
         run_jobs([Job("training x", work)])
 
 
@@ -204,22 +206,50 @@ def test_signals_reach_the_children_once(
     tmp_path: Path, number: signal.Signals, to_group: bool, expected: str
 ) -> None:
     """Also when a terminal sends the signal to everybody, and when the parent is simply gone."""
+    ended = tmp_path / "ended"
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], start_new_session=True, stderr=subprocess.DEVNULL
     )
     try:
-        _wait_for(tmp_path / "started")
+        wait_until((tmp_path / "started").exists)
         (os.killpg if to_group else os.kill)(process.pid, number)
         process.wait(30)
-        _wait_for(tmp_path / "ended")
-        assert (tmp_path / "ended").read_text() == expected
+        wait_until(lambda: ended.exists() and ended.read_text())
+        assert ended.read_text() == expected
     finally:
         process.kill()
 
 
-def _wait_for(path: Path) -> None:
-    for _ in range(1500):
-        if path.exists() and (path.name != "ended" or path.read_text()):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{path} did not appear")
+KILLED, ABORTED, SEGFAULT = -signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV
+TERMINATED = 143
+LOST, INTERRUPTED, ERROR = RankLostError("lost"), KeyboardInterrupt(), OSError("the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "index"),
+    [
+        ([], None),
+        ([0, 0], None),
+        ([None, None], None),
+        # exit codes of ranks
+        ([0, 1], 1),
+        ([1, 2], 0),
+        ([ABORTED, KILLED], 1),
+        ([KILLED, ABORTED], 0),
+        ([TERMINATED, SEGFAULT, ABORTED], 1),
+        ([ABORTED, TERMINATED, 1], 2),
+        ([0, ABORTED], 1),
+        ([TERMINATED, ABORTED], 0),
+        # errors of forked ranks
+        ([LOST, ERROR], 1),
+        ([LOST, INTERRUPTED, ERROR], 2),
+        ([LOST, None, Terminated()], 0),
+        ([ERROR, LOST], 0),
+        ([INTERRUPTED, LOST], 0),
+        ([None, LOST], 1),
+    ],
+)
+def test_the_first_process_with_a_failure_of_its_own_is_reported(
+    outcomes: list[Outcome], index: int | None
+) -> None:
+    assert root_cause(outcomes) == index
