@@ -15,7 +15,7 @@ import pytest
 
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime.files import ensure_writable, make_folder, temporary_folder, write_bytes, write_text
-from tests.tools import ROOT
+from tests.tools import ROOT, wait_until
 
 SIZE = 2_000_000
 
@@ -59,14 +59,6 @@ def is_whole(content: bytes) -> bool:
     return len(content) == SIZE and content == content[:1] * SIZE
 
 
-def wait_for(path: Path, writer: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert writer.poll() is None, "the writer has died"
-        assert time.monotonic() < deadline, "the writer has written nothing"
-        time.sleep(0.01)
-
-
 def test_content_is_written_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
     make_folder(path.parent)
@@ -88,7 +80,7 @@ def test_reader_sees_a_whole_file_while_it_is_written_over_and_over(tmp_path: Pa
     path = tmp_path / "file"
     writer = python(WRITE_FOR_EVER, path)
     try:
-        wait_for(path, writer)
+        wait_until(path.exists)
         contents = [path.read_bytes() for _ in range(200)]
     finally:
         writer.kill()
@@ -102,7 +94,7 @@ def test_killed_writer_leaves_the_previous_content_or_the_new_one(tmp_path: Path
         path = tmp_path / f"file{attempt}"
         writer = python(WRITE_FOR_EVER, path)
         try:
-            wait_for(path, writer)
+            wait_until(path.exists)
             time.sleep(0.003 * attempt)
         finally:
             writer.kill()
@@ -176,10 +168,8 @@ def test_failed_write_keeps_the_previous_content_and_leaves_nothing_behind(
         folder.chmod(0o555)
     said, _ = python(WRITE_ONCE, path, how).communicate(timeout=60)
     folder.chmod(0o755)
-    assert [str(folder) in line and line.endswith(f": {reason}.") for line in said.splitlines()] == [
-        True,
-        True,
-    ]
+    assert len(said.splitlines()) == 2
+    assert all(str(folder) in line and line.endswith(f": {reason}.") for line in said.splitlines())
     assert path.read_bytes() == b"previous"
     assert os.listdir(folder) == ["file"]
 

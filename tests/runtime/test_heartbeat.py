@@ -229,13 +229,9 @@ def test_unequal_settings_are_refused_on_both_sides(come: Meeting) -> None:
 
 def test_files_may_lie_elsewhere_on_another_machine() -> None:
     def facts(folder: str, **settings: Any) -> Facts:
-        where: dict[str, Any] = {
-            "data_dir": Path(folder),
-            "logdir": Path(folder),
-            "dataset": f"folder:{folder}",
-        }
-        plugin = f"{folder}/focal.py:Focal,gamma=2"
-        return shared_facts(FitConfig(mode="student", plugin=(plugin,), **where, **settings))
+        plugin, data = f"{folder}/focal.py:Focal,gamma=2", f"folder:{folder}"
+        where: dict[str, Any] = {"plugin": (plugin,), "dataset": data, "data_dir": Path(folder)}
+        return shared_facts(FitConfig(mode="student", logdir=Path(folder), **where, **settings))
 
     assert facts("/data/one") == facts("two")
     assert facts("one") != facts("one", seed=1)

@@ -157,16 +157,13 @@ def test_other_paths_and_methods_are_refused(service: Service) -> None:
     assert service.ask("/../cli/serve.py").status == 404
 
 
-@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:8000", "192.168.1.5:80", "LOCALHOST"])
-def test_addresses_and_own_names_are_served(service: Service, host: str) -> None:
-    assert service.ask("/model", headers={"Host": host}).status == 200
-
-
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::1"])
-def test_requests_for_other_host_names_are_refused(service: Service, host: str) -> None:
-    answer = service.ask("/model", headers={"Host": host})
-    assert answer.status == 400
-    assert "Host" in answer.content["error"]
+def test_only_addresses_and_own_names_are_served(service: Service) -> None:
+    for host in ("localhost:1", "127.0.0.1", "[::1]:8000", "192.168.1.5:80", "LOCALHOST"):
+        assert service.ask("/model", headers={"Host": host}).status == 200, host
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::1"):
+        answer = service.ask("/model", headers={"Host": host})
+        assert answer.status == 400, host
+        assert "Host" in answer.content["error"]
 
 
 def test_responses_have_security_headers(service: Service) -> None:

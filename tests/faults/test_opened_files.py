@@ -1,20 +1,30 @@
-"""Pipes, devices and folders in the place of files: kdtrain neither waits for them nor reads them."""
+"""Files that kdtrain opens: regular ones only, and none because a model's file names it as its data."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
+from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
+from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.onnx_reader import METADATA
+from kdtrain.runtime import flow
 from kdtrain.runtime.regular_files import open_regular, read_bytes, read_text
-from tests.cli.conftest import CallKdtrain, Finished
+from kdtrain.store.card import ModelCard
+from kdtrain.store.checkpoint import save_model, snapshot
+from tests.cli.conftest import CallKdtrain, Finished, assert_explained
 from tests.conftest import RunKdtrain
 from tests.faults.limits import limited
-from tests.tools import ROOT, write_tiles
+from tests.tools import ROOT, write_digits, write_tiles
 
 DATA = ("--data-dir", "tiles", "--val-size", "300")
 RUN = Path("logs/student/version_0")
@@ -169,3 +179,85 @@ def test_every_file_is_opened_in_one_place() -> None:
         if any(word in line for word in words) and str(path.relative_to(ROOT)) not in allowed
     ]
     assert found == []
+
+
+NAMES = (
+    "npz:/dev/zero",
+    "npz:pipe",
+    "npz:data.npz",
+    "folder:pets",
+    "folder:/",
+    "folder:DIR",
+    "npz:FILE",
+    "code.py:make",
+    "FILE.py:FACTORY",
+    "os:getcwd",
+    "../digits",
+    "/etc",
+    "mnist ",
+    "",
+    "folder:pets; rm -rf ~",
+)
+COMMANDS = {
+    "eval": ("eval", "MODEL"),
+    "infer": ("infer", "--picture-index", "0", "--checkpoint", "MODEL"),
+    "bench": ("bench", "MODEL"),
+    "export": ("export", "MODEL"),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
+    """A folder for models, with what their names of data may lead to."""
+    folder = tmp_path_factory.mktemp("named")
+    os.mkfifo(folder / "pipe")
+    (folder / "code.py").write_text("raise SystemExit('this was run')\n")
+    (folder / "pets").mkdir()
+    write_digits(folder / "digits", mnist)
+    return folder
+
+
+@pytest.fixture
+def model(models: Path, card: ModelCard, student: flow.nn.Module, request: pytest.FixtureRequest) -> Path:
+    kind, name = request.param
+    named = dataclasses.replace(card, dataset=name)
+    path = models / f"model.{kind}"
+    if kind == "onnx":
+        file = onnx.load_model_from_string(to_onnx(student.eval(), card))
+        about = json.loads(file.metadata_props[0].value)
+        onnx.helper.set_model_props(file, {METADATA: json.dumps(about | {"dataset": name})})
+        path.write_bytes(file.SerializeToString())
+    else:
+        save_model(path, snapshot(student), named)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "model"),
+    [
+        *((command, ("safetensors", name)) for command in COMMANDS for name in NAMES),
+        *((command, ("onnx", name)) for command in ("eval", "infer", "bench") for name in NAMES[:4]),
+    ],
+    indirect=["model"],
+)
+def test_nothing_is_opened_because_a_models_file_names_it(
+    call_kdtrain: CallKdtrain, command: str, model: Path
+) -> None:
+    words = [model.name if word == "MODEL" else word for word in COMMANDS[command]]
+    with limited(10, 300):
+        done = call_kdtrain(*words, cwd=model.parent)
+    assert_explained(done, 2, model.name, "--data")
+
+
+@pytest.mark.parametrize("model", [("safetensors", "folder:my pets; rm -rf ~")], indirect=True)
+def test_the_flag_that_names_the_data_can_be_copied(call_kdtrain: CallKdtrain, model: Path) -> None:
+    stderr = call_kdtrain("eval", model, cwd=model.parent).stderr
+    flag = stderr[stderr.index("--dataset ") :].partition("\n")[0].rpartition(". ")[0]
+    assert shlex.split(flag) == ["--dataset", "folder:my pets; rm -rf ~"]
+
+
+@pytest.mark.parametrize("model", [("safetensors", "folder:gone")], indirect=True)
+def test_data_that_the_user_names_are_opened(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    assert main(["eval", model.name, "--data-dir", "digits"]) == 0
+    assert main(["eval", model.name, "--dataset", "npz:gone.npz"]) == 1
