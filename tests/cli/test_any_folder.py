@@ -29,13 +29,11 @@ class Watch(Callback):
     def __init__(self, every: int = 1):
         self.every = every
 """
-CASES: dict[str, tuple[str, ...]] = {
-    "folder, plugin": ("student", "--dataset", "folder:pics", "--plugin", "my.py:Watch,every=2"),
-    "npz, network": ("student", "--dataset", "npz:x.npz", "--student-arch", "my.py:network"),
-    "function, teacher": (
-        *("student_kd", "--dataset", "my.py:data", "--teacher-checkpoint", "t.safetensors"),
-    ),
-    "IDX files": ("student", "--data-dir", "tiles", "--limit-train", "100"),
+CASES = {
+    "folder, plugin": "student --dataset folder:pics --plugin my.py:Watch,every=2",
+    "npz, network": "student --dataset npz:x.npz --student-arch my.py:network",
+    "function, teacher": "student_kd --dataset my.py:data --teacher-checkpoint t.safetensors",
+    "IDX files": "student --data-dir tiles --limit-train 100",
 }
 
 
@@ -58,7 +56,7 @@ def begun(tmp_path: Path, tiles: Path) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_goes_on_from_another_folder(case: str, begun: Path, call_kdtrain: CallKdtrain) -> None:
-    mode, *flags = CASES[case]
+    mode, *flags = CASES[case].split()
     quick = ("--mode", mode, "--epochs", "1", "--schedule", "constant")
     assert call_kdtrain("fit", *quick, *flags, cwd=begun).returncode == 0
     elsewhere = begun.parent / "elsewhere"

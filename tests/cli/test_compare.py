@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from kdtrain.runtime.processes import available_cores
 from kdtrain.runtime.ranks import ForkedRanks, shared_memory
 from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.checkpoint import load_model, load_tensors
-from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted
+from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted, run
 from tests.conftest import RunKdtrain
 from tests.runs import metrics
 from tests.tools import ROOT, read_scalars
@@ -116,9 +115,6 @@ def test_two_runs_per_seed_and_one_teacher(two_seeds: Compared) -> None:
         }  # fmt: skip
     config = tomli.loads((two_seeds.directory / "config.toml").read_text())
     assert (config["mode"], config["seeds"]) == ("compare", 2)
-    for mode in MODES:
-        kept = two_seeds.folder / "logs/models" / f"{mode}.safetensors"
-        assert kept.read_bytes() == best_by_held_out_images(two_seeds, mode).read_bytes()
 
 
 def test_students_start_from_the_same_weights_and_batch(two_seeds: Compared) -> None:
@@ -165,13 +161,19 @@ def test_the_students_of_a_seed_differ_in_the_objective_only(two_seeds: Compared
         assert rates[0] == rates[1]
 
 
-def test_all_students_have_the_teacher_of_the_first_seed(two_seeds: Compared) -> None:
-    for seed in (0, 1):
-        config = tomli.loads((two_seeds.directory / f"seed_{seed}/student_kd/config.toml").read_text())
-        teacher = two_seeds.folder / config["teacher_checkpoint"]
-        assert teacher == two_seeds.directory / "seed_0/teacher/checkpoints/best.safetensors"
+def test_students_have_the_teacher_of_the_first_seed_or_of_their_own(
+    two_seeds: Compared, chosen: Compared
+) -> None:
+    for compared, seeds_of_teachers in ((two_seeds, (0, 0)), (chosen, (0, 1))):
+        for seed, teacher_seed in enumerate(seeds_of_teachers):
+            (row,) = rows_of(compared, "student_kd", seed)
+            config = tomli.loads((compared.directory / row["directory"] / "config.toml").read_text())
+            teacher = compared.directory / f"seed_{teacher_seed}/teacher/checkpoints/best.safetensors"
+            assert compared.folder / config["teacher_checkpoint"] == teacher
     assert two_seeds.figures["models"]["teacher"]["test_accuracy_percent"]["sd"] is None
+    assert chosen.figures["models"]["teacher"]["test_accuracy_percent"]["sd"] > 0
     assert "same teacher" in two_seeds.process.stdout
+    assert "same teacher" not in chosen.process.stdout
 
 
 def test_every_key_of_the_file_is_explained(chosen: Compared, sample: Compared) -> None:
@@ -184,16 +186,6 @@ def test_every_key_of_the_file_is_explained(chosen: Compared, sample: Compared) 
 
     names = keys(chosen.figures) | keys(sample.figures)
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
-
-
-def test_each_student_has_the_teacher_of_its_seed_if_asked_for(chosen: Compared) -> None:
-    for seed in (0, 1):
-        (run,) = [chosen.directory / row["directory"] for row in rows_of(chosen, "student_kd", seed)]
-        config = tomli.loads((run / "config.toml").read_text())
-        teacher = chosen.folder / config["teacher_checkpoint"]
-        assert teacher == chosen.directory / f"seed_{seed}/teacher/checkpoints/best.safetensors"
-    assert chosen.figures["models"]["teacher"]["test_accuracy_percent"]["sd"] > 0
-    assert "same teacher" not in chosen.process.stdout
 
 
 def test_a_student_with_smoothed_labels_differs_in_the_labels_only(chosen: Compared) -> None:
@@ -213,10 +205,10 @@ def test_a_student_with_smoothed_labels_differs_in_the_labels_only(chosen: Compa
     assert models == set(MODES)
 
 
-def test_models_of_the_best_seed_are_kept(chosen: Compared) -> None:
-    for mode in MODES:
-        kept = chosen.folder / "logs/models" / f"{mode}.safetensors"
-        assert kept.read_bytes() == best_by_held_out_images(chosen, mode).read_bytes()
+def test_models_of_the_best_seed_are_kept(two_seeds: Compared, chosen: Compared) -> None:
+    for compared, mode in itertools.product((two_seeds, chosen), MODES):
+        kept = compared.folder / "logs/models" / f"{mode}.safetensors"
+        assert kept.read_bytes() == best_by_held_out_images(compared, mode).read_bytes()
 
 
 def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
@@ -469,11 +461,10 @@ def test_side_by_side_and_one_after_another_give_the_same_weights(
     flags = [*fitted.flags, "--seeds", "2", "--teacher-checkpoint", fitted.model("teacher")]
     for name, cores in folders.items():
         pinned = f"import os, sys; os.sched_setaffinity(0, {cores}); from kdtrain.cli import main; "
-        fit = ["fit", "--mode", "compare", *map(str, flags)]
-        command = [sys.executable, "-c", f"{pinned}sys.exit(main())", *fit]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        program = ("-c", f"{pinned}sys.exit(main())")
         (tmp_path / name).mkdir()
-        subprocess.run(command, cwd=tmp_path / name, env=environment, check=True, capture_output=True)
+        finished = run(sys.executable, *program, "fit", "--mode", "compare", *flags, cwd=tmp_path / name)
+        assert finished.returncode == 0, finished.stderr
     one, every = (
         {
             path.relative_to(tmp_path / name): load_model(path).weights
