@@ -13,7 +13,7 @@ import pytest
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.store.checkpoint import load_model, save_model
-from tests.cli.conftest import EPOCH, CallKdtrain, Finished, Fitted, assert_explained, untrained_teacher
+from tests.cli.conftest import EPOCH, CallKdtrain, Finished, Fitted, untrained_teacher
 from tests.tools import files_in, read_result, start_kdtrain, wait_until
 
 MODELS = Path("logs/models")
@@ -54,14 +54,20 @@ def trained(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_quick_try_does_not_replace_a_better_model(
-    trained: Path, fitted: Fitted, call_kdtrain: CallKdtrain
+@pytest.mark.parametrize("is_old", [False, True], ids=["this version", "an earlier version"])
+def test_a_worse_model_replaces_a_better_one_only_if_asked(
+    trained: Path, fitted: Fitted, call_kdtrain: CallKdtrain, is_old: bool
 ) -> None:
+    if is_old:
+        old(trained / STUDENT)
     before = files_in(trained / MODELS)
-    finished = call_kdtrain("fit", "--mode", "student", *fitted.flags, *QUICK, cwd=trained)
-    (note,) = notes(finished)
+    words = ("fit", "--mode", "student", *fitted.flags, *QUICK)
+    (note,) = notes(call_kdtrain(*words, cwd=trained))
     assert_note_compares_runs(note, trained)
     assert files_in(trained / MODELS) == before
+    (note,) = notes(call_kdtrain(*words, "--replace", cwd=trained))
+    assert_note_compares_runs(note, trained, version=2)
+    assert (trained / STUDENT).read_bytes() == best_of(run_of(trained, version=2))
 
 
 def test_a_better_model_replaces_a_quick_try(
@@ -91,13 +97,6 @@ def test_other_held_out_images_are_not_compared_and_replace_nothing_by_themselve
     assert (trained / STUDENT).read_bytes() == best_of(run_of(trained, version=1))
 
 
-def test_replace_puts_a_worse_model_there(trained: Path, fitted: Fitted, call_kdtrain: CallKdtrain) -> None:
-    finished = call_kdtrain("fit", "--mode", "student", *fitted.flags, *QUICK, "--replace", cwd=trained)
-    (note,) = notes(finished)
-    assert_note_compares_runs(note, trained)
-    assert (trained / STUDENT).read_bytes() == best_of(run_of(trained, version=1))
-
-
 def test_without_keeping_the_run_has_its_own_teacher_and_leaves_none(
     fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:
@@ -108,11 +107,6 @@ def test_without_keeping_the_run_has_its_own_teacher_and_leaves_none(
     # What was not kept at first can be kept later.
     notes(call_kdtrain("fit", "--resume", "logs/student_kd/version_0", "--replace", cwd=tmp_path))
     assert {path.name for path in (tmp_path / MODELS).iterdir()} == {"student_kd.safetensors"}
-
-
-def test_replace_and_no_keep_exclude_each_other(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
-    words = ("fit", "--mode", "student", "--replace", "--no-keep")
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, "--no-keep", "--replace")
 
 
 def test_models_of_other_data_and_other_networks_have_files_of_their_own(
@@ -179,19 +173,6 @@ def old(path: Path) -> None:
     """Makes a model's file one of kdtrain 0.1 before it noted how the weights were trained and measured."""
     model = load_model(path)
     save_model(path, model.weights, dataclasses.replace(model.card, epochs=0, images=0, held_out=""))
-
-
-def test_models_of_earlier_versions_are_not_replaced_unasked(
-    trained: Path, fitted: Fitted, call_kdtrain: CallKdtrain
-) -> None:
-    old(trained / STUDENT)
-    before = files_in(trained / MODELS)
-    words = ("fit", "--mode", "student", *fitted.flags, *QUICK)
-    (note,) = notes(call_kdtrain(*words, cwd=trained))
-    assert_note_compares_runs(note, trained)
-    assert files_in(trained / MODELS) == before
-    notes(call_kdtrain(*words, "--replace", cwd=trained))
-    assert (trained / STUDENT).read_bytes() == best_of(run_of(trained, version=2))
 
 
 def test_a_teacher_of_an_earlier_version_is_used_and_said_to_be_unknown(
