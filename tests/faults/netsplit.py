@@ -34,46 +34,22 @@ def cut_for_30_seconds(machines: Machines, fits: list[Fit], victim: int) -> None
     machines.cut(victim, cut=False)
 
 
-def cut_for_good(machines: Machines, fits: list[Fit], victim: int) -> None:
-    machines.cut(victim)
-
-
-def stop_the_worker(machines: Machines, fits: list[Fit], victim: int) -> None:
-    fits[victim].signal(signal.SIGSTOP, "worker")
-
-
-def stop_all_of_it(machines: Machines, fits: list[Fit], victim: int) -> None:
-    fits[victim].signal(signal.SIGSTOP, "all")
-
-
-def kill_the_worker(machines: Machines, fits: list[Fit], victim: int) -> None:
-    fits[victim].signal(signal.SIGKILL, "worker")
-
-
-def kill_all_of_it(machines: Machines, fits: list[Fit], victim: int) -> None:
-    fits[victim].signal(signal.SIGKILL, "all")
-
-
-def press_ctrl_c(machines: Machines, fits: list[Fit], victim: int) -> None:
-    fits[victim].signal(signal.SIGINT, "group")
-
-
 def cut_and_press_ctrl_c(machines: Machines, fits: list[Fit], victim: int) -> None:
     machines.cut(victim)
     time.sleep(5)
     fits[victim].signal(signal.SIGINT, "group")
 
 
-FAULTS = (
-    cut_for_30_seconds,
-    cut_for_good,
-    stop_the_worker,
-    stop_all_of_it,
-    kill_the_worker,
-    kill_all_of_it,
-    press_ctrl_c,
-    cut_and_press_ctrl_c,
-)
+FAULTS: dict[str, Fault] = {
+    "cut for 30 seconds": cut_for_30_seconds,
+    "cut for good": lambda machines, fits, victim: machines.cut(victim),
+    "stop the worker": lambda machines, fits, victim: fits[victim].signal(signal.SIGSTOP, "worker"),
+    "stop all of it": lambda machines, fits, victim: fits[victim].signal(signal.SIGSTOP, "all"),
+    "kill the worker": lambda machines, fits, victim: fits[victim].signal(signal.SIGKILL, "worker"),
+    "kill all of it": lambda machines, fits, victim: fits[victim].signal(signal.SIGKILL, "all"),
+    "press Ctrl-C": lambda machines, fits, victim: fits[victim].signal(signal.SIGINT, "group"),
+    "cut and press Ctrl-C": cut_and_press_ctrl_c,
+}
 
 
 class Laboratory:
@@ -86,34 +62,34 @@ class Laboratory:
             for fit in self._start(machines, folder / "undisturbed"):
                 assert fit.wait(180) == 0, (fit.folder / "stderr").read_text()
 
-    def trial(self, number: int, fault: Fault, victim: int) -> tuple[str, str]:
+    def trial(self, number: int, fault: str, victim: int) -> tuple[str, str]:
         """Injects a fault at one machine; returns a row of the table, and which promise was broken."""
-        folder, broken = self.folder / f"{fault.__name__}_{victim}", ""
+        folder, broken = self.folder / f"{fault} {victim}".replace(" ", "_"), ""
         with Machines(number) as machines:
             fits = self._start(machines, folder)
             for fit in fits:
                 fit.worker()
             time.sleep(3)  # so that there is a checkpoint
             began = time.monotonic()
-            fault(machines, fits, victim)
+            FAULTS[fault](machines, fits, victim)
             with ThreadPoolExecutor(2) as pool:
                 ends = list(pool.map(lambda rank: _end(fits, rank, began, fault, victim), (0, 1)))
             result = fits[0].folder / RUN / "result.json"
             status = json.loads(result.read_text())["status"] if result.exists() else "none"
-            if fault is cut_for_30_seconds:
+            if fault == "cut for 30 seconds":
                 machines.cut(victim, cut=False)
             try:
                 for rank, (seconds, code, said) in enumerate(ends):
-                    if rank != victim or fault is not kill_all_of_it:
+                    if rank != victim or fault != "kill all of it":
                         _check(rank, seconds, code, said, fault, victim)
                         assert not list((fits[rank].folder / "tmp").iterdir()), "temporary files stayed"
             except AssertionError as error:
-                broken = f"{fault.__name__}, {victim}: {error}"
-        if not broken and fault is not cut_for_30_seconds:
+                broken = f"{fault}, {victim}: {error}"
+        if not broken and fault != "cut for 30 seconds":
             broken = self._resume(number, folder)
         cells = [f"{seconds:.1f} s, {code}: {said or 'nothing'}" for seconds, code, said in ends]
         return (
-            f"| {fault.__name__.replace('_', ' ')} | {victim} | {cells[0]} | {cells[1]} | {status} |",
+            f"| {fault} | {victim} | {cells[0]} | {cells[1]} | {status} |",
             broken,
         )
 
@@ -137,9 +113,9 @@ class Laboratory:
         return [machines.start(rank, folder / str(rank), *words, launcher=True) for rank in (0, 1)]
 
 
-def _end(fits: list[Fit], rank: int, began: float, fault: Fault, victim: int) -> tuple[float, int, str]:
+def _end(fits: list[Fit], rank: int, began: float, fault: str, victim: int) -> tuple[float, int, str]:
     """Waits for one side; returns after how many seconds it has ended, its exit code and its last line."""
-    if rank == victim and fault is stop_all_of_it:
+    if rank == victim and fault == "stop all of it":
         fits[1 - rank].wait(5 * LONGEST)
         began = time.monotonic()
         fits[rank].signal(signal.SIGCONT, "group")
@@ -148,14 +124,14 @@ def _end(fits: list[Fit], rank: int, began: float, fault: Fault, victim: int) ->
     return time.monotonic() - began, code, (fits[rank].said or [""])[-1].removeprefix("kdtrain: ")
 
 
-def _check(rank: int, seconds: float, code: int, said: str, fault: Fault, victim: int) -> None:
+def _check(rank: int, seconds: float, code: int, said: str, fault: str, victim: int) -> None:
     peer = f"process {1 - rank} ({ADDRESSES[1 - rank]})"
-    if fault is cut_for_30_seconds:
+    if fault == "cut for 30 seconds":
         assert (code, said) == (0, ""), f"process {rank} did not go on: {said}"
-    elif rank == victim and fault in (press_ctrl_c, cut_and_press_ctrl_c):
+    elif rank == victim and fault in ("press Ctrl-C", "cut and press Ctrl-C"):
         assert "interrupted" in said, said
-        assert seconds < (5 if fault is press_ctrl_c else 10), f"process {rank} took {seconds:.1f} s"
-    elif rank == victim and fault is kill_the_worker:
+        assert seconds < (5 if fault == "press Ctrl-C" else 10), f"process {rank} took {seconds:.1f} s"
+    elif rank == victim and fault == "kill the worker":
         assert f"process {rank} was ended by signal SIGKILL" in said, said
     else:
         assert peer in said, f"process {rank} does not name its peer: {said}"
