@@ -67,10 +67,11 @@ def run_child(
     stack.install()
     console.enter_child(notes=ranks.rank == 0, bars=draws_bars)
     try:
-        with _interrupted_by_parent_only(), flush_denormals():
-            replace_thread_pool()
+        with flush_denormals():
+            replace_thread_pool()  # while signals are blocked: its threads never receive one
             os.register_at_fork(after_in_child=replace_thread_pool)  # a DataLoader's workers are forks too
-            value = work(ranks)
+            with _interrupted_by_parent_only():
+                value = work(ranks)
         message = Message(value if ranks.rank == 0 else None)
     except BaseException as error:
         message = Message(error=_picklable(error), trace="".join(traceback.format_exception(error)))

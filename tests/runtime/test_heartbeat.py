@@ -187,7 +187,7 @@ def test_foreign_connections_do_not_disturb_the_rendezvous(
 ) -> None:
     first = come(0)
     with connection(address) as stranger, connection(address):  # the second one says nothing at all
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # the other side may have closed the connection already
             stranger.sendall(garbage)
             stranger.shutdown(socket.SHUT_WR)
             assert stranger.recv(1000) == b""
