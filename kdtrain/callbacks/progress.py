@@ -48,7 +48,7 @@ class Progress(Callback):
         )
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
-        """Removes the bar; prints why a fit was stopped. Errors are printed by whoever catches them."""
+        """Removes the bar; prints why a fit was stopped. The caller prints errors."""
         self._close()
         if event.status is Status.STOPPED:
             logger.info(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")

@@ -1,6 +1,6 @@
 """The command line: ``kdtrain COMMAND``, one file per command, and the flags that they share.
 
-What a command does after its flags are parsed does not belong here. Imports any room.
+Training, reports and files do not belong here. Imports any room.
 """
 
 from kdtrain.cli.main import main, process

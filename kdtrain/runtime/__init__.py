@@ -1,6 +1,6 @@
 """The machine: OneFlow's import, processes, ranks, signals, files and the terminal.
 
-What trains, and what knows data or networks, does not belong here. Imports ``errors`` only.
+Training, data and networks do not belong here. Imports ``errors`` only.
 ``from kdtrain.runtime import flow`` imports oneflow at that moment: ``--help`` does without it.
 """
 

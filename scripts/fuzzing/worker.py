@@ -69,7 +69,7 @@ class Witness:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if peak > MOST_MEMORY:
             self._found(data, "memory", f"{peak >> 10} MB")
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         if self.inputs == self.runs:
             os._exit(0)
 
