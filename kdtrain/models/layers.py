@@ -79,7 +79,11 @@ class Dropout(flow.nn.Module):
         self.p = p
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
-        """Returns ``x`` with a fraction ``p`` of units set to 0 and the rest scaled by 1/(1-p)."""
+        """Returns ``x`` with a fraction ``p`` of its values set to 0 and the others scaled by 1/(1-p).
+
+        Args:
+            x: float32 of any shape.
+        """
         if not self.training or self.p == 0:
             return x
         return DropoutMask(self.p).apply(x) if runs_in_numpy(x) else F.dropout(x, self.p)

@@ -44,11 +44,11 @@ class Operation:
         return function.apply(type(self).__name__, forward, backward, *inputs)
 
     def forward(self, *inputs: Any) -> flow.Tensor:
-        """Returns the result."""
+        """Returns the result, float32; the subclass states the shapes of inputs and result."""
         raise NotImplementedError
 
     def backward(self, gradient: flow.Tensor) -> Any:
-        """Returns the gradient of each input, given the gradient of the result."""
+        """Returns the gradient of each input, in the input's shape, given the gradient of the result."""
         raise NotImplementedError
 
 
