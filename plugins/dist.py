@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, NeedsWholeBatch, Objective, Output, UsageError, flow
+from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
 
 _EPSILON = 1e-8
 
 
-class Dist(NeedsTeacher, NeedsWholeBatch):
+class Dist(NeedsTeacher):
     """Makes the student's probabilities correlate with the teacher's, along rows and along columns.
 
     Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), section 4. Both correlations

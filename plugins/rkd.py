@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain import FeatureLoss, FeatureMethod, NeedsWholeBatch, Shape, UsageError, flow
+from kdtrain import FeatureLoss, FeatureMethod, Shape, UsageError, flow
 
 Array = npt.NDArray[np.float64]
 _EPSILON = 1e-12  # the least squared distance; a smaller one counts as this, and sends no gradient
 
 
-class Rkd(FeatureMethod, NeedsWholeBatch):
+class Rkd(FeatureMethod):
     """Adds the differences between the networks in the distances and angles among a batch's images.
 
     Park et al., "Relational Knowledge Distillation" (2019), sections 3.2.1 and 3.2.2, as in the

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdtrain import FeatureLoss, FeatureMethod, NeedsWholeBatch, Shape, flow
+from kdtrain import FeatureLoss, FeatureMethod, Shape, flow
 
 
-class Similarity(FeatureMethod, NeedsWholeBatch):
+class Similarity(FeatureMethod):
     """Adds the distance between the two networks' similarity matrices of a batch's images.
 
     Tung, Mori, "Similarity-Preserving Knowledge Distillation" (2019), section 3, with their weight.

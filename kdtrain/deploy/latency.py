@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from kdtrain.deploy.predictor import Images, Logits
 from kdtrain.runtime.console import with_progress_bar
-from kdtrain.runtime.processes import Job, available_cores, run_jobs
-from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.processes import Job, run_jobs
 
 Clock = Callable[[Images, int], list[float]]
 """Computes images in batches of a given size; returns the seconds of each batch, in order."""
@@ -79,13 +78,7 @@ def measure(
     Returns:
         A timing for each maker, in their order.
     """
-    allowed = available_cores()[:cores]
-
-    def work(ranks: Ranks) -> list[Timing]:
-        os.sched_setaffinity(0, allowed)
-        return _measure(makers, images, rounds)
-
-    return run_jobs([Job("the measurement", work)])[0]
+    return run_jobs([Job("the measurement", partial(_measure, makers, images, rounds), cores)])[0]
 
 
 def stopwatch(logits: Callable[[Images], Logits]) -> Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -23,11 +24,9 @@ class Callback:
 
     Attributes:
         needs_teacher: the callback takes part only in fits with a teacher (see ``NeedsTeacher``).
-        needs_whole_batch: its loss relates a batch's images to one another (see ``NeedsWholeBatch``).
     """
 
     needs_teacher: ClassVar[bool] = False
-    needs_whole_batch: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -80,14 +79,16 @@ class NeedsTeacher(Callback):
 
 
 class NeedsWholeBatch(Callback):
-    """A callback whose loss relates a batch's images to one another.
+    """The old base of callbacks whose loss relates a batch's images to one another; it does nothing."""
 
-    On a CPU, a fit with such a callback runs in one process: processes that share a batch would each
-    relate the images of their part only, and the result would depend on the number of cores. With
-    ``--nproc-per-node`` each process relates the ``--batch-size`` images of its own.
-    """
-
-    needs_whole_batch = True
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        warnings.warn(
+            f"{cls.__name__}: kdtrain.NeedsWholeBatch has no effect, because one process trains on a whole "
+            "batch: derive from kdtrain.Callback; the old name goes with kdtrain 0.2.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
 
 
 class CallbackList:

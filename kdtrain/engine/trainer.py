@@ -214,10 +214,8 @@ def _detached(losses: Mapping[str, flow.Tensor]) -> Mapping[str, flow.Tensor]:
 
 def _stopping(run: Run) -> bool:
     """Returns whether the fit stops: on every rank, if a callback of any rank has called ``run.stop``."""
-    stopping_here, ranks = run.stopping, run.train.ranks
-    if ranks.size == 1:
-        return stopping_here
-    stopping = ranks.any_rank(stopping_here)
+    stopping_here = run.stopping
+    stopping = run.train.ranks.any_rank(stopping_here)
     if stopping and not stopping_here:
         run.stop("a callback of another process asked for it")
     return stopping

@@ -34,7 +34,7 @@ from kdtrain.store.metrics_file import read_metrics
 
 @dataclass(frozen=True)
 class Fit:
-    """A fit with its data; the methods run in the processes of a job.
+    """A fit with its data; the methods run in the process of a job.
 
     Attributes:
         spec: specification of the fit.

@@ -98,8 +98,8 @@ def callbacks_for(
     return [*callbacks, *(plugin for plugin in plugins if teacher is not None or not plugin.needs_teacher)]
 
 
-def check_plugins(config: FitConfig) -> dict[str, type[Callback]]:
-    """Makes each plugin of a command once; returns their classes by the words of the --plugin flags.
+def check_plugins(config: FitConfig) -> None:
+    """Makes each plugin of a command once.
 
     Raises:
         UsageError: a plugin cannot be made, or needs a teacher that the mode does not have.
@@ -112,15 +112,12 @@ def check_plugins(config: FitConfig) -> dict[str, type[Callback]]:
                 "--with-label-smoothing has no baseline: leave one of them out."
             )
         specs = (LABEL_SMOOTHING, *specs)
-    plugins = {}
     for spec in specs:
-        plugins[spec] = type(load_plugin(spec))
-        if plugins[spec].needs_teacher and config.mode in ("teacher", "student"):
+        if load_plugin(spec).needs_teacher and config.mode in ("teacher", "student"):
             raise UsageError(
                 f"--plugin {spec}: it needs a teacher, and --mode {config.mode} has none: "
                 "choose student_kd or compare."
             )
-    return plugins
 
 
 def logit_cache(config: FitConfig) -> Path:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from kdtrain.callbacks.teacher_logits import logits_over
+from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
@@ -18,7 +19,6 @@ from kdtrain.experiment.loaders import check_sizes, count_validation, test_loade
 from kdtrain.experiment.modes import check_plugins, logit_cache
 from kdtrain.experiment.result import FitResult, TestedModel
 from kdtrain.experiment.teacher import networks_to_train
-from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.runtime import flow, launch
 from kdtrain.runtime.files import ensure_writable
@@ -30,9 +30,6 @@ from kdtrain.store.checkpoint import SavedModel
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_MOST_CORES = 4  # more were not tried: the all-reduce of the gradients takes longer with each
-_FEWEST_IMAGES = 16  # per process and batch
 
 
 class Session:
@@ -55,7 +52,7 @@ class Session:
         self.config = config
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
-        self.plugins = check_plugins(config)
+        check_plugins(config)
         models = None if config.keep == "never" else config.models
         for folder in (config.logdir, models, config.image_save_dir):
             if folder is not None:
@@ -75,12 +72,10 @@ class Session:
                 f"{len(self.dataset.test)} test images cannot be shared by {self.ranks.size} processes: "
                 "each needs one at least."
             )
-        self._layers = functools.cache(
-            partial(_layers, image_shape=self.dataset.image_shape, num_classes=self.dataset.num_classes)
-        )
+        self._cores = functools.cache(partial(_cores, dataset=self.dataset))
         archs = [config.architecture_for(network) for network in networks_to_train(config, self.dataset)]
         for arch in (*archs, *config.assistant_arch):
-            self._layers(arch)
+            self._cores(arch)
         if count_validation(self.dataset, config) == 0:
             if config.grid:
                 raise UsageError(f"--grid chooses by held-out images, and {self.dataset.name} leaves none.")
@@ -91,33 +86,34 @@ class Session:
     def run(self, jobs: Sequence[Job[T]]) -> list[T]:
         """Runs jobs and returns their results in order.
 
-        On a CPU they run side by side on its cores. On a GPU, and with --nproc-per-node, they run in
-        this process, one after another.
+        On a CPU they run in child processes, side by side while there are cores for them. On a GPU, and
+        with --nproc-per-node, they run in this process, one after another.
         """
         if self.ranks.size == 1 and self.device == "cpu":
             return run_jobs(jobs, self.config.stall_timeout)
-        return [job.work(self.ranks) for job in jobs]
+        return [job.work() for job in jobs]
 
     def fit_and_test_job(self, spec: FitSpec) -> Job[TestedModel]:
         """Returns the job that trains a network, tests its best weights and files the results."""
         fit = Fit(spec, spec.config(self.config), self.dataset, self.device)
-        return Job(f"training {spec.name}", fit.train_and_test, self._cores(fit.arch, fit))
+        return Job(f"training {spec.name}", partial(fit.train_and_test, self.ranks), self._cores(fit.arch))
 
     def fit_job(self, spec: FitSpec) -> Job[FitResult]:
         """Returns the job that trains a network and does not read the test set."""
         fit = Fit(spec, spec.config(self.config), self.dataset, self.device)
-        return Job(f"training {spec.name}", fit.train, self._cores(fit.arch, fit))
+        return Job(f"training {spec.name}", partial(fit.train, self.ranks), self._cores(fit.arch))
 
     def test_fitted_job(self, spec: FitSpec, fitted: FitResult) -> Job[TestedModel]:
         """Returns the job that tests the result of ``fit_job`` and files the results."""
         fit = Fit(spec, spec.config(self.config), self.dataset, self.device)
-        return Job(f"testing {spec.name}", partial(fit.test, fitted), self._cores(fit.arch, fit))
+        work = partial(fit.test, fitted, self.ranks)
+        return Job(f"testing {spec.name}", work, self._cores(fit.arch))
 
     def test_job(self, mode: str, seed: int, saved: SavedModel) -> Job[TestedModel]:
         """Returns the job that tests a model that exists already; it writes no files."""
 
-        def work(ranks: Ranks) -> TestedModel:
-            test = test_loader(self.dataset, self.config, self.device, ranks)
+        def work() -> TestedModel:
+            test = test_loader(self.dataset, self.config, self.device, self.ranks)
             return test_model(mode, seed, saved, test)
 
         return Job(f"testing {mode}", work, self._cores(saved.card.arch))
@@ -131,56 +127,29 @@ class Session:
             teachers: the teacher of each seed.
         """
 
-        def work(ranks: Ranks, seed: int, teacher: SavedModel) -> None:
-            train = training_loader(self.dataset, self.config, "student", seed, self.device, ranks)
+        def work(seed: int, teacher: SavedModel) -> None:
+            train = training_loader(self.dataset, self.config, "student", seed, self.device, self.ranks)
             logits_over(teacher.build(self.device), train, logit_cache(self.config))
 
         if self.config.augment_for("student") != "none":
             return []
         return [
-            Job(
-                "the teacher's soft labels",
-                partial(work, seed=seed, teacher=teacher),
-                self._cores(teacher.card.arch),
-            )
+            Job("the teacher's soft labels", partial(work, seed, teacher), self._cores(teacher.card.arch))
             for seed, teacher in teachers.items()
         ]
 
-    def _cores(self, arch: str, fit: Fit | None = None) -> int:
-        """Returns the number of processes that share the work on a network.
 
-        A convolution uses each weight once per pixel, so its computation takes far longer than the
-        all-reduce of the gradients. A fully connected network is faster on a single core.
-
-        A fit takes a single core as well if its network has a batch normalisation, which would
-        normalise over a part of each batch, or if a plugin relates the images of a batch.
-
-        Args:
-            arch: architecture of the network.
-            fit: the fit that trains it; None if it is only evaluated.
-        """
-        convolutions, buffers = self._layers(arch)
-        if not convolutions:
-            return 1
-        if fit is not None:
-            plugins = [self.plugins[words] for words in fit.config.plugin]
-            if fit.spec.teacher is None:
-                plugins = [plugin for plugin in plugins if not plugin.needs_teacher]
-            if buffers or any(plugin.needs_whole_batch for plugin in plugins):
-                return 1
-        validation = count_validation(self.dataset, self.config)
-        sizes = (self.config.batch_size, self.config.limit_train, validation)
-        images = min(size for size in (*sizes, len(self.dataset.test)) if size)
-        return max(1, min(len(available_cores()), _MOST_CORES, images // _FEWEST_IMAGES))
-
-
-def _layers(arch: str, image_shape: ImageShape, num_classes: int) -> tuple[bool, bool]:
-    """Returns whether a network has convolutions, and whether it has buffers.
+def _cores(arch: str, dataset: Dataset) -> int:
+    """Returns the number of cores for the work on a network, training or evaluation.
 
     Raises:
         UsageError: the images are too small for the network.
         KdtrainError: the code of a user's network raises.
     """
-    model = build_model(arch, image_shape, num_classes)
-    convolutions = any(isinstance(module, flow.nn.Conv2d) for module in model.modules())
-    return convolutions, any(True for _ in model.buffers())
+    model = build_model(arch, dataset.image_shape, dataset.num_classes)
+    return len(available_cores()) if _uses_cores(model) else 1
+
+
+def _uses_cores(model: flow.nn.Module) -> bool:
+    """Returns whether a network is computed by several threads: convolutions are."""
+    return any(isinstance(module, flow.nn.Conv2d) for module in model.modules())

@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from kdtrain.errors import Terminated, error_text
 from kdtrain.runtime import console
 from kdtrain.runtime.processor import flush_denormals
-from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.signals import die_with_parent
 from kdtrain.runtime.thread_pool import replace_thread_pool
 from kdtrain.runtime.watchdog import StackFile
@@ -41,38 +40,34 @@ class Message:
 
 
 def run_child(
-    work: Callable[[Ranks], Any],
-    ranks: Ranks,
-    core: int,
+    work: Callable[[], Any],
+    cores: Iterable[int],
     draws_bars: bool,
     messages: Connection,
-    inherited: list[Connection],
+    receiver: Connection,
     stack: StackFile,
 ) -> None:
     """Runs a job in this forked process, and sends its result or its error.
 
     Args:
-        work: the job; its return value on rank 0 is the result.
-        ranks: the group of processes that share the job.
-        core: the core that this process is pinned to.
+        work: the job; its return value is the result.
+        cores: the cores that this process and its threads may use.
         draws_bars: whether this process may draw progress bars.
         messages: the pipe to the parent.
-        inherited: the ends of other processes' pipes, which this process closes.
+        receiver: the parent's end of that pipe, which this process closes.
         stack: the memory that this process writes its Python stack to.
     """
-    for end in inherited:
-        end.close()  # a reader sees the end of a pipe once every writing end is closed
+    receiver.close()  # so that sending fails, and does not wait, when the parent has ended
     gc.freeze()  # the parent's objects never become garbage here: the collector need not scan them
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     stack.install()
-    console.enter_child(notes=ranks.rank == 0, bars=draws_bars)
+    console.enter_child(notes=True, bars=draws_bars)
     try:
         with flush_denormals():
             replace_thread_pool()  # while signals are blocked: its threads never receive one
             os.register_at_fork(after_in_child=replace_thread_pool)  # a DataLoader's workers are forks too
             with _interrupted_by_parent_only():
-                value = work(ranks)
-        message = Message(value if ranks.rank == 0 else None)
+                message = Message(work())
     except BaseException as error:
         message = Message(error=_picklable(error), trace="".join(traceback.format_exception(error)))
     with contextlib.suppress(OSError):  # the parent may have ended

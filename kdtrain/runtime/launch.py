@@ -24,13 +24,17 @@ from typing import IO
 from kdtrain.errors import KdtrainError, Terminated, UsageError
 from kdtrain.runtime.heartbeat import SILENCE, Heartbeat
 from kdtrain.runtime.rendezvous import join_group
-from kdtrain.runtime.root_cause import root_cause
 from kdtrain.runtime.signals import die_with_parent, queue_signals
 
 _GRACE = 5.0  # seconds in which the other ranks may end by themselves after one has failed
 _CLOSING_SECONDS = 4.0  # that a rank has after a signal: a little more than its guard needs
 _POLL = 0.05  # seconds
 _SILENCE = "KDTRAIN_SILENCE"  # environment variable: seconds without a heartbeat, in place of SILENCE
+_CONSEQUENCES = (-signal.SIGABRT, 128 + signal.SIGTERM)
+"""Exit codes of ranks that ended only because another one had ended.
+
+OneFlow aborts a process that has lost a peer. The launcher sends SIGTERM to the remaining ranks.
+"""
 
 
 def rank() -> int | None:
@@ -192,3 +196,17 @@ def _exit_code(ranks: Sequence[_Rank]) -> int:
     if failed.number > 0:
         raise KdtrainError(f"process {failed.number} failed: {failed.last_line()}")
     return code
+
+
+def root_cause(codes: Sequence[int | None]) -> int | None:
+    """Returns the index of the process to report, or None if none failed.
+
+    That is the first one with a failure of its own. Where all failures follow from another one, it is
+    the first of them.
+
+    Args:
+        codes: the exit code of each process, negative for a signal, in the order of their ranks; None
+            for a process that has not ended.
+    """
+    failed = [index for index, code in enumerate(codes) if code not in (0, None)]
+    return min(failed, key=lambda index: codes[index] in _CONSEQUENCES, default=None)

@@ -1,7 +1,8 @@
-"""Jobs in forked child processes, each process pinned to a core.
+"""Jobs in forked child processes, each on cores of its own.
 
-OneFlow's CPU kernels use one core each. They are fastest in a forked child, where every operation runs
-in the calling thread. ``docs/oneflow.md`` has the figures.
+OneFlow's CPU kernels use one core. They are fastest in a forked child, where every operation runs in the
+calling thread. ``docs/oneflow.md`` has the figures. A job with several cores is one child as well: the
+libraries that it calls have threads.
 """
 
 from __future__ import annotations
@@ -16,21 +17,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.process import BaseProcess
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
-from kdtrain.runtime.ranks import ForkedRanks, Ranks, shared_memory
-from kdtrain.runtime.root_cause import RankLostError, root_cause
 from kdtrain.runtime.signals import SignalQueue, queue_signals
-from kdtrain.runtime.watchdog import StackFile, StallWatch, location
+from kdtrain.runtime.watchdog import StackFile, StallWatch, check_interval, location
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 STALL_TIMEOUT = 300.0
-"""Seconds without CPU time after which a job's processes are ended."""
+"""Seconds without CPU time after which a job is ended."""
 
 _FORK = multiprocessing.get_context("fork")
 _CLOSING_SECONDS = 4.0  # for interrupted children to close their files: Ctrl-C ends a fit within 5 s
@@ -38,17 +37,16 @@ _CLOSING_SECONDS = 4.0  # for interrupted children to close their files: Ctrl-C 
 
 @dataclass(frozen=True)
 class Job(Generic[T]):
-    """A function to run in child processes.
+    """A function to run in a child process.
 
     Attributes:
         name: its name in error messages.
-        work: the function. Each process of the job calls it with the group that they form. Its return
-            value on rank 0 is the job's result.
-        cores: the number of processes that share the work, at most.
+        work: the function; its return value is the job's result.
+        cores: the number of cores that its threads use, at most.
     """
 
     name: str
-    work: Callable[[Ranks], T]
+    work: Callable[[], T]
     cores: int = 1
 
 
@@ -61,10 +59,9 @@ def run_jobs(jobs: Sequence[Job[T]], stall_timeout: float = STALL_TIMEOUT) -> li
     """Runs every job, as many in parallel as there are cores; returns their results in order.
 
     Args:
-        jobs: the jobs.
-        stall_timeout: seconds. A job is ended when all its processes, and all that they have started,
-            use no CPU time for so long. A process that waits for another one of its job is not stalled
-            while that one computes. 0 sets no limit.
+        jobs: the jobs. Each starts when as many cores as it uses are free, or when no other one runs.
+        stall_timeout: seconds. A job is ended when its process, and all that it has started, use no CPU
+            time for so long. 0 sets no limit.
 
     Raises:
         KdtrainError: a child was killed, or a job stalled; the text names the line where it stood.
@@ -85,7 +82,6 @@ def _run(
 ) -> list[T]:
     """Runs the jobs; ``running`` always holds the children that have not ended."""
     waiting = list(enumerate(jobs))
-    watch = StallWatch(stall_timeout)
     free = available_cores()
     results: dict[int, T] = {}
     while waiting or running:
@@ -93,16 +89,16 @@ def _run(
             index, job = waiting.pop(0)
             cores, free = free[: job.cores], free[job.cores :]
             draws_bars = not running and not (waiting and free)
-            _start(index, job, cores, draws_bars, running)
-        for child in _wait_for_any(running, signals, watch.interval):
+            running.append(_start(index, job, cores, draws_bars, stall_timeout))
+        for child in _wait_for_any(running, signals, check_interval(stall_timeout)):
             message = child.receive()
             running.remove(child)
-            free = sorted([*free, child.core])
+            free = sorted([*free, *child.cores])
             if message.error is not None:
                 raise message.error from ChildError(message.trace)
-            if child.rank == 0:
-                results[child.index] = message.value
-        _check_progress(running, watch)
+            results[child.index] = message.value
+        for child in running:
+            child.check_progress()
     return [results[index] for index in range(len(jobs))]
 
 
@@ -123,21 +119,16 @@ def _wait_for_any(
 
 @dataclass(frozen=True)
 class _Child:
-    """A running process: rank ``rank`` of job number ``index``."""
+    """The running process of job number ``index``."""
 
     index: int
     name: str
-    rank: int
-    core: int
+    cores: Sequence[int]
     process: BaseProcess
+    pid: int
     messages: Connection
     stack: StackFile
-
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        assert self.process.pid is not None, "a _Child is made after its process has started"
-        return self.process.pid
+    watch: StallWatch
 
     def receive(self) -> Message:
         """Waits for the child's end; returns its message, or an error that names the signal or exit code."""
@@ -150,6 +141,17 @@ class _Child:
         self.messages.close()
         self.stack.close()
         return message
+
+    def check_progress(self) -> None:
+        """Raises KdtrainError if the job is stalled; the text names the line where it stood."""
+        if not self.watch.is_stalled():
+            return
+        stack = self.stack.request(self.pid)
+        raise KdtrainError(
+            f"{self.name} has used no CPU time for {self.watch.timeout:g} s and was ended. It stood at "
+            f"{location(stack) or 'an unknown place'}. "
+            "`kdtrain fit --stall-timeout SECONDS` sets the limit; 0 sets none."
+        ) from ChildError(stack)
 
     def kill(self) -> str:
         """Kills the child; returns the line where it stood, or an empty text."""
@@ -168,63 +170,31 @@ class _Child:
         return f"signal {signal.Signals(-code).name}{hint}"
 
 
-def _check_progress(running: Sequence[_Child], watch: StallWatch) -> None:
-    """Raises KdtrainError if a job is stalled; the text names the line where it stood."""
-    jobs: dict[int, list[_Child]] = {}
-    for child in running:
-        jobs.setdefault(child.index, []).append(child)
-    for index, children in jobs.items():
-        if not watch.is_stalled(index, [child.pid for child in children]):
-            continue
-        stacks = [child.stack.request(child.pid) for child in children]
-        # All processes stand still. Those in ranks.py wait for the one that stands elsewhere.
-        stalled = min(
-            stacks, key=lambda stack: not stack or "kdtrain/runtime/ranks.py" in stack.partition("\n")[0]
-        )
-        raise KdtrainError(
-            f"{children[0].name} has used no CPU time for {watch.timeout:g} s and was ended. It stood at "
-            f"{location(stalled) or 'an unknown place'}. "
-            "`kdtrain fit --stall-timeout SECONDS` sets the limit; 0 sets none."
-        ) from ChildError("\n".join(stacks))
-
-
-def _start(index: int, job: Job[T], cores: Sequence[int], draws_bars: bool, running: list[_Child]) -> None:
-    """Starts a job's processes, with a pipe between rank 0 and each of the others."""
-    pipes = [Pipe() for _ in cores[1:]]
-    memory = shared_memory(len(cores))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_PARENT)  # children unblock them when ready
-    for rank, core in enumerate(cores):
-        rank_pipes = [near for near, _ in pipes] if rank == 0 else [pipes[rank - 1][1]]
-        ranks = ForkedRanks(rank, len(cores), rank_pipes, memory) if len(cores) > 1 else Ranks()
-        receiver, sender = Pipe(duplex=False)
-        stack = StackFile()
-        inherited = [receiver, *(end for pipe in pipes for end in pipe if end not in rank_pipes)]
-        process = _FORK.Process(
-            target=run_child, args=(job.work, ranks, core, draws_bars, sender, inherited, stack)
-        )
-        process.start()
-        sender.close()
-        running.append(_Child(index, job.name, rank, core, process, receiver, stack))
+def _start(index: int, job: Job[Any], cores: Sequence[int], draws_bars: bool, stall_timeout: float) -> _Child:
+    """Starts a job's process."""
+    receiver, sender = Pipe(duplex=False)
+    stack = StackFile()
+    process = _FORK.Process(target=run_child, args=(job.work, cores, draws_bars, sender, receiver, stack))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_PARENT)  # the child unblocks them when ready
+    process.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    for pipe in pipes:
-        for end in pipe:
-            end.close()
+    sender.close()
+    assert process.pid is not None, "it has started"
+    watch = StallWatch(process.pid, stall_timeout)
+    return _Child(index, job.name, cores, process, process.pid, receiver, stack, watch)
 
 
 def _stop(running: Sequence[_Child], error: BaseException, signals: SignalQueue) -> None:
-    """Interrupts the running children, waits until they have ended, and kills those that take too long.
-
-    Raises:
-        BaseException: the error of the rank that ended first, where ``error`` only follows from that.
-    """
-    left, messages = list(running), [Message(error=error)]
+    """Interrupts the running children, waits until they have ended, and kills those that take too long."""
+    left = list(running)
     deadline = time.monotonic() + _CLOSING_SECONDS
     try:
         for child in left:
             if child.process.is_alive():
                 os.kill(child.pid, INTERRUPT if type(error) is KeyboardInterrupt else signal.SIGTERM)
         while left and (ended := _wait_for_any(left, signals, max(0.0, deadline - time.monotonic()))):
-            messages += [child.receive() for child in ended]
+            for child in ended:
+                child.receive()
             left = [child for child in left if child not in ended]
     finally:  # the time is over, or a second Ctrl-C came
         for child in left:
@@ -232,7 +202,3 @@ def _stop(running: Sequence[_Child], error: BaseException, signals: SignalQueue)
                 logger.info(
                     f"{child.name} did not end in {_CLOSING_SECONDS:g} s and was killed. It stood at {where}."
                 )
-    if isinstance(error, RankLostError):
-        cause = messages[root_cause([message.error for message in messages]) or 0]
-        if cause.error is not None and cause.error is not error:
-            raise cause.error from ChildError(cause.trace)

@@ -8,8 +8,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kdtrain.runtime.user_code import is_library_code
@@ -70,50 +68,46 @@ def location(stack: str) -> str:
     return next(("{}, line {}, in {}".format(*frame.groups()) for frame in user_frames + frames), "")
 
 
-class StallWatch:
-    """A detector of groups of processes that use no CPU time.
-
-    Time without checks does not count, nor time in which a process is stopped by a debugger or Ctrl-Z.
+def check_interval(timeout: float) -> float | None:
+    """Returns the longest time between two checks of a process, in seconds; None without a limit.
 
     Args:
-        timeout: seconds without CPU time after which a group is stalled; 0 for no limit.
+        timeout: the limit of a ``StallWatch``, in seconds; 0 for none.
+    """
+    return min(_LONGEST_INTERVAL, timeout / 4) if timeout > 0 else None
+
+
+class StallWatch:
+    """A detector of a process that uses no CPU time: neither its threads nor its descendants.
+
+    Time without checks does not count, nor time in which the process is stopped by a debugger or Ctrl-Z.
+
+    Args:
+        pid: the process's number.
+        timeout: seconds without CPU time after which the process is stalled; 0 for no limit.
 
     Attributes:
         timeout: seconds, as above.
-        interval: longest time between two checks of a group, in seconds; None without a limit.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, pid: int, timeout: float) -> None:
         self.timeout = timeout
-        self.interval = min(_LONGEST_INTERVAL, timeout / 4) if timeout > 0 else None
-        self._groups: dict[int, _Idle] = {}
+        self._pid = pid
+        self._interval = check_interval(timeout)
+        self._checked = time.monotonic()
+        self._used = 0.0  # CPU seconds at the last progress
+        self._idle = 0.0  # seconds since then
 
-    def is_stalled(self, group: int, pids: Sequence[int]) -> bool:
-        """Returns whether processes and their descendants have used no CPU time for ``timeout`` seconds.
-
-        Args:
-            group: a number of the group, which is the same at every check.
-            pids: the group's living processes.
-        """
-        if self.interval is None:
+    def is_stalled(self) -> bool:
+        """Returns whether the living process and its descendants have used no CPU time for too long."""
+        if self._interval is None:
             return False
-        now, used = time.monotonic(), sum(_cpu_seconds(pid) for pid in pids)
-        before = self._groups.get(group, _Idle(now, used))
-        idle = before.seconds + min(now - before.checked, 2 * self.interval)
-        if abs(used - before.used) >= _CPU_SECONDS or any(_state(pid) in ("T", "t") for pid in pids):
-            self._groups[group] = _Idle(now, used)
-        else:
-            self._groups[group] = _Idle(now, before.used, idle)
-        return self._groups[group].seconds >= self.timeout
-
-
-@dataclass(frozen=True)
-class _Idle:
-    """The time of a group's last check, its CPU time at its last progress, and the idle seconds since."""
-
-    checked: float
-    used: float
-    seconds: float = 0.0
+        now, used = time.monotonic(), _cpu_seconds(self._pid)
+        self._idle += min(now - self._checked, 2 * self._interval)
+        self._checked = now
+        if abs(used - self._used) >= _CPU_SECONDS or _state(self._pid) in ("T", "t"):
+            self._used, self._idle = used, 0.0
+        return self._idle >= self.timeout
 
 
 def _stat(pid: int) -> list[str]:
@@ -128,7 +122,10 @@ def _state(pid: int) -> str:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Returns the CPU seconds of a process, its living descendants, and those that it has waited for."""
+    """Returns the CPU seconds of a process, its living descendants, and those that it has waited for.
+
+    Those of a process are the sum over its threads.
+    """
     ticks = sum(map(int, _stat(pid)[11:15]))  # utime, stime, cutime, cstime
     children: list[str] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
-from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.processes import Job, available_cores
 from kdtrain.store.checkpoint import SavedModel, load_model
 from tests.cli.conftest import untrained_teacher
 from tests.conftest import RunKdtrain
@@ -105,6 +106,28 @@ def test_the_configuration_is_on_disk_before_training_starts(session: Session, t
     assert fitted.saved.path == directory / "checkpoints/best.safetensors"
 
 
+@pytest.mark.parametrize(
+    ("arch", "plugin", "cores"),
+    [
+        ("teacher_cnn", "dkd", len(available_cores())),
+        ("teacher_cnn", "rkd,student_layer=fc1,teacher_layer=fc1", len(available_cores())),
+        ("resnet8", "dist", len(available_cores())),
+        ("student_mlp", "dist", 1),
+    ],
+)
+def test_a_network_with_convolutions_has_all_cores_whatever_else_it_has(
+    arch: str, plugin: str, cores: int, mnist: Dataset, tmp_path: Path
+) -> None:
+    config = FitConfig("student_kd", student_arch=arch, logdir=tmp_path, plugin=(plugin,), limit_train=16)
+    session = Session(config)
+    teacher = load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist, arch))
+    spec = FitSpec("student_kd", 0, tmp_path / "student_kd", teacher)
+    jobs: list[Job[Any]] = [session.fit_job(spec), session.fit_and_test_job(spec)]
+    jobs += [session.test_fitted_job(spec, FitResult(teacher)), session.test_job("teacher", 0, teacher)]
+    jobs += session.soft_label_jobs({0: teacher})
+    assert [job.cores for job in jobs] == [cores] * 5
+
+
 def test_testing_normalises_the_test_images_only(
     session: Session, teacher: SavedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +141,7 @@ def test_testing_normalises_the_test_images_only(
         return normalize(split, normalization, indices)
 
     monkeypatch.setattr(Split, "normalized", counted)
-    tested = session.test_job("teacher", 0, teacher).work(Ranks())
+    tested = session.test_job("teacher", 0, teacher).work()
     assert normalised == [tested.test.images] == [TEST]
 
 

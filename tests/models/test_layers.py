@@ -17,7 +17,6 @@ from kdtrain.models.layers import Conv2d, Dropout, max_pool2d
 from kdtrain.models.networks import TeacherCnn
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.ranks import Ranks
 from tests.models.convolution import convolve
 
 Array = npt.NDArray[np.float32]
@@ -107,7 +106,7 @@ def test_convolution_is_what_the_definition_says(
 def test_a_convolution_of_large_images_takes_bounded_memory() -> None:
     """The pixels under the kernel alone would take 466 MB, and their gradient as much."""
 
-    def work(ranks: Ranks) -> tuple[int, list[int]]:
+    def work() -> tuple[int, list[int]]:
         images = flow.zeros(16, 16, 224, 224)
         images.requires_grad = True
         layer = Conv2d(16, 16, 3, padding=1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kdtrain
 from kdtrain import BatchEnd, Callback, KdtrainError, Objective, Recorder, Run, Teacher, UsageError, flow
 from kdtrain.engine.losses import cross_entropy
 from tests.conftest import Fit
@@ -104,6 +105,20 @@ def test_old_names_still_work_and_say_the_new_ones(old: str, new: str) -> None:
     objective = Objective.task()
     with pytest.warns(DeprecationWarning, match=rf"{old} is now called {new}"):
         assert getattr(objective, old) == getattr(objective, new)
+
+
+def test_the_old_base_of_methods_that_relate_images_is_a_callback_that_warns(fit: Fit) -> None:
+    assert "NeedsWholeBatch" in dir(kdtrain)
+    steps: list[int] = []
+    with pytest.warns(DeprecationWarning, match="Relate: .*derive from kdtrain.Callback") as caught:
+
+        class Relate(kdtrain.NeedsWholeBatch):
+            def on_batch(self, run: Run, event: BatchEnd) -> None:
+                steps.append(event.step)
+
+    assert [warning.filename for warning in caught] == [__file__]
+    fit(Relate())
+    assert steps
 
 
 def test_networks_stay_through_every_change_of_the_objective() -> None:

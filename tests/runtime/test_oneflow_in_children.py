@@ -14,7 +14,6 @@ import pytest
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime import flow, thread_pool
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.ranks import Ranks
 from tests.runtime.oneflow_calls import CRASHES, LEFT_OUT, REFUSED, calls
 
 SECONDS = 5.0  # without CPU time: an operation that waits for a thread that is not there uses none
@@ -22,7 +21,7 @@ VALUES = np.array([[3, 1, 2], [0, 9, 4], [5, 5, 6]], np.float32)
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    return run_jobs([Job("an operation", lambda ranks: work())], stall_timeout=SECONDS)[0]
+    return run_jobs([Job("an operation", work)], stall_timeout=SECONDS)[0]
 
 
 def tensors(outcome: Any) -> Iterator[Any]:
@@ -150,7 +149,7 @@ def test_without_the_symbols_doctor_tells_and_a_child_is_ended_with_its_line(
         thread_pool._exports.cache_clear()
 
 
-def call_argmax(ranks: Ranks) -> None:
+def call_argmax() -> None:
     flow.tensor(VALUES).argmax(dim=1).numpy()
 
 
@@ -160,4 +159,4 @@ def test_a_static_graph_which_needs_oneflows_own_threads_is_ended() -> None:
             return x + 1
 
     with pytest.raises(KdtrainError, match="no CPU time"):
-        run_jobs([Job("a graph", lambda ranks: Graph()(flow.tensor(VALUES)))], stall_timeout=1)
+        run_jobs([Job("a graph", lambda: Graph()(flow.tensor(VALUES)))], stall_timeout=1)

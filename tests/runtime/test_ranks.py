@@ -1,169 +1,123 @@
-"""Ranks: each image once per epoch, and the same training as in one process."""
+"""Ranks of ``--nproc-per-node``: each image once an epoch, equal weights, and their collectives."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from kdtrain.callbacks import LearningRateSchedule
-from kdtrain.data.dataset import Dataset
-from kdtrain.data.loader import Loader
-from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd, EvalEnd, FitEnd, Status
-from kdtrain.engine.predict import predict_logits
-from kdtrain.engine.run import Run
-from kdtrain.engine.trainer import Trainer
-from kdtrain.errors import KdtrainError
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
-from kdtrain.runtime.processes import Job, available_cores, run_jobs
-from kdtrain.runtime.ranks import Floats, Ranks
-from kdtrain.store.checkpoint import Weights, snapshot
+from tests.conftest import RunKdtrain
+from tests.tools import read_result
 
-pytestmark = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
+IMAGES = 300  # in batches of 2 x 32, the last of 44
+PROBE = """
+import numpy as np
 
-IMAGES = 300  # batches of 64, the last of 44
+from kdtrain import Callback, KdtrainError, Loader, flow, predict_logits
 
+SHAPES = ((), (10,), (2, 3))
+COUNTS = ((2, 3), (1, 0))
 
-class Recorder(Callback):
-    """Keeps what the fit said."""
+class Probe(Callback):
+    def on_fit_start(self, run):
+        self.ranks, self.indices, self.drawn = run.train.ranks, [], []
+        rank = self.ranks.rank
+        self.seen = {}
+        for shape in SHAPES:
+            for counts in COUNTS:
+                rows = np.full((counts[rank], *shape), rank, np.float32)
+                self.seen[f"rows {shape} {counts}"] = self.ranks.all_gather(rows)
+        refused = []
+        for values in ((b"a", b"a"), (b"a", b"b")):
+            try:
+                self.ranks.check_same("the teachers", values[rank])
+            except KdtrainError as error:
+                refused.append(str(error))
+        self.seen["refused"] = np.array(refused)
+        data = run.validation
+        alone = Loader(data.inputs, data.targets, 64, num_classes=data.num_classes)
+        self.seen["logits alone"] = predict_logits(run.model, alone)
+        self.seen["logits"] = predict_logits(run.model, data)
 
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.metrics: list[dict[str, float]] = []
+    def on_batch(self, run, event):
+        self.drawn.append(flow.nn.functional.dropout(flow.ones(64), 0.5).numpy().copy())
+        self.indices.append(event.batch.indices.numpy().copy())
+        if self.ranks.rank == 1 and event.step == 8:
+            run.stop("enough")
 
-    def on_batch(self, run: Run, event: BatchEnd) -> None:
-        self.losses.append(event.losses["total"].item())
-
-    def on_eval(self, run: Run, event: EvalEnd) -> None:
-        self.metrics.append(dict(event.metrics))
-
-
-def _loader(mnist: Dataset, ranks: Ranks, start: int = 0, seed: int | None = 3) -> Loader:
-    images = mnist.normalization.apply(mnist.train.images[start : start + IMAGES])
-    labels = mnist.train.labels[start : start + IMAGES]
-    return Loader(images, labels, 64, num_classes=10, seed=seed, ranks=ranks)
-
-
-def _fit(
-    mnist: Dataset, folder: Path, ranks: Ranks, *more: Callback, arch: str = "student_mlp"
-) -> tuple[Weights, Recorder, FitEnd]:
-    flow.manual_seed(1)
-    model = build_model(arch, (1, 28, 28), 10)
-    recorder = Recorder()
-    callbacks = [LearningRateSchedule("one_cycle", 1e-3), recorder, *more]
-    trainer = Trainer(model, partial(flow.optim.SGD, lr=1e-3, momentum=0.9), callbacks)
-    train, validation = _loader(mnist, ranks), _loader(mnist, ranks, start=IMAGES, seed=None)
-    end = trainer.fit(train, validation, epochs=2, directory=folder / f"rank_{ranks.rank}")
-    return snapshot(model), recorder, end
+    def on_fit_end(self, run, event):
+        self.seen["steps"] = np.array([event.step, event.epoch])
+        self.seen["dropout"] = np.stack(self.drawn)
+        self.seen["epoch 1"] = np.concatenate(self.indices[:5])
+        for name, tensor in run.model.state_dict().items():
+            self.seen[f"weights {name}"] = tensor.numpy()
+        np.savez(f"rank {self.ranks.rank}.npz", **self.seen)
+"""
 
 
-def test_every_image_is_on_one_rank_once_an_epoch(mnist: Dataset) -> None:
-    def work(ranks: Ranks) -> Floats:
-        seen = [batch.indices.numpy() for batch in _loader(mnist, ranks).epoch(1)]
-        assert len(seen) == len(_loader(mnist, ranks)) == 5
-        return ranks.all_gather(np.concatenate(seen).astype(np.float32))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Path:
+    """A folder where two processes have trained a network with dropout, until rank 1 stopped the fit."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "probe.py").write_text(PROBE)
+    data = ("--data-dir", tiles, "--val-size", "101", "--limit-train", str(IMAGES))
+    flags = ("--mode", "teacher", *data, "--batch-size", "32", "--epochs", "3", "--nproc-per-node", "2")
+    finished = run_kdtrain("fit", *flags, "--plugin", "probe.py:Probe", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder
 
-    (gathered,) = run_jobs([Job("indices", work, cores=2)])
-    assert sorted(gathered) == list(range(IMAGES))
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    """The arrays that each rank has kept."""
+    return [dict(np.load(folder / f"rank {rank}.npz")) for rank in (0, 1)]
 
 
-def test_two_ranks_train_as_one_process_with_the_same_batches(mnist: Dataset, tmp_path: Path) -> None:
-    alone, said_alone, _ = _fit(mnist, tmp_path, Ranks())
-    job = Job("two", lambda ranks: _fit(mnist, tmp_path, ranks), cores=2)
-    ((together, said, end),) = run_jobs([job])
-    assert (end.status, end.step) == (Status.COMPLETED, 10)
-    for name, weights in alone.items():
-        np.testing.assert_allclose(together[name].astype(float), weights.astype(float), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(said.losses, said_alone.losses, rtol=1e-5)
-    for row, expected in zip(said.metrics, said_alone.metrics, strict=True):
-        assert row == pytest.approx(expected, rel=1e-5)
+def test_every_image_is_on_one_rank_once_an_epoch(ranks: list[dict[str, Any]]) -> None:
+    parts = [rank["epoch 1"] for rank in ranks]
+    assert [len(part) for part in parts] == [150, 150]
+    assert sorted(np.concatenate(parts)) == list(range(IMAGES))
+
+
+def test_all_ranks_hold_the_same_bits_although_each_draws_dropout_of_its_own(
+    ranks: list[dict[str, Any]],
+) -> None:
+    first, second = ranks
+    names = [name for name in first if name.startswith("weights ")]
+    assert len(names) == 8
+    for name in names:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert not (first["dropout"] == second["dropout"]).all(axis=1).any()
 
 
 @pytest.mark.parametrize("shape", [(), (10,), (2, 3)])
 @pytest.mark.parametrize("counts", [(2, 3), (1, 0)])
 def test_rows_of_any_shape_are_gathered_in_the_order_of_ranks(
-    shape: tuple[int, ...], counts: tuple[int, int]
+    shape: tuple[int, ...], counts: tuple[int, int], ranks: list[dict[str, Any]]
 ) -> None:
-    def work(ranks: Ranks) -> tuple[Floats, Floats]:
-        rows = np.full((counts[ranks.rank], *shape), ranks.rank, np.float32)
-        return ranks.all_gather(rows), ranks.all_reduce(np.full((4, *shape), ranks.rank + 1, np.float32))
-
-    ((gathered, summed),) = run_jobs([Job("rows", work, cores=2)])
-    assert gathered.shape == (sum(counts), *shape)
-    assert [set(row.ravel()) for row in gathered] == [{0.0}] * counts[0] + [{1.0}] * counts[1]
-    np.testing.assert_array_equal(summed, np.full((4, *shape), 3, np.float32))
-    for result in (gathered, summed):
-        assert result.dtype == np.float32
+    expected = np.concatenate([np.full((counts[rank], *shape), rank, np.float32) for rank in (0, 1)])
+    for rank in ranks:
+        gathered = rank[f"rows {shape} {counts}"]
+        np.testing.assert_array_equal(gathered, expected)
+        assert gathered.dtype == np.float32
 
 
-def test_all_ranks_hold_the_same_bits(mnist: Dataset, tmp_path: Path) -> None:
-    """Also with dropout, which draws other units on each rank."""
-
-    def work(ranks: Ranks) -> Floats:
-        weights, _, _ = _fit(mnist, tmp_path, ranks, arch="teacher_cnn")
-        return ranks.all_gather(np.concatenate([array.ravel() for array in weights.values()])[None])
-
-    (rows,) = run_jobs([Job("two", work, cores=2)])
-    np.testing.assert_array_equal(rows[0], rows[1])
+def test_different_files_are_refused_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        (text,) = rank["refused"]
+        assert text.startswith("the teachers are not the same on all machines")
 
 
-@pytest.mark.parametrize("odd", [0, 1])
-def test_different_files_are_refused_on_all_ranks(odd: int) -> None:
-    def work(ranks: Ranks) -> list[str]:
-        said = []
-        for value in (b"same", b"odd" if ranks.rank == odd else b"other"):
-            try:
-                ranks.check_same("the teachers", value)
-            except KdtrainError as error:
-                said.append(str(error))
-        return [str(count) for count in ranks.all_gather(np.array([len(said)], np.float32))] + said
-
-    (said,) = run_jobs([Job("two", work, cores=2)])
-    assert said[:2] == ["1.0", "1.0"]
-    assert said[2].startswith("the teachers are not the same")
+def test_logits_are_shared_out_and_come_back_in_order(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert len(rank["logits"]) == 101
+        np.testing.assert_allclose(rank["logits"], rank["logits alone"], rtol=0, atol=1e-5)
 
 
-def test_dropout_differs_between_ranks(mnist: Dataset, tmp_path: Path) -> None:
-    class Look(Callback):
-        def __init__(self) -> None:
-            self.drawn = np.zeros(0, np.float32)
-
-        def on_batch(self, run: Run, event: BatchEnd) -> None:
-            self.drawn = flow.nn.functional.dropout(flow.ones(1, 64), 0.5).numpy().copy()
-            run.stop("seen")
-
-    def work(ranks: Ranks) -> Floats:
-        look = Look()
-        _fit(mnist, tmp_path, ranks, look)
-        return ranks.all_gather(look.drawn)
-
-    (rows,) = run_jobs([Job("two", work, cores=2)])
-    assert not np.array_equal(rows[0], rows[1])
-
-
-def test_logits_are_shared_out_and_come_back_in_order(mnist: Dataset) -> None:
-    flow.manual_seed(1)
-    model = build_model("student_mlp", (1, 28, 28), 10)
-    alone = predict_logits(model, _loader(mnist, Ranks()))
-    job = Job("logits", lambda ranks: predict_logits(model, _loader(mnist, ranks)), cores=2)
-    (together,) = run_jobs([job])
-    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
-
-
-def test_a_stop_on_one_rank_stops_all_of_them(mnist: Dataset, tmp_path: Path) -> None:
-    class StopOnRank1(Callback):
-        def __init__(self, rank: int) -> None:
-            self.rank = rank
-
-        def on_batch(self, run: Run, event: BatchEnd) -> None:
-            if self.rank == 1 and event.step == 3:
-                run.stop("enough")
-
-    job = Job("two", lambda ranks: _fit(mnist, tmp_path, ranks, StopOnRank1(ranks.rank))[2], cores=2)
-    (end,) = run_jobs([job])
-    assert (end.status, end.step, end.epoch) == (Status.STOPPED, 3, 1)
-    assert end.reason == "a callback of another process asked for it"
+def test_a_stop_on_one_rank_stops_all_of_them(folder: Path, ranks: list[dict[str, Any]]) -> None:
+    assert [list(rank["steps"]) for rank in ranks] == [[8, 2]] * 2
+    result = read_result(folder / "logs/teacher/version_0")
+    assert result["status"] == "stopped"
+    assert result["reason"] == "a callback of another process asked for it"

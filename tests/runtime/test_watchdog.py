@@ -15,15 +15,12 @@ import numpy as np
 import pytest
 
 from kdtrain.errors import KdtrainError
-from kdtrain.runtime.processes import Job, available_cores, run_jobs
-from kdtrain.runtime.ranks import Ranks
+from kdtrain.runtime.processes import Job, run_jobs
 from kdtrain.runtime.user_code import is_library_code
 from kdtrain.runtime.watchdog import location
 
 HERE = Path(__file__).name
 LIMIT = 1.0  # seconds without CPU time
-
-two_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 
 
 def stand_still_in_c() -> None:
@@ -40,7 +37,7 @@ def compute(seconds: float) -> None:
 
 
 def test_a_job_that_stands_still_is_ended_and_its_line_is_named() -> None:
-    def work(ranks: Ranks) -> None:
+    def work() -> None:
         threading.Event().wait()
 
     started = time.monotonic()
@@ -54,41 +51,30 @@ def test_a_job_that_stands_still_is_ended_and_its_line_is_named() -> None:
 
 def test_a_job_that_stands_still_in_c_code_is_ended_as_well() -> None:
     with pytest.raises(KdtrainError, match=f"{HERE}, line .*, in stand_still_in_c"):
-        run_jobs([Job("training x", lambda ranks: stand_still_in_c())], stall_timeout=LIMIT)
+        run_jobs([Job("training x", stand_still_in_c)], stall_timeout=LIMIT)
 
 
-@two_cores
-def test_of_two_ranks_the_one_is_named_that_the_other_waits_for() -> None:
-    def work(ranks: Ranks) -> None:
-        if ranks.rank == 1:
-            threading.Event().wait()
-        ranks.all_reduce(np.ones(1, np.float32))
+def test_a_child_may_wait_for_a_thread_that_computes() -> None:
+    def work() -> str:
+        thread = threading.Thread(target=compute, args=(2 * LIMIT,))
+        thread.start()
+        thread.join()
+        return "went on"
 
-    with pytest.raises(KdtrainError, match=f"{HERE}, line .*, in work"):
-        run_jobs([Job("training x", work, cores=2)], stall_timeout=LIMIT)
-
-
-@two_cores
-def test_a_rank_may_wait_for_another_one_that_computes() -> None:
-    def work(ranks: Ranks) -> float:
-        if ranks.rank == 1:
-            compute(2 * LIMIT)
-        return float(ranks.all_reduce(np.ones(1, np.float32))[0])
-
-    assert run_jobs([Job("training x", work, cores=2)], stall_timeout=LIMIT) == [2.0]
+    assert run_jobs([Job("training x", work)], stall_timeout=LIMIT) == ["went on"]
 
 
 def test_a_child_may_wait_for_a_program_that_it_has_started() -> None:
     program = f"import time; end = time.time() + {2 * LIMIT}\nwhile time.time() < end: pass"
 
-    def work(ranks: Ranks) -> int:
+    def work() -> int:
         return subprocess.run([sys.executable, "-c", program], check=True).returncode
 
     assert run_jobs([Job("training x", work)], stall_timeout=LIMIT) == [0]
 
 
 def test_the_time_that_a_child_is_stopped_does_not_count() -> None:
-    def work(ranks: Ranks) -> str:
+    def work() -> str:
         resume = f"sleep {2 * LIMIT}; kill -CONT {os.getpid()}"
         subprocess.Popen(["sh", "-c", resume], start_new_session=True)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -98,11 +84,11 @@ def test_the_time_that_a_child_is_stopped_does_not_count() -> None:
 
 
 def test_0_sets_no_limit() -> None:
-    assert run_jobs([Job("training x", lambda ranks: time.sleep(0.5))], stall_timeout=0) == [None]
+    assert run_jobs([Job("training x", lambda: time.sleep(0.5))], stall_timeout=0) == [None]
 
 
 def test_a_crash_names_its_line() -> None:
-    def work(ranks: Ranks) -> None:
+    def work() -> None:
         os.abort()
 
     with pytest.raises(KdtrainError, match=rf"SIGABRT at .*{HERE}, line \d+, in work"):

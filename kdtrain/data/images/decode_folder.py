@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +99,9 @@ def decode(
     if workers < 2:
         return Decoded(pixels, grey.view(np.bool_), work(0, 1))
 
-    def job(first: int, step: int = workers) -> Job[Failures]:
-        return Job("reading images", lambda ranks: work(first, step))
-
+    jobs = [Job("reading images", partial(work, first, workers)) for first in range(workers)]
     failures: Failures = {}
-    for worker_failures in run_jobs([job(first) for first in range(workers)]):
+    for worker_failures in run_jobs(jobs):
         failures |= worker_failures
     return Decoded(pixels, grey.view(np.bool_), failures)
 
