@@ -13,9 +13,9 @@ class Dist(NeedsTeacher):
     Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), section 4. Both correlations
     have one weight, 2 beside 1 for the labels' loss, and T is 1, as in the authors' settings for
     ImageNet (hunto/image_classification_sota, configs/strategies/distill/resnet_dist.yaml); for
-    CIFAR-100 they use T = 4. A class's correlation is taken over the images of a process's batch. The loss
-    replaces the soft targets, under their weight; ``--alpha 0.5`` gives the paper's sum with the labels'
-    loss.
+    CIFAR-100 they use T = 4. A class's correlation is taken over the images of a batch; with
+    ``--nproc-per-node``, of a process's own batch. The loss replaces the soft targets, under their weight;
+    ``--alpha 0.5`` gives the paper's sum with the labels' loss.
 
     Args:
         weight: weight of both correlations together, above 0.

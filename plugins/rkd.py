@@ -20,8 +20,9 @@ class Rkd(FeatureMethod):
     Park et al., "Relational Knowledge Distillation" (2019), sections 3.2.1 and 3.2.2, as in the
     authors' code (lenscloth/RKD): means over all pairs and triples, including those of an image with itself.
     The weights are those for classification in megvii-research/mdistiller. Feature maps are averaged over
-    their pixels. The relations are those within a process's batch. The triples make a step of 128 images
-    many times as long as a small student's alone. ``--alpha 0`` removes the soft targets.
+    their pixels. The relations are those within a batch; with ``--nproc-per-node``, within a process's own
+    batch. The triples make a step of 128 images many times as long as a small student's alone. ``--alpha 0``
+    removes the soft targets.
 
     Args:
         student_layer: name of a layer of the student.

@@ -9,8 +9,8 @@ class Similarity(FeatureMethod):
     """Adds the distance between the two networks' similarity matrices of a batch's images.
 
     Tung, Mori, "Similarity-Preserving Knowledge Distillation" (2019), section 3, with their weight.
-    The matrices are B x B for any kind of layer, for the B images of a process's batch. ``--alpha 0``
-    removes the soft targets.
+    The matrices are B x B for any kind of layer, for the B images of a batch; with ``--nproc-per-node``, of
+    a process's own batch. ``--alpha 0`` removes the soft targets.
 
     Args:
         student_layer: name of a layer of the student.

@@ -70,7 +70,7 @@ class Loader:
         device: the device of the batches.
         augment: a random change of the images of each batch.
         mixup: mixes the images of each batch after ``augment``.
-        ranks: the processes that share each batch; each one gets its part.
+        ranks: the processes that share each batch, each of which gets its part; one process by default.
         classes: the names of the classes; their numbers by default.
 
     Raises:
