@@ -91,7 +91,7 @@ def _interrupted_by_parent_only() -> Iterator[None]:
         raise KeyboardInterrupt if number == INTERRUPT else Terminated
 
     signal.set_wakeup_fd(-1)
-    ignore_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others keep their actions, or a pending one is lost
     for number in FROM_PARENT:
         signal.signal(number, raise_once)
     die_with_parent(signal.SIGTERM)

@@ -160,7 +160,7 @@ def test_when_one_fails_the_others_are_interrupted_and_close_their_files(tmp_pat
 
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from kdtrain.runtime.processes import Job, run_jobs
 from kdtrain.runtime.signals import raise_on_sigterm
@@ -176,6 +176,12 @@ def work():
         (folder / "ended").write_text(type(error).__name__)
         raise
 
+def start_slowly():
+    (folder / "starts").touch()
+    time.sleep(0.5)
+
+if "slowly" in sys.argv:
+    os.register_at_fork(after_in_child=start_slowly)
 raise_on_sigterm()
 run_jobs([Job("work", work)])
 """
@@ -205,5 +211,21 @@ def test_signals_reach_the_children_once(
         process.wait(30)
         wait_until(lambda: ended.exists() and ended.read_text())
         assert ended.read_text() == expected
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_child_starts_is_not_lost(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), "slowly"],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until((tmp_path / "starts").exists)
+        process.send_signal(number)
+        process.wait(3)
+        assert not (tmp_path / "started").exists()
     finally:
         process.kill()
