@@ -52,7 +52,7 @@ class MobileNetBlock(ImageLayer, flow.nn.Module):
 
 
 class SqueezeExcitation(ImageLayer, flow.nn.Module):
-    """The layer of ``mobilenet_v3`` that scales each channel by a factor computed from all channels' means."""
+    """The layer of ``mobilenet_v3`` that multiplies each channel by a factor, computed from all means."""
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the scaled feature maps, (N, C, H, W)."""
@@ -65,7 +65,7 @@ class ShuffleBlock(ImageLayer, flow.nn.Module):
     """The block of ``shufflenet_v2``: one half of the channels, or all, through each of two branches."""
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
-        """Returns feature maps (N, C', H', W') of feature maps (N, C, H, W); the branches' channels in turn."""
+        """Returns feature maps (N, C', H', W') of (N, C, H, W): the branches' channels in turn."""
         x = channels_last(x)
         if self.stride == 1:
             kept, x = halves(x)

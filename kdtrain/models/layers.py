@@ -12,7 +12,7 @@ import numpy as np
 
 from kdtrain.errors import UsageError
 from kdtrain.models import operations
-from kdtrain.models.operations import ImageOperation, is_channels_last, runs_in_numpy, runs_in_onednn
+from kdtrain.models.operations import is_channels_last, runs_in_numpy, runs_in_onednn
 from kdtrain.runtime import flow, onednn
 
 F = flow.nn.functional
@@ -22,7 +22,7 @@ _LARGE_TENSOR = 1 << 16  # numbers
 
 
 def channels_last(x: flow.Tensor) -> flow.Tensor:
-    """Returns images (N, C, H, W) that lie in memory as (N, H, W, C); as they are where oneDNN is not used."""
+    """Returns images (N, C, H, W) that lie in memory as (N, H, W, C); unchanged where oneDNN is not used."""
     if is_channels_last(x) or not runs_in_onednn(x):
         return x
     count, channels, height, width = x.shape
@@ -32,7 +32,7 @@ def channels_last(x: flow.Tensor) -> flow.Tensor:
 
 
 def channels_first(x: flow.Tensor) -> flow.Tensor:
-    """Returns images (N, C, H, W) that lie in memory in that order, as all of OneFlow's operations want them."""
+    """Returns images (N, C, H, W) that lie in memory in that order, as OneFlow's operations want them."""
     return operations.ToChannelsFirst().apply(x.permute(0, 2, 3, 1)) if is_channels_last(x) else x
 
 
@@ -76,7 +76,8 @@ def scale(x: flow.Tensor, factors: flow.Tensor) -> flow.Tensor:
 
 def halves(x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
     """Returns the first half of the channels of images (N, C, H, W), and the second."""
-    return operations.Halves().apply(x) if runs_in_onednn(x) else x.chunk(2, dim=1)
+    first, second = operations.Halves().apply(x) if runs_in_onednn(x) else x.chunk(2, dim=1)
+    return first, second
 
 
 def interleave(a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
@@ -190,7 +191,8 @@ class BatchNorm2d(ImageLayer, flow.nn.BatchNorm2d):
             return F.relu(y) if relu else y
         running = self.running_mean.to_numpy(), self.running_var.to_numpy()  # views of the buffers' memory
         moments = tuple(map(np.empty_like, running)) if self.training else running
-        normalization = operations.BatchNormalization(self.eps, *moments, self.training, relu)
+        mean, variance = moments
+        normalization = operations.BatchNormalization(self.eps, mean, variance, self.training, relu)
         y = normalization.apply(x, self.weight, self.bias)
         if self.training:
             values = x.numel() // x.shape[1]

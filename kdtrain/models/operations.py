@@ -23,7 +23,7 @@ def runs_in_onednn(x: flow.Tensor) -> bool:
 
 def is_channels_last(x: flow.Tensor) -> bool:
     """Returns whether images (N, C, H, W) lie in memory as (N, H, W, C)."""
-    return x.ndim == 4 and x.stride()[1] == 1 and x.shape[2] * x.shape[3] > 1
+    return bool(x.ndim == 4 and x.stride()[1] == 1 and x.shape[2] * x.shape[3] > 1)
 
 
 class Operation:
@@ -79,8 +79,11 @@ class ImageOperation(Operation):
 
     def read(self, x: flow.Tensor) -> Array:
         """Returns an argument, or the gradient of a result, as a contiguous array (N, H, W, C)."""
-        array = x.to_numpy()
-        return kernels.channels_last(array.transpose(0, 3, 1, 2) if self.last else array)
+        return self.as_last(x.to_numpy())
+
+    def as_last(self, x: Array) -> Array:
+        """Returns an argument's array so; a backward pass makes the copy again rather than keep it."""
+        return kernels.channels_last(x.transpose(0, 3, 1, 2) if self.last else x)
 
     def result(self, y: Array) -> flow.Tensor:
         """Returns a result, or the gradient of an argument, given as such an array."""
@@ -112,7 +115,7 @@ class ToChannelsFirst(Operation):
 
 
 class Convolution(ImageOperation):
-    """A convolution of images (N, C, H, W) with weights (C', C / groups, kh, kw), and with a bias (C',) or none.
+    """A convolution of images (N, C, H, W) with weights (C', C / groups, kh, kw), plus a bias (C',) or none.
 
     Args:
         stride, padding, dilation: for rows and columns.
@@ -126,12 +129,15 @@ class Convolution(ImageOperation):
 
     def forward(self, x: flow.Tensor, weight: flow.Tensor, *bias: flow.Tensor) -> flow.Tensor:
         """Returns the convolved images."""
-        self.x, self.weight, self.image_wanted = self.read(x), weight.to_numpy(), x.requires_grad
-        shapes = self.x.shape, self.weight.shape
-        self.kernel = kernels.Convolution.of(*shapes, *self.geometry, bool(bias), self.relu)
-        y = self.kernel.forward(self.x, self.weight, *(b.to_numpy() for b in bias))
+        self.x, self.weight, self.image_wanted = x.to_numpy(), weight.to_numpy(), x.requires_grad
+        images = self.as_last(self.x)
+        self.kernel = kernels.Convolution.of(
+            images.shape, self.weight.shape, *self.geometry, bool(bias), self.relu
+        )
+        y = self.kernel.forward(images, self.weight, *(b.to_numpy() for b in bias))
         if self.relu:
             self.y = y
+        del images  # before another copy is made
         return self.result(y)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, ...]:
@@ -139,10 +145,10 @@ class Convolution(ImageOperation):
         gradient = self.read(dy)
         if self.relu:
             gradient = kernels.Activation.of(self.y.shape, onednn.RELU).backward(gradient, self.y)
-        dx = None
-        if self.image_wanted:
-            dx = self.result(self.kernel.gradient_of_images(gradient, self.weight))
-        return (dx, *map(flow.from_numpy, self.kernel.gradients_of_weights(gradient, self.x)))
+        others = self.kernel.gradients_of_weights(gradient, self.as_last(self.x))
+        dx = self.kernel.gradient_of_images(gradient, self.weight) if self.image_wanted else None
+        del gradient
+        return (None if dx is None else self.result(dx), *map(flow.from_numpy, others))
 
 
 class Pooling(ImageOperation):
@@ -185,14 +191,15 @@ class BatchNormalization(ImageOperation):
 
     def forward(self, x: flow.Tensor, scale: flow.Tensor, shift: flow.Tensor) -> flow.Tensor:
         """Returns the normalised images, times a scale (C,), plus a shift (C,)."""
-        self.x, self.scale = self.read(x), scale.to_numpy()
-        self.kernel = kernels.BatchNormalization.of(self.x.shape, *self.parameters)
-        y, self.workspace = self.kernel.forward(self.x, self.scale, shift.to_numpy(), *self.moments)
+        self.x, self.scale = x.to_numpy(), scale.to_numpy()
+        images = self.as_last(self.x)
+        self.kernel = kernels.BatchNormalization.of(images.shape, *self.parameters)
+        y, self.workspace = self.kernel.forward(images, self.scale, shift.to_numpy(), *self.moments)
         return self.result(y)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, ...]:
         """Returns the gradients of images, scale and shift."""
-        given = self.x, self.scale, *self.moments, self.workspace
+        given = self.as_last(self.x), self.scale, *self.moments, self.workspace
         dx, dscale, dshift = self.kernel.backward(self.read(dy), *given)
         return self.result(dx), flow.from_numpy(dscale), flow.from_numpy(dshift)
 

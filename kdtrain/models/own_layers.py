@@ -1,8 +1,9 @@
-"""The replacement of OneFlow's and flowvision's layers by kdtrain's own, and what a network gains by cores."""
+"""The replacement of OneFlow's and flowvision's layers by kdtrain's own."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from kdtrain.models import layers
 from kdtrain.models.blocks import BLOCKS
@@ -32,12 +33,12 @@ def with_own_layers(model: flow.nn.Module) -> flow.nn.Module:
 
     kdtrain's dropout follows the seed, so that a run can be resumed bit for bit. Convolutions and what is
     around them are faster. Batch normalisation raises an error instead of computing NaN. Activations do not
-    work in place: some of OneFlow's warn at each call, and it does not detect a gradient that is wrong for it.
+    work in place: some of OneFlow's warn at each call, and it does not detect a gradient that is wrong.
     """
     for layer in model.modules():
         if type(layer).__module__.startswith("oneflow.") and hasattr(layer, "inplace"):
             layer.inplace = False
-        layer.__class__ = _own(type(layer))
+        layer.__class__ = _own(type(layer))  # type: ignore[arg-type]
     return model
 
 
@@ -51,7 +52,7 @@ def gains_by_cores(model: flow.nn.Module) -> bool:
 
 
 @functools.cache
-def _own(kind: type) -> type:
+def _own(kind: Any) -> Any:
     """Returns kdtrain's class for a layer's class, which may be the same."""
     own = _OWN.get(kind) or BLOCKS.get(f"{kind.__module__}.{kind.__qualname__}")
     if own is not None:

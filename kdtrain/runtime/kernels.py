@@ -34,12 +34,12 @@ class Kernel:
     @classmethod
     def of(cls: type[K], *arguments: Hashable) -> K:
         """Returns the kernel for these arguments of the constructor, and today's number of threads."""
-        kernel: K = _kept(cls, dnn.available_threads(), *arguments)
+        kernel: K = _kept(cls, dnn.available_threads(), *arguments)  # type: ignore[arg-type]
         return kernel
 
 
 @functools.lru_cache(MOST_KERNELS)
-def _kept(kind: type[Kernel], threads: int, *arguments: Any) -> Any:
+def _kept(kind: Any, threads: int, *arguments: Any) -> Any:
     return kind(*arguments)
 
 
@@ -220,8 +220,10 @@ class BatchNormalization(Kernel):
 
         Args:
             x: the images.
-            scale, shift, mean, variance: (C,) each. Mean and variance (over N * H * W, not one less) are
-                filled if they are those of the images.
+            scale: (C,), as are the others.
+            shift: added to the products.
+            mean: filled if it is that of the images.
+            variance: likewise; over N * H * W, not one less.
         """
         y, workspace = new_array(self.shape), [np.empty(size, np.uint8) for size in self._kept]
         self._forward(x, y, shift, scale, mean, variance, *workspace)

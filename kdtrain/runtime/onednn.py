@@ -181,8 +181,8 @@ def is_usable() -> bool:
     reason = obstacle()
     if reason is not None:
         logger.warning(
-            f"networks run on OneFlow's own operations, several times as slow, because oneDNN cannot be used: "
-            f"{reason} `kdtrain doctor` names the remedy."
+            "networks run on OneFlow's own operations, several times as slow, because oneDNN cannot be "
+            f"used: {reason} `kdtrain doctor` names the remedy."
         )
     return reason is None
 
