@@ -83,7 +83,9 @@ def halves(x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
 def interleave(a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
     """Returns the channels of two images (N, C, H, W) in turn: the first of each, the second of each, ..."""
     if not runs_in_onednn(a):
-        return flow.stack([a, b], dim=2).flatten(1, 2)
+        count, channels, height, width = a.shape
+        pairs = flow.cat([a, b], dim=1).reshape(count, 2, channels, height, width)
+        return pairs.transpose(1, 2).reshape(count, 2 * channels, height, width)
     return operations.Interleaving().apply(a, _like(a, b))
 
 

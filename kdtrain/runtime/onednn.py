@@ -37,6 +37,7 @@ DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 
 _CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _OF_ARGUMENT = 1, 1, 3, 1, 255
 
 _STATUS = {1: "memory ran out", 2: "invalid arguments", 3: "not implemented", 5: "an error at run time"}
+_INSTRUCTIONS = {0x20: "AVX-512", 0x4: "AVX2", 0: "no AVX2: expect slow runs"}
 _END_THREADS = 2  # omp_pause_hard
 _LINE = 64  # bytes of a line of the cache, and of the widest register
 _WAKING = 50.0
@@ -185,6 +186,21 @@ def is_usable() -> bool:
             f"used: {reason} `kdtrain doctor` names the remedy."
         )
     return reason is None
+
+
+def summary() -> str:
+    """Returns the version of oneDNN, the instruction set that it uses, and the number of its threads.
+
+    Raises:
+        OneDnnError: it cannot be used.
+    """
+    functions = library().functions
+    functions.dnnl_version.restype = ctypes.POINTER(ctypes.c_int * 3)
+    number = ".".join(map(str, functions.dnnl_version().contents))
+    used = functions.dnnl_get_effective_cpu_isa()
+    name = next(name for bit, name in _INSTRUCTIONS.items() if used & bit == bit)
+    threads = available_threads()
+    return f"{number}, {name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @functools.cache
