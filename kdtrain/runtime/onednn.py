@@ -222,10 +222,11 @@ class Library:
             path = next(file for file in files if file.name == "libdnnl.so.3").locate()
             with _sleeping_threads():
                 self._openmp = ctypes.CDLL("libgomp.so.1")
+                self._end_all = self._openmp.omp_pause_resource_all
             self.functions = ctypes.CDLL(str(path))
         except (StopIteration, importlib.metadata.PackageNotFoundError) as error:
             raise OneDnnError("the package onednn-cpu-gomp is not installed.") from error
-        except OSError as error:
+        except (OSError, AttributeError) as error:  # libgomp has that function since GCC 9
             raise OneDnnError(f"{error}.") from error
         self.functions.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
         self.functions.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
@@ -265,7 +266,7 @@ class Library:
 
     def _end_threads(self) -> None:
         """Ends the threads before a fork. A child would wait for them, but it does not have them."""
-        self._openmp.omp_pause_resource_all(_END_THREADS)
+        self._end_all(_END_THREADS)
 
     def _enter_child(self) -> None:
         self.lock = threading.Lock()  # another thread of the parent may have held the old one
