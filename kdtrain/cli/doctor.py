@@ -35,17 +35,18 @@ _FAST_KERNELS = {"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids"}
 # With OPENBLAS_VERBOSE=2, OpenBLAS prints its kernel to stderr when it is loaded.
 _PROBE = """
 import json
-from kdtrain.runtime import openblas
+from kdtrain.runtime import onednn
 from kdtrain.runtime.oneflow import with_openblas_coretype, prepare_environment, resolve_device
 from kdtrain.runtime.thread_pool import thread_pool_obstacle
-answer = {"error": "", "device": "", "kernel": "", "threads": ""}
+answer = {"error": "", "device": "", "onednn": "", "obstacle": "", "threads": ""}
 try:
-    answer["kernel"] = openblas.kernel()
     prepare_environment()
     with with_openblas_coretype():
         import oneflow
     answer["device"] = resolve_device("auto")
     answer["threads"] = thread_pool_obstacle() or ""
+    answer["obstacle"] = onednn.obstacle() or ""
+    answer["onednn"] = "" if answer["obstacle"] else onednn.summary()
 except Exception as error:
     answer["error"] = f"{type(error).__name__}: {error}"
 print(json.dumps(answer))
@@ -155,7 +156,8 @@ def _oneflow() -> list[Check]:
         Check("import oneflow", True, "works"),
         Check("device", True, "cuda" if answer["device"] == "cuda" else "cpu (no GPU that oneflow can use)"),
         _child_threads(answer["threads"]),
-        _blas_kernel(result.stderr, answer["kernel"]),
+        _onednn(answer["onednn"], answer["obstacle"]),
+        _blas_kernel(result.stderr),
     ]
 
 
@@ -168,25 +170,29 @@ def _child_threads(obstacle: str) -> Check:
     return Check("thread pool in fits", not obstacle, obstacle or "renewed in each child process", remedy)
 
 
-def _blas_kernel(loading: str, ours: str) -> Check:
-    """Checks the kernels of both BLAS libraries.
+def _onednn(summary: str, obstacle: str) -> Check:
+    """Checks that convolutions run on oneDNN; without it they take several times as long."""
+    system = "Install the system's OpenMP library: `apt install libgomp1`, or `dnf install libgomp`."
+    remedy = system if "libgomp" in obstacle else f"{_REINSTALL}."
+    return Check("oneDNN", not obstacle, summary or f"cannot be used: {obstacle.rstrip('.')}", remedy)
+
+
+def _blas_kernel(loading: str) -> Check:
+    """Checks the kernel of oneflow's BLAS library.
 
     Args:
         loading: stderr of the libraries while they were loaded, oneflow's last.
-        ours: kernel of kdtrain's own library.
     """
     from kdtrain.runtime.processor import processor_flags
 
     cores = [line.partition(":")[2].strip() for line in loading.splitlines() if line.startswith("Core:")]
     kernel = cores[-1] if cores else "unknown"
-    both = f"{kernel}, for convolutions {ours}"
     if not {"avx2", "fma"} <= processor_flags():
-        return Check("BLAS kernel", True, f"{both}; this processor has no AVX2 and FMA: expect slow runs")
+        return Check("BLAS kernel", True, f"{kernel}; this processor has no AVX2 and FMA: expect slow runs")
     wish = os.environ.get("OPENBLAS_CORETYPE")
     chosen = "chosen by kdtrain" if wish is None else f"OPENBLAS_CORETYPE={wish}"
     remedy = "Unset OPENBLAS_CORETYPE, or set it to Haswell: a kernel here is 2 to 4 times slower."
-    good = {kernel.lower(), ours.lower()} <= _FAST_KERNELS
-    return Check("BLAS kernel", good, f"{both} ({chosen})", remedy)
+    return Check("BLAS kernel", kernel.lower() in _FAST_KERNELS, f"{kernel} ({chosen})", remedy)
 
 
 def _embedded_data() -> list[Check]:

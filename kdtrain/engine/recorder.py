@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
+from kdtrain.models.layers import channels_first, fork
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import call_network
 
@@ -171,10 +172,16 @@ def _evaluating(network: flow.nn.Module) -> Iterator[None]:
 
 
 def _keep(features: dict[str, flow.Tensor], name: str) -> Any:
-    """Returns a forward hook that puts the layer's output into ``features``."""
+    """Returns a forward hook that puts the layer's output into ``features``.
 
-    def hook(module: flow.nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, flow.Tensor):
-            features[name] = output
+    Images are recorded in the layout that OneFlow's operations are fast in, whatever the network uses.
+    """
+
+    def hook(module: flow.nn.Module, inputs: object, output: object) -> flow.Tensor | None:
+        if not isinstance(output, flow.Tensor):
+            return None
+        recorded, output = fork(output)
+        features[name] = channels_first(recorded)
+        return output
 
     return hook

@@ -1,41 +1,176 @@
-"""Layers with the parameters of OneFlow's own, where OneFlow 0.9.0's are slow or wrong."""
+"""Layers with the parameters of OneFlow's own, where OneFlow 0.9.0's are slow or wrong.
+
+On a CPU they compute with oneDNN. Images may lie in memory as (N, C, H, W), as OneFlow's own do, or as
+(N, H, W, C), "channels last", which saves copies between layers. Their shape is (N, C, H, W) in both cases.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from kdtrain.errors import UsageError
-from kdtrain.models.numpy_ops import Convolution, DropoutMask, MaxPool, runs_in_numpy
-from kdtrain.runtime import flow
+from kdtrain.models import operations
+from kdtrain.models.operations import is_channels_last, runs_in_numpy, runs_in_onednn
+from kdtrain.runtime import flow, onednn
 
 F = flow.nn.functional
 
+_LARGE_PRODUCT = 1 << 25  # multiply-adds. OneFlow's own operations are faster on what is smaller.
+_LARGE_TENSOR = 1 << 16  # numbers
 
-class Conv2d(flow.nn.Conv2d):
-    """OneFlow's convolution with the same parameters and results, but faster on the CPU.
 
-    OneFlow's collects the pixels under the kernel one by one, once more in the backward pass, and adds
-    its bias in a reference loop that takes longer than all the rest.
+def channels_last(x: flow.Tensor) -> flow.Tensor:
+    """Returns images (N, C, H, W) that lie in memory as (N, H, W, C); unchanged where oneDNN is not used."""
+    if is_channels_last(x) or not runs_in_onednn(x):
+        return x
+    count, channels, height, width = x.shape
+    if channels == 1:
+        return x.reshape(count, height, width, 1).permute(0, 3, 1, 2)
+    return operations.ToChannelsLast().apply(x).permute(0, 3, 1, 2)
+
+
+def channels_first(x: flow.Tensor) -> flow.Tensor:
+    """Returns images (N, C, H, W) that lie in memory in that order, as OneFlow's operations want them."""
+    return operations.ToChannelsFirst().apply(x.permute(0, 2, 3, 1)) if is_channels_last(x) else x
+
+
+def relu(x: flow.Tensor) -> flow.Tensor:
+    """Returns the positive part of each number, (...) float32."""
+    if is_channels_last(x) or (x.numel() >= _LARGE_TENSOR and runs_in_onednn(x)):
+        return operations.Activation(onednn.RELU).apply(x)
+    return F.relu(x)
+
+
+def relu_of(layer: flow.nn.Module, x: flow.Tensor) -> flow.Tensor:
+    """Returns ``relu(layer(x))``: in one pass over the memory, unless a hook watches the layer's own result.
+
+    Args:
+        layer: a convolution or a batch normalisation is fused with the ReLU.
+        x: images (N, C, H, W).
     """
+    if isinstance(layer, (Conv2d, BatchNorm2d)) and not layer._forward_hooks:
+        return layer(x, relu=True)
+    return relu(layer(x))
 
-    def forward(self, x: flow.Tensor) -> flow.Tensor:
-        """Returns the convolved images, (N, C, H, W) to (N, C', H', W')."""
-        if not runs_in_numpy(x):
-            return super().forward(x)
-        bias = flow.zeros(self.out_channels, dtype=x.dtype) if self.bias is None else self.bias
-        if self.groups == 1 and set(self.stride) == {1} and set(self.dilation) == {1}:
-            down, right = self.padding
-            if down or right:
-                x = F.pad(x, (right, right, down, down))
-            return Convolution().apply(x, self.weight, bias)
-        y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
-        return y + bias.reshape(1, -1, 1, 1)
+
+def fork(x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
+    """Returns images (N, C, H, W) twice, for two branches of a network; it is fast in both layouts."""
+    return operations.Fork().apply(x) if is_channels_last(x) else (x, x)
+
+
+def add(a: flow.Tensor, b: flow.Tensor, *, relu: bool = False) -> flow.Tensor:
+    """Returns the sum of images (N, C, H, W), or its positive part."""
+    if not runs_in_onednn(a):
+        return F.relu(a + b) if relu else a + b
+    return operations.Sum(relu).apply(a, _like(a, b))
+
+
+def scale(x: flow.Tensor, factors: flow.Tensor) -> flow.Tensor:
+    """Returns images (N, C, H, W) times a factor for each channel, (N, C, 1, 1)."""
+    if not runs_in_onednn(x):
+        return x * factors
+    return operations.ChannelScaling().apply(x, factors)
+
+
+def halves(x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
+    """Returns the first half of the channels of images (N, C, H, W), and the second."""
+    first, second = operations.Halves().apply(x) if runs_in_onednn(x) else x.chunk(2, dim=1)
+    return first, second
+
+
+def interleave(a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
+    """Returns the channels of two images (N, C, H, W) in turn: the first of each, the second of each, ..."""
+    if not runs_in_onednn(a):
+        count, channels, height, width = a.shape
+        pairs = flow.cat([a, b], dim=1).reshape(count, 2, channels, height, width)
+        return pairs.transpose(1, 2).reshape(count, 2 * channels, height, width)
+    return operations.Interleaving().apply(a, _like(a, b))
+
+
+def subsample(x: flow.Tensor, stride: int, new_channels: int) -> flow.Tensor:
+    """Returns every other pixel of images (N, C, H, W), and new channels of zeros after theirs."""
+    if not runs_in_onednn(x):
+        x = x[:, :, ::stride, ::stride]
+        zeros = flow.zeros(len(x), new_channels, *x.shape[2:], dtype=x.dtype, device=x.device)
+        return flow.cat([x, zeros], dim=1)
+    return operations.Subsampling(stride, new_channels).apply(x)
 
 
 def max_pool2d(x: flow.Tensor) -> flow.Tensor:
-    """Returns the largest of each 2x2 pixels, (N, C, H, W) to (N, C, H // 2, W // 2).
+    """Returns the largest of each 2x2 pixels, (N, C, H, W) to (N, C, H // 2, W // 2)."""
+    return (
+        operations.Pooling(onednn.MAX, (2, 2), (2, 2), (0, 0)).apply(x)
+        if runs_in_onednn(x)
+        else F.max_pool2d(x, 2)
+    )
 
-    Result and gradient are OneFlow's; on the CPU it takes a third of the time.
-    """
-    return MaxPool().apply(x) if runs_in_numpy(x) else F.max_pool2d(x, 2)
+
+def mean_over_pixels(x: flow.Tensor) -> flow.Tensor:
+    """Returns the mean of each channel, (N, C, H, W) to (N, C)."""
+    if not runs_in_onednn(x):
+        return x.mean(dim=(2, 3))
+    size = tuple(x.shape[2:])
+    return flow.flatten(operations.Pooling(onednn.AVERAGE, size, size, (0, 0)).apply(x), 1)
+
+
+def _like(a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
+    """Returns images ``b`` in the layout of images ``a``."""
+    return channels_last(b) if is_channels_last(a) else channels_first(b)
+
+
+class ImageLayer:
+    """A layer that takes images in both layouts; its result has the layout of its argument."""
+
+
+class Conv2d(ImageLayer, flow.nn.Conv2d):
+    """OneFlow's convolution, by oneDNN."""
+
+    def forward(self, x: flow.Tensor, relu: bool = False) -> flow.Tensor:
+        """Returns the convolved images, (N, C, H, W) to (N, C', H', W'), or their positive part."""
+        if not runs_in_onednn(x) or self.padding_mode != "zeros":
+            y = super().forward(channels_first(x))
+            return F.relu(y) if relu else y
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        bias = [] if self.bias is None else [self.bias]
+        return operations.Convolution(*geometry, relu).apply(x, self.weight, *bias)
+
+
+class MaxPool2d(ImageLayer, flow.nn.MaxPool2d):
+    """OneFlow's max pooling, by oneDNN."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the largest pixels, (N, C, H, W) to (N, C, H', W')."""
+        geometry = tuple(map(_pair, (self.kernel_size, self.stride, self.padding, self.dilation)))
+        if not runs_in_onednn(x) or self.ceil_mode or self.return_indices:
+            return super().forward(channels_first(x))
+        return operations.Pooling(onednn.MAX, *geometry).apply(x)
+
+
+class AvgPool2d(ImageLayer, flow.nn.AvgPool2d):
+    """OneFlow's average pooling, by oneDNN."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the means, (N, C, H, W) to (N, C, H', W')."""
+        if not runs_in_onednn(x) or self.ceil_mode or self.divisor_override:
+            return super().forward(channels_first(x))
+        kind = onednn.AVERAGE_WITH_PADDING if self.count_include_pad else onednn.AVERAGE
+        geometry = map(_pair, (self.kernel_size, self.stride, self.padding))
+        return operations.Pooling(kind, *geometry).apply(x)
+
+
+class AdaptiveAvgPool2d(ImageLayer, flow.nn.AdaptiveAvgPool2d):
+    """OneFlow's adaptive average pooling, by oneDNN where all windows are equal."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the means, (N, C, H, W) to (N, C, H', W') of the layer's output size."""
+        sizes = x.shape[2:]
+        out = [size or whole for size, whole in zip(_pair(self.output_size), sizes, strict=True)]
+        if not runs_in_onednn(x) or any(whole % size for size, whole in zip(out, sizes, strict=True)):
+            return super().forward(channels_first(x))
+        window = tuple(whole // size for size, whole in zip(out, sizes, strict=True))
+        return operations.Pooling(onednn.AVERAGE, window, window, (0, 0)).apply(x)
 
 
 class BatchNorm1d(flow.nn.BatchNorm1d):
@@ -47,13 +182,27 @@ class BatchNorm1d(flow.nn.BatchNorm1d):
         return super().forward(x)
 
 
-class BatchNorm2d(flow.nn.BatchNorm2d):
-    """OneFlow's layer for images, with the error of ``BatchNorm1d``."""
+class BatchNorm2d(ImageLayer, flow.nn.BatchNorm2d):
+    """OneFlow's layer for images, by oneDNN, with the error of ``BatchNorm1d``."""
 
-    def forward(self, x: flow.Tensor) -> flow.Tensor:
-        """Returns the normalised images, (N, C, H, W)."""
+    def forward(self, x: flow.Tensor, relu: bool = False) -> flow.Tensor:
+        """Returns the normalised images, (N, C, H, W), or their positive part."""
         _check_values(self, x)
-        return super().forward(x)
+        if not runs_in_onednn(x) or not (self.affine and self.track_running_stats and self.momentum):
+            y = super().forward(channels_first(x))
+            return F.relu(y) if relu else y
+        running = self.running_mean.to_numpy(), self.running_var.to_numpy()  # views of the buffers' memory
+        moments = tuple(map(np.empty_like, running)) if self.training else running
+        mean, variance = moments
+        normalization = operations.BatchNormalization(self.eps, mean, variance, self.training, relu)
+        y = normalization.apply(x, self.weight, self.bias)
+        if self.training:
+            values = x.numel() // x.shape[1]
+            for average, moment, factor in zip(running, moments, (1, values / (values - 1)), strict=True):
+                average *= 1 - self.momentum
+                average += self.momentum * factor * moment
+            self.num_batches_tracked.add_(1)
+        return y
 
 
 def _check_values(layer: flow.nn.Module, x: flow.Tensor) -> None:
@@ -64,7 +213,60 @@ def _check_values(layer: flow.nn.Module, x: flow.Tensor) -> None:
         )
 
 
-class Dropout(flow.nn.Module):
+class ReLU(ImageLayer, flow.nn.ReLU):
+    """OneFlow's ReLU, by oneDNN."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the positive parts, in the shape of ``x``."""
+        return relu(x)
+
+
+class Hardswish(ImageLayer, flow.nn.Hardswish):
+    """OneFlow's hard swish, by oneDNN."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns x * min(max(x + 3, 0), 6) / 6, in the shape of ``x``."""
+        if not runs_in_onednn(x):
+            return super().forward(x)
+        return operations.Activation(onednn.HARDSWISH).apply(x)
+
+
+class Elementwise(ImageLayer):
+    """A base class beside a layer of OneFlow's that treats each number alone, so in any layout."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the result, in the shape of ``x``."""
+        layer: Any = super()
+        if not is_channels_last(x):
+            return layer.forward(x)
+        return layer.forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Sequential(ImageLayer, flow.nn.Sequential):
+    """OneFlow's sequence of layers, in which images stay channels last as long as the layers take that."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the result of the last layer; images have the layout of ``x``."""
+        was_last = x.ndim == 4 and is_channels_last(x)
+        for layer in self:
+            if x.ndim == 4:
+                x = channels_last(x) if isinstance(layer, ImageLayer) else channels_first(x)
+            x = layer(x)
+        return x if was_last or x.ndim != 4 else channels_first(x)
+
+
+class Linear(flow.nn.Linear):
+    """OneFlow's linear layer, whose large products oneDNN computes."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the products, (..., D) to (..., D')."""
+        if not runs_in_onednn(x) or x.numel() * self.out_features < _LARGE_PRODUCT:
+            return super().forward(x)
+        bias = [] if self.bias is None else [self.bias]
+        return operations.Linear().apply(x, self.weight, *bias)
+
+
+class Dropout(ImageLayer, flow.nn.Module):
     """Dropout that follows ``flow.manual_seed``.
 
     Each ``nn.Dropout`` of OneFlow's has its own generator, which starts at a constant: no seed reaches
@@ -86,8 +288,14 @@ class Dropout(flow.nn.Module):
         """
         if not self.training or self.p == 0:
             return x
-        return DropoutMask(self.p).apply(x) if runs_in_numpy(x) else F.dropout(x, self.p)
+        if is_channels_last(x):
+            return self.forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return operations.DropoutMask(self.p).apply(x) if runs_in_numpy(x) else F.dropout(x, self.p)
 
     def extra_repr(self) -> str:
         """Returns the text of this layer in ``print(model)``."""
         return f"p={self.p}"
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

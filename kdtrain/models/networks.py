@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from kdtrain.models.layers import Conv2d, Dropout, max_pool2d
+from kdtrain.models.layers import (
+    Conv2d,
+    Dropout,
+    Linear,
+    channels_first,
+    channels_last,
+    max_pool2d,
+    relu,
+    relu_of,
+)
 from kdtrain.runtime import flow
-
-F = flow.nn.functional
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
@@ -21,15 +28,15 @@ class TeacherCnn(flow.nn.Module):
         self.conv2 = Conv2d(32, 64, 3)
         self.dropout1 = Dropout(0.3)
         self.dropout2 = Dropout(0.5)
-        self.fc1 = flow.nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128)
-        self.fc2 = flow.nn.Linear(128, num_classes)
+        self.fc1 = Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128)
+        self.fc2 = Linear(128, num_classes)
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
-        x = F.relu(self.conv1(x))
-        x = F.relu(max_pool2d(self.conv2(x)))  # the order does not matter; this one is a quarter of the work
-        x = self.dropout1(x)
-        x = F.relu(self.fc1(flow.flatten(x, 1)))
+        x = relu_of(self.conv1, channels_last(x))
+        x = relu(max_pool2d(self.conv2(x)))  # the order does not matter; this one is a quarter of the work
+        x = self.dropout1(channels_first(x))
+        x = relu(self.fc1(flow.flatten(x, 1)))
         return self.fc2(self.dropout2(x))
 
 
@@ -43,14 +50,14 @@ class StudentMlp(flow.nn.Module):
     def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
         super().__init__()
         channels, height, width = image_shape
-        self.fc1 = flow.nn.Linear(channels * height * width, 128)
-        self.fc2 = flow.nn.Linear(128, 64)
-        self.fc3 = flow.nn.Linear(64, num_classes)
+        self.fc1 = Linear(channels * height * width, 128)
+        self.fc2 = Linear(128, 64)
+        self.fc3 = Linear(64, num_classes)
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
-        x = F.relu(self.fc1(flow.flatten(x, 1)))
-        x = F.relu(self.fc2(x))
+        x = relu(self.fc1(flow.flatten(x, 1)))
+        x = relu(self.fc2(x))
         return self.fc3(x)
 
 
@@ -76,15 +83,15 @@ class HintonMlp(flow.nn.Module):
         super().__init__()
         channels, height, width_in = image_shape
         self.dropout0 = Dropout(input_dropout)
-        self.fc1 = flow.nn.Linear(channels * height * width_in, width)
-        self.fc2 = flow.nn.Linear(width, width)
-        self.fc3 = flow.nn.Linear(width, num_classes)
+        self.fc1 = Linear(channels * height * width_in, width)
+        self.fc2 = Linear(width, width)
+        self.fc3 = Linear(width, num_classes)
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
         x = self.dropout0(flow.flatten(x, 1))
-        x = self.dropout1(F.relu(self.fc1(x)))
-        x = self.dropout2(F.relu(self.fc2(x)))
+        x = self.dropout1(relu(self.fc1(x)))
+        x = self.dropout2(relu(self.fc2(x)))
         return self.fc3(x)

@@ -8,8 +8,8 @@ from functools import partial
 
 from kdtrain.errors import UsageError, size_text, unknown_name_message
 from kdtrain.models.factories import build_from_factory, check_factory
-from kdtrain.models.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
+from kdtrain.models.own_layers import with_own_layers
 from kdtrain.models.resnet import ResNet
 from kdtrain.models.zoo import LARGE, PREFIX, build_classifier, check_classifier
 from kdtrain.runtime import flow
@@ -43,9 +43,9 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
     """
     check_architecture(arch)
     if arch.startswith(PREFIX):
-        return _with_own_layers(build_classifier(arch, image_shape, num_classes))
+        return with_own_layers(build_classifier(arch, image_shape, num_classes))
     if runs_code(arch):
-        return _with_own_layers(build_from_factory(arch, image_shape, num_classes))
+        return with_own_layers(build_from_factory(arch, image_shape, num_classes))
     if arch == "teacher_cnn" and min(image_shape[1:]) < 6:
         raise UsageError(
             f"teacher_cnn needs images of at least 6x6 pixels, these are {size_text(image_shape[1:])}: "
@@ -107,23 +107,3 @@ def count_multiply_adds(model: flow.nn.Module, image_shape: ImageShape) -> int:
     with flow.no_grad():
         model.eval()(flow.zeros(1, *image_shape))
     return sum(counts)
-
-
-def _with_own_layers(model: flow.nn.Module) -> flow.nn.Module:
-    """Replaces the layers of a network that is not kdtrain's by kdtrain's own; parameters stay.
-
-    kdtrain's dropout follows the seed, so that a run can be resumed bit for bit. Its convolution is
-    faster. Its batch normalisation raises an error instead of computing NaN. Activations do not work in
-    place: some of OneFlow's warn at each call, and it does not detect a gradient that is wrong for it.
-    """
-    own_layers = {
-        flow.nn.Conv2d: Conv2d,
-        flow.nn.Dropout: Dropout,
-        flow.nn.BatchNorm1d: BatchNorm1d,
-        flow.nn.BatchNorm2d: BatchNorm2d,
-    }
-    for layer in model.modules():
-        layer.__class__ = own_layers.get(type(layer), type(layer))
-        if type(layer).__module__.startswith("oneflow.") and hasattr(layer, "inplace"):
-            layer.inplace = False
-    return model

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from kdtrain.models.layers import BatchNorm2d, Conv2d
+from kdtrain.models.layers import (
+    BatchNorm2d,
+    Conv2d,
+    add,
+    channels_last,
+    fork,
+    mean_over_pixels,
+    relu_of,
+    subsample,
+)
 from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
-
-F = flow.nn.functional
 
 
 class ResNet(flow.nn.Module):
@@ -35,9 +42,9 @@ class ResNet(flow.nn.Module):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = relu_of(self.bn1, self.conv1(channels_last(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
-        return self.fc(x.mean(dim=(2, 3)))
+        return self.fc(mean_over_pixels(x))
 
 
 class _Block(flow.nn.Module):
@@ -53,11 +60,11 @@ class _Block(flow.nn.Module):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns feature maps (N, C', H', W') of feature maps (N, C, H, W)."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        x, shortcut = fork(x)
+        x = self.bn2(self.conv2(relu_of(self.bn1, self.conv1(x))))
         if self.new_channels:  # option A: every other pixel, and new channels of zeros
-            x = x[:, :, :: self.stride, :: self.stride]
-            x = flow.cat([x, flow.zeros(len(x), self.new_channels, *x.shape[2:], device=x.device)], dim=1)
-        return F.relu(x + y)
+            shortcut = subsample(shortcut, self.stride, self.new_channels)
+        return add(x, shortcut, relu=True)
 
 
 def _conv3x3(channels_in: int, channels: int, stride: int = 1) -> Conv2d:

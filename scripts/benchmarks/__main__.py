@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import Bench
+from logits import logits
 from measures import (
     compare,
     growth,
@@ -26,17 +27,20 @@ from measures import (
     student_kd,
     teacher_epoch,
 )
+from networks import networks
 from pictures import image_folder
 from serving import serving
 from tools import ROOT, Row
 from trainer_overhead import overhead
 
 PEER = ROOT / ".venv-torch"
-TORCH = "2.13.0"
+TORCH = ("torch==2.13.0", "torchvision==0.28.0")
 MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
+    "networks": networks,
     "teacher": teacher_epoch,
     "student": student_epoch,
     "student_kd": student_kd,
+    "logits": logits,
     "compare": compare,
     "seeds": seeds_side_by_side,
     "overhead": overhead,
@@ -46,7 +50,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "start": start,
     "serve": serving,
 }
-NEED_PEER = ("teacher", "student", "student_kd")
+NEED_PEER = ("networks", "teacher", "student", "student_kd")
 
 
 def main() -> int:
@@ -58,6 +62,7 @@ def main() -> int:
     parser.add_argument(
         "--images", type=int, default=11_000, help="images in an epoch of the slow measurements [11000]"
     )
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of a network in a process [10]")
     parser.add_argument("--output", type=Path, help="also write the table here")
     options = parser.parse_args()
     unknown = [name for name in options.measure if name not in MEASURES]
@@ -69,12 +74,15 @@ def main() -> int:
 
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="kdtrain-bench-") as folder:
-        bench = Bench(Path(folder), options.repeats, options.images, _peer() if options.peer else None)
+        peer = _peer() if options.peer else None
+        bench = Bench(Path(folder), options.repeats, options.images, options.steps, peer)
         for name in names:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-                rows += MEASURES[name](bench)
-            print(f"  {rows[-1].result}", file=sys.stderr, flush=True)
+                measured = MEASURES[name](bench)
+            for row in measured:
+                print(f"  {row.result}", file=sys.stderr, flush=True)
+            rows += measured
     table = _table(rows)
     print(table)
     if options.output is not None:
@@ -85,11 +93,11 @@ def main() -> int:
 def _peer() -> Path:
     """Returns the Python of an environment with PyTorch; creates the environment if it is missing."""
     python = PEER / "bin" / "python"
-    if not _runs(python, "import torch"):
-        print(f"installing PyTorch {TORCH} into {PEER.name} ...", file=sys.stderr, flush=True)
+    if not _runs(python, "import torch, torchvision"):
+        print(f"installing {' and '.join(TORCH)} into {PEER.name} ...", file=sys.stderr, flush=True)
         python3 = next(name for name in ("python3.11", "python3") if _runs(name, ""))
         subprocess.run([python3, "-m", "venv", "--clear", PEER], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={TORCH}", "numpy"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *TORCH, "numpy"], check=True)
     return python
 
 

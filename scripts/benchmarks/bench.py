@@ -13,6 +13,7 @@ from tools import answer, kdtrain
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import RunData, prepare
+from kdtrain.runtime.ranks import Ranks
 
 HERE = Path(__file__).parent
 
@@ -25,12 +26,14 @@ class Bench:
         folder: folder for all files.
         repeats: pairs of measurements.
         images: training images in an epoch of the slow measurements.
+        steps: timed steps of a network in one process.
         peer: Python of an environment with PyTorch; None leaves PyTorch out.
     """
 
     folder: Path
     repeats: int
     images: int
+    steps: int
     peer: Path | None
 
     def fresh(self) -> Path:
@@ -46,7 +49,7 @@ class Bench:
         return path
 
     def torch(self, task: str, images: int, epochs: int) -> list[float]:
-        """Returns PyTorch's seconds per epoch."""
+        """Returns PyTorch's seconds per epoch; a teacher's in the faster memory format."""
         data = self.folder / "mnist.npz"
         if not data.exists():
             run = run_data()
@@ -63,6 +66,6 @@ class Bench:
         return seconds
 
 
-def run_data() -> RunData:
-    """Returns the loaders of a student's run on MNIST."""
-    return prepare(load_dataset(), FitConfig(mode="student"), "student", 0, "cpu")
+def run_data(ranks: Ranks | None = None) -> RunData:
+    """Returns the loaders of a student's run on MNIST, shared by the processes of ``ranks``."""
+    return prepare(load_dataset(), FitConfig(mode="student"), "student", 0, "cpu", ranks)

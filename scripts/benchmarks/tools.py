@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KDTRAIN = (sys.executable, "-m", "kdtrain")
+THREADS = 2  # of kdtrain and of its peers, where the machine has as many cores
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,22 @@ def ratio_row(
     what: str, seconds: Sequence[float], peer_seconds: Sequence[float], most: float, peer: str
 ) -> Row:
     """Returns the row of a comparison: medians, and the median ratio of the pairs with its range."""
-    ratios = sorted(a / b for a, b in zip(seconds, peer_seconds, strict=True))
-    ratio = statistics.median(ratios)
+    ratios = [a / b for a, b in zip(seconds, peer_seconds, strict=True)]
     result = (
         f"{statistics.median(seconds):.3g} s, {peer} {statistics.median(peer_seconds):.3g} s: "
-        f"ratio {ratio:.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)})"
+        f"{ratios_text(ratios)}"
     )
-    return Row(what, result, f"at most {most:g} x", ratio <= most)
+    return Row(what, result, f"at most {most:g} x", statistics.median(ratios) <= most)
+
+
+def ratios_text(ratios: Sequence[float]) -> str:
+    """Returns the median of ratios with their range and number, for a table."""
+    return f"ratio {statistics.median(ratios):.3f} {range_text(ratios, '.2f')}"
+
+
+def range_text(values: Sequence[float], form: str) -> str:
+    """Returns the range and the number of values, in brackets, for a table."""
+    return f"({min(values):{form}} to {max(values):{form}}, n = {len(values)})"
 
 
 def kdtrain(*words: str | Path, cores: str | None = None) -> float:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from bare_step import bare_step
 from bench import Bench, run_data
 from tools import Row, ratio_row, side_by_side
 
@@ -20,7 +21,6 @@ from kdtrain.experiment.loaders import RunData
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard, model_card
 
@@ -71,13 +71,7 @@ def _bare(card: ModelCard, data: RunData) -> float:
     network.train()
     for step, batch in enumerate(data.train.epoch(1)):
         optimizer.param_groups[0]["lr"] = learning_rate("one_cycle", LR, step, len(data.train))
-        optimizer.zero_grad(set_to_none=True)
-        logits = network(batch.inputs)
-        zero_upper_avx()
-        loss = flow.nn.functional.cross_entropy(logits, batch.targets)
-        loss.backward()
-        zero_upper_avx()
-        optimizer.step()
+        loss = bare_step(network, optimizer, batch.inputs, batch.targets)
     loss.item()
     return time.perf_counter() - start
 

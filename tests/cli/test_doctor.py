@@ -74,11 +74,19 @@ def test_a_whole_installation_is_good_line_by_line(whole: Path) -> None:
     assert [line for line in lines.values() if line.startswith("BAD")] == []
     assert code == 0
     assert lines["numpy"].endswith("1.23.5")
-    assert lines["BLAS kernel"] == (
-        "good  BLAS kernel: Haswell, for convolutions Haswell (OPENBLAS_CORETYPE=Haswell)"
-    )
+    assert lines["BLAS kernel"] == "good  BLAS kernel: Haswell (OPENBLAS_CORETYPE=Haswell)"
+    assert re.fullmatch(r"good  oneDNN: 3\.\d+\.\d+, AVX(2|-512), \d+ threads?", lines["oneDNN"])
     assert "t10k-labels-idx1-ubyte" in lines
     assert {"python", "device", "free disk", "available memory", "terminal"} <= lines.keys()
+
+
+def test_without_openmp_onednn_is_bad_and_the_remedy_is_told(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "libgomp.so.1").write_bytes(b"no library")
+    code, lines = doctor(whole, LD_LIBRARY_PATH=str(tmp_path))
+    assert code == 1
+    assert lines["oneDNN"].startswith("BAD   oneDNN: cannot be used: ")
+    assert "libgomp.so.1" in lines["oneDNN"]
+    assert "`apt install libgomp1`" in lines["oneDNN"]
 
 
 def test_a_package_of_the_wrong_version_is_bad(whole: Path, tmp_path: Path) -> None:

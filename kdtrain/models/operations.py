@@ -1,0 +1,395 @@
+"""The kernels of ``runtime/kernels.py`` as nodes of OneFlow's autograd graph, and dropout in NumPy."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kdtrain.runtime import flow, kernels, onednn
+from kdtrain.runtime.kernels import Pair
+from kdtrain.runtime.onednn import Array
+
+
+def runs_in_numpy(x: flow.Tensor) -> bool:
+    """Returns whether NumPy can read a tensor: it is neither on a GPU nor part of a traced graph."""
+    return not (x.is_cuda or x.is_lazy)
+
+
+def runs_in_onednn(x: flow.Tensor) -> bool:
+    """Returns whether oneDNN computes with a tensor: its numbers are float32, and it is not empty."""
+    return runs_in_numpy(x) and x.dtype == flow.float32 and x.numel() > 0 and onednn.is_usable()
+
+
+def is_channels_last(x: flow.Tensor) -> bool:
+    """Returns whether images (N, C, H, W) lie in memory as (N, H, W, C)."""
+    return bool(x.ndim == 4 and x.stride()[1] == 1 and x.shape[2] * x.shape[3] > 1)
+
+
+class Operation:
+    """An operation with its own backward pass, for one call; attributes hold what that pass needs.
+
+    ``flow.autograd.Function`` holds it in a context instead, whose attributes lose a reference each
+    time they are read, until their memory is freed while it is in use.
+    """
+
+    def apply(self, *inputs: flow.Tensor) -> Any:
+        """Returns the result, or several, as a node of autograd's graph."""
+
+        def forward(context: object, *inputs: flow.Tensor) -> Any:
+            return self.forward(*inputs)
+
+        def backward(context: object, *gradients: flow.Tensor) -> Any:
+            return self.backward(*gradients)
+
+        function = flow._oneflow_internal.autograd.AutogradFunctionBase
+        return function.apply(type(self).__name__, forward, backward, *inputs)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Returns the result, float32; the subclass states the shapes of inputs and result."""
+        raise NotImplementedError
+
+    def backward(self, *gradients: Any) -> Any:
+        """Returns the gradient of each input, in the input's shape, given that of each result."""
+        raise NotImplementedError
+
+
+class ImageOperation(Operation):
+    """An operation on images (N, C, H, W), whose results have the layout of the first argument.
+
+    OneFlow copies an argument of such an operation that is not contiguous, and it takes long. So images
+    that lie in memory as (N, H, W, C) enter and leave in that shape, as views.
+
+    Attributes:
+        images: how many arguments, the first ones, are images; their layout is the same.
+    """
+
+    images: ClassVar[int] = 1
+
+    def apply(self, *inputs: flow.Tensor) -> Any:
+        """As in ``Operation``."""
+        self.last = is_channels_last(inputs[0])
+        if not self.last:
+            return super().apply(*inputs)
+        views = (x.permute(0, 2, 3, 1) for x in inputs[: self.images])
+        result = super().apply(*views, *inputs[self.images :])
+        if isinstance(result, flow.Tensor):
+            return result.permute(0, 3, 1, 2)
+        return [y.permute(0, 3, 1, 2) for y in result]
+
+    def read(self, x: flow.Tensor) -> Array:
+        """Returns an argument, or the gradient of a result, as a contiguous array (N, H, W, C)."""
+        return self.as_last(x.to_numpy())
+
+    def as_last(self, x: Array) -> Array:
+        """Returns an argument's array so; a backward pass makes the copy again rather than keep it."""
+        return kernels.channels_last(x.transpose(0, 3, 1, 2) if self.last else x)
+
+    def result(self, y: Array) -> flow.Tensor:
+        """Returns a result, or the gradient of an argument, given as such an array."""
+        return flow.from_numpy(y if self.last else kernels.channels_first(y))
+
+
+class ToChannelsLast(Operation):
+    """Images (N, C, H, W) as (N, H, W, C)."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the copy."""
+        return flow.from_numpy(kernels.channels_last(x.to_numpy()))
+
+    def backward(self, dy: flow.Tensor) -> flow.Tensor:
+        """Returns the gradient, (N, C, H, W)."""
+        return flow.from_numpy(kernels.channels_first(np.ascontiguousarray(dy.to_numpy())))
+
+
+class ToChannelsFirst(Operation):
+    """Images (N, H, W, C) as (N, C, H, W)."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the copy."""
+        return flow.from_numpy(kernels.channels_first(x.to_numpy()))
+
+    def backward(self, dy: flow.Tensor) -> flow.Tensor:
+        """Returns the gradient, (N, H, W, C)."""
+        return flow.from_numpy(kernels.channels_last(dy.to_numpy()))
+
+
+class Convolution(ImageOperation):
+    """A convolution of images (N, C, H, W) with weights (C', C / groups, kh, kw), plus a bias (C',) or none.
+
+    Args:
+        stride, padding, dilation: for rows and columns.
+        groups: the number of parts of the channels that are convolved separately.
+        relu: whether a ReLU follows.
+    """
+
+    def __init__(self, stride: Pair, padding: Pair, dilation: Pair, groups: int, relu: bool) -> None:
+        self.geometry = stride, padding, dilation, groups
+        self.relu = relu
+
+    def forward(self, x: flow.Tensor, weight: flow.Tensor, *bias: flow.Tensor) -> flow.Tensor:
+        """Returns the convolved images."""
+        self.x, self.weight, self.image_wanted = x.to_numpy(), weight.to_numpy(), x.requires_grad
+        images = self.as_last(self.x)
+        self.kernel = kernels.Convolution.of(
+            images.shape, self.weight.shape, *self.geometry, bool(bias), self.relu
+        )
+        y = self.kernel.forward(images, self.weight, *(b.to_numpy() for b in bias))
+        if self.relu:
+            self.y = y
+        del images  # before another copy is made
+        return self.result(y)
+
+    def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, ...]:
+        """Returns the gradients of images (None if they need none), weights and bias."""
+        gradient = self.read(dy)
+        if self.relu:
+            gradient = kernels.Activation.of(self.y.shape, onednn.RELU).backward(gradient, self.y)
+        others = self.kernel.gradients_of_weights(gradient, self.as_last(self.x))
+        dx = self.kernel.gradient_of_images(gradient, self.weight) if self.image_wanted else None
+        del gradient
+        return (None if dx is None else self.result(dx), *map(flow.from_numpy, others))
+
+
+class Pooling(ImageOperation):
+    """The maximum or the mean of the pixels under a window.
+
+    Args:
+        kind: as in ``kernels.Pooling``.
+        window, stride, padding, dilation: for rows and columns.
+    """
+
+    def __init__(self, kind: int, window: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> None:
+        self.parameters = kind, window, stride, padding, dilation
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the pooled images, (N, C, H', W')."""
+        images = self.read(x)
+        self.kernel = kernels.Pooling.of(images.shape, *self.parameters)
+        y, self.workspace = self.kernel.forward(images)
+        return self.result(y)
+
+    def backward(self, dy: flow.Tensor) -> flow.Tensor:
+        """Returns the gradient of the images."""
+        return self.result(self.kernel.backward(self.read(dy), self.workspace))
+
+
+class BatchNormalization(ImageOperation):
+    """The normalisation of each channel.
+
+    Args:
+        epsilon: added to the variance.
+        mean, variance: (C,) float32 each.
+        of_images: whether both are filled with those of the images (the variance over N * H * W, not one
+            less), or given.
+        relu: whether a ReLU follows.
+    """
+
+    def __init__(self, epsilon: float, mean: Array, variance: Array, of_images: bool, relu: bool) -> None:
+        self.parameters = epsilon, of_images, relu
+        self.moments = mean, variance
+
+    def forward(self, x: flow.Tensor, scale: flow.Tensor, shift: flow.Tensor) -> flow.Tensor:
+        """Returns the normalised images, times a scale (C,), plus a shift (C,)."""
+        self.x, self.scale = x.to_numpy(), scale.to_numpy()
+        images = self.as_last(self.x)
+        self.kernel = kernels.BatchNormalization.of(images.shape, *self.parameters)
+        y, self.workspace = self.kernel.forward(images, self.scale, shift.to_numpy(), *self.moments)
+        return self.result(y)
+
+    def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, ...]:
+        """Returns the gradients of images, scale and shift."""
+        given = self.as_last(self.x), self.scale, *self.moments, self.workspace
+        dx, dscale, dshift = self.kernel.backward(self.read(dy), *given)
+        return self.result(dx), flow.from_numpy(dscale), flow.from_numpy(dshift)
+
+
+class Activation(ImageOperation):
+    """ReLU or hard swish of a tensor of any shape.
+
+    Args:
+        kind: ``onednn.RELU`` or ``onednn.HARDSWISH``.
+    """
+
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the activations."""
+        numbers = x.to_numpy()
+        self.kernel = kernels.Activation.of(numbers.shape, self.kind)
+        y = self.kernel.forward(numbers)
+        self.known = y if self.kernel.by_result else numbers
+        return flow.from_numpy(y)
+
+    def backward(self, dy: flow.Tensor) -> flow.Tensor:
+        """Returns the gradient of the numbers."""
+        return flow.from_numpy(self.kernel.backward(np.ascontiguousarray(dy.to_numpy()), self.known))
+
+
+class Fork(ImageOperation):
+    """Images twice, for two branches of a network.
+
+    OneFlow adds the gradients of two users of images by itself, but makes slow copies of both if they are
+    not contiguous.
+    """
+
+    def forward(self, x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
+        """Returns the images twice."""
+        return x.detach(), x.detach()
+
+    def backward(self, da: flow.Tensor, db: flow.Tensor) -> flow.Tensor:
+        """Returns the sum of the gradients."""
+        a, b = self.read(da), self.read(db)
+        return self.result(kernels.Elementwise.of(a.shape, onednn.ADD)(a, b))
+
+
+class Sum(ImageOperation):
+    """The sum of images.
+
+    Args:
+        relu: whether a ReLU follows.
+    """
+
+    images = 2
+
+    def __init__(self, relu: bool) -> None:
+        self.relu = relu
+
+    def forward(self, a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
+        """Returns the sum, in the shape of both."""
+        x, y = self.read(a), self.read(b)
+        self.y = kernels.Elementwise.of(x.shape, onednn.ADD, self.relu)(x, y)
+        return self.result(self.y)
+
+    def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
+        """Returns the gradient of both, which is the same."""
+        gradient = self.read(dy)
+        if self.relu:
+            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.y)
+        shared = self.result(gradient)
+        return shared, shared.detach()
+
+
+class ChannelScaling(ImageOperation):
+    """Images (N, C, H, W) times a factor for each channel (N, C, 1, 1)."""
+
+    images = 2
+
+    def forward(self, x: flow.Tensor, factors: flow.Tensor) -> flow.Tensor:
+        """Returns the products, (N, C, H, W)."""
+        self.x, self.factors = self.read(x), self.read(factors)
+        self.kernel = kernels.Elementwise.of(self.x.shape, onednn.MULTIPLY, False, True)
+        return self.result(self.kernel(self.x, self.factors))
+
+    def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
+        """Returns the gradients of images and factors."""
+        gradient = self.read(dy)
+        dfactors = np.einsum("nhwc,nhwc->nc", gradient, self.x)[:, None, None]
+        return self.result(self.kernel(gradient, self.factors)), self.result(dfactors)
+
+
+class Halves(ImageOperation):
+    """The first half of the channels, and the second."""
+
+    def forward(self, x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
+        """Returns images (N, C, H, W) as two of (N, C / 2, H, W)."""
+        first, second = np.split(self.read(x), 2, axis=3)
+        return self.result(np.ascontiguousarray(first)), self.result(np.ascontiguousarray(second))
+
+    def backward(self, da: flow.Tensor, db: flow.Tensor) -> flow.Tensor:
+        """Returns the gradient of the images."""
+        return self.result(np.concatenate([self.read(da), self.read(db)], axis=3))
+
+
+class Interleaving(ImageOperation):
+    """The channels of two images in turn: the first of each, the second of each, and so on."""
+
+    images = 2
+
+    def forward(self, a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
+        """Returns images (N, 2 C, H, W) of two of (N, C, H, W)."""
+        pairs = np.stack([self.read(a), self.read(b)], axis=4)
+        return self.result(pairs.reshape(*pairs.shape[:3], -1))
+
+    def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
+        """Returns the gradient of both."""
+        gradient = self.read(dy)
+        return (
+            self.result(np.ascontiguousarray(gradient[..., 0::2])),
+            self.result(np.ascontiguousarray(gradient[..., 1::2])),
+        )
+
+
+class Subsampling(ImageOperation):
+    """Every other pixel, and new channels of zeros after those of the images.
+
+    Args:
+        stride: from one pixel to the next, in rows and columns.
+        new_channels: how many channels are added.
+    """
+
+    def __init__(self, stride: int, new_channels: int) -> None:
+        self.stride, self.new_channels = stride, new_channels
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns images (N, C + new_channels, ceil(H / stride), ceil(W / stride)) of images (N, C, H, W)."""
+        images = self.read(x)
+        self.shape, kept = images.shape, images[:, :: self.stride, :: self.stride]
+        y = np.zeros((*kept.shape[:3], kept.shape[3] + self.new_channels), np.float32)
+        y[..., : kept.shape[3]] = kept
+        return self.result(y)
+
+    def backward(self, dy: flow.Tensor) -> flow.Tensor:
+        """Returns the gradient of the images."""
+        dx = np.zeros(self.shape, np.float32)
+        dx[:, :: self.stride, :: self.stride] = self.read(dy)[..., : self.shape[3]]
+        return self.result(dx)
+
+
+class Linear(Operation):
+    """A product of rows (..., D) with weights (D', D), and with a bias (D',) or none."""
+
+    def forward(self, x: flow.Tensor, weight: flow.Tensor, *bias: flow.Tensor) -> flow.Tensor:
+        """Returns the products, (..., D')."""
+        self.x, self.weight = x.to_numpy(), weight.to_numpy()
+        self.rows, self.has_bias, self.x_wanted = self.x.reshape(-1, x.shape[-1]), bool(bias), x.requires_grad
+        size = *self.rows.shape, len(self.weight)
+        product = kernels.Product.of(*size, (False, True), self.has_bias)
+        y = product(self.rows, self.weight, *(b.to_numpy() for b in bias))
+        return flow.from_numpy(y.reshape(*self.x.shape[:-1], -1))
+
+    def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, ...]:
+        """Returns the gradients of the rows (None if they need none), weights and bias."""
+        gradient = np.ascontiguousarray(dy.to_numpy()).reshape(len(self.rows), -1)
+        (count, inner), out, dx = self.rows.shape, len(self.weight), None
+        if self.x_wanted:
+            drows = kernels.Product.of(count, out, inner, (False, False))(gradient, self.weight)
+            dx = flow.from_numpy(drows.reshape(self.x.shape))
+        dweight = kernels.Product.of(out, count, inner, (True, False))(gradient, self.rows)
+        return (dx, flow.from_numpy(dweight), *([flow.from_numpy(gradient.sum(0))] if self.has_bias else []))
+
+
+class DropoutMask(Operation):
+    """Dropout: OneFlow's default generator gives a seed, from which NumPy draws 16 bits a unit.
+
+    It takes a third of the time of OneFlow's own.
+
+    Args:
+        p: the fraction of units that are set to 0.
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns ``x``, of any shape, with units set to 0 and the rest scaled by 1/(1-p)."""
+        values, seed = x.numpy(), flow.randint(0, 2**31 - 1, (1,)).item()
+        bits = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**16, values.shape, np.uint16)
+        self.factors = (bits >= round(self.p * 2**16)).astype(values.dtype)
+        self.factors *= 1 / (1 - self.p) if self.p < 1 else 0
+        return flow.from_numpy(values * self.factors)
+
+    def backward(self, dy: flow.Tensor) -> flow.Tensor:
+        """Returns the gradient of ``x``: that of the result, times the same factors."""
+        return flow.from_numpy(dy.numpy() * self.factors)
