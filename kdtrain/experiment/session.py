@@ -19,8 +19,9 @@ from kdtrain.experiment.loaders import check_sizes, count_validation, test_loade
 from kdtrain.experiment.modes import check_plugins, logit_cache
 from kdtrain.experiment.result import FitResult, TestedModel
 from kdtrain.experiment.teacher import networks_to_train
+from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
-from kdtrain.runtime import flow, launch
+from kdtrain.runtime import launch, onednn
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
@@ -58,6 +59,8 @@ class Session:
             if folder is not None:
                 ensure_writable(folder)
         self.device = resolve_device(config.device)
+        if self.device == "cpu":
+            onednn.is_usable()  # the warning, if it is not, comes once, and not from each child
         self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
         self.dataset = load_dataset(
             config.dataset,
@@ -147,9 +150,4 @@ def _cores(arch: str, dataset: Dataset) -> int:
         KdtrainError: the code of a user's network raises.
     """
     model = build_model(arch, dataset.image_shape, dataset.num_classes)
-    return len(available_cores()) if _uses_cores(model) else 1
-
-
-def _uses_cores(model: flow.nn.Module) -> bool:
-    """Returns whether a network is computed by several threads: convolutions are."""
-    return any(isinstance(module, flow.nn.Conv2d) for module in model.modules())
+    return len(available_cores()) if gains_by_cores(model) else 1

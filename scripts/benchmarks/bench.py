@@ -13,7 +13,6 @@ from tools import answer, kdtrain
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import RunData, prepare
-from kdtrain.runtime.ranks import Ranks
 
 HERE = Path(__file__).parent
 
@@ -66,6 +65,6 @@ class Bench:
         return seconds
 
 
-def run_data(ranks: Ranks | None = None) -> RunData:
-    """Returns the loaders of a student's run on MNIST, shared by the processes of ``ranks``."""
-    return prepare(load_dataset(), FitConfig(mode="student"), "student", 0, "cpu", ranks)
+def run_data() -> RunData:
+    """Returns the loaders of a student's run on MNIST."""
+    return prepare(load_dataset(), FitConfig(mode="student"), "student", 0, "cpu")

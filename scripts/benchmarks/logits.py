@@ -14,7 +14,6 @@ from tools import THREADS, Row, answer, kdtrain, ratio_row, side_by_side
 
 from kdtrain.engine.predict import predict_logits
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import load_model
 
 SECONDS = 8.0  # the promise for 55,000 images
@@ -34,8 +33,8 @@ def logits(bench: Bench) -> list[Row]:
         "batch": BATCH,
     }
 
-    def measure(ranks: Ranks) -> float:
-        network, loader = load_model(model).build(), run_data(ranks).train
+    def measure() -> float:
+        network, loader = load_model(model).build(), run_data().train
         start = time.perf_counter()
         predict_logits(network, loader)
         return time.perf_counter() - start

@@ -16,7 +16,6 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.session import Session
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
-from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import load_model
 
 MNIST = ROOT / "kdtrain" / "data" / "mnist"
@@ -102,7 +101,7 @@ def seeds_side_by_side(bench: Bench) -> list[Row]:
 def loader(bench: Bench) -> list[Row]:
     """Measures the loader alone, images per second."""
 
-    def work(ranks: Ranks) -> list[float]:
+    def work() -> list[float]:
         train = run_data().train
         rates = []
         for epoch in range(bench.repeats + 1):

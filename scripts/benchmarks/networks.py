@@ -19,7 +19,6 @@ from tools import THREADS, Row, answer, range_text, ratios_text
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.ranks import Ranks
 
 CLASSES, RATE, WARM_UP = 10, 1e-3, 3
 
@@ -91,7 +90,7 @@ def _pair(bench: Bench, case: Case, torch_first: int) -> tuple[_Kdtrain, dict[st
     return kdtrain, torch
 
 
-def _measure(case: Case, steps: int, ranks: Ranks) -> _Kdtrain:
+def _measure(case: Case, steps: int) -> _Kdtrain:
     """Returns the median step on random images, in this process."""
     rng = np.random.default_rng(0)
     inputs = flow.tensor(rng.standard_normal((case.batch, *case.shape), np.float32))

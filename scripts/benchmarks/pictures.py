@@ -20,7 +20,6 @@ from kdtrain.data.loader import Loader
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.ranks import Ranks
 
 COUNT = 4000  # images in the folder
 SIZE = 64  # height and width of the network's images
@@ -49,7 +48,7 @@ def image_folder(bench: Bench) -> list[Row]:
 def _waiting(dataset: Dataset, arch: str) -> Row:
     """Measures the share of a step that waits for its batch, cropped and flipped from uint8."""
 
-    def work(ranks: Ranks) -> list[float]:
+    def work() -> list[float]:
         images = Normalized(dataset.train.images, np.arange(len(dataset.train)), dataset.normalization)
         changed = augmentation("flip,crop=4", dataset.normalization.background)
         classes = dataset.num_classes

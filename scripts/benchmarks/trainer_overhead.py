@@ -21,7 +21,6 @@ from kdtrain.experiment.loaders import RunData
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
-from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard, model_card
 
 LR = 3e-3
@@ -38,7 +37,7 @@ def overhead(bench: Bench) -> list[Row]:
     return [ratio_row(what, trainer, bare, 1.02, "a bare loop")]
 
 
-def _pairs(folder: Path, layout: int, ranks: Ranks) -> tuple[list[float], list[float]]:
+def _pairs(folder: Path, layout: int) -> tuple[list[float], list[float]]:
     """Measures in a separate process with a different heap layout.
 
     The addresses that malloc gives the weights make either loop up to 2 % faster or slower for the
