@@ -452,7 +452,7 @@ def test_side_by_side_and_one_after_another_give_the_same_weights(
     tmp_path: Path, fitted: Fitted, tiles: Path
 ) -> None:
     """Of networks with one thread. The number of threads of others changes last bits."""
-    teacher = untrained_teacher(tmp_path / "teacher.safetensors", load_dataset(data_dir=tiles), "hinton_800")
+    teacher = untrained_teacher(tmp_path / "teacher.safetensors", load_dataset(data_dir=tiles), "student_mlp")
     folders = {"one": {available_cores()[0]}, "all": set(available_cores())}
     flags = [*fitted.flags, "--seeds", "2", "--teacher-checkpoint", teacher]
     for name, cores in folders.items():

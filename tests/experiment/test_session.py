@@ -112,10 +112,11 @@ def test_the_configuration_is_on_disk_before_training_starts(session: Session, t
         ("teacher_cnn", "dkd", len(available_cores())),
         ("teacher_cnn", "rkd,student_layer=fc1,teacher_layer=fc1", len(available_cores())),
         ("resnet8", "dist", len(available_cores())),
+        ("hinton_800", "dist", len(available_cores())),
         ("student_mlp", "dist", 1),
     ],
 )
-def test_a_network_with_convolutions_has_all_cores_whatever_else_it_has(
+def test_a_network_with_convolutions_or_large_layers_has_all_cores_whatever_its_plugins(
     arch: str, plugin: str, cores: int, mnist: Dataset, tmp_path: Path
 ) -> None:
     config = FitConfig("student_kd", student_arch=arch, logdir=tmp_path, plugin=(plugin,), limit_train=16)
