@@ -134,9 +134,11 @@ class Conv2d(ImageLayer, flow.nn.Conv2d):
         if not runs_in_onednn(x) or x.shape[1] != self.in_channels:  # OneFlow says what is wrong
             y = super().forward(channels_first(x))
             return F.relu(y) if relu else y
-        geometry = map(_pair, (self.stride, self.padding, self.dilation))
+        stride, padding, dilation = map(_pair, (self.stride, self.padding, self.dilation))
         bias = [] if self.bias is None else [self.bias]
-        return operations.Convolution(*geometry, self.groups, relu).apply(x, self.weight, *bias)
+        return operations.Convolution(stride, padding, dilation, self.groups, relu).apply(
+            x, self.weight, *bias
+        )
 
 
 class MaxPool2d(ImageLayer, flow.nn.MaxPool2d):
