@@ -275,7 +275,8 @@ def test_relu_of_equals_both_layers_and_a_hook_sees_the_first(
         assert (output < 0).any()
 
 
-def test_a_convolution_of_large_images_takes_bounded_memory() -> None:
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_convolution_of_large_images_takes_bounded_memory(cores: int) -> None:
     """The pixels under the kernel alone would take 466 MB, and their gradient as much."""
 
     def work() -> tuple[int, list[int]]:
@@ -287,7 +288,7 @@ def test_a_convolution_of_large_images_takes_bounded_memory() -> None:
         layer(images).sum().backward()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, list(images.grad.shape)
 
-    ((megabytes, shape),) = run_jobs([Job("a convolution", work)])
+    ((megabytes, shape),) = run_jobs([Job("a convolution", work, cores)])
     assert shape == [16, 16, 224, 224]
     assert megabytes < 250
 

@@ -20,7 +20,6 @@ from kdtrain.runtime import kernels, onednn
 from kdtrain.runtime.kernels import MOST_KERNELS
 from kdtrain.runtime.onednn import OneDnnError
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
-from kdtrain.runtime.ranks import Ranks
 from tests.cli.conftest import CallKdtrain, run, run_python
 from tests.conftest import RunKdtrain
 from tests.runs import metrics
@@ -92,19 +91,37 @@ def test_a_fork_computes_with_threads_of_its_own() -> None:
 def test_forks_of_forks_and_of_threads_compute() -> None:
     """A DataLoader's workers are forks of a job, and a notebook's thread may start one."""
 
-    def job(ranks: Ranks) -> list[Array]:
+    def job() -> list[Array]:
         compute()
         results: list[Array] = in_a_fork(compute)
         return results
 
     compute()
-    (results,) = run_jobs([Job("a convolution", job)], stall_timeout=SECONDS)
+    cores = len(available_cores())
+    (results,) = run_jobs([Job("a convolution", job, cores)], stall_timeout=SECONDS)
     assert close_to_here(results)
     received: list[list[Array]] = []
     thread = threading.Thread(target=lambda: received.append(in_a_fork(compute)))
     thread.start()
     thread.join(SECONDS)
     assert close_to_here(received[0])
+
+
+def test_a_fork_computes_that_was_made_while_another_thread_did() -> None:
+    stop = threading.Event()
+
+    def compute_until_then() -> None:
+        while not stop.is_set():
+            compute()
+
+    thread = threading.Thread(target=compute_until_then)
+    thread.start()
+    try:
+        digests = {in_a_fork(digest) for _ in range(10)}
+    finally:
+        stop.set()
+        thread.join(SECONDS)
+    assert digests == {digest()}
 
 
 def test_threads_of_a_process_compute_at_the_same_time() -> None:
@@ -158,7 +175,7 @@ print(dict(os.environ) == before, os.environ.get("GOMP_SPINCOUNT"))
 def test_kernels_for_many_shapes_take_bounded_memory() -> None:
     """Without a bound, 400 more convolutions would take 100 MB."""
 
-    def work(ranks: Ranks) -> tuple[float, int]:
+    def work() -> tuple[float, int]:
         sizes, weight = [], draw(4, 3, 3, 3)
         for height in range(3, MOST_KERNELS + 430):
             x = draw(1, height, 5, 3)
