@@ -7,16 +7,30 @@ from __future__ import annotations
 
 from kdtrain.models.layers import (
     ImageLayer,
+    ReLU,
     add,
     channels_last,
     fork,
     halves,
     interleave,
-    relu,
     relu_of,
     scale,
 )
 from kdtrain.runtime import flow
+
+
+def _activated(relu: flow.nn.Module, layer: flow.nn.Module, x: flow.Tensor) -> flow.Tensor:
+    """Returns ``relu(layer(x))``, computed at once unless a hook watches the ReLU or it is no ReLU."""
+    return relu_of(layer, x) if _is_plain(relu) else relu(layer(x))
+
+
+def _sum(relu: flow.nn.Module, x: flow.Tensor, shortcut: flow.Tensor) -> flow.Tensor:
+    """Returns ``relu(x + shortcut)``, likewise."""
+    return add(x, shortcut, relu=True) if _is_plain(relu) else relu(add(x, shortcut))
+
+
+def _is_plain(relu: flow.nn.Module) -> bool:
+    return isinstance(relu, ReLU) and not relu._forward_hooks
 
 
 class BasicBlock(ImageLayer, flow.nn.Module):
@@ -25,8 +39,8 @@ class BasicBlock(ImageLayer, flow.nn.Module):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns feature maps (N, C', H', W') of feature maps (N, C, H, W)."""
         x, shortcut = fork(x)
-        x = self.bn2(self.conv2(relu_of(self.bn1, self.conv1(x))))
-        return add(x, shortcut if self.downsample is None else self.downsample(shortcut), relu=True)
+        x = self.bn2(self.conv2(_activated(self.relu, self.bn1, self.conv1(x))))
+        return _sum(self.relu, x, shortcut if self.downsample is None else self.downsample(shortcut))
 
 
 class Bottleneck(ImageLayer, flow.nn.Module):
@@ -35,9 +49,9 @@ class Bottleneck(ImageLayer, flow.nn.Module):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns feature maps (N, C', H', W') of feature maps (N, C, H, W)."""
         x, shortcut = fork(x)
-        x = relu_of(self.bn2, self.conv2(relu_of(self.bn1, self.conv1(x))))
-        x = self.bn3(self.conv3(x))
-        return add(x, shortcut if self.downsample is None else self.downsample(shortcut), relu=True)
+        x = _activated(self.relu, self.bn1, self.conv1(x))
+        x = self.bn3(self.conv3(_activated(self.relu, self.bn2, self.conv2(x))))
+        return _sum(self.relu, x, shortcut if self.downsample is None else self.downsample(shortcut))
 
 
 class MobileNetBlock(ImageLayer, flow.nn.Module):
@@ -57,7 +71,7 @@ class SqueezeExcitation(ImageLayer, flow.nn.Module):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the scaled feature maps, (N, C, H, W)."""
         x, means = fork(x)
-        factors = self.fc2(relu(self.fc1(self.adaptive_avg_pool2d(means))))
+        factors = self.fc2(self.relu(self.fc1(self.adaptive_avg_pool2d(means))))
         return scale(x, self.hardsigmoid(factors))
 
 

@@ -33,12 +33,14 @@ def channels_last(x: flow.Tensor) -> flow.Tensor:
 
 def channels_first(x: flow.Tensor) -> flow.Tensor:
     """Returns images (N, C, H, W) that lie in memory in that order, as OneFlow's operations want them."""
-    return operations.ToChannelsFirst().apply(x.permute(0, 2, 3, 1)) if is_channels_last(x) else x
+    if not is_channels_last(x):
+        return x
+    return operations.ToChannelsFirst().apply(x.permute(0, 2, 3, 1)) if runs_in_onednn(x) else x.contiguous()
 
 
 def relu(x: flow.Tensor) -> flow.Tensor:
     """Returns the positive part of each number, (...) float32."""
-    if is_channels_last(x) or (x.numel() >= _LARGE_TENSOR and runs_in_onednn(x)):
+    if (is_channels_last(x) or x.numel() >= _LARGE_TENSOR) and runs_in_onednn(x):
         return operations.Activation(onednn.RELU).apply(x)
     return F.relu(x)
 
@@ -57,7 +59,7 @@ def relu_of(layer: flow.nn.Module, x: flow.Tensor) -> flow.Tensor:
 
 def fork(x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
     """Returns images (N, C, H, W) twice, for two branches of a network; it is fast in both layouts."""
-    return operations.Fork().apply(x) if is_channels_last(x) else (x, x)
+    return operations.Fork().apply(x) if is_channels_last(x) and runs_in_onednn(x) else (x, x)
 
 
 def add(a: flow.Tensor, b: flow.Tensor, *, relu: bool = False) -> flow.Tensor:
@@ -129,12 +131,14 @@ class Conv2d(ImageLayer, flow.nn.Conv2d):
 
     def forward(self, x: flow.Tensor, relu: bool = False) -> flow.Tensor:
         """Returns the convolved images, (N, C, H, W) to (N, C', H', W'), or their positive part."""
-        if not runs_in_onednn(x) or self.padding_mode != "zeros":
+        if not runs_in_onednn(x) or x.shape[1] != self.in_channels:  # OneFlow says what is wrong
             y = super().forward(channels_first(x))
             return F.relu(y) if relu else y
-        geometry = self.stride, self.padding, self.dilation, self.groups
+        stride, padding, dilation = map(_pair, (self.stride, self.padding, self.dilation))
         bias = [] if self.bias is None else [self.bias]
-        return operations.Convolution(*geometry, relu).apply(x, self.weight, *bias)
+        return operations.Convolution(stride, padding, dilation, self.groups, relu).apply(
+            x, self.weight, *bias
+        )
 
 
 class MaxPool2d(ImageLayer, flow.nn.MaxPool2d):
@@ -188,7 +192,8 @@ class BatchNorm2d(ImageLayer, flow.nn.BatchNorm2d):
     def forward(self, x: flow.Tensor, relu: bool = False) -> flow.Tensor:
         """Returns the normalised images, (N, C, H, W), or their positive part."""
         _check_values(self, x)
-        if not runs_in_onednn(x) or not (self.affine and self.track_running_stats and self.momentum):
+        has_all = self.affine and self.track_running_stats and self.momentum
+        if not (has_all and runs_in_onednn(x) and x.shape[1] == self.num_features):
             y = super().forward(channels_first(x))
             return F.relu(y) if relu else y
         running = self.running_mean.to_numpy(), self.running_var.to_numpy()  # views of the buffers' memory
@@ -247,12 +252,12 @@ class Sequential(ImageLayer, flow.nn.Sequential):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the result of the last layer; images have the layout of ``x``."""
-        was_last = x.ndim == 4 and is_channels_last(x)
+        was_last = _is_images(x) and is_channels_last(x)
         for layer in self:
-            if x.ndim == 4:
+            if _is_images(x):
                 x = channels_last(x) if isinstance(layer, ImageLayer) else channels_first(x)
             x = layer(x)
-        return x if was_last or x.ndim != 4 else channels_first(x)
+        return channels_first(x) if _is_images(x) and not was_last else x
 
 
 class Linear(flow.nn.Linear):
@@ -260,7 +265,8 @@ class Linear(flow.nn.Linear):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the products, (..., D) to (..., D')."""
-        if not runs_in_onednn(x) or x.numel() * self.out_features < _LARGE_PRODUCT:
+        is_large = x.numel() * self.out_features >= _LARGE_PRODUCT and x.shape[-1] == self.in_features
+        if not (is_large and runs_in_onednn(x)):
             return super().forward(x)
         bias = [] if self.bias is None else [self.bias]
         return operations.Linear().apply(x, self.weight, *bias)
@@ -295,6 +301,10 @@ class Dropout(ImageLayer, flow.nn.Module):
     def extra_repr(self) -> str:
         """Returns the text of this layer in ``print(model)``."""
         return f"p={self.p}"
+
+
+def _is_images(x: object) -> bool:
+    return isinstance(x, flow.Tensor) and x.ndim == 4  # layers of users' may return several tensors
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -118,6 +118,7 @@ class Primitive:
             memory, layout = ctypes.c_void_p(), self._layout(number)
             lib.call("memory_create", ctypes.byref(memory), layout, lib.engine, None)
             argument.number, argument.memory = number, memory.value
+        self._sizes = [self.bytes_of(number) for number in arguments]
         memories = [("memory", ctypes.c_void_p(argument.memory)) for argument in self._arguments]
         _destroy_with(self, *memories, ("primitive", self._primitive), ("primitive_desc", self.description))
 
@@ -134,9 +135,11 @@ class Primitive:
         """Runs the operation on contiguous arrays of the described layouts; it fills those of the results.
 
         Raises:
-            OneDnnError: it failed.
+            OneDnnError: it failed, or an array has another size than its description.
         """
         lib = library()
+        if [array.nbytes for array in arrays] != self._sizes:
+            raise OneDnnError(f"oneDNN's {self.kind} takes arrays of other shapes or of another dtype.")
         with lib.lock:  # between setting the addresses and running
             lib.use_threads(self._threads)
             for argument, array in zip(self._arguments, arrays, strict=True):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import EPOCH, Finished, Fitted, assert_explained, signal_when_ready, untrained_teacher
 from tests.conftest import RunKdtrain
 from tests.runs import metrics
-from tests.tools import ROOT, files_in, read_result, write_digits
+from tests.tools import ROOT, files_in, read_result, start_kdtrain, wait_until, write_digits
 
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
@@ -64,6 +65,35 @@ def test_in_the_middle_of_an_epoch(fitted: Fitted, tmp_path: Path, number: signa
     assert header["end"]["step"] == rows[-1]["step"] < result["steps"]
     assert not (tmp_path / "logs/models/student.safetensors").exists()
     assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]
+
+
+STEPS = """
+from pathlib import Path
+
+from kdtrain import Callback
+
+class Steps(Callback):
+    def on_batch(self, run, event):
+        Path("first step").touch()
+"""
+
+
+def test_within_a_second_in_the_middle_of_a_step_of_a_large_network(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "steps.py").write_text(STEPS)
+    words = ("--mode", "student", "--student-arch", "flowvision:resnet18", "--data-dir", digits)
+    with start_kdtrain("fit", *words, "--plugin", "steps.py:Steps", cwd=tmp_path) as process:
+        try:
+            wait_until(lambda: (tmp_path / "first step").exists() or process.poll() is not None)
+            time.sleep(0.3)  # a step takes seconds
+            process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            _, err = process.communicate(timeout=5)
+            seconds = time.monotonic() - start
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "kdtrain fit --resume" in err
+    assert seconds < 1
 
 
 @pytest.fixture(scope="module")

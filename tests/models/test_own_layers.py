@@ -1,0 +1,196 @@
+"""Networks from elsewhere compute the same after their layers have been replaced."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kdtrain.models import layers
+from kdtrain.models.layers import channels_last
+from kdtrain.models.operations import is_channels_last
+from kdtrain.models.own_layers import gains_by_cores, with_own_layers
+from kdtrain.runtime import flow
+
+Array = npt.NDArray[np.float32]
+ACTIVATIONS = (
+    *("Identity", "ReLU", "ReLU6", "LeakyReLU", "ELU", "SiLU", "GELU", "Mish"),
+    *("Sigmoid", "Tanh", "Hardsigmoid", "Hardswish"),
+)
+
+
+class Residual(flow.nn.Module):
+    """A user's block, which adds in place and calls a function of OneFlow's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = flow.nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        y = self.conv(x)
+        y += x
+        return flow.nn.functional.relu(y.transpose(2, 3)).transpose(2, 3)
+
+
+class Stage(flow.nn.Sequential):
+    """A user's sequence of layers."""
+
+
+class Doubled(flow.nn.Sequential):
+    """A user's sequence of layers that does something else."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        return 2 * super().forward(x)
+
+
+class Network(flow.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = flow.nn.Sequential(
+            flow.nn.Conv2d(3, 8, 3, bias=False),
+            flow.nn.BatchNorm2d(8),
+            flow.nn.ReLU(inplace=True),
+            flow.nn.MaxPool2d(3, 2, 1),
+        )
+        self.stage = Stage(
+            Residual(),
+            Doubled(flow.nn.Conv2d(8, 8, 1), flow.nn.LeakyReLU(0.1)),
+            flow.nn.Upsample(scale_factor=2),
+        )
+        self.depthwise = flow.nn.Conv2d(8, 16, 3, 2, groups=8)
+        self.pool = flow.nn.AdaptiveAvgPool2d(3)
+        self.fc = flow.nn.Linear(16 * 9, 4)
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        x = self.pool(self.depthwise(self.stage(self.stem(x))))
+        return self.fc(flow.flatten(x, 1))
+
+
+def networks() -> tuple[flow.nn.Module, flow.nn.Module]:
+    """A network with kdtrain's layers, and one with OneFlow's, of the same weights."""
+    flow.manual_seed(0)
+    reference = Network()
+    return with_own_layers(copy.deepcopy(reference)), reference
+
+
+def normal(*shape: int) -> Array:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_users_network_computes_the_same(training: bool) -> None:
+    model, reference = networks()
+    results = []
+    for network in (model, reference):
+        x = flow.tensor(normal(5, 3, 23, 19), requires_grad=True)
+        logits = network.train(training)(x)
+        flow.nn.functional.cross_entropy(logits, flow.tensor(np.arange(5) % 4)).backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        results.append([tensor.numpy() for tensor in (logits, x.grad, *gradients)])
+    assert list(model.state_dict()) == list(reference.state_dict())
+    tensors = [list(network.state_dict().values()) for network in (model, reference)]
+    results = [arrays + [t.numpy() for t in state] for arrays, state in zip(results, tensors, strict=True)]
+    for result, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_layers_are_still_of_the_classes_that_they_were() -> None:
+    model, reference = networks()
+    for layer, original in zip(model.modules(), reference.modules(), strict=True):
+        assert isinstance(layer, type(original))
+        assert type(layer).__name__ == type(original).__name__
+    for kind in (layers.Conv2d, layers.BatchNorm2d, layers.MaxPool2d, layers.Linear, layers.Sequential):
+        assert any(type(layer) is kind for layer in model.modules())
+    assert type(model.stage[1]) is Doubled
+    assert not model.stem[2].inplace
+    assert with_own_layers(model) is model  # once more, which changes nothing
+    assert str(model) == str(networks()[0])
+
+
+def test_a_copy_of_a_network_computes_the_same() -> None:
+    """Methods keep averages of weights in copies."""
+    model, _ = networks()
+    x = flow.tensor(normal(2, 3, 23, 19))
+    np.testing.assert_array_equal(copy.deepcopy(model.eval())(x).numpy(), model(x).numpy())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_equal_oneflows_and_keep_the_layout(name: str) -> None:
+    kind: Any = getattr(flow.nn, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer, reference = with_own_layers(kind()), kind()
+    assert isinstance(layer, kind)
+    toward = flow.tensor(normal(2, 3, 4, 5))
+    results = []
+    for call in (layer, lambda x: layer(channels_last(x)), reference):
+        x = flow.tensor(4 * normal(2, 3, 4, 5), requires_grad=True)
+        y = call(x)
+        (y * toward).sum().backward()
+        results.append([y.numpy(), x.grad.numpy()])
+    for values in zip(*results, strict=True):
+        for result in values[:2]:
+            np.testing.assert_allclose(result, values[2], rtol=1e-6, atol=1e-6)
+    assert is_channels_last(layer(channels_last(toward)))
+    assert not is_channels_last(layer(toward))
+    np.testing.assert_allclose(layer(toward[0, 0]).numpy(), reference(toward[0, 0]).numpy(), rtol=1e-6)
+
+
+class Pair(flow.nn.Module):
+    def forward(self, x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
+        return x, 2 * x
+
+
+class Second(flow.nn.Module):
+    def forward(self, pair: tuple[flow.Tensor, flow.Tensor]) -> flow.Tensor:
+        return pair[1]
+
+
+def test_layers_of_a_sequence_may_return_several_tensors() -> None:
+    model = with_own_layers(
+        flow.nn.Sequential(flow.nn.Conv2d(3, 4, 1), Pair(), Second(), flow.nn.Conv2d(4, 3, 1))
+    )
+    first, *_, last = model
+    x = flow.tensor(normal(2, 3, 5, 5))
+    np.testing.assert_allclose(model(x).numpy(), last(2 * first(x)).numpy(), rtol=1e-5, atol=1e-6)
+    assert len(with_own_layers(flow.nn.Sequential(Pair()))(x)) == 2
+    assert tuple(
+        with_own_layers(flow.nn.Sequential(flow.nn.LSTM(5, 2), Pair()))(flow.ones(3, 4, 5))[0][0].shape
+    ) == (
+        3,
+        4,
+        2,
+    )
+
+
+class Watch(flow.nn.Module):
+    """A user's layer, which notes the layout of its images."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        self.was_last = is_channels_last(x)
+        return x
+
+
+def test_users_layers_get_images_as_oneflow_lays_them_out_and_others_channels_last() -> None:
+    model = with_own_layers(
+        flow.nn.Sequential(flow.nn.Conv2d(3, 4, 3), flow.nn.Tanh(), Watch(), flow.nn.MaxPool2d(2))
+    )
+    seen = []
+    model[1].register_forward_hook(lambda layer, inputs, output: seen.append(is_channels_last(output)))
+    x = flow.tensor(normal(2, 3, 7, 8))
+    assert not is_channels_last(model(x))
+    assert is_channels_last(model(channels_last(x)))
+    assert not model[2].was_last
+    assert seen == [True, True]
+
+
+def test_convolutions_and_large_linear_layers_gain_by_cores() -> None:
+    assert gains_by_cores(with_own_layers(flow.nn.Sequential(flow.nn.Linear(512, 512))))
+    assert gains_by_cores(with_own_layers(flow.nn.Conv2d(1, 1, 1)))
+    assert not gains_by_cores(
+        with_own_layers(flow.nn.Sequential(flow.nn.Linear(512, 511), flow.nn.BatchNorm1d(511)))
+    )
