@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from kdtrain.models.layers import (
     ImageLayer,
-    ReLU,
     add,
     channels_last,
     fork,
     halves,
     interleave,
+    is_plain_relu,
     relu_of,
     scale,
 )
@@ -21,16 +21,12 @@ from kdtrain.runtime import flow
 
 def _activated(relu: flow.nn.Module, layer: flow.nn.Module, x: flow.Tensor) -> flow.Tensor:
     """Returns ``relu(layer(x))``, computed at once unless a hook watches the ReLU or it is no ReLU."""
-    return relu_of(layer, x) if _is_plain(relu) else relu(layer(x))
+    return relu_of(layer, x) if is_plain_relu(relu) else relu(layer(x))
 
 
 def _sum(relu: flow.nn.Module, x: flow.Tensor, shortcut: flow.Tensor) -> flow.Tensor:
     """Returns ``relu(x + shortcut)``, likewise."""
-    return add(x, shortcut, relu=True) if _is_plain(relu) else relu(add(x, shortcut))
-
-
-def _is_plain(relu: flow.nn.Module) -> bool:
-    return isinstance(relu, ReLU) and not relu._forward_hooks
+    return add(x, shortcut, relu=True) if is_plain_relu(relu) else relu(add(x, shortcut))
 
 
 class BasicBlock(ImageLayer, flow.nn.Module):

@@ -226,6 +226,11 @@ class ReLU(ImageLayer, flow.nn.ReLU):
         return relu(x)
 
 
+def is_plain_relu(layer: flow.nn.Module) -> bool:
+    """Returns whether a layer is a ReLU whose result no hook watches, so that it may be fused."""
+    return isinstance(layer, ReLU) and not layer._forward_hooks
+
+
 class Hardswish(ImageLayer, flow.nn.Hardswish):
     """OneFlow's hard swish, by oneDNN."""
 
@@ -252,11 +257,16 @@ class Sequential(ImageLayer, flow.nn.Sequential):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the result of the last layer; images have the layout of ``x``."""
-        was_last = _is_images(x) and is_channels_last(x)
-        for layer in self:
+        was_last, layers = _is_images(x) and is_channels_last(x), list(self)
+        while layers:
+            layer = layers.pop(0)
             if _is_images(x):
                 x = channels_last(x) if isinstance(layer, ImageLayer) else channels_first(x)
-            x = layer(x)
+            if layers and is_plain_relu(layers[0]):
+                layers.pop(0)
+                x = relu_of(layer, x)
+            else:
+                x = layer(x)
         return channels_first(x) if _is_images(x) and not was_last else x
 
 
