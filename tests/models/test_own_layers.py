@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,21 @@ def test_users_layers_get_images_as_oneflow_lays_them_out_and_others_channels_la
     assert is_channels_last(model(channels_last(x)))
     assert not model[2].was_last
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize("watched", [0, 1, 2])
+def test_layers_of_a_sequence_before_a_relu_and_the_relu_show_their_results_to_hooks(watched: int) -> None:
+    """Methods of distillation record them. Elsewhere both are computed at once."""
+    reference = flow.nn.Sequential(flow.nn.Conv2d(3, 4, 3), flow.nn.BatchNorm2d(4), flow.nn.ReLU())
+    model, x = with_own_layers(copy.deepcopy(reference)), flow.tensor(normal(2, 3, 7, 8))
+    seen: list[list[Array]] = [[], []]
+    for network, results in zip((model, reference), seen, strict=True):
+        hook = partial(lambda results, layer, inputs, output: results.append(output.numpy().copy()), results)
+        network[watched].register_forward_hook(hook)
+        results.append(network.train()(x).numpy())
+    for result, expected in zip(*seen, strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    assert len(seen[0]) == 2
 
 
 def test_convolutions_and_large_linear_layers_gain_by_cores() -> None:
