@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain import Batch, Callback, Loader, Objective, Output, Run, Status, Trainer, flow, load_model
+from kdtrain import (
+    Batch,
+    Callback,
+    Loader,
+    Objective,
+    Output,
+    Run,
+    Status,
+    Trainer,
+    build_model,
+    flow,
+    load_model,
+)
 from kdtrain.callbacks import Checkpoint, StopOnNonFinite
 from kdtrain.engine.events import BatchEnd
 from kdtrain.errors import CallbackError, KdtrainError
@@ -57,6 +69,24 @@ def test_an_epoch_cut_short_by_another_callback_is_looked_at_too(
     callbacks = [Bomb(1, float("nan")), StopOnNonFinite(), Checkpoint(card)]
     with pytest.raises(KdtrainError, match=message):
         fit(*([Stopper(), *callbacks] if first else [*callbacks, Stopper()]))
+    assert not (tmp_path / "checkpoints" / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize("arch", ["teacher_cnn", "resnet8"])
+def test_weights_that_are_not_finite_do_not_reach_a_checkpoint(
+    arch: str, train: Loader, validation: Loader, card: ModelCard, tmp_path: Path
+) -> None:
+    """The ReLU after a convolution may make a number of NaN, so that the loss looks as if all were well."""
+
+    class Damage(Callback):
+        def on_batch(self, run: Run, event: BatchEnd) -> None:
+            run.model.conv1.weight.data.fill_(float("nan"))
+
+    trainer = Trainer(
+        build_model(arch, (1, 28, 28), 10), ADAM, [Damage(), StopOnNonFinite(), Checkpoint(card)]
+    )
+    with pytest.raises(KdtrainError, match=r"not finite"):
+        trainer.fit(train, validation, epochs=1, directory=tmp_path)
     assert not (tmp_path / "checkpoints" / "best.safetensors").exists()
 
 
