@@ -39,7 +39,7 @@ def predict_logits(
     """
     for name, tensor in model.state_dict().items():
         if not np.isfinite(tensor.numpy()).all():
-            raise KdtrainError(f"the network's outputs are not finite numbers: {name} is not usable.")
+            raise KdtrainError(f"the network's outputs are not finite numbers: {name} holds NaN or infinity.")
     most = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
     ordered = loader.sequential(max(loader.ranks.size, min(IMAGES_AT_ONCE, most)))
     batches = ordered.epoch(1)

@@ -40,6 +40,7 @@ _STATUS = {1: "memory ran out", 2: "invalid arguments", 3: "not implemented", 5:
 _INSTRUCTIONS = {0x20: "AVX-512", 0x4: "AVX2", 0: "no AVX2: expect slow runs"}
 _END_THREADS = 2  # omp_pause_hard
 _LINE = 64  # bytes of a line of the cache, and of the widest register
+_SMALL = 1 << 14  # numbers, too few for their alignment to matter
 _WAKING = 50.0
 
 Array = npt.NDArray[np.float32]
@@ -159,10 +160,13 @@ def reordering(given: Description, wanted: Description, work: float) -> Primitiv
 
 
 def new_array(shape: Sequence[int]) -> Array:
-    """Returns an array of that shape, not initialised, that begins with a line of the cache."""
-    memory = np.empty(math.prod(shape) + _LINE // 4, np.float32)
+    """Returns an array of that shape, not initialised; a large one begins with a line of the cache."""
+    size = math.prod(shape)
+    if size < _SMALL:
+        return np.empty(shape, np.float32)
+    memory = np.empty(size + _LINE // 4, np.float32)
     start = -memory.ctypes.data % _LINE // 4
-    return memory[start : start + math.prod(shape)].reshape(shape)
+    return memory[start : start + size].reshape(shape)
 
 
 def available_threads() -> int:
