@@ -214,7 +214,7 @@ def test_a_set_up_that_is_interrupted_is_finished_by_the_next_one(tmp_path: Path
         os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does
         out, said = first.communicate(timeout=60)
         assert (first.returncode, out) == (130, ""), said
-        assert "2.2 GB to download, 4.6 GB on disk" in said.splitlines()[0]
+        assert "2.2 GB to download, 5 GB on disk" in said.splitlines()[0]
         assert said.endswith("kdtrain: interrupted; run this again and it goes on.\n")
         assert not stamp.exists()
 
