@@ -8,7 +8,6 @@ from __future__ import annotations
 from kdtrain.models.layers import (
     ImageLayer,
     add,
-    channels_last,
     fork,
     halves,
     interleave,
@@ -76,7 +75,6 @@ class ShuffleBlock(ImageLayer, flow.nn.Module):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns feature maps (N, C', H', W') of (N, C, H, W): the branches' channels in turn."""
-        x = channels_last(x)
         if self.stride == 1:
             kept, x = halves(x)
             return interleave(kept, self.branch2(x))

@@ -123,7 +123,7 @@ def _like(a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
 
 
 class ImageLayer:
-    """A layer that takes images in both layouts; its result has the layout of its argument."""
+    """A layer that takes images in both layouts. Where oneDNN computes it, the result has the argument's."""
 
 
 class Conv2d(ImageLayer, flow.nn.Conv2d):
