@@ -61,16 +61,23 @@ class SavedModel:
         """Returns the network with these weights, in evaluation mode.
 
         Raises:
-            CheckpointError: the weights do not fit the architecture; the text lists the differences.
+            CheckpointError: the weights do not fit the architecture (the text lists the differences), or are
+                not finite. The network's outputs do not always show that: oneDNN's ReLU of NaN is 0.
         """
         source = f"{self.path} ({self.card.arch})"
         fewest = fewest_values(self.card.arch, self.card.image_shape)
-        given = sum({id(array): array.size for array in self.weights.values()}.values())
+        different = {id(array): (name, array) for name, array in self.weights.items()}.values()
+        given = sum(array.size for _, array in different)
         if given < fewest:  # a card of a few bytes may name a network of gigabytes
             raise CheckpointError(
                 f"the weights in {source} do not fit the network: it has at least {fewest:,} values, and "
                 f"the file has {given:,}."
             )
+        for name, array in different:
+            if not np.isfinite(array).all():
+                raise CheckpointError(
+                    f"the weights in {source} cannot be used: {name} holds NaN or infinity."
+                )
         model = build_model(self.card.arch, self.card.image_shape, len(self.card.classes))
         load_weights(model, self.weights, source)
         return model.to(device).eval()

@@ -144,6 +144,15 @@ def test_loaded_weights_are_the_networks_own(student: flow.nn.Module) -> None:
     assert not np.array_equal(snapshot(student)["fc3.bias"], weights["fc3.bias"])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(path: Path, student: flow.nn.Module, value: float) -> None:
+    weights = snapshot(student)
+    weights["fc2.weight"][3, 5] = value
+    save_model(path, weights, CARD)
+    with pytest.raises(CheckpointError, match=r"cannot be used: fc2\.weight holds NaN or infinity"):
+        load_model(path).build()
+
+
 def test_everything_that_does_not_fit_is_listed(student: flow.nn.Module) -> None:
     weights = snapshot(student)
     before = snapshot(student)
