@@ -91,8 +91,8 @@ def closed_address() -> str:
 
 
 def try_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes downloads fail soon: after half a second without a byte, and without a second attempt."""
-    monkeypatch.setattr(download, "_TIMEOUT", 0.5)
+    """Makes downloads fail soon: after two seconds without a byte, and without a second attempt."""
+    monkeypatch.setattr(download, "_TIMEOUT", 2.0)
     monkeypatch.setattr(download, "_RETRIES", 0)
 
 
