@@ -41,7 +41,7 @@ _INSTRUCTIONS = {0x20: "AVX-512", 0x4: "AVX2", 0: "no AVX2: expect slow runs"}
 _END_THREADS = 2  # omp_pause_hard
 _LINE = 64  # bytes of a line of the cache, and of the widest register
 _SMALL = 1 << 14  # numbers, too few for their alignment to matter
-_WAKING = 50.0
+_WAKING = 50.0  # microseconds until a sleeping thread works
 
 Array = npt.NDArray[np.float32]
 
@@ -297,7 +297,7 @@ def _destroy_with(owner: object, *handles: tuple[str, ctypes.c_void_p]) -> None:
 
 @contextlib.contextmanager
 def _sleeping_threads() -> Iterator[None]:
-    """Makes OpenMP's threads, if it is loaded in the block, sleep soon while they wait for work.
+    """Makes the threads of an OpenMP that is loaded in the block sleep soon while they wait for work.
 
     By default they spin for seconds, and beside another busy process a step takes several times as long.
     If they never spin, waking them makes the steps of networks with many small layers a tenth slower.
