@@ -24,6 +24,7 @@ from kdtrain.runtime.limits import (
     MOST_PROCESSES,
     MOST_SECONDS,
     MOST_SEEDS,
+    MOST_VIEWS,
 )
 from kdtrain.runtime.value_checks import EPOCHS, IMAGES, MOST_NUMBER, SEED, Check, between, positive
 
@@ -83,6 +84,13 @@ class FitConfig:
         choices=MODE_CHOICES,
         aliases=("--model-type",),
     )
+    recipe: str | None = setting(
+        None,
+        "settings to start from: a name from `kdtrain recipes`; flags and --config win over it "
+        "[the recipe for the data set]",
+        metavar="NAME",
+        shorthands={"--quick": "quick"},
+    )
     epochs: int | None = setting(
         None, "epochs for each network [3 for a teacher, 60 for a student]", check=EPOCHS
     )
@@ -96,6 +104,17 @@ class FitConfig:
     )
     schedule: str = setting(
         "one_cycle", "learning rate schedule", choices=("one_cycle", "cosine", "constant")
+    )
+    weight_decay: float = setting(
+        0.0,
+        "share of each weight, times the learning rate, that a step takes away; for every network",
+        check=between(0, MOST_NUMBER),
+    )
+    clip_grad_norm: float | None = setting(
+        None,
+        "largest norm, above 0, of the gradient of all weights together [no limit]",
+        metavar="NORM",
+        check=positive(MOST_NUMBER),
     )
     teacher_arch: str | None = setting(
         None,
@@ -180,6 +199,18 @@ class FitConfig:
         metavar="none|NAME=N,...",
         check=AUGMENTATION,
     )
+    views: int = setting(
+        8,
+        "with --augment: number of fixed variants of each training image of a student; the teacher answers "
+        "each once. 0: new ones in each epoch, and the teacher runs at every step",
+        metavar="K",
+        check=between(0, MOST_VIEWS),
+    )
+    views_seed: int | None = setting(
+        None,
+        "seed of the variants of training images [--seed; all seeds of a comparison share it]",
+        check=SEED,
+    )
     seed: int = setting(
         0, "seed of initial weights, held-out images, batch order, augmentation and dropout", check=SEED
     )
@@ -191,6 +222,9 @@ class FitConfig:
     )
     with_label_smoothing: bool = setting(
         False, "compare: add student_ls, a student without teacher that learns smoothed labels"
+    )
+    with_hard_labels: bool = setting(
+        False, "compare: add student_hard, a student that learns the teacher's class of each image"
     )
     grid: tuple[str, ...] = setting(
         (),
@@ -246,7 +280,7 @@ class FitConfig:
         if self.is_chain and self.mode != "student_kd":
             flag = "--generations" if self.generations > 1 else "--assistant-arch"
             raise UsageError(f"{flag} is for --mode student_kd, not for {self.mode}.")
-        for name in ("teacher_per_seed", "with_label_smoothing", "grid"):
+        for name in ("teacher_per_seed", "with_label_smoothing", "with_hard_labels", "grid"):
             if getattr(self, name) and self.mode != "compare":
                 raise UsageError(f"{flag_of(name)} is for --mode compare, not for {self.mode}.")
         if self.teacher_per_seed and self.teacher_checkpoint is not None:

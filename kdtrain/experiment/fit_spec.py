@@ -51,6 +51,7 @@ class FitSpec:
             "assistant_arch": (),
             "teacher_per_seed": False,
             "with_label_smoothing": False,
+            "with_hard_labels": False,
             "grid": (),
             "omit_class": () if self.mode == "teacher" else command.omit_class,
         }

@@ -32,6 +32,9 @@ MOST_EPOCHS = 100_000
 MOST_SEEDS = 1000
 """Seeds of a comparison, which trains three networks for each."""
 
+MOST_VIEWS = 1000
+"""Fixed variants of each training image. The cache has the teacher's logits for each."""
+
 MOST_GENERATIONS = 1000
 """Students of a chain."""
 
