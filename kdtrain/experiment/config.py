@@ -108,7 +108,7 @@ class FitConfig:
     weight_decay: float = setting(
         0.0,
         "share of each weight, times the learning rate, that a step takes away; for every network",
-        check=between(0, MOST_NUMBER),
+        check=between(0, 1),
     )
     clip_grad_norm: float | None = setting(
         None,
