@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from kdtrain.data.augment_spec import AUGMENT_FORMS, parse_augment
+from kdtrain.data.augment_spec import AUGMENT_FORMS, mixes, parse_augment
 from kdtrain.errors import UsageError
 from kdtrain.runtime.limits import (
     LARGEST_SEED,
@@ -292,6 +292,11 @@ class FitConfig:
             raise UsageError(
                 "--grid chooses by held-out images, but --val-size 0 holds none out: leave one of them out."
             )
+        if self.views == 1 and self.augment_for("student") != "none" and not mixes(self.augment or ""):
+            raise UsageError(
+                "--views 1 is each image as it is, which --augment does not change: "
+                "give 2 or more, or 0 for new ones in each epoch."
+            )
         if self.omit_class and self.mode == "teacher":
             raise UsageError(
                 f"--omit-class {self.omit_class[0]} is for students; --mode teacher trains on all classes."
@@ -327,6 +332,13 @@ class FitConfig:
         if network == "teacher":
             return self.teacher_augment or self.augment or "shift=2"
         return self.augment or "none"
+
+    def views_for(self, network: str) -> int:
+        """Returns the number of variants of each training image; 0 for new ones in each epoch.
+
+        A teacher's images get new ones, because no other network answers about them.
+        """
+        return 0 if network == "teacher" else self.views
 
     def resolved(self) -> dict[str, Any]:
         """Returns all settings as plain values, with those filled in that the mode decides.

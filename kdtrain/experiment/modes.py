@@ -17,6 +17,7 @@ from kdtrain.callbacks import (
     StopOnNonFinite,
     TensorBoard,
 )
+from kdtrain.data.augment_spec import mixes
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
@@ -91,9 +92,10 @@ def callbacks_for(
         callbacks.append(EarlyStopping(config.early_stopping))
     if teacher is not None:
         cache = logit_cache(config)
-        callbacks.append(
-            DistillationCallback(teacher, config.temperature, config.alpha, cache_directory=cache)
-        )
+        # The teacher alone answers about mixed images: mixed labels hurt a distilled student (Wang et al.
+        # 2020, "Knowledge Distillation Thrives on Data Augmentation").
+        alpha = 1.0 if mixes(config.augment_for("student")) else config.alpha
+        callbacks.append(DistillationCallback(teacher, config.temperature, alpha, cache_directory=cache))
     plugins = [load_plugin(spec) for spec in config.plugin]
     return [*callbacks, *(plugin for plugin in plugins if teacher is not None or not plugin.needs_teacher)]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from kdtrain.callbacks.teacher_logits import logits_over
+from kdtrain.callbacks.teacher_logits import LogitCache
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import DataError, UsageError
@@ -124,21 +124,32 @@ class Session:
     def soft_label_jobs(self, teachers: Mapping[int, SavedModel]) -> list[Job[None]]:
         """Returns the jobs that put teachers' logits over the training images into the cache.
 
-        There are none with augmentation, because then each epoch has other images.
+        There are none with new variants in each epoch. Seeds with one teacher share a job, because they share
+        the files of the cache.
 
         Args:
             teachers: the teacher of each seed.
         """
+        config = self.config
 
-        def work(seed: int, teacher: SavedModel) -> None:
-            train = training_loader(self.dataset, self.config, "student", seed, self.device, self.ranks)
-            logits_over(teacher.build(self.device), train, logit_cache(self.config))
+        def work(teacher: SavedModel, seeds: Sequence[int]) -> None:
+            network = teacher.build(self.device)
+            for seed in seeds:
+                train = training_loader(self.dataset, config, "student", seed, self.device, self.ranks)
+                LogitCache(network, train, logit_cache(config)).table(config.epochs_for("student"))
 
-        if self.config.augment_for("student") != "none":
+        if config.augment_for("student") != "none" and config.views == 0:
             return []
+        seeds: dict[int, list[int]] = {}
+        for seed, teacher in teachers.items():
+            seeds.setdefault(id(teacher), []).append(seed)
         return [
-            Job("the teacher's soft labels", partial(work, seed, teacher), self._cores(teacher.card.arch))
-            for seed, teacher in teachers.items()
+            Job(
+                "the teacher's soft labels",
+                partial(work, teachers[first], (first, *others)),
+                self._cores(teachers[first].card.arch),
+            )
+            for first, *others in seeds.values()
         ]
 
 
