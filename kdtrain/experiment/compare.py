@@ -13,7 +13,7 @@ from kdtrain.experiment.config_file import absolute_paths, load_config
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import search_grid
 from kdtrain.experiment.loaders import count_validation
-from kdtrain.experiment.modes import COMPARED, MODES
+from kdtrain.experiment.modes import COMPARED, MODES, controls_of
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
@@ -82,9 +82,7 @@ class _Training:
         self.config = session.config
         self.directory = directory
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
-        self.students = [model for model in COMPARED if model != "teacher"]
-        if not self.config.with_label_smoothing:
-            self.students.remove("student_ls")
+        self.students: list[Model] = ["student_kd", "student", *controls_of(self.config)]
 
     def run(self, existing_teacher: SavedModel | None) -> tuple[Models, dict[Model, GridResult]]:
         """Returns the tested models, seed by seed, and the results of the grid by model."""

@@ -22,14 +22,18 @@ from kdtrain.metrics.statistics import (
 )
 from kdtrain.report.grid_result import GridResult
 
-Model = Literal["teacher", "student_kd", "student", "student_ls"]
+Model = Literal["teacher", "student_kd", "student", "student_ls", "student_hard"]
 Outcome = Literal["helped", "hurt", "undecided"]
 
-MODELS: tuple[Model, ...] = ("teacher", "student_kd", "student", "student_ls")
+MODELS: tuple[Model, ...] = ("teacher", "student_kd", "student", "student_ls", "student_hard")
+_CONTROLS = ("student_ls", "student_hard")
+"""Models that need not take part."""
 PAIRS: tuple[tuple[Model, Model], ...] = (
     ("student_kd", "student"),
     ("student_ls", "student"),
     ("student_kd", "student_ls"),
+    ("student_hard", "student"),
+    ("student_kd", "student_hard"),
 )
 """Pairs of model and baseline, used where both were trained; the first pair measures distillation."""
 
@@ -173,14 +177,15 @@ def compare(results: Sequence[ModelResult], grid: Mapping[Model, GridResult] | N
     """Returns the comparison of the models; students are paired by their seeds.
 
     Args:
-        results: results of teacher, student_kd and student, and optionally of student_ls.
+        results: results of teacher, student_kd and student, and optionally of student_ls and student_hard.
         grid: result of --grid, by model.
 
     Raises:
         KdtrainError: a model or one half of a pair is missing, a seed occurs twice, the models were
             tested on different numbers of images, or a cross-entropy is not finite.
     """
-    models = [model for model in MODELS if model != "student_ls" or any(r.model == model for r in results)]
+    trained = {result.model for result in results}
+    models = [model for model in MODELS if model not in _CONTROLS or model in trained]
     by_model = {model: _of_model(results, model) for model in models}
     images = _test_images(results)
     summaries = {model: _summary(by_model[model]) for model in models}
