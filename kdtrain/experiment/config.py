@@ -288,6 +288,11 @@ class FitConfig:
                 "--teacher-per-seed trains teachers, but --teacher-checkpoint names a trained one: "
                 "leave one of them out."
             )
+        if self.weight_decay * self.peak_lr >= 1.0:
+            raise UsageError(
+                f"--weight-decay {self.weight_decay:g} with the learning rate {self.peak_lr:g}: a step takes "
+                "away all of a weight. Their product must be below 1."
+            )
         if self.grid and self.val_size == 0:
             raise UsageError(
                 "--grid chooses by held-out images, but --val-size 0 holds none out: leave one of them out."

@@ -39,6 +39,7 @@ OPTIONAL = {
     "val_size": st.integers(0, 10**6),
     "limit_train": NUMBERS,
     "early_stopping": EPOCHS,
+    "clip_grad_norm": POSITIVE,
     "augment": AUGMENTATIONS,
     "teacher_augment": AUGMENTATIONS,
     "model_save_dir": PATHS,
@@ -50,6 +51,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "batch_size": NUMBERS,
     "optimizer": st.sampled_from(["adam", "adadelta", "sgd"]),
     "schedule": st.sampled_from(["one_cycle", "cosine", "constant"]),
+    "weight_decay": st.floats(0, 1),
     "teacher_arch": TEXTS,
     "student_arch": TEXTS,
     "temperature": POSITIVE,
@@ -64,6 +66,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "seeds": st.just(1),
     "teacher_per_seed": st.booleans(),
     "with_label_smoothing": st.booleans(),
+    "with_hard_labels": st.booleans(),
     "grid": st.lists(st.sampled_from(GRIDS), unique_by=lambda text: text[0], max_size=3).map(tuple),
     "plugin": st.lists(TEXTS, max_size=3).map(tuple),
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
@@ -79,7 +82,10 @@ def config_of(values: dict[str, Any]) -> FitConfig:
     if values["mode"] == "teacher":
         others["omit_class"] = ()
     if values["mode"] != "compare":
-        others |= {"teacher_per_seed": False, "with_label_smoothing": False, "grid": ()}
+        others |= {"teacher_per_seed": False, "grid": ()}
+        others |= {"with_label_smoothing": False, "with_hard_labels": False}
+    if values["weight_decay"] * (values["lr"] or 1.0) >= 1.0:
+        others["weight_decay"] = 0.0
     if values["teacher_checkpoint"] is not None:
         others["teacher_per_seed"] = False
     if values["val_size"] == 0:
@@ -211,6 +217,14 @@ BAD_FLAGS = """
 --seeds 3 --mode student | --mode compare | --seed
 --teacher-per-seed --mode teacher | --mode compare | teacher
 --with-label-smoothing --mode student | --mode compare | student
+--with-hard-labels --mode student_kd | --mode compare | student_kd
+--weight-decay -0.1 | --weight-decay is -0.1 | from 0 to 1
+--weight-decay 1.5 | --weight-decay is 1.5 | from 0 to 1
+--weight-decay 0.5 --lr 2 | --weight-decay 0.5 | 2 | below 1
+--weight-decay 1 --optimizer adadelta | --weight-decay 1 | below 1
+--weight-decay 0.5 --grid lr=1,2 | --weight-decay 0.5 | below 1
+--clip-grad-norm 0 | --clip-grad-norm is 0 | above 0
+--clip-grad-norm nan | --clip-grad-norm is nan | above 0
 --grid alpha=.5 --mode student_kd | --mode compare | student_kd
 --teacher-per-seed --teacher-checkpoint t | --teacher-checkpoint | leave one of them out
 --grid alpha=.5 --val-size 0 | --val-size 0 | leave one of them out

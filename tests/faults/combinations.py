@@ -95,11 +95,12 @@ COMBINATIONS = {
     "compare: seeds, a teacher for each": Combination("compare", "--seeds 2 --teacher-per-seed"),
     "compare: grid": Combination("compare", "--grid alpha=.5,.9 --grid lr=.001,.003 --omit-class 3"),
     "compare: label smoothing": Combination(
-        "compare", "--with-label-smoothing --early-stopping 1 --schedule cosine"
+        "compare", "--with-label-smoothing --early-stopping 1 --schedule cosine --weight-decay .1"
     ),
-    "compare: seeds, teachers, grid, label smoothing": Combination(
+    "compare: seeds, teachers, grid, both controls": Combination(
         "compare",
-        "--seeds 2 --teacher-per-seed --grid temperature=2,4 --grid lr=.001,.003 --with-label-smoothing",
+        "--seeds 2 --teacher-per-seed --grid temperature=2,4 --grid lr=.001,.003 --with-label-smoothing "
+        "--with-hard-labels --clip-grad-norm .5",
     ),
 }
 

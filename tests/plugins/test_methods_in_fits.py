@@ -22,6 +22,7 @@ from plugins.attention import Attention
 from plugins.dist import Dist
 from plugins.dkd import Dkd
 from plugins.fitnet import FitNet
+from plugins.hard_labels import HardLabels
 from plugins.label_smoothing import LabelSmoothing
 from plugins.logit_mse import LogitMse
 from plugins.logit_std import LogitStd
@@ -64,6 +65,7 @@ METHODS: dict[str, Callback] = {
     "dist": Dist(),
     "logit_std": LogitStd(),
     "logit_mse": LogitMse(),
+    "hard_labels": HardLabels(),
     "fitnet_fc1_fc2": FitNet("fc1", "fc2", weight=1.0),
     "rkd_fc2": Rkd("fc2", "fc2"),
     "similarity_fc2": Similarity("fc2", "fc2"),
@@ -75,7 +77,7 @@ def test_each_method_teaches(name: str, distil: Distil, train: Loader, teacher: 
     runs: list[int] = []
     teacher.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     rows, _ = distil(METHODS[name], epochs=3)
-    replaces = name in ("dkd", "dist", "logit_std", "logit_mse")
+    replaces = name in ("dkd", "dist", "logit_std", "logit_mse", "hard_labels")
     assert list(rows[0]) == (["task", name, "total"] if replaces else ["task", "kd", name, "total"])
     first, last = (np.mean([row[name] for row in part]) for part in (rows[:4], rows[-4:]))
     assert last < first, "the term gets smaller"
@@ -250,10 +252,10 @@ def test_wrong_uses_end_in_one_line_that_explains_them(
 def test_two_processes_distil_as_one_with_the_same_batches(
     tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
 ) -> None:
-    """Also the regressor, which is no part of the student."""
+    """Also the regressor, which is no part of the student, and the limit on the norm of all gradients."""
     plugins = ("--plugin", "dkd,warmup=1", "--plugin", "fitnet,student_layer=fc1,teacher_layer=fc1")
     flags = ("--mode", "student_kd", *tiles, "--limit-train", "320", "--epochs", "1", *plugins)
-    sgd = ("--optimizer", "sgd", "--lr", "0.01")
+    sgd = ("--optimizer", "sgd", "--lr", "0.01", "--clip-grad-norm", "0.5", "--weight-decay", "0.1")
     ends = []
     for processes, batch_size in (("1", "64"), ("2", "32")):
         words = (*flags, *sgd, "--batch-size", batch_size, "--nproc-per-node", processes)
