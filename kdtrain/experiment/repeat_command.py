@@ -6,7 +6,11 @@ import shlex
 from typing import Any
 
 from kdtrain.experiment.config import FitConfig, flag_of
-from kdtrain.experiment.config_file import absolute_paths, load_config
+from kdtrain.experiment.config_file import absolute_paths, load_config, new_config
+from kdtrain.experiment.recipe import NO_RECIPE, recipe_for
+
+_DATA = ("dataset", "data_dir")
+"""The settings that choose the recipe."""
 
 
 def command(config: FitConfig) -> str:
@@ -14,8 +18,14 @@ def command(config: FitConfig) -> str:
     config = load_config(config.resolved())  # every default is resolved
     wanted = absolute_paths(config).resolved()
     given: dict[str, Any] = {"mode": config.mode}
+    given |= {
+        name: getattr(config, name) for name in _DATA if getattr(config, name) != getattr(FitConfig, name)
+    }
+    recipe = config.recipe or NO_RECIPE
+    if recipe != recipe_for(config.dataset, config.data_dir):
+        given["recipe"] = recipe
     # A setting can decide the default of another one, so the comparison is repeated after each change.
-    while wrong := _different(absolute_paths(FitConfig(**given)).resolved(), wanted):
+    while wrong := _different(absolute_paths(new_config(given)).resolved(), wanted):
         given |= {name: getattr(config, name) for name in wrong}
     words = ["kdtrain", "fit"]
     for name, value in given.items():
