@@ -125,7 +125,7 @@ def _recipe_of_labels(folder: Path) -> str:
             )
             for index, file in labels.items()
         }
-    except (DataError, OSError, ValueError):
+    except (DataError, OSError):
         return "pictures"
     for name in _PUBLISHED:
         if all(DATASETS[name].sha256[index] == digest for index, digest in digests.items()):
