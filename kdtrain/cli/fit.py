@@ -14,7 +14,7 @@ from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config, resumed_config
+from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_broken_pipe
 from kdtrain.runtime.files import make_folder, write_bytes
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     if resume is not None and options.config is not None:
         raise UsageError("--resume reads the configuration of the run: leave --config out.")
     if resume is None:
-        config = load_config(flags, options.config)
+        config = new_config(flags, options.config)
     else:
         resume = _latest(load_config(flags)) if resume == Path() else resume
         config = resumed_config(flags, resume)

@@ -15,8 +15,15 @@ from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit import Fit, test_model
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.loaders import check_sizes, count_validation, test_loader, training_loader
+from kdtrain.experiment.loaders import (
+    check_sizes,
+    count_training,
+    count_validation,
+    test_loader,
+    training_loader,
+)
 from kdtrain.experiment.modes import check_plugins, logit_cache
+from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
 from kdtrain.experiment.result import FitResult, TestedModel
 from kdtrain.experiment.teacher import networks_to_train
 from kdtrain.models.own_layers import gains_by_cores
@@ -36,7 +43,8 @@ T = TypeVar("T")
 class Session:
     """Configuration, device and data that the fits of one command share, and the maker of their jobs.
 
-    The constructor checks configuration and data before any work is done. Making a job has no effect
+    The constructor checks configuration and data before any work is done, and decides the number of epochs
+    where the number of images does. Making a job has no effect
     on the disk and loads no plugin; a network is built at most once per architecture, to find its
     layers. The work happens when ``run`` starts the job.
 
@@ -50,7 +58,6 @@ class Session:
     """
 
     def __init__(self, config: FitConfig, most_images: int | None = None) -> None:
-        self.config = config
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
         check_plugins(config)
@@ -75,6 +82,9 @@ class Session:
                 f"{len(self.dataset.test)} test images cannot be shared by {self.ranks.size} processes: "
                 "each needs one at least."
             )
+        self.config = config = config.with_epochs(count_training(self.dataset, config))
+        if config.recipe is not None and config.recipe != NO_RECIPE:
+            logger.info(describe_recipe(config.recipe, config.dataset, config.data_dir))
         self._cores = functools.cache(partial(_cores, dataset=self.dataset))
         archs = [config.architecture_for(network) for network in networks_to_train(config, self.dataset)]
         for arch in (*archs, *config.assistant_arch):

@@ -17,7 +17,7 @@ from tests.cli.conftest import EPOCH, LOGDIR, MODES, CallKdtrain, Fitted, assert
 from tests.runs import metrics
 from tests.tools import files_in, read_result
 
-ONE_EPOCH = ("--val-size", "300", "--epochs", "1", "--batch-size", "64")
+ONE_EPOCH = ("--recipe=none", "--val-size", "300", "--epochs", "1", "--batch-size", "64")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -209,7 +209,7 @@ def test_damaged_teacher_in_the_model_directory_is_refused_too(
 def test_early_stopping_ends_the_run_and_says_why(
     tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:
-    words = ("fit", "--mode", "student", "--data-dir", tiles, "--val-size", "300", "--epochs", "40")
+    words = ("fit", "--mode=student", "--data-dir", tiles, "--val-size=300", "--epochs=40", "--recipe=none")
     finished = call_kdtrain(*words, "--early-stopping", "1", cwd=tmp_path)
     assert finished.returncode == 0
     run = tmp_path / "logs/student/version_0"

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 RUN = Path("logs/student/version_0")
 SGD = (
-    *("--mode", "student", "--val-size", "300", "--optimizer", "sgd", "--lr", "0.05"),
+    *("--recipe=none", "--mode", "student", "--val-size", "300", "--optimizer", "sgd", "--lr", "0.05"),
     *("--augment", "shift=2,flip,mixup=0.4"),
 )
 SILENCE = "2.5"  # seconds
