@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.loader import Loader
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import NonFiniteError
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
@@ -35,11 +35,13 @@ def predict_logits(
         (N, C) float32, row i for image i.
 
     Raises:
-        KdtrainError: a weight is not finite. The logits do not always show it: oneDNN's ReLU of NaN is 0.
+        NonFiniteError: a weight is not finite. The logits do not always show it: oneDNN's ReLU of NaN is 0.
     """
     for name, tensor in model.state_dict().items():
         if not np.isfinite(tensor.numpy()).all():
-            raise KdtrainError(f"the network's outputs are not finite numbers: {name} holds NaN or infinity.")
+            raise NonFiniteError(
+                f"the network's outputs are not finite numbers: {name} holds NaN or infinity."
+            )
     most = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
     ordered = loader.sequential(max(loader.ranks.size, min(IMAGES_AT_ONCE, most)))
     batches = ordered.epoch(1)

@@ -232,6 +232,12 @@ class FitConfig:
         "such as alpha=.5,.7,.9 (repeatable: all combinations) [no choice]",
         metavar="NAME=V,V,...",
     )
+    tuned: Path | None = setting(
+        None,
+        "results of `kdtrain tune` (tune.json): each student is trained with the settings that were chosen "
+        "for it [the settings of this command]",
+        metavar="FILE",
+    )
     early_stopping: int | None = setting(
         None,
         "stop after this many epochs without a better validation accuracy [never]",
@@ -288,6 +294,8 @@ class FitConfig:
                 "--teacher-per-seed trains teachers, but --teacher-checkpoint names a trained one: "
                 "leave one of them out."
             )
+        if self.grid and self.tuned is not None:
+            raise UsageError("--grid and --tuned both choose settings: leave one of them out.")
         if self.grid and self.val_size == 0:
             raise UsageError(
                 "--grid chooses by held-out images, but --val-size 0 holds none out: leave one of them out."

@@ -108,7 +108,7 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
 def _moved(config: FitConfig, directory: Path) -> FitConfig:
     """Returns a run's configuration with the paths changed if its log directory was moved or copied."""
     here = directory.resolve()
-    if here.parent.name != config.mode or here.parents[1] == config.logdir.resolve():
+    if here.parent.name not in (config.mode, "tune") or here.parents[1] == config.logdir.resolve():
         return config
     paths = {name: value for name, value in vars(config).items() if isinstance(value, Path)}
     inside = {name: path for name, path in paths.items() if path.is_relative_to(config.logdir)}
