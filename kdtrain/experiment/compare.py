@@ -85,7 +85,7 @@ class _Training:
         self.config = session.config
         self.directory = directory
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
-        self.tuned = tuned_settings(self.config.tuned)
+        self.tuned = tuned_settings(self.config)
         self.students = [model for model in COMPARED if model != "teacher"]
         if not self.config.with_label_smoothing:
             self.students.remove("student_ls")

@@ -126,8 +126,8 @@ class Space:
     def settings(self, values: Mapping[str, Value]) -> dict[str, Any]:
         """Returns the settings of a fit with these values; ``plugin`` has all plugins of the model."""
         settings: dict[str, Any] = {name: value for name, value in values.items() if name in _NUMBERS}
-        if values.get(VIEWS) == "off":
-            settings["augment"] = "none"
+        if VIEWS in values:
+            settings["augment"] = "none" if values[VIEWS] == "off" else self.config.augment
         plugins = []
         for spec in self.plugins:
             prefix = f"{plugin_name(spec)}."

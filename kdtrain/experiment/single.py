@@ -34,7 +34,7 @@ def run_single(session: Session, resume: Path | None = None) -> TestedModel:
 
 def _train(session: Session, directory: Path, teacher: SavedModel | None = None) -> TestedModel:
     config = session.config
-    tuned = tuned_settings(config.tuned).get(config.mode, {})
+    tuned = tuned_settings(config).get(config.mode, {})
     spec = FitSpec(config.mode, config.seed, directory, teacher, settings=tuned)
     [model] = session.run([session.fit_and_test_job(spec)])
     keep_best([model], session.config, session.ranks)

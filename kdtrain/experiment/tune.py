@@ -301,7 +301,10 @@ class _Search:
         for model, result in self.tuning.models.items():
             comments.append(f"# {model}, trial {result.best.number}: {values_text(result.best.values)}")
         chosen = dataclasses.replace(
-            self.config, tuned=self.directory / FILE, **self.tuning.models["student_kd"].settings
+            self.config,
+            teacher_augment=self.config.augment_for("teacher"),
+            tuned=self.directory / FILE,
+            **self.tuning.models["student_kd"].settings,
         )
         return "\n".join(comments) + "\n\n" + absolute_paths(chosen).to_toml()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.experiment.config import FitConfig, flag_of
 from kdtrain.experiment.config_file import load_config
 from kdtrain.report.tuning import FILE, VERSION, Tuning
 from kdtrain.runtime.regular_files import read_text
@@ -36,15 +37,29 @@ def begun_tuning(directory: Path) -> Tuning:
         raise KdtrainError(f"{file} is damaged: {error!r}. Start a new search.") from error
 
 
-def tuned_settings(file: Path | None) -> dict[str, dict[str, Any]]:
-    """Returns the settings that a finished search has chosen, by model; none without a file.
+def tuned_settings(config: FitConfig) -> dict[str, dict[str, Any]]:
+    """Returns the settings that the search of --tuned has chosen, by model; none without it.
 
     Raises:
-        UsageError: the search is not finished, or a setting is not allowed.
+        UsageError: the search is not finished, a setting is not allowed, or another setting of the command
+            contradicts it.
         KdtrainError: the file is missing or damaged.
     """
-    if file is None:
+    if config.tuned is None:
         return {}
+    chosen = _chosen(config.tuned)
+    defaults = FitConfig()
+    for name, value in chosen.get("student_kd", {}).items():
+        now = getattr(config, name)
+        if now not in (value, getattr(defaults, name)):
+            raise UsageError(
+                f"{flag_of(name)} is {now}, but --tuned {config.tuned} has chosen {value} for student_kd: "
+                "leave one of them out."
+            )
+    return chosen
+
+
+def _chosen(file: Path) -> dict[str, dict[str, Any]]:
     content = _read(file)
     if not content.get("finished"):
         raise UsageError(
