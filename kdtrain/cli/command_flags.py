@@ -58,7 +58,7 @@ def _tune(parser: Parser) -> None:
         type=whole_number,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="number of seeds that each trial is trained with, from --seed on [1]",
+        help="number of seeds that each trial is trained with [1]",
     )
     parser.add_argument(
         "--resume",
