@@ -19,8 +19,9 @@ from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_broken_pipe
 from kdtrain.runtime.files import make_folder, write_bytes
 from kdtrain.runtime.guard import run_guarded
-from kdtrain.runtime.locations import missing_path_text, short_name
+from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
+from kdtrain.store.run_directory import latest_run
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
@@ -29,7 +30,7 @@ _NEEDED = (
     "tensorboardX.summary",
 )
 
-_SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
+SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,7 +50,9 @@ def _run(options: argparse.Namespace) -> int:
     if resume is None:
         config = new_config(flags, options.config)
     else:
-        resume = _latest(load_config(flags)) if resume == Path() else resume
+        if resume == Path():
+            wanted = load_config(flags)
+            resume = latest_run(wanted.logdir, wanted.mode)
         config = resumed_config(flags, resume)
     raise_on_sigterm()
     if config.nproc_per_node > 1 and launch.rank() is None:
@@ -64,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
-    with force_exit_after_signal(_SECONDS_TO_END):
+    with force_exit_after_signal(SECONDS_TO_END):
         with defer_signals():
             for module in _NEEDED:
                 importlib.import_module(module)
@@ -74,19 +77,6 @@ def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
             _compare(config, resume)
         else:
             _single(config, resume)
-
-
-def _latest(config: FitConfig) -> Path:
-    """Returns the mode's latest run directory.
-
-    Raises:
-        UsageError: there is no run.
-    """
-    folder = config.logdir / config.mode
-    runs = [path for path in folder.glob("version_*") if path.name[8:].isdecimal()]
-    if not runs:
-        raise UsageError(f"--resume: there is no run in {missing_path_text(folder)} yet.")
-    return max(runs, key=lambda path: int(path.name[8:]))
 
 
 def _check(config: FitConfig) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +21,12 @@ from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
-from kdtrain.report.grid_result import GridResult, Settings
+from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.runtime.files import write_text
@@ -82,6 +85,7 @@ class _Training:
         self.config = session.config
         self.directory = directory
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
+        self.tuned = tuned_settings(self.config)
         self.students: list[Model] = ["student_kd", "student", *controls_of(self.config)]
 
     def run(self, existing_teacher: SavedModel | None) -> tuple[Models, dict[Model, GridResult]]:
@@ -104,7 +108,7 @@ class _Training:
                 if seed == first and model in best:
                     jobs[model, seed] = self.session.test_fitted_job(*best_fits[model])
                 else:
-                    settings = best[model].settings if model in best else {}
+                    settings = best[model].settings if model in best else self.tuned.get(model, {})
                     spec = self._spec(model, seed, teachers[seed], settings)
                     jobs[model, seed] = self.session.fit_and_test_job(spec)
         tested = dict(zip(jobs, self.session.run(list(jobs.values())), strict=True))
@@ -132,7 +136,7 @@ class _Training:
         model: Model,
         seed: int,
         teacher: SavedModel | None = None,
-        settings: Settings | None = None,
+        settings: Mapping[str, Any] | None = None,
         folder: str | None = None,
     ) -> FitSpec:
         """Returns the fit of a model.
@@ -141,7 +145,7 @@ class _Training:
             model: its name in the comparison.
             seed: its seed.
             teacher: teacher of the seed, used by a distilled student only.
-            settings: values that the grid chose or tries.
+            settings: values that the grid or `kdtrain tune` chose, or that the grid tries.
             folder: the run directory within the comparison's, ``seed_N/MODEL`` by default.
         """
         mode, plugins = COMPARED[model]
@@ -152,7 +156,7 @@ class _Training:
             directory=directory,
             teacher=teacher if MODES[mode].has_teacher else None,
             label=directory.name if len(self.seeds) == 1 else f"{directory.name}/{seed}",
-            settings={**(settings or {}), "plugin": (*self.config.plugin, *plugins)},
+            settings={"plugin": (*self.config.plugin, *plugins), **(settings or {})},
         )
 
 

@@ -238,6 +238,12 @@ class FitConfig:
         "such as alpha=.5,.7,.9 (repeatable: all combinations) [no choice]",
         metavar="NAME=V,V,...",
     )
+    tuned: Path | None = setting(
+        None,
+        "results of `kdtrain tune` (tune.json): each student is trained with the settings that were chosen "
+        "for it [the settings of this command]",
+        metavar="FILE",
+    )
     early_stopping: int | None = setting(
         None,
         "stop after this many epochs without a better validation accuracy [never]",
@@ -299,6 +305,8 @@ class FitConfig:
                 f"--weight-decay {self.weight_decay:g} with the learning rate {self.peak_lr:g}: a step takes "
                 "away all of a weight. Their product must be below 1."
             )
+        if self.grid and self.tuned is not None:
+            raise UsageError("--grid and --tuned both choose settings: leave one of them out.")
         if self.grid and self.val_size == 0:
             raise UsageError(
                 "--grid chooses by held-out images, but --val-size 0 holds none out: leave one of them out."

@@ -89,7 +89,8 @@ def _configured(settings: Mapping[str, Any]) -> FitConfig:
     for name, values in grid.items():
         for value in values:
             _checked(name, value, f"--grid {name}={value:g}: {name}")
-            dataclasses.replace(config, **{name: value})  # raises if it does not go with another setting
+            changed: dict[str, Any] = {name: value}
+            dataclasses.replace(config, **changed)  # raises if it does not go with another setting
     return config
 
 
@@ -150,7 +151,7 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
 def _moved(config: FitConfig, directory: Path) -> FitConfig:
     """Returns a run's configuration with the paths changed if its log directory was moved or copied."""
     here = directory.resolve()
-    if here.parent.name != config.mode or here.parents[1] == config.logdir.resolve():
+    if here.parent.name not in (config.mode, "tune") or here.parents[1] == config.logdir.resolve():
         return config
     paths = {name: value for name, value in vars(config).items() if isinstance(value, Path)}
     inside = {name: path for name, path in paths.items() if path.is_relative_to(config.logdir)}
