@@ -12,8 +12,8 @@ from kdtrain.runtime.locations import short_name
 LITTLE_LEAD = 1.0
 """Points of lead over a trained student, below which a student has little to copy."""
 
-USUALLY_REMOVED = 0.25
-"""Share of a quick student's errors that a whole training usually removes at least.
+USUALLY_REMOVED = (0.25, 0.75)
+"""Shares of a quick student's errors, between which a whole training usually removes some.
 
 docs/concepts/distillation.md has the measurements.
 """
@@ -78,8 +78,8 @@ def lead_sentences(lead: TeacherLead) -> list[str]:
         sentences.append("It may have been trained on some of these images, so its accuracy may be too high.")
     if lead.baseline is not None and lead.points is not None:
         sentences.append(f"It is {_distance(lead.points)} {_student(lead.baseline)}.")
-        if (reason := _reason_to_doubt(lead.baseline, lead.points)) is not None:
-            sentences.append(f"{reason}: {_remedy(lead)}.")
+        judgement = _judgement(lead, lead.baseline, lead.points)
+        sentences += [] if judgement is None else [judgement]
     return sentences
 
 
@@ -182,24 +182,24 @@ def _student(baseline: Baseline) -> str:
     )
 
 
-def _reason_to_doubt(baseline: Baseline, points: float) -> str | None:
-    """Returns the beginning of the warning; None if the lead is large enough.
+def _judgement(lead: TeacherLead, baseline: Baseline, points: float) -> str | None:
+    """Returns the sentence about what there is to copy; None if a trained student leaves enough.
 
-    A quick student is weaker than a trained one, so the lead over it has to be larger.
+    A quick student is weaker than a trained one. Its sentence says what a whole training leaves.
     """
+    if baseline.kind == "kept":
+        return f"There is little to copy: {_remedy(lead)}." if points < LITTLE_LEAD else None
     if points < LITTLE_LEAD:
-        return (
-            "There is little to copy"
-            if baseline.kind == "kept"
-            else ("There is little to copy, because a whole training brings a student closer still")
-        )
-    removed = USUALLY_REMOVED * 100 * (1 - baseline.accuracy)
-    if baseline.kind == "quick" and points - removed < LITTLE_LEAD:
-        return (
-            "There may be little to copy, because a whole training usually removes a quarter of such a "
-            "student's errors or more"
-        )
-    return None
+        return f"There is little to copy, and a whole training makes a student better still: {_remedy(lead)}."
+    errors = 100 * (1 - baseline.accuracy)
+    most, least = (points - share * errors for share in USUALLY_REMOVED)
+    low, high = (f"{round(value, 1) + 0.0:+.1f}" for value in (least, most))  # + 0.0: no "-0.0"
+    removed = " to ".join(f"{100 * share:.0f}" for share in USUALLY_REMOVED)
+    left = (
+        f"A whole training usually removes {removed} % of such a student's errors, "
+        f"which leaves a lead of {low} to {high} points"
+    )
+    return f"{left}: there is little to copy, so {_remedy(lead)}." if most < LITTLE_LEAD else f"{left}."
 
 
 def _remedy(lead: TeacherLead) -> str:
