@@ -21,6 +21,7 @@ from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
@@ -29,6 +30,7 @@ from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
+from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
@@ -61,14 +63,15 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
-        models, grid = _Training(session, directory).run(teacher)
+        training = _Training(session, directory)
+        models, grid = training.run(teacher)
         for mode in MODES:
             trained = [
                 model for (name, _), model in models.items() if name == mode and model.directory is not None
             ]
             if trained:  # empty for a teacher that existed already
                 keep_best(trained, config, session.ranks)
-        comparison = compare(_results(models, directory), grid)
+        comparison = compare(_results(models, directory), grid, training.teacher_lead)
         if session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory
@@ -78,7 +81,12 @@ class _Training:
     """The training of a comparison: teachers, the grid if there is one, then the students.
 
     The test set is read after all choices. The models of one seed see the same images in the same order.
+
+    Attributes:
+        teacher_lead: the lead of the first seed's teacher, once ``run`` has measured it.
     """
+
+    teacher_lead: TeacherLead | None = None
 
     def __init__(self, session: Session, directory: Path) -> None:
         self.session = session
@@ -95,8 +103,9 @@ class _Training:
                 f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
             )
         teachers, jobs = self._teachers(existing_teacher)
-        self.session.run(self.session.soft_label_jobs(teachers))
         first = self.seeds[0]
+        self.teacher_lead = measure_lead(self.session, self.directory, teachers[first])
+        self.session.run(self.session.soft_label_jobs(teachers))
         grid, best_fits = search_grid(
             self.session,
             self.students,

@@ -106,6 +106,10 @@ class Session:
             return run_jobs(jobs, self.config.stall_timeout)
         return [job.work() for job in jobs]
 
+    def cores(self, arch: str) -> int:
+        """Returns the number of cores for the work on a network, training or evaluation."""
+        return self._cores(arch)
+
     def fit_and_test_job(self, spec: FitSpec) -> Job[TestedModel]:
         """Returns the job that trains a network, tests its best weights and files the results."""
         fit = Fit(spec, spec.config(self.config), self.dataset, self.device)
