@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from kdtrain.data.augment_spec import AUGMENT_FORMS, mixes, parse_augment
 from kdtrain.errors import UsageError
 from kdtrain.experiment.epochs import epochs_for_size
 from kdtrain.experiment.recipe import NO_RECIPE, recipe_names, recipe_settings
+from kdtrain.experiment.setting import setting
 from kdtrain.runtime.limits import (
     LARGEST_SEED,
     LARGEST_SIDE,
@@ -45,34 +45,6 @@ AUGMENTATION: Check = (
     lambda value: parse_augment(value) is not None,
     f"must be none, or some of {AUGMENT_FORMS}, each once",
 )
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    check: Check | None = None,
-    metavar: str | None = None,
-    aliases: tuple[str, ...] = (),
-    shorthands: Mapping[str, str] | None = None,
-    max_values: int = 100,
-) -> Any:
-    """Declares one setting.
-
-    Args:
-        default: its default.
-        help: the help text of its flag.
-        choices: the values that are allowed; any by default.
-        check: the check of its value.
-        metavar: the name of its value in the help.
-        aliases: further spellings of its flag, hidden in the help.
-        shorthands: flags that stand for one value each, with that value.
-        max_values: how many values a setting that can be repeated may have.
-    """
-    allowed = {"choices": choices, "check": check, "max_values": max_values}
-    flag = {"help": help, "metavar": metavar, "aliases": aliases, "shorthands": shorthands}
-    return dataclasses.field(default=default, metadata=allowed | flag)
 
 
 @dataclass(frozen=True)
