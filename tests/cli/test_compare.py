@@ -394,9 +394,9 @@ def test_tables_verdict_and_paths_on_stdout(two_seeds: Compared) -> None:
     assert json_file.endswith(": logs/compare/version_0/compare.json")
     lines = two_seeds.process.stderr.splitlines()
     said = [line for line in lines if not EPOCH.fullmatch(line)]
-    assert len(said) == 1
+    assert [line.split()[0] for line in said] == ["Seeds", "Teacher:"]
     assert {line.split()[0] for line in lines if line not in said} == {f"{m}/{s}" for m, s in RUNS}
-    assert len(lines) == 1 + 5 * 2
+    assert len(lines) == len(said) + 5 * 2
 
 
 def test_picture_is_large_enough_to_read_and_copied(two_seeds: Compared) -> None:

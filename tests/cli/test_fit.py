@@ -33,6 +33,8 @@ def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: s
     lines = finished.stderr.splitlines()
     if mode == "student_kd":
         assert f"{LOGDIR}/models/teacher.safetensors" in lines.pop(0)
+        figures = r"Teacher: [\d.]+ % of 300 held-out images, calibration error [\d.]+ %\."
+        assert re.fullmatch(figures, lines.pop(0))
     epochs = [EPOCH.fullmatch(line) for line in lines]
     assert [match and match.groups() for match in epochs] == [(mode, str(n), "3") for n in (1, 2, 3)]
 
@@ -42,8 +44,9 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     run = fitted.run(mode)
     files = {re.sub(r"events\.out\.tfevents\.\d+\.[^.]+\.\d+", "events", name) for name in files_in(run)}
     checkpoints = {"checkpoints/best.safetensors", "checkpoints/last.safetensors"}
+    of_mode = {"teacher_lead.json"} if mode == "student_kd" else set()
     assert files == {
-        "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints
+        "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints, *of_mode
     }  # fmt: skip
     rows = metrics(run)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -137,7 +140,7 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
     first = call_kdtrain(*words, cwd=tmp_path)
     note, *epochs = first.stderr.splitlines()
     assert "tiles" in note
-    assert [line.split()[0] for line in epochs] == ["teacher", "student_kd"]
+    assert [line.split()[0] for line in epochs] == ["teacher", "Teacher:", "student_kd"]
     second = call_kdtrain(*words, cwd=tmp_path)
     assert "best/teacher.safetensors" in second.stderr.splitlines()[0]
     assert not (tmp_path / "logs/teacher").exists()

@@ -220,7 +220,8 @@ def test_a_teacher_of_other_data_is_left_alone_and_one_is_trained(
     other = untrained_teacher(tmp_path / MODELS / "teacher.safetensors", mnist)
     before = other.read_bytes()
     words = ("fit", "--mode", "student_kd", "--data-dir", tiles, "--val-size", "300", *QUICK)
-    first, kept = notes(call_kdtrain(*words, cwd=tmp_path))
+    first, kept, lead = notes(call_kdtrain(*words, cwd=tmp_path))
+    assert lead.startswith("Teacher: ")
     own = "logs/models/teacher-tiles-teacher_cnn.safetensors"
     assert "tiles" in first
     assert own in kept
