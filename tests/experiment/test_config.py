@@ -36,6 +36,7 @@ OPTIONAL = {
     "teacher_epochs": EPOCHS,
     "lr": POSITIVE,
     "clip_grad_norm": POSITIVE,
+    "tuned": PATHS,
     "views_seed": st.integers(0, 2**63 - 1),
     "teacher_checkpoint": PATHS,
     "data_dir": PATHS,
@@ -92,7 +93,7 @@ def config_of(values: dict[str, Any]) -> FitConfig:
         others["weight_decay"] = 0.0
     if values["teacher_checkpoint"] is not None:
         others["teacher_per_seed"] = False
-    if values["val_size"] == 0:
+    if values["val_size"] == 0 or values["tuned"] is not None:
         others["grid"] = ()
     return FitConfig(**(values | others))
 
