@@ -6,6 +6,7 @@ from .callbacks import DistillationCallback as DistillationCallback
 from .callbacks import EarlyStopping as EarlyStopping
 from .callbacks import LearningRateSchedule as LearningRateSchedule
 from .callbacks import Progress as Progress
+from .callbacks import WeightDecay as WeightDecay
 from .callbacks.event_file_observer import EventFileObserver as EventFileObserver
 from .callbacks.features import FeatureLoss as FeatureLoss
 from .callbacks.features import FeatureMethod as FeatureMethod

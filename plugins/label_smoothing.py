@@ -30,6 +30,10 @@ class LabelSmoothing(Callback):
         classes = output.logits.shape[1]
         # In float64, because the difference of sums below loses float32's last digits.
         log_p = flow.nn.functional.log_softmax(output.logits.double(), dim=1)
-        right = log_p.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
-        wrong = (log_p.sum(dim=1) - right) * (self.epsilon / (classes - 1))
-        return -(right * (1.0 - self.epsilon) + wrong).mean().float()
+
+        def losses(labels: flow.Tensor) -> flow.Tensor:
+            right = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+            wrong = (log_p.sum(dim=1) - right) * (self.epsilon / (classes - 1))
+            return -(right * (1.0 - self.epsilon) + wrong)
+
+        return batch.label_loss(losses).float()

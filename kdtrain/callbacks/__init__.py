@@ -11,6 +11,7 @@ from kdtrain.callbacks.progress import Progress
 from kdtrain.callbacks.run_log import RunLog
 from kdtrain.callbacks.schedule import LearningRateSchedule
 from kdtrain.callbacks.tensorboard import TensorBoard
+from kdtrain.callbacks.weight_decay import WeightDecay
 
 __all__ = [
     "Checkpoint",
@@ -21,4 +22,5 @@ __all__ = [
     "RunLog",
     "StopOnNonFinite",
     "TensorBoard",
+    "WeightDecay",
 ]

@@ -313,6 +313,13 @@ def _plugins(parser: Parser) -> None:
     json_flag(parser, "a JSON list")
 
 
+def _recipes(parser: Parser) -> None:
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="print this recipe's file, which --config reads [list all]"
+    )
+    json_flag(parser, "a JSON list")
+
+
 def _doctor(parser: Parser) -> None:
     """``kdtrain doctor`` has no flags of its own."""
 
@@ -328,6 +335,7 @@ FLAGS: dict[str, Callable[[Parser], None]] = {
     "serve": _serve,
     "models": _models,
     "plugins": _plugins,
+    "recipes": _recipes,
     "config": _config,
     "doctor": _doctor,
 }

@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": "answer over HTTP, with a page to draw on",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
+    "recipes": "list the recipes: tested settings for kinds of data",
     "config": "print the settings of a fit as a file for --config",
     "doctor": "check this installation, and print a remedy for each fault",
 }

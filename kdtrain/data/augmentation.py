@@ -1,6 +1,6 @@
-"""Random changes of training images: augmentations that keep the class, and mixup.
+"""Random changes of training images that keep the class.
 
-Each works on a whole batch, and draws from a generator that the loader makes from seed, epoch and rank.
+Each works on a whole batch. What it draws for an image depends on the image and its variant alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.augment_spec import parse_augment
+from kdtrain.data.draws import Draws
 
 Images = NDArray[np.float32]
 
-Augmentation = Callable[[Images, np.random.Generator], Images]
-"""Takes normalised images, (N, C, H, W) float32, and returns new ones of the same shape."""
+Augmentation = Callable[[Images, Draws], Images]
+"""Maps normalised images, (N, C, H, W) float32, and their random numbers to new images of the same shape."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Shift:
     pixels: int
     background: tuple[float, ...]
 
-    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+    def __call__(self, images: Images, draws: Draws) -> Images:
         """Returns a shifted copy of ``images``, (N, C, H, W) float32."""
-        return _windows(_framed(images, self.pixels, self.background), self.pixels, rng)
+        return _windows(_framed(images, self.pixels, self.background), self.pixels, draws, "shift")
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,22 @@ class Crop:
 
     pixels: int
 
-    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+    def __call__(self, images: Images, draws: Draws) -> Images:
         """Returns a moved copy of ``images``, (N, C, H, W) float32."""
         margin = (self.pixels, self.pixels)
-        return _windows(np.pad(images, ((0, 0), (0, 0), margin, margin), "reflect"), self.pixels, rng)
+        return _windows(
+            np.pad(images, ((0, 0), (0, 0), margin, margin), "reflect"), self.pixels, draws, "crop"
+        )
 
 
 @dataclass(frozen=True)
 class Flip:
     """Mirrors each image, left to right, with a probability of one half."""
 
-    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+    def __call__(self, images: Images, draws: Draws) -> Images:
         """Returns a copy of ``images``, (N, C, H, W) float32, about half of them mirrored."""
         result = images.copy()
-        chosen = rng.random(len(images)) < 0.5
+        chosen = draws.uniform("flip") < 0.5
         result[chosen] = images[chosen, :, :, ::-1]
         return result
 
@@ -77,10 +80,11 @@ class Rotate:
     degrees: float
     background: tuple[float, ...]
 
-    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+    def __call__(self, images: Images, draws: Draws) -> Images:
         """Returns a rotated copy of ``images``, (N, C, H, W) float32."""
         count, channels, height, width = images.shape
-        angles = np.radians(rng.uniform(-self.degrees, self.degrees, (count, 1, 1)))
+        turns = 2 * draws.uniform("rotate") - 1
+        angles = np.radians(self.degrees * turns).reshape(count, 1, 1)
         rows = np.arange(height).reshape(1, -1, 1) - (height - 1) / 2
         columns = np.arange(width).reshape(1, 1, -1) - (width - 1) / 2
         # The source of each pixel, in an image with a frame of one pixel of background.
@@ -107,43 +111,10 @@ class Rotate:
         return result
 
 
-@dataclass(frozen=True)
-class Mixup:
-    """Mixes each image with another image of the batch: ``lambda * image + (1 - lambda) * partner``.
-
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), section 2. As in the authors'
-    code, one lambda is drawn for a whole batch. The labels are mixed in the loss: see ``Batch``.
-
-    Attributes:
-        alpha: both parameters of lambda's Beta distribution, above 0.
-    """
-
-    alpha: float
-
-    def __call__(self, images: Images, rng: np.random.Generator) -> tuple[Images, float, NDArray[np.int64]]:
-        """Returns the mixed images, lambda, and the index of each image's partner.
-
-        Args:
-            images: (N, C, H, W) float32.
-            rng: draws lambda and the partners.
-
-        Returns:
-            (N, C, H, W) float32; lambda, 0 to 1; (N,) int64.
-        """
-        mixup_lambda = float(rng.beta(self.alpha, self.alpha))
-        partners = rng.permutation(len(images))
-        mixed = images * np.float32(mixup_lambda)
-        mixed += images[partners] * np.float32(1 - mixup_lambda)
-        return mixed, mixup_lambda, partners
-
-
-def mixup(text: str) -> Mixup | None:
-    """Returns the mixup in a checked setting such as ``flip,mixup=0.2``, or None if there is none."""
-    return next((Mixup(alpha) for name, alpha in parse_augment(text) or () if name == "mixup"), None)
-
-
 def augmentation(text: str, background: tuple[float, ...]) -> Augmentation | None:
-    """Returns the augmentation in a setting such as ``shift=2,flip``, without mixup; None if there is none.
+    """Returns the augmentation in a setting such as ``shift=2,flip``; None if there is none.
+
+    mixup and cutmix are no part of it: see ``kdtrain.data.mixing``.
 
     Args:
         text: a checked setting.
@@ -161,9 +132,9 @@ def augmentation(text: str, background: tuple[float, ...]) -> Augmentation | Non
     return steps[0] if len(steps) == 1 else partial(_chain, tuple(steps))
 
 
-def _chain(steps: tuple[Augmentation, ...], images: Images, rng: np.random.Generator) -> Images:
+def _chain(steps: tuple[Augmentation, ...], images: Images, draws: Draws) -> Images:
     for step in steps:
-        images = step(images, rng)
+        images = step(images, draws)
     return images
 
 
@@ -176,7 +147,7 @@ def _framed(images: Images, margin: int, background: tuple[float, ...]) -> Image
     return framed
 
 
-def _windows(framed: Images, margin: int, rng: np.random.Generator) -> Images:
+def _windows(framed: Images, margin: int, draws: Draws, purpose: str) -> Images:
     """Returns a random window of each framed image, of the size without the frame."""
     height = framed.shape[2] - 2 * margin
     width = framed.shape[3] - 2 * margin
@@ -186,5 +157,5 @@ def _windows(framed: Images, margin: int, rng: np.random.Generator) -> Images:
         axis=(2, 3),  # type: ignore[call-overload]  # NumPy's stubs are wrong
     )
     count = len(framed)
-    down, right = rng.integers(0, 2 * margin + 1, (2, count))
+    down, right = (draws.integers(f"{purpose} {way}", 2 * margin + 1) for way in ("down", "right"))
     return np.ascontiguousarray(windows[np.arange(count), :, down, right])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.augmentation import Augmentation, Mixup
 from kdtrain.data.dataset import Normalized
+from kdtrain.data.views import Views
 from kdtrain.errors import DataError
 from kdtrain.runtime import flow
 from kdtrain.runtime.old_names import OldName
@@ -29,30 +28,58 @@ _Value = TypeVar("_Value", bound=np.generic)
 class Batch:
     """The input of one training step.
 
-    With mixup, ``inputs`` are mixed images, and the loss of a step is ``mixup_lambda`` times the loss of
-    this batch plus ``1 - mixup_lambda`` times the loss of ``mixup_partner``. The objective adds the two,
-    so a term computes its loss from ``inputs``, ``targets`` and ``indices`` alone.
+    A mixed image (``--augment mixup`` or ``cutmix``) has two labels. ``targets`` holds that of the image with
+    the larger share. Losses on labels take both by ``label_loss``.
 
     Attributes:
         inputs: normalised images, (B, C, H, W) float32.
         targets: class labels, (B,) int64.
         indices: the position of each image in the loader's data, (B,) int64.
-        mixup_lambda: the share of each image's own pixels in ``inputs``, 0 to 1; 1 without mixup.
-        mixup_partner: the same ``inputs`` with the targets and indices of the images that were mixed
-            in; None without mixup.
+        variants: the variant of each image, (B,) int64; None if the images are as they are.
+        mixup_targets: the labels of the images that were mixed in, (B,) int64; None without mixing.
+        mixup_lambda: each image's own share of ``inputs``, (B,) float32, 0.5 to 1; None without mixing.
     """
 
     inputs: flow.Tensor
     targets: flow.Tensor
     indices: flow.Tensor
-    mixup_lambda: float = 1.0
-    mixup_partner: Batch | None = None
-
-    share = OldName("mixup_lambda")
-    other = OldName("mixup_partner")
+    variants: flow.Tensor | None = None
+    mixup_targets: flow.Tensor | None = None
+    mixup_lambda: flow.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])
+
+    def label_loss(self, losses: Callable[[flow.Tensor], flow.Tensor]) -> flow.Tensor:
+        """Returns the mean of a loss on labels over the images: a scalar tensor.
+
+        The loss of a mixed image is the mean of its losses under either label, weighted by the shares
+        (Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018, section 2).
+
+        Args:
+            losses: returns the loss of each image, (B,), under the labels that it gets, (B,) int64.
+        """
+        result = losses(self.targets)
+        if self.mixup_targets is not None and self.mixup_lambda is not None:
+            result = result * self.mixup_lambda + losses(self.mixup_targets) * (1.0 - self.mixup_lambda)
+        return result.mean()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images that a loader's are a part of.
+
+    The teacher's answers about them are kept for all loaders of the same source.
+
+    Attributes:
+        fingerprint: names the source's images as the network sees them, normalised.
+        numbers: (N,) int64, the number of each of the loader's images in the source.
+        size: the number of images in the source.
+    """
+
+    fingerprint: str
+    numbers: npt.NDArray[np.int64]
+    size: int
 
 
 class Loader:
@@ -66,10 +93,10 @@ class Loader:
         targets: class labels, (N,) int64, each from 0 to ``num_classes`` - 1.
         batch_size: images in a batch, of all ranks together.
         num_classes: the number of classes.
-        seed: determines the order and the augmentation of each epoch; None keeps the order.
+        seed: determines the order of each epoch; None keeps the order.
         device: the device of the batches.
-        augment: a random change of the images of each batch.
-        mixup: mixes the images of each batch after ``augment``.
+        views: variants of the images; the images as they are by default.
+        source: the images that these are a part of; these themselves by default.
         ranks: the processes that share each batch, each of which gets its part; one process by default.
         classes: the names of the classes; their numbers by default.
 
@@ -88,8 +115,8 @@ class Loader:
         num_classes: int,
         seed: int | None = None,
         device: str = "cpu",
-        augment: Augmentation | None = None,
-        mixup: Mixup | None = None,
+        views: Views | None = None,
+        source: Source | None = None,
         ranks: Ranks | None = None,
         classes: Sequence[str] = (),
     ) -> None:
@@ -114,10 +141,10 @@ class Loader:
         self.num_classes = num_classes
         self.seed = seed
         self.device = device
-        self.augment = augment
-        self.mixup = mixup
+        self.views = views
         self.ranks = ranks
         self.classes = tuple(classes or map(str, range(num_classes)))
+        self._source = source
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -133,25 +160,40 @@ class Loader:
 
     @property
     def augments(self) -> bool:
-        """Whether the batches hold changed images, new ones in each epoch."""
-        return self.augment is not None or self.mixup is not None
+        """Whether the batches hold changed images."""
+        return self.views is not None
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether each epoch has new variants of the images."""
+        return self.views is not None and self.views.count == 0
+
+    @property
+    def source(self) -> Source:
+        """The images that these are a part of."""
+        return self._source or Source(self.fingerprint, self._numbers, self.num_images)
+
+    @functools.cached_property
+    def _numbers(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.num_images) if self._source is None else self._source.numbers
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yields this rank's part of each batch of an epoch; every image is in exactly one batch.
 
         Args:
-            epoch: the number of the epoch, which the order and the augmentation depend on.
+            epoch: the number of the epoch, which decides the order and the variant of each image.
         """
         if self.seed is None:
             order = np.arange(self.num_images)
         else:
             order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
-        rng = np.random.default_rng(derive_seed(self.seed or 0, "augment", epoch, self.ranks.rank))
+        variants = None if self.views is None else self.views.numbers(self._numbers, epoch)
         for start, stop in itertools.pairwise(self._bounds):
-            yield self._batch(self.ranks.shard(order[start:stop]), rng)
+            indices = self.ranks.shard(order[start:stop])
+            yield self.batch(indices, None if variants is None else variants[indices])
 
     def sequential(self, batch_size: int) -> Loader:
-        """Returns a loader over the same images, in order and without augmentation."""
+        """Returns a loader over the same images, in order and as they are."""
         return Loader(
             self.inputs,
             self.targets,
@@ -188,27 +230,29 @@ class Loader:
             del bounds[-2]
         return bounds
 
-    def _batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        # Indexing by an array copies, so from_numpy shares memory with this batch alone.
-        images = self.inputs[indices]
-        if self.augment is not None:
-            images = self.augment(images, rng)
-        if self.mixup is None:
-            return self._labelled(_to(flow.from_numpy(images), self.device), indices)
-        mixed, mixup_lambda, partners = self.mixup(images, rng)
-        inputs = _to(flow.from_numpy(mixed), self.device)
-        return dataclasses.replace(
-            self._labelled(inputs, indices),
-            mixup_lambda=mixup_lambda,
-            mixup_partner=self._labelled(inputs, indices[partners]),
+    def batch(self, indices: npt.NDArray[np.int64], variants: npt.NDArray[np.int64] | None = None) -> Batch:
+        """Returns a batch of some images.
+
+        Args:
+            indices: (B,) int64, their positions.
+            variants: (B,) int64, the variant of each; None for the images as they are.
+        """
+        if self.views is None or variants is None:
+            # Indexing by an array copies, so from_numpy shares memory with this batch alone.
+            images, mixed = self.inputs[indices], None
+        else:
+            images, mixed = self.views.apply(self.inputs, self._numbers, indices, variants)
+        return Batch(
+            inputs=self._tensor(images),
+            targets=self._tensor(self.targets[indices]),
+            indices=_to(flow.tensor(indices), self.device),
+            variants=None if variants is None else _to(flow.tensor(variants), self.device),
+            mixup_targets=None if mixed is None else self._tensor(self.targets[mixed.partners]),
+            mixup_lambda=None if mixed is None else self._tensor(mixed.share),
         )
 
-    def _labelled(self, inputs: flow.Tensor, indices: npt.NDArray[np.int64]) -> Batch:
-        return Batch(
-            inputs=inputs,
-            targets=_to(flow.from_numpy(self.targets[indices]), self.device),
-            indices=_to(flow.tensor(indices), self.device),
-        )
+    def _tensor(self, array: npt.NDArray[_Value]) -> flow.Tensor:
+        return _to(flow.from_numpy(array), self.device)
 
 
 def _frozen(array: npt.NDArray[_Value], dtype: type[_Value]) -> npt.NDArray[_Value]:

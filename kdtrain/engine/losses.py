@@ -13,13 +13,15 @@ def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
     """Returns the cross-entropy against the labels.
 
     Args:
-        batch: its ``targets`` are the labels, (B,) int64.
+        batch: its ``targets`` are the labels, (B,) int64; a mixed image has two, weighted by their shares.
         output: its ``logits`` are (B, C) float32.
 
     Returns:
         A float32 scalar: the mean over the images, in nats.
     """
-    return F.cross_entropy(output.logits, batch.targets)
+    if batch.mixup_targets is None:
+        return F.cross_entropy(output.logits, batch.targets)
+    return batch.label_loss(lambda labels: F.cross_entropy(output.logits, labels, reduction="none"))
 
 
 def soft_target_loss(

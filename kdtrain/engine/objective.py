@@ -44,10 +44,6 @@ class WeightedTerm(NamedTuple):
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the term's loss of a batch, without the weight.
 
-        The loss of a mixed batch is the sum of the losses under either label, weighted by lambda and
-        1 - lambda: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), compute the
-        cross-entropy so, which is linear in the labels. Every other term is averaged in the same way.
-
         Args:
             batch: images and labels, see ``Batch``.
             output: the network's output for ``batch.inputs``.
@@ -58,12 +54,7 @@ class WeightedTerm(NamedTuple):
         Raises:
             TypeError: the term does not return a tensor of one number.
         """
-        loss = _one_number(self.term(batch, output))
-        if batch.mixup_partner is None:
-            return loss
-        return loss * batch.mixup_lambda + _one_number(self.term(batch.mixup_partner, output)) * (
-            1.0 - batch.mixup_lambda
-        )
+        return _one_number(self.term(batch, output))
 
 
 @dataclass(frozen=True, eq=False)

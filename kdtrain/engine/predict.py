@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.loader import Loader
+from kdtrain.data.loader import Batch, Loader
+from kdtrain.engine.recorder import evaluating
 from kdtrain.errors import NonFiniteError
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import with_progress_bar
@@ -35,24 +36,38 @@ def predict_logits(
         (N, C) float32, row i for image i.
 
     Raises:
-        NonFiniteError: a weight is not finite. The logits do not always show it: oneDNN's ReLU of NaN is 0.
+        NonFiniteError: a weight is not finite.
+    """
+    check_weights(model)
+    ordered = loader.sequential(images_at_once(loader))
+    batches = ordered.epoch(1)
+    if description is not None:
+        batches = with_progress_bar(batches, description, len(ordered), "batch")
+    return np.concatenate([loader.ranks.all_gather(batch_logits(model, batch)) for batch in batches])
+
+
+def batch_logits(model: flow.nn.Module, batch: Batch) -> npt.NDArray[np.float32]:
+    """Returns the logits of a batch, (B, C) float32, in evaluation mode and without gradients."""
+    with evaluating(model):
+        # Copied, because .numpy() is a view of memory that OneFlow reuses.
+        logits: npt.NDArray[np.float32] = call_network(model, batch.inputs).numpy().copy()
+    return logits
+
+
+def images_at_once(loader: Loader) -> int:
+    """Returns the batch size for evaluation, of all ranks together."""
+    most = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
+    return max(loader.ranks.size, min(IMAGES_AT_ONCE, most))
+
+
+def check_weights(model: flow.nn.Module) -> None:
+    """Checks that all weights are finite.
+
+    Raises:
+        NonFiniteError: one is not. The logits do not always show it: oneDNN's ReLU of NaN is 0.
     """
     for name, tensor in model.state_dict().items():
         if not np.isfinite(tensor.numpy()).all():
             raise NonFiniteError(
                 f"the network's outputs are not finite numbers: {name} holds NaN or infinity."
             )
-    most = _MOST_VALUES // math.prod(loader.inputs.shape[1:])
-    ordered = loader.sequential(max(loader.ranks.size, min(IMAGES_AT_ONCE, most)))
-    batches = ordered.epoch(1)
-    if description is not None:
-        batches = with_progress_bar(batches, description, len(ordered), "batch")
-    was_training = model.training
-    model.eval()
-    try:
-        with flow.no_grad():
-            # Copied, because .numpy() is a view of memory that OneFlow reuses.
-            logits = [call_network(model, batch.inputs).numpy().copy() for batch in batches]
-    finally:
-        model.train(was_training)
-    return np.concatenate([loader.ranks.all_gather(rows) for rows in logits])

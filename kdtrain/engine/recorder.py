@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
@@ -78,7 +75,7 @@ class Recorder:
         if self.images is None:
             raise KdtrainError(f"the {self.role}'s layers can be recorded in configure, within a fit, only.")
         self._layers[layer] = modules[layer]
-        with _evaluating(self.network):
+        with evaluating(self.network):
             features = self(self.images).features
         if layer not in features:
             raise UsageError(
@@ -128,22 +125,21 @@ class Teacher(Recorder):
 
     def __init__(self, network: flow.nn.Module, images: flow.Tensor | None = None) -> None:
         super().__init__(network.eval(), "teacher", images)
-        self._table: flow.Tensor | None = None
+        self._table: Callable[[Batch], flow.Tensor] | None = None
         self._latest: tuple[flow.Tensor, Output] | None = None
 
-    def use_table(self, logits: npt.NDArray[np.float32], device: str) -> None:
-        """Makes ``logits`` return rows of a table from now on, instead of running the network.
+    def use_table(self, table: Callable[[Batch], flow.Tensor]) -> None:
+        """Makes ``logits`` look the logits up from now on, instead of running the network.
 
         Args:
-            logits: (N, C) float32; row i is that of the training image with index i.
-            device: where the table is kept, such as ``cpu``.
+            table: returns the logits for a batch of training images, (B, C) float32.
         """
-        self._table = flow.tensor(logits).to(device)
+        self._table = table
 
     def logits(self, batch: Batch) -> flow.Tensor:
         """Returns the logits for a batch of training images, (B, C) float32."""
         if self._table is not None:
-            return self._table.index_select(0, batch.indices)
+            return self._table(batch)
         return self._output(batch).logits
 
     def features(self, batch: Batch) -> Mapping[str, flow.Tensor]:
@@ -153,13 +149,13 @@ class Teacher(Recorder):
     def _output(self, batch: Batch) -> Output:
         """Returns the network's output for a batch; the latest one is kept for the batch's other terms."""
         if self._latest is None or self._latest[0] is not batch.inputs:
-            with _evaluating(self.network):
+            with evaluating(self.network):
                 self._latest = batch.inputs, self(batch.inputs)
         return self._latest[1]
 
 
 @contextlib.contextmanager
-def _evaluating(network: flow.nn.Module) -> Iterator[None]:
+def evaluating(network: flow.nn.Module) -> Iterator[None]:
     """Puts the network into evaluation mode, without gradients, and restores its mode."""
     was_training = network.training
     network.eval()

@@ -12,6 +12,7 @@ import numpy as np
 
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback, CallbackList
+from kdtrain.engine.clipping import clip_gradients
 from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.predict import predict_logits
@@ -38,6 +39,7 @@ class Trainer:
         callbacks: called in this order.
         objective: the objective that the callbacks' ``configure`` starts from; cross-entropy by default.
         seed: determines dropout, and the initial weights of terms that have some.
+        clip_grad_norm: the largest norm of all gradients together, above 0; None sets no limit.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Trainer:
         *,
         objective: Objective | None = None,
         seed: int = 0,
+        clip_grad_norm: float | None = None,
     ) -> None:
         self.model = model
         self.make_optimizer = optimizer
         self.callbacks = CallbackList(callbacks)
         self.objective = objective or Objective.task()
         self.seed = seed
+        self.clip_grad_norm = clip_grad_norm
 
     def fit(
         self,
@@ -169,6 +173,8 @@ class Trainer:
         losses["total"].backward()
         zero_upper_avx()
         batch_losses = run.train.ranks.average_gradients(run.optimizer, _detached(losses), batch)
+        if self.clip_grad_norm is not None:
+            clip_gradients(run.optimizer, self.clip_grad_norm)
         run.optimizer.step()
         run.objective.constrain()
         return batch_losses

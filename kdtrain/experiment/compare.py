@@ -15,12 +15,13 @@ from kdtrain.experiment.config_file import absolute_paths, load_config
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import search_grid
 from kdtrain.experiment.loaders import count_validation
-from kdtrain.experiment.modes import COMPARED, MODES
+from kdtrain.experiment.modes import COMPARED, MODES, controls_of
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
@@ -28,6 +29,7 @@ from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
+from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
@@ -60,14 +62,15 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
-        models, grid = _Training(session, directory).run(teacher)
+        training = _Training(session, directory)
+        models, grid = training.run(teacher)
         for mode in MODES:
             trained = [
                 model for (name, _), model in models.items() if name == mode and model.directory is not None
             ]
             if trained:  # empty for a teacher that existed already
                 keep_best(trained, config, session.ranks)
-        comparison = compare(_results(models, directory), grid)
+        comparison = compare(_results(models, directory), grid, training.teacher_lead)
         if session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory
@@ -77,16 +80,19 @@ class _Training:
     """The training of a comparison: teachers, the grid if there is one, then the students.
 
     The test set is read after all choices. The models of one seed see the same images in the same order.
+
+    Attributes:
+        teacher_lead: the lead of the first seed's teacher, once ``run`` has measured it.
     """
+
+    teacher_lead: TeacherLead | None = None
 
     def __init__(self, session: Session, directory: Path) -> None:
         self.session = session
         self.config = session.config
         self.directory = directory
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
-        self.students = [model for model in COMPARED if model != "teacher"]
-        if not self.config.with_label_smoothing:
-            self.students.remove("student_ls")
+        self.students: list[Model] = ["student_kd", "student", *controls_of(self.config)]
 
     def run(self, existing_teacher: SavedModel | None) -> tuple[Models, dict[Model, GridResult]]:
         """Returns the tested models, seed by seed, and the results of the grid by model."""
@@ -95,8 +101,9 @@ class _Training:
                 f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
             )
         teachers, jobs = self._teachers(existing_teacher)
-        self.session.run(self.session.soft_label_jobs(teachers))
         first = self.seeds[0]
+        self.teacher_lead = measure_lead(self.session, self.directory, teachers[first])
+        self.session.run(self.session.soft_label_jobs(teachers))
         grid, best_fits = search_grid(
             self.session,
             self.students,

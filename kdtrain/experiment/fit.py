@@ -107,7 +107,9 @@ class Fit:
         teacher = spec.teacher.build(self.device) if spec.teacher else None
         card = model_card(spec.mode, self.arch, self.dataset)
         callbacks = callbacks_for(config, card, spec.name, teacher, spec.restarts)
-        return Trainer(model, optimizer(config), callbacks, seed=config.seed)
+        return Trainer(
+            model, optimizer(config), callbacks, seed=config.seed, clip_grad_norm=config.clip_grad_norm
+        )
 
 
 def test_model(mode: str, seed: int, saved: SavedModel, test: Loader) -> TestedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid import choose, combinations, parse_grid
@@ -14,8 +14,13 @@ from kdtrain.report.grid_result import Candidate, GridResult, Settings, settings
 
 logger = logging.getLogger(__name__)
 
-_WITHOUT_TEACHER = ("lr",)
-"""Settings that affect a student without a teacher."""
+_AFFECTING: Mapping[Model, tuple[str, ...]] = {
+    "student_kd": ("temperature", "alpha", "lr"),
+    "student_hard": ("alpha", "lr"),
+    "student": ("lr",),
+    "student_ls": ("lr",),
+}
+"""Settings of a grid that affect each student."""
 
 
 def search_grid(
@@ -38,7 +43,7 @@ def search_grid(
     trials = [
         (model, settings, f"grid/{model},{settings_text(settings)}")
         for model in students
-        for settings in combinations({name: grid[name] for name in grid if _affects(name, model)})
+        for settings in combinations({name: grid[name] for name in grid if name in _AFFECTING[model]})
         if settings
     ]
     if not trials:
@@ -60,10 +65,6 @@ def search_grid(
             f"{model}: {settings_text(best.settings)} is best, held-out accuracy {best.accuracy:.2%}."
         )
     return results, best_fits
-
-
-def _affects(setting: str, model: Model) -> bool:
-    return model == "student_kd" or setting in _WITHOUT_TEACHER
 
 
 def _candidate(settings: Settings, folder: str, fitted: FitResult) -> Candidate:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.augmentation import Augmentation, Mixup, augmentation, mixup
 from kdtrain.data.dataset import Dataset, Split, hold_out
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.loader import Loader
+from kdtrain.data.loader import Loader, Source
+from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
@@ -19,7 +19,10 @@ from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
-_SETTINGS = ("dataset", "data_dir", "val_size", "limit_train", "augment", "batch_size", "seed", "device")
+_SETTINGS = (
+    *("dataset", "data_dir", "val_size", "limit_train", "augment", "views", "views_seed"),
+    *("batch_size", "seed", "device"),
+)
 """Settings of ``kdtrain fit`` that ``load_data`` accepts."""
 
 
@@ -71,7 +74,7 @@ def count_training(dataset: Dataset, config: FitConfig) -> int:
 def training_loader(
     dataset: Dataset, config: FitConfig, network: str, seed: int, device: str, ranks: Ranks | None = None
 ) -> Loader:
-    """Returns the training images of a network, shuffled and augmented.
+    """Returns the training images of a network, shuffled, in their variants.
 
     Args:
         dataset: the images.
@@ -85,17 +88,22 @@ def training_loader(
         UsageError: --val-size or --omit-class does not fit the data.
     """
     training, _ = _divide(dataset, config, network, seed)
-    augment = config.augment_for(network)
+    training = training[: config.limit_train]
     return _loader(
         dataset,
         dataset.train,
         config,
         device,
         ranks,
-        indices=training[: config.limit_train],
+        indices=training,
         seed=seed,
-        augment=augmentation(augment, dataset.normalization.background),
-        mixup=mixup(augment),
+        views=views(
+            config.augment_for(network),
+            dataset.normalization.background,
+            config.views_for(network),
+            seed if config.views_seed is None else config.views_seed,
+        ),
+        source=Source(dataset.fingerprint, training, len(dataset.train)),
     )
 
 
@@ -142,8 +150,8 @@ def _loader(
     indices: npt.NDArray[np.int64] | None = None,
     *,
     seed: int | None = None,
-    augment: Augmentation | None = None,
-    mixup: Mixup | None = None,
+    views: Views | None = None,
+    source: Source | None = None,
 ) -> Loader:
     """Returns the normalised images of a split, those at ``indices`` (N,) or all."""
     return Loader(
@@ -153,8 +161,8 @@ def _loader(
         num_classes=dataset.num_classes,
         seed=seed,
         device=device,
-        augment=augment,
-        mixup=mixup,
+        views=views,
+        source=source,
         ranks=ranks,
         classes=dataset.classes,
     )
@@ -189,8 +197,8 @@ def load_data(**settings: Any) -> RunData:
     """Returns the loaders that ``kdtrain fit --mode student`` uses with these settings.
 
     Args:
-        settings: any of the settings dataset, data_dir, val_size, limit_train, augment, batch_size,
-            seed and device of ``kdtrain fit``, with the same defaults.
+        settings: any of the settings dataset, data_dir, val_size, limit_train, augment, views, views_seed,
+            batch_size, seed and device of ``kdtrain fit``, with the same defaults.
 
     Returns:
         The loaders ``train``, ``validation`` and ``test``, and the ``dataset`` itself.

@@ -16,7 +16,9 @@ from kdtrain.callbacks import (
     RunLog,
     StopOnNonFinite,
     TensorBoard,
+    WeightDecay,
 )
+from kdtrain.data.augment_spec import mixes
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
@@ -48,17 +50,20 @@ MODES = {
 
 LABEL_SMOOTHING = "label_smoothing"
 """Entry-point name of the plugin for label smoothing."""
+HARD_LABELS = "hard_labels"
+"""Entry-point name of the plugin for hard labels of the teacher."""
 
 COMPARED: Mapping[Model, tuple[str, tuple[str, ...]]] = {
     "teacher": ("teacher", ()),
     "student_kd": ("student_kd", ()),
     "student": ("student", ()),
     "student_ls": ("student", (LABEL_SMOOTHING,)),
+    "student_hard": ("student_kd", (HARD_LABELS,)),
 }
 """Mode and additional plugins of each model of a comparison, in its order.
 
 The students of a seed start from the same weights and see the same batches. ``student_ls`` takes part
-only with --with-label-smoothing.
+only with --with-label-smoothing, ``student_hard`` only with --with-hard-labels.
 """
 
 
@@ -92,15 +97,27 @@ def callbacks_for(
         TensorBoard(config.to_toml()),
         Progress(label),
     ]
+    if config.weight_decay > 0.0:
+        callbacks.append(WeightDecay(config.weight_decay))
     if config.early_stopping is not None:
         callbacks.append(EarlyStopping(config.early_stopping))
     if teacher is not None:
         cache = logit_cache(config)
-        callbacks.append(
-            DistillationCallback(teacher, config.temperature, config.alpha, cache_directory=cache)
-        )
+        # The teacher alone answers about mixed images: mixed labels hurt a distilled student (Wang et al.
+        # 2020, "Knowledge Distillation Thrives on Data Augmentation").
+        alpha = 1.0 if mixes(config.augment_for("student")) else config.alpha
+        callbacks.append(DistillationCallback(teacher, config.temperature, alpha, cache_directory=cache))
     plugins = [load_plugin(spec) for spec in config.plugin]
     return [*callbacks, *(plugin for plugin in plugins if teacher is not None or not plugin.needs_teacher)]
+
+
+def controls_of(config: FitConfig) -> tuple[Model, ...]:
+    """Returns the students that take part in a comparison as further controls, in its order."""
+    asked: dict[Model, bool] = {
+        "student_ls": config.with_label_smoothing,
+        "student_hard": config.with_hard_labels,
+    }
+    return tuple(model for model in COMPARED if asked.get(model))
 
 
 def check_plugins(config: FitConfig) -> None:
@@ -109,15 +126,19 @@ def check_plugins(config: FitConfig) -> None:
     Raises:
         UsageError: a plugin cannot be made, or needs a teacher that the mode does not have.
     """
-    specs = config.plugin
-    if config.with_label_smoothing:
-        if any(spec.split(",")[0] == LABEL_SMOOTHING for spec in config.plugin):
-            raise UsageError(
-                f"--plugin {LABEL_SMOOTHING} smooths the labels of every model, so "
-                "--with-label-smoothing has no baseline: leave one of them out."
-            )
-        specs = (LABEL_SMOOTHING, *specs)
-    for spec in specs:
+    names = [spec.split(",")[0] for spec in config.plugin]
+    if config.with_label_smoothing and LABEL_SMOOTHING in names:
+        raise UsageError(
+            f"--plugin {LABEL_SMOOTHING} smooths the labels of every model, so "
+            "--with-label-smoothing has no baseline: leave one of them out."
+        )
+    if config.with_hard_labels and HARD_LABELS in names:
+        raise UsageError(
+            f"--plugin {HARD_LABELS} replaces the soft targets of student_kd, so --with-hard-labels has "
+            "nothing to compare with: leave one of them out."
+        )
+    controls = [plugin for model in controls_of(config) for plugin in COMPARED[model][1]]
+    for spec in (*controls, *config.plugin):
         if load_plugin(spec).needs_teacher and config.mode in ("teacher", "student"):
             raise UsageError(
                 f"--plugin {spec}: it needs a teacher, and --mode {config.mode} has none: "

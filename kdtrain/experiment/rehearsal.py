@@ -10,7 +10,7 @@ from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.modes import LABEL_SMOOTHING, MODES, callbacks_for
+from kdtrain.experiment.modes import COMPARED, MODES, callbacks_for, controls_of
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
@@ -56,5 +56,6 @@ def _fits(config: FitConfig, *, has_teacher: bool) -> Iterator[tuple[str, str, t
         yield "student_kd", student, ()
     if config.mode in ("student", "compare"):
         yield "student", student, ()
-    if config.with_label_smoothing:
-        yield "student", student, (LABEL_SMOOTHING,)
+    for model in controls_of(config):
+        mode, plugins = COMPARED[model]
+        yield mode, student, plugins

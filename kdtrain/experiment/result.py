@@ -156,6 +156,8 @@ def _hyperparameters(model: TestedModel, config: FitConfig) -> dict[str, str | i
         "optimizer": config.optimizer,
         "lr": config.peak_lr,
         "schedule": config.schedule,
+        "weight_decay": config.weight_decay,
+        "clip_grad_norm": config.clip_grad_norm or 0.0,  # 0: no limit
         "augment": config.augment_for(mode.network),
         "alpha": config.alpha if mode.has_teacher else 0.0,  # no soft labels: weight 0
         "temperature": config.temperature,

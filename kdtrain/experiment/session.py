@@ -8,15 +8,22 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from kdtrain.callbacks.teacher_logits import logits_over
+from kdtrain.callbacks.teacher_logits import LogitCache
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit import Fit, test_model
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.loaders import check_sizes, count_validation, test_loader, training_loader
+from kdtrain.experiment.loaders import (
+    check_sizes,
+    count_training,
+    count_validation,
+    test_loader,
+    training_loader,
+)
 from kdtrain.experiment.modes import check_plugins, logit_cache
+from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
 from kdtrain.experiment.result import FitResult, TestedModel
 from kdtrain.experiment.teacher import networks_to_train
 from kdtrain.experiment.tuned import tuned_settings
@@ -37,7 +44,8 @@ T = TypeVar("T")
 class Session:
     """Configuration, device and data that the fits of one command share, and the maker of their jobs.
 
-    The constructor checks configuration and data before any work is done. Making a job has no effect
+    The constructor checks configuration and data before any work is done, and decides the number of epochs
+    where the number of images does. Making a job has no effect
     on the disk and loads no plugin; a network is built at most once per architecture, to find its
     layers. The work happens when ``run`` starts the job.
 
@@ -51,7 +59,6 @@ class Session:
     """
 
     def __init__(self, config: FitConfig, most_images: int | None = None) -> None:
-        self.config = config
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
         check_plugins(config)
@@ -77,6 +84,9 @@ class Session:
                 f"{len(self.dataset.test)} test images cannot be shared by {self.ranks.size} processes: "
                 "each needs one at least."
             )
+        self.config = config = config.with_epochs(count_training(self.dataset, config))
+        if config.recipe is not None and config.recipe != NO_RECIPE:
+            logger.info(describe_recipe(config.recipe, config.dataset, config.data_dir))
         self._cores = functools.cache(partial(_cores, dataset=self.dataset))
         archs = [config.architecture_for(network) for network in networks_to_train(config, self.dataset)]
         for arch in (*archs, *config.assistant_arch):
@@ -97,6 +107,10 @@ class Session:
         if self.ranks.size == 1 and self.device == "cpu":
             return run_jobs(jobs, self.config.stall_timeout)
         return [job.work() for job in jobs]
+
+    def cores(self, arch: str) -> int:
+        """Returns the number of cores for the work on a network, training or evaluation."""
+        return self._cores(arch)
 
     def fit_and_test_job(self, spec: FitSpec) -> Job[TestedModel]:
         """Returns the job that trains a network, tests its best weights and files the results."""
@@ -126,21 +140,32 @@ class Session:
     def soft_label_jobs(self, teachers: Mapping[int, SavedModel]) -> list[Job[None]]:
         """Returns the jobs that put teachers' logits over the training images into the cache.
 
-        There are none with augmentation, because then each epoch has other images.
+        There are none with new variants in each epoch. Seeds with one teacher share a job, because they share
+        the files of the cache.
 
         Args:
             teachers: the teacher of each seed.
         """
+        config = self.config
 
-        def work(seed: int, teacher: SavedModel) -> None:
-            train = training_loader(self.dataset, self.config, "student", seed, self.device, self.ranks)
-            logits_over(teacher.build(self.device), train, logit_cache(self.config))
+        def work(teacher: SavedModel, seeds: Sequence[int]) -> None:
+            network = teacher.build(self.device)
+            for seed in seeds:
+                train = training_loader(self.dataset, config, "student", seed, self.device, self.ranks)
+                LogitCache(network, train, logit_cache(config)).table(config.epochs_for("student"))
 
-        if self.config.augment_for("student") != "none":
+        if config.augment_for("student") != "none" and config.views == 0:
             return []
+        seeds: dict[int, list[int]] = {}
+        for seed, teacher in teachers.items():
+            seeds.setdefault(id(teacher), []).append(seed)
         return [
-            Job("the teacher's soft labels", partial(work, seed, teacher), self._cores(teacher.card.arch))
-            for seed, teacher in teachers.items()
+            Job(
+                "the teacher's soft labels",
+                partial(work, teachers[first], (first, *others)),
+                self._cores(teachers[first].card.arch),
+            )
+            for first, *others in seeds.values()
         ]
 
 

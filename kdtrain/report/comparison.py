@@ -21,15 +21,20 @@ from kdtrain.metrics.statistics import (
     t_interval,
 )
 from kdtrain.report.grid_result import GridResult
+from kdtrain.report.teacher_lead import TeacherLead
 
-Model = Literal["teacher", "student_kd", "student", "student_ls"]
+Model = Literal["teacher", "student_kd", "student", "student_ls", "student_hard"]
 Outcome = Literal["helped", "hurt", "undecided"]
 
-MODELS: tuple[Model, ...] = ("teacher", "student_kd", "student", "student_ls")
+MODELS: tuple[Model, ...] = ("teacher", "student_kd", "student", "student_ls", "student_hard")
+_CONTROLS = ("student_ls", "student_hard")
+"""Models that need not take part."""
 PAIRS: tuple[tuple[Model, Model], ...] = (
     ("student_kd", "student"),
     ("student_ls", "student"),
     ("student_kd", "student_ls"),
+    ("student_hard", "student"),
+    ("student_kd", "student_hard"),
 )
 """Pairs of model and baseline, used where both were trained; the first pair measures distillation."""
 
@@ -154,6 +159,7 @@ class Comparison:
         gap_closed: errors that student_kd removes as a fraction of those that separate student from
             teacher; None if the teacher is no better than the student.
         grid: result of --grid, by model.
+        teacher_lead: lead of the first seed's teacher on held-out images; None if it was not measured.
     """
 
     results: tuple[ModelResult, ...]
@@ -162,6 +168,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     gap_closed: float | None
     grid: Mapping[Model, GridResult] = field(default_factory=dict)
+    teacher_lead: TeacherLead | None = None
 
     @property
     def distillation(self) -> Difference:
@@ -169,18 +176,24 @@ class Comparison:
         return self.differences[0]
 
 
-def compare(results: Sequence[ModelResult], grid: Mapping[Model, GridResult] | None = None) -> Comparison:
+def compare(
+    results: Sequence[ModelResult],
+    grid: Mapping[Model, GridResult] | None = None,
+    teacher_lead: TeacherLead | None = None,
+) -> Comparison:
     """Returns the comparison of the models; students are paired by their seeds.
 
     Args:
-        results: results of teacher, student_kd and student, and optionally of student_ls.
+        results: results of teacher, student_kd and student, and optionally of student_ls and student_hard.
         grid: result of --grid, by model.
+        teacher_lead: lead of the first seed's teacher, if it was measured.
 
     Raises:
         KdtrainError: a model or one half of a pair is missing, a seed occurs twice, the models were
             tested on different numbers of images, or a cross-entropy is not finite.
     """
-    models = [model for model in MODELS if model != "student_ls" or any(r.model == model for r in results)]
+    trained = {result.model for result in results}
+    models = [model for model in MODELS if model not in _CONTROLS or model in trained]
     by_model = {model: _of_model(results, model) for model in models}
     images = _test_images(results)
     summaries = {model: _summary(by_model[model]) for model in models}
@@ -197,6 +210,7 @@ def compare(results: Sequence[ModelResult], grid: Mapping[Model, GridResult] | N
         differences=differences,
         gap_closed=differences[0].errors_removed / gap if gap > 0 else None,
         grid=grid or {},
+        teacher_lead=teacher_lead,
     )
 
 

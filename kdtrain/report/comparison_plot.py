@@ -52,12 +52,14 @@ def comparison_figure(comparison: Comparison, title_extra: str = "") -> Figure:
 
 
 def _title(comparison: Comparison, extra: str) -> str:
-    accuracies = ",  ".join(
-        f"{model} {_accuracy_text(comparison.summaries[model].accuracy)}" for model in comparison.summaries
-    )
+    accuracies = [
+        f"{model} {_accuracy_text(summary.accuracy)}" for model, summary in comparison.summaries.items()
+    ]
+    in_a_row = 3 if len(accuracies) > 4 else 4  # what the figure is wide enough for, over seeds
+    rows = [",  ".join(accuracies[:in_a_row]), ",  ".join(accuracies[in_a_row:])]
     gain = comparison.distillation.gain
     gain_line = f"gain of distillation {gain_text(gain)} points, {interval_text(gain)}"
-    return "\n".join(filter(None, [f"test accuracy:  {accuracies}", gain_line, extra]))
+    return "\n".join(filter(None, [f"test accuracy:  {rows[0]}", rows[1], gain_line, extra]))
 
 
 def _accuracy_text(accuracy: Interval) -> str:

@@ -36,6 +36,7 @@ LINES = {
     "student_kd": Line("#0072B2", "o", "-", "#0072B2"),
     "student": Line("#D55E00", "^", "-.", "white"),
     "student_ls": Line("#CC79A7", "v", (0, (1, 1)), "white"),
+    "student_hard": Line("#E69F00", "D", (0, (5, 1, 1, 1, 1, 1)), "white"),
 }
 
 _RC = {

@@ -81,6 +81,7 @@ PAIRS = (
             PLAIN: Method("student"),
             HINTON: Method(),
             "`label_smoothing`, no teacher": plugin("label_smoothing", mode="student"),
+            "`hard_labels`": plugin("hard_labels", alpha=0.5),
             "`logit_mse`": plugin("logit_mse"),
             "`dkd`": plugin("dkd", alpha=0.5),
             "`dist`": plugin("dist", alpha=0.5),

@@ -12,11 +12,11 @@ from bench import Bench
 from PIL import Image
 from tools import Row, ratio_row, side_by_side
 
-from kdtrain.data.augmentation import augmentation
 from kdtrain.data.dataset import Dataset, Normalized
 from kdtrain.data.folder import load_image_folder
 from kdtrain.data.images.decode_folder import decode
 from kdtrain.data.loader import Loader
+from kdtrain.data.views import views
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
@@ -50,9 +50,9 @@ def _waiting(dataset: Dataset, arch: str) -> Row:
 
     def work() -> list[float]:
         images = Normalized(dataset.train.images, np.arange(len(dataset.train)), dataset.normalization)
-        changed = augmentation("flip,crop=4", dataset.normalization.background)
+        changed = views("flip,crop=4", dataset.normalization.background, 0, 0)
         classes = dataset.num_classes
-        loader = Loader(images, dataset.train.labels, BATCH, num_classes=classes, seed=0, augment=changed)
+        loader = Loader(images, dataset.train.labels, BATCH, num_classes=classes, seed=0, views=changed)
         model = build_model(arch, dataset.image_shape, classes)
         optimizer = flow.optim.SGD(model.parameters(), lr=0.01)
         batches, shares = loader.epoch(1), []

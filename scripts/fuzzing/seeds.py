@@ -108,6 +108,7 @@ def plugins() -> Iterator[bytes]:
         b"",
         b"grad_norm,every=3",
         b"label_smoothing",
+        b"hard_labels",
     )
 
 

@@ -17,6 +17,7 @@ from kdtrain import Batch, Callback, Loader, Objective, Output, Run, Teacher, Tr
 from kdtrain.callbacks import DistillationCallback
 from kdtrain.callbacks.distillation import SoftTargets
 from kdtrain.data.augmentation import Shift
+from kdtrain.data.views import Views, views
 from kdtrain.engine.events import BatchEnd, EvalEnd
 from kdtrain.errors import CallbackError, UsageError
 from kdtrain.store.checkpoint import snapshot
@@ -144,7 +145,7 @@ def test_the_table_holds_the_teacher_s_logits_of_each_batch(
         np.testing.assert_allclose(table, live.logits(batch).numpy(), atol=1e-5)
 
 
-def test_with_augmentation_the_teacher_runs_on_the_student_s_batches(
+def test_with_endless_augmentation_the_teacher_runs_on_the_student_s_batches(
     fit: Fit, train: Loader, tmp_path: Path, teacher: flow.nn.Module, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[bytes] = []
@@ -155,12 +156,14 @@ def test_with_augmentation_the_teacher_runs_on_the_student_s_batches(
             assert seen[-1] == event.batch.inputs.numpy().tobytes()
 
     shift = Shift(2, (float(np.asarray(train.inputs).min()),))
-    shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, augment=shift)
+    endless = Views(shift, None, 0, 0, "shift=2")
+    shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, views=endless)
     cache = tmp_path / "cache"
     distillation = DistillationCallback(teacher, cache_directory=cache)
     caplog.set_level("INFO", "kdtrain")
     fit(distillation, Watch(), train=shifted)
-    assert len(set(seen)) == len(seen) == 1 + 2 * len(shifted)  # one to count the classes, then every batch
+    assert len(seen) == 2 + 2 * len(shifted)  # one to count the classes, one to time, then every batch
+    assert len(set(seen)) == len(seen) - 1
     assert not cache.exists()
     assert [record.name for record in caplog.records] == ["kdtrain.callbacks.distillation"]
     assert "teacher runs at every step" in caplog.text
@@ -171,11 +174,13 @@ def test_augmented_images_are_not_looked_up_in_the_table_of_an_earlier_fit(
 ) -> None:
     distillation = DistillationCallback(teacher)
     fit(distillation, epochs=1)
-    shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, augment=Shift(2, (0.0,)))
+    shifted = Loader(
+        train.inputs, train.targets, 128, num_classes=10, seed=0, views=views("shift=2", (0.0,), 0, 0)
+    )
     runs: list[int] = []
     teacher.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     fit(distillation, train=shifted, epochs=1)
-    assert sum(runs) == 1 + train.num_images  # one to count the classes
+    assert sum(runs) == 1 + 128 + train.num_images  # one to count the classes, a batch to time
 
 
 def test_a_teacher_of_other_classes_is_refused(fit: Fit, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A teacher's logits are computed once for the same weights and the same images."""
+"""A teacher's logits are computed once for the same weights, images and variants."""
 
 from __future__ import annotations
 
@@ -6,66 +6,102 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from kdtrain import Loader, build_model, flow, predict_logits
-from kdtrain.callbacks.teacher_logits import cached_logits, weights_fingerprint
+from kdtrain import Loader, Teacher, build_model, flow, predict_logits
+from kdtrain.callbacks import teacher_logits
+from kdtrain.callbacks.teacher_logits import LogitCache, LogitTable, weights_fingerprint
 from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.data.loader import Source
+from kdtrain.data.views import views
 from kdtrain.store.checkpoint import load_weights, snapshot
 from tests.engine.fits import mlp
 
+IMAGES = 300
 
-class Cache:
-    """Asks for the logits of ``model`` over ``loader``, and counts how often they are computed."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.computed = 0
+class Counted:
+    """A network that counts the images it has computed."""
 
-    def __call__(self, model: flow.nn.Module, loader: Loader) -> npt.NDArray[np.float32]:
-        def compute() -> npt.NDArray[np.float32]:
-            self.computed += 1
-            return predict_logits(model, loader)
+    def __init__(self, model: flow.nn.Module) -> None:
+        self.images = 0
+        model.register_forward_hook(self._count)
 
-        return cached_logits(self.directory, weights_fingerprint(model), loader.fingerprint, compute)
+    def _count(self, module: flow.nn.Module, inputs: object, output: flow.Tensor) -> None:
+        self.images += len(output)
 
-    def file(self) -> Path:
-        (name,) = os.listdir(self.directory)
-        return self.directory / name
+    def taken(self) -> int:
+        """The images since the last call."""
+        images, self.images = self.images, 0
+        return images
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
 
 
-def loader_of(mnist: Dataset, normalization: Normalization, start: int = 0) -> Loader:
-    split = mnist.train.take(np.arange(start, start + 300))
-    return Loader(normalization.apply(split.images), split.labels, 100, num_classes=10, seed=1)
+@pytest.fixture
+def counted(student: flow.nn.Module) -> Counted:
+    return Counted(student)
+
+
+def loader_of(
+    mnist: Dataset,
+    normalization: Normalization | None = None,
+    start: int = 0,
+    text: str = "none",
+    count: int = 4,
+    held_out: int = 0,
+    views_seed: int = 0,
+) -> Loader:
+    normalization = normalization or mnist.normalization
+    split = mnist.train.take(np.arange(start, start + IMAGES))
+    kept = np.arange(IMAGES)[held_out:]
+    inputs = normalization.apply(split.images)
+    return Loader(
+        inputs[kept],
+        split.labels[kept],
+        100,
+        num_classes=10,
+        seed=1,
+        views=views(text, normalization.background, count, views_seed),
+        source=Source("digits", kept, IMAGES) if held_out else None,
+    )
+
+
+def assert_looked_up(table: LogitTable, model: flow.nn.Module, loader: Loader, epochs: int) -> None:
+    """Checks the table against the network itself, for every batch of a fit."""
+    live = Teacher(model)
+    for epoch in range(1, epochs + 1):
+        for batch in loader.epoch(epoch):
+            np.testing.assert_allclose(table(batch).numpy(), live.logits(batch).numpy(), atol=1e-5)
 
 
 def test_logits_are_computed_once_and_then_read_bit_for_bit(
-    cache: Cache, student: flow.nn.Module, train: Loader
+    directory: Path, student: flow.nn.Module, train: Loader, counted: Counted
 ) -> None:
-    computed = cache(student, train)
-    read = cache(student, train)
-    assert cache.computed == 1
+    computed = LogitCache(student, train, directory).plain()
+    assert counted.taken() == train.num_images
+    read = LogitCache(student, train, directory).plain()
+    assert counted.taken() == 0
     assert read.dtype == computed.dtype == np.float32
     assert read.tobytes() == computed.tobytes() == predict_logits(student, train).tobytes()
     same = mlp(seed=1)
     load_weights(same, snapshot(student), "here")
-    cache(same, train.sequential(7))
-    assert cache.computed == 1, "another object, but the same weights and images"
+    counted = Counted(same)
+    LogitCache(same, train.sequential(7), directory).plain()
+    assert counted.images == 0, "another object, but the same weights and images"
 
 
-def test_another_teacher_gets_logits_of_its_own(cache: Cache, student: flow.nn.Module, train: Loader) -> None:
-    before = cache(student, train)
+def test_another_teacher_gets_logits_of_its_own(
+    directory: Path, student: flow.nn.Module, train: Loader
+) -> None:
+    before = LogitCache(student, train, directory).plain()
     weights = snapshot(student)
     weights["fc3.bias"][0] = np.nextafter(weights["fc3.bias"][0], np.float32(9))
     load_weights(student, weights, "here")
-    after = cache(student, train)
-    assert cache.computed == 2, "one bit of one weight has changed"
+    after = LogitCache(student, train, directory).plain()  # one bit of one weight has changed
     assert np.array_equal(after, predict_logits(student, train))
     assert not np.array_equal(after, before)
     models = [build_model(arch, (1, 28, 28), 10) for arch in ("hinton_800", "hinton_1200")]
@@ -82,7 +118,7 @@ def test_structure_counts_as_well_as_the_weights() -> None:
 
 
 def test_other_images_and_other_normalisation_are_told_apart(
-    cache: Cache, student: flow.nn.Module, mnist: Dataset
+    directory: Path, student: flow.nn.Module, mnist: Dataset
 ) -> None:
     normalization = mnist.normalization
     loaders = [
@@ -92,18 +128,131 @@ def test_other_images_and_other_normalisation_are_told_apart(
         loader_of(mnist, Normalization(normalization.mean, (0.3081,))),
     ]
     for loader in loaders:
-        assert np.array_equal(cache(student, loader), predict_logits(student, loader))
-    assert cache.computed == 4
-    assert len(os.listdir(cache.directory)) == 4
+        logits = LogitCache(student, loader, directory).plain()
+        assert np.array_equal(logits, predict_logits(student, loader))
+    assert len(os.listdir(directory)) == 4
+
+
+@pytest.mark.parametrize("text", ["shift=2", "mixup", "shift=1,cutmix"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_each_variant_of_each_image_is_answered_once(
+    directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted, text: str, kept: bool
+) -> None:
+    loader = loader_of(mnist, text=text)
+    table = LogitCache(student, loader, directory if kept else None).table(epochs=9)
+    assert counted.taken() == 4 * IMAGES
+    assert_looked_up(table, student, loader, 9)
+    counted.taken()
+    LogitCache(student, loader, directory).table(epochs=9)
+    assert counted.taken() == (0 if kept else 4 * IMAGES)
+
+
+def test_the_images_as_they_are_share_a_file_with_variant_0(
+    directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
+) -> None:
+    LogitCache(student, loader_of(mnist), directory).plain()
+    counted.taken()
+    LogitCache(student, loader_of(mnist, text="shift=2"), directory).table(epochs=9)
+    assert counted.taken() == 3 * IMAGES
+
+
+def test_more_variants_and_more_epochs_only_add(
+    directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
+) -> None:
+    for count, epochs, computed in ((2, 9, 2), (5, 9, 3), (5, 2, 0)):
+        loader = loader_of(mnist, text="shift=2", count=count)
+        LogitCache(student, loader, directory).table(epochs)
+        assert counted.taken() == computed * IMAGES
+    short = loader_of(mnist, text="shift=2", views_seed=1)
+    for epochs, computed in ((1, 1), (3, 2), (4, 1), (5, 0)):
+        table = LogitCache(student, short, directory).table(epochs)
+        taken = counted.taken()
+        # Variant 0 is in the cache already: it does not depend on the seed.
+        assert computed * IMAGES * 0.6 <= taken <= computed * IMAGES
+        assert_looked_up(table, student, short, epochs)
+        counted.taken()
+
+
+def test_with_other_held_out_images_only_the_missing_ones_are_computed(
+    directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
+) -> None:
+    LogitCache(student, loader_of(mnist, text="shift=2", held_out=100), directory).table(9)
+    assert counted.taken() == 4 * 200
+    more = loader_of(mnist, text="shift=2", held_out=60)
+    table = LogitCache(student, more, directory).table(9)
+    assert counted.taken() == 4 * 40
+    assert_looked_up(table, student, more, 5)
+
+
+def test_partners_of_mixes_are_never_held_out_images(
+    directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
+) -> None:
+    """So other held-out images make other mixes, which have files of their own."""
+    for held_out in (100, 60):
+        loader = loader_of(mnist, text="mixup", held_out=held_out)
+        table = LogitCache(student, loader, directory).table(9)
+        assert counted.taken() == 4 * (IMAGES - held_out)
+        assert_looked_up(table, student, loader, 4)
+        counted.taken()
+
+
+def test_an_interrupted_computation_is_resumed(
+    directory: Path, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_logits, "_SECONDS_LOST", 0.0)
+    monkeypatch.setattr(teacher_logits, "images_at_once", lambda loader: 50)
+    model, loader = mlp(seed=3), loader_of(mnist, text="shift=2")
+    calls = iter(range(9))
+
+    def interrupt(module: flow.nn.Module, inputs: object, output: object) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    model.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        LogitCache(model, loader, directory).table(9)
+    model._forward_hooks.clear()  # OneFlow returns no handle to remove a hook by
+    counted = Counted(model)
+    table = LogitCache(model, loader, directory).table(9)
+    assert counted.taken() == 4 * IMAGES - 9 * 50
+    assert_looked_up(table, model, loader, 4)
+
+
+def test_a_large_table_stays_in_its_files(
+    directory: Path, student: flow.nn.Module, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = loader_of(mnist, text="shift=2", held_out=30)
+    small = LogitCache(student, loader, directory).table(9)
+    monkeypatch.setattr(teacher_logits, "_LARGE", 4 * 270 * 10 * 4 - 1)
+    large = LogitCache(student, loader, directory).table(9)
+    for epoch in range(1, 5):
+        for batch in loader.epoch(epoch):
+            assert large(batch).numpy().tobytes() == small(batch).numpy().tobytes()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "text"])
-def test_damaged_file_is_replaced(cache: Cache, student: flow.nn.Module, train: Loader, damage: str) -> None:
-    expected = cache(student, train)
-    content = bytearray(cache.file().read_bytes())
+def test_damaged_file_is_replaced(
+    directory: Path, student: flow.nn.Module, train: Loader, counted: Counted, damage: str
+) -> None:
+    expected = LogitCache(student, train, directory).plain()
+    (name,) = os.listdir(directory)
+    content = bytearray((directory / name).read_bytes())
     content[-3] ^= 64
     contents = {"truncated": content[:-100], "empty": b"", "flipped": content, "text": b"not logits"}
-    cache.file().write_bytes(bytes(contents[damage]))
-    assert np.array_equal(cache(student, train), expected)
-    assert np.array_equal(cache(student, train), expected)
-    assert cache.computed == 2
+    (directory / name).write_bytes(bytes(contents[damage]))
+    counted.taken()
+    for computed in (train.num_images, 0):
+        assert np.array_equal(LogitCache(student, train, directory).plain(), expected)
+        assert counted.taken() == computed
+
+
+def test_a_line_tells_of_progress_where_there_is_no_terminal(
+    student: flow.nn.Module,
+    mnist: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(teacher_logits, "_SECONDS_LOST", 0.0)
+    caplog.set_level("INFO", "kdtrain")
+    LogitCache(student, loader_of(mnist, text="shift=2"), None).table(9)
+    assert "of 1,200 images, about" in caplog.text

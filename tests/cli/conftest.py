@@ -24,7 +24,8 @@ CallKdtrain = Callable[..., Finished]
 LOGDIR = Path("läufe [b] 1")  # blanks, letters beyond ASCII, and characters of markup
 MODES = ("teacher", "student_kd", "student")
 EPOCH = re.compile(
-    r"(teacher|student_kd|student|student_ls)(?:,[a-z]+=[\d.,=a-z]+)?(?:/\d+)? +(\d+)/(\d+)  loss [\d.]+  "
+    r"(teacher|student_kd|student|student_ls|student_hard)(?:,[a-z]+=[\d.,=a-z]+)?(?:/\d+)? +(\d+)/(\d+)  "
+    r"loss [\d.]+  "
     r"accuracy [\d.]+%  cross-entropy [\d.]+  [\d.]+ s"
 )
 

@@ -52,7 +52,7 @@ class Compared:
 def two_seeds(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
     """A comparison over two seeds, with defaults but for the size of everything."""
     folder = tmp_path_factory.mktemp("compare")
-    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "2", "--batch-size", "64")
+    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs=2", "--batch-size=64", "--recipe=none")
     pictures = ("--image-save-dir", "pictures", "--image-save-name", "three models.png")
     finished = run_kdtrain("fit", "--mode", "compare", "--seeds", "2", *flags, *pictures, cwd=folder)
     assert finished.returncode == 0, finished.stderr
@@ -61,12 +61,19 @@ def two_seeds(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
-    """A comparison with all that can be asked for: teachers of their own, smoothed labels, a grid."""
+    """A comparison with all that can be asked for: teachers of their own, both controls, a grid."""
     folder = tmp_path_factory.mktemp("chosen")
-    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "1", "--batch-size", "64", "--seeds", "2")
+    flags = (
+        f"--data-dir={tiles}",
+        "--recipe=none",
+        "--val-size=300",
+        "--epochs=1",
+        "--batch-size=64",
+        "--seeds=2",
+    )
     grid = ("--grid", "alpha=.5,.9", "--grid", "lr=1e-4,3e-3")
-    words = ("--teacher-per-seed", "--with-label-smoothing", *grid)
-    quick = run_kdtrain("fit", "--mode", "teacher", *flags[:-2], "--limit-train", "100", cwd=folder)
+    words = ("--teacher-per-seed", "--with-label-smoothing", "--with-hard-labels", *grid)
+    quick = run_kdtrain("fit", "--mode", "teacher", *flags[:-1], "--limit-train", "100", cwd=folder)
     assert quick.returncode == 0, quick.stderr
     finished = run_kdtrain("fit", "--mode", "compare", *flags, *words, cwd=folder)
     assert finished.returncode == 0, finished.stderr
@@ -194,8 +201,34 @@ def test_a_student_with_smoothed_labels_differs_in_the_labels_only(chosen: Compa
         losses = [read_scalars(run)["loss/task"][1] for run in runs]
         assert losses[0] != losses[1]
         assert losses[0] == pytest.approx(losses[1], rel=0.1)  # the same weights and images, other labels
+
+
+def test_a_student_with_hard_labels_differs_from_the_distilled_one_in_the_targets_only(
+    chosen: Compared,
+) -> None:
+    candidates = chosen.figures["grid"]["student_hard"]["candidates"]
+    for settings in (candidate["settings"] for candidate in candidates):
+        name = f"alpha={settings['alpha']:g},lr={settings['lr']!r}"
+        runs = [chosen.directory / f"grid/{model},{name}" for model in ("student_hard", "student_kd")]
+        configs = [tomli.loads((run / "config.toml").read_text()) for run in runs]
+        assert configs[0].pop("plugin") == ["hard_labels"]
+        assert configs[1].pop("plugin") == []
+        assert configs[0] == configs[1]
+        first = [read_scalars(run)["loss/task"][1] for run in runs]
+        assert first[0] == first[1], "the same weights and images"
+        terms = [{name for name in metrics(run)[0] if name.startswith("loss/")} for run in runs]
+        assert terms == [{"loss/task", f"loss/{term}", "loss/total"} for term in ("hard_labels", "kd")]
+
+
+def test_controls_are_compared_with_both_other_students_and_not_kept(chosen: Compared) -> None:
     pairs = [(one["model"], one["baseline"]) for one in chosen.figures["differences"]]
-    assert pairs == [("student_kd", "student"), ("student_ls", "student"), ("student_kd", "student_ls")]
+    assert pairs == [
+        ("student_kd", "student"),
+        ("student_ls", "student"),
+        ("student_kd", "student_ls"),
+        ("student_hard", "student"),
+        ("student_kd", "student_hard"),
+    ]
     models = {path.stem for path in (chosen.folder / "logs/models").iterdir()}
     assert models == set(MODES)
 
@@ -209,7 +242,7 @@ def test_models_of_the_best_seed_are_kept(two_seeds: Compared, chosen: Compared)
 def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
     grid = chosen.figures["grid"]
     assert {model: len(grid[model]["candidates"]) for model in grid} == {
-        "student_kd": 4, "student": 2, "student_ls": 2
+        "student_kd": 4, "student": 2, "student_ls": 2, "student_hard": 4
     }  # fmt: skip
     assert list(grid["student"]["chosen"]) == ["lr"]
     for model in grid:
@@ -239,7 +272,7 @@ def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
         "lr=1e-4,3e-3",
     ]
     lines = chosen.process.stdout.splitlines()
-    assert len([line for line in lines if line.endswith(" chosen ")]) == 3
+    assert len([line for line in lines if line.endswith(" chosen ")]) == 4
 
 
 def test_a_comparison_with_a_grid_resumes(chosen: Compared, call_kdtrain: CallKdtrain) -> None:
@@ -361,9 +394,9 @@ def test_tables_verdict_and_paths_on_stdout(two_seeds: Compared) -> None:
     assert json_file.endswith(": logs/compare/version_0/compare.json")
     lines = two_seeds.process.stderr.splitlines()
     said = [line for line in lines if not EPOCH.fullmatch(line)]
-    assert len(said) == 1
+    assert [line.split()[0] for line in said] == ["Seeds", "Teacher:"]
     assert {line.split()[0] for line in lines if line not in said} == {f"{m}/{s}" for m, s in RUNS}
-    assert len(lines) == 1 + 5 * 2
+    assert len(lines) == len(said) + 5 * 2
 
 
 def test_picture_is_large_enough_to_read_and_copied(two_seeds: Compared) -> None:

@@ -47,6 +47,8 @@ fit --batch_size=0 | --batch-size is 0
 fit --val-size 60000 | --val-size 60000 | 59999
 fit --limit-train 55001 | --limit-train 55001 | 55000
 fit --with-label-smoothing --plugin label_smoothing,epsilon=0.2 | leave one of them out
+fit --with-hard-labels --plugin hard_labels | leave one of them out
+fit --mode student --plugin hard_labels | --plugin hard_labels | student_kd or compare
 fit --config none.toml | --config none.toml (looked for at
 fit --plugin nothing | 'nothing'
 fit --mode teacher --generations 2 | --generations | teacher

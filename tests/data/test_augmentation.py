@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import scipy.special
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain.callbacks.distillation import DistillationCallback
-from kdtrain.data.augmentation import Crop, Flip, Mixup, Rotate, Shift, augmentation, mixup
+from kdtrain.data.augmentation import Augmentation, Crop, Flip, Rotate, Shift, augmentation
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.loader import Batch, Loader
-from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import BatchEnd
-from kdtrain.engine.objective import Objective
-from kdtrain.engine.recorder import Output
-from kdtrain.engine.run import Run
-from kdtrain.engine.trainer import Trainer
-from kdtrain.models.registry import build_model
-from kdtrain.runtime import flow
-from kdtrain.runtime.ranks import Ranks
-from plugins.grad_norm import GradNorm
-from plugins.label_smoothing import LabelSmoothing
-from tests.tools import read_scalars
+from kdtrain.data.draws import Draws
+from kdtrain.data.loader import Loader
+from kdtrain.data.views import Views
 
 Floats = npt.NDArray[np.float32]
 
@@ -44,7 +29,12 @@ def _loader(images: Floats, mnist: Dataset, **options: object) -> Loader:
     return Loader(images, mnist.train.labels[: len(images)], 64, **arguments)  # type: ignore[arg-type]
 
 
-_mixing = partial(_loader, mixup=Mixup(0.4))
+def _draws(count: int, seed: int = 0) -> Draws:
+    return Draws(seed, np.arange(count), np.ones(count, np.int64))
+
+
+def _endless(augment: Augmentation, seed: int = 0) -> Views:
+    return Views(augment, None, 0, seed, "")
 
 
 def _moved(image: Floats, down: int, right: int, background: float) -> Floats:
@@ -69,7 +59,7 @@ def test_each_image_is_moved_as_a_whole_and_the_rest_is_background(
 ) -> None:
     images = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     background = (-1.5, 0.25, 7.0)[: shape[1]]
-    shifted = Shift(pixels, background)(images, np.random.default_rng(seed))
+    shifted = Shift(pixels, background)(images, _draws(len(images), seed))
     assert shifted.shape == images.shape
     assert shifted.dtype == np.float32
     for before, after in zip(images, shifted, strict=True):
@@ -86,7 +76,7 @@ def test_each_image_is_moved_as_a_whole_and_the_rest_is_background(
 def test_all_distances_are_equally_likely_and_independent() -> None:
     dot = np.zeros((10_000, 1, 9, 9), np.float32)
     dot[:, :, 4, 4] = 1
-    _, _, rows, columns = np.nonzero(Shift(2, (0.0,))(dot, np.random.default_rng(0)))
+    _, _, rows, columns = np.nonzero(Shift(2, (0.0,))(dot, _draws(len(dot))))
     counts = np.histogram2d(rows, columns, bins=(np.arange(10), np.arange(10)))[0]
     assert counts[2:7, 2:7].sum() == 10_000
     assert counts[2:7, 2:7].min() > 300  # 400 expected, 5 sigma
@@ -107,19 +97,16 @@ def test_the_setting_is_understood() -> None:
     assert augmentation("flip", (0.5,)) == Flip()
     assert augmentation("mixup", (0.0,)) is None
     assert augmentation("mixup=0.2,shift=2", (0.5,)) == Shift(2, (0.5,))
-    assert mixup("shift=2,flip") is None
-    assert mixup("mixup,flip") == Mixup(1.0)
-    assert mixup("shift=2,mixup=0.2") == Mixup(0.2)
 
 
 def test_augmentations_are_applied_in_the_order_of_the_setting(images: Floats) -> None:
     steps = (Shift(2, (-0.5,)), Rotate(15, (-0.5,)), Flip(), Crop(4))
     changed = augmentation("shift=2,rotate=15,flip,crop=4", (-0.5,))
     assert changed is not None
-    rng, expected = np.random.default_rng(3), images
+    draws, expected = _draws(len(images), 3), images
     for step in steps:
-        expected = step(expected, rng)
-    np.testing.assert_array_equal(changed(images, np.random.default_rng(3)), expected)
+        expected = step(expected, draws)
+    np.testing.assert_array_equal(changed(images, draws), expected)
 
 
 @pytest.mark.parametrize("text", ["shift=2", "crop=3", "flip", "rotate=20", "shift=1,flip,crop=2,rotate=5"])
@@ -128,7 +115,7 @@ def test_every_kind_keeps_shape_type_and_the_data(text: str, mnist: Dataset) -> 
     before = images.copy()
     changed = augmentation(text, (0.0, 1.0, 2.0))
     assert changed is not None
-    first, again, other = (changed(images, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    first, again, other = (changed(images, _draws(len(images), seed)) for seed in (0, 0, 1))
     assert (first.shape, first.dtype) == (images.shape, images.dtype)
     assert first.flags.c_contiguous
     assert not np.shares_memory(first, images)
@@ -139,7 +126,7 @@ def test_every_kind_keeps_shape_type_and_the_data(text: str, mnist: Dataset) -> 
 
 def test_a_flip_mirrors_about_half_of_the_images(mnist: Dataset) -> None:
     images = mnist.normalization.apply(mnist.train.images[:1000])
-    flipped = Flip()(images, np.random.default_rng(0))
+    flipped = Flip()(images, _draws(len(images)))
     mirrored = (flipped == images[..., ::-1]).all((1, 2, 3))
     same = (flipped == images).all((1, 2, 3))
     assert (mirrored | same).all()
@@ -151,7 +138,7 @@ def test_a_crop_is_a_window_of_the_image_mirrored_at_its_edges(
     pixels: int, shape: tuple[int, int, int, int], seed: int
 ) -> None:
     images = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    cropped = Crop(pixels)(images, np.random.default_rng(seed))
+    cropped = Crop(pixels)(images, _draws(len(images), seed))
 
     def mirrored(position: int, length: int) -> int:
         position = abs(position) % (2 * length - 2 or 1)
@@ -196,8 +183,8 @@ def test_a_rotation_agrees_with_the_formula(
 ) -> None:
     images = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     background = (-1.5, 0.25, 7.0)[: shape[1]]
-    turned = Rotate(degrees, background)(images, np.random.default_rng(seed))
-    angles = np.radians(np.random.default_rng(seed).uniform(-degrees, degrees, shape[0]))
+    turned = Rotate(degrees, background)(images, _draws(len(images), seed))
+    angles = np.radians(degrees * (2 * _draws(shape[0], seed).uniform("rotate") - 1))
     for before, after, angle in zip(images, turned, angles, strict=True):
         for channel in range(shape[1]):
             expected = _turned(before[channel], angle, background[channel])
@@ -208,7 +195,7 @@ def test_a_loader_changes_its_images_anew_in_each_epoch_by_seed(images: Floats, 
     shift = Shift(2, mnist.normalization.background)
 
     def epoch(number: int, seed: int = 0) -> Floats:
-        (batch,) = _loader(images[:64], mnist, seed=seed, augment=shift).epoch(number)
+        (batch,) = _loader(images[:64], mnist, views=_endless(shift, seed)).epoch(number)
         order = np.argsort(batch.indices.numpy())
         inputs: Floats = batch.inputs.numpy()[order]
         return inputs
@@ -216,115 +203,3 @@ def test_a_loader_changes_its_images_anew_in_each_epoch_by_seed(images: Floats, 
     np.testing.assert_array_equal(epoch(1), epoch(1))
     for other in (epoch(2), epoch(1, seed=1), images[:64]):
         assert not np.array_equal(epoch(1), other)
-
-
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
-def test_shares_are_drawn_from_the_beta_distribution(alpha: float) -> None:
-    rng, pixels = np.random.default_rng(0), np.zeros((2, 1, 1, 1), np.float32)
-    shares = [Mixup(alpha)(pixels, rng)[1] for _ in range(2000)]
-    assert scipy.stats.kstest(shares, scipy.stats.beta(alpha, alpha).cdf).pvalue > 0.01
-
-
-def test_each_image_is_mixed_with_one_of_its_batch_in_one_proportion(images: Floats, mnist: Dataset) -> None:
-    labels = mnist.train.labels
-    batches = list(_mixing(images, mnist).epoch(1))
-    assert len({batch.mixup_lambda for batch in batches}) == len(batches)
-    for batch in batches:
-        assert batch.mixup_partner is not None
-        assert batch.mixup_partner.inputs is batch.inputs
-        rows, partners = batch.indices.numpy(), batch.mixup_partner.indices.numpy()
-        assert sorted(rows) == sorted(partners)
-        share = batch.mixup_lambda
-        expected = share * images[rows].astype(np.float64) + (1 - share) * images[partners]
-        np.testing.assert_allclose(batch.inputs.numpy(), expected, atol=1e-6)
-        np.testing.assert_array_equal(batch.targets.numpy(), labels[rows])
-        np.testing.assert_array_equal(batch.mixup_partner.targets.numpy(), labels[partners])
-
-
-def test_mixup_comes_after_the_other_augmentations_and_not_in_evaluation(
-    images: Floats, mnist: Dataset
-) -> None:
-    shift = Shift(2, mnist.normalization.background)
-    loader = _mixing(images, mnist, augment=shift)
-    moved = next(iter(_loader(images, mnist, augment=shift).epoch(1)))
-    mixed = next(iter(loader.epoch(1)))
-    assert mixed.mixup_partner is not None
-    np.testing.assert_array_equal(moved.indices.numpy(), mixed.indices.numpy())
-    rows = [list(moved.indices.numpy()).index(index) for index in mixed.mixup_partner.indices.numpy()]
-    expected = (
-        mixed.mixup_lambda * moved.inputs.numpy() + (1 - mixed.mixup_lambda) * moved.inputs.numpy()[rows]
-    )
-    np.testing.assert_allclose(mixed.inputs.numpy(), expected, atol=1e-5)
-    (batch,) = loader.sequential(256).epoch(1)
-    assert batch.mixup_partner is None
-    np.testing.assert_array_equal(batch.inputs.numpy(), images)
-
-
-def test_mixup_follows_seed_epoch_and_process(images: Floats, mnist: Dataset) -> None:
-    class Second(Ranks):
-        rank, size = 1, 2
-
-    def first(epoch: int = 1, **options: object) -> Batch:
-        return next(iter(_mixing(images, mnist, **options).epoch(epoch)))
-
-    np.testing.assert_array_equal(first().inputs.numpy(), first().inputs.numpy())
-    for other in (first(2), first(seed=1), first(ranks=Second())):
-        assert other.mixup_lambda != first().mixup_lambda
-    part = first(ranks=Second())
-    assert part.mixup_partner is not None
-    assert sorted(part.indices.numpy()) == sorted(part.mixup_partner.indices.numpy()), (
-        "a process mixes its own part"
-    )
-
-
-def _mixed(share: float) -> tuple[Batch, npt.NDArray[np.float64]]:
-    """A batch of mixed images, and its soft labels (4, 3)."""
-    labels, partner_labels = np.array([0, 1, 2, 1]), np.array([1, 1, 0, 2])
-    inputs = flow.zeros(4, 1)
-    partner = Batch(inputs, flow.tensor(partner_labels), flow.tensor(np.arange(4)))
-    batch = Batch(inputs, flow.tensor(labels), flow.tensor(np.arange(4)), share, partner)
-    return batch, share * np.eye(3)[labels] + (1 - share) * np.eye(3)[partner_labels]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.85, 1.0])
-@pytest.mark.parametrize("epsilon", [0.0, 0.2])
-def test_loss_and_gradient_are_those_of_soft_labels(share: float, epsilon: float) -> None:
-    values = np.random.default_rng(1).normal(scale=3, size=(4, 3)).astype(np.float32)
-    batch, soft = _mixed(share)
-    objective = Objective.task()
-    if epsilon:
-        objective = LabelSmoothing(epsilon).configure(objective)
-        soft = soft * (1 - epsilon) + (1 - soft) * epsilon / 2
-    logits = flow.tensor(values, requires_grad=True)
-    losses = objective(batch, Output(logits))
-    losses["total"].backward()
-    log_p = scipy.special.log_softmax(values.astype(np.float64), axis=1)
-    assert losses["task"].item() == pytest.approx(-(soft * log_p).sum(axis=1).mean(), rel=1e-5)
-    np.testing.assert_allclose(logits.grad.numpy(), (np.exp(log_p) - soft) / 4, atol=1e-6)
-
-
-def test_a_teacher_is_asked_once_a_step_about_the_mixed_images(
-    images: Floats, mnist: Dataset, tmp_path: Path
-) -> None:
-    flow.manual_seed(3)
-    student, teacher = (build_model("student_mlp", (1, 28, 28), 10) for _ in range(2))
-    seen: list[bytes] = []
-    teacher.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numpy().tobytes()))
-
-    class Watch(Callback):
-        def on_batch(self, run: Run, event: BatchEnd) -> None:
-            assert seen[-1] == event.batch.inputs.numpy().tobytes()
-
-    loader = _mixing(images, mnist)
-    trainer = Trainer(student, partial(flow.optim.Adam, lr=1e-3), [DistillationCallback(teacher), Watch()])
-    trainer.fit(loader, loader.sequential(64), epochs=1, directory=tmp_path)
-    assert len(seen) == 1 + len(loader)  # one image to count the classes with
-
-
-def test_gradient_norms_of_terms_count_both_labels(images: Floats, mnist: Dataset, tmp_path: Path) -> None:
-    flow.manual_seed(3)
-    student, loader = build_model("student_mlp", (1, 28, 28), 10), _mixing(images, mnist)
-    trainer = Trainer(student, partial(flow.optim.SGD, lr=1e-9), [GradNorm(every=1)])
-    trainer.fit(loader, loader.sequential(64), epochs=1, directory=tmp_path)
-    curves = read_scalars(tmp_path)
-    assert curves["grad_norm"] == pytest.approx(curves["grad_norm/task"], rel=1e-4)

@@ -71,7 +71,7 @@ def on_less_data(page: Path, words: list[str], tiles: Path) -> list[str | Path]:
         return [*words]
     if page.name in FLAGS:
         return [*words, *(FLAGS[page.name] if words[0] == "fit" else ())]
-    few = ("--limit-train", "512", "--val-size", "256", "--epochs", "1")
+    few = ("--limit-train", "512", "--val-size", "256", "--epochs", "1", "--recipe=none")
     return [*words, "--data-dir", tiles, *(few if words[0] in ("fit", "tune") else ())]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.search_space import Space, Values, spaces
+from kdtrain.experiment.search_space import Space, spaces
 
 
 def space(model: Any = "student_kd", *searches: str, **settings: Any) -> Space:
@@ -74,7 +74,12 @@ def test_values_become_settings_and_arguments() -> None:
     tuned = space(
         "student_ls", "max_norm.limit=1..4", plugin=("max_norm",), with_label_smoothing=True, augment="flip"
     )
-    values: Values = {"lr": 0.002, "views": "off", "label_smoothing.epsilon": 0.2, "max_norm.limit": 2.0}
+    values: dict[str, int | float | str] = {
+        "lr": 0.002,
+        "views": "off",
+        "label_smoothing.epsilon": 0.2,
+        "max_norm.limit": 2.0,
+    }
     assert tuned.settings(values) == {
         "lr": 0.002,
         "augment": "none",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kdtrain import NeedsTeacher, Output, UsageError, flow, soft_target_loss
 from plugins.dist import Dist, dist_loss
 from plugins.dkd import Dkd, decoupled
+from plugins.hard_labels import HardLabels
 from plugins.logit_mse import LogitMse
 from plugins.logit_std import LogitStd, standardised
 from tests.plugins.reference import (
@@ -20,6 +21,7 @@ from tests.plugins.reference import (
     Floats,
     assert_agrees,
     batch_of,
+    gradient_of,
     images_of,
     log_softmax,
     objective_for,
@@ -199,6 +201,40 @@ def test_logit_matching_is_what_soft_targets_tend_to_at_high_temperature() -> No
     loss, _ = method_on(LogitMse(), student, teacher)
     soft = soft_target_loss(flow.tensor(student), flow.tensor(teacher), 300.0)
     assert soft.item() == pytest.approx(loss.item(), rel=0.02)
+
+
+@FEW
+@given(logits())
+def test_hard_labels_agree_with_their_formula(data: Data) -> None:
+    student, teacher, _ = data
+    rows, classes = np.arange(len(student)), teacher.argmax(axis=1)
+    exact = student.astype(np.float64)
+
+    def formula(z: Any) -> Any:
+        return -log_softmax(z)[rows, classes].mean()
+
+    loss, gradient = method_on(HardLabels(), student, teacher)
+    assert loss.dtype == flow.float32
+    np.testing.assert_allclose(loss.item(), formula(exact), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(gradient.numpy(), gradient_of(formula, exact), rtol=1e-6, atol=1e-6)
+
+
+def test_hard_labels_and_labels_share_the_weight_as_in_the_paper_without_temperature() -> None:
+    """(1 - alpha) CE(labels) + alpha CE(teacher's classes), section 4 of DeiT, has alpha 1/2."""
+    flow.manual_seed(0)
+    student, teacher = Convolutional(2), Convolutional(4)
+    objective = HardLabels().configure(objective_for(student, teacher, alpha=0.5))
+    assert {name: term.weight for name, term in objective.terms.items()} == {"task": 0.5, "hard_labels": 0.5}
+    batch = batch_of(images_of())
+    output = objective.student(batch.inputs)
+    log_p = log_softmax(output.logits.numpy().astype(np.float64))
+    classes, rows = teacher(batch.inputs).numpy().argmax(axis=1), np.arange(len(log_p))
+    assert (classes != batch.targets.numpy()).any(), "the teacher is wrong somewhere"
+    expected = -(log_p[rows, batch.targets.numpy()] + log_p[rows, classes]).mean() / 2
+    total = objective(batch, output)["total"]
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    total.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 METHODS: dict[str, tuple[NeedsTeacher, float]] = {

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from kdtrain import BatchEnd, Callback, Checkpoint, DistillationCallback, Loader, Run, Trainer, flow
-from kdtrain.data.augmentation import Shift
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
+from kdtrain.data.views import views
 from kdtrain.models.registry import build_model
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, load_tensors, snapshot
@@ -22,6 +22,7 @@ from plugins.attention import Attention
 from plugins.dist import Dist
 from plugins.dkd import Dkd
 from plugins.fitnet import FitNet
+from plugins.hard_labels import HardLabels
 from plugins.label_smoothing import LabelSmoothing
 from plugins.logit_mse import LogitMse
 from plugins.logit_std import LogitStd
@@ -64,6 +65,7 @@ METHODS: dict[str, Callback] = {
     "dist": Dist(),
     "logit_std": LogitStd(),
     "logit_mse": LogitMse(),
+    "hard_labels": HardLabels(),
     "fitnet_fc1_fc2": FitNet("fc1", "fc2", weight=1.0),
     "rkd_fc2": Rkd("fc2", "fc2"),
     "similarity_fc2": Similarity("fc2", "fc2"),
@@ -75,7 +77,7 @@ def test_each_method_teaches(name: str, distil: Distil, train: Loader, teacher: 
     runs: list[int] = []
     teacher.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     rows, _ = distil(METHODS[name], epochs=3)
-    replaces = name in ("dkd", "dist", "logit_std", "logit_mse")
+    replaces = name in ("dkd", "dist", "logit_std", "logit_mse", "hard_labels")
     assert list(rows[0]) == (["task", name, "total"] if replaces else ["task", "kd", name, "total"])
     first, last = (np.mean([row[name] for row in part]) for part in (rows[:4], rows[-4:]))
     assert last < first, "the term gets smaller"
@@ -94,10 +96,10 @@ def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             assert seen[-1] == event.batch.inputs.numpy().tobytes()
 
-    shift = Shift(2, (-0.5,))
-    shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, augment=shift)
+    shift = views("shift=2", (-0.5,), 0, 0)
+    shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, views=shift)
     distil(Similarity("fc1", "fc1"), FitNet("fc1", "fc1"), Dkd(), Watch(), train=shifted)
-    assert len(seen) == 2 + 1 + 2 * len(shifted), "three terms, one run a step"
+    assert len(seen) == 2 + 2 + 2 * len(shifted), "three terms, one run a step"
 
 
 def test_several_plugins_combine_in_any_order(distil: Distil) -> None:
@@ -173,7 +175,13 @@ def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Flags:
     folder = tmp_path_factory.mktemp("tiles")
     data = write_tiles(folder / "data", mnist)
     teacher = untrained_teacher(folder / "teacher.safetensors", load_dataset("mnist", data))
-    return ("--data-dir", data, "--val-size", "300", "--batch-size", "64", "--teacher-checkpoint", teacher)
+    return (
+        "--recipe=none",
+        f"--data-dir={data}",
+        "--val-size=300",
+        "--batch-size=64",
+        f"--teacher-checkpoint={teacher}",
+    )
 
 
 KILLER = """
@@ -250,10 +258,10 @@ def test_wrong_uses_end_in_one_line_that_explains_them(
 def test_two_processes_distil_as_one_with_the_same_batches(
     tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
 ) -> None:
-    """Also the regressor, which is no part of the student."""
+    """Also the regressor, which is no part of the student, and the limit on the norm of all gradients."""
     plugins = ("--plugin", "dkd,warmup=1", "--plugin", "fitnet,student_layer=fc1,teacher_layer=fc1")
     flags = ("--mode", "student_kd", *tiles, "--limit-train", "320", "--epochs", "1", *plugins)
-    sgd = ("--optimizer", "sgd", "--lr", "0.01")
+    sgd = ("--optimizer", "sgd", "--lr", "0.01", "--clip-grad-norm", "0.5", "--weight-decay", "0.1")
     ends = []
     for processes, batch_size in (("1", "64"), ("2", "32")):
         words = (*flags, *sgd, "--batch-size", batch_size, "--nproc-per-node", processes)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from kdtrain import Fidelity, KdtrainError
 from kdtrain.experiment.grid import choose
@@ -207,6 +208,28 @@ def test_smoothed_labels_are_compared_with_both_other_students() -> None:
         compare(with_smoothing()[:-1])
 
 
+def with_controls() -> list[ModelResult]:
+    return with_smoothing() + [
+        result("student_hard", seed, errors) for seed, errors in enumerate([155, 160, 161, 157, 162])
+    ]
+
+
+def test_hard_labels_are_compared_with_the_plain_and_the_distilled_student() -> None:
+    comparison = compare(with_controls())
+    assert comparison.differences[:3] == compare(with_smoothing()).differences
+    pairs: Any = [(pair.model, pair.baseline, pair.gains) for pair in comparison.differences[3:]]
+    assert pairs == [
+        ("student_hard", "student", pytest.approx({0: 0.16, 1: 0.06, 2: 0.11, 3: 0.13, 4: 0.14})),
+        ("student_kd", "student_hard", pytest.approx({0: 0.03, 1: 0.11, 2: 0.03, 3: 0.07, 4: 0.07})),
+    ]
+    assert verdict(comparison) == verdict(compare(HELPED))
+    assert rendered(comparison).count("student_hard") == 4
+    alone = compare([model for model in with_controls() if model.model != "student_ls"])
+    assert [pair.model for pair in alone.differences] == ["student_kd", "student_hard", "student_kd"]
+    with pytest.raises(KdtrainError, match=r"student_hard has the seeds \[0, 1, 2, 3\], student has"):
+        compare(with_controls()[:-1])
+
+
 GRID = choose(
     [
         Candidate({"temperature": 2.0, "alpha": 0.5}, 0.981, 0.07, "grid/a"),
@@ -231,8 +254,8 @@ def test_grid_is_in_table_and_file() -> None:
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_tables_fit_a_terminal(width: int, seeds: int) -> None:
-    few = [model for model in with_smoothing() if model.seed < seeds]
-    text = rendered(compare(few, {"student_kd": GRID, "student": GRID}), width)
+    few = [model for model in with_controls() if model.seed < seeds]
+    text = rendered(compare(few, {"student_kd": GRID, "student_hard": GRID}), width)
     assert all(len(line) <= width for line in text.splitlines())
     assert not {"\x1b", "…"} & set(text)
 
@@ -373,6 +396,7 @@ def constant(accuracy: float, loss: float) -> list[ModelResult]:
 CASES = {
     "five seeds": HELPED,
     "four models": with_smoothing(),
+    "five models": with_controls(),
     "one seed": three([98], [153], [171]),
     "one epoch": three([98], [153], [171], epochs=1),
     "two epochs": three([98], [153], [171], epochs=2),
@@ -396,6 +420,9 @@ def test_file_is_a_png_of_1000_pixels_or_more_that_is_not_blank(case: str, tmp_p
     assert min(figure.axes[1].get_yticks()) >= 0
     save_figure(figure, path)
     assert_is_drawing(path)
+    (title,) = [text for text in figure.findobj(Text) if text.get_text().startswith("test accuracy")]
+    assert figure.bbox.x0 < title.get_window_extent().x0
+    assert title.get_window_extent().x1 < figure.bbox.x1
 
 
 def test_drawing_needs_neither_pyplot_nor_oneflow() -> None:

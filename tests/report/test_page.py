@@ -76,7 +76,7 @@ class Compared:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Compared:
-    """Two seeds, four models, and a choice among temperatures."""
+    """Two seeds, five models, and a choice among temperatures."""
     folder = tmp_path_factory.mktemp("page")
     config = FitConfig(
         epochs=2,
@@ -85,6 +85,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Compar
         val_size=300,
         seeds=2,
         with_label_smoothing=True,
+        with_hard_labels=True,
         grid=("temperature=2,4",),
         data_dir=write_tiles(folder / "tiles", mnist),
         logdir=folder / "logs",

@@ -1,0 +1,28 @@
+"""Hard-label distillation: the teacher's class as a second label, the control for soft targets."""
+
+from __future__ import annotations
+
+from kdtrain import Batch, NeedsTeacher, Objective, Output, flow
+
+
+class HardLabels(NeedsTeacher):
+    """Trains on the class that the teacher finds most probable, beside the label.
+
+    Touvron et al., "Training data-efficient image transformers & distillation through attention" (DeiT,
+    2021), section 4, "Hard-label distillation": (1 - alpha) CE(label) + alpha CE(teacher's class). The loss
+    replaces the soft targets, under their weight, which is ``--alpha``; the paper has ``--alpha 0.5``. There
+    is no temperature.
+    """
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective with the term ``hard_labels`` instead of ``kd``."""
+        self.teacher = objective.teacher
+        return objective.replace("kd", self.loss, rename="hard_labels")
+
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the mean cross-entropy against the teacher's classes: a float32 scalar, in nats per image.
+
+        The first of equally probable classes is taken.
+        """
+        classes = self.teacher.logits(batch).argmax(dim=1)
+        return flow.nn.functional.cross_entropy(output.logits, classes)
