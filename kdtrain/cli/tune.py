@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         flags = settings_in(options)
         resume: Path | None = getattr(options, "resume", None)
         if resume is None:
-            config = load_config(flags, options.config)
+            config = dataclasses.replace(load_config(flags, options.config), tuned=None)
         else:
             if options.config is not None:
                 raise UsageError("--resume reads the configuration of the search: leave --config out.")

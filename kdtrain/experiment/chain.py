@@ -9,7 +9,6 @@ from kdtrain.experiment.distillation_run import distillation_run
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.tuned import tuned_settings
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def run_chain(session: Session, resume: Path | None = None) -> TestedModel:
     stages = [(f"assistant_{i}", arch, 0) for i, arch in enumerate(config.assistant_arch, 1)]
     stages += [(f"generation_{i + 1}", config.student_arch, i) for i in range(config.generations)]
     last, _, _ = stages[-1]
-    tuned = tuned_settings(config).get("student_kd", {})
+    tuned = session.tuned.get("student_kd", {})
     with distillation_run(session, resume) as (directory, teacher):
         for name, arch, init_index in stages:
             session.run(session.soft_label_jobs({config.seed: teacher}))

@@ -22,7 +22,6 @@ from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
 from kdtrain.experiment.teacher_lead import measure_lead
-from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
@@ -93,7 +92,6 @@ class _Training:
         self.config = session.config
         self.directory = directory
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
-        self.tuned = tuned_settings(self.config)
         self.students: list[Model] = ["student_kd", "student", *controls_of(self.config)]
 
     def run(self, existing_teacher: SavedModel | None) -> tuple[Models, dict[Model, GridResult]]:
@@ -117,7 +115,7 @@ class _Training:
                 if seed == first and model in best:
                     jobs[model, seed] = self.session.test_fitted_job(*best_fits[model])
                 else:
-                    settings = best[model].settings if model in best else self.tuned.get(model, {})
+                    settings = best[model].settings if model in best else self.session.tuned.get(model, {})
                     spec = self._spec(model, seed, teachers[seed], settings)
                     jobs[model, seed] = self.session.fit_and_test_job(spec)
         tested = dict(zip(jobs, self.session.run(list(jobs.values())), strict=True))

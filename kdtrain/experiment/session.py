@@ -26,6 +26,7 @@ from kdtrain.experiment.modes import check_plugins, logit_cache
 from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
 from kdtrain.experiment.result import FitResult, TestedModel
 from kdtrain.experiment.teacher import networks_to_train
+from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.runtime import launch, onednn
@@ -61,6 +62,7 @@ class Session:
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
         check_plugins(config)
+        self.tuned = tuned_settings(config)
         models = None if config.keep == "never" else config.models
         for folder in (config.logdir, models, config.image_save_dir):
             if folder is not None:

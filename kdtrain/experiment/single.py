@@ -10,7 +10,6 @@ from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import run_directory
 
@@ -34,7 +33,7 @@ def run_single(session: Session, resume: Path | None = None) -> TestedModel:
 
 def _train(session: Session, directory: Path, teacher: SavedModel | None = None) -> TestedModel:
     config = session.config
-    tuned = tuned_settings(config).get(config.mode, {})
+    tuned = session.tuned.get(config.mode, {})
     spec = FitSpec(config.mode, config.seed, directory, teacher, settings=tuned)
     [model] = session.run([session.fit_and_test_job(spec)])
     keep_best([model], session.config, session.ranks)
