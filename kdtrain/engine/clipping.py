@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdtrain.runtime import flow
+from kdtrain.runtime.processor import zero_upper_avx
 
 _SMALL = 20_000
 """Elements up to which ``vector_norm`` is exact to 2e-6: it adds one after another, which is off by 3e-4 in a
@@ -28,6 +29,7 @@ def clip_gradients(optimizer: flow.optim.Optimizer, limit: float) -> None:
     if not gradients:
         return
     norm = flow.linalg.vector_norm(flow.stack([_norm(gradient) for gradient in gradients]))
+    zero_upper_avx()
     factor = (limit / norm).clamp(max=1.0) + norm * 0.0  # NaN if the norm is not finite
     for gradient in gradients:
         gradient.mul_(factor)

@@ -48,7 +48,8 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     for name, values in grid.items():
         for value in values:
             _checked(name, value, f"--grid {name}={value:g}: {name}")
-            dataclasses.replace(config, **{name: value})  # raises if it does not go with another setting
+            candidate: dict[str, Any] = {name: value}
+            dataclasses.replace(config, **candidate)  # raises if it does not go with another setting
     return config
 
 
