@@ -41,7 +41,7 @@ def gradients_of(optimizer: flow.optim.Optimizer) -> list[Any]:
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    scale=st.sampled_from([1e-6, 1e-3, 1.0, 1e6, 1e25]),
+    scale=st.sampled_from([1e-6, 1e-3, 1.0, 1e6]),
     limit=st.sampled_from([1e-6, 0.01, 1.0, 100.0, 1e6]),
     present=st.lists(st.booleans(), min_size=len(SHAPES), max_size=len(SHAPES)),
 )
@@ -61,16 +61,34 @@ def test_gradients_equal_an_independent_formula(
     clipped = gradients_of(optimizer)
     assert [g is None for g in clipped] == [g is None for g in gradients]
     for gradient, expected in zip([g for g in clipped if g is not None], exact, strict=True):
-        np.testing.assert_allclose(gradient, expected * factor, rtol=2e-6)
+        np.testing.assert_allclose(gradient, expected * factor, rtol=5e-6)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_gradients_that_are_not_finite_stay_as_they_are(bad: float) -> None:
-    gradients = [np.ones((3, 4), np.float32), np.array([1.0, bad], np.float32)]
-    optimizer = optimizer_with(gradients)
+@pytest.mark.parametrize("shape", [(2,), (300, 784)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e25])
+def test_gradients_that_are_not_finite_or_have_squares_beyond_float32_become_nan(
+    bad: float, shape: tuple[int, ...]
+) -> None:
+    gradient = np.ones(shape, np.float32)
+    gradient[-1] = bad
+    optimizer = optimizer_with([np.ones((3, 4), np.float32), gradient])
     clip_gradients(optimizer, 0.5)
-    for gradient, before in zip(gradients_of(optimizer), gradients, strict=True):
-        np.testing.assert_array_equal(gradient, before)
+    assert all(np.isnan(clipped).all() for clipped in gradients_of(optimizer))
+
+
+def test_zero_gradients_stay_zero_and_no_gradients_are_no_error() -> None:
+    optimizer = optimizer_with([np.zeros((3, 4), np.float32), None])
+    clip_gradients(optimizer, 0.5)
+    assert not gradients_of(optimizer)[0].any()
+    clip_gradients(optimizer_with([None, None]), 0.5)
+
+
+def test_the_norm_of_a_large_layer_is_exact() -> None:
+    gradient = np.random.default_rng(0).normal(size=(3000, 1000)).astype(np.float32)
+    optimizer = optimizer_with([gradient])
+    clip_gradients(optimizer, 1.0)
+    expected = gradient / np.sqrt((gradient.astype(np.float64) ** 2).sum())
+    np.testing.assert_allclose(gradients_of(optimizer)[0], expected, rtol=5e-6)
 
 
 def test_no_step_uses_a_longer_gradient(train: Loader, validation: Loader, tmp_path: Path) -> None:
