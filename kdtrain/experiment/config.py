@@ -88,9 +88,10 @@ class FitConfig:
     )
     recipe: str | None = setting(
         None,
-        "settings to start from (`kdtrain recipes` lists them); flags and --config win over these "
+        "settings to start from: a name from `kdtrain recipes`, or none; flags and --config win over them "
         "[mnist, fashion_mnist or pictures, by the data set]",
         choices=(*recipe_names(), NO_RECIPE),
+        metavar="NAME",
         shorthands={"--quick": "quick"},
     )
     epochs: int | None = setting(

@@ -233,7 +233,7 @@ def test_a_session_decides_the_epochs_by_its_training_images(tiles: Path, tmp_pa
 
 def test_data_for_a_notebook_have_no_recipe() -> None:
     data = load_data(limit_train=64)
-    assert (data.train.augment, len(data.train.labels)) == (None, 64)
+    assert (data.train.augment, data.train.num_images) == (None, 64)
 
 
 @pytest.mark.parametrize(
