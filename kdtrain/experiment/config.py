@@ -213,13 +213,13 @@ class FitConfig:
         metavar="K",
         check=between(0, MOST_VIEWS),
     )
+    seed: int = setting(
+        0, "seed of initial weights, held-out images, batch order, augmentation and dropout", check=SEED
+    )
     views_seed: int | None = setting(
         None,
         "seed of the variants of training images [--seed; all seeds of a comparison share it]",
         check=SEED,
-    )
-    seed: int = setting(
-        0, "seed of initial weights, held-out images, batch order, augmentation and dropout", check=SEED
     )
     seeds: int = setting(
         1, "compare: number of seeds: --seed and those after it", metavar="N", check=between(1, MOST_SEEDS)

@@ -382,7 +382,8 @@ def test_picture_is_large_enough_to_read_and_copied(two_seeds: Compared) -> None
 
 
 def test_recipe_of_the_sample(sample: Compared) -> None:
-    first, *epochs = sample.process.stderr.splitlines()
+    recipe, first, *epochs = sample.process.stderr.splitlines()
+    assert recipe.startswith("Recipe: sample (")
     assert first.startswith("--val-size 0")
     assert "optimistic" in first
     assert len(epochs) == 3 * 2
