@@ -40,7 +40,7 @@ def add_setting_flag(parser: argparse.ArgumentParser, name: str, **options: Any)
     else:
         # load_config checks the choices: it names the setting, and checks those of a file as well.
         listed = f"{{{','.join(choices)}}}" if choices else None
-        settings["metavar"] = listed or field.metadata["metavar"] or kind.__name__.upper()
+        settings["metavar"] = field.metadata["metavar"] or listed or kind.__name__.upper()
         settings["type"] = _TYPES.get(kind, kind)
         settings["action"] = "append" if repeatable else "store"
     settings |= options

@@ -60,9 +60,10 @@ class FitConfig:
     )
     recipe: str | None = setting(
         None,
-        "settings to start from (`kdtrain recipes` lists them); flags and --config win over these "
+        "settings to start from: a name from `kdtrain recipes`, or none; flags and --config win over them "
         "[mnist, fashion_mnist or pictures, by the data set]",
         choices=(*recipe_names(), NO_RECIPE),
+        metavar="NAME",
         shorthands={"--quick": "quick"},
     )
     epochs: int | None = setting(
@@ -184,13 +185,13 @@ class FitConfig:
         metavar="K",
         check=between(0, MOST_VIEWS),
     )
+    seed: int = setting(
+        0, "seed of initial weights, held-out images, batch order, augmentation and dropout", check=SEED
+    )
     views_seed: int | None = setting(
         None,
         "seed of the variants of training images [--seed; all seeds of a comparison share it]",
         check=SEED,
-    )
-    seed: int = setting(
-        0, "seed of initial weights, held-out images, batch order, augmentation and dropout", check=SEED
     )
     seeds: int = setting(
         1, "compare: number of seeds: --seed and those after it", metavar="N", check=between(1, MOST_SEEDS)

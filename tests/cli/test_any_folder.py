@@ -105,7 +105,7 @@ def test_what_a_run_stores_is_absolute(begun: Path, call_kdtrain: CallKdtrain) -
         ("fit --data-dir d", "d"),
         ("fit --plugin my.py:Watch", "my.py"),
         ("fit --student-arch net.py:make", "net.py"),
-        ("fit --teacher-checkpoint t.st", "t.st"),
+        ("fit --recipe none --teacher-checkpoint t.st", "t.st"),
         ("fit --config run.toml", "run.toml"),
         ("fit --resume run", "run"),
         ("serve model.onnx", "model.onnx"),

@@ -84,10 +84,9 @@ def chosen(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: R
 def sample(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
     """The recipe and the spellings of OneFlow's sample."""
     folder = tmp_path_factory.mktemp("sample")
-    recipe = "--epochs 2 --optimizer adadelta --lr 1.0 --schedule constant --val-size 0 --batch_size=64"
-    distilled = "--temperature 5 --alpha 0.7"
+    recipe = "--recipe sample --epochs 2 --batch_size=64"
     spellings = "--model_type=compare --model_save_dir=output/models --image_save_name=output/images/c.png"
-    words = f"{spellings} {recipe} {distilled}".split()
+    words = f"{spellings} {recipe}".split()
     finished = run_kdtrain("fit", *words, f"--data_dir={tiles}", cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return Compared(folder, finished)
@@ -409,7 +408,8 @@ def test_picture_is_large_enough_to_read_and_copied(two_seeds: Compared) -> None
 
 
 def test_recipe_of_the_sample(sample: Compared) -> None:
-    first, *epochs = sample.process.stderr.splitlines()
+    recipe, first, *epochs = sample.process.stderr.splitlines()
+    assert recipe.startswith("Recipe: sample (")
     assert first.startswith("--val-size 0")
     assert "optimistic" in first
     assert len(epochs) == 3 * 2

@@ -14,7 +14,7 @@ from tests.cli.conftest import CallKdtrain, assert_explained
 
 def test_printed_settings_reproduce_the_run(tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
     few = ("--val-size", "300", "--epochs", "1", "--limit-train", "256")
-    other = ("--seed", "7", "--augment", "shift=1", "--temperature", "2")
+    other = ("--recipe", "sample", "--seed", "7", "--augment", "shift=1", "--temperature", "2")
     words = ("--mode", "student_kd", "--data-dir", tiles, *few, *other)
     printed = call_kdtrain("config", *words, cwd=tmp_path)
     assert (printed.returncode, printed.stderr) == (0, "")

@@ -17,6 +17,7 @@ from PIL import Image
 from kdtrain.data.dataset import Normalization
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.images.resize import read_image
+from kdtrain.experiment.recipe import read_recipe
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, Finished, assert_explained
@@ -32,7 +33,8 @@ COMMANDS = [
 ]
 Follow = Callable[[str], Finished]
 MODEL = Path("logs/models/student.safetensors")  # of the page's first data
-STRIPES, CIFAR = (MODEL.with_stem(f"student-{data}-student_mlp") for data in ("stripes.npz", "cifar10"))
+NETWORK = read_recipe("pictures").settings["student_arch"]
+STRIPES, CIFAR = (MODEL.with_stem(f"student-{data}-{NETWORK}") for data in ("stripes.npz", "cifar10"))
 
 
 def write_pets(folder: Path, count: int = 30) -> None:

@@ -74,7 +74,7 @@ def test_oneflow_directory_is_a_checkpoint_like_any_other(
     assert json.loads(finished.stdout)[0]["prediction"] == str(predicted[0])
 
     teaches = ("--teacher-arch", arch, "--teacher-checkpoint", "saved", "--data-dir", digits)
-    quick = ("--val-size", "1300", "--epochs", "1")
+    quick = ("--recipe", "none", "--val-size", "1300", "--epochs", "1")
     finished = call_kdtrain("fit", "--mode", "student_kd", *teaches, *quick, cwd=tmp_path)
     assert finished.returncode == 0
     assert "saved" in finished.stderr.splitlines()[0]

@@ -45,7 +45,8 @@ LESS = {
 }
 """Texts of the pages, and what they are replaced by to save time."""
 FLAGS = {
-    "writing-a-plugin.md": ("--limit-train", "2560", "--val-size", "256"),
+    "writing-a-plugin.md": ("--recipe=none", "--limit-train", "2560", "--val-size", "256"),
+    "recipes.md": ("--limit-train", "512", "--val-size", "256", "--epochs", "1"),
     "serving.md": (
         *("--limit-train", "300", "--val-size", "50", "--epochs", "1", "--teacher-arch", "student_mlp"),
     ),
