@@ -20,7 +20,7 @@ from tests.conftest import RunKdtrain
 from tests.runs import count_points, metrics
 from tests.tools import files_in, start_kdtrain, wait_until
 
-SMALL = ("--limit-train", "300", "--val-size", "300", "--batch-size", "64", "--no-keep")
+SMALL = ("--recipe", "none", "--limit-train", "300", "--val-size", "300", "--batch-size", "64", "--no-keep")
 TEACHER = ("--teacher-arch", "student_mlp", "--teacher-epochs", "1")
 TIMES = ("seconds", "seconds_per_epoch")
 
@@ -262,3 +262,20 @@ def test_a_resumed_search_keeps_its_order(tuned: Tuned, call_kdtrain: CallKdtrai
     for flag, value in (("--budget", "9"), ("--search", "lr=0.1"), ("--tune-seeds", "2")):
         finished = call_kdtrain("tune", "--resume", tuned.directory, flag, value, cwd=tuned.folder)
         assert_explained(finished, 2, f"{flag}: a resumed search keeps its own")
+
+
+def test_values_that_do_not_go_together_are_refused_before_training(
+    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
+) -> None:
+    words = ("tune", "--data-dir", tiles, *SMALL, "--search", "lr=100", "--search", "weight_decay=0.1")
+    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, "student_kd with", "--weight-decay 0.1")
+    assert files_in(tmp_path) == {}
+
+
+def test_the_recipe_of_the_data_may_differ_from_what_was_chosen(
+    tuned: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    words = ("--mode", "student", "--tuned", tuned.directory / "tune.json", "--data-dir", tuned.flags[1])
+    flags = (*SMALL, "--epochs", "1", "--recipe", "mnist")
+    finished = call_kdtrain("fit", *words, *flags, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
