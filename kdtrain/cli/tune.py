@@ -78,14 +78,14 @@ def _tune(config: FitConfig, options: argparse.Namespace, resume: Path | None) -
             importlib.import_module(module)
     from kdtrain.experiment.session import Session
     from kdtrain.experiment.tune import check_order, next_command, run_tuning
-    from kdtrain.report.tuning import FILE, tuning_table, verdict
+    from kdtrain.report.tuning import CAVEAT, FILE, tuning_table, verdict
 
     order = _order(options, resume)
     check_order(config, order)
     tuning, directory = run_tuning(Session(config), order, resume)
     output = Output()
     output.print(tuning_table(tuning))
-    output.sentence(verdict(tuning))
+    output.sentence(f"{verdict(tuning)} {CAVEAT}")
     output.text(f"Report: {directory / 'report.html'}")
     output.text(f"Figures: {directory / FILE}")
     output.text(f"Next: {next_command(directory)}")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tomli
 
+from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.experiment.halving import rung_sizes
 from tests.cli.conftest import CallKdtrain, assert_explained
 from tests.conftest import RunKdtrain
@@ -85,7 +86,8 @@ def test_a_run_goes_on_from_its_last_epoch_with_a_cycle_for_each_rung(tuned: Tun
             assert rung["held_out_accuracy_fraction"] == rows[rung["epochs"] - 1]["eval/accuracy"]
         rates = [row["learning_rate"] for row in rows]
         peak = result["settings"]["lr"]
-        assert max(rates[0], rates[2]) < 0.01 * peak < rates[1], "the rate falls at the end of each rung"
+        steps = [(4, 5), (4, 10), (9, 10)]  # the last step of each epoch: of five in the first rung, then ten
+        assert rates == [learning_rate("one_cycle", peak, step, total) for step, total in steps]
 
 
 def test_the_report_holds_the_trials_and_loads_nothing(tuned: Tuned) -> None:
@@ -99,7 +101,7 @@ def test_the_report_holds_the_trials_and_loads_nothing(tuned: Tuned) -> None:
 
 def test_what_is_printed_says_what_it_shows_and_what_comes_next(tuned: Tuned) -> None:
     assert "Best held-out accuracy after 4 trials of each model: student_kd " in tuned.stdout
-    assert "the test set was not read" in tuned.stdout
+    assert "The test set was not read" in tuned.stdout
     command = "Next: kdtrain fit --mode compare --config logs/tune/version_0/best.toml"
     assert tuned.stdout.splitlines()[-1] == command
 
