@@ -13,7 +13,7 @@ from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
 from kdtrain.errors import UsageError, clipped
 from kdtrain.experiment.config import FitConfig, flag_of
-from kdtrain.experiment.config_file import load_config, resumed_config
+from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.experiment.halving import DEFAULT_BUDGET, parse_budget
 from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_broken_pipe
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         flags = settings_in(options)
         resume: Path | None = getattr(options, "resume", None)
         if resume is None:
-            config = dataclasses.replace(load_config(flags, options.config), tuned=None)
+            config = dataclasses.replace(new_config(flags, options.config), tuned=None)
         else:
             if options.config is not None:
                 raise UsageError("--resume reads the configuration of the search: leave --config out.")
@@ -77,14 +77,15 @@ def _tune(config: FitConfig, options: argparse.Namespace, resume: Path | None) -
         for module in _NEEDED:
             importlib.import_module(module)
     from kdtrain.experiment.session import Session
-    from kdtrain.experiment.tune import next_command, run_tuning
-    from kdtrain.report.tuning import FILE, tuning_table, verdict
+    from kdtrain.experiment.tune import check_order, next_command, run_tuning
+    from kdtrain.report.tuning import CAVEAT, FILE, tuning_table, verdict
 
     order = _order(options, resume)
+    check_order(config, order)
     tuning, directory = run_tuning(Session(config), order, resume)
     output = Output()
     output.print(tuning_table(tuning))
-    output.sentence(verdict(tuning))
+    output.sentence(f"{verdict(tuning)} {CAVEAT}")
     output.text(f"Report: {directory / 'report.html'}")
     output.text(f"Figures: {directory / FILE}")
     output.text(f"Next: {next_command(directory)}")

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from scipy.stats import qmc
 
 from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
-from kdtrain.experiment.modes import COMPARED, MODES
+from kdtrain.experiment.modes import COMPARED, MODES, controls_of
 from kdtrain.experiment.plugin_loader import load_plugin, numeric_arguments, plugin_name, with_arguments
 from kdtrain.report.comparison import Model
 from kdtrain.report.tuning import Value
@@ -24,7 +23,6 @@ VIEWS = "views"
 """The name in a search of a choice: ``on`` for the command's augmentation, ``off`` for none."""
 
 _NUMBERS = ("temperature", "alpha", "lr", "weight_decay")
-_OF_TEACHER = ("temperature", "alpha")  # have no effect without a teacher
 _SMOOTHING = "label_smoothing.epsilon"
 _DEFAULTS = {
     "temperature": "1..8",
@@ -113,10 +111,10 @@ class Space:
         if not self.dimensions:
             return points
         sequence = qmc.Halton(len(self.dimensions), seed=derive_seed(seed, "tune", self.model) % 2**32)
-        for _ in range(_DRAWS * trials):
+        draws: list[list[float]] = sequence.random(_DRAWS * trials).tolist()
+        for shares in draws:
             if len(points) == trials:
                 break
-            shares: list[float] = np.asarray(sequence.random(1))[0].tolist()
             pairs = zip(self.dimensions.items(), shares, strict=True)
             point = {name: dimension.at(share) for (name, dimension), share in pairs}
             if point not in points:
@@ -162,8 +160,7 @@ def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
     Raises:
         UsageError: a text names no setting that can be tuned, or values that it cannot have.
     """
-    optional = {"student_ls": config.with_label_smoothing, "student_hard": config.with_hard_labels}
-    models = [model for model in COMPARED if model != "teacher" and optional.get(model, True)]
+    models: list[Model] = ["student_kd", "student", *controls_of(config)]
     own_plugins = tuple(spec for model in models for spec in COMPARED[model][1])
     texts = _DEFAULTS | {"lr": f"{config.peak_lr / _LR_FACTOR:.3g}..{config.peak_lr * _LR_FACTOR:.3g}"}
     if config.augment_for("student") == "none":
@@ -192,8 +189,10 @@ def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
 def _affects(name: str, model: Model, config: FitConfig) -> bool:
     """Returns whether a setting has an effect on a model."""
     mode, own_plugins = COMPARED[model]
-    if name in _OF_TEACHER:
-        return model == "student_kd"
+    if name == "temperature":
+        return model == "student_kd"  # hard labels have none
+    if name == "alpha":
+        return MODES[mode].has_teacher
     if "." not in name:
         return True
     specs = [spec for spec in (*config.plugin, *own_plugins) if plugin_name(spec) == name.rpartition(".")[0]]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kdtrain.errors import CallbackError, KdtrainError, NonFiniteError, UsageError
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.halving import (
@@ -56,6 +57,25 @@ Row = Mapping[str, Any]
 """The figures of an epoch, as in metrics.jsonl."""
 
 
+def check_order(config: FitConfig, order: Tuning) -> None:
+    """Checks the order of a search before any work is done.
+
+    Args:
+        config: configuration of the command.
+        order: budget and searches.
+
+    Raises:
+        UsageError: a search names nothing that can be tuned, or values that do not go together.
+    """
+    trials = parse_budget(order.budget).trials or MOST_COMBINATIONS
+    for model, space in spaces(config, order.searches).items():
+        for values in space.points(trials, config.seed):
+            try:
+                dataclasses.replace(config, **space.settings(values))
+            except UsageError as error:
+                raise UsageError(f"{model} with {values_text(values)}: {error}") from error
+
+
 def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> tuple[Tuning, Path]:
     """Chooses the settings of every student on held-out images; returns the result and its directory.
 
@@ -68,14 +88,12 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
         resume: directory of a search to resume.
 
     Raises:
-        UsageError: the settings hold out no images, or name nothing that can be tuned.
+        UsageError: no images are held out.
         KdtrainError: every trial of a model has failed.
     """
     config = session.config
     if count_validation(session.dataset, config) == 0:
         raise UsageError(f"kdtrain tune chooses by held-out images, and {session.dataset.name} leaves none.")
-    parse_budget(order.budget)
-    spaces(config, order.searches)
     began = time.monotonic()
     teacher = None
     if resume is None or config.teacher_checkpoint is not None or not (resume / _TEACHER).is_dir():

@@ -9,6 +9,7 @@ from typing import Any
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.config import FitConfig, flag_of
 from kdtrain.experiment.config_file import load_config
+from kdtrain.experiment.recipe import recipe_settings
 from kdtrain.report.tuning import FILE, VERSION, Tuning
 from kdtrain.runtime.regular_files import read_text
 
@@ -48,10 +49,10 @@ def tuned_settings(config: FitConfig) -> dict[str, dict[str, Any]]:
     if config.tuned is None:
         return {}
     chosen = _chosen(config.tuned)
-    defaults = FitConfig()
+    defaults, recipe = FitConfig(), recipe_settings(config.recipe)
     for name, value in chosen.get("student_kd", {}).items():
         now = getattr(config, name)
-        if now not in (value, getattr(defaults, name)):
+        if now not in (value, getattr(defaults, name), recipe.get(name)):
             raise UsageError(
                 f"{flag_of(name)} is {now}, but --tuned {config.tuned} has chosen {value} for student_kd: "
                 "leave one of them out."

@@ -16,6 +16,12 @@ Value = int | float | str
 
 VERSION = 1
 FILE = "tune.json"
+CAVEAT = (
+    "These images have chosen the settings, so the figures are optimistic. The test set was not read: the "
+    "comparison reads it."
+)
+"""What the figures of a search do not show."""
+
 SHOWN = 3
 """Number of trials of each model in the table."""
 
@@ -173,14 +179,12 @@ def tuning_table(tuning: Tuning) -> Table:
 
 
 def verdict(tuning: Tuning) -> str:
-    """Returns a sentence with the best held-out accuracy of each model, and what it does not show."""
+    """Returns a sentence with the best held-out accuracy of each model."""
     parts = [f"{model} {result.best.rungs[-1].accuracy:.2%}" for model, result in tuning.models.items()]
     trials = {len(result.trials) for result in tuning.models.values()}
     count = f"{min(trials)}" if len(trials) == 1 else f"{min(trials)} to {max(trials)}"
     return (
-        f"Best held-out accuracy after {count} trial{'s' * (count != '1')} of each model: "
-        f"{', '.join(parts)}. "
-        "These images have chosen the settings, so the figures are optimistic; the test set was not read."
+        f"Best held-out accuracy after {count} trial{'s' * (count != '1')} of each model: {', '.join(parts)}."
     )
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import tomli
 
+from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.experiment.halving import rung_sizes
 from tests.cli.conftest import CallKdtrain, assert_explained
 from tests.conftest import RunKdtrain
 from tests.runs import count_points, metrics
 from tests.tools import files_in, start_kdtrain, wait_until
 
-SMALL = ("--limit-train", "300", "--val-size", "300", "--batch-size", "64", "--no-keep")
+SMALL = ("--recipe", "none", "--limit-train", "300", "--val-size", "300", "--batch-size", "64", "--no-keep")
 TEACHER = ("--teacher-arch", "student_mlp", "--teacher-epochs", "1")
 TIMES = ("seconds", "seconds_per_epoch")
 
@@ -85,7 +86,8 @@ def test_a_run_goes_on_from_its_last_epoch_with_a_cycle_for_each_rung(tuned: Tun
             assert rung["held_out_accuracy_fraction"] == rows[rung["epochs"] - 1]["eval/accuracy"]
         rates = [row["learning_rate"] for row in rows]
         peak = result["settings"]["lr"]
-        assert max(rates[0], rates[2]) < 0.01 * peak < rates[1], "the rate falls at the end of each rung"
+        steps = [(4, 5), (4, 10), (9, 10)]  # the last step of each epoch: of five in the first rung, then ten
+        assert rates == [learning_rate("one_cycle", peak, step, total) for step, total in steps]
 
 
 def test_the_report_holds_the_trials_and_loads_nothing(tuned: Tuned) -> None:
@@ -99,7 +101,7 @@ def test_the_report_holds_the_trials_and_loads_nothing(tuned: Tuned) -> None:
 
 def test_what_is_printed_says_what_it_shows_and_what_comes_next(tuned: Tuned) -> None:
     assert "Best held-out accuracy after 4 trials of each model: student_kd " in tuned.stdout
-    assert "the test set was not read" in tuned.stdout
+    assert "The test set was not read" in tuned.stdout
     command = "Next: kdtrain fit --mode compare --config logs/tune/version_0/best.toml"
     assert tuned.stdout.splitlines()[-1] == command
 
@@ -262,3 +264,20 @@ def test_a_resumed_search_keeps_its_order(tuned: Tuned, call_kdtrain: CallKdtrai
     for flag, value in (("--budget", "9"), ("--search", "lr=0.1"), ("--tune-seeds", "2")):
         finished = call_kdtrain("tune", "--resume", tuned.directory, flag, value, cwd=tuned.folder)
         assert_explained(finished, 2, f"{flag}: a resumed search keeps its own")
+
+
+def test_values_that_do_not_go_together_are_refused_before_training(
+    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
+) -> None:
+    words = ("tune", "--data-dir", tiles, *SMALL, "--search", "lr=100", "--search", "weight_decay=0.1")
+    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, "student_kd with", "--weight-decay 0.1")
+    assert files_in(tmp_path) == {}
+
+
+def test_the_recipe_of_the_data_may_differ_from_what_was_chosen(
+    tuned: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    words = ("--mode", "student", "--tuned", tuned.directory / "tune.json", "--data-dir", tuned.flags[1])
+    flags = (*SMALL, "--epochs", "1", "--recipe", "mnist")
+    finished = call_kdtrain("fit", *words, *flags, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr

@@ -25,12 +25,16 @@ def column(of: Space, name: str, trials: int = 200) -> list[Any]:
 
 
 def test_each_model_is_tuned_over_the_settings_that_affect_it() -> None:
-    by_model = spaces(FitConfig(with_label_smoothing=True, augment="shift=1", plugin=("dkd", "max_norm")), [])
+    config = FitConfig(
+        with_label_smoothing=True, with_hard_labels=True, augment="shift=1", plugin=("dkd", "max_norm")
+    )
+    by_model = spaces(config, [])
     common = {"lr", "weight_decay", "views"}
     assert {model: set(space.dimensions) for model, space in by_model.items()} == {
         "student_kd": {"temperature", "alpha", *common},
         "student": common,
         "student_ls": {"label_smoothing.epsilon", *common},
+        "student_hard": {"alpha", *common},
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdtrain.report.page.charts import Curves, curves
 from kdtrain.report.page.render import page_environment
-from kdtrain.report.tuning import Tuning, to_json, value_text, verdict
+from kdtrain.report.tuning import CAVEAT, Tuning, to_json, value_text, verdict
 from kdtrain.runtime.files import write_text
 
 
@@ -30,6 +30,7 @@ def write_tuning_page(directory: Path, tuning: Tuning, *, dataset: str, settings
     text = template.render(
         figures=figures,
         verdict=verdict(tuning),
+        caveat=CAVEAT,
         dataset=dataset,
         charts={model: _chart(model, result["trials"]) for model, result in figures["models"].items()},
         ends=sorted({rung["epochs"] for trial in _trials(figures) for rung in trial["rungs"]}),
