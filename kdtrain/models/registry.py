@@ -11,6 +11,7 @@ from kdtrain.models.factories import build_from_factory, check_factory
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
 from kdtrain.models.own_layers import with_own_layers
 from kdtrain.models.resnet import ResNet
+from kdtrain.models.student_cnn import SMALLEST_SIDE, StudentCnn
 from kdtrain.models.zoo import LARGE, PREFIX, build_classifier, check_classifier
 from kdtrain.runtime import flow
 
@@ -21,6 +22,7 @@ _MANY_VALUES = 30_000_000  # numbers of the weights: 120 MB
 ARCHITECTURES: dict[str, Factory] = {
     "teacher_cnn": TeacherCnn,
     "student_mlp": StudentMlp,
+    "student_cnn": StudentCnn,
     "hinton_1200": partial(HintonMlp, width=1200, dropout=0.5, input_dropout=0.2),
     "hinton_800": partial(HintonMlp, width=800),
     "resnet8": partial(ResNet, depth=8),
@@ -50,6 +52,11 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
         raise UsageError(
             f"teacher_cnn needs images of at least 6x6 pixels, these are {size_text(image_shape[1:])}: "
             "choose hinton_1200 with --teacher-arch."
+        )
+    if arch == "student_cnn" and min(image_shape[1:]) < SMALLEST_SIDE:
+        raise UsageError(
+            f"student_cnn needs images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels, these are "
+            f"{size_text(image_shape[1:])}: choose student_mlp with --student-arch."
         )
     return ARCHITECTURES[arch](image_shape, num_classes)
 

@@ -41,7 +41,7 @@ LESS = {
     "--budget 9": "--budget 2",
     "range(400)": "range(30)",
     "epochs = 30": "epochs = 2",
-    "teacher_epochs = 12": "teacher_epochs = 1",
+    "teacher_epochs = 40": "teacher_epochs = 1",
 }
 """Texts of the pages, and what they are replaced by to save time."""
 FLAGS = {
@@ -100,7 +100,7 @@ def check_plugins(folder: Path, finished: list[Finished]) -> None:
 
 def check_tutorial(folder: Path, finished: list[Finished]) -> None:
     _, teacher, student, comparison, infer, evaluation, watched, own = finished
-    assert len(list((folder / "shapes").glob("*/*.png"))) == 5 * 30
+    assert len(list((folder / "shapes").glob("*/*.png"))) == 6 * 30
     for fit in (teacher, student, watched):
         assert fit.stdout.startswith("test accuracy")
     assert "logs/models/teacher.safetensors" in student.stderr
