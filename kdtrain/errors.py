@@ -41,6 +41,10 @@ class CheckpointError(KdtrainError):
     """A checkpoint that is missing, damaged, or made for another network or data set."""
 
 
+class NonFiniteError(KdtrainError):
+    """A loss, a weight or an output of a network that is infinite or NaN."""
+
+
 class CallbackError(KdtrainError):
     """A hook of a callback raised; the original exception is the ``__cause__``."""
 

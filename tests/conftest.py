@@ -116,7 +116,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Fitted:
-    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs", "3", "--batch-size", "64")
+    flags = ("--data-dir", tiles, "--val-size", "300", "--epochs=3", "--batch-size=64", "--recipe=none")
     fitted = Fitted(tmp_path_factory.mktemp("fitted"), flags)
     for mode in MODES:
         fitted.processes[mode] = run_kdtrain(

@@ -269,8 +269,9 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     pages = (ROOT / "kdtrain" / "deploy" / "serve" / "page").iterdir()
     page = {str(file.relative_to(ROOT)) for file in pages}
     templates = {f"kdtrain/report/page/templates/{name}" for name in ("charts.html", "page.css", "page.html")}
+    recipes = {str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain/experiment/recipes").iterdir()}
     others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed", "kdtrain/__init__.pyi"}
-    assert names == code | plugins | data | page | templates | others
+    assert names == code | plugins | data | page | templates | recipes | others
 
 
 def test_the_wheel_carries_its_licence_and_names_it(wheel: Path) -> None:

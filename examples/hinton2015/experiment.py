@@ -25,13 +25,10 @@ from typing import Any
 from kdtrain import write_text
 from kdtrain.cli import main as kdtrain
 
-TEACHER = shlex.split(
-    "--mode teacher --teacher-arch hinton_1200 --epochs 150"
-    " --plugin dropout,hidden=0.25,inputs=0 --plugin max_norm,limit=1"
-)
-STUDENT = shlex.split("--student-arch hinton_800 --epochs 50")
-DISTILLED = shlex.split("--mode student_kd --temperature 20 --alpha 0.9")
-ALL = shlex.split("--batch-size 256 --lr 0.002")
+TEACHER = shlex.split("--mode teacher --plugin dropout,hidden=0.25,inputs=0 --plugin max_norm,limit=1")
+STUDENT = shlex.split("--mode student")
+DISTILLED = shlex.split("--mode student_kd")
+ALL = shlex.split("--recipe hinton2015")
 TRANSFER_SETS = {"student_kd": "", "without_3": "3", "only_7_8": "01234569"}
 """Table rows of the distilled students, and the classes that their transfer sets lack."""
 
@@ -222,9 +219,9 @@ def main(arguments: list[str] | None = None) -> None:
     experiment = Experiment(options.out, data, flags)
 
     seeds = range(options.seeds)
-    plain = {f"student_{seed}": ["--mode", "student", *STUDENT, "--seed", str(seed)] for seed in seeds}
+    plain = {f"student_{seed}": [*STUDENT, "--seed", str(seed)] for seed in seeds}
     runs = experiment.train({"teacher": TEACHER, **plain})
-    distilled = [*DISTILLED, *STUDENT, "--teacher-checkpoint", str(_best(runs["teacher"]))]
+    distilled = [*DISTILLED, "--teacher-checkpoint", str(_best(runs["teacher"]))]
     runs |= experiment.train(
         {
             f"{row}_{seed}": [*distilled, "--seed", str(seed), *_omit(classes)]

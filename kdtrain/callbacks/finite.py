@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd
 from kdtrain.engine.run import Run
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import NonFiniteError
 from kdtrain.runtime import flow
 
 _STEPS_AT_ONCE = 8
@@ -52,7 +52,7 @@ class StopOnNonFinite(Callback):
                 continue
             values = ", ".join(f"{name} = {loss.item():g}" for name, loss in losses.items())
             kept = "The last good checkpoint is kept" if run.epoch > 1 else "There is no checkpoint yet"
-            raise KdtrainError(
+            raise NonFiniteError(
                 f"the loss is not finite at step {step} (epoch {run.epoch}): {values}. "
                 f"{kept}; try a lower --lr than {learning_rate:g}."
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd
@@ -26,19 +28,28 @@ class LearningRateSchedule(Callback):
             arms), ``cosine`` (Loshchilov, Hutter 2016, "SGDR", eq. 5, without restarts) or
             ``constant``.
         lr: the highest rate.
+        restarts: numbers of epochs, rising, after which the schedule begins anew. Each part has a whole
+            schedule of its own, so a fit that ends at one of them has the same rates as one that goes on.
     """
 
-    def __init__(self, schedule: str, lr: float) -> None:
+    def __init__(self, schedule: str, lr: float, restarts: Sequence[int] = ()) -> None:
         if schedule not in SCHEDULES:
             raise UsageError(unknown_name_message("schedule", schedule, SCHEDULES))
         self.schedule = schedule
         self.lr = lr
+        self.restarts = restarts
         self._rates: list[float] = []
 
     def on_fit_start(self, run: Run) -> None:
         """Computes the rates of all steps, and sets the first."""
-        total = run.total_steps
-        self._rates = [learning_rate(self.schedule, self.lr, step, total) for step in range(total + 1)]
+        ends = [*(epoch for epoch in self.restarts if epoch < run.epochs), run.epochs]
+        self._rates = [
+            learning_rate(self.schedule, self.lr, step, total)
+            for begin, end in itertools.pairwise((0, *ends))
+            for total in [(end - begin) * len(run.train)]
+            for step in range(total)
+        ]
+        self._rates.append(self._rates[-1])  # after the last step
         self._set(run, run.step)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:

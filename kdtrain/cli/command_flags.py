@@ -10,6 +10,7 @@ from kdtrain.cli.flag_types import choice, number, whole_number
 from kdtrain.cli.flags import Parser, data_flags, device_flag, json_flag, model_folder_flag
 from kdtrain.cli.setting_flags import add_setting_flag, add_setting_flags
 from kdtrain.experiment.config import MODE_CHOICES
+from kdtrain.experiment.halving import DEFAULT_BUDGET
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 
 
@@ -28,6 +29,45 @@ def _fit(parser: Parser) -> None:
         action="store_true",
         default=argparse.SUPPRESS,
         help="try the fit on two batches, in seconds, and leave no file",
+    )
+    _config(parser)
+
+
+def _tune(parser: Parser) -> None:
+    parser.description = (
+        "Choose settings of the students of a comparison on held-out images, by successive halving: a ninth "
+        "of the epochs for all trials, a third for the best third of them, all epochs for the best of these. "
+        "The plain student gets as many trials as the distilled one. The test set is not read."
+    )
+    parser.add_argument(
+        "--budget",
+        default=argparse.SUPPRESS,
+        metavar="20m|N",
+        help=f"minutes for everything, such as 20m, or number of trials of each student [{DEFAULT_BUDGET}]",
+    )
+    parser.add_argument(
+        "--search",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="NAME=LOW..HIGH|V,V",
+        help="values to choose from, for temperature, alpha, lr, weight_decay, views (on,off) or an argument "
+        "of a plugin, such as dkd.beta=1..10 (repeatable) [sensible ranges; plugins keep their arguments]",
+    )
+    parser.add_argument(
+        "--tune-seeds",
+        type=whole_number,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="number of seeds that each trial is trained with [1]",
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        default=argparse.SUPPRESS,
+        metavar="RUN_DIR",
+        help="continue an interrupted search [the latest one in the log directory]",
     )
     _config(parser)
 
@@ -273,12 +313,20 @@ def _plugins(parser: Parser) -> None:
     json_flag(parser, "a JSON list")
 
 
+def _recipes(parser: Parser) -> None:
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="print this recipe's file, which --config reads [list all]"
+    )
+    json_flag(parser, "a JSON list")
+
+
 def _doctor(parser: Parser) -> None:
     """``kdtrain doctor`` has no flags of its own."""
 
 
 FLAGS: dict[str, Callable[[Parser], None]] = {
     "fit": _fit,
+    "tune": _tune,
     "eval": _eval,
     "bias": _bias,
     "infer": _infer,
@@ -287,6 +335,7 @@ FLAGS: dict[str, Callable[[Parser], None]] = {
     "serve": _serve,
     "models": _models,
     "plugins": _plugins,
+    "recipes": _recipes,
     "config": _config,
     "doctor": _doctor,
 }

@@ -6,10 +6,10 @@ import argparse
 import sys
 
 from kdtrain.cli.parser import settings_in
-from kdtrain.experiment.config_file import load_config
+from kdtrain.experiment.config_file import new_config
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the resolved settings, which ``kdtrain fit --config`` takes."""
-    sys.stdout.write(load_config(settings_in(options), options.config).to_toml())
+    sys.stdout.write(new_config(settings_in(options), options.config).to_toml())
     return 0

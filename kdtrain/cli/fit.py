@@ -14,13 +14,14 @@ from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config, resumed_config
+from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_broken_pipe
 from kdtrain.runtime.files import make_folder, write_bytes
 from kdtrain.runtime.guard import run_guarded
-from kdtrain.runtime.locations import missing_path_text, short_name
+from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
+from kdtrain.store.run_directory import latest_run
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
@@ -29,7 +30,7 @@ _NEEDED = (
     "tensorboardX.summary",
 )
 
-_SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
+SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,9 +48,11 @@ def _run(options: argparse.Namespace) -> int:
     if resume is not None and options.config is not None:
         raise UsageError("--resume reads the configuration of the run: leave --config out.")
     if resume is None:
-        config = load_config(flags, options.config)
+        config = new_config(flags, options.config)
     else:
-        resume = _latest(load_config(flags)) if resume == Path() else resume
+        if resume == Path():
+            wanted = load_config(flags)
+            resume = latest_run(wanted.logdir, wanted.mode)
         config = resumed_config(flags, resume)
     raise_on_sigterm()
     if config.nproc_per_node > 1 and launch.rank() is None:
@@ -64,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
-    with force_exit_after_signal(_SECONDS_TO_END):
+    with force_exit_after_signal(SECONDS_TO_END):
         with defer_signals():
             for module in _NEEDED:
                 importlib.import_module(module)
@@ -74,19 +77,6 @@ def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
             _compare(config, resume)
         else:
             _single(config, resume)
-
-
-def _latest(config: FitConfig) -> Path:
-    """Returns the mode's latest run directory.
-
-    Raises:
-        UsageError: there is no run.
-    """
-    folder = config.logdir / config.mode
-    runs = [path for path in folder.glob("version_*") if path.name[8:].isdecimal()]
-    if not runs:
-        raise UsageError(f"--resume: there is no run in {missing_path_text(folder)} yet.")
-    return max(runs, key=lambda path: int(path.name[8:]))
 
 
 def _check(config: FitConfig) -> None:
@@ -112,11 +102,14 @@ def _check(config: FitConfig) -> None:
 
 def _single(config: FitConfig, resume: Path | None) -> None:
     from kdtrain.experiment.chain import run_chain
+    from kdtrain.experiment.loaders import count_validation
     from kdtrain.experiment.session import Session
     from kdtrain.experiment.single import run_single
+    from kdtrain.report.teacher_lead import far_apart_sentence
 
     run_fit = run_chain if config.is_chain else run_single
-    model = run_fit(Session(config), resume)
+    session = Session(config)
+    model = run_fit(session, resume)
     test = model.test
     rows = {
         "test accuracy": f"{test.accuracy:.2%} ({test.errors:,} errors in {test.images:,})",
@@ -128,13 +121,16 @@ def _single(config: FitConfig, resume: Path | None) -> None:
     output = Output()
     for name, value in rows.items():
         output.text(f"{name:<13}  {value}")
+    held_out = (model.saved.card.accuracy, count_validation(session.dataset, config))
+    if (warning := far_apart_sentence(config.mode, held_out, (test.accuracy, test.images))) is not None:
+        output.sentence(warning)
 
 
 def _compare(config: FitConfig, resume: Path | None) -> None:
     from kdtrain.experiment.compare import run_comparison
     from kdtrain.experiment.session import Session
     from kdtrain.report.comparison_table import comparison_tables
-    from kdtrain.report.verdict import gap_sentence, verdict
+    from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
 
     comparison, directory = run_comparison(Session(config), resume)
     picture = directory / "compare.png"
@@ -148,6 +144,8 @@ def _compare(config: FitConfig, resume: Path | None) -> None:
         output.print(table)
     output.sentence(verdict(comparison))
     output.sentence(gap_sentence(comparison))
+    if (warning := teacher_far_apart(comparison)) is not None:
+        output.sentence(warning)
     output.text(f"Picture: {picture}")
     output.text(f"Report: {directory / 'report.html'}")
     output.text(f"Figures: {directory / 'compare.json'}")

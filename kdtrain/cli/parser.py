@@ -15,6 +15,7 @@ from kdtrain.experiment.config import FitConfig
 
 COMMANDS = {
     "fit": "train a teacher, a student or a distilled student, or compare them",
+    "tune": "choose the settings of every student, on held-out images",
     "eval": "test a model: accuracy, cross-entropy, per class, confusion matrix",
     "bias": "raise the biases of the classes that a student was trained without",
     "infer": "classify images, and draw the class probabilities",
@@ -23,6 +24,7 @@ COMMANDS = {
     "serve": "answer over HTTP, with a page to draw on",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
+    "recipes": "list the recipes: tested settings for kinds of data",
     "config": "print the settings of a fit as a file for --config",
     "doctor": "check this installation, and print a remedy for each fault",
 }

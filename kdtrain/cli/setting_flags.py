@@ -8,6 +8,7 @@ from typing import Any
 
 from kdtrain.cli.flag_types import number, whole_number
 from kdtrain.experiment.config import FitConfig, flag_of, kind_of
+from kdtrain.experiment.recipe import RECIPE_SETTINGS
 
 _TYPES = {int: whole_number, float: number}
 
@@ -32,7 +33,7 @@ def add_setting_flag(parser: argparse.ArgumentParser, name: str, **options: Any)
     kind, repeatable = kind_of(name)
     text, choices = field.metadata["help"], field.metadata["choices"]
     if field.default not in (None, ()) and field.default is not False:
-        text += f" [{field.default}]"
+        text += f" [by the recipe, or {field.default}]" if name in RECIPE_SETTINGS else f" [{field.default}]"
     settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if kind is bool:
         settings["action"] = "store_true"

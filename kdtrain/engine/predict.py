@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.recorder import evaluating
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import NonFiniteError
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
@@ -36,7 +36,7 @@ def predict_logits(
         (N, C) float32, row i for image i.
 
     Raises:
-        KdtrainError: a weight is not finite.
+        NonFiniteError: a weight is not finite.
     """
     check_weights(model)
     ordered = loader.sequential(images_at_once(loader))
@@ -64,8 +64,10 @@ def check_weights(model: flow.nn.Module) -> None:
     """Checks that all weights are finite.
 
     Raises:
-        KdtrainError: one is not. The logits do not always show it: oneDNN's ReLU of NaN is 0.
+        NonFiniteError: one is not. The logits do not always show it: oneDNN's ReLU of NaN is 0.
     """
     for name, tensor in model.state_dict().items():
         if not np.isfinite(tensor.numpy()).all():
-            raise KdtrainError(f"the network's outputs are not finite numbers: {name} holds NaN or infinity.")
+            raise NonFiniteError(
+                f"the network's outputs are not finite numbers: {name} holds NaN or infinity."
+            )

@@ -29,10 +29,11 @@ def run_chain(session: Session, resume: Path | None = None) -> TestedModel:
     stages = [(f"assistant_{i}", arch, 0) for i, arch in enumerate(config.assistant_arch, 1)]
     stages += [(f"generation_{i + 1}", config.student_arch, i) for i in range(config.generations)]
     last, _, _ = stages[-1]
+    tuned = session.tuned.get("student_kd", {})
     with distillation_run(session, resume) as (directory, teacher):
         for name, arch, init_index in stages:
             session.run(session.soft_label_jobs({config.seed: teacher}))
-            settings = {"student_arch": arch}
+            settings = {**tuned, "student_arch": arch}
             spec = FitSpec("student_kd", config.seed, directory / name, teacher, name, settings, init_index)
             [model] = session.run([session.fit_and_test_job(spec)])
             teacher = model.saved

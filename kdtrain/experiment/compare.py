@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +21,15 @@ from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
-from kdtrain.report.grid_result import GridResult, Settings
+from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
+from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
@@ -58,14 +62,15 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
-        models, grid = _Training(session, directory).run(teacher)
+        training = _Training(session, directory)
+        models, grid = training.run(teacher)
         for mode in MODES:
             trained = [
                 model for (name, _), model in models.items() if name == mode and model.directory is not None
             ]
             if trained:  # empty for a teacher that existed already
                 keep_best(trained, config, session.ranks)
-        comparison = compare(_results(models, directory), grid)
+        comparison = compare(_results(models, directory), grid, training.teacher_lead)
         if session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory
@@ -75,7 +80,12 @@ class _Training:
     """The training of a comparison: teachers, the grid if there is one, then the students.
 
     The test set is read after all choices. The models of one seed see the same images in the same order.
+
+    Attributes:
+        teacher_lead: the lead of the first seed's teacher, once ``run`` has measured it.
     """
+
+    teacher_lead: TeacherLead | None = None
 
     def __init__(self, session: Session, directory: Path) -> None:
         self.session = session
@@ -91,8 +101,9 @@ class _Training:
                 f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
             )
         teachers, jobs = self._teachers(existing_teacher)
-        self.session.run(self.session.soft_label_jobs(teachers))
         first = self.seeds[0]
+        self.teacher_lead = measure_lead(self.session, self.directory, teachers[first])
+        self.session.run(self.session.soft_label_jobs(teachers))
         grid, best_fits = search_grid(
             self.session,
             self.students,
@@ -104,7 +115,7 @@ class _Training:
                 if seed == first and model in best:
                     jobs[model, seed] = self.session.test_fitted_job(*best_fits[model])
                 else:
-                    settings = best[model].settings if model in best else {}
+                    settings = best[model].settings if model in best else self.session.tuned.get(model, {})
                     spec = self._spec(model, seed, teachers[seed], settings)
                     jobs[model, seed] = self.session.fit_and_test_job(spec)
         tested = dict(zip(jobs, self.session.run(list(jobs.values())), strict=True))
@@ -132,7 +143,7 @@ class _Training:
         model: Model,
         seed: int,
         teacher: SavedModel | None = None,
-        settings: Settings | None = None,
+        settings: Mapping[str, Any] | None = None,
         folder: str | None = None,
     ) -> FitSpec:
         """Returns the fit of a model.
@@ -141,7 +152,7 @@ class _Training:
             model: its name in the comparison.
             seed: its seed.
             teacher: teacher of the seed, used by a distilled student only.
-            settings: values that the grid chose or tries.
+            settings: values that the grid or `kdtrain tune` chose, or that the grid tries.
             folder: the run directory within the comparison's, ``seed_N/MODEL`` by default.
         """
         mode, plugins = COMPARED[model]
@@ -152,7 +163,7 @@ class _Training:
             directory=directory,
             teacher=teacher if MODES[mode].has_teacher else None,
             label=directory.name if len(self.seeds) == 1 else f"{directory.name}/{seed}",
-            settings={**(settings or {}), "plugin": (*self.config.plugin, *plugins)},
+            settings={"plugin": (*self.config.plugin, *plugins), **(settings or {})},
         )
 
 

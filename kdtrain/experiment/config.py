@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,9 @@ import tomli_w
 
 from kdtrain.data.augment_spec import AUGMENT_FORMS, mixes, parse_augment
 from kdtrain.errors import UsageError
+from kdtrain.experiment.epochs import epochs_for_size
+from kdtrain.experiment.recipe import NO_RECIPE, recipe_names, recipe_settings
+from kdtrain.experiment.setting import setting
 from kdtrain.runtime.limits import (
     LARGEST_SEED,
     LARGEST_SIDE,
@@ -34,7 +36,7 @@ OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """The default (highest) learning rate of each optimizer."""
 
 DEFAULT_TEACHER = "teacher_cnn"
-"""The architecture of a teacher that is trained here, unless --teacher-arch names another one."""
+"""The architecture of a teacher that is trained here, unless --teacher-arch or the recipe names another."""
 
 DATA_SETS = "mnist, fashion_mnist, cifar10, cifar100, folder:DIR, npz:FILE or FILE.py:FACTORY"
 _NETWORKS = "a name from `kdtrain models`, flowvision:NAME, MODULE:FACTORY or FILE.py:FACTORY"
@@ -43,34 +45,6 @@ AUGMENTATION: Check = (
     lambda value: parse_augment(value) is not None,
     f"must be none, or some of {AUGMENT_FORMS}, each once",
 )
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    check: Check | None = None,
-    metavar: str | None = None,
-    aliases: tuple[str, ...] = (),
-    shorthands: Mapping[str, str] | None = None,
-    max_values: int = 100,
-) -> Any:
-    """Declares one setting.
-
-    Args:
-        default: its default.
-        help: the help text of its flag.
-        choices: the values that are allowed; any by default.
-        check: the check of its value.
-        metavar: the name of its value in the help.
-        aliases: further spellings of its flag, hidden in the help.
-        shorthands: flags that stand for one value each, with that value.
-        max_values: how many values a setting that can be repeated may have.
-    """
-    allowed = {"choices": choices, "check": check, "max_values": max_values}
-    flag = {"help": help, "metavar": metavar, "aliases": aliases, "shorthands": shorthands}
-    return dataclasses.field(default=default, metadata=allowed | flag)
 
 
 @dataclass(frozen=True)
@@ -86,20 +60,24 @@ class FitConfig:
     )
     recipe: str | None = setting(
         None,
-        "settings to start from: a name from `kdtrain recipes`; flags and --config win over it "
-        "[the recipe for the data set]",
-        metavar="NAME",
+        "settings to start from (`kdtrain recipes` lists them); flags and --config win over these "
+        "[mnist, fashion_mnist or pictures, by the data set]",
+        choices=(*recipe_names(), NO_RECIPE),
         shorthands={"--quick": "quick"},
     )
     epochs: int | None = setting(
-        None, "epochs for each network [3 for a teacher, 60 for a student]", check=EPOCHS
+        None, "epochs for each network [by the recipe, or the number of images]", check=EPOCHS
     )
-    teacher_epochs: int | None = setting(None, "epochs for the teacher [--epochs, or else 3]", check=EPOCHS)
+    teacher_epochs: int | None = setting(
+        None,
+        "epochs for the teacher [--epochs, or else by the recipe, or the number of images]",
+        check=EPOCHS,
+    )
     batch_size: int = setting(128, "images per training step", check=IMAGES)
     optimizer: str = setting("adam", "optimizer; sgd has a momentum of 0.9", choices=tuple(OPTIMIZERS))
     lr: float | None = setting(
         None,
-        "highest learning rate, above 0 [adam 0.003, adadelta 1, sgd 0.1]",
+        "highest learning rate, above 0 [by the recipe, or adam 0.003, adadelta 1, sgd 0.1]",
         check=positive(MOST_NUMBER),
     )
     schedule: str = setting(
@@ -112,14 +90,14 @@ class FitConfig:
     )
     clip_grad_norm: float | None = setting(
         None,
-        "largest norm, above 0, of the gradient of all weights together [no limit]",
+        "largest norm, above 0, of the gradient of all weights together [by the recipe, or no limit]",
         metavar="NORM",
         check=positive(MOST_NUMBER),
     )
     teacher_arch: str | None = setting(
         None,
         f"the teacher's network: {_NETWORKS} "
-        f"[that of the teacher's checkpoint; {DEFAULT_TEACHER} if a teacher is trained]",
+        f"[that of the teacher's checkpoint; if a teacher is trained, by the recipe, or {DEFAULT_TEACHER}]",
         metavar="ARCH",
     )
     student_arch: str = setting("student_mlp", f"the student's network: {_NETWORKS}", metavar="ARCH")
@@ -188,14 +166,14 @@ class FitConfig:
     augment: str | None = setting(
         None,
         f"random changes of training images: none, or some of {AUGMENT_FORMS} "
-        "[shift=2 for a teacher, none for a student]",
+        "[by the recipe, or shift=2 for a teacher, none for a student]",
         metavar="none|NAME=N,...",
         check=AUGMENTATION,
     )
     teacher_augment: str | None = setting(
         None,
         "random changes of the teacher's training images, written as for --augment "
-        "[--augment, or else shift=2]",
+        "[--augment, or else by the recipe, or shift=2]",
         metavar="none|NAME=N,...",
         check=AUGMENTATION,
     )
@@ -231,6 +209,12 @@ class FitConfig:
         "compare: choose temperature, alpha or lr by validation accuracy on the first seed, "
         "such as alpha=.5,.7,.9 (repeatable: all combinations) [no choice]",
         metavar="NAME=V,V,...",
+    )
+    tuned: Path | None = setting(
+        None,
+        "results of `kdtrain tune` (tune.json): each student is trained with the settings that were chosen "
+        "for it [the settings of this command]",
+        metavar="FILE",
     )
     early_stopping: int | None = setting(
         None,
@@ -293,6 +277,8 @@ class FitConfig:
                 f"--weight-decay {self.weight_decay:g} with the learning rate {self.peak_lr:g}: a step takes "
                 "away all of a weight. Their product must be below 1."
             )
+        if self.grid and self.tuned is not None:
+            raise UsageError("--grid and --tuned both choose settings: leave one of them out.")
         if self.grid and self.val_size == 0:
             raise UsageError(
                 "--grid chooses by held-out images, but --val-size 0 holds none out: leave one of them out."
@@ -324,13 +310,27 @@ class FitConfig:
 
     def architecture_for(self, network: str) -> str:
         """Returns the architecture of a ``teacher`` or ``student`` that is trained here."""
-        return self.teacher_arch or DEFAULT_TEACHER if network == "teacher" else self.student_arch
+        if network == "student":
+            return self.student_arch
+        return self.teacher_arch or recipe_settings(self.recipe).get("teacher_arch", DEFAULT_TEACHER)
+
+    def with_epochs(self, images: int) -> FitConfig:
+        """Returns the configuration with epochs for both networks, by size where no setting has decided.
+
+        Args:
+            images: number of training images.
+        """
+        return dataclasses.replace(
+            self,
+            teacher_epochs=self.teacher_epochs or self.epochs or epochs_for_size("teacher", images),
+            epochs=self.epochs or epochs_for_size("student", images),
+        )
 
     def epochs_for(self, network: str) -> int:
-        """Returns the number of epochs for the ``teacher`` or the ``student``."""
-        if network == "teacher":
-            return self.teacher_epochs or self.epochs or 3
-        return self.epochs or 60
+        """Returns the number of epochs for the ``teacher`` or the ``student``, after ``with_epochs``."""
+        epochs = (self.teacher_epochs or self.epochs) if network == "teacher" else self.epochs
+        assert epochs is not None, "a Session decides it by the number of images"
+        return epochs
 
     def augment_for(self, network: str) -> str:
         """Returns the augmentation of the training images of the ``teacher`` or the ``student``."""
@@ -348,14 +348,14 @@ class FitConfig:
     def resolved(self) -> dict[str, Any]:
         """Returns all settings as plain values, with those filled in that the mode decides.
 
-        The teacher's architecture is left out where a checkpoint may decide it.
+        The teacher's architecture is left out where a checkpoint may decide it, and the epochs where the
+        number of images decides them and ``with_epochs`` has not been called.
         """
         may_load_teacher = self.mode == "student_kd" or self.teacher_checkpoint is not None
         filled = dataclasses.replace(
             self,
-            teacher_arch=self.teacher_arch or (None if may_load_teacher else DEFAULT_TEACHER),
-            teacher_epochs=self.epochs_for("teacher"),
-            epochs=self.epochs_for("student"),
+            teacher_arch=self.teacher_arch if may_load_teacher else self.architecture_for("teacher"),
+            teacher_epochs=self.teacher_epochs or self.epochs,
             lr=self.peak_lr,
             teacher_augment=self.augment_for("teacher"),
             augment=self.augment_for("student"),

@@ -15,6 +15,7 @@ import tomli
 from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.config import FitConfig, flag_of, kind_of
 from kdtrain.experiment.grid import parse_grid
+from kdtrain.experiment.recipe import NO_RECIPE, recipe_for, recipe_settings
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import absolute_name, missing_path_text
 from kdtrain.runtime.regular_files import read_text
@@ -23,6 +24,12 @@ _LARGEST = 1 << 16  # bytes of a TOML file: tomli takes long for some large ones
 _WITHOUT_EFFECT = {"keep", "stall_timeout"}  # do not change what is trained: a resumed run may change them
 _MAY_NAME_FILES = ("dataset", "teacher_arch", "student_arch", "assistant_arch", "plugin")
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_DECIDED_BY = {"teacher_epochs": "epochs", "teacher_augment": "augment", "lr": "optimizer"}
+"""Settings of a recipe that do not count where the user gives the setting on the right."""
+
+_RESOLVED = {"mode", "epochs", "teacher_epochs", "lr", "augment", "teacher_augment", "seed", "logdir"}
+"""Settings that the config.toml of a run always has, of whatever version, and a user's file hardly ever."""
+
 _FIELDS = {field.name: field for field in dataclasses.fields(FitConfig)}
 
 
@@ -36,9 +43,43 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     Raises:
         UsageError: the file cannot be read, or a value in it or in a flag is not allowed.
     """
-    from_file = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
-    from_flags = {name: _checked(name, value, flag_of(name)) for name, value in flags.items()}
-    config = FitConfig(**(from_file | from_flags))
+    return _configured(_settings_of(file) | _settings_in(flags))
+
+
+def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
+    """Returns the configuration of a new fit, in which a recipe takes precedence over defaults.
+
+    A file that an older version has resolved names no recipe and gets none, so that it means what it meant.
+
+    Args:
+        flags: values by the name of their setting.
+        file: a TOML file.
+
+    Raises:
+        UsageError: there is no such recipe, the file cannot be read, or a value is not allowed.
+    """
+    from_file = _settings_of(file)
+    given = from_file | _settings_in(flags)
+    if "recipe" not in given:
+        dataset = given.get("dataset", FitConfig.dataset)
+        resolved = from_file.keys() >= _RESOLVED
+        given["recipe"] = NO_RECIPE if resolved else recipe_for(dataset, given.get("data_dir"))
+    recipe = given["recipe"]
+    settings = {
+        name: _checked(name, value, f"{name} in the recipe {recipe}")
+        for name, value in recipe_settings(recipe).items()
+        if name != "teacher_arch" and _DECIDED_BY.get(name) not in given
+    }  # FitConfig.architecture_for has teacher_arch: as a setting, it would refuse other checkpoints
+    return _configured(settings | given)
+
+
+def _configured(settings: Mapping[str, Any]) -> FitConfig:
+    """Returns the configuration of checked values.
+
+    Raises:
+        UsageError: they do not go together, or --grid has a value that is not allowed.
+    """
+    config = FitConfig(**settings)
     grid = parse_grid(config.grid)
     combinations = math.prod(map(len, grid.values()))
     if combinations > MOST_COMBINATIONS:
@@ -48,8 +89,8 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     for name, values in grid.items():
         for value in values:
             _checked(name, value, f"--grid {name}={value:g}: {name}")
-            candidate: dict[str, Any] = {name: value}
-            dataclasses.replace(config, **candidate)  # raises if it does not go with another setting
+            changed: dict[str, Any] = {name: value}
+            dataclasses.replace(config, **changed)  # raises if it does not go with another setting
     return config
 
 
@@ -110,7 +151,7 @@ def resumed_config(flags: Mapping[str, Any], directory: Path) -> FitConfig:
 def _moved(config: FitConfig, directory: Path) -> FitConfig:
     """Returns a run's configuration with the paths changed if its log directory was moved or copied."""
     here = directory.resolve()
-    if here.parent.name != config.mode or here.parents[1] == config.logdir.resolve():
+    if here.parent.name not in (config.mode, "tune") or here.parents[1] == config.logdir.resolve():
         return config
     paths = {name: value for name, value in vars(config).items() if isinstance(value, Path)}
     inside = {name: path for name, path in paths.items() if path.is_relative_to(config.logdir)}
@@ -118,6 +159,17 @@ def _moved(config: FitConfig, directory: Path) -> FitConfig:
         name: here.parents[1] / path.relative_to(config.logdir) for name, path in inside.items()
     }
     return dataclasses.replace(config, **moved)
+
+
+def _settings_of(file: Path | None) -> dict[str, Any]:
+    """Returns the checked values of a TOML file; a run's, of a version without views, has endless ones."""
+    values = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
+    return {"views": 0} | values if values.keys() >= _RESOLVED else values
+
+
+def _settings_in(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the checked values of flags."""
+    return {name: _checked(name, value, flag_of(name)) for name, value in flags.items()}
 
 
 def _read_toml(file: Path | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import run_directory
@@ -44,6 +45,7 @@ def distillation_run(session: Session, resume: Path | None = None) -> Iterator[t
                 config, teacher_checkpoint=teacher.path, teacher_arch=teacher.card.arch
             )
             write_text(directory / "config.toml", absolute_paths(named).to_toml())
+        measure_lead(session, directory, teacher)
         yield directory, teacher
 
 

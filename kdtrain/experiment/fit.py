@@ -106,7 +106,7 @@ class Fit:
         model = build_model(self.arch, self.dataset.image_shape, self.dataset.num_classes).to(self.device)
         teacher = spec.teacher.build(self.device) if spec.teacher else None
         card = model_card(spec.mode, self.arch, self.dataset)
-        callbacks = callbacks_for(config, card, spec.name, teacher)
+        callbacks = callbacks_for(config, card, spec.name, teacher, spec.restarts)
         return Trainer(
             model, optimizer(config), callbacks, seed=config.seed, clip_grad_norm=config.clip_grad_norm
         )

@@ -24,6 +24,7 @@ class FitSpec:
         label: name in progress lines and errors; the mode by default.
         settings: settings that differ from the command's configuration.
         init_index: index of the weight initialisation under this seed.
+        restarts: numbers of epochs after which the schedule of the learning rate begins anew.
     """
 
     mode: str
@@ -33,6 +34,7 @@ class FitSpec:
     label: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     init_index: int = 0
+    restarts: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -54,6 +56,7 @@ class FitSpec:
             "with_label_smoothing": False,
             "with_hard_labels": False,
             "grid": (),
+            "tuned": None,
             "omit_class": () if self.mode == "teacher" else command.omit_class,
         }
         of_teacher: dict[str, Any] = {

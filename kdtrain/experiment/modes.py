@@ -68,7 +68,11 @@ only with --with-label-smoothing, ``student_hard`` only with --with-hard-labels.
 
 
 def callbacks_for(
-    config: FitConfig, card: ModelCard, label: str, teacher: flow.nn.Module | None = None
+    config: FitConfig,
+    card: ModelCard,
+    label: str,
+    teacher: flow.nn.Module | None = None,
+    restarts: tuple[int, ...] = (),
 ) -> list[Callback]:
     """Returns the callbacks of a fit: the common ones, distillation with a teacher, then the plugins.
 
@@ -80,6 +84,7 @@ def callbacks_for(
         card: card of the checkpoints.
         label: beginning of the progress lines.
         teacher: teacher of mode student_kd.
+        restarts: numbers of epochs after which the schedule of the learning rate begins anew.
 
     Raises:
         UsageError: a plugin is unknown, or its arguments are wrong.
@@ -87,7 +92,7 @@ def callbacks_for(
     callbacks: list[Callback] = [
         RunLog(),  # starts first and ends last, so that result.json records errors of all others
         StopOnNonFinite(),
-        LearningRateSchedule(config.schedule, config.peak_lr),
+        LearningRateSchedule(config.schedule, config.peak_lr, restarts),
         Checkpoint(card),
         TensorBoard(config.to_toml()),
         Progress(label),

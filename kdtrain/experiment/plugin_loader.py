@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -44,12 +45,8 @@ def load_plugin(spec: str) -> Callback:
         UsageError: the plugin or an argument is unknown, or its constructor raises.
         KdtrainError: it cannot be imported.
     """
-    start = len(source_file(spec))  # a path may have commas in it
-    name, *words = spec[start:].split(",")
-    target = spec[:start] + name
-    cls = _from_file(target) if ":" in target or target.endswith(".py") else _from_entry_point(target)
-    if not _is_callback(cls):
-        raise UsageError(f"--plugin {target}: it is not a subclass of kdtrain.Callback.")
+    target, words = _split(spec)
+    cls = _class(target)
     arguments = _arguments(cls, words, target)
     try:
         return cls(**arguments)
@@ -60,9 +57,49 @@ def load_plugin(spec: str) -> Callback:
         raise UsageError(f"{place}: {cls.__name__} cannot be made: {one_line(error)}.") from error
 
 
+def plugin_name(spec: str) -> str:
+    """Returns ``NAME`` of ``NAME,key=value``, and ``CLASS`` of ``FILE.py:CLASS,key=value``."""
+    return _split(spec)[0].rpartition(":")[2]
+
+
+def numeric_arguments(spec: str) -> dict[str, int | float]:
+    """Returns the arguments of a plugin that are numbers, with the values that they have in ``spec``.
+
+    Raises:
+        UsageError: the plugin or an argument is unknown.
+        KdtrainError: the plugin cannot be imported.
+    """
+    target, words = _split(spec)
+    cls = _class(target)
+    values = {name: parameter.default for name, parameter in _parameters(cls).items()}
+    values |= _arguments(cls, words, target)
+    return {name: value for name, value in values.items() if type(value) in (int, float)}
+
+
+def with_arguments(spec: str, values: Mapping[str, int | float]) -> str:
+    """Returns ``spec`` with some arguments changed or added."""
+    target, words = _split(spec)
+    kept = [word for word in words if word.partition("=")[0] not in values]
+    return ",".join([target, *kept, *(f"{name}={value!r}" for name, value in values.items())])
+
+
 def list_plugins() -> list[PluginInfo]:
     """Returns all installed plugins sorted by name, including those that cannot be loaded."""
     return [_describe(point) for point in sorted(_entry_points(), key=lambda point: point.name)]
+
+
+def _split(spec: str) -> tuple[str, list[str]]:
+    """Returns what names the class, and the words for its arguments."""
+    start = len(source_file(spec))  # a path may have commas in it
+    name, *words = spec[start:].split(",")
+    return spec[:start] + name, words
+
+
+def _class(target: str) -> type[Callback]:
+    cls = _from_file(target) if ":" in target or target.endswith(".py") else _from_entry_point(target)
+    if not _is_callback(cls):
+        raise UsageError(f"--plugin {target}: it is not a subclass of kdtrain.Callback.")
+    return cls
 
 
 def _entry_points() -> tuple[importlib.metadata.EntryPoint, ...]:

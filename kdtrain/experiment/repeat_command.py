@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from typing import Any
 
+from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig, flag_of
-from kdtrain.experiment.config_file import absolute_paths, load_config
+from kdtrain.experiment.config_file import absolute_paths, load_config, new_config
+from kdtrain.experiment.recipe import NO_RECIPE, recipe_for
+
+_DATA = ("dataset", "data_dir")
+"""The settings that choose the recipe."""
 
 
 def command(config: FitConfig) -> str:
     """Returns the ``kdtrain fit`` with the fewest flags that has the same settings."""
-    config = load_config(config.resolved())  # every default is resolved
-    wanted = absolute_paths(config).resolved()
-    given: dict[str, Any] = {"mode": config.mode}
-    # A setting can decide the default of another one, so the comparison is repeated after each change.
-    while wrong := _different(absolute_paths(FitConfig(**given)).resolved(), wanted):
-        given |= {name: getattr(config, name) for name in wrong}
+    given = _fewest_settings(load_config(config.resolved()))  # every default is resolved
     words = ["kdtrain", "fit"]
     for name, value in given.items():
         if value is True:
@@ -28,5 +29,25 @@ def command(config: FitConfig) -> str:
     return shlex.join(words)
 
 
-def _different(resolved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def _fewest_settings(config: FitConfig) -> dict[str, Any]:
+    """Returns the settings that the recipe and the defaults complete to a configuration."""
+    wanted = absolute_paths(config).resolved()
+    first: dict[str, Any] = {"mode": config.mode}
+    recipe = config.recipe or NO_RECIPE
+    if recipe != recipe_for(config.dataset, config.data_dir):
+        first["recipe"] = recipe
+    given = first | {name: getattr(config, name) for name in _DATA if name in wanted}
+    # A setting can decide the default of another one, so the comparison is repeated after each change.
+    while wrong := _different(given, wanted):
+        given |= {name: getattr(config, name) for name in wrong}
+    for name in given.keys() - first.keys():
+        fewer = {other: value for other, value in given.items() if other != name}
+        with contextlib.suppress(UsageError):  # what is left may not go together
+            given = given if _different(fewer, wanted) else fewer
+    return given
+
+
+def _different(given: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Returns the resolved settings that are not as wanted in a fit with the given ones."""
+    resolved = absolute_paths(new_config(given)).resolved()
     return [name for name in wanted if resolved.get(name) != wanted[name]]

@@ -15,10 +15,18 @@ from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit import Fit, test_model
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.loaders import check_sizes, count_validation, test_loader, training_loader
+from kdtrain.experiment.loaders import (
+    check_sizes,
+    count_training,
+    count_validation,
+    test_loader,
+    training_loader,
+)
 from kdtrain.experiment.modes import check_plugins, logit_cache
+from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
 from kdtrain.experiment.result import FitResult, TestedModel
 from kdtrain.experiment.teacher import networks_to_train
+from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.runtime import launch, onednn
@@ -36,7 +44,8 @@ T = TypeVar("T")
 class Session:
     """Configuration, device and data that the fits of one command share, and the maker of their jobs.
 
-    The constructor checks configuration and data before any work is done. Making a job has no effect
+    The constructor checks configuration and data before any work is done, and decides the number of epochs
+    where the number of images does. Making a job has no effect
     on the disk and loads no plugin; a network is built at most once per architecture, to find its
     layers. The work happens when ``run`` starts the job.
 
@@ -50,10 +59,10 @@ class Session:
     """
 
     def __init__(self, config: FitConfig, most_images: int | None = None) -> None:
-        self.config = config
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
         check_plugins(config)
+        self.tuned = tuned_settings(config)
         models = None if config.keep == "never" else config.models
         for folder in (config.logdir, models, config.image_save_dir):
             if folder is not None:
@@ -75,6 +84,9 @@ class Session:
                 f"{len(self.dataset.test)} test images cannot be shared by {self.ranks.size} processes: "
                 "each needs one at least."
             )
+        self.config = config = config.with_epochs(count_training(self.dataset, config))
+        if config.recipe is not None and config.recipe != NO_RECIPE:
+            logger.info(describe_recipe(config.recipe, config.dataset, config.data_dir))
         self._cores = functools.cache(partial(_cores, dataset=self.dataset))
         archs = [config.architecture_for(network) for network in networks_to_train(config, self.dataset)]
         for arch in (*archs, *config.assistant_arch):
@@ -95,6 +107,10 @@ class Session:
         if self.ranks.size == 1 and self.device == "cpu":
             return run_jobs(jobs, self.config.stall_timeout)
         return [job.work() for job in jobs]
+
+    def cores(self, arch: str) -> int:
+        """Returns the number of cores for the work on a network, training or evaluation."""
+        return self._cores(arch)
 
     def fit_and_test_job(self, spec: FitSpec) -> Job[TestedModel]:
         """Returns the job that trains a network, tests its best weights and files the results."""

@@ -32,7 +32,9 @@ def run_single(session: Session, resume: Path | None = None) -> TestedModel:
 
 
 def _train(session: Session, directory: Path, teacher: SavedModel | None = None) -> TestedModel:
-    spec = FitSpec(session.config.mode, session.config.seed, directory, teacher)
+    config = session.config
+    tuned = session.tuned.get(config.mode, {})
+    spec = FitSpec(config.mode, config.seed, directory, teacher, settings=tuned)
     [model] = session.run([session.fit_and_test_job(spec)])
     keep_best([model], session.config, session.ranks)
     return model

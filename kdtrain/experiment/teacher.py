@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, size_text
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config import DEFAULT_TEACHER, FitConfig
 from kdtrain.experiment.loaders import count_training
 from kdtrain.runtime.locations import absolute_name
 from kdtrain.runtime.ranks import Ranks
@@ -32,7 +32,7 @@ def find_teacher(config: FitConfig, dataset: Dataset, ranks: Ranks | None = None
     if path is not None:
         teacher = load_model(
             path,
-            fallback=model_card("teacher", config.architecture_for("teacher"), dataset),
+            fallback=model_card("teacher", config.teacher_arch or DEFAULT_TEACHER, dataset),
             arch=config.teacher_arch,
             flag="--teacher-arch",
         )

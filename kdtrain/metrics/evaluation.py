@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
-from kdtrain.errors import DataError, KdtrainError
+from kdtrain.errors import DataError, NonFiniteError
 from kdtrain.metrics.calibration import reliability
 from kdtrain.runtime.slices import in_slices
 
@@ -48,7 +48,7 @@ class Evaluation:
 
         Raises:
             DataError: there are no images, the shapes do not match, or a label is outside 0..classes-1.
-            KdtrainError: a logit is not finite.
+            NonFiniteError: a logit is not finite.
         """
         scores, truth = _checked(logits, labels)
         images, classes = scores.shape
@@ -91,5 +91,5 @@ def _checked(
             "use the data set that the network was trained for."
         )
     if not np.isfinite(scores).all():
-        raise KdtrainError("the network's outputs are not finite numbers: its weights are not usable.")
+        raise NonFiniteError("the network's outputs are not finite numbers: its weights are not usable.")
     return scores, truth.astype(np.int64)

@@ -21,6 +21,7 @@ from kdtrain.metrics.statistics import (
     t_interval,
 )
 from kdtrain.report.grid_result import GridResult
+from kdtrain.report.teacher_lead import TeacherLead
 
 Model = Literal["teacher", "student_kd", "student", "student_ls", "student_hard"]
 Outcome = Literal["helped", "hurt", "undecided"]
@@ -158,6 +159,7 @@ class Comparison:
         gap_closed: errors that student_kd removes as a fraction of those that separate student from
             teacher; None if the teacher is no better than the student.
         grid: result of --grid, by model.
+        teacher_lead: lead of the first seed's teacher on held-out images; None if it was not measured.
     """
 
     results: tuple[ModelResult, ...]
@@ -166,6 +168,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     gap_closed: float | None
     grid: Mapping[Model, GridResult] = field(default_factory=dict)
+    teacher_lead: TeacherLead | None = None
 
     @property
     def distillation(self) -> Difference:
@@ -173,12 +176,17 @@ class Comparison:
         return self.differences[0]
 
 
-def compare(results: Sequence[ModelResult], grid: Mapping[Model, GridResult] | None = None) -> Comparison:
+def compare(
+    results: Sequence[ModelResult],
+    grid: Mapping[Model, GridResult] | None = None,
+    teacher_lead: TeacherLead | None = None,
+) -> Comparison:
     """Returns the comparison of the models; students are paired by their seeds.
 
     Args:
         results: results of teacher, student_kd and student, and optionally of student_ls and student_hard.
         grid: result of --grid, by model.
+        teacher_lead: lead of the first seed's teacher, if it was measured.
 
     Raises:
         KdtrainError: a model or one half of a pair is missing, a seed occurs twice, the models were
@@ -202,6 +210,7 @@ def compare(results: Sequence[ModelResult], grid: Mapping[Model, GridResult] | N
         differences=differences,
         gap_closed=differences[0].errors_removed / gap if gap > 0 else None,
         grid=grid or {},
+        teacher_lead=teacher_lead,
     )
 
 

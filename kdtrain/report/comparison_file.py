@@ -8,7 +8,8 @@ from typing import Any
 from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, ModelResult, ModelSummary
 from kdtrain.report.grid_result import Candidate, GridResult
-from kdtrain.report.verdict import gap_sentence, verdict
+from kdtrain.report.teacher_lead import lead_to_json
+from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
 
 VERSION = 1
 FILES = {
@@ -34,6 +35,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "outcome": comparison.distillation.outcome,
         "confidence": CONFIDENCE,
         "test_images": comparison.test_images,
+        "teacher_lead": comparison.teacher_lead and lead_to_json(comparison.teacher_lead),
+        "far_apart": teacher_far_apart(comparison),
         "gap_closed_fraction": comparison.gap_closed,
         "differences": [_difference(difference) for difference in comparison.differences],
         "models": {model: _summary(summary) for model, summary in comparison.summaries.items()},

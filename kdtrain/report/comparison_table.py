@@ -20,7 +20,8 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     return [*grid, _test_table(comparison), _cost_table(comparison), _difference_table(comparison)]
 
 
-def _table(title: str, *headers: str, caption: str | None = None) -> Table:
+def table_of(title: str, *headers: str, caption: str | None = None) -> Table:
+    """Returns an empty table whose columns are right-justified, except for the first one."""
     table = Table(
         title=title,
         title_justify="left",
@@ -45,7 +46,7 @@ def _test_table(comparison: Comparison) -> Table:
     )
     if teachers == 1 < seeds:
         caption += "\nAll students had the same teacher: the spread is that of\nstudents, not of teachers."
-    table = _table(
+    table = table_of(
         f"On {comparison.test_images:,} test images{over}",
         *("model", "accuracy\n%", "errors", "cross-\nentropy", "ECE\n%", "agreement\n%", "KL from\nteacher"),
         caption=f"{caption}\n",
@@ -64,7 +65,9 @@ def _test_table(comparison: Comparison) -> Table:
 
 
 def _cost_table(comparison: Comparison) -> Table:
-    table = _table("Cost", "model", "network", "parameters", "multiply-adds\nper image", "seconds\nto train")
+    table = table_of(
+        "Cost", "model", "network", "parameters", "multiply-adds\nper image", "seconds\nto train"
+    )
     table.columns[1].justify, table.columns[1].no_wrap, table.columns[1].overflow = "left", False, "fold"
     for model, summary in comparison.summaries.items():
         seconds = summary.seconds
@@ -82,7 +85,7 @@ def _difference_table(comparison: Comparison) -> Table:
     gain = comparison.distillation.gain
     over = f"over {gain.n} seeds, paired" if gain.n > 1 else "over images"
     headers = ["difference", "points", f"{100 * CONFIDENCE:.0f} % interval\n{over}", "errors\nremoved"]
-    table = _table("Differences in accuracy", *headers, *(["McNemar's\nexact p"] if gain.n == 1 else []))
+    table = table_of("Differences in accuracy", *headers, *(["McNemar's\nexact p"] if gain.n == 1 else []))
     for difference in comparison.differences:
         table.add_row(*_difference_row(difference))
     return table
@@ -101,7 +104,7 @@ def _difference_row(difference: Difference) -> list[str]:
 def _grid_table(grid: Mapping[Model, GridResult]) -> Table:
     names = list(dict.fromkeys(name for result in grid.values() for name in result.best.settings))
     headers = ("model", *names, "held-out\naccuracy %", "cross-\nentropy", "")
-    table = _table("Grid, chosen by held-out images", *headers)
+    table = table_of("Grid, chosen by held-out images", *headers)
     for model, result in grid.items():
         for candidate in result.candidates:
             settings = candidate.settings

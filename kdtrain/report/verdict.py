@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdtrain.metrics.statistics import CONFIDENCE, MOST_SEEDS, POWER, Interval, McNemar
 from kdtrain.report.comparison import Comparison, Difference, OneSeedTest
+from kdtrain.report.teacher_lead import far_apart_sentence
 
 
 def verdict(comparison: Comparison) -> str:
@@ -42,6 +43,20 @@ def gap_sentence(comparison: Comparison) -> str:
         return f"The student falls behind by a further {-100 * share:.0f} % of {gap}{unsure}."
     beyond = ": the student is ahead of its teacher" if share > 1 else ""
     return f"That is {100 * share:.0f} % of {gap}{beyond}{unsure}."
+
+
+def teacher_far_apart(comparison: Comparison) -> str | None:
+    """Returns a warning if held-out and test accuracy of the teacher are far apart, else None."""
+    lead = comparison.teacher_lead
+    if lead is None:
+        return None
+    test = next(result.test for result in comparison.results if result.model == "teacher")
+    return far_apart_sentence(
+        "teacher",
+        (lead.accuracy, lead.images),
+        (test.accuracy, test.images),
+        may_have_seen=lead.may_have_seen,
+    )
 
 
 def difference_text(difference: Difference) -> str:

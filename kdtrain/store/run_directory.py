@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.runtime.locations import missing_path_text
 
 
 @contextlib.contextmanager
-def run_directory(logdir: Path, mode: str, resume: Path | None = None) -> Iterator[Path]:
+def run_directory(
+    logdir: Path, mode: str, resume: Path | None = None, command: str = "fit"
+) -> Iterator[Path]:
     """Yields the directory for a run's files: a new one, or that of the run that is resumed.
 
     An interruption gets the command that resumes the run as its text. A new directory is removed if
@@ -23,6 +26,7 @@ def run_directory(logdir: Path, mode: str, resume: Path | None = None) -> Iterat
         logdir: the folder of all runs.
         mode: the mode of the run.
         resume: the directory of the run to resume; None for a new one.
+        command: the command of kdtrain that resumes it.
 
     Raises:
         KdtrainError: the directory cannot be made.
@@ -31,13 +35,26 @@ def run_directory(logdir: Path, mode: str, resume: Path | None = None) -> Iterat
     try:
         yield directory
     except KeyboardInterrupt as error:
-        error.args = (f"Go on with: kdtrain fit --resume {shlex.quote(str(directory.absolute()))}",)
+        error.args = (f"Go on with: kdtrain {command} --resume {shlex.quote(str(directory.absolute()))}",)
         raise
     except KdtrainError as error:
         refused = error.exit_code == UsageError.exit_code  # a callback's comes as a CallbackError
         if refused and resume is None and not any(directory.rglob("metrics.jsonl")):
             shutil.rmtree(directory, ignore_errors=True)
         raise
+
+
+def latest_run(logdir: Path, mode: str) -> Path:
+    """Returns the mode's latest run directory.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    folder = logdir / mode
+    number = _highest(folder)
+    if number < 0:
+        raise UsageError(f"--resume: there is no run in {missing_path_text(folder)} yet.")
+    return folder / f"version_{number}"
 
 
 def claim_run_directory(logdir: Path, mode: str) -> Path:

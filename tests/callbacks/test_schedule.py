@@ -50,3 +50,14 @@ def test_each_step_uses_its_own_rate(fit: Fit) -> None:
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'cosine'"):
         LearningRateSchedule("cosin", 0.1)
+
+
+def test_a_schedule_with_restarts_has_a_whole_cycle_in_each_part(fit: Fit) -> None:
+    notes = Notes()
+    fit(notes, LearningRateSchedule("one_cycle", 0.01, restarts=(1, 3, 9)), epochs=4)
+    rates = [event.learning_rate for event in notes.batches]
+    parts = [
+        [learning_rate("one_cycle", 0.01, step, 4 * epochs) for step in range(4 * epochs)]
+        for epochs in (1, 2, 1)
+    ]
+    assert rates == [rate for part in parts for rate in part]

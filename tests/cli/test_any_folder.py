@@ -57,7 +57,7 @@ def begun(tmp_path: Path, tiles: Path) -> Path:
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_goes_on_from_another_folder(case: str, begun: Path, call_kdtrain: CallKdtrain) -> None:
     mode, *flags = CASES[case].split()
-    quick = ("--mode", mode, "--epochs", "1", "--schedule", "constant")
+    quick = ("--recipe=none", "--mode", mode, "--epochs", "1", "--schedule", "constant")
     assert call_kdtrain("fit", *quick, *flags, cwd=begun).returncode == 0
     elsewhere = begun.parent / "elsewhere"
     run = begun / "logs" / mode / "version_0"

@@ -14,7 +14,7 @@ from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.conftest import RunKdtrain
 
-QUICK = ("--val-size", "100", "--limit-train", "128", "--epochs", "1", "--batch-size", "32")
+QUICK = ("--recipe=none", "--val-size", "100", "--limit-train", "128", "--epochs", "1", "--batch-size", "32")
 NET = """
 from kdtrain import flow
 

@@ -51,7 +51,7 @@ def whole(
 
 def test_each_is_taught_by_the_one_before(whole: Path, fitted: Fitted) -> None:
     run = whole / "logs/student_kd/version_0"
-    assert {path.name for path in run.iterdir()} == {"config.toml", *STAGES}
+    assert {path.name for path in run.iterdir()} == {"config.toml", "teacher_lead.json", *STAGES}
     teachers = [fitted.model("teacher"), *(run / name / "checkpoints/best.safetensors" for name in STAGES)]
     for name, teacher in zip(STAGES, teachers, strict=False):
         config = (run / name / "config.toml").read_text()

@@ -67,7 +67,14 @@ def test_every_network_and_hook_is_tried_and_no_file_is_left(
     (tmp_path / "mine/watch.py").write_text(WATCH)
     work = tmp_path / "work"
     work.mkdir()
-    words = ("--mode", mode, "--data-dir", tiles, "--batch-size", "64", "--epochs", "50", "--seeds", "1")
+    words = (
+        f"--mode={mode}",
+        f"--data-dir={tiles}",
+        "--batch-size=64",
+        "--epochs=50",
+        "--seeds=1",
+        "--recipe=none",
+    )
     finished = call_kdtrain("fit", "--check", *words, "--plugin", f"{tmp_path}/mine/watch.py:Watch", cwd=work)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert shown(finished.stdout) == NETWORKS[mode]
@@ -81,7 +88,7 @@ def test_every_network_and_hook_is_tried_and_no_file_is_left(
 
 
 def test_what_is_there_already_stays_as_it_is(tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
-    words = ("fit", "--mode", "student", "--data-dir", tiles, "--limit-train", "64", "--epochs", "1")
+    words = ("fit", "--mode=student", "--data-dir", tiles, "--limit-train=64", "--epochs=1", "--recipe=none")
     assert call_kdtrain(*words, cwd=tmp_path).returncode == 0
     before = files_in(tmp_path)
     assert call_kdtrain(*words, "--check", cwd=tmp_path).returncode == 0
@@ -92,7 +99,7 @@ def test_a_teacher_that_is_there_is_the_one_that_teaches(
     tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:
     teacher = untrained_teacher(tmp_path / "t.safetensors", load_dataset(data_dir=tiles))
-    words = ("--mode", "student_kd", "--data-dir", tiles, "--teacher-checkpoint", teacher)
+    words = ("--recipe=none", "--mode", "student_kd", "--data-dir", tiles, "--teacher-checkpoint", teacher)
     assert shown(call_kdtrain("fit", "--check", *words, cwd=tmp_path).stdout) == ["student_kd"]
 
 
@@ -115,7 +122,7 @@ def test_what_a_fit_would_refuse_is_refused(
     )
     before = files_in(tmp_path)
     mode = "student_kd" if "teacher" in flags else "student"
-    words = ("--mode", mode, "--data-dir", tiles, *flags.split())
+    words = ("--recipe=none", "--mode", mode, "--data-dir", tiles, *flags.split())
     assert_explained(call_kdtrain("fit", "--check", *words, cwd=tmp_path), code, said)
     assert files_in(tmp_path) == before
     assert list(temporary.iterdir()) == []
@@ -152,7 +159,9 @@ def test_a_fit_that_cannot_be_configured_is_not_begun(
     (tmp_path / "mine.py").write_text(PLUGIN)
     words = [word for plugin in plugins for word in ("--plugin", plugin)]
     with limited(10):
-        done = call_kdtrain("fit", "--mode", mode, "--data-dir", "tiles", *words, cwd=tmp_path)
+        done = call_kdtrain(
+            "fit", "--mode", mode, "--data-dir", "tiles", "--recipe=none", *words, cwd=tmp_path
+        )
     assert done.returncode in (1, 2), done.stderr
     assert ".configure" in done.stderr
     assert "1/" not in done.stderr  # no epoch was trained

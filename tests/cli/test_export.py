@@ -95,7 +95,7 @@ def test_networks_that_cannot_be_exported_are_named(
         "def odd(image_shape, num_classes):\n"
         "    return Odd()\n"
     )
-    quick = ("--epochs", "1", "--limit-train", "100", "--val-size", "100", "--data-dir", digits)
+    quick = ("--recipe=none", "--epochs=1", "--limit-train=100", "--val-size=100", "--data-dir", digits)
     fit = call_kdtrain("fit", "--mode", "student", "--student-arch", "odd.py:odd", *quick, cwd=tmp_path)
     assert fit.returncode == 0, fit.stderr
     model = "logs/models/student.safetensors"

@@ -17,7 +17,7 @@ from tests.cli.conftest import EPOCH, LOGDIR, MODES, CallKdtrain, Fitted, assert
 from tests.runs import metrics
 from tests.tools import files_in, read_result
 
-ONE_EPOCH = ("--val-size", "300", "--epochs", "1", "--batch-size", "64")
+ONE_EPOCH = ("--recipe=none", "--val-size", "300", "--epochs", "1", "--batch-size", "64")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -33,6 +33,8 @@ def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: s
     lines = finished.stderr.splitlines()
     if mode == "student_kd":
         assert f"{LOGDIR}/models/teacher.safetensors" in lines.pop(0)
+        figures = r"Teacher: [\d.]+ % of 300 held-out images, calibration error [\d.]+ %\."
+        assert re.fullmatch(figures, lines.pop(0))
     epochs = [EPOCH.fullmatch(line) for line in lines]
     assert [match and match.groups() for match in epochs] == [(mode, str(n), "3") for n in (1, 2, 3)]
 
@@ -42,8 +44,9 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     run = fitted.run(mode)
     files = {re.sub(r"events\.out\.tfevents\.\d+\.[^.]+\.\d+", "events", name) for name in files_in(run)}
     checkpoints = {"checkpoints/best.safetensors", "checkpoints/last.safetensors"}
+    of_mode = {"teacher_lead.json"} if mode == "student_kd" else set()
     assert files == {
-        "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints
+        "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints, *of_mode
     }  # fmt: skip
     rows = metrics(run)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -137,7 +140,7 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
     first = call_kdtrain(*words, cwd=tmp_path)
     note, *epochs = first.stderr.splitlines()
     assert "tiles" in note
-    assert [line.split()[0] for line in epochs] == ["teacher", "student_kd"]
+    assert [line.split()[0] for line in epochs] == ["teacher", "Teacher:", "student_kd"]
     second = call_kdtrain(*words, cwd=tmp_path)
     assert "best/teacher.safetensors" in second.stderr.splitlines()[0]
     assert not (tmp_path / "logs/teacher").exists()
@@ -209,7 +212,7 @@ def test_damaged_teacher_in_the_model_directory_is_refused_too(
 def test_early_stopping_ends_the_run_and_says_why(
     tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:
-    words = ("fit", "--mode", "student", "--data-dir", tiles, "--val-size", "300", "--epochs", "40")
+    words = ("fit", "--mode=student", "--data-dir", tiles, "--val-size=300", "--epochs=40", "--recipe=none")
     finished = call_kdtrain(*words, "--early-stopping", "1", cwd=tmp_path)
     assert finished.returncode == 0
     run = tmp_path / "logs/student/version_0"

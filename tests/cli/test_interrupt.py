@@ -80,7 +80,7 @@ class Steps(Callback):
 
 def test_within_a_second_in_the_middle_of_a_step_of_a_large_network(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "steps.py").write_text(STEPS)
-    words = ("--mode", "student", "--student-arch", "flowvision:resnet18", "--data-dir", digits)
+    words = ("--mode=student", "--student-arch=flowvision:resnet18", "--recipe=none", "--data-dir", digits)
     with start_kdtrain("fit", *words, "--plugin", "steps.py:Steps", cwd=tmp_path) as process:
         try:
             wait_until(lambda: (tmp_path / "first step").exists() or process.poll() is not None)
@@ -107,7 +107,7 @@ def test_while_the_teacher_labels_the_training_images(
     many_digits: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     teacher = untrained_teacher(tmp_path / "teacher.safetensors", load_dataset(data_dir=many_digits))
-    words = ("--mode", "student_kd", "--data-dir", many_digits, "--teacher-checkpoint", teacher)
+    words = ("--mode=student_kd", "--recipe=none", "--data-dir", many_digits, "--teacher-checkpoint", teacher)
     children: set[int] = set()
 
     def labelling(pid: int) -> bool:

@@ -18,7 +18,7 @@ from tests.tools import files_in, read_result, start_kdtrain, wait_until
 
 MODELS = Path("logs/models")
 STUDENT = MODELS / "student.safetensors"
-QUICK = ("--limit-train", "100", "--epochs", "1")
+QUICK = ("--recipe=none", "--limit-train", "100", "--epochs", "1")
 
 
 def run_of(folder: Path, mode: str = "student", version: int = 0) -> Path:
@@ -113,7 +113,7 @@ def test_models_of_other_data_and_other_networks_have_files_of_their_own(
     trained: Path, fitted: Fitted, digits: Path, tiles: Path, call_kdtrain: CallKdtrain
 ) -> None:
     before = (trained / STUDENT).read_bytes()
-    words = ("fit", "--mode", "student", "--val-size", "300", "--epochs", "1")
+    words = ("fit", "--mode", "student", "--val-size", "300", "--epochs", "1", "--recipe=none")
     other_data = MODELS / "student-digits-student_mlp.safetensors"
     other_network = MODELS / "student-tiles-hinton_800.safetensors"
     (note,) = notes(call_kdtrain(*words, "--data-dir", digits, cwd=trained))
@@ -190,7 +190,7 @@ def test_a_teacher_of_an_earlier_version_is_used_and_said_to_be_unknown(
 def test_a_teacher_of_a_quick_try_is_said_to_be_one(
     fitted: Fitted, tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:
-    data = ("--data-dir", tiles, "--val-size", "300", "--batch-size", "64")
+    data = ("--data-dir", tiles, "--val-size", "300", "--batch-size", "64", "--recipe=none")
     assert call_kdtrain("fit", "--mode", "teacher", *data, *QUICK, cwd=tmp_path).returncode == 0
     words = ("fit", "--mode", "student_kd", *data)
     for flags in (("--teacher-epochs", "2", "--epochs", "1"), ("--limit-train", "200", "--epochs", "1")):
@@ -220,7 +220,8 @@ def test_a_teacher_of_other_data_is_left_alone_and_one_is_trained(
     other = untrained_teacher(tmp_path / MODELS / "teacher.safetensors", mnist)
     before = other.read_bytes()
     words = ("fit", "--mode", "student_kd", "--data-dir", tiles, "--val-size", "300", *QUICK)
-    first, kept = notes(call_kdtrain(*words, cwd=tmp_path))
+    first, kept, lead = notes(call_kdtrain(*words, cwd=tmp_path))
+    assert lead.startswith("Teacher: ")
     own = "logs/models/teacher-tiles-teacher_cnn.safetensors"
     assert "tiles" in first
     assert own in kept

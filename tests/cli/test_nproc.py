@@ -19,8 +19,11 @@ from tests.conftest import RunKdtrain
 from tests.runs import TIMES
 from tests.tools import ROOT, files_in, read_result, read_scalars, start_kdtrain, wait_until
 
-FEW = ("--val-size", "300", "--limit-train", "320")
-SGD = ("--mode", "student", *FEW, "--epochs", "2", "--optimizer", "sgd", "--lr", "0.05")
+FEW = ("--recipe=none", "--val-size", "300", "--limit-train", "320")
+SGD = (
+    *("--mode", "student", *FEW, "--epochs", "2", "--optimizer", "sgd", "--lr", "0.05"),
+    *("--augment", "shift=2,flip,mixup=0.4"),
+)
 TWO = ("--nproc-per-node", "2")
 
 

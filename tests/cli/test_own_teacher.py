@@ -13,7 +13,7 @@ from tests.runs import assert_same_files, assert_same_run
 from tests.tools import files_in
 
 RUN = Path("logs/student_kd/version_0")
-FLAGS = ("--val-size", "300", "--limit-train", "256", "--batch-size", "64", "--epochs", "2", "--seed", "1")
+FLAGS = ("--val-size=300", "--limit-train=256", "--batch-size=64", "--epochs=2", "--seed=1", "--recipe=none")
 KINDS: dict[str, tuple[str, ...]] = {"student": (), "chain": ("--generations", "2")}
 
 # Ends the process in the second epoch of one of the run's networks, or when a file is about to get its name.

@@ -114,7 +114,7 @@ def test_the_message_names_code_and_line(
 ) -> None:
     flags, line, words = CASES[case]
     (tmp_path / "mine.py").write_text(CODE)
-    quick = ("--data-dir", tiles, "--batch-size", "64", "--limit-train", "128", "--epochs", "1")
+    quick = ("--recipe=none", "--data-dir", tiles, "--batch-size=64", "--limit-train=128", "--epochs=1")
     finished = call_kdtrain("fit", "--mode", "student", *quick, *flags.split(), cwd=tmp_path)
     if line is not None:
         words += (f"line {line}",)
@@ -142,6 +142,12 @@ def test_the_file_is_named_where_another_one_is_to_blame(
         "        return objective.add('own', lambda batch, output: count(output))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    words = ("--mode", "student", "--data-dir", tiles, "--limit-train", "64", "--plugin", "mine.py:Own")
+    words = (
+        "--mode=student",
+        "--recipe=none",
+        f"--data-dir={tiles}",
+        "--limit-train=64",
+        "--plugin=mine.py:Own",
+    )
     finished = call_kdtrain("fit", *words, "--epochs", "1", cwd=tmp_path)
     assert_explained(finished, 1, "'own'", "helper_of_mine.py", "line 4", "ZeroDivisionError")

@@ -150,7 +150,7 @@ def test_a_finished_run_is_only_tested_again(
 def test_more_epochs_where_the_schedule_is_constant(
     tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
 ) -> None:
-    flags = ("--mode", "student", "--data-dir", tiles, "--val-size", "300", "--schedule", "constant")
+    flags = ("--mode=student", "--recipe=none", "--data-dir", tiles, "--val-size=300", "--schedule=constant")
     assert call_kdtrain("fit", *flags, "--epochs", "2", cwd=tmp_path).returncode == 0
     run = Path("logs/student/version_0")
     finished = call_kdtrain("fit", "--resume", run, "--epochs", "4", cwd=tmp_path)

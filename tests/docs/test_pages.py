@@ -37,6 +37,8 @@ RUN = Path("logs/student/version_0")
 LESS = {
     "9999": "99",
     "--seeds 5": "--seeds 2",
+    "--budget 27": "--budget 3",
+    "--budget 9": "--budget 2",
     "range(400)": "range(30)",
     "epochs = 30": "epochs = 2",
     "teacher_epochs = 12": "teacher_epochs = 1",
@@ -50,7 +52,7 @@ FLAGS = {
     "tutorial.md": (),
 }
 """Flags of the fits, by page. On other pages, fits are for an epoch on few images of 12x12 pixels."""
-READERS_OF_DATA = ("fit", "eval", "infer", "bench", "export")
+READERS_OF_DATA = ("fit", "tune", "eval", "infer", "bench", "export")
 
 
 def name_of(page: Path) -> str:
@@ -69,8 +71,8 @@ def on_less_data(page: Path, words: list[str], tiles: Path) -> list[str | Path]:
         return [*words]
     if page.name in FLAGS:
         return [*words, *(FLAGS[page.name] if words[0] == "fit" else ())]
-    few = ("--limit-train", "512", "--val-size", "256", "--epochs", "1")
-    return [*words, "--data-dir", tiles, *(few if words[0] == "fit" else ())]
+    few = ("--limit-train", "512", "--val-size", "256", "--epochs", "1", "--recipe=none")
+    return [*words, "--data-dir", tiles, *(few if words[0] in ("fit", "tune") else ())]
 
 
 def check_plugins(folder: Path, finished: list[Finished]) -> None:

@@ -18,6 +18,7 @@ from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import OPTIMIZERS, FitConfig
 from kdtrain.experiment.config_file import load_config, resumed_config
+from kdtrain.experiment.recipe import recipe_names
 from tests.refusals import refusal_by
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
@@ -30,16 +31,19 @@ AUGMENTATIONS = st.sampled_from(
 )
 GRIDS = ["temperature=2,5,10", "temperature=.5", "alpha=.5,.7,.9", "alpha=0", "lr=1e-3,3e-3"]
 OPTIONAL = {
+    "recipe": st.sampled_from([*recipe_names(), "none"]),
     "epochs": EPOCHS,
     "teacher_epochs": EPOCHS,
     "lr": POSITIVE,
+    "clip_grad_norm": POSITIVE,
+    "tuned": PATHS,
+    "views_seed": st.integers(0, 2**63 - 1),
     "teacher_checkpoint": PATHS,
     "data_dir": PATHS,
     "image_size": st.integers(1, 256),
     "val_size": st.integers(0, 10**6),
     "limit_train": NUMBERS,
     "early_stopping": EPOCHS,
-    "clip_grad_norm": POSITIVE,
     "augment": AUGMENTATIONS,
     "teacher_augment": AUGMENTATIONS,
     "model_save_dir": PATHS,
@@ -63,6 +67,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "omit_class": st.lists(TEXTS, max_size=2).map(tuple),
     "seed": st.integers(0, 2**63 - 1),
     "stall_timeout": st.integers(0, 31_536_000),
+    "views": st.sampled_from([0, 2, 1000]),
     "seeds": st.just(1),
     "teacher_per_seed": st.booleans(),
     "with_label_smoothing": st.booleans(),
@@ -88,7 +93,7 @@ def config_of(values: dict[str, Any]) -> FitConfig:
         others["weight_decay"] = 0.0
     if values["teacher_checkpoint"] is not None:
         others["teacher_per_seed"] = False
-    if values["val_size"] == 0:
+    if values["val_size"] == 0 or values["tuned"] is not None:
         others["grid"] = ()
     return FitConfig(**(values | others))
 
@@ -137,12 +142,12 @@ def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConf
     assert again.resolved() == config.resolved()
     assert again.to_toml() == config.to_toml()
     for name in ("teacher", "student"):
-        assert again.epochs_for(name) == config.epochs_for(name)
+        assert again.with_epochs(1000).epochs_for(name) == config.with_epochs(1000).epochs_for(name)
 
 
 def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:
-    values = tomli.loads(FitConfig(mode="student_kd", optimizer="adadelta").to_toml())
-    assert (values["epochs"], values["teacher_epochs"], values["lr"]) == (60, 3, 1.0)
+    values = tomli.loads(FitConfig(mode="student_kd", optimizer="adadelta").with_epochs(55_000).to_toml())
+    assert (values["epochs"], values["teacher_epochs"], values["lr"]) == (60, 8, 1.0)
 
 
 def test_the_models_folder_follows_a_new_logdir_unless_it_was_named(file: Path) -> None:
@@ -156,7 +161,6 @@ def test_defaults() -> None:
     config = from_words()
     assert config == FitConfig()
     assert (config.mode, config.temperature, config.alpha, config.batch_size) == ("compare", 4.0, 0.9, 128)
-    assert (config.epochs_for("teacher"), config.epochs_for("student")) == (3, 60)
     assert (config.logdir, config.models) == (Path("logs"), Path("logs/models"))
     rates = {name: from_words("--optimizer", name).peak_lr for name in OPTIMIZERS}
     assert rates == {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
@@ -312,7 +316,7 @@ def test_bad_values_in_a_file_are_named(file: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("epoch = 3", "'epoch' (did you mean 'epochs'?); there are: mode, epochs, "),
+        ("epoch = 3", "'epoch' (did you mean 'epochs'?); there are: mode, recipe, epochs, "),
         ('"batch-size" = 3', "'batch-size' (did you mean 'batch_size'?)"),
         ("[fit]\nepochs = 3", "'fit'"),
         ("epochs = ", "cannot be read"),

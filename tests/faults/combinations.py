@@ -29,7 +29,7 @@ class Combination:
 
     mode: str
     words: str = ""
-    data: str = "--data-dir {tiles} --val-size 200 --limit-train 384"
+    data: str = "--recipe=none --data-dir {tiles} --val-size 200 --limit-train 384"
     found: bool = False
 
     def flags(self, files: dict[str, Path]) -> list[str]:
@@ -38,9 +38,9 @@ class Combination:
         return [word.format_map(files) for word in f"{small} {self.data} {self.words}".split()]
 
 
-_PICTURES = "--dataset folder:{pictures} --val-size 60"
-_ARRAYS = "--dataset npz:{arrays} --val-size 200"
-_TEST_CHOOSES = "--data-dir {tiles} --val-size 0 --limit-train 384"
+_PICTURES = "--recipe=none --dataset folder:{pictures} --val-size 60"
+_ARRAYS = "--recipe=none --dataset npz:{arrays} --val-size 200"
+_TEST_CHOOSES = "--recipe=none --data-dir {tiles} --val-size 0 --limit-train 384"
 _GIVEN = "--teacher-checkpoint {teacher}"
 _OBSERVERS = "--plugin csv --plugin confusion,every=2 --plugin calibration"
 

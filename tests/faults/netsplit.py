@@ -23,7 +23,7 @@ from tests.tools import write_tiles
 RUN = Path("logs/student/version_0")
 LONGEST = 60.0  # seconds that a side may take to end
 FLAGS = ("--mode", "student", "--val-size", "300", "--optimizer", "sgd", "--lr", "0.05", "--batch-size", "32")
-SLOWLY = ("--epochs", "15", "--plugin", "slow.py:Slow,seconds=0.05")
+SLOWLY = ("--recipe=none", "--epochs", "15", "--plugin", "slow.py:Slow,seconds=0.05")
 
 Fault = Callable[[Machines, list[Fit], int], None]
 

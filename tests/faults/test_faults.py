@@ -62,7 +62,7 @@ class Meddler(Callback):
 
 
 def words(tiles: Path, *more: str) -> list[str]:
-    flags = ("--data-dir", str(tiles), "--val-size", "300", "--epochs", "4", "--batch-size", "64")
+    flags = ("--recipe=none", "--data-dir", str(tiles), "--val-size=300", "--epochs=4", "--batch-size=64")
     return [sys.executable, "-m", "kdtrain", "fit", "--mode", "student", *flags, *more]
 
 

@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, run_kdtrain
     folder = tmp_path_factory.mktemp("hostile")
     write_tiles(folder / "tiles", mnist)
     (folder / "tmp").mkdir()
-    flags = ("--mode", "student", "--data-dir", "tiles", "--val-size", "300", "--epochs", "2")
+    flags = ("--recipe=none", "--mode=student", "--data-dir=tiles", "--val-size=300", "--epochs=2")
     before = os.umask(0o022)
     try:
         fit = run_kdtrain("fit", *flags, cwd=folder, TMPDIR=str(folder / "tmp"))
@@ -81,7 +81,14 @@ def test_pickles_are_never_run(folder: Path, tmp_path: Path, call_kdtrain: CallK
     shutil.copytree(folder / "logs/student/version_0", run)
     (run / "checkpoints/last.safetensors").write_bytes(bomb)
     (tmp_path / "tiles").symlink_to(folder / "tiles")
-    taught = ("fit", "--mode=student_kd", "--data-dir", "tiles", "--val-size=300", "--teacher-checkpoint")
+    taught = (
+        "fit",
+        "--recipe=none",
+        "--mode=student_kd",
+        "--data-dir=tiles",
+        "--val-size=300",
+        "--teacher-checkpoint",
+    )
     for words, file in (
         (("eval", "saved"), "saved/pickled_data"),
         ((*taught, "saved"), "saved/pickled_data"),
@@ -326,7 +333,7 @@ def test_a_checkpoint_of_the_sample_itself_is_tested_and_teaches(
 
 
 def test_weights_that_do_not_fit_are_listed_by_name(sample: Path, call_kdtrain: CallKdtrain) -> None:
-    taught = ("fit", "--mode=student_kd", "--data-dir", "digits", "--val-size=300")
+    taught = ("fit", "--recipe=none", "--mode=student_kd", "--data-dir", "digits", "--val-size=300")
     for words in (
         ("eval", "other", "--data-dir", "digits"),
         ("infer", "--picture-index", "0", "--checkpoint", "other", "--model-type", "teacher"),

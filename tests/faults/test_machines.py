@@ -20,7 +20,10 @@ REASON = obstacle()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 RUN = Path("logs/student/version_0")
-SGD = ("--mode", "student", "--val-size", "300", "--optimizer", "sgd", "--lr", "0.05")
+SGD = (
+    *("--recipe=none", "--mode", "student", "--val-size", "300", "--optimizer", "sgd", "--lr", "0.05"),
+    *("--augment", "shift=2,flip,mixup=0.4"),
+)
 SILENCE = "2.5"  # seconds
 PLUGIN = "slow.py:Slow"
 

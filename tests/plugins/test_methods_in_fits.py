@@ -175,7 +175,13 @@ def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Flags:
     folder = tmp_path_factory.mktemp("tiles")
     data = write_tiles(folder / "data", mnist)
     teacher = untrained_teacher(folder / "teacher.safetensors", load_dataset("mnist", data))
-    return ("--data-dir", data, "--val-size", "300", "--batch-size", "64", "--teacher-checkpoint", teacher)
+    return (
+        "--recipe=none",
+        f"--data-dir={data}",
+        "--val-size=300",
+        "--batch-size=64",
+        f"--teacher-checkpoint={teacher}",
+    )
 
 
 KILLER = """

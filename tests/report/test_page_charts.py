@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kdtrain import reliability
 from kdtrain.cli.parser import parse, settings_in
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config
+from kdtrain.experiment.config_file import new_config
 from kdtrain.experiment.repeat_command import command
 from kdtrain.report.page.charts import Axis, curves, differences, reliability_chart
 from kdtrain.report.page.confusion import confusions
@@ -153,9 +153,11 @@ def test_command_repeats_the_settings(chosen: dict[str, object]) -> None:
     config = FitConfig(**chosen)  # type: ignore[arg-type]
     program, *words = shlex.split(command(config))
     assert program == "kdtrain"
-    assert load_config(settings_in(parse(words))).resolved() == config.resolved()
+    repeated = new_config(settings_in(parse(words)))
+    assert repeated.resolved() == config.resolved() | {"recipe": "none"}
 
 
 def test_command_omits_defaults() -> None:
-    assert command(FitConfig()) == "kdtrain fit --mode compare"
-    assert not re.search("optimizer|lr|alpha|logdir", command(FitConfig(seeds=5, epochs=9)))
+    assert command(new_config({})) == "kdtrain fit --mode compare"
+    nine = command(new_config({"seeds": 5, "epochs": 9}))
+    assert not re.search("recipe|optimizer|lr|alpha|logdir|teacher", nine)

@@ -251,7 +251,14 @@ def test_a_library_that_cannot_be_loaded_is_named_in_one_warning(
 def test_without_the_library_a_fit_warns_once_and_has_nearly_the_same_losses(
     tiles: Path, call_kdtrain: CallKdtrain, run_kdtrain: RunKdtrain, tmp_path: Path
 ) -> None:
-    words = ("fit", "--mode", "student", "--student-arch", "resnet8", "--epochs", "1", "--data-dir", tiles)
+    words = (
+        "fit",
+        "--recipe=none",
+        "--mode=student",
+        "--student-arch=resnet8",
+        "--epochs=1",
+        f"--data-dir={tiles}",
+    )
     call_kdtrain(*words, "--logdir", "with", cwd=tmp_path)
     finished = run_kdtrain(*words, "--logdir", "without", cwd=tmp_path, **without_openmp(tmp_path))
     assert finished.returncode == 0

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: R
     """A folder where two processes have trained a network with dropout, until rank 1 stopped the fit."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "probe.py").write_text(PROBE)
-    data = ("--data-dir", tiles, "--val-size", "101", "--limit-train", str(IMAGES))
+    data = ("--recipe=none", "--data-dir", tiles, "--val-size", "101", "--limit-train", str(IMAGES))
     flags = ("--mode", "teacher", *data, "--batch-size", "32", "--epochs", "3", "--nproc-per-node", "2")
     finished = run_kdtrain("fit", *flags, "--plugin", "probe.py:Probe", cwd=folder)
     assert finished.returncode == 0, finished.stderr

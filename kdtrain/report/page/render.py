@@ -60,7 +60,7 @@ def write_report(directory: Path, dataset: Dataset, *, settings: str, command: s
         ]
         for model in figures["models"]
     }
-    template = _environment(figures).get_template("page.html")
+    template = page_environment(figures).get_template("page.html")
     text = template.render(
         dataset=dataset,
         figures=figures,
@@ -91,7 +91,7 @@ def _read_figures(file: Path) -> dict[str, Any]:
     return figures
 
 
-def _environment(figures: Mapping[str, Any]) -> Environment:
+def page_environment(figures: Mapping[str, Any]) -> Environment:
     """Returns the environment that renders the page; it escapes names of classes and files."""
     environment = Environment(
         loader=PackageLoader("kdtrain.report.page"),

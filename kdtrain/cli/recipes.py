@@ -1,0 +1,49 @@
+"""The command ``kdtrain recipes``: settings for kinds of data, and what they were measured to give."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rich.table import Table
+
+from kdtrain.cli.output import Output
+from kdtrain.experiment.recipe import Recipe, read_recipe, recipe_names
+
+_WIDTH = 80  # columns
+
+
+def run(options: argparse.Namespace) -> int:
+    """Lists the recipes, or prints one as the file that it is."""
+    recipes = [read_recipe(name) for name in ([options.name] if options.name else recipe_names())]
+    if options.json:
+        print(json.dumps([_entry(recipe) for recipe in recipes], indent=2))
+    elif options.name:
+        sys.stdout.write(recipes[0].text)
+    else:
+        _list(recipes)
+    return 0
+
+
+def _list(recipes: list[Recipe]) -> None:
+    table = Table(width=_WIDTH, show_lines=True)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("for", ratio=2)
+    table.add_column("measured", ratio=3)
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.title, recipe.measured)
+    output = Output()
+    output.print(table)
+    output.text("Without --recipe, fit takes mnist, fashion_mnist or pictures, by the data set.")
+    output.text("A copy to change: kdtrain recipes NAME > mine.toml, then fit --config mine.toml")
+
+
+def _entry(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "title": recipe.title,
+        "measured": recipe.measured,
+        "settings": recipe.settings,
+    }

@@ -1,0 +1,133 @@
+"""Recipes: files of settings, each for a kind of data or a purpose, that a fit starts from."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from kdtrain.errors import DataError, UsageError, unknown_name_message
+
+NO_RECIPE = "none"
+"""The value of ``--recipe`` that leaves the defaults of ``FitConfig`` as they are."""
+
+RECIPE_SETTINGS = frozenset(
+    {
+        *("epochs", "teacher_epochs", "batch_size", "optimizer", "lr", "schedule"),
+        *("weight_decay", "clip_grad_norm", "early_stopping"),
+        *("teacher_arch", "student_arch", "temperature", "alpha"),
+        *("augment", "teacher_augment", "views", "val_size", "limit_train"),
+    }
+)
+"""The settings that a recipe may have: those of the training, whatever the data and the machine are."""
+
+_FOLDER = Path(__file__).with_name("recipes")
+_PUBLISHED = ("mnist", "fashion_mnist")
+_MEASURED = "Measured: "
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe.
+
+    Attributes:
+        name: its name for ``--recipe``.
+        title: its first comment line, a noun phrase.
+        measured: the paragraph of its comments that begins with "Measured: ", without that word.
+        text: the whole file, as ``--config`` reads it.
+    """
+
+    name: str
+    title: str
+    measured: str
+    text: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings, as in the file, without the name."""
+        settings = tomli.loads(self.text)
+        settings.pop("recipe", None)
+        return settings
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of all recipes, sorted."""
+    return sorted(file.stem for file in _FOLDER.glob("*.toml"))
+
+
+@functools.cache
+def read_recipe(name: str) -> Recipe:
+    """Returns a recipe.
+
+    Raises:
+        UsageError: there is no recipe of that name.
+    """
+    names = recipe_names()
+    if name not in names:
+        raise UsageError(unknown_name_message("recipe", name, names))
+    text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    paragraphs = [" ".join(part.split()) for part in "\n".join(comments).split("\n\n")]
+    measured = next(part for part in paragraphs if part.startswith(_MEASURED))
+    return Recipe(name, comments[0].rstrip("."), measured.removeprefix(_MEASURED), text)
+
+
+def recipe_settings(name: str | None) -> dict[str, Any]:
+    """Returns the settings of a recipe; none for None and ``NO_RECIPE``.
+
+    Raises:
+        UsageError: there is no recipe of that name.
+    """
+    return {} if name is None or name == NO_RECIPE else read_recipe(name).settings
+
+
+def recipe_for(dataset: str, data_dir: Path | None) -> str:
+    """Returns the name of the recipe for a data set: ``mnist``, ``fashion_mnist`` or ``pictures``.
+
+    IDX files in a folder are MNIST or Fashion-MNIST if both of their files of labels are. These are small,
+    so that the choice takes milliseconds. Files that cannot be read get ``pictures`` too: the fit reads
+    them again and reports the fault.
+
+    Args:
+        dataset: value of ``--dataset``.
+        data_dir: value of ``--data-dir``.
+    """
+    if dataset not in _PUBLISHED:
+        return "pictures"
+    return dataset if data_dir is None else _recipe_of_labels(data_dir)
+
+
+def describe_recipe(name: str, dataset: str, data_dir: Path | None) -> str:
+    """Returns a sentence that names a fit's recipe, and whether it is the one for its data.
+
+    Args:
+        name: value of ``--recipe``.
+        dataset: value of ``--dataset``.
+        data_dir: value of ``--data-dir``.
+    """
+    reason = ", chosen for this data set" if name == recipe_for(dataset, data_dir) else ""
+    return f"Recipe: {name}{reason} ({read_recipe(name).title}). `kdtrain recipes {name}` prints it."
+
+
+def _recipe_of_labels(folder: Path) -> str:
+    # They import NumPy, which the refusal of a flag does without.
+    from kdtrain.data.datasets import DATASETS, FILES
+    from kdtrain.data.idx import content_sha256, read_idx
+
+    labels = {index: file for index, file in enumerate(FILES) if "labels" in file}
+    try:
+        digests = {
+            index: content_sha256(
+                read_idx(path if (path := folder / file).exists() else folder / f"{file}.gz")
+            )
+            for index, file in labels.items()
+        }
+    except (DataError, OSError):
+        return "pictures"
+    for name in _PUBLISHED:
+        if all(DATASETS[name].sha256[index] == digest for index, digest in digests.items()):
+            return name
+    return "pictures"

@@ -1,0 +1,282 @@
+"""The search space of ``kdtrain tune``: the settings of each model, their values, and points among them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from kdtrain.errors import UsageError, clipped, unknown_name_message
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import load_config
+from kdtrain.experiment.modes import COMPARED, MODES
+from kdtrain.experiment.plugin_loader import load_plugin, numeric_arguments, plugin_name, with_arguments
+from kdtrain.report.comparison import Model
+from kdtrain.report.tuning import Value
+from kdtrain.runtime.seeds import derive_seed
+
+VIEWS = "views"
+"""The name in a search of a choice: ``on`` for the command's augmentation, ``off`` for none."""
+
+_NUMBERS = ("temperature", "alpha", "lr", "weight_decay")
+_OF_TEACHER = ("temperature", "alpha")  # have no effect without a teacher
+_SMOOTHING = "label_smoothing.epsilon"
+_DEFAULTS = {
+    "temperature": "1..8",
+    "alpha": "0.5..1",
+    "lr": "",  # around the command's
+    "weight_decay": "0,1e-3..1e-2,1e-2..1e-1",
+    VIEWS: "on,off",
+    _SMOOTHING: "0.02..0.3",
+}
+_LR_FACTOR = 3.0  # the default range of the learning rate: a third to three times the command's
+_LOG_FROM = 4.0  # smallest ratio of the ends for which a range is sampled on a log scale
+_DIGITS = 3  # significant digits of sampled numbers
+_DRAWS = 50  # points drawn for each trial, at most, while they repeat earlier ones
+_RANGE = re.compile(r"(.+?)\.\.(.+)")
+_EXAMPLE = "such as lr=1e-3..1e-2, temperature=1,2,4 or weight_decay=0,1e-3..1e-1"
+
+Values = dict[str, Value]
+"""The values of a trial by the names of a search."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from ``low`` to ``high``; ``whole`` for whole numbers only."""
+
+    low: float
+    high: float
+    whole: bool = False
+
+    def at(self, share: float) -> Value:
+        """Returns the number at ``share``, 0 to 1, of the way; on a log scale where the range is wide."""
+        if self.low > 0 and self.high / self.low >= _LOG_FROM:
+            value = math.exp(math.log(self.low) + share * math.log(self.high / self.low))
+        else:
+            value = self.low + share * (self.high - self.low)
+        value = round(value) if self.whole else float(f"{value:.{_DIGITS}g}")
+        return min(max(value, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """The values of one setting: single ones and ranges, each of these parts equally likely."""
+
+    parts: tuple[Value | Range, ...]
+
+    def at(self, share: float) -> Value:
+        """Returns the value at ``share``, 0 to below 1."""
+        number, rest = divmod(share * len(self.parts), 1.0)
+        part = self.parts[min(int(number), len(self.parts) - 1)]
+        return part.at(rest) if isinstance(part, Range) else part
+
+
+@dataclass(frozen=True)
+class Space:
+    """The search space of one model.
+
+    Attributes:
+        model: its name in a comparison.
+        config: configuration of the command.
+        dimensions: by the names of a search.
+    """
+
+    model: Model
+    config: FitConfig
+    dimensions: Mapping[str, Dimension]
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """The plugins of the model, as --plugin takes them."""
+        return (*self.config.plugin, *COMPARED[self.model][1])
+
+    def current(self) -> Values:
+        """Returns the values that the command's own configuration has."""
+        return {name: self._current(name) for name in self.dimensions}
+
+    def points(self, trials: int, seed: int) -> list[Values]:
+        """Returns the values of so many trials, the configuration itself first, and none twice.
+
+        The others are a scrambled Halton sequence, so fewer trials are the first ones of more. There are
+        fewer if the space has fewer values.
+
+        Args:
+            trials: number of trials.
+            seed: seed of the sequence.
+        """
+        points = [self.current()]
+        if not self.dimensions:
+            return points
+        sequence = qmc.Halton(len(self.dimensions), seed=derive_seed(seed, "tune", self.model) % 2**32)
+        for _ in range(_DRAWS * trials):
+            if len(points) == trials:
+                break
+            shares: list[float] = np.asarray(sequence.random(1))[0].tolist()
+            pairs = zip(self.dimensions.items(), shares, strict=True)
+            point = {name: dimension.at(share) for (name, dimension), share in pairs}
+            if point not in points:
+                points.append(point)
+        return points
+
+    def settings(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        """Returns the settings of a fit with these values; ``plugin`` has all plugins of the model."""
+        settings: dict[str, Any] = {name: value for name, value in values.items() if name in _NUMBERS}
+        if VIEWS in values:
+            settings["augment"] = "none" if values[VIEWS] == "off" else self.config.augment
+        plugins = []
+        for spec in self.plugins:
+            prefix = f"{plugin_name(spec)}."
+            arguments = {
+                name.removeprefix(prefix): value
+                for name, value in values.items()
+                if name.startswith(prefix) and not isinstance(value, str)
+            }
+            plugins.append(with_arguments(spec, arguments) if arguments else spec)
+        return settings | {"plugin": tuple(plugins)}
+
+    def _current(self, name: str) -> Value:
+        if name == VIEWS:
+            return "on"
+        if name == "lr":
+            return self.config.peak_lr
+        if name in _NUMBERS:
+            return float(getattr(self.config, name))
+        spec, argument = _plugin_of(name, self.plugins)
+        return numeric_arguments(spec)[argument]
+
+
+def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
+    """Returns the search space of each student of a comparison.
+
+    Every model is tuned over all settings that affect it.
+
+    Args:
+        config: configuration of the command.
+        searches: texts such as ``lr=1e-3..1e-2``; each replaces the default of its setting.
+
+    Raises:
+        UsageError: a text names no setting that can be tuned, or values that it cannot have.
+    """
+    optional = {"student_ls": config.with_label_smoothing, "student_hard": config.with_hard_labels}
+    models = [model for model in COMPARED if model != "teacher" and optional.get(model, True)]
+    own_plugins = tuple(spec for model in models for spec in COMPARED[model][1])
+    texts = _DEFAULTS | {"lr": f"{config.peak_lr / _LR_FACTOR:.3g}..{config.peak_lr * _LR_FACTOR:.3g}"}
+    if config.augment_for("student") == "none":
+        del texts[VIEWS]
+    if not config.with_label_smoothing:
+        del texts[_SMOOTHING]
+    given: set[str] = set()
+    for search in searches:
+        name, _, text = search.partition("=")
+        if name in given:
+            raise UsageError(f"--search {search}: {name} has its values already.")
+        _check_name(name, search, config, (*config.plugin, *own_plugins))
+        given.add(name)
+        texts[name] = text
+    dimensions = {
+        name: _dimension(name, text, config, (*config.plugin, *own_plugins)) for name, text in texts.items()
+    }
+    return {
+        model: Space(
+            model, config, {name: d for name, d in dimensions.items() if _affects(name, model, config)}
+        )
+        for model in models
+    }
+
+
+def _affects(name: str, model: Model, config: FitConfig) -> bool:
+    """Returns whether a setting has an effect on a model."""
+    mode, own_plugins = COMPARED[model]
+    if name in _OF_TEACHER:
+        return model == "student_kd"
+    if "." not in name:
+        return True
+    specs = [spec for spec in (*config.plugin, *own_plugins) if plugin_name(spec) == name.rpartition(".")[0]]
+    return any(MODES[mode].has_teacher or not load_plugin(spec).needs_teacher for spec in specs)
+
+
+def _check_name(name: str, search: str, config: FitConfig, plugins: Sequence[str]) -> None:
+    """Raises UsageError if there is nothing of this name to tune."""
+    if name == VIEWS and config.augment_for("student") == "none":
+        raise UsageError(f"--search {search}: without --augment there are no views to turn on or off.")
+    if name in (*_NUMBERS, VIEWS):
+        return
+    plugin, dot, argument = name.rpartition(".")
+    if not dot:
+        raise UsageError(
+            f"--search {search}: {unknown_name_message('setting to tune', name, [*_NUMBERS, VIEWS])}. "
+            "An argument of a plugin is written PLUGIN.ARGUMENT."
+        )
+    if plugin not in map(plugin_name, plugins):
+        raise UsageError(f"--search {search}: there is no --plugin {plugin} in the command.")
+    spec = next(spec for spec in plugins if plugin_name(spec) == plugin)
+    if argument not in numeric_arguments(spec):
+        message = unknown_name_message(
+            f"number among the arguments of {plugin}", argument, numeric_arguments(spec)
+        )
+        raise UsageError(f"--search {search}: {message}")
+
+
+def _dimension(name: str, text: str, config: FitConfig, plugins: Sequence[str]) -> Dimension:
+    """Returns the values that a text spells, each checked as a flag is.
+
+    Raises:
+        UsageError: the text spells none, or one that the setting cannot have.
+    """
+    where = f"--search {name}={clipped(text)}"
+    if name == VIEWS:
+        words = text.split(",")
+        if not set(words) <= {"on", "off"}:
+            raise UsageError(f"{where}: views are on, off, or on,off.")
+        return Dimension(tuple(dict.fromkeys(words)))
+    whole = False
+    if "." in name:
+        spec, argument = _plugin_of(name, plugins)
+        whole = isinstance(numeric_arguments(spec)[argument], int)
+    parts = tuple(_part(word, whole, where) for word in text.split(","))
+    for value in (end for part in parts for end in _ends(part)):
+        try:
+            if "." in name:
+                load_plugin(with_arguments(spec, {argument: value}))
+            else:
+                load_config({name: value})
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
+    return Dimension(parts)
+
+
+def _ends(part: int | float | Range) -> tuple[int | float, ...]:
+    return (part.low, part.high) if isinstance(part, Range) else (part,)
+
+
+def _part(word: str, whole: bool, where: str) -> int | float | Range:
+    match = _RANGE.fullmatch(word)
+    numbers = [_number(text, whole, where) for text in (match.groups() if match else (word,))]
+    if len(numbers) == 1:
+        return numbers[0]
+    low, high = numbers
+    if not low < high:
+        raise UsageError(f"{where}: {low:g}..{high:g} is no range, because it does not rise.")
+    return Range(low, high, whole)
+
+
+def _number(text: str, whole: bool, where: str) -> int | float:
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise UsageError(f"{where}: {clipped(text, repr)} is not {kind}; give values, {_EXAMPLE}.") from None
+    if not math.isfinite(value):
+        raise UsageError(f"{where}: {text} is not a finite number.")
+    return value
+
+
+def _plugin_of(name: str, plugins: Sequence[str]) -> tuple[str, str]:
+    """Returns the plugin that ``PLUGIN.ARGUMENT`` names, as --plugin takes it, and the argument."""
+    plugin, _, argument = name.rpartition(".")
+    return next(spec for spec in plugins if plugin_name(spec) == plugin), argument

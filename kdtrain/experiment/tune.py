@@ -1,0 +1,352 @@
+"""The search of ``kdtrain tune``: a teacher, then trials of every student by successive halving."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdtrain.errors import CallbackError, KdtrainError, NonFiniteError, UsageError
+from kdtrain.experiment.config_file import absolute_paths
+from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.halving import (
+    Pace,
+    affordable_trials,
+    best_first,
+    parse_budget,
+    rung_epochs,
+    rung_sizes,
+)
+from kdtrain.experiment.loaders import count_validation
+from kdtrain.experiment.modes import COMPARED, MODES
+from kdtrain.experiment.rehearsal import rehearse
+from kdtrain.experiment.result import FitResult
+from kdtrain.experiment.search_space import VIEWS, Values, spaces
+from kdtrain.experiment.session import Session
+from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.report.comparison import Model
+from kdtrain.report.page.tuning import write_tuning_page
+from kdtrain.report.tuning import FILE, RungScore, TunedModel, TunedTrial, Tuning, to_json, values_text
+from kdtrain.runtime.console import silence
+from kdtrain.runtime.files import make_folder, write_text
+from kdtrain.runtime.limits import MOST_COMBINATIONS
+from kdtrain.runtime.locations import short_name
+from kdtrain.runtime.processes import Job, available_cores
+from kdtrain.store.checkpoint import SavedModel
+from kdtrain.store.metrics_file import read_metrics
+from kdtrain.store.run_directory import run_directory
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.toml"
+"""The settings that were chosen, as --config takes them."""
+
+_TEACHER = "teacher"  # folder of the search's own teacher
+
+Row = Mapping[str, Any]
+"""The figures of an epoch, as in metrics.jsonl."""
+
+
+def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> tuple[Tuning, Path]:
+    """Chooses the settings of every student on held-out images; returns the result and its directory.
+
+    The test set is not read. The directory gets ``tune.json``, ``best.toml``, ``report.html``, and a run
+    directory for each trial and seed.
+
+    Args:
+        session: configuration, data and jobs.
+        order: budget, searches and seeds; of a resumed search, also its state.
+        resume: directory of a search to resume.
+
+    Raises:
+        UsageError: the settings hold out no images, or name nothing that can be tuned.
+        KdtrainError: every trial of a model has failed.
+    """
+    config = session.config
+    if count_validation(session.dataset, config) == 0:
+        raise UsageError(f"kdtrain tune chooses by held-out images, and {session.dataset.name} leaves none.")
+    parse_budget(order.budget)
+    spaces(config, order.searches)
+    began = time.monotonic()
+    teacher = None
+    if resume is None or config.teacher_checkpoint is not None or not (resume / _TEACHER).is_dir():
+        teacher = find_teacher(config, session.dataset, session.ranks)
+    if teacher is not None:
+        logger.info(describe_teacher(teacher, config, session.dataset))
+    rehearse(config, session.dataset, teacher)
+    with run_directory(config.logdir, "tune", resume, command="tune") as directory:
+        search = _Search(session, order, directory, began)
+        search.write()
+        try:
+            return search.run(teacher or _train_teacher(session, directory)), directory
+        except BaseException:
+            search.write()  # the time that it has taken
+            raise
+
+
+def _train_teacher(session: Session, directory: Path) -> SavedModel:
+    """Trains the search's own teacher, or resumes its training; the test set is not read."""
+    config = session.config
+    logger.info(f"There is no teacher for {session.dataset.name} in {config.models} yet: training one first.")
+    make_folder(directory / _TEACHER)  # --resume recognises an own teacher by it
+    [fitted] = session.run([session.fit_job(FitSpec("teacher", config.seed, directory / _TEACHER))])
+    return fitted.saved
+
+
+def next_command(directory: Path) -> str:
+    """Returns the command that compares the tuned students."""
+    return f"kdtrain fit --mode compare --config {shlex.quote(str(directory / BEST))}"
+
+
+class _Search:
+    """A search under way.
+
+    Attributes:
+        tuning: what is known so far; ``write`` writes it.
+    """
+
+    def __init__(self, session: Session, order: Tuning, directory: Path, began: float) -> None:
+        self.session, self.directory, self.tuning = session, directory, order
+        self.config = session.config
+        self.budget = parse_budget(order.budget)
+        self.ends = rung_epochs(self.config.epochs_for("student"))
+        self.seeds = range(self.config.seed, self.config.seed + order.seeds)
+        self.spaces = spaces(self.config, order.searches)
+        self.points: dict[Model, list[Values]] = {m: [s.current()] for m, s in self.spaces.items()}
+        self.scores: dict[Model, dict[int, list[RungScore]]] = {model: {} for model in self.spaces}
+        self.pace = Pace(order.seconds_per_epoch, len(self.spaces) * order.seeds, 1)
+        self._began = began - order.seconds
+        self.teacher: SavedModel | None = None
+
+    def run(self, teacher: SavedModel) -> Tuning:
+        """Trains the trials, rung by rung, and returns the result."""
+        self.teacher = teacher
+        self.config = dataclasses.replace(
+            self.config, teacher_checkpoint=teacher.path, teacher_arch=teacher.card.arch
+        )
+        write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
+        self._prepare_soft_labels(teacher)
+        trials = self._first_size()
+        self.points = {model: space.points(trials, self.config.seed) for model, space in self.spaces.items()}
+        for rung, wanted in enumerate(rung_sizes(trials, len(self.ends))):
+            size = self._size(rung, wanted)
+            if size == 0:
+                self._note_early_end(rung)
+                break
+            self.tuning = dataclasses.replace(self.tuning, sizes=(*self.tuning.sizes[:rung], size))
+            self.write()
+            self._train_rung(rung, size)
+        self.tuning = dataclasses.replace(self.tuning, finished=True)
+        self.write()
+        write_text(self.directory / BEST, self._best_toml())
+        write_tuning_page(
+            self.directory,
+            self.tuning,
+            dataset=short_name(self.session.dataset.name),
+            settings=self._best_toml(),
+            command=next_command(self.directory),
+        )
+        return self.tuning
+
+    def write(self) -> None:
+        """Writes tune.json, which a resumed search begins with."""
+        self.tuning = dataclasses.replace(
+            self.tuning,
+            seconds=self._seconds(),
+            seconds_per_epoch=self.pace.seconds,
+            models=self._models() if all(self.scores.values()) else {},
+        )
+        if not (self.directory / "config.toml").exists():
+            write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
+        write_text(self.directory / FILE, json.dumps(to_json(self.tuning), indent=2) + "\n")
+
+    def _prepare_soft_labels(self, teacher: SavedModel) -> None:
+        """Computes the teacher's soft labels over the images that trials see, with views and without."""
+        teachers = dict.fromkeys(self.seeds, teacher)
+        without_views = dataclasses.replace(self.session.config, augment="none")
+        has_views = any(VIEWS in space.dimensions for space in self.spaces.values())
+        for config in (self.session.config, *([without_views] if has_views else [])):
+            session = copy.copy(self.session)
+            session.config = config
+            session.run(session.soft_label_jobs(teachers))
+
+    def _first_size(self) -> int:
+        """Returns the number of trials of each model; with a limit of time, measures the first trial."""
+        if self.budget.trials is not None:
+            return self.budget.trials
+        if self.tuning.sizes:
+            return self.tuning.sizes[0]
+        logger.info("The first trial, with the command's own settings, shows how many the time allows.")
+        self._train({model: [0] for model in self.spaces}, self.ends[0])
+        left = self._seconds_left() + self.pace.rung_seconds(1, self.ends[0])  # this trial is one of them
+        return max(1, affordable_trials(MOST_COMBINATIONS, self.ends, 0, left, self.pace))
+
+    def _size(self, rung: int, wanted: int) -> int:
+        """Returns the number of trials of a rung: as many as wanted, or as the time allows."""
+        if rung < len(self.tuning.sizes):
+            return self.tuning.sizes[rung]
+        if rung == 0 or self.budget.seconds is None or self.pace.seconds == 0:
+            return wanted
+        ends = self.ends[rung:]
+        return affordable_trials(wanted, ends, self.ends[rung - 1], self._seconds_left(), self.pace)
+
+    def _note_early_end(self, rung: int) -> None:
+        done, whole = self.ends[rung - 1], self.ends[-1]
+        note = (
+            f"The time of {self.tuning.budget} is over: after {done} of {whole} epochs, the best trials so "
+            "far are chosen."
+        )
+        logger.info(note)
+        self.tuning = dataclasses.replace(self.tuning, note=note)
+
+    def _train_rung(self, rung: int, size: int) -> None:
+        end = self.ends[rung]
+        logger.info(
+            f"Rung {rung + 1} of {len(self.ends)}, to epoch {end}: {size} trial{'s' * (size != 1)} of each "
+            f"of {', '.join(self.spaces)}."
+        )
+        going = {model: self._order(model, rung)[:size] for model in self.spaces}
+        self._train(going, end)
+        for model in self.spaces:
+            if not self._order(model, rung + 1):
+                raise KdtrainError(
+                    f"every trial of {model} has failed, because its loss became infinite or NaN. "
+                    "Give lower values, such as --search lr=1e-4..1e-3."
+                )
+        self.write()
+
+    def _order(self, model: Model, rung: int) -> list[int]:
+        """Returns the trials that have finished the rungs before ``rung``, the best first."""
+        if rung == 0:
+            return list(range(len(self.points[model])))
+        return best_first({n: rungs[-1] for n, rungs in self.scores[model].items() if len(rungs) == rung})
+
+    def _train(self, going: Mapping[Model, list[int]], end: int) -> None:
+        """Trains trials up to the epoch ``end``, and records their scores.
+
+        Runs that have been there already are not started again.
+        """
+        specs = {
+            (model, number, seed): self._spec(model, number, seed, end)
+            for number in sorted({number for numbers in going.values() for number in numbers})
+            for model, numbers in going.items()
+            if number in numbers
+            for seed in self.seeds
+        }
+        rows = {key: _rows_until(spec.directory, end) for key, spec in specs.items()}
+        waiting = [key for key in specs if not rows[key] or rows[key][-1]["epoch"] < end]
+        jobs = [self._job(specs[key]) for key in waiting]
+        if jobs:
+            began = time.monotonic()
+            rows |= zip(waiting, self.session.run(jobs), strict=True)
+            begun = max((earlier for earlier in self.ends if earlier < end), default=0)
+            slots = len(available_cores()) // jobs[0].cores if self.session.device == "cpu" else 1
+            pace = dataclasses.replace(self.pace, slots=max(1, slots))
+            self.pace = pace.measured(time.monotonic() - began, len(jobs), end - begun)
+        for model, numbers in going.items():
+            for number in numbers:
+                of_seeds = [rows[model, number, seed] for seed in self.seeds]
+                score = _score(of_seeds, end) if all(of_seeds) else None
+                earlier = [rung for rung in self.scores[model].get(number, []) if rung.epochs < end]
+                self.scores[model][number] = [*earlier, *([] if score is None else [score])]
+
+    def _spec(self, model: Model, number: int, seed: int, end: int) -> FitSpec:
+        """Returns the fit of a trial up to the epoch ``end``."""
+        mode, _ = COMPARED[model]
+        directory = self.directory / "trials" / f"{model}_{number}" / f"seed_{seed}"
+        of_trial = self.spaces[model].settings(self.points[model][number])
+        return FitSpec(
+            mode=mode,
+            seed=seed,
+            directory=directory,
+            teacher=self.teacher if MODES[mode].has_teacher else None,
+            label=f"{model} trial {number}" + (f"/{seed}" if len(self.seeds) > 1 else ""),
+            settings={**of_trial, "epochs": end, "early_stopping": None},
+            restarts=self.ends,
+        )
+
+    def _job(self, spec: FitSpec) -> Job[list[Row]]:
+        job = self.session.fit_job(spec)
+        return Job(job.name, partial(_train_quietly, job.work, spec), job.cores)
+
+    def _models(self) -> dict[Model, TunedModel]:
+        models = {}
+        for model, space in self.spaces.items():
+            trials = tuple(
+                TunedTrial(number, self.points[model][number], tuple(rungs))
+                for number, rungs in sorted(self.scores[model].items())
+            )
+            result = TunedModel(trials, {})
+            if not result.ranking:
+                return {}
+            space = dataclasses.replace(space, config=absolute_paths(self.config))
+            models[model] = dataclasses.replace(result, settings=space.settings(result.best.values))
+        return models
+
+    def _best_toml(self) -> str:
+        """Returns the settings of the best student_kd, with a pointer to those of all students."""
+        comments = [
+            "# Settings that `kdtrain tune` has chosen by held-out images, for `kdtrain fit --config`.",
+            "# The values below are those of student_kd. `tuned` names the file with those of each student.",
+        ]
+        for model, result in self.tuning.models.items():
+            comments.append(f"# {model}, trial {result.best.number}: {values_text(result.best.values)}")
+        chosen = dataclasses.replace(
+            self.config,
+            teacher_augment=self.config.augment_for("teacher"),
+            tuned=self.directory / FILE,
+            **self.tuning.models["student_kd"].settings,
+        )
+        return "\n".join(comments) + "\n\n" + absolute_paths(chosen).to_toml()
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _seconds_left(self) -> float:
+        assert self.budget.seconds is not None
+        return self.budget.seconds - self._seconds()
+
+
+def _rows_until(directory: Path, end: int) -> list[Row]:
+    """Returns the figures of a run's epochs up to ``end``; none if it has not begun."""
+    return [row for row in read_metrics(directory) if row["epoch"] <= end]
+
+
+def _train_quietly(train: Callable[[], FitResult], spec: FitSpec) -> list[Row]:
+    """Trains a trial, prints one line, and returns the figures of its epochs; none if its loss diverges."""
+    try:
+        with silence():
+            rows: list[Row] = list(train().history)
+    except (CallbackError, NonFiniteError) as error:
+        if not isinstance(error if isinstance(error, NonFiniteError) else error.__cause__, NonFiniteError):
+            raise
+        logger.info(f"{spec.name}: failed, {error}")
+        return []
+    last = rows[-1]
+    logger.info(
+        f"{spec.name:<20} epoch {last['epoch']}  held-out accuracy {last['eval/accuracy']:.2%}"
+        f"  cross-entropy {last['eval/cross_entropy']:.4f}"
+    )
+    return rows
+
+
+def _score(of_seeds: list[list[Row]], end: int) -> RungScore:
+    """Returns the score of a trial in the rung up to ``end``: that of the last epoch, mean over the seeds."""
+    last = [rows[-1] for rows in of_seeds]
+    accuracies = tuple(float(row["eval/accuracy"]) for row in last)
+    return RungScore(
+        epochs=end,
+        accuracy=float(np.mean(accuracies)),
+        cross_entropy=float(np.mean([row["eval/cross_entropy"] for row in last])),
+        accuracies=accuracies,
+        seconds=float(sum(row["train_seconds"] + row["eval_seconds"] for rows in of_seeds for row in rows)),
+    )

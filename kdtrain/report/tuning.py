@@ -1,0 +1,193 @@
+"""The results of ``kdtrain tune``: trials, rungs, the best of each model, and their table and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from kdtrain.report.comparison import Model
+from kdtrain.report.comparison_table import table_of
+
+Value = int | float | str
+"""A value in a trial: a number, or ``on`` or ``off``."""
+
+VERSION = 1
+FILE = "tune.json"
+SHOWN = 3
+"""Number of trials of each model in the table."""
+
+
+@dataclass(frozen=True)
+class RungScore:
+    """A trial at the end of a rung, on the held-out images.
+
+    Attributes:
+        epochs: epochs trained so far.
+        accuracy: accuracy after the last of them, fraction 0..1; mean over the seeds.
+        cross_entropy: cross-entropy after the last of them, nats per image; mean over the seeds.
+        accuracies: the accuracy of each seed.
+        seconds: seconds of all epochs so far, summed over the seeds.
+    """
+
+    epochs: int
+    accuracy: float
+    cross_entropy: float
+    accuracies: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TunedTrial:
+    """One trial: its values by name, and its scores, rung by rung."""
+
+    number: int
+    values: Mapping[str, Value]
+    rungs: tuple[RungScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """The trials of one model.
+
+    Attributes:
+        trials: by number.
+        settings: the settings of a fit with the values of the best one.
+    """
+
+    trials: tuple[TunedTrial, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def best(self) -> TunedTrial:
+        """The trial that is chosen."""
+        return self.ranking[0]
+
+    @property
+    def ranking(self) -> list[TunedTrial]:
+        """The trials with the most epochs first, and of equal ones the best. Failed ones are left out."""
+        return sorted(
+            (trial for trial in self.trials if trial.rungs),
+            key=lambda trial: (
+                -trial.rungs[-1].epochs,
+                -trial.rungs[-1].accuracy,
+                trial.rungs[-1].cross_entropy,
+                trial.number,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A search, finished or under way.
+
+    Attributes:
+        budget: the text of --budget.
+        searches: the texts of --search.
+        seeds: number of seeds of each trial.
+        sizes: number of trials of each model that were begun in each rung.
+        seconds: seconds that the search has taken.
+        seconds_per_epoch: seconds that an epoch of a fit took in the last rung.
+        note: a sentence about an early end; empty otherwise.
+        models: the trials by model; empty before the first rung has ended.
+        finished: whether the choice is final.
+    """
+
+    budget: str
+    searches: tuple[str, ...] = ()
+    seeds: int = 1
+    sizes: tuple[int, ...] = ()
+    seconds: float = 0.0
+    seconds_per_epoch: float = 0.0
+    note: str = ""
+    models: Mapping[Model, TunedModel] = field(default_factory=dict)
+    finished: bool = False
+
+
+def to_json(tuning: Tuning) -> dict[str, Any]:
+    """Returns plain values for ``tune.json``, with units in the key names."""
+    return {
+        "version": VERSION,
+        "finished": tuning.finished,
+        "budget": tuning.budget,
+        "searches": list(tuning.searches),
+        "seeds": tuning.seeds,
+        "trials_of_rungs": list(tuning.sizes),
+        "seconds": tuning.seconds,
+        "seconds_per_epoch": tuning.seconds_per_epoch,
+        "note": tuning.note,
+        "models": {model: _model(result) for model, result in tuning.models.items()},
+    }
+
+
+def _model(result: TunedModel) -> dict[str, Any]:
+    return {
+        "chosen": result.best.number,
+        "settings": {name: _plain(value) for name, value in result.settings.items()},
+        "trials": [
+            {
+                "number": trial.number,
+                "values": dict(trial.values),
+                "rungs": [
+                    {
+                        "epochs": rung.epochs,
+                        "held_out_accuracy_fraction": rung.accuracy,
+                        "held_out_cross_entropy_nats": rung.cross_entropy,
+                        "held_out_accuracy_fractions_of_seeds": list(rung.accuracies),
+                        "seconds": rung.seconds,
+                    }
+                    for rung in trial.rungs
+                ],
+            }
+            for trial in result.trials
+        ],
+    }
+
+
+def values_text(values: Mapping[str, Value]) -> str:
+    """Returns ``"temperature=2, alpha=0.5, views=on"``."""
+    return ", ".join(f"{name}={value_text(value)}" for name, value in values.items()) or "no choice"
+
+
+def tuning_table(tuning: Tuning) -> Table:
+    """Returns the best trials of each model, for a terminal of 80 columns."""
+    over = f", mean of {tuning.seeds} seeds" if tuning.seeds > 1 else ""
+    headers = ("model", "trial", "values", "epochs", "held-out\naccuracy %", "cross-\nentropy")
+    table = table_of(f"Best trials, by held-out images{over}", *headers)
+    table.columns[2].justify, table.columns[2].no_wrap = "left", False
+    for model, result in tuning.models.items():
+        for trial in result.ranking[:SHOWN]:
+            score = trial.rungs[-1]
+            table.add_row(
+                model,
+                f"{trial.number}",
+                values_text(trial.values),
+                f"{score.epochs}",
+                f"{100 * score.accuracy:.2f}",
+                f"{score.cross_entropy:.4f}",
+            )
+        table.add_section()
+    return table
+
+
+def verdict(tuning: Tuning) -> str:
+    """Returns a sentence with the best held-out accuracy of each model, and what it does not show."""
+    parts = [f"{model} {result.best.rungs[-1].accuracy:.2%}" for model, result in tuning.models.items()]
+    trials = {len(result.trials) for result in tuning.models.values()}
+    count = f"{min(trials)}" if len(trials) == 1 else f"{min(trials)} to {max(trials)}"
+    return (
+        f"Best held-out accuracy after {count} trial{'s' * (count != '1')} of each model: "
+        f"{', '.join(parts)}. "
+        "These images have chosen the settings, so the figures are optimistic; the test set was not read."
+    )
+
+
+def value_text(value: Value) -> str:
+    """Returns a value of a trial as text."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,264 @@
+"""`kdtrain tune`: a fair choice on held-out images, resumed runs, and a comparison that uses the result."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli
+
+from kdtrain.experiment.halving import rung_sizes
+from tests.cli.conftest import CallKdtrain, assert_explained
+from tests.conftest import RunKdtrain
+from tests.runs import count_points, metrics
+from tests.tools import files_in, start_kdtrain, wait_until
+
+SMALL = ("--limit-train", "300", "--val-size", "300", "--batch-size", "64", "--no-keep")
+TEACHER = ("--teacher-arch", "student_mlp", "--teacher-epochs", "1")
+TIMES = ("seconds", "seconds_per_epoch")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished search, and what it has printed."""
+
+    flags: tuple[str | Path, ...]
+    folder: Path
+    stdout: str
+    stderr: str
+
+    @property
+    def directory(self) -> Path:
+        return self.folder / "logs/tune/version_0"
+
+    @property
+    def content(self) -> Any:
+        return json.loads((self.directory / "tune.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Tuned:
+    folder = tmp_path_factory.mktemp("tuned")
+    flags = ("--data-dir", tiles, *SMALL, *TEACHER, "--epochs", "3", "--augment", "shift=1", "--budget", "4")
+    finished = run_kdtrain("tune", *flags, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return Tuned(flags, folder, finished.stdout, finished.stderr)
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(item) for name, item in value.items() if name not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def test_each_student_gets_as_many_trials_and_the_best_third_goes_on(tuned: Tuned) -> None:
+    content = tuned.content
+    assert content["finished"]
+    assert content["trials_of_rungs"] == rung_sizes(4, 2) == [4, 1]
+    assert list(content["models"]) == ["student_kd", "student"]
+    for result in content["models"].values():
+        trials = result["trials"]
+        assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+        assert trials[0]["values"]["lr"] == 0.003
+        first = {trial["number"]: trial["rungs"][0]["held_out_accuracy_fraction"] for trial in trials}
+        (last,) = [trial for trial in trials if len(trial["rungs"]) == 2]
+        assert first[last["number"]] == max(first.values())
+        assert result["chosen"] == last["number"]
+
+
+def test_a_run_goes_on_from_its_last_epoch_with_a_cycle_for_each_rung(tuned: Tuned) -> None:
+    for model, result in tuned.content["models"].items():
+        run = tuned.directory / f"trials/{model}_{result['chosen']}/seed_0"
+        rows = metrics(run)
+        assert [row["epoch"] for row in rows] == [1, 2, 3]
+        assert set(count_points(run).values()) == {1}
+        rungs = result["trials"][result["chosen"]]["rungs"]
+        assert [rung["epochs"] for rung in rungs] == [1, 3]
+        for rung in rungs:
+            assert rung["held_out_accuracy_fraction"] == rows[rung["epochs"] - 1]["eval/accuracy"]
+        rates = [row["learning_rate"] for row in rows]
+        peak = result["settings"]["lr"]
+        assert max(rates[0], rates[2]) < 0.01 * peak < rates[1], "the rate falls at the end of each rung"
+
+
+def test_the_report_holds_the_trials_and_loads_nothing(tuned: Tuned) -> None:
+    page = (tuned.directory / "report.html").read_text()
+    for model, result in tuned.content["models"].items():
+        for trial in result["trials"]:
+            assert f"models/{model}/trials/{trial['number']}/rungs/0/held_out_accuracy_fraction" in page
+    assert "default-src 'none'" in page
+    assert not any(text in page for text in ("http://", "https://", "<script", "src="))
+
+
+def test_what_is_printed_says_what_it_shows_and_what_comes_next(tuned: Tuned) -> None:
+    assert "Best held-out accuracy after 4 trials of each model: student_kd " in tuned.stdout
+    assert "the test set was not read" in tuned.stdout
+    command = "Next: kdtrain fit --mode compare --config logs/tune/version_0/best.toml"
+    assert tuned.stdout.splitlines()[-1] == command
+
+
+def test_the_test_set_is_not_read(tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiles, other)
+    (labels,) = other.glob("t10k-labels*")
+    (training,) = other.glob("train-labels*")
+    (images,) = other.glob("t10k-images*")
+    shutil.copy(training, labels)
+    (images_of_training,) = other.glob("train-images*")
+    shutil.copy(images_of_training, images)
+    contents = []
+    for name, data in (("a", tiles), ("b", other)):
+        flags = (*SMALL, *TEACHER, "--epochs", "1", "--budget", "2", "--logdir", name)
+        finished = call_kdtrain("tune", "--data-dir", data, *flags, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        contents.append(json.loads((tmp_path / name / "tune/version_0/tune.json").read_text()))
+        results = list((tmp_path / name).rglob("result.json"))
+        assert len(results) == 5
+        assert not any("test" in json.loads(path.read_text()) for path in results)
+    assert without_times(contents[0]["models"]) == without_times(contents[1]["models"])
+
+
+def test_an_interrupted_search_ends_like_an_undisturbed_one(
+    tuned: Tuned, tmp_path: Path, run_kdtrain: RunKdtrain
+) -> None:
+    trials = tmp_path / "logs/tune/version_0/trials"
+    with start_kdtrain("tune", *tuned.flags, cwd=tmp_path) as process:
+        wait_until(lambda: len(list(trials.glob("*/*/metrics.jsonl"))) > 3 or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1].endswith(f"kdtrain tune --resume {tmp_path}/logs/tune/version_0")
+    finished = [
+        path.parent.parent.name
+        for path in trials.glob("*/*/result.json")
+        if json.loads(path.read_text())["status"] == "completed"
+    ]
+    resumed = run_kdtrain("tune", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert finished
+    for run in finished:
+        model, _, number = run.rpartition("_")
+        first_rung = re.compile(rf"^{model} trial {number} +epoch 1 ", re.MULTILINE)
+        assert first_rung.search(tuned.stderr)
+        assert not first_rung.search(resumed.stderr), "a finished rung is not repeated"
+    content = json.loads((tmp_path / "logs/tune/version_0/tune.json").read_text())
+    for model, result in content["models"].items():
+        expected = tuned.content["models"][model]
+        assert without_times(result) == without_times(expected)
+
+
+def test_a_comparison_trains_each_student_with_its_own_settings(
+    tuned: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    best = tuned.directory / "best.toml"
+    words = ("fit", "--mode", "compare", "--config", best, "--logdir", "logs", "--epochs", "1")
+    finished = call_kdtrain(*words, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    folder = tmp_path / "logs/compare/version_0"
+    assert not (folder / "seed_0/teacher").exists(), "the teacher is that of the search"
+    for model, result in tuned.content["models"].items():
+        config = tomli.loads((folder / f"seed_0/{model}/config.toml").read_text())
+        assert {name: config[name] for name in result["settings"]} == result["settings"]
+        assert "tuned" not in config
+    refused = call_kdtrain(*words, "--lr", "0.5", cwd=tmp_path)
+    assert_explained(refused, 2, "--lr is 0.5, but --tuned", "leave one of them out")
+
+
+def test_a_single_student_is_trained_with_its_own_settings(
+    tuned: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain, tiles: Path
+) -> None:
+    words = ("--mode", "student", "--tuned", tuned.directory / "tune.json", "--data-dir", tiles)
+    finished = call_kdtrain("fit", *words, *SMALL, "--epochs", "1", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    config = tomli.loads((tmp_path / "logs/student/version_0/config.toml").read_text())
+    assert config["lr"] == tuned.content["models"]["student"]["settings"]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"finished": False}, 2, "the search is not finished. Go on with: kdtrain tune --resume"),
+        ({"version": 99}, 1, "no result of `kdtrain tune`, or of another version"),
+        ({"models": {"student": {"settings": {"lr": -1}}}}, 2, "--lr is -1"),
+        ({"models": {"student": {"settings": {"seed": 1}}}}, 1, "student has seed"),
+        ({"models": []}, 1, "is damaged"),
+    ],
+)
+def test_a_result_that_cannot_be_used_is_refused(
+    change: dict[str, Any],
+    code: int,
+    message: str,
+    tuned: Tuned,
+    tiles: Path,
+    tmp_path: Path,
+    call_kdtrain: CallKdtrain,
+) -> None:
+    file = tmp_path / "tune.json"
+    file.write_text(json.dumps(tuned.content | change))
+    words = ("fit", "--mode", "student", "--data-dir", tiles, "--tuned", file, *SMALL)
+    assert_explained(call_kdtrain(*words, cwd=tmp_path), code, str(file), message)
+
+
+def test_when_the_time_is_over_the_best_so_far_is_chosen(
+    tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    words = ("tune", "--data-dir", tiles, *SMALL, *TEACHER, "--epochs", "3", "--budget", "0.0001m")
+    finished = call_kdtrain(*words, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "The time of 0.0001m is over: after 1 of 3 epochs, the best trials so far" in finished.stderr
+    content = json.loads((tmp_path / "logs/tune/version_0/tune.json").read_text())
+    assert content["trials_of_rungs"] == [1]
+    assert {result["chosen"] for result in content["models"].values()} == {0}
+
+
+def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(
+    tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    flags = ("--epochs", "1", "--optimizer", "sgd", "--tune-seeds", "2", "--budget", "2")
+    searches = ("--search", "lr=1e6", "--search", "weight_decay=0")
+    words = ("tune", "--data-dir", tiles, *SMALL, *TEACHER, *flags, *searches)
+    finished = call_kdtrain(*words, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "student trial 1/0: failed, the loss is not finite" in finished.stderr
+    directory = tmp_path / "logs/tune/version_0"
+    trials = json.loads((directory / "tune.json").read_text())["models"]["student"]["trials"]
+    assert trials[1]["rungs"] == []
+    (score,) = trials[0]["rungs"]
+    accuracies = [metrics(directory / f"trials/student_0/seed_{n}")[0]["eval/accuracy"] for n in (0, 1)]
+    assert score["held_out_accuracy_fractions_of_seeds"] == accuracies
+    assert score["held_out_accuracy_fraction"] == pytest.approx(np.mean(accuracies))
+
+
+WRONG_WORDS = """
+--budget 20h | --budget is '20h': it must be minutes, such as 20m, or a number of trials
+--tune-seeds 0 | --tune-seeds is 0: it must be from 1 to 100
+--search temprature=1..8 | --search temprature=1..8 | did you mean 'temperature'
+--search dkd.beta=1..10 | there is no --plugin dkd in the command
+--mode student_kd | for the students of a comparison, not for --mode student_kd
+--grid alpha=.5,.9 | --grid is for kdtrain fit
+--teacher-per-seed | --teacher-per-seed is for kdtrain fit
+--val-size 0 | --val-size 0 holds none out
+--nproc-per-node 2 | leave --nproc-per-node
+--resume nowhere | no run directory
+--resume | there is no run in logs/tune
+"""
+
+
+@pytest.mark.parametrize("case", WRONG_WORDS.strip().splitlines())
+def test_wrong_words_are_explained(case: str, tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
+    words, *expected = case.split(" | ")
+    assert_explained(call_kdtrain("tune", *words.split(), cwd=tmp_path), 2, *expected)
+    assert files_in(tmp_path) == {}
+
+
+def test_a_resumed_search_keeps_its_order(tuned: Tuned, call_kdtrain: CallKdtrain) -> None:
+    for flag, value in (("--budget", "9"), ("--search", "lr=0.1"), ("--tune-seeds", "2")):
+        finished = call_kdtrain("tune", "--resume", tuned.directory, flag, value, cwd=tuned.folder)
+        assert_explained(finished, 2, f"{flag}: a resumed search keeps its own")
