@@ -10,6 +10,7 @@ from typing import Any
 import tomli
 
 from kdtrain.errors import DataError, UsageError, unknown_name_message
+from kdtrain.runtime.regular_files import read_text
 
 NO_RECIPE = "none"
 """The value of ``--recipe`` that leaves the defaults of ``FitConfig`` as they are."""
@@ -25,6 +26,7 @@ RECIPE_SETTINGS = frozenset(
 """The settings that a recipe may have: those of the training, whatever the data and the machine are."""
 
 _FOLDER = Path(__file__).with_name("recipes")
+_LARGEST = 1 << 16  # bytes of a file
 _PUBLISHED = ("mnist", "fashion_mnist")
 _MEASURED = "Measured: "
 
@@ -68,7 +70,7 @@ def read_recipe(name: str) -> Recipe:
     names = recipe_names()
     if name not in names:
         raise UsageError(unknown_name_message("recipe", name, names))
-    text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    text = read_text(_FOLDER / f"{name}.toml", _LARGEST)
     comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
     paragraphs = [" ".join(part.split()) for part in "\n".join(comments).split("\n\n")]
     measured = next(part for part in paragraphs if part.startswith(_MEASURED))

@@ -26,7 +26,7 @@ def teacher_epoch(bench: Bench) -> list[Row]:
 
     def run_kdtrain() -> float:
         folder = bench.fresh()
-        words = ("--mode", "teacher", "--epochs", "1", "--limit-train", str(bench.images))
+        words = ("--recipe=none", "--mode", "teacher", "--epochs", "1", "--limit-train", str(bench.images))
         kdtrain("fit", *words, "--teacher-augment", "none", "--logdir", folder)
         return epochs_of(folder / "teacher" / "version_0")[0]
 
@@ -40,7 +40,7 @@ def student_epoch(bench: Bench) -> list[Row]:
 
     def run_kdtrain() -> float:
         folder = bench.fresh()
-        kdtrain("fit", "--mode", "student", "--epochs", "5", "--logdir", folder)
+        kdtrain("fit", "--recipe=none", "--mode", "student", "--epochs", "5", "--logdir", folder)
         return statistics.median(epochs_of(folder / "student" / "version_0")[1:])
 
     def run_torch() -> float:
@@ -55,7 +55,7 @@ def student_kd(bench: Bench) -> list[Row]:
     teacher, images = bench.teacher(), str(bench.images)
 
     def run_kdtrain() -> float:
-        words = ("--mode", "student_kd", "--epochs", "10", "--limit-train", images)
+        words = ("--recipe=none", "--mode", "student_kd", "--epochs", "10", "--limit-train", images)
         return kdtrain("fit", *words, "--teacher-checkpoint", teacher, "--logdir", bench.fresh())
 
     what = f"student_kd, 10 epochs of {bench.images:,} images, from the start of the command"
@@ -126,7 +126,17 @@ def growth(bench: Bench) -> list[Row]:
         memory.append({})
         for images in (5_000, 20_000, 60_000):
             folder = bench.fresh()
-            words = ("--mode", "student", "--epochs", "4", "--limit-train", str(images), "--val-size", "0")
+            words = (
+                "--recipe=none",
+                "--mode",
+                "student",
+                "--epochs",
+                "4",
+                "--limit-train",
+                str(images),
+                "--val-size",
+                "0",
+            )
             peak = PeakMemory([*KDTRAIN, "fit", *words, "--logdir", folder]).wait()
             epochs = _training_seconds(folder / "student" / "version_0")[1:]
             data = images * 28 * 28 * (4 + 1) / 1e6  # float32 and the uint8 source, MB
@@ -141,7 +151,7 @@ def growth(bench: Bench) -> list[Row]:
 
 def _no_leak(bench: Bench) -> Row:
     def peak(epochs: int) -> float:
-        words = ("--mode", "student", "--epochs", str(epochs), "--limit-train", "12800")
+        words = ("--recipe=none", "--mode", "student", "--epochs", str(epochs), "--limit-train", "12800")
         return PeakMemory([*KDTRAIN, "fit", *words, "--logdir", bench.fresh()]).wait()
 
     few, many = side_by_side(lambda: peak(5), lambda: peak(25), bench.repeats)

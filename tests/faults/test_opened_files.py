@@ -26,7 +26,7 @@ from tests.conftest import RunKdtrain
 from tests.faults.limits import limited
 from tests.tools import ROOT, write_digits, write_tiles
 
-DATA = ("--data-dir", "tiles", "--val-size", "300")
+DATA = ("--data-dir", "tiles", "--val-size", "300", "--recipe=none")
 RUN = Path("logs/student/version_0")
 
 SPECIAL: dict[str, Callable[[Path], object]] = {
