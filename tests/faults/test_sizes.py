@@ -72,7 +72,9 @@ def test_the_large_networks_have_as_many_weights_as_is_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 31, 17), (3, 120, 110)])
-@pytest.mark.parametrize("arch", ["teacher_cnn", "student_mlp", "hinton_800", "hinton_1200", "resnet8"])
+@pytest.mark.parametrize(
+    "arch", ["teacher_cnn", "student_mlp", "hinton_800", "hinton_1200", "resnet8", "student_cnn"]
+)
 @pytest.mark.usefixtures("undrawn")
 def test_no_network_has_fewer_weights_than_is_said(arch: str, shape: tuple[int, int, int]) -> None:
     values = sum(tensor.numel() for tensor in build_model(arch, shape, 2).state_dict().values())
