@@ -190,7 +190,7 @@ class FitConfig:
     )
     views_seed: int | None = setting(
         None,
-        "seed of the variants of training images [--seed; all seeds of a comparison share it]",
+        "seed of the variants of students' training images [--seed; all seeds of a comparison share it]",
         check=SEED,
     )
     seeds: int = setting(

@@ -101,7 +101,7 @@ def training_loader(
             config.augment_for(network),
             dataset.normalization.background,
             config.views_for(network),
-            seed if config.views_seed is None else config.views_seed,
+            seed if network == "teacher" or config.views_seed is None else config.views_seed,
         ),
         source=Source(dataset.fingerprint, training, len(dataset.train)),
     )

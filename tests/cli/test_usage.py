@@ -252,8 +252,10 @@ def lines_left(shown: str) -> list[str]:
 def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, tmp_path: Path) -> None:
     flags = ("--mode", "compare", *fitted.flags, "--seeds", "2", "--epochs", "8", "--teacher-epochs", "1")
     shown, _ = show_on_terminal("fit", *flags, cwd=tmp_path)
-    first, *epochs = lines_left(shown)
+    first, *lines = lines_left(shown)
     assert first.startswith("Seeds 0 to 1")
+    epochs = [line for line in lines if not line.startswith("Teacher: ")]
+    assert len(lines) == len(epochs) + 1
     assert [line for line in epochs if not EPOCH.fullmatch(line)] == []
     assert len(epochs) == 1 + 2 * (8 + 8)
     assert max(map(len, epochs)) <= 80
