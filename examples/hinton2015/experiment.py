@@ -29,6 +29,13 @@ TEACHER = shlex.split("--mode teacher --plugin dropout,hidden=0.25,inputs=0 --pl
 STUDENT = shlex.split("--mode student")
 DISTILLED = shlex.split("--mode student_kd")
 ALL = shlex.split("--recipe hinton2015")
+JITTER = shlex.split("--augment shift=2")
+CONTROLS = {
+    "student_ls": [*STUDENT, "--plugin", "label_smoothing"],
+    "student_jitter": [*STUDENT, *JITTER],
+}
+"""Table rows of students without a teacher, which the paper does not have, and their flags."""
+
 TRANSFER_SETS = {"student_kd": "", "without_3": "3", "only_7_8": "01234569"}
 """Table rows of the distilled students, and the classes that their transfer sets lack."""
 
@@ -181,7 +188,10 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     names = {
         "teacher": "teacher, 1200-1200, dropout, max-norm, jitter",
         "student": "student, 800-800, alone",
+        "student_ls": "student with smoothed labels",
         "student_kd": "student with soft targets, T=20",
+        "student_jitter": "student with jitter, alone",
+        "student_kd_jitter": "student with jitter and soft targets, T=20",
         "without_3": "… no 3 in the transfer set",
         **{f"without_3_{way}": f"… bias of 3 {text}" for way, text in WAYS.items()},
         "only_7_8": "… only 7s and 8s in the transfer set",
@@ -219,7 +229,8 @@ def main(arguments: list[str] | None = None) -> None:
     experiment = Experiment(options.out, data, flags)
 
     seeds = range(options.seeds)
-    plain = {f"student_{seed}": [*STUDENT, "--seed", str(seed)] for seed in seeds}
+    alone = {"student": STUDENT, **CONTROLS}
+    plain = {f"{row}_{seed}": [*alone[row], "--seed", str(seed)] for row in alone for seed in seeds}
     runs = experiment.train({"teacher": TEACHER, **plain})
     distilled = [*DISTILLED, "--teacher-checkpoint", str(_best(runs["teacher"]))]
     runs |= experiment.train(
@@ -229,9 +240,12 @@ def main(arguments: list[str] | None = None) -> None:
             for seed in seeds
         }
     )
+    jittered = {f"student_kd_jitter_{seed}": [*distilled, "--seed", str(seed), *JITTER] for seed in seeds}
+    runs |= experiment.train(jittered)
     experiment.test("teacher", runs["teacher"])
     for seed in seeds:
-        experiment.test("student", runs[f"student_{seed}"])
+        for row in (*alone, "student_kd_jitter"):
+            experiment.test(row, runs[f"{row}_{seed}"])
         for row, omitted in TRANSFER_SETS.items():
             experiment.test(row, runs[f"{row}_{seed}"])
             if omitted:

@@ -15,9 +15,9 @@ from tests.tools import ROOT, files_in, write_digits
 EXAMPLE = ROOT / "examples" / "hinton2015"
 TINY = ("--data-dir", "digits", "--val-size", "300", "--epochs", "1", "--student-arch", "student_mlp")
 WAYS = ("transfer", "validation", "labels")
-ROWS = ["teacher", "student", "student_kd"] + [
-    row for name in ("without_3", "only_7_8") for row in (name, *(f"{name}_{way}" for way in WAYS))
-]
+ROWS = [
+    *("teacher", "student", "student_ls", "student_jitter", "student_kd", "student_kd_jitter"),
+] + [row for name in ("without_3", "only_7_8") for row in (name, *(f"{name}_{way}" for way in WAYS))]
 
 
 def test_every_row_is_measured_and_nothing_is_trained_twice(
@@ -28,7 +28,7 @@ def test_every_row_is_measured_and_nothing_is_trained_twice(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     experiment.main(["--out", "out", *TINY])
     first = capsys.readouterr()
-    assert first.err.count("kdtrain fit") == 5
+    assert first.err.count("kdtrain fit") == 8
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert sorted(results) == sorted(ROWS)
     assert first.out == experiment.table(results) == (tmp_path / "out/results.md").read_text()
