@@ -1,4 +1,4 @@
-"""The comparison of distillation methods: same networks, same budget, same seeds."""
+"""The comparison of distillation methods: same networks, budget and seeds, and as many trials for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,22 @@ from tools import ROOT
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.recipe import recipe_for, recipe_settings
+from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.metrics.statistics import Interval, t_interval
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
+from kdtrain.store.metrics_file import read_metrics
 
 PAGE = ROOT / "docs" / "methods.md"
 TIMED_EPOCHS = 3
+TEMPERATURES = (1.0, 2.0, 4.0)
+CHOOSING_SEED = 100  # no seed of the tables
 TEACHER_PATIENCE = 2  # times the students' epochs: a network with dropout is slower to learn
+
+Settings = Mapping[str, Any]
+"""Settings of FitConfig."""
 
 Accuracies = dict[str, float]
 """Test accuracy, 0 to 1, by seed (as text, as JSON has it)."""
@@ -39,13 +47,18 @@ class Method:
 
     Attributes:
         mode: student or student_kd.
-        settings: settings that differ from the defaults.
+        choices: three settings of its own, one of which is chosen by held-out accuracy: a temperature, where
+            the method has one.
         chain: networks that are trained before the student, each the teacher of the next one.
     """
 
-    mode: str = "student_kd"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    mode: str
+    choices: tuple[Settings, Settings, Settings]
     chain: tuple[str, ...] = ()
+
+    def trials(self, augment: str) -> list[Settings]:
+        """Returns its choices without views and with them, six for each method."""
+        return [{**choice, "augment": text} for choice in self.choices for text in ("none", augment)]
 
 
 @dataclass(frozen=True)
@@ -60,49 +73,74 @@ class Pair:
     batch_size: int = 128
 
 
-def plugin(*specs: str, alpha: float = 0.9, mode: str = "student_kd") -> Method:
-    """Returns the method of some plugins."""
-    return Method(mode, {"plugin": specs, "alpha": alpha})
+def distilled(*plugins: str, chain: tuple[str, ...] = ()) -> Method:
+    """Returns soft targets at three temperatures, beside which plugins may compare layers."""
+    low, middle, high = ({"plugin": plugins, "temperature": value} for value in TEMPERATURES)
+    return Method("student_kd", (low, middle, high), chain)
+
+
+def replacing(name: str, values: Sequence[float] = TEMPERATURES, argument: str = "temperature") -> Method:
+    """Returns a plugin in the place of the soft targets, with three values of an argument."""
+    low, middle, high = ({"plugin": (f"{name},{argument}={value}",), "alpha": 0.5} for value in values)
+    return Method("student_kd", (low, middle, high))
 
 
 def between(name: str, *pairs: tuple[str, str]) -> Method:
-    """Returns the method that compares layers, in addition to the soft targets."""
-    return plugin(*(f"{name},student_layer={student},teacher_layer={teacher}" for student, teacher in pairs))
+    """Returns a method that compares layers, in addition to the soft targets."""
+    return distilled(
+        *(f"{name},student_layer={student},teacher_layer={teacher}" for student, teacher in pairs)
+    )
+
+
+def by_weight(name: str, mode: str = "student_kd") -> Method:
+    """Returns a plugin without a temperature, with three weights of its term."""
+    low, middle, high = ({"plugin": (name,), "alpha": value} for value in (0.3, 0.5, 0.9))
+    return Method(mode, (low, middle, high))
 
 
 PLAIN, HINTON = "plain student", "soft targets (Hinton)"
+COMMON = {
+    PLAIN: Method("student", ({"weight_decay": 0.0}, {"weight_decay": 0.01}, {"weight_decay": 0.1})),
+    HINTON: distilled(),
+    "`label_smoothing`, no teacher": Method(
+        "student",
+        (
+            {"plugin": ("label_smoothing,epsilon=0.05",)},
+            {"plugin": ("label_smoothing,epsilon=0.1",)},
+            {"plugin": ("label_smoothing,epsilon=0.2",)},
+        ),
+    ),
+    "`hard_labels`": by_weight("hard_labels"),
+    "`logit_mse`": replacing("logit_mse", (0.1, 0.3, 1.0), "weight"),
+    "`dkd`": replacing("dkd"),
+    "`dist`": replacing("dist"),
+    "`logit_std`": replacing("logit_std"),
+}
 PAIRS = (
     Pair(
         "hinton_1200",
         "student_mlp",
         images=5_000,
-        epochs=20,
+        epochs=40,
         methods={
-            PLAIN: Method("student"),
-            HINTON: Method(),
-            "`label_smoothing`, no teacher": plugin("label_smoothing", mode="student"),
-            "`hard_labels`": plugin("hard_labels", alpha=0.5),
-            "`logit_mse`": plugin("logit_mse"),
-            "`dkd`": plugin("dkd", alpha=0.5),
-            "`dist`": plugin("dist", alpha=0.5),
-            "`logit_std`": plugin("logit_std"),
+            **COMMON,
             "`fitnet`": between("fitnet", ("fc1", "fc1")),
             "`rkd`": between("rkd", ("fc2", "fc2")),
             "`similarity`": between("similarity", ("fc2", "fc2")),
-            "`--generations 2`": Method(chain=("student_mlp",)),
-            "`--assistant-arch hinton_800`": Method(chain=("hinton_800",)),
+            "`--generations 2`": distilled(chain=("student_mlp",)),
+            "`--assistant-arch hinton_800`": distilled(chain=("hinton_800",)),
         },
     ),
     Pair(
         "teacher_cnn",
-        f"{ROOT}/scripts/benchmarks/small_cnn.py:make",
+        "student_cnn",
         images=2_000,
-        epochs=20,
-        batch_size=32,
+        epochs=40,
+        batch_size=64,
         methods={
-            PLAIN: Method("student"),
-            HINTON: Method(),
-            "`attention`": between("attention", ("conv1", "conv1"), ("conv2", "conv2")),
+            **COMMON,
+            "`attention`": between("attention", ("block1", "conv1"), ("block2", "conv2")),
+            "`similarity`": between("similarity", ("block4", "fc1")),
         },
     ),
 )
@@ -132,71 +170,109 @@ class Table:
             **data,
         )
         dataset = load_dataset(self.config.dataset, self.config.data_dir)
-        student = pair.student.removeprefix(f"{ROOT}/scripts/benchmarks/")
-        self.title = f"{dataset.name}, {pair.teacher} teaches {student}"
+        recipe = recipe_settings(recipe_for(self.config.dataset, self.config.data_dir))
+        self.augment: str = recipe["teacher_augment"]
+        self.title = f"{dataset.name}, {pair.teacher} teaches {pair.student}"
         self.folder = folder / f"{dataset.name}-{pair.teacher}-{pair.images}x{pair.epochs}"
         make_folder(self.folder)
         self.file = self.folder / "results.json"
-        self.results: dict[str, Accuracies] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.results: dict[str, Accuracies] = {}
+        self.chosen: dict[str, dict[str, Any]] = {}
+        if self.file.exists():
+            content = json.loads(self.file.read_text())
+            self.results, self.chosen = content["test_accuracy"], content["chosen"]
         self.teacher_accuracy, self.teacher = self._teacher()
 
     def fill(self) -> None:
-        """Trains the students that have no result yet."""
+        """Chooses the settings of methods that have none yet, and trains the students without a result."""
         for name, method in self.pair.methods.items():
+            if name not in self.chosen:
+                print(f"{self.title}: {name}, choosing ...", file=sys.stderr, flush=True)
+                self.chosen[name] = dict(self._choose(method))
+                self._write()
             missing = [seed for seed in self.seeds if str(seed) not in self.results.get(name, {})]
             if missing:
                 print(f"{self.title}: {name}, seeds {missing} ...", file=sys.stderr, flush=True)
-                self.results.setdefault(name, {}).update(self._train(method, missing, self.pair.epochs)[0])
-                write_text(self.file, json.dumps(self.results, indent=1) + "\n")
+                tested = self._train(method, self.chosen[name], missing, self.pair.epochs)[0]
+                self.results.setdefault(name, {}).update(tested)
+                self._write()
 
     def seconds(self) -> dict[str, float]:
         """Returns the seconds of an epoch of each method, summed over a chain, one run at a time."""
-        return {name: self._train(method, [0], TIMED_EPOCHS)[1] for name, method in self.pair.methods.items()}
+        return {
+            name: self._train(method, self.chosen[name], [0], TIMED_EPOCHS)[1]
+            for name, method in self.pair.methods.items()
+        }
+
+    def _write(self) -> None:
+        content = {"test_accuracy": self.results, "chosen": self.chosen}
+        write_text(self.file, json.dumps(content, indent=1) + "\n")
+
+    def _choose(self, method: Method) -> Settings:
+        """Returns the trial with the highest held-out accuracy; the test set is not read."""
+        scores = []
+        for trial in method.trials(self.augment):
+            with _quietly(), temporary_folder(self.folder) as run:
+                [fitted] = self._fit(method, trial, [CHOOSING_SEED], self.pair.epochs, run)
+                scores.append((fitted.saved.card.accuracy, trial))
+        return max(scores, key=lambda score: score[0])[1]
 
     def _teacher(self) -> tuple[float, SavedModel]:
         path = self.folder / "teacher.safetensors"
         if not path.exists():
             epochs = self.pair.epochs * TEACHER_PATIENCE
-            config = replace(self.config, mode="teacher", epochs=epochs, teacher_augment="none")
+            config = replace(self.config, mode="teacher", epochs=epochs, teacher_augment=self.augment)
             with _quietly(), temporary_folder(self.folder) as run:
                 session = Session(config)
                 spec = FitSpec("teacher", 0, run / "teacher")
                 [model] = session.run([session.fit_and_test_job(spec)])
                 self.results["teacher"] = {"0": model.test.accuracy}
                 path.write_bytes(model.saved.path.read_bytes())
-            write_text(self.file, json.dumps(self.results, indent=1) + "\n")
+            self._write()
         return self.results["teacher"]["0"], load_model(path)
 
-    def _train(self, method: Method, seeds: Sequence[int], epochs: int) -> tuple[Accuracies, float]:
+    def _train(
+        self, method: Method, settings: Settings, seeds: Sequence[int], epochs: int
+    ) -> tuple[Accuracies, float]:
         """Returns the test accuracy of each seed, and the median seconds of an epoch, seeds side by side."""
-        config = replace(self.config, mode=method.mode, epochs=epochs, **method.settings)
-        teachers = dict.fromkeys(seeds, self.teacher)
-        seconds = 0.0
         with _quietly(), temporary_folder(self.folder) as run:
-            session = Session(config)
-            for stage, arch in enumerate((*method.chain, self.pair.student)):
-                distilled = method.mode == "student_kd"
-                if distilled:
-                    session.run(session.soft_label_jobs(teachers))
-                jobs = [
-                    session.fit_and_test_job(
-                        FitSpec(
-                            method.mode,
-                            seed,
-                            run / f"{stage}_{seed}",
-                            teachers[seed] if distilled else None,
-                            settings={"student_arch": arch},
-                            init_index=stage if arch == self.pair.student else 0,
-                        )
-                    )
-                    for seed in seeds
-                ]
-                trained = session.run(jobs)
-                teachers = {model.seed: model.saved for model in trained}
-                seconds += statistics.median(
-                    row["train_seconds"] for model in trained for row in model.history
+            fits = self._fit(method, settings, seeds, epochs, run)
+            session = Session(replace(self.config, mode=method.mode, **settings))
+            specs = [FitSpec(method.mode, seed, run / f"last_{seed}") for seed in seeds]
+            jobs = [session.test_fitted_job(*pair) for pair in zip(specs, fits, strict=True)]
+            accuracies = {str(model.seed): model.test.accuracy for model in session.run(jobs)}
+            seconds = sum(_median_seconds(path) for path in run.glob(f"*_{seeds[0]}"))
+        return accuracies, seconds
+
+    def _fit(
+        self, method: Method, settings: Settings, seeds: Sequence[int], epochs: int, run: Path
+    ) -> list[FitResult]:
+        """Trains the networks of a method, and returns the last one of each seed."""
+        session = Session(replace(self.config, mode=method.mode, epochs=epochs, **settings))
+        teachers = dict.fromkeys(seeds, self.teacher)
+        fits: list[FitResult] = []
+        stages = [
+            *((str(stage), arch) for stage, arch in enumerate(method.chain)),
+            ("last", self.pair.student),
+        ]
+        for stage, arch in stages:
+            distilled = method.mode == "student_kd"
+            if distilled:
+                session.run(session.soft_label_jobs(teachers))
+            specs = [
+                FitSpec(
+                    method.mode,
+                    seed,
+                    run / f"{stage}_{seed}",
+                    teachers[seed] if distilled else None,
+                    settings={"student_arch": arch},
+                    init_index=len(method.chain) if stage == "last" and arch == self.pair.student else 0,
                 )
-        return {str(model.seed): model.test.accuracy for model in trained}, seconds
+                for seed in seeds
+            ]
+            fits = session.run([session.fit_job(spec) for spec in specs])
+            teachers = {seed: fitted.saved for seed, fitted in zip(seeds, fits, strict=True)}
+        return fits
 
     def markdown(self, seconds: Mapping[str, float]) -> str:
         """Returns the table with a sentence about its budget."""
@@ -204,17 +280,19 @@ class Table:
         lines = [
             f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs in batches of "
             f"{pair.batch_size}, {count} seeds, one teacher of {pair.epochs * TEACHER_PATIENCE} epochs "
-            f"({100 * self.teacher_accuracy:.2f} % test accuracy).",
+            f"({100 * self.teacher_accuracy:.2f} % test accuracy); views: {self.augment}.",
             "",
-            "| method | test accuracy, % | to the plain student | to Hinton's soft targets | s an epoch |",
-            "|---|---|---|---|---|",
+            "| method | chosen | test accuracy, % | to the plain student | to Hinton's soft targets "
+            "| s an epoch |",
+            "|---|---|---|---|---|---|",
         ]
         for name in pair.methods:
             interval = t_interval([100 * value for value in self._ordered(name)])
             plain = self._difference(name, PLAIN)
             hinton = self._difference(name, HINTON)
             accuracy = f"{interval.mean:.2f} ± {interval.sd or 0:.2f}"
-            lines.append(f"| {name} | {accuracy} | {plain} | {hinton} | {seconds[name]:.2f} |")
+            cells = (name, _choice(self.chosen[name]), accuracy, plain, hinton, f"{seconds[name]:.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
     def _ordered(self, name: str) -> list[float]:
@@ -225,6 +303,23 @@ class Table:
             return ""
         pairs = zip(self._ordered(name), self._ordered(baseline), strict=True)
         return _points(t_interval([100 * (accuracy - reference) for accuracy, reference in pairs]))
+
+
+def _choice(settings: Settings) -> str:
+    """Returns the chosen settings in a few words, such as ``T=2, views``."""
+    words = [] if settings["augment"] == "none" else ["views"]
+    for name, value in settings.items():
+        if name == "plugin":
+            arguments = [argument for spec in value for argument in spec.split(",")[1:]]
+            words += [argument for argument in arguments if "layer" not in argument]
+        elif name != "augment":
+            words.append(f"{'T' if name == 'temperature' else name}={value:g}")
+    return ", ".join(words)
+
+
+def _median_seconds(run: Path) -> float:
+    """Returns the median seconds of an epoch of training."""
+    return statistics.median(row["train_seconds"] for row in read_metrics(run))
 
 
 def _points(interval: Interval) -> str:
@@ -246,7 +341,7 @@ def main() -> None:
         prog="scripts/methods", description="Compares the methods of distillation, for docs/methods.md."
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of students of each method [5]")
-    parser.add_argument("--epochs", type=int, help="epochs of each network [20]")
+    parser.add_argument("--epochs", type=int, help="epochs of each network [40]")
     parser.add_argument(
         "--images", type=int, help="number of training images [5000; 2000 for the convolutional networks]"
     )
