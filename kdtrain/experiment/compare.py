@@ -16,6 +16,7 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import search_grid
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import COMPARED, MODES, controls_of
+from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
@@ -70,7 +71,9 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
             ]
             if trained:  # empty for a teacher that existed already
                 keep_best(trained, config, session.ranks)
-        comparison = compare(_results(models, directory), grid, training.teacher_lead)
+        comparison = compare(
+            _results(models, directory), grid, training.teacher_lead, named_recipe(config.recipe)
+        )
         if session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory

@@ -77,6 +77,11 @@ def read_recipe(name: str) -> Recipe:
     return Recipe(name, comments[0].rstrip("."), measured.removeprefix(_MEASURED), text)
 
 
+def named_recipe(name: str | None) -> str | None:
+    """Returns the name of a recipe; None for ``NO_RECIPE``."""
+    return None if name == NO_RECIPE else name
+
+
 def recipe_settings(name: str | None) -> dict[str, Any]:
     """Returns the settings of a recipe; none for None and ``NO_RECIPE``.
 

@@ -160,6 +160,7 @@ class Comparison:
             teacher; None if the teacher is no better than the student.
         grid: result of --grid, by model.
         teacher_lead: lead of the first seed's teacher on held-out images; None if it was not measured.
+        recipe: name of the recipe that the settings started from; None if there was none.
     """
 
     results: tuple[ModelResult, ...]
@@ -169,6 +170,7 @@ class Comparison:
     gap_closed: float | None
     grid: Mapping[Model, GridResult] = field(default_factory=dict)
     teacher_lead: TeacherLead | None = None
+    recipe: str | None = None
 
     @property
     def distillation(self) -> Difference:
@@ -180,6 +182,7 @@ def compare(
     results: Sequence[ModelResult],
     grid: Mapping[Model, GridResult] | None = None,
     teacher_lead: TeacherLead | None = None,
+    recipe: str | None = None,
 ) -> Comparison:
     """Returns the comparison of the models; students are paired by their seeds.
 
@@ -187,6 +190,7 @@ def compare(
         results: results of teacher, student_kd and student, and optionally of student_ls and student_hard.
         grid: result of --grid, by model.
         teacher_lead: lead of the first seed's teacher, if it was measured.
+        recipe: name of the recipe, if there is one.
 
     Raises:
         KdtrainError: a model or one half of a pair is missing, a seed occurs twice, the models were
@@ -211,6 +215,7 @@ def compare(
         gap_closed=differences[0].errors_removed / gap if gap > 0 else None,
         grid=grid or {},
         teacher_lead=teacher_lead,
+        recipe=recipe,
     )
 
 

@@ -34,6 +34,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "gap": gap_sentence(comparison),
         "outcome": comparison.distillation.outcome,
         "confidence": CONFIDENCE,
+        "recipe": comparison.recipe,
         "test_images": comparison.test_images,
         "teacher_lead": comparison.teacher_lead and lead_to_json(comparison.teacher_lead),
         "far_apart": teacher_far_apart(comparison),

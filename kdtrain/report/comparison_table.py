@@ -40,6 +40,7 @@ def table_of(title: str, *headers: str, caption: str | None = None) -> Table:
 def _test_table(comparison: Comparison) -> Table:
     seeds, teachers = comparison.distillation.gain.n, comparison.summaries["teacher"].accuracy.n
     over = f", mean ± sd over {seeds} seeds" if seeds > 1 else ""
+    recipe = f", recipe {comparison.recipe}" if comparison.recipe else ""
     caption = (
         f"ECE: expected calibration error, {BINS} bins.\n"
         "Agreement: with the teacher's classes. KL: in nats, T=1."
@@ -47,7 +48,7 @@ def _test_table(comparison: Comparison) -> Table:
     if teachers == 1 < seeds:
         caption += "\nAll students had the same teacher: the spread is that of\nstudents, not of teachers."
     table = table_of(
-        f"On {comparison.test_images:,} test images{over}",
+        f"On {comparison.test_images:,} test images{over}{recipe}",
         *("model", "accuracy\n%", "errors", "cross-\nentropy", "ECE\n%", "agreement\n%", "KL from\nteacher"),
         caption=f"{caption}\n",
     )
