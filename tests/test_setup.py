@@ -268,7 +268,10 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     data = {f"kdtrain/data/mnist/{half}-ubyte.gz" for half in halves}
     pages = (ROOT / "kdtrain" / "deploy" / "serve" / "page").iterdir()
     page = {str(file.relative_to(ROOT)) for file in pages}
-    templates = {f"kdtrain/report/page/templates/{name}" for name in ("charts.html", "page.css", "page.html")}
+    templates = {
+        f"kdtrain/report/page/templates/{name}"
+        for name in ("charts.html", "page.css", "page.html", "tuning.html")
+    }
     recipes = {str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain/experiment/recipes").iterdir()}
     others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed", "kdtrain/__init__.pyi"}
     assert names == code | plugins | data | page | templates | recipes | others

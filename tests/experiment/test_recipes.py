@@ -141,7 +141,7 @@ def test_without_a_recipe_the_defaults_are_left() -> None:
     [
         ({"epochs": 2}, "teacher_epochs", 2),
         ({"epochs": 2, "teacher_epochs": 3}, "teacher_epochs", 3),
-        ({"teacher_epochs": 3}, "epochs", 60),
+        ({"teacher_epochs": 3}, "epochs", 100),
         ({"augment": "flip"}, "teacher_augment", "flip"),
         ({"augment": "none"}, "teacher_augment", "none"),
         ({"augment": "flip", "teacher_augment": "shift=3"}, "teacher_augment", "shift=3"),
