@@ -346,6 +346,11 @@ class FitConfig:
         """
         return 0 if network == "teacher" else self.views
 
+    @property
+    def shared_views_seed(self) -> int:
+        """The seed of the variants of students' images, which all seeds of a comparison share."""
+        return self.seed if self.views_seed is None else self.views_seed
+
     def resolved(self) -> dict[str, Any]:
         """Returns all settings as plain values, with those filled in that the mode decides.
 

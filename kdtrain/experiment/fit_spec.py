@@ -49,7 +49,7 @@ class FitSpec:
         """
         single: dict[str, Any] = {
             "seeds": 1,
-            "views_seed": command.seed if command.views_seed is None else command.views_seed,
+            "views_seed": command.shared_views_seed,
             "generations": 1,
             "assistant_arch": (),
             "teacher_per_seed": False,

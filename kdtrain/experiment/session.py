@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -146,7 +147,7 @@ class Session:
         Args:
             teachers: the teacher of each seed.
         """
-        config = self.config
+        config = dataclasses.replace(self.config, views_seed=self.config.shared_views_seed)
 
         def work(teacher: SavedModel, seeds: Sequence[int]) -> None:
             network = teacher.build(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdtrain.data.dataset import Dataset, Normalization, Normalized, Split
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.modes import logit_cache
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.runtime.processes import Job, available_cores
@@ -92,6 +94,16 @@ def test_making_a_job_has_no_effect(session: Session, teacher: SavedModel, tmp_p
     assert len(jobs) == 6, "seeds with one teacher share a job"
     assert events(tmp_path) == before, "no network was built, and no plugin was loaded"
     assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_seeds_share_the_teacher_s_answers_about_the_views(session: Session, teacher: SavedModel) -> None:
+    session.config = dataclasses.replace(session.config, augment="shift=1", views=3, epochs=9)
+    session.run(session.soft_label_jobs({0: teacher, 1: teacher}))
+    files = list(logit_cache(session.config).iterdir())
+    assert len(files) == 3, "a file for each view, not for each view and seed"
+    fitted = session.run([session.fit_job(FitSpec("student_kd", 1, session.config.logdir / "kd", teacher))])
+    assert len(fitted) == 1
+    assert sorted(logit_cache(session.config).iterdir()) == sorted(files)
 
 
 def test_the_configuration_is_on_disk_before_training_starts(session: Session, tmp_path: Path) -> None:
