@@ -319,7 +319,8 @@ def _choice(settings: Settings) -> str:
 
 def _median_seconds(run: Path) -> float:
     """Returns the median seconds of an epoch of training."""
-    return statistics.median(row["train_seconds"] for row in read_metrics(run))
+    seconds: float = statistics.median(row["train_seconds"] for row in read_metrics(run))
+    return seconds
 
 
 def _points(interval: Interval) -> str:
