@@ -112,14 +112,18 @@ class LogitCache:
             return LogitTable([self.plain()], self._train.device)
         place = views.numbers(numbers, 1)
         wanted = [np.flatnonzero((variant - place) % views.count < epochs) for variant in range(views.count)]
+        # Only rank 0 writes files, and a variant that no image takes has none.
+        has_files = self._directory is not None and self._train.ranks.size == 1 and all(map(len, wanted))
         tables: list[Logits] = []
         with _Progress(sum(map(len, wanted))) as progress:
             for variant, positions in enumerate(wanted):
                 logits = self._variant(variant, positions, progress)
-                if self._directory is not None and views.count * len(numbers) * logits.shape[1] * 4 > _LARGE:
+                if has_files and views.count * len(numbers) * logits.shape[1] * 4 > _LARGE:
                     tables.append(_mapped(self._path(variant)))
                 else:
                     tables.append(logits[numbers])
+        classes = max(rows.shape[1] for rows in tables)
+        tables = [rows if rows.shape[1] else np.zeros((len(rows), classes), np.float32) for rows in tables]
         return LogitTable(tables, self._train.device, numbers)
 
     def _variant(self, variant: int | None, wanted: Positions, progress: _Progress) -> Logits:
@@ -147,13 +151,10 @@ class LogitCache:
     def _compute(self, variant: int | None, positions: Positions) -> Logits:
         """Returns the logits of a variant of some images, (B, C) float32, computed by all ranks together."""
         ranks = self._train.ranks
-        own = ranks.shard(positions)
-        if not len(own):  # a convolution of no image ends the process
-            own = positions[:1]
-            rows = batch_logits(self._teacher, self._train.batch(own, self._numbers(variant, own)))[:0]
-        else:
-            rows = batch_logits(self._teacher, self._train.batch(own, self._numbers(variant, own)))
-        return ranks.all_gather(rows)
+        share = ranks.shard(positions)
+        own = share if len(share) else positions[:1]  # a convolution of no image ends the process
+        rows = batch_logits(self._teacher, self._train.batch(own, self._numbers(variant, own)))
+        return ranks.all_gather(rows[: len(share)])
 
     def _numbers(self, variant: int | None, positions: Positions) -> Positions | None:
         return None if variant is None else np.full(len(positions), variant)

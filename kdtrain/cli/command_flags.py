@@ -15,15 +15,7 @@ from kdtrain.runtime.limits import IMAGES_AT_ONCE
 
 
 def _fit(parser: Parser) -> None:
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        nargs="?",
-        const=Path(),
-        default=argparse.SUPPRESS,
-        metavar="RUN_DIR",
-        help="continue an interrupted run [the latest run of the mode in the log directory]",
-    )
+    _resume(parser, "continue an interrupted run [the latest run of the mode in the log directory]")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -60,6 +52,12 @@ def _tune(parser: Parser) -> None:
         metavar="N",
         help="number of seeds that each trial is trained with [1]",
     )
+    _resume(parser, "continue an interrupted search [the latest one in the log directory]")
+    _config(parser)
+
+
+def _resume(parser: Parser, help: str) -> None:
+    """Adds --resume, whose directory may be left out."""
     parser.add_argument(
         "--resume",
         type=Path,
@@ -67,9 +65,8 @@ def _tune(parser: Parser) -> None:
         const=Path(),
         default=argparse.SUPPRESS,
         metavar="RUN_DIR",
-        help="continue an interrupted search [the latest one in the log directory]",
+        help=help,
     )
-    _config(parser)
 
 
 def _config(parser: Parser) -> None:

@@ -173,6 +173,15 @@ def test_more_variants_and_more_epochs_only_add(
         counted.taken()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_variant_that_no_image_takes_is_no_obstacle(
+    directory: Path, student: flow.nn.Module, mnist: Dataset, kept: bool
+) -> None:
+    few = loader_of(mnist, text="shift=2", count=50, held_out=IMAGES - 5)
+    table = LogitCache(student, few, directory if kept else None).table(epochs=2)
+    assert_looked_up(table, student, few, 2)
+
+
 def test_with_other_held_out_images_only_the_missing_ones_are_computed(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
 ) -> None:
