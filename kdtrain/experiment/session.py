@@ -99,14 +99,23 @@ class Session:
                 "--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic."
             )
 
-    def run(self, jobs: Sequence[Job[T]]) -> list[T]:
+    def run(self, jobs: Sequence[Job[T]], peers: int = 0) -> list[T]:
         """Runs jobs and returns their results in order.
 
-        On a CPU they run in child processes, side by side while there are cores for them. On a GPU, and
-        with --nproc-per-node, they run in this process, one after another.
+        On a CPU they run in child processes, side by side while there are cores for them. Several jobs
+        divide the cores: two networks with one thread each are done sooner than one after the other with
+        two. On a GPU, and with --nproc-per-node, they run in this process, one after another.
+
+        Args:
+            jobs: the jobs.
+            peers: number of jobs that divide the cores, where it is larger than that of ``jobs`` because some
+                are done already. The number of threads changes the last bits of weights, so a command that
+                was resumed has to give it.
         """
         if self.ranks.size == 1 and self.device == "cpu":
-            return run_jobs(jobs, self.config.stall_timeout)
+            share = max(1, len(available_cores()) // max(peers, len(jobs), 1))
+            divided = [dataclasses.replace(job, cores=min(job.cores, share)) for job in jobs]
+            return run_jobs(divided, self.config.stall_timeout)
         return [job.work() for job in jobs]
 
     def cores(self, arch: str) -> int:

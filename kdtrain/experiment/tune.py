@@ -265,10 +265,10 @@ class _Search:
         jobs = [self._job(specs[key]) for key in waiting]
         if jobs:
             began = time.monotonic()
-            rows |= zip(waiting, self.session.run(jobs), strict=True)
+            rows |= zip(waiting, self.session.run(jobs, peers=len(specs)), strict=True)
             begun = max((earlier for earlier in self.ends if earlier < end), default=0)
-            slots = len(available_cores()) // jobs[0].cores if self.session.device == "cpu" else 1
-            pace = dataclasses.replace(self.pace, slots=max(1, slots))
+            slots = min(len(available_cores()), len(specs)) if self.session.device == "cpu" else 1
+            pace = dataclasses.replace(self.pace, slots=slots)
             self.pace = pace.measured(time.monotonic() - began, len(jobs), end - begun)
         for model, numbers in going.items():
             for number in numbers:

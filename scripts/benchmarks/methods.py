@@ -210,12 +210,12 @@ class Table:
 
     def _choose(self, method: Method) -> Settings:
         """Returns the trial with the highest held-out accuracy; the test set is not read."""
-        scores = []
-        for trial in method.trials(self.augment):
-            with _quietly(), temporary_folder(self.folder) as run:
-                [fitted] = self._fit(method, trial, [CHOOSING_SEED], self.pair.epochs, run)
-                scores.append((fitted.saved.card.accuracy, trial))
-        return max(scores, key=lambda score: score[0])[1]
+        trials = method.trials(self.augment)
+        runs = [(trial, CHOOSING_SEED) for trial in trials]
+        with _quietly(), temporary_folder(self.folder) as folder:
+            fits = self._fit(method, runs, self.pair.epochs, folder)
+            scores = [fitted.saved.card.accuracy for fitted in fits]
+        return trials[scores.index(max(scores))]
 
     def _teacher(self) -> tuple[float, SavedModel]:
         path = self.folder / "teacher.safetensors"
@@ -236,42 +236,53 @@ class Table:
     ) -> tuple[Accuracies, float]:
         """Returns the test accuracy of each seed, and the median seconds of an epoch, seeds side by side."""
         with _quietly(), temporary_folder(self.folder) as run:
-            fits = self._fit(method, settings, seeds, epochs, run)
+            fits = self._fit(method, [(settings, seed) for seed in seeds], epochs, run)
             session = Session(replace(self.config, mode=method.mode, **settings))
-            specs = [FitSpec(method.mode, seed, run / f"last_{seed}") for seed in seeds]
+            specs = [FitSpec(method.mode, seed, run / f"tested_{seed}") for seed in seeds]
             jobs = [session.test_fitted_job(*pair) for pair in zip(specs, fits, strict=True)]
             accuracies = {str(model.seed): model.test.accuracy for model in session.run(jobs)}
-            seconds = sum(_median_seconds(path) for path in run.glob(f"*_{seeds[0]}"))
+            seconds = sum(_median_seconds(path) for path in run.glob("*_0"))
         return accuracies, seconds
 
     def _fit(
-        self, method: Method, settings: Settings, seeds: Sequence[int], epochs: int, run: Path
+        self, method: Method, runs: Sequence[tuple[Settings, int]], epochs: int, folder: Path
     ) -> list[FitResult]:
-        """Trains the networks of a method, and returns the last one of each seed."""
-        session = Session(replace(self.config, mode=method.mode, epochs=epochs, **settings))
-        teachers = dict.fromkeys(seeds, self.teacher)
+        """Trains the networks of a method for each pair of settings and seed, as many at a time as fit.
+
+        Args:
+            method: the method.
+            runs: settings and seed of each run.
+            epochs: number of epochs of each network.
+            folder: folder of the run directories, ``STAGE_INDEX`` by the place in ``runs``.
+
+        Returns:
+            The last network of each run.
+        """
+        session = Session(replace(self.config, mode=method.mode, epochs=epochs))
+        distilled = method.mode == "student_kd"
+        augments = {settings["augment"] for settings, _ in runs} if distilled else ()
+        asking = {text: Session(replace(session.config, augment=text)) for text in augments}
+        teachers = [self.teacher for _ in runs]
         fits: list[FitResult] = []
-        stages = [
-            *((str(stage), arch) for stage, arch in enumerate(method.chain)),
-            ("last", self.pair.student),
-        ]
-        for stage, arch in stages:
-            distilled = method.mode == "student_kd"
-            if distilled:
-                session.run(session.soft_label_jobs(teachers))
-            specs = [
-                FitSpec(
-                    method.mode,
-                    seed,
-                    run / f"{stage}_{seed}",
-                    teachers[seed] if distilled else None,
-                    settings={"student_arch": arch},
-                    init_index=len(method.chain) if stage == "last" and arch == self.pair.student else 0,
+        for stage, arch in enumerate((*method.chain, self.pair.student)):
+            specs = []
+            for index, ((settings, seed), teacher) in enumerate(zip(runs, teachers, strict=True)):
+                if distilled:
+                    session.run(asking[settings["augment"]].soft_label_jobs({seed: teacher}))
+                # A network of the chain that has the student's layers begins with weights of its own.
+                last = stage == len(method.chain) and arch in method.chain
+                specs.append(
+                    FitSpec(
+                        method.mode,
+                        seed,
+                        folder / f"{stage}_{index}",
+                        teacher if distilled else None,
+                        settings={"student_arch": arch, **settings},
+                        init_index=len(method.chain) if last else 0,
+                    )
                 )
-                for seed in seeds
-            ]
             fits = session.run([session.fit_job(spec) for spec in specs])
-            teachers = {seed: fitted.saved for seed, fitted in zip(seeds, fits, strict=True)}
+            teachers = [fitted.saved for fitted in fits]
         return fits
 
     def markdown(self, seconds: Mapping[str, float]) -> str:

@@ -170,3 +170,16 @@ def test_too_few_test_images_for_the_processes_are_refused_before_training(
     assert finished.returncode == 1
     assert "1 test images cannot be shared by 2 processes" in finished.stderr
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+@pytest.mark.parametrize("peers", [0, 2])
+def test_several_networks_divide_the_cores_also_where_only_one_of_them_is_left(
+    peers: int, session: Session
+) -> None:
+    def job() -> Job[int]:
+        return Job("one of several", lambda: len(available_cores()), cores=len(available_cores()))
+
+    count = len(available_cores())
+    alone = session.run([job()], peers)
+    assert alone == [count if peers == 0 else max(1, count // peers)]
+    assert session.run([job(), job()], peers) == [max(1, count // 2)] * 2
