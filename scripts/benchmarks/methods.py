@@ -214,7 +214,7 @@ class Table:
         runs = [(trial, CHOOSING_SEED) for trial in trials]
         with _quietly(), temporary_folder(self.folder) as folder:
             fits = self._fit(method, runs, self.pair.epochs, folder)
-            scores = [fitted.saved.card.accuracy for fitted in fits]
+            scores = [fitted.saved.card.accuracy for _, fitted in fits]
         return trials[scores.index(max(scores))]
 
     def _teacher(self) -> tuple[float, SavedModel]:
@@ -237,16 +237,15 @@ class Table:
         """Returns the test accuracy of each seed, and the median seconds of an epoch, seeds side by side."""
         with _quietly(), temporary_folder(self.folder) as run:
             fits = self._fit(method, [(settings, seed) for seed in seeds], epochs, run)
-            session = Session(replace(self.config, mode=method.mode, **settings))
-            specs = [FitSpec(method.mode, seed, run / f"tested_{seed}") for seed in seeds]
-            jobs = [session.test_fitted_job(*pair) for pair in zip(specs, fits, strict=True)]
+            session = Session(replace(self.config, mode=method.mode))
+            jobs = [session.test_fitted_job(*fit) for fit in fits]
             accuracies = {str(model.seed): model.test.accuracy for model in session.run(jobs)}
             seconds = sum(_median_seconds(path) for path in run.glob("*_0"))
         return accuracies, seconds
 
     def _fit(
         self, method: Method, runs: Sequence[tuple[Settings, int]], epochs: int, folder: Path
-    ) -> list[FitResult]:
+    ) -> list[tuple[FitSpec, FitResult]]:
         """Trains the networks of a method for each pair of settings and seed, as many at a time as fit.
 
         Args:
@@ -256,21 +255,21 @@ class Table:
             folder: folder of the run directories, ``STAGE_INDEX`` by the place in ``runs``.
 
         Returns:
-            The last network of each run.
+            The last network of each run, with its specification.
         """
         session = Session(replace(self.config, mode=method.mode, epochs=epochs))
         distilled = method.mode == "student_kd"
         augments = {settings["augment"] for settings, _ in runs} if distilled else ()
         asking = {text: Session(replace(session.config, augment=text)) for text in augments}
         teachers = [self.teacher for _ in runs]
-        fits: list[FitResult] = []
+        last: list[tuple[FitSpec, FitResult]] = []
         for stage, arch in enumerate((*method.chain, self.pair.student)):
             specs = []
             for index, ((settings, seed), teacher) in enumerate(zip(runs, teachers, strict=True)):
                 if distilled:
                     session.run(asking[settings["augment"]].soft_label_jobs({seed: teacher}))
                 # A network of the chain that has the student's layers begins with weights of its own.
-                last = stage == len(method.chain) and arch in method.chain
+                again = stage == len(method.chain) and arch in method.chain
                 specs.append(
                     FitSpec(
                         method.mode,
@@ -278,12 +277,13 @@ class Table:
                         folder / f"{stage}_{index}",
                         teacher if distilled else None,
                         settings={"student_arch": arch, **settings},
-                        init_index=len(method.chain) if last else 0,
+                        init_index=len(method.chain) if again else 0,
                     )
                 )
             fits = session.run([session.fit_job(spec) for spec in specs])
+            last = list(zip(specs, fits, strict=True))
             teachers = [fitted.saved for fitted in fits]
-        return fits
+        return last
 
     def markdown(self, seconds: Mapping[str, float]) -> str:
         """Returns the table with a sentence about its budget."""
