@@ -208,14 +208,14 @@ def test_a_resumed_run_keeps_its_recipe(tmp_path: Path) -> None:
 
 
 def test_epochs_follow_the_number_of_images() -> None:
-    assert (epochs_for_size("student", 55_000), epochs_for_size("teacher", 55_000)) == (60, 8)
-    assert (epochs_for_size("student", 33_000), epochs_for_size("teacher", 11_000)) == (100, 40)
-    for images, student, teacher in ((1, 200, 100), (10**8, 20, 5)):
+    assert (epochs_for_size("student", 55_000), epochs_for_size("teacher", 55_000)) == (60, 20)
+    assert (epochs_for_size("student", 33_000), epochs_for_size("teacher", 11_000)) == (100, 100)
+    for images, student, teacher in ((1, 200, 300), (10**8, 20, 5)):
         assert (epochs_for_size("student", images), epochs_for_size("teacher", images)) == (student, teacher)
     config = new_config({"dataset": "folder:pets"})
     assert not {"epochs", "teacher_epochs"} & config.resolved().keys()
     sized = config.with_epochs(11_000)
-    assert (sized.epochs_for("student"), sized.epochs_for("teacher")) == (200, 40)
+    assert (sized.epochs_for("student"), sized.epochs_for("teacher")) == (200, 100)
     assert config.with_epochs(11_000).resolved() == sized.with_epochs(50).resolved()
     for given in ({"epochs": 7}, {"epochs": 7, "teacher_epochs": 7}):
         named = new_config({"dataset": "folder:pets", **given}).with_epochs(11_000)

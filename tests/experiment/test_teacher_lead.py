@@ -233,7 +233,7 @@ def test_in_this_process_too_the_measurement_changes_no_weights(
     """As on a GPU, where jobs run in the process of the command, one after another."""
 
     class InProcess(Session):
-        def run(self, jobs: Any) -> Any:
+        def run(self, jobs: Any, peers: int = 0) -> Any:
             return [job.work() for job in jobs]
 
     session = InProcess(session_of(code, digits, LONG).config)
