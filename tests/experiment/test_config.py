@@ -147,7 +147,7 @@ def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConf
 
 def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:
     values = tomli.loads(FitConfig(mode="student_kd", optimizer="adadelta").with_epochs(55_000).to_toml())
-    assert (values["epochs"], values["teacher_epochs"], values["lr"]) == (60, 8, 1.0)
+    assert (values["epochs"], values["teacher_epochs"], values["lr"]) == (60, 20, 1.0)
 
 
 def test_the_models_folder_follows_a_new_logdir_unless_it_was_named(file: Path) -> None:
