@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdtrain.callbacks.teacher_logits import LogitCache, weights_fingerprint
+import numpy as np
+
+from kdtrain.callbacks.teacher_logits import logit_table, weights_fingerprint
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import FitEnd, Status
@@ -18,6 +20,7 @@ from kdtrain.engine.predict import batch_logits
 from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
+from kdtrain.models.teacher_network import members_of
 from kdtrain.runtime import flow
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,8 @@ class SoftTargets:
 
     def __call__(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the loss of ``soft_target_loss`` for a batch: a float32 scalar, in nats times T^2."""
-        return soft_target_loss(output.logits, self.teacher.logits(batch), self.temperature)
+        logits = self.teacher.logits(batch, self.temperature)
+        return soft_target_loss(output.logits, logits, self.temperature)
 
 
 class DistillationCallback(Callback):
@@ -49,7 +53,8 @@ class DistillationCallback(Callback):
     step if each epoch has new variants, or if a callback records layers of it.
 
     Args:
-        teacher: a trained network; it is used in evaluation mode and never changed.
+        teacher: a trained network, or an ``Ensemble`` of several; it is used in evaluation mode and never
+            changed.
         temperature: T, above 0; a higher one makes both distributions softer.
         alpha: weight of the soft term, 0 to 1.
         cache_directory: the folder that keeps the teacher's logits between fits; None keeps none.
@@ -90,9 +95,9 @@ class DistillationCallback(Callback):
         Raises:
             CheckpointError: the teacher has another number of classes than the data.
         """
-        self._check_classes(run.train)
         self._fingerprint = weights_fingerprint(self.network)
         if run.train.is_endless:
+            self._check_classes(run.train)
             logger.info(
                 "Each epoch has new variants of the images, so the teacher runs at every step: "
                 f"about {self._minutes(run):.1f} minutes in all. With fixed ones (--views) it runs once."
@@ -100,7 +105,11 @@ class DistillationCallback(Callback):
             return
         if self.teacher.layers:
             logger.info("Layers of the teacher are compared, so it runs at every step, which is slow.")
-        self.teacher.use_table(LogitCache(self.network, run.train, self.cache_directory).table(run.epochs))
+        members = members_of(self.network)
+        self.teacher.use_table(
+            *(logit_table(m, run.train, self.cache_directory, run.epochs) for m in members)
+        )
+        self._check_classes(run.train)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Checks that the teacher's weights have not changed.
@@ -129,7 +138,7 @@ class DistillationCallback(Callback):
             )
 
     def _check_classes(self, train: Loader) -> None:
-        first = next(iter(train.sequential(train.ranks.size).epoch(1)))
+        first = train.batch(np.arange(1), None if train.views is None else np.zeros(1, np.int64))
         classes = int(self.teacher.logits(first).shape[1])
         if classes != train.num_classes:
             raise CheckpointError(

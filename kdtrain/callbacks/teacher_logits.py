@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.predict import batch_logits, check_weights, images_at_once
-from kdtrain.errors import CheckpointError
+from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.models.teacher_network import GivenLogits
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import progress_bar
 from kdtrain.runtime.files import make_folder
@@ -69,6 +70,39 @@ class LogitTable:
             chosen = variants == variant
             logits[chosen] = self._mapped[variant][numbers[chosen]]
         return flow.from_numpy(logits).to(self._device)
+
+
+def logit_table(teacher: flow.nn.Module, train: Loader, directory: Path | None, epochs: int) -> LogitTable:
+    """Returns the logits of one teacher for the batches of a fit: looked up in its file, or computed.
+
+    Args:
+        teacher: the network, or ``GivenLogits``; not an ensemble.
+        train: the training images.
+        directory: the folder of the cache; None keeps none.
+        epochs: the epochs of the fit.
+
+    Raises:
+        UsageError: given logits are not of these images or variants.
+    """
+    if isinstance(teacher, GivenLogits):
+        return _given_table(teacher, train)
+    return LogitCache(teacher, train, directory).table(epochs)
+
+
+def _given_table(teacher: GivenLogits, train: Loader) -> LogitTable:
+    given, count = len(teacher.variants), 1 if train.views is None else train.views.count
+    if given != count:
+        raise UsageError(
+            f"--teacher-logits {teacher.path} has logits of {given} variant{'s' * (given != 1)} of each "
+            f"image, and the students' images have {count} (--augment and --views): give logits of as many."
+        )
+    source = train.source
+    if len(teacher.variants[0]) != source.size:
+        raise UsageError(
+            f"--teacher-logits {teacher.path} has logits of {len(teacher.variants[0]):,} images, "
+            f"and there are {source.size:,} training images."
+        )
+    return LogitTable([logits[source.numbers] for logits in teacher.variants], train.device)
 
 
 class LogitCache:

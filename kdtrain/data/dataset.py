@@ -141,6 +141,13 @@ class Dataset:
         """The number of classes; labels go from 0 to ``num_classes`` - 1."""
         return len(self.classes)
 
+    def split(self, name: str) -> Split:
+        """Returns the split ``train``, ``validation`` or ``test``; the first and the last always exist."""
+        split: Split | None = getattr(self, name)
+        if split is None:
+            raise ValueError(f"{self.name} has no split {name!r}")
+        return split
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""

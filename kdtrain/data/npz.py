@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,15 +34,37 @@ def load_npz(path: Path) -> Dataset:
     Raises:
         DataError: the file is missing, damaged, or does not hold such arrays.
     """
+    found = read_arrays(path, ARRAYS, (_CLASSES,), lambda name: _LARGEST[name[0]])
+    arrays, names = [found[name] for name in ARRAYS], found.get(_CLASSES)
+    if sum(array.size for array in arrays[::2]) > MOST_PIXELS:
+        raise DataError(too_many(f"{path}"))
+    sources = [f"{name} in {path}" for name in ARRAYS]
+    return assemble(f"npz:{path}", arrays, sources, check_classes(names, f"{_CLASSES} in {path}"))
+
+
+def read_arrays(
+    path: Path, required: Sequence[str], optional: Sequence[str], most: Callable[[str], int]
+) -> dict[str, NDArray[Any]]:
+    """Returns arrays of a ``.npz`` by name, without unpickling.
+
+    Args:
+        path: the file.
+        required: the names of arrays that it must hold.
+        optional: the names of arrays that it may hold.
+        most: returns the limit of bytes of an array of this name.
+
+    Raises:
+        DataError: the file is missing or damaged, or lacks a required array, or an array is too large.
+    """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             present = {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
-            missing = [name for name in ARRAYS if name not in present]
+            missing = [name for name in required if name not in present]
             if missing:
                 listed = ", ".join(sorted(present)) or "nothing"
                 raise DataError(f"{path} lacks {', '.join(missing)}; it holds {listed}.")
-            arrays = [_read(archive, name, path) for name in ARRAYS]
-            names = _read(archive, _CLASSES, path) if _CLASSES in present else None
+            names = [*required, *(name for name in optional if name in present)]
+            return {name: _read(archive, name, path, most(name)) for name in names}
     except FileNotFoundError as error:
         raise DataError(f"{missing_path_text(path)} does not exist.") from error
     except DataError:
@@ -49,10 +72,6 @@ def load_npz(path: Path) -> Dataset:
     except Exception as error:  # zipfile raises almost any exception for a damaged archive
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} cannot be read as .npz: {reason.rstrip('.')}.") from error
-    if sum(array.size for array in arrays[::2]) > MOST_PIXELS:
-        raise DataError(too_many(f"{path}"))
-    sources = [f"{name} in {path}" for name in ARRAYS]
-    return assemble(f"npz:{path}", arrays, sources, check_classes(names, f"{_CLASSES} in {path}"))
 
 
 def too_many(source: str) -> str:
@@ -63,14 +82,14 @@ def too_many(source: str) -> str:
     )
 
 
-def _read(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
+def _read(archive: zipfile.ZipFile, name: str, path: Path, most: int) -> NDArray[Any]:
     """Returns an array, if the archive's index states the same size as the array's header."""
     source = f"{name} in {path}"
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
         shape, fortran_order, dtype = _read_header(file, source)
         size = dtype.itemsize * math.prod(shape)
-        if size > _LARGEST[name[0]]:
+        if size > most:
             raise DataError(too_many(source) if name[0] == "x" else f"{source} is too large: {size} bytes.")
         if info.file_size != file.tell() + size:
             raise DataError(f"{source} is damaged: its header states {size} bytes of data.")

@@ -47,6 +47,8 @@ _WORK_PER_BYTE = 2  # multiply-adds for each byte of the file and each pixel; Sq
 _WORK_BASE = 20_000_000  # multiply-adds in addition, whatever the size of the file
 _WORK_PER_VALUE = 4  # multiply-adds that take as long as reading or writing a value
 _WORK_PER_RESIZED = 64  # multiply-adds for each value of a Resize: cubic in two dimensions takes 16
+_CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv"}
+_PRODUCTS = _CONVOLUTIONS | {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
 _BYTES = {"FLOAT": 4, "DOUBLE": 8, "FLOAT16": 2, "BFLOAT16": 2, "BOOL": 1, "INT8": 1, "UINT8": 1,
           "INT16": 2, "UINT16": 2, "INT32": 4, "UINT32": 4, "INT64": 8, "UINT64": 8}  # fmt: skip
 """Bytes of a value, by ONNX's names of types. STRING is missing: its length is not in the graph."""
@@ -63,10 +65,12 @@ class Cost:
     Attributes:
         peak: the most bytes of tensors that exist at one time.
         work: multiply-adds; a value that is read or written counts as four.
+        multiply_adds: multiply-adds of convolutions and matrix products alone.
     """
 
     peak: int
     work: int
+    multiply_adds: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,20 +89,22 @@ class _Tensor:
         return self.values * self.width
 
 
-def graph_cost(onnx: Any, model: Any, images: str) -> Cost:
-    """Returns the cost of a graph.
+def graph_cost(onnx: Any, model: Any, images: str, pixels: int | None = None, batch: int = 1) -> Cost:
+    """Returns the cost of a graph for one image.
 
     Args:
         onnx: the module.
-        model: a ``ModelProto``. Its batch size is set to 1 in place.
-        images: the name of the graph's input, (N, C, H, W).
+        model: a ``ModelProto``. Its batch size is set to ``batch`` in place.
+        images: the name of the graph's input.
+        pixels: height times width of an image; those of an input (N, C, H, W) by default.
+        batch: the number of images that the graph takes at a time.
 
     Raises:
         GraphError: the graph holds what no classifier needs, exceeds a limit, or its cost is not determined.
     """
     _check_nodes(model)
     size = model.ByteSize()
-    tensors = _infer(onnx, model, images)
+    tensors = _infer(onnx, model, images, batch)
     nodes = model.graph.node
     varying = {images}
     for node in nodes:
@@ -107,15 +113,17 @@ def graph_cost(onnx: Any, model: Any, images: str) -> Cost:
     fixed = sum(tensor.size for name, tensor in tensors.items() if name not in varying)
     _check(fixed, "bytes of weights", _DERIVED_PER_BYTE * size + _DERIVED_BASE)
     computed = {name: tensor for name, tensor in tensors.items() if name in varying}
-    _check(sum(tensor.values for tensor in computed.values()), "values for one image", _MOST_VALUES)
-    peak = _peak(nodes, {name: tensor.size for name, tensor in computed.items()})
+    values = sum(tensor.values for tensor in computed.values()) // batch
+    _check(values, "values for one image", _MOST_VALUES)
+    peak = _peak(nodes, {name: tensor.size for name, tensor in computed.items()}) // batch
     _check(peak, "bytes at one time for one image", LARGEST_PEAK)
-    work = sum(_work(node, tensors) for node in nodes)
-    pixels = math.prod(tensors[images].shape[2:])
+    work = sum(_work(node, tensors) for node in nodes) // batch
+    pixels = pixels or math.prod(tensors[images].shape[2:])
     _check(
         work, "multiply-adds for one image", min(LARGEST_WORK, _WORK_BASE + _WORK_PER_BYTE * size * pixels)
     )
-    return Cost(peak, work)
+    products = sum(_products(node, tensors) for node in nodes if node.op_type in _PRODUCTS) // batch
+    return Cost(peak, work, products)
 
 
 def reason(error: Exception) -> str:
@@ -137,7 +145,7 @@ def _check_nodes(model: Any) -> None:
     _check(len(nodes) + len(weights), "nodes and weights", _MOST_NODES)
     tensors = [*weights, *(attribute.t for node in nodes for attribute in node.attribute)]
     if any(tensor.data_location or tensor.external_data for tensor in tensors):
-        raise GraphError("refers to another file for its weights; kdtrain writes all into one")
+        raise GraphError("refers to another file for its weights")
     refused = {
         node.op_type
         for node in nodes
@@ -147,7 +155,7 @@ def _check_nodes(model: Any) -> None:
     }
     if refused or model.functions or model.graph.sparse_initializer:
         names = ", ".join(sorted(refused)) or "functions or sparse tensors"
-        raise GraphError(f"is not an ONNX file that kdtrain wrote: it contains {names!r}")
+        raise GraphError(f"contains {names!r}, which kdtrain does not compute")
 
 
 def _is_nested(attribute: Any) -> bool:
@@ -158,8 +166,8 @@ def _is_nested(attribute: Any) -> bool:
     )  # fmt: skip
 
 
-def _infer(onnx: Any, model: Any, images: str) -> dict[str, _Tensor]:
-    """Returns all tensors of the graph by name, for one image.
+def _infer(onnx: Any, model: Any, images: str, count: int) -> dict[str, _Tensor]:
+    """Returns all tensors of the graph by name, for ``count`` images.
 
     The shape of the images is the only one that is taken from the file; the others are inferred. All but
     the smallest weights become inputs of the graph, so that their values are not copied.
@@ -167,7 +175,7 @@ def _infer(onnx: Any, model: Any, images: str) -> dict[str, _Tensor]:
     graph, helper = model.graph, onnx.helper
     widths = {number: _BYTES[name] for name, number in onnx.TensorProto.DataType.items() if name in _BYTES}
     (batch,) = (value for value in graph.input if value.name == images)
-    batch.type.tensor_type.shape.dim[0].dim_value = 1
+    batch.type.tensor_type.shape.dim[0].dim_value = count
     constants = _constants(graph)
     inputs, small = [batch], []
     for name, tensor in constants.items():
@@ -235,22 +243,30 @@ def _peak(nodes: Sequence[Any], sizes: Mapping[str, int]) -> int:
     return peak
 
 
-def _work(node: Any, tensors: Mapping[str, _Tensor]) -> int:
-    """Returns the multiply-adds that a node costs."""
+def _products(node: Any, tensors: Mapping[str, _Tensor]) -> int:
+    """Returns the multiply-adds of a convolution or a matrix product."""
     inputs = [tensors[name] for name in node.input if name]
     outputs = sum(tensors[name].values for name in node.output if name)
+    if node.op_type in _CONVOLUTIONS:
+        weights = inputs[3 if node.op_type == "QLinearConv" else 1]
+        return outputs * math.prod(weights.shape[1:])
+    transposed = any(attribute.name == "transA" and attribute.i != 0 for attribute in node.attribute)
+    return outputs * inputs[0].shape[0 if transposed else -1]
+
+
+def _work(node: Any, tensors: Mapping[str, _Tensor]) -> int:
+    """Returns the multiply-adds that a node costs, with those that reading and writing values is worth."""
+    inputs = [tensors[name] for name in node.input if name]
+    outputs = sum(tensors[name].values for name in node.output if name)
+    moved = _WORK_PER_VALUE * (outputs + sum(tensor.values for tensor in inputs))
     options = {attribute.name: attribute for attribute in node.attribute}
     times = 0
-    if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
-        weights = inputs[3 if node.op_type == "QLinearConv" else 1]
-        times = math.prod(weights.shape[1:])
-    elif node.op_type in ("MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"):
-        transposed = "transA" in options and options["transA"].i != 0
-        times = inputs[0].shape[0 if transposed else -1]
-    elif node.op_type in ("MaxPool", "AveragePool"):
+    if node.op_type in _PRODUCTS:
+        return _products(node, tensors) + moved
+    if node.op_type in ("MaxPool", "AveragePool"):
         times = math.prod(options["kernel_shape"].ints)
     elif node.op_type == "LRN":
         times = options["size"].i
     elif node.op_type == "Resize":
         times = _WORK_PER_RESIZED
-    return outputs * max(times, 0) + _WORK_PER_VALUE * (outputs + sum(tensor.values for tensor in inputs))
+    return outputs * max(times, 0) + moved

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.deploy.onnx_classifier import Assumed
 from kdtrain.deploy.onnx_worker import LONGEST
 from kdtrain.errors import CheckpointError
 
@@ -40,17 +42,19 @@ class OnnxProcess:
     Args:
         path: the file.
         threads: threads of onnxruntime.
+        assumed: decides what a classifier of another program leaves open; None takes kdtrain's files only.
 
     Attributes:
-        about: the file's metadata.
+        about: the file's metadata; of a classifier, the ``form`` of its images and the number of ``classes``.
         threads: threads of onnxruntime.
 
     Raises:
         CheckpointError: the file cannot be used.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, assumed: Assumed | None = None) -> None:
         self._path, self.threads = path, threads
+        self._assumed = "" if assumed is None else json.dumps(asdict(assumed))
         self._lock = threading.Lock()
         self.about = self._start()
 
@@ -79,7 +83,8 @@ class OnnxProcess:
         """Starts the process, and returns the file's metadata."""
         near, far = socket.socketpair()
         with far:
-            arguments = [json.dumps(sys.path), str(far.fileno()), str(self._path), str(self.threads)]
+            numbers = [str(far.fileno()), str(self._path), str(self.threads)]
+            arguments = [json.dumps(sys.path), *numbers, self._assumed]
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, *arguments],  # -I: nothing from the working directory
                 stdin=subprocess.DEVNULL,

@@ -26,7 +26,9 @@ The input is (N, C, H, W) float32: ``pixels`` 0..255, or ``inputs``, which are n
 
 PRECISIONS = ("float32", "int8")
 
-_LARGEST = 2**31 - 1  # bytes of a protobuf message
+LARGEST = 2**31 - 1
+"""Limit in bytes of a protobuf message."""
+
 _LONGEST_METADATA = 2 << 20  # characters; holds 10,000 classes with long names
 
 
@@ -58,13 +60,10 @@ def read_onnx(path: Path) -> OnnxFile:
             more memory or time than the limits.
         KdtrainError: onnx is not installed.
     """
-    content = _read(path)
+    content = read_content(path)
     onnx = import_onnx()[0]
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf and onnx raise several types
-        raise CheckpointError(f"{path} is not an ONNX file, or it is damaged: {reason(error)}.") from error
-    about = _metadata(model, path)
+    model = parse_model(onnx, content, path)
+    about = read_metadata(model, path)
     card = read_card(about, path)
     if about.get("precision") not in PRECISIONS or type(about.get("parameters")) is not int:
         raise CheckpointError(f"{path}: its metadata lacks a valid precision or number of parameters.")
@@ -74,6 +73,14 @@ def read_onnx(path: Path) -> OnnxFile:
     except GraphError as error:
         raise CheckpointError(f"{path} {error}.") from error
     return OnnxFile(content, about, card, images, cost)
+
+
+def parse_model(onnx: Any, content: bytes, path: Path) -> Any:
+    """Returns the ``ModelProto`` in a file's bytes; raises CheckpointError if there is none."""
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf and onnx raise several types
+        raise CheckpointError(f"{path} is not an ONNX file, or it is damaged: {reason(error)}.") from error
 
 
 def import_onnx() -> tuple[Any, Any]:
@@ -91,16 +98,18 @@ def import_onnx() -> tuple[Any, Any]:
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """Returns a file's bytes; raises CheckpointError if it cannot be read, or is too large."""
     try:
-        return read_bytes(path, _LARGEST)
+        return read_bytes(path, LARGEST)
     except FileNotFoundError:
         raise CheckpointError(f"there is no model {missing_path_text(path)}.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _metadata(model: Any, path: Path) -> dict[str, Any]:
+def read_metadata(model: Any, path: Path) -> dict[str, Any]:
+    """Returns what kdtrain has noted in a file; raises CheckpointError if kdtrain did not write it."""
     texts = [entry.value for entry in model.metadata_props if entry.key == METADATA]
     if len(texts) != 1 or len(texts[0]) > _LONGEST_METADATA:
         raise CheckpointError(f"{path} is an ONNX file, but not one that kdtrain wrote.")

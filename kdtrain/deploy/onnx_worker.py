@@ -16,16 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
-from kdtrain.deploy.onnx_cost import LARGEST_PEAK, reason
+from kdtrain.deploy.onnx_classifier import FLAT, NHW, NHWC, Assumed, ClassifierForm, read_classifier
+from kdtrain.deploy.onnx_cost import LARGEST_PEAK, Cost, reason
 from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, import_onnx, read_onnx
-from kdtrain.errors import CheckpointError, KdtrainError
-from kdtrain.runtime.limits import IMAGES_AT_ONCE
+from kdtrain.errors import CheckpointError, KdtrainError, size_text
+from kdtrain.runtime.limits import IMAGES_AT_ONCE, MOST_CLASSES
 from kdtrain.store.card import ModelCard
 
 LONGEST = 30
@@ -40,9 +41,20 @@ _FATAL = 4  # severity of onnxruntime's log; whatever is less severe is raised a
 Pixels = npt.NDArray[Any]
 
 
+class _Computed(Protocol):
+    """A network in a file that has been loaded."""
+
+    @property
+    def most(self) -> int:
+        """The largest batch, in images."""
+
+    def logits(self, images: Pixels) -> npt.NDArray[np.float32]:
+        """Returns (N, classes) float32, from (N, C, H, W) images."""
+
+
 @dataclass(frozen=True)
 class _Network:
-    """A network that onnxruntime computes.
+    """A network that kdtrain has exported and onnxruntime computes.
 
     Attributes:
         path: its file.
@@ -75,12 +87,68 @@ class _Network:
         return logits
 
 
+@dataclass(frozen=True)
+class _Classifier:
+    """A classifier that another program has exported.
+
+    Attributes:
+        path: its file.
+        form: the form of its images.
+        session: onnxruntime's ``InferenceSession``.
+        most: the largest batch, in images.
+    """
+
+    path: Path
+    form: ClassifierForm
+    session: Any
+    most: int
+
+    def logits(self, images: Pixels) -> npt.NDArray[np.float32]:
+        """Returns the first output, (N, classes) float32, for (N, C, H, W) images, scaled as it takes them.
+
+        Raises:
+            CheckpointError: onnxruntime cannot compute it, or it is no table with a row for each image.
+        """
+        size = self.form.batch or len(images)
+        outputs = []
+        for start in range(0, len(images), max(size, 1)):
+            few = images[start : start + size]
+            missing = size - len(few)  # the last batch is filled up with copies of its last image
+            filled = np.concatenate([few, np.repeat(few[-1:], missing, axis=0)]) if missing else few
+            outputs.append(self._run(filled)[: len(few)])
+        return np.concatenate(outputs)
+
+    def _run(self, images: Pixels) -> npt.NDArray[np.float32]:
+        if self.form.layout == NHWC:
+            images = images.transpose(0, 2, 3, 1)
+        elif self.form.layout == NHW:
+            images = images[:, 0]
+        elif self.form.layout == FLAT:
+            images = images.reshape(len(images), -1)
+        if self.form.dtype == "uint8":
+            images = np.rint(images).clip(0, 255)
+        feed = {self.form.images: np.ascontiguousarray(images, self.form.dtype)}
+        try:
+            output = self.session.run([self.form.output], feed)[0]
+        except Exception as error:  # onnxruntime has a dozen types of its own
+            raise CheckpointError(f"{self.path} cannot be computed: {reason(error)}.") from error
+        if output.ndim != 2 or len(output) != len(images) or not 2 <= output.shape[1] <= MOST_CLASSES:
+            raise CheckpointError(
+                f"{self.path} is no image classifier: for {len(images)} images, its output "
+                f"{self.form.output!r} has the shape {size_text(output.shape)}."
+            )
+        return np.asarray(output, np.float32)
+
+
 def main() -> None:
     """Loads the file and computes requests until the parent closes the socket."""
-    descriptor, path, threads = sys.argv[2:]
+    descriptor, path, threads, assumed = sys.argv[2:]
     connection = Connection(int(descriptor))
     with contextlib.suppress(EOFError, ConnectionError), _errors_sent(connection, path):
-        network, about = _load(Path(path), int(threads))
+        if assumed:
+            network, about = _load_classifier(Path(path), int(threads), Assumed(**json.loads(assumed)))
+        else:
+            network, about = _load(Path(path), int(threads))
         connection.send_bytes(json.dumps({"about": about}).encode())
         while True:
             request, content = json.loads(connection.recv_bytes()), connection.recv_bytes()
@@ -103,24 +171,44 @@ def _errors_sent(connection: Connection, path: str) -> Iterator[None]:
         connection.send_bytes(json.dumps({"error": text}).encode())
 
 
-def _load(path: Path, threads: int) -> tuple[_Network, dict[str, Any]]:
-    """Returns the network in a file, and the file's metadata."""
+def _load(path: Path, threads: int) -> tuple[_Computed, dict[str, Any]]:
+    """Returns the network in a file of kdtrain's, and the file's metadata."""
+    _limit_memory(_size(path), threads)
+    with _time_limit():
+        file = read_onnx(path)
+        session = _session(path, file.content, threads)
+    return _Network(path, file.card, file.images, session, _most(file.cost)), file.about
+
+
+def _load_classifier(path: Path, threads: int, assumed: Assumed) -> tuple[_Computed, dict[str, Any]]:
+    """Returns the classifier in a file of any program, and the form of its images with its classes."""
+    _limit_memory(sum(map(_size, path.parent.glob(f"{path.stem}*"))), threads)
+    with _time_limit():
+        content, form, cost = read_classifier(path, assumed)
+        classifier = _Classifier(path, form, _session(path, content, threads), _most(cost))
+        # A graph may leave open how many classes it has: an image tells.
+        classes = classifier.logits(np.zeros((1, *form.shape), np.float32)).shape[1]
+    return classifier, {"form": form.to_json(), "classes": classes}
+
+
+def _session(path: Path, content: bytes, threads: int) -> Any:
+    """Returns onnxruntime's session for a graph."""
     _, onnxruntime = import_onnx()
-    _limit_memory(path, threads)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _FATAL
-    with _time_limit():
-        file = read_onnx(path)
-        try:
-            session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be used by onnxruntime: {reason(error)}.") from error
-    most = min(IMAGES_AT_ONCE, LARGEST_PEAK // max(file.cost.peak, 1), _MOST_WORK // max(file.cost.work, 1))
-    return _Network(path, file.card, file.images, session, max(most, 1)), file.about
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be used by onnxruntime: {reason(error)}.") from error
 
 
-def _compute(network: _Network, images: Pixels, size: int) -> tuple[npt.NDArray[np.float32], list[float]]:
+def _most(cost: Cost) -> int:
+    """Returns the largest batch, in images, for a graph of this cost."""
+    return max(min(IMAGES_AT_ONCE, LARGEST_PEAK // max(cost.peak, 1), _MOST_WORK // max(cost.work, 1)), 1)
+
+
+def _compute(network: _Computed, images: Pixels, size: int) -> tuple[npt.NDArray[np.float32], list[float]]:
     """Returns (N, classes) float32 logits, and the seconds of each batch of at most ``size`` images."""
     size = min(size, network.most)
     parts, seconds = [], []
@@ -140,10 +228,15 @@ def _time_limit() -> Iterator[None]:
     signal.alarm(0)
 
 
-def _limit_memory(path: Path, threads: int) -> None:
-    """Sets RLIMIT_DATA to what this process uses now plus what a network may use."""
+def _size(path: Path) -> int:
+    """Returns the bytes of a file; 0 if it is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _limit_memory(size: int, threads: int) -> None:
+    """Sets RLIMIT_DATA to what this process uses now plus what a network of ``size`` bytes may use."""
+    import_onnx()  # their code does not count
     now = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    size = path.stat().st_size if path.is_file() else 0
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = now + _MEMORY + _MEMORY_PER_BYTE * size + _MEMORY_PER_THREAD * threads
     limit = limit if most == resource.RLIM_INFINITY else min(limit, most)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.models.layers import channels_first, fork
+from kdtrain.models.teacher_network import Ensemble, TeacherNetwork, members_of
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import call_network
 
@@ -68,9 +69,15 @@ class Recorder:
             UsageError: the network has no such layer (the message lists its layers), or does not use it.
             KdtrainError: the recorder has no example images.
         """
-        modules = {name: module for name, module in self.network.named_modules() if name}
+        network = self.network.network if isinstance(self.network, TeacherNetwork) else self.network
+        modules = {name: module for name, module in network.named_modules() if name}
+        if not modules:
+            raise UsageError(
+                f"the {self.role} ({type(network).__name__}) has no layers that can be compared: choose a "
+                "method that compares logits."
+            )
         if layer not in modules:
-            where = f"layer of the {self.role} ({type(self.network).__name__})"
+            where = f"layer of the {self.role} ({type(network).__name__})"
             raise UsageError(unknown_name_message(where, layer, modules))
         if self.images is None:
             raise KdtrainError(f"the {self.role}'s layers can be recorded in configure, within a fit, only.")
@@ -118,33 +125,53 @@ class Teacher(Recorder):
     all training images, they are looked up instead.
 
     Args:
-        network: the network; it is put into evaluation mode.
+        network: the network, or an ``Ensemble``; it is put into evaluation mode.
         images: example inputs, (B, C, H, W) float32, from which ``record`` finds the layers' shapes: those
             of the student (``objective.student.images``).
     """
 
     def __init__(self, network: flow.nn.Module, images: flow.Tensor | None = None) -> None:
         super().__init__(network.eval(), "teacher", images)
-        self._table: Callable[[Batch], flow.Tensor] | None = None
+        self._tables: tuple[Callable[[Batch], flow.Tensor], ...] = ()
         self._latest: tuple[flow.Tensor, Output] | None = None
+        self._latest_members: tuple[flow.Tensor, list[flow.Tensor]] | None = None
 
-    def use_table(self, table: Callable[[Batch], flow.Tensor]) -> None:
+    def use_table(self, *tables: Callable[[Batch], flow.Tensor]) -> None:
         """Makes ``logits`` look the logits up from now on, instead of running the network.
 
         Args:
-            table: returns the logits for a batch of training images, (B, C) float32.
+            tables: returns the logits for a batch of training images, (B, C) float32; one table for each
+                member of an ensemble.
         """
-        self._table = table
+        self._tables = tables
 
-    def logits(self, batch: Batch) -> flow.Tensor:
-        """Returns the logits for a batch of training images, (B, C) float32."""
-        if self._table is not None:
-            return self._table(batch)
+    def logits(self, batch: Batch, temperature: float = 1.0) -> flow.Tensor:
+        """Returns the logits for a batch of training images, (B, C) float32.
+
+        Args:
+            batch: images of the loader that the student is trained on.
+            temperature: T, by which the caller divides the logits. It matters for several teachers only: the
+                softmax of their logits divided by T is the mean of their softened probabilities.
+        """
+        if isinstance(self.network, Ensemble):
+            return self.network.combine(self._members(batch), temperature)
+        if self._tables:
+            return self._tables[0](batch)
         return self._output(batch).logits
 
     def features(self, batch: Batch) -> Mapping[str, flow.Tensor]:
         """Runs the network; returns the recorded layers' outputs by name, (B, ...) float32 each."""
         return self._output(batch).features
+
+    def _members(self, batch: Batch) -> list[flow.Tensor]:
+        """Returns the logits of each member of an ensemble, (B, C) float32 each."""
+        if self._tables:
+            return [table(batch) for table in self._tables]
+        if self._latest_members is None or self._latest_members[0] is not batch.inputs:
+            with evaluating(self.network):
+                outputs = [call_network(member, batch.inputs) for member in members_of(self.network)]
+            self._latest_members = batch.inputs, outputs
+        return self._latest_members[1]
 
     def _output(self, batch: Batch) -> Output:
         """Returns the network's output for a batch; the latest one is kept for the batch's other terms."""

@@ -9,6 +9,7 @@ from kdtrain.experiment.distillation_run import distillation_run
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.teacher import trained_here
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def run_chain(session: Session, resume: Path | None = None) -> TestedModel:
             settings = {**tuned, "student_arch": arch}
             spec = FitSpec("student_kd", config.seed, directory / name, teacher, name, settings, init_index)
             [model] = session.run([session.fit_and_test_job(spec)])
-            teacher = model.saved
+            teacher = trained_here(model.saved)
             if name != last:
                 accuracy = f"test accuracy {model.test.accuracy:.2%}"
                 logger.info(f"{name} ({arch}): {accuracy}; it is the teacher of the next one.")

@@ -12,6 +12,7 @@ import numpy as np
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.config_file import absolute_paths, load_config
+from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import search_grid
 from kdtrain.experiment.loaders import count_validation
@@ -19,9 +20,9 @@ from kdtrain.experiment.modes import COMPARED, MODES, controls_of
 from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
-from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
+from kdtrain.experiment.result import Tested, TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
@@ -34,13 +35,13 @@ from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
-from kdtrain.store.checkpoint import SavedModel, save_tensors
+from kdtrain.store.checkpoint import save_tensors
 from kdtrain.store.event_file import write_image
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
 
-Models = dict[tuple[Model, int], TestedModel]
+Models = dict[tuple[Model, int], Tested]
 """The models of a comparison by name and seed."""
 
 
@@ -55,7 +56,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         resume: directory of a comparison to resume; what is trained already is only tested.
     """
     config, teacher = session.config, None
-    if config.teacher_checkpoint is not None:
+    if config.has_teacher_files:
         teacher = find_teacher(config, session.dataset, session.ranks)
     if teacher is not None:
         logger.info(describe_teacher(teacher, config, session.dataset))
@@ -67,7 +68,11 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         models, grid = training.run(teacher)
         for mode in MODES:
             trained = [
-                model for (name, _), model in models.items() if name == mode and model.directory is not None
+                model
+                for (name, _), tested in models.items()
+                if name == mode
+                for model in (tested.members or (tested,))
+                if isinstance(model, TestedModel)
             ]
             if trained:  # empty for a teacher that existed already
                 keep_best(trained, config, session.ranks)
@@ -97,7 +102,7 @@ class _Training:
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
         self.students: list[Model] = ["student_kd", "student", *controls_of(self.config)]
 
-    def run(self, existing_teacher: SavedModel | None) -> tuple[Models, dict[Model, GridResult]]:
+    def run(self, existing_teacher: TrainedTeacher | None) -> tuple[Models, dict[Model, GridResult]]:
         """Returns the tested models, seed by seed, and the results of the grid by model."""
         if len(self.seeds) > 1:
             logger.info(
@@ -122,30 +127,38 @@ class _Training:
                     spec = self._spec(model, seed, teachers[seed], settings)
                     jobs[model, seed] = self.session.fit_and_test_job(spec)
         tested = dict(zip(jobs, self.session.run(list(jobs.values())), strict=True))
+        if self.config.teachers > 1:
+            members = [tested.pop(key) for key in list(tested) if key[0] == "teacher"]
+            labels = self.session.dataset.test.labels
+            tested["teacher", first] = together(
+                members, teachers[first].arch, teachers[first].weights, labels
+            )
         order = [(model, seed) for seed in self.seeds for model in COMPARED]
         return {key: tested[key] for key in order if key in tested}, grid
 
     def _teachers(
-        self, existing: SavedModel | None
-    ) -> tuple[dict[int, SavedModel], dict[tuple[Model, int], Job[TestedModel]]]:
+        self, existing: TrainedTeacher | None
+    ) -> tuple[dict[int, TrainedTeacher], dict[tuple[Model, int], Job[Tested]]]:
         """Returns the teacher of each seed, trained but untested, and the jobs that test the teachers."""
         session, first = self.session, self.seeds[0]
         if existing is not None:
-            test = session.test_job("teacher", first, existing)
+            test = session.test_teacher_job(first, existing)
             return dict.fromkeys(self.seeds, existing), {("teacher", first): test}
-        seeds = self.seeds if self.config.teacher_per_seed else self.seeds[:1]
+        seeds = self.seeds if self.config.teacher_per_seed else range(first, first + self.config.teachers)
         specs = {seed: self._spec("teacher", seed) for seed in seeds}
         fits = dict(zip(specs, session.run([session.fit_job(spec) for spec in specs.values()]), strict=True))
-        teachers = {seed: fits.get(seed, fits[first]).saved for seed in self.seeds}
-        return teachers, {
+        jobs: dict[tuple[Model, int], Job[Tested]] = {
             ("teacher", seed): session.test_fitted_job(specs[seed], fits[seed]) for seed in seeds
         }
+        if self.config.teacher_per_seed:
+            return {seed: trained_here(fits[seed].saved) for seed in self.seeds}, jobs
+        return dict.fromkeys(self.seeds, trained_here(*(fitted.saved for fitted in fits.values()))), jobs
 
     def _spec(
         self,
         model: Model,
         seed: int,
-        teacher: SavedModel | None = None,
+        teacher: TrainedTeacher | None = None,
         settings: Mapping[str, Any] | None = None,
         folder: str | None = None,
     ) -> FitSpec:
@@ -165,7 +178,7 @@ class _Training:
             seed=seed,
             directory=directory,
             teacher=teacher if MODES[mode].has_teacher else None,
-            label=directory.name if len(self.seeds) == 1 else f"{directory.name}/{seed}",
+            label=directory.name if len(self.seeds) == self.config.teachers == 1 else f"{directory.name}/{seed}",
             settings={"plugin": (*self.config.plugin, *plugins), **(settings or {})},
         )
 
@@ -190,7 +203,7 @@ def _results(models: Models, directory: Path) -> list[ModelResult]:
                 multiply_adds=model.multiply_adds,
                 seconds=model.seconds,
                 history=tuple(history),
-                arch=short_name(model.saved.card.arch),
+                arch=short_name(model.arch),
                 directory=str(model.directory.relative_to(directory)) if model.directory else None,
             )
         )

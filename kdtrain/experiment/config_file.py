@@ -13,9 +13,10 @@ from typing import Any
 import tomli
 
 from kdtrain.errors import UsageError, clipped, unknown_name_message
-from kdtrain.experiment.config import FitConfig, flag_of, kind_of
+from kdtrain.experiment.config import FitConfig, kind_of
 from kdtrain.experiment.grid import parse_grid
 from kdtrain.experiment.recipe import NO_RECIPE, recipe_for, recipe_settings
+from kdtrain.experiment.setting import flag_of
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import absolute_name, missing_path_text
 from kdtrain.runtime.regular_files import read_text
@@ -100,6 +101,8 @@ def absolute_paths(config: FitConfig) -> FitConfig:
     for name, value in vars(config).items():
         if isinstance(value, Path):
             changed[name] = value.absolute()
+        elif name == "teacher_checkpoint":
+            changed[name] = tuple(path.absolute() for path in value)
         elif name in _MAY_NAME_FILES and value is not None:
             changed[name] = (
                 absolute_name(value) if isinstance(value, str) else tuple(map(absolute_name, value))
@@ -153,12 +156,16 @@ def _moved(config: FitConfig, directory: Path) -> FitConfig:
     here = directory.resolve()
     if here.parent.name not in (config.mode, "tune") or here.parents[1] == config.logdir.resolve():
         return config
-    paths = {name: value for name, value in vars(config).items() if isinstance(value, Path)}
-    inside = {name: path for name, path in paths.items() if path.is_relative_to(config.logdir)}
-    moved: dict[str, Any] = {
-        name: here.parents[1] / path.relative_to(config.logdir) for name, path in inside.items()
+
+    def moved(path: Path) -> Path:
+        inside = path.is_relative_to(config.logdir)
+        return here.parents[1] / path.relative_to(config.logdir) if inside else path
+
+    paths: dict[str, Any] = {
+        name: moved(value) for name, value in vars(config).items() if isinstance(value, Path)
     }
-    return dataclasses.replace(config, **moved)
+    paths["teacher_checkpoint"] = tuple(map(moved, config.teacher_checkpoint))
+    return dataclasses.replace(config, **paths)
 
 
 def _settings_of(file: Path | None) -> dict[str, Any]:

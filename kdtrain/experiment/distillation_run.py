@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,9 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.runtime.files import make_folder, write_text
-from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
@@ -25,7 +23,7 @@ _OWN_TEACHER = "teacher"  # folder of the run's own teacher
 
 
 @contextlib.contextmanager
-def distillation_run(session: Session, resume: Path | None = None) -> Iterator[tuple[Path, SavedModel]]:
+def distillation_run(session: Session, resume: Path | None = None) -> Iterator[tuple[Path, TrainedTeacher]]:
     """Yields the run directory and the teacher of a student_kd or of a chain.
 
     config.toml names the teacher before a student is trained, so a resumed run has the same teacher.
@@ -41,21 +39,18 @@ def distillation_run(session: Session, resume: Path | None = None) -> Iterator[t
         if teacher is None:
             teacher = _train_teacher(session, directory, resumed=resume is not None)
         if session.ranks.rank == 0:
-            named = dataclasses.replace(
-                config, teacher_checkpoint=teacher.path, teacher_arch=teacher.card.arch
-            )
-            write_text(directory / "config.toml", absolute_paths(named).to_toml())
+            write_text(directory / "config.toml", absolute_paths(teacher.named_in(config)).to_toml())
         measure_lead(session, directory, teacher)
         yield directory, teacher
 
 
-def _existing_teacher(session: Session, resume: Path | None) -> SavedModel | None:
+def _existing_teacher(session: Session, resume: Path | None) -> TrainedTeacher | None:
     """Returns the teacher that exists already, or None if the run trains its own.
 
     A resumed run that has begun to train its own teacher continues with it, even if the model-save
     directory has a teacher by now.
     """
-    named = session.config.teacher_checkpoint is not None
+    named = session.config.has_teacher_files
     if resume is not None and not named and (resume / _OWN_TEACHER).is_dir():
         return None
     teacher = find_teacher(session.config, session.dataset, session.ranks)
@@ -64,7 +59,7 @@ def _existing_teacher(session: Session, resume: Path | None) -> SavedModel | Non
     return teacher
 
 
-def _train_teacher(session: Session, directory: Path, *, resumed: bool) -> SavedModel:
+def _train_teacher(session: Session, directory: Path, *, resumed: bool) -> TrainedTeacher:
     """Trains the run's own teacher, or resumes its training."""
     config = session.config
     if resumed:
@@ -79,4 +74,4 @@ def _train_teacher(session: Session, directory: Path, *, resumed: bool) -> Saved
     spec = FitSpec("teacher", config.seed, directory / _OWN_TEACHER)
     [model] = session.run([session.fit_and_test_job(spec)])
     keep_best([model], config, session.ranks)
-    return model.saved
+    return trained_here(model.saved)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Loader
@@ -20,9 +23,11 @@ from kdtrain.experiment.config_file import absolute_paths
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import test_loader, training_loader, validation_loader
 from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimizer
-from kdtrain.experiment.result import FitResult, TestedModel, file_results
+from kdtrain.experiment.result import FitResult, Tested, TestedModel, file_results
+from kdtrain.experiment.teacher import TrainedTeacher, member_logits
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
+from kdtrain.models.teacher_network import mean_logits
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import make_folder, temporary_folder, write_bytes, write_text
 from kdtrain.runtime.ranks import Ranks
@@ -125,7 +130,71 @@ def test_model(mode: str, seed: int, saved: SavedModel, test: Loader) -> TestedM
     logits = predict_logits(model, test, description=f"{mode} on the test set")
     evaluation = Evaluation.from_logits(logits, test.targets)
     multiply_adds = count_multiply_adds(saved.build("cpu"), saved.card.image_shape)
-    return TestedModel(mode, seed, saved, count_parameters(model), multiply_adds, evaluation, logits)
+    return TestedModel(
+        mode=mode,
+        seed=seed,
+        arch=saved.card.arch,
+        parameters=count_parameters(model),
+        multiply_adds=multiply_adds,
+        test=evaluation,
+        logits=logits,
+        saved=saved,
+    )
+
+
+def test_teacher(seed: int, teacher: TrainedTeacher, test: Loader) -> Tested:
+    """Returns a teacher that existed already with its figures on the test set, and those of its members.
+
+    Args:
+        seed: the seed of the results.
+        teacher: the teacher.
+        test: the test images, on the device to compute on.
+
+    Raises:
+        UsageError: a member is a table of logits without those of the test images.
+    """
+    network = teacher.build(test.device)
+    numbers = np.arange(len(test.targets))
+    of_members = member_logits(network, test, "test", numbers, "teacher on the test set")
+    members = [
+        Tested(
+            mode="teacher",
+            seed=seed,
+            arch=file.arch,
+            parameters=file.parameters,
+            multiply_adds=file.multiply_adds,
+            test=Evaluation.from_logits(logits, test.targets),
+            logits=logits,
+        )
+        for file, logits in zip(teacher.members, of_members, strict=True)
+    ]
+    return members[0] if len(members) == 1 else together(members, teacher.arch, teacher.weights, test.targets)
+
+
+def together(
+    members: Sequence[Tested], arch: str, weights: Sequence[float], targets: npt.NDArray[np.int64]
+) -> Tested:
+    """Returns several teachers as one, whose probabilities are the mean of theirs.
+
+    Args:
+        members: the teachers.
+        arch: their architectures as a text.
+        weights: the weight of each.
+        targets: (test images,) int64 labels.
+    """
+    shares = [weight / sum(weights) for weight in weights]
+    logits = mean_logits([member.logits for member in members], shares)
+    return Tested(
+        mode="teacher",
+        seed=members[0].seed,
+        arch=arch,
+        parameters=sum(member.parameters for member in members),
+        multiply_adds=sum(member.multiply_adds for member in members),
+        test=Evaluation.from_logits(logits, targets),
+        logits=logits,
+        seconds=sum(member.seconds for member in members),
+        members=tuple(members),
+    )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.experiment.config import FitConfig
-from kdtrain.store.checkpoint import SavedModel
+from kdtrain.experiment.teacher import TrainedTeacher
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class FitSpec:
         mode: teacher, student or student_kd.
         seed: seed of initial weights, held-out images, order and dropout.
         directory: the run directory. A run that has begun there is resumed.
-        teacher: teacher of a student_kd.
+        teacher: teacher of a student_kd, which exists already.
         label: name in progress lines and errors; the mode by default.
         settings: settings that differ from the command's configuration.
         init_index: index of the weight initialisation under this seed.
@@ -30,7 +30,7 @@ class FitSpec:
     mode: str
     seed: int
     directory: Path
-    teacher: SavedModel | None = None
+    teacher: TrainedTeacher | None = None
     label: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     init_index: int = 0
@@ -53,15 +53,16 @@ class FitSpec:
             "generations": 1,
             "assistant_arch": (),
             "teacher_per_seed": False,
+            "teachers": 1,
             "with_label_smoothing": False,
             "with_hard_labels": False,
             "grid": (),
             "tuned": None,
             "omit_class": () if self.mode == "teacher" else command.omit_class,
         }
-        of_teacher: dict[str, Any] = {
-            "teacher_checkpoint": self.teacher.path if self.teacher else None,
-            "teacher_arch": self.teacher.card.arch if self.teacher else command.teacher_arch,
-        }
+        if self.teacher is None:
+            single |= {"teacher_checkpoint": (), "teacher_weight": (), "teacher_logits": None}
+        else:
+            command = self.teacher.named_in(command)
         of_fit = {"mode": self.mode, "seed": self.seed, **self.settings}
-        return dataclasses.replace(command, **single, **of_teacher, **of_fit)
+        return dataclasses.replace(command, **single, **of_fit)

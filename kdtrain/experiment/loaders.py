@@ -115,13 +115,18 @@ def validation_loader(
     They are held out by seed, or the data set's own validation images. Without either, they are the
     test images.
     """
+    name, indices = validation_images(dataset, config, seed)
+    split = dataset.split(name)
+    return _loader(dataset, split, config, device, ranks, indices if name == "train" else None)
+
+
+def validation_images(dataset: Dataset, config: FitConfig, seed: int) -> tuple[str, npt.NDArray[np.int64]]:
+    """Returns the split of the images that choose the best epoch, and their positions in it, (M,) int64."""
     held_out = _held_out(dataset, config)
     if held_out:
-        _, indices = hold_out(dataset.train, held_out, seed)
-        return _loader(dataset, dataset.train, config, device, ranks, indices)
-    if dataset.validation is not None and config.val_size is None:
-        return _loader(dataset, dataset.validation, config, device, ranks)
-    return test_loader(dataset, config, device, ranks)
+        return "train", hold_out(dataset.train, held_out, seed)[1]
+    name = "validation" if dataset.validation is not None and config.val_size is None else "test"
+    return name, np.arange(len(dataset.split(name)))
 
 
 def test_loader(dataset: Dataset, config: FitConfig, device: str, ranks: Ranks | None) -> Loader:

@@ -11,13 +11,13 @@ from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import COMPARED, MODES, callbacks_for, controls_of
+from kdtrain.experiment.teacher import TrainedTeacher
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
-from kdtrain.store.checkpoint import SavedModel
 
 
-def rehearse(config: FitConfig, dataset: Dataset, teacher: SavedModel | None) -> None:
+def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None) -> None:
     """Calls ``configure`` of every callback of every fit once, on networks with initial weights.
 
     ``configure`` has no side effects. Its errors, such as a plugin that is given twice, would otherwise

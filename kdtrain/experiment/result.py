@@ -49,26 +49,27 @@ class FitResult:
         return float(sum(row["train_seconds"] + row["eval_seconds"] for row in self.history))
 
 
-@dataclass(frozen=True, eq=False)
-class TestedModel:
-    """A model and its figures on the test set.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tested:
+    """A network, or a teacher of several, and its figures on the test set.
 
     Attributes:
         mode: mode that trained it.
         seed: seed that it was trained with.
-        saved: best weights.
-        parameters: number of trainable values.
-        multiply_adds: multiply-adds of its linear layers and convolutions for one image.
+        arch: its architecture.
+        parameters: number of trainable values; 0 if unknown.
+        multiply_adds: multiply-adds of its linear layers and convolutions for one image; 0 if unknown.
         test: figures on the test set.
         logits: (test images, classes) float32 logits over the test set, in the data's order.
         seconds: seconds of all epochs, evaluations included; 0 for a model that existed already.
         history: one row of figures per epoch, as in metrics.jsonl.
-        directory: the run directory; None for a model that existed already.
+        directory: the run directory; None for a model that existed already, and for several teachers.
+        members: the figures of each of several teachers, whose mean probabilities this one's are.
     """
 
     mode: str
     seed: int
-    saved: SavedModel
+    arch: str
     parameters: int
     multiply_adds: int
     test: Evaluation
@@ -76,6 +77,18 @@ class TestedModel:
     seconds: float = 0.0
     history: tuple[dict[str, Any], ...] = ()
     directory: Path | None = None
+    members: tuple[Tested, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TestedModel(Tested):
+    """A network of kdtrain's with its figures on the test set.
+
+    Attributes:
+        saved: best weights.
+    """
+
+    saved: SavedModel
 
 
 def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) -> None:
@@ -129,7 +142,7 @@ def file_results(model: TestedModel, directory: Path, config: FitConfig) -> None
     write_results(directory, _hyperparameters(model, config), metrics, step, later=[_AGREEMENT])
 
 
-def file_fidelity(model: TestedModel, fidelity: Fidelity) -> None:
+def file_fidelity(model: Tested, fidelity: Fidelity) -> None:
     """Adds a student's fidelity to its teacher to TensorBoard."""
     if model.directory is None:
         return

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from kdtrain.callbacks.teacher_logits import LogitCache
+from kdtrain.callbacks.teacher_logits import logit_table
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.fit import Fit, test_model
+from kdtrain.experiment.fit import Fit, test_teacher
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import (
     check_sizes,
@@ -25,17 +25,18 @@ from kdtrain.experiment.loaders import (
 )
 from kdtrain.experiment.modes import check_plugins, logit_cache
 from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
-from kdtrain.experiment.result import FitResult, TestedModel
-from kdtrain.experiment.teacher import networks_to_train
+from kdtrain.experiment.result import FitResult, Tested, TestedModel
+from kdtrain.experiment.teacher import TrainedTeacher, networks_to_train
+from kdtrain.experiment.teacher_files import TeacherFile
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
+from kdtrain.models.teacher_network import members_of
 from kdtrain.runtime import launch, onednn
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import OneFlowRanks, Ranks
-from kdtrain.store.checkpoint import SavedModel
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,18 @@ class Session:
         """Returns the number of cores for the work on a network, training or evaluation."""
         return self._cores(arch)
 
+    def teacher_cores(self, teacher: TrainedTeacher) -> int:
+        """Returns the number of cores for the work of a teacher: all for a network of another program."""
+
+        def cores(member: TeacherFile) -> int:
+            if member.is_table:
+                return 1
+            card = None if member.saved is None else member.saved.card
+            same = card is not None and card.image_shape == self.dataset.image_shape
+            return self._cores(member.arch) if same else len(available_cores())
+
+        return max(map(cores, teacher.members))
+
     def fit_and_test_job(self, spec: FitSpec) -> Job[TestedModel]:
         """Returns the job that trains a network, tests its best weights and files the results."""
         fit = Fit(spec, spec.config(self.config), self.dataset, self.device)
@@ -138,16 +151,16 @@ class Session:
         work = partial(fit.test, fitted, self.ranks)
         return Job(f"testing {spec.name}", work, self._cores(fit.arch))
 
-    def test_job(self, mode: str, seed: int, saved: SavedModel) -> Job[TestedModel]:
-        """Returns the job that tests a model that exists already; it writes no files."""
+    def test_teacher_job(self, seed: int, teacher: TrainedTeacher) -> Job[Tested]:
+        """Returns the job that tests a teacher that exists already; it writes no files."""
 
-        def work() -> TestedModel:
+        def work() -> Tested:
             test = test_loader(self.dataset, self.config, self.device, self.ranks)
-            return test_model(mode, seed, saved, test)
+            return test_teacher(seed, teacher, test)
 
-        return Job(f"testing {mode}", work, self._cores(saved.card.arch))
+        return Job("testing the teacher", work, self.teacher_cores(teacher))
 
-    def soft_label_jobs(self, teachers: Mapping[int, SavedModel]) -> list[Job[None]]:
+    def soft_label_jobs(self, teachers: Mapping[int, TrainedTeacher]) -> list[Job[None]]:
         """Returns the jobs that put teachers' logits over the training images into the cache.
 
         There are none with new variants in each epoch. Seeds with one teacher share a job, because they share
@@ -158,11 +171,12 @@ class Session:
         """
         config = dataclasses.replace(self.config, views_seed=self.config.shared_views_seed)
 
-        def work(teacher: SavedModel, seeds: Sequence[int]) -> None:
-            network = teacher.build(self.device)
+        def work(teacher: TrainedTeacher, seeds: Sequence[int]) -> None:
+            networks = members_of(teacher.build(self.device))
             for seed in seeds:
                 train = training_loader(self.dataset, config, "student", seed, self.device, self.ranks)
-                LogitCache(network, train, logit_cache(config)).table(config.epochs_for("student"))
+                for network in networks:
+                    logit_table(network, train, logit_cache(config), config.epochs_for("student"))
 
         if config.augment_for("student") != "none" and config.views == 0:
             return []
@@ -173,7 +187,7 @@ class Session:
             Job(
                 "the teacher's soft labels",
                 partial(work, teachers[first], (first, *others)),
-                self._cores(teachers[first].card.arch),
+                self.teacher_cores(teachers[first]),
             )
             for first, *others in seeds.values()
         ]

@@ -10,7 +10,7 @@ from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.store.checkpoint import SavedModel
+from kdtrain.experiment.teacher import TrainedTeacher
 from kdtrain.store.run_directory import run_directory
 
 
@@ -31,7 +31,7 @@ def run_single(session: Session, resume: Path | None = None) -> TestedModel:
         return _train(session, directory)
 
 
-def _train(session: Session, directory: Path, teacher: SavedModel | None = None) -> TestedModel:
+def _train(session: Session, directory: Path, teacher: TrainedTeacher | None = None) -> TestedModel:
     config = session.config
     tuned = session.tuned.get(config.mode, {})
     spec = FitSpec(config.mode, config.seed, directory, teacher, settings=tuned)

@@ -1,22 +1,88 @@
-"""The teacher for a student: a checkpoint that fits the data and the flags."""
+"""The teacher of a student: files that fit the data and the flags, one or several."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from kdtrain.data.dataset import Dataset
-from kdtrain.errors import CheckpointError, size_text
-from kdtrain.experiment.config import DEFAULT_TEACHER, FitConfig
+from kdtrain.data.loader import Loader
+from kdtrain.engine.predict import predict_logits
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
-from kdtrain.runtime.locations import absolute_name
+from kdtrain.experiment.teacher_files import (
+    TeacherFile,
+    load_given_teacher,
+    load_onnx_teacher,
+    load_saved_teacher,
+)
+from kdtrain.models.teacher_network import Ensemble, GivenLogits, Logits, mean_logits, members_of
+from kdtrain.runtime import flow
+from kdtrain.runtime.locations import absolute_name, short_name
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard, model_card
-from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card, load_model
+from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
 from kdtrain.store.kept_models import kept_models
 
 
-def find_teacher(config: FitConfig, dataset: Dataset, ranks: Ranks | None = None) -> SavedModel | None:
-    """Returns --teacher-checkpoint, else a teacher of these data in the model-save directory, else None.
+@dataclass(frozen=True, eq=False)
+class TrainedTeacher:
+    """What teaches a student: a trained network, or several whose probabilities are averaged.
+
+    Attributes:
+        members: the files.
+        weights: the weight of each.
+    """
+
+    members: tuple[TeacherFile, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The members' files."""
+        return tuple(member.path for member in self.members)
+
+    @property
+    def arch(self) -> str:
+        """The members' architectures as a text, such as ``2 x teacher_cnn + resnet20``."""
+        counts = Counter(short_name(member.arch) for member in self.members)
+        return " + ".join(arch if count == 1 else f"{count} x {arch}" for arch, count in counts.items())
+
+    def build(self, device: str = "cpu") -> flow.nn.Module:
+        """Returns the network, or an ``Ensemble``, in evaluation mode."""
+        networks = [member.build(device) for member in self.members]
+        return networks[0] if len(networks) == 1 else Ensemble(networks, self.weights).eval()
+
+    def named_in(self, config: FitConfig) -> FitConfig:
+        """Returns a configuration that names this teacher."""
+        files = [member for member in self.members if not member.is_table]
+        only = files[0].saved if len(files) == 1 else None
+        return dataclasses.replace(
+            config,
+            teacher_checkpoint=tuple(member.path for member in files),
+            teacher_arch=config.teacher_arch if only is None else only.card.arch,
+        )
+
+
+def trained_here(*saved: SavedModel) -> TrainedTeacher:
+    """Returns the teacher made of networks that this command has trained, on the data of its students."""
+    files = [
+        TeacherFile(
+            model.path, model.card.arch, model.build, fingerprint(model.weights, model.card.arch), model
+        )
+        for model in saved
+    ]
+    return TrainedTeacher(tuple(files), (1.0,) * len(files))
+
+
+def find_teacher(config: FitConfig, dataset: Dataset, ranks: Ranks | None = None) -> TrainedTeacher | None:
+    """Returns the teacher that the settings name, else one of these data that is kept, else None.
 
     Args:
         config: configuration of the command.
@@ -24,33 +90,76 @@ def find_teacher(config: FitConfig, dataset: Dataset, ranks: Ranks | None = None
         ranks: the processes that train together; all must find the same teacher.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or does not fit data or flags.
+        UsageError: a flag does not fit a teacher.
+        CheckpointError: a file cannot be read, or does not fit data or flags, or its accuracy is near chance.
+        DataError: a table of logits cannot be used.
         KdtrainError: the ranks find different teachers.
     """
-    path = config.teacher_checkpoint or _kept_teacher(config, dataset)
-    teacher = None
-    if path is not None:
-        teacher = load_model(
-            path,
-            fallback=model_card("teacher", config.teacher_arch or DEFAULT_TEACHER, dataset),
-            arch=config.teacher_arch,
-            flag="--teacher-arch",
-        )
-        _check(teacher, dataset)
-        teacher.build("cpu")  # raises if the weights are not those of this architecture
+    paths = config.teacher_checkpoint
+    if not config.has_teacher_files:
+        kept = _kept_teacher(config, dataset)
+        paths = () if kept is None else (kept,)
+    files = [_load(path, config, dataset) for path in paths]
+    if config.teacher_logits is not None:
+        files.append(load_given_teacher(config.teacher_logits, config, dataset))
     if ranks is not None:
-        weights = fingerprint(teacher.weights, teacher.card.arch) if teacher is not None else ""
-        ranks.check_same("the teachers", weights.encode())
-    return teacher
+        ranks.check_same("the teachers", "".join(file.digest for file in files).encode())
+    if not files:
+        return None
+    return TrainedTeacher(tuple(files), config.teacher_weight or (1.0,) * len(files))
 
 
-def describe_teacher(teacher: SavedModel, config: FitConfig, dataset: Dataset) -> str:
-    """Returns a sentence that names the teacher and how its training differs from one in this run.
+def member_logits(
+    network: flow.nn.Module, images: Loader, split: str, numbers: npt.NDArray[np.int64], description: str
+) -> list[Logits]:
+    """Returns the logits of each member of a teacher, (N, classes) float32 each.
 
-    Differences are other data, fewer epochs and fewer images. A checkpoint without metrics comes from
-    elsewhere, and its training is not recorded.
+    Args:
+        network: what ``TrainedTeacher.build`` returns.
+        images: N images, not those of training.
+        split: the split that they are from, in which a table of logits has them.
+        numbers: (N,) int64, their positions in the split.
+        description: text of a progress bar.
+
+    Raises:
+        UsageError: a table does not hold logits of this split.
     """
-    card, sentence = teacher.card, f"The teacher is {teacher.path}"
+    return [
+        member.of_split(split)[numbers]
+        if isinstance(member, GivenLogits)
+        else predict_logits(member, images, description=description)
+        for member in members_of(network)
+    ]
+
+
+def combined(network: flow.nn.Module, logits: Sequence[Logits]) -> Logits:
+    """Returns the logits of the only member, or the logarithms of the members' mean probabilities."""
+    return mean_logits(logits, network.shares) if isinstance(network, Ensemble) else logits[0]
+
+
+def describe_teacher(teacher: TrainedTeacher, config: FitConfig, dataset: Dataset) -> str:
+    """Returns sentences that name each teacher, and how its training differs from one in this run."""
+    if len(teacher.members) == 1:
+        return _describe(teacher.members[0], config, dataset)
+    weights = (
+        "" if len(set(teacher.weights)) == 1 else ", weights " + ", ".join(f"{w:g}" for w in teacher.weights)
+    )
+    sentences = [_describe(member, config, dataset) for member in teacher.members]
+    number = len(teacher.members)
+    return " ".join([f"{number} teachers; the mean of their probabilities teaches{weights}.", *sentences])
+
+
+def _describe(member: TeacherFile, config: FitConfig, dataset: Dataset) -> str:
+    """Returns a sentence that names a teacher, and how its training differs from one in this run.
+
+    Differences are other data, fewer epochs and fewer images. The training is not recorded in a checkpoint
+    without metrics, which comes from elsewhere, an ONNX file and a table.
+    """
+    number = len(config.teacher_checkpoint) + (config.teacher_logits is not None)
+    sentence = f"{'The' if number < 2 else 'A'} teacher is {member.path}"
+    if member.saved is None:
+        return f"{sentence}."
+    card = member.saved.card
     epochs, images = config.epochs_for("teacher"), count_training(dataset, config)
     other_data = not is_of(card, dataset)
     if not other_data and (not card.metrics or (card.epochs >= epochs and card.images >= images)):
@@ -73,7 +182,7 @@ def networks_to_train(config: FitConfig, dataset: Dataset) -> list[str]:
     """Returns the networks that a command trains: ``teacher``, unless one exists already, and ``student``."""
     if config.mode in ("teacher", "student"):
         return [config.mode]
-    exists = config.teacher_checkpoint is not None
+    exists = config.has_teacher_files
     if config.mode == "student_kd":
         exists = exists or _kept_teacher(config, dataset) is not None
     return ["student"] if exists else ["teacher", "student"]
@@ -94,15 +203,7 @@ def _training(epochs: int, images: int) -> str:
     return f"{epochs:,} epoch{'s' * (epochs != 1)}, {images:,} image{'s' * (images != 1)}"
 
 
-def _check(teacher: SavedModel, dataset: Dataset) -> None:
-    card, remedy = teacher.card, "Choose another with --teacher-checkpoint, or train one with --mode teacher."
-    if len(card.classes) != dataset.num_classes:
-        raise CheckpointError(
-            f"the teacher in {teacher.path} has {len(card.classes)} classes, "
-            f"but {dataset.name} has {dataset.num_classes}. {remedy}"
-        )
-    if card.image_shape != dataset.image_shape:
-        raise CheckpointError(
-            f"the teacher in {teacher.path} takes images of {size_text(card.image_shape)}, "
-            f"but those of {dataset.name} are {size_text(dataset.image_shape)}. {remedy}"
-        )
+def _load(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
+    """Returns the teacher in a file, whose name tells its kind."""
+    load = load_onnx_teacher if path.suffix.lower() == ".onnx" else load_saved_teacher
+    return load(path, config, dataset)

@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Split, hold_out
-from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit import Fit
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.loaders import count_training, count_validation, validation_loader
+from kdtrain.experiment.loaders import count_training, count_validation, validation_images, validation_loader
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import is_of
+from kdtrain.experiment.teacher import TrainedTeacher, combined, is_of, member_logits
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, count_multiply_adds
 from kdtrain.report.teacher_lead import (
@@ -37,7 +36,7 @@ from kdtrain.runtime.locations import absolute_name
 from kdtrain.runtime.processes import Job
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.regular_files import read_text
-from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
+from kdtrain.store.checkpoint import fingerprint, load_card
 from kdtrain.store.kept_models import kept_models
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ _SHARE = 20  # the quick student takes at most one in so many of the steps of th
 _MOST_WORK = 200_000_000_000  # multiply-adds of all forward passes: 6,500 images by resnet20
 
 
-def measure_lead(session: Session, directory: Path, teacher: SavedModel) -> TeacherLead | None:
+def measure_lead(session: Session, directory: Path, teacher: TrainedTeacher) -> TeacherLead | None:
     """Measures the teacher on the held-out images of this run, logs its lead, and files it.
 
     The lead is that over the kept plain student of these data, if it was measured on the same images
@@ -77,7 +76,7 @@ def measure_lead(session: Session, directory: Path, teacher: SavedModel) -> Teac
         return lead
     work = partial(_evaluate, session, teacher)
     [(evaluation, held_out)] = session.run(
-        [Job("the teacher on held-out images", work, session.cores(teacher.card.arch))]
+        [Job("the teacher on held-out images", work, session.teacher_cores(teacher))]
     )
     if not first:
         return None
@@ -88,8 +87,10 @@ def measure_lead(session: Session, directory: Path, teacher: SavedModel) -> Teac
         images=evaluation.images,
         accuracy=evaluation.accuracy,
         calibration_error=evaluation.calibration_error,
-        may_have_seen=teacher.card.held_out != held_out,
-        retrains=session.config.mode == "compare" and session.config.teacher_checkpoint is None,
+        may_have_seen=any(
+            member.saved is None or member.saved.card.held_out != held_out for member in teacher.members
+        ),
+        retrains=session.config.mode == "compare" and not session.config.has_teacher_files,
         baseline=baseline,
     )
     for sentence in lead_sentences(lead):
@@ -106,14 +107,15 @@ def _read(path: Path) -> TeacherLead | None:
         return None
 
 
-def _evaluate(session: Session, teacher: SavedModel) -> tuple[Evaluation, str]:
+def _evaluate(session: Session, teacher: TrainedTeacher) -> tuple[Evaluation, str]:
     """Returns the teacher's figures on the held-out images, and the images' fingerprint as in a card."""
     config = session.config
     images = validation_loader(session.dataset, config, config.seed, session.device, session.ranks)
+    split, numbers = validation_images(session.dataset, config, config.seed)
     network = teacher.build(session.device)
-    logits = predict_logits(network, images, description="teacher on held-out images")
+    of_members = member_logits(network, images, split, numbers, "teacher on held-out images")
     held_out = fingerprint({"labels": images.targets}, images.fingerprint)
-    return Evaluation.from_logits(logits, images.targets), held_out
+    return Evaluation.from_logits(combined(network, of_members), images.targets), held_out
 
 
 def _kept_student(session: Session, held_out: str) -> Baseline | None:

@@ -29,6 +29,7 @@ from kdtrain.store.checkpoint import load_tensors
 _BATCHES = 2
 _PICTURES = 2000  # limit on the decoded images of a folder
 _GENERATIONS = 2
+_TEACHERS = 2
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,16 @@ def try_out(config: FitConfig) -> list[TrialResult]:
     with _without_resume_hint(), silence(), temporary_folder(Path(tempfile.gettempdir())) as folder:
         session = Session(_elsewhere(config, folder), most_images=_PICTURES)
         teacher = None
-        if config.teacher_checkpoint is not None or config.mode == "student_kd":
+        if config.has_teacher_files or config.mode == "student_kd":
             teacher = find_teacher(config, session.dataset)
         size = config.batch_size * session.ranks.size
         session.dataset = _few(session.dataset, config, size)
         session.config = dataclasses.replace(
-            session.config,
-            teacher_checkpoint=teacher.path if teacher else None,
+            session.config if teacher is None else teacher.named_in(session.config),
+            teacher_logits=None,  # a table has no answers about a part of the images
+            teacher_weight=(),
+            allow_poor_teacher=True,
+            teachers=min(config.teachers, _TEACHERS),
             epochs=1,
             teacher_epochs=1,
             seeds=1,

@@ -33,7 +33,7 @@ from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page
 from kdtrain.report.tuning import FILE, RungScore, TunedModel, TunedTrial, Tuning, to_json, values_text
@@ -42,7 +42,6 @@ from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job, available_cores
-from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.metrics_file import read_metrics
 from kdtrain.store.run_directory import run_directory
 
@@ -96,7 +95,7 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
         raise UsageError(f"kdtrain tune chooses by held-out images, and {session.dataset.name} leaves none.")
     began = time.monotonic()
     teacher = None
-    if resume is None or config.teacher_checkpoint is not None or not (resume / _TEACHER).is_dir():
+    if resume is None or config.has_teacher_files or not (resume / _TEACHER).is_dir():
         teacher = find_teacher(config, session.dataset, session.ranks)
     if teacher is not None:
         logger.info(describe_teacher(teacher, config, session.dataset))
@@ -111,13 +110,13 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
             raise
 
 
-def _train_teacher(session: Session, directory: Path) -> SavedModel:
+def _train_teacher(session: Session, directory: Path) -> TrainedTeacher:
     """Trains the search's own teacher, or resumes its training; the test set is not read."""
     config = session.config
     logger.info(f"There is no teacher for {session.dataset.name} in {config.models} yet: training one first.")
     make_folder(directory / _TEACHER)  # --resume recognises an own teacher by it
     [fitted] = session.run([session.fit_job(FitSpec("teacher", config.seed, directory / _TEACHER))])
-    return fitted.saved
+    return trained_here(fitted.saved)
 
 
 def next_command(directory: Path) -> str:
@@ -143,14 +142,12 @@ class _Search:
         self.scores: dict[Model, dict[int, list[RungScore]]] = {model: {} for model in self.spaces}
         self.pace = Pace(order.seconds_per_epoch, len(self.spaces) * order.seeds, 1)
         self._began = began - order.seconds
-        self.teacher: SavedModel | None = None
+        self.teacher: TrainedTeacher | None = None
 
-    def run(self, teacher: SavedModel) -> Tuning:
+    def run(self, teacher: TrainedTeacher) -> Tuning:
         """Trains the trials, rung by rung, and returns the result."""
         self.teacher = teacher
-        self.config = dataclasses.replace(
-            self.config, teacher_checkpoint=teacher.path, teacher_arch=teacher.card.arch
-        )
+        self.config = teacher.named_in(self.config)
         write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
         self._prepare_soft_labels(teacher)
         trials = self._first_size()
@@ -187,7 +184,7 @@ class _Search:
             write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
         write_text(self.directory / FILE, json.dumps(to_json(self.tuning), indent=2) + "\n")
 
-    def _prepare_soft_labels(self, teacher: SavedModel) -> None:
+    def _prepare_soft_labels(self, teacher: TrainedTeacher) -> None:
         """Computes the teacher's soft labels over the images that trials see, with views and without."""
         teachers = dict.fromkeys(self.seeds, teacher)
         without_views = dataclasses.replace(self.session.config, augment="none")

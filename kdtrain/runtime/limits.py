@@ -35,6 +35,9 @@ MOST_SEEDS = 1000
 MOST_VIEWS = 1000
 """Fixed variants of each training image. The cache has the teacher's logits for each."""
 
+MOST_TEACHERS = 100
+"""Teachers of one student."""
+
 MOST_GENERATIONS = 1000
 """Students of a chain."""
 

@@ -27,6 +27,7 @@ from kdtrain.runtime.watchdog import StackFile, StallWatch, check_interval, loca
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 STALL_TIMEOUT = 300.0
 """Seconds without CPU time after which a job is ended."""
@@ -36,7 +37,7 @@ _CLOSING_SECONDS = 4.0  # for interrupted children to close their files: Ctrl-C 
 
 
 @dataclass(frozen=True)
-class Job(Generic[T]):
+class Job(Generic[T_co]):
     """A function to run in a child process.
 
     Attributes:
@@ -46,7 +47,7 @@ class Job(Generic[T]):
     """
 
     name: str
-    work: Callable[[], T]
+    work: Callable[[], T_co]
     cores: int = 1
 
 

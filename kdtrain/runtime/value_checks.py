@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,3 +28,23 @@ def positive(high: float) -> Check:
 EPOCHS = between(1, MOST_EPOCHS)
 IMAGES = between(1, MOST_IMAGES)
 SEED = between(0, LARGEST_SEED)
+
+
+def channel_values(text: str) -> tuple[float, ...]:
+    """Returns the numbers of a text such as ``0.485,0.456,0.406``; NaN if it holds none or too many."""
+    try:
+        numbers = tuple(map(float, text.split(",")))
+    except ValueError:
+        return (math.nan,)
+    return numbers if len(numbers) in (1, 3) else (math.nan,)
+
+
+MEANS: Check = (
+    lambda value: all(0.0 <= number <= 1.0 for number in channel_values(value)),
+    "must be one number for all channels or one for each, from 0 to 1, such as 0.5 or 0.485,0.456,0.406",
+)
+STDS: Check = (
+    lambda value: all(0.0 < number <= 1.0 for number in channel_values(value)),
+    "must be one number for all channels or one for each, above 0 and at most 1, such as 0.5 or "
+    "0.229,0.224,0.225",
+)

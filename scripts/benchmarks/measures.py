@@ -15,6 +15,7 @@ from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ra
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.teacher import trained_here
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.store.checkpoint import load_model
 
@@ -66,7 +67,7 @@ def student_kd(bench: Bench) -> list[Row]:
 def seeds_side_by_side(bench: Bench) -> list[Row]:
     """Measures the students of two seeds on all cores against one after another on one core."""
     session = Session(FitConfig(seeds=2, epochs=10, limit_train=20_000, logdir=bench.fresh()))
-    teacher = load_model(bench.teacher())
+    teacher = trained_here(load_model(bench.teacher()))
     session.run(session.soft_label_jobs({0: teacher, 1: teacher}))
     weights: list[list[bytes]] = []
 

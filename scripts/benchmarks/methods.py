@@ -23,6 +23,7 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.recipe import recipe_for, recipe_settings
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.teacher import trained_here
 from kdtrain.metrics.statistics import Interval, t_interval
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
@@ -267,7 +268,7 @@ class Table:
             specs = []
             for index, ((settings, seed), teacher) in enumerate(zip(runs, teachers, strict=True)):
                 if distilled:
-                    session.run(asking[settings["augment"]].soft_label_jobs({seed: teacher}))
+                    session.run(asking[settings["augment"]].soft_label_jobs({seed: trained_here(teacher)}))
                 # A network of the chain that has the student's layers begins with weights of its own.
                 again = stage == len(method.chain) and arch in method.chain
                 specs.append(
@@ -275,7 +276,7 @@ class Table:
                         method.mode,
                         seed,
                         folder / f"{stage}_{index}",
-                        teacher if distilled else None,
+                        trained_here(teacher) if distilled else None,
                         settings={"student_arch": arch, **settings},
                         init_index=len(method.chain) if again else 0,
                     )

@@ -12,6 +12,7 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import CallbackError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.rehearsal import rehearse
+from kdtrain.experiment.teacher import trained_here
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.faults.limits import limited
@@ -171,7 +172,8 @@ def test_a_fit_that_cannot_be_configured_is_not_begun(
 def test_the_teacher_that_is_there_counts_and_not_the_one_that_would_be_trained(
     mnist: Dataset, tmp_path: Path
 ) -> None:
-    teacher = load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist, "hinton_800"))
+    path = untrained_teacher(tmp_path / "teacher.safetensors", mnist, "hinton_800")
+    teacher = trained_here(load_model(path))
     layers = ("fitnet,teacher_layer=fc2,student_layer=fc2", "fitnet,teacher_layer=conv2,student_layer=fc2")
     good, bad = (FitConfig(mode="student_kd", plugin=(layer,)) for layer in layers)
     rehearse(good, mnist, teacher)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from kdtrain.cli.parser import parse
 from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import OPTIMIZERS, FitConfig
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, resumed_config
 from kdtrain.experiment.recipe import recipe_names
+from kdtrain.experiment.settings import OPTIMIZERS
 from tests.refusals import refusal_by
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
@@ -183,7 +184,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(file: Path) -> None:
     assert (config.epochs, config.plugin) == (9, ("c",))
     assert config.batch_size == 128, "a flag with the default value wins, too"
     assert (config.alpha, config.logdir, config.mode) == (1.0, Path("from file"), "student")
-    assert config.teacher_checkpoint == Path("models/teacher")
+    assert config.teacher_checkpoint == (Path("models/teacher"),)
     assert isinstance(config.alpha, float)
     assert config.seed == 0
 
@@ -370,7 +371,7 @@ def test_training_takes_the_samples_flags() -> None:
         batch_size=64,
         temperature=5.0,
         alpha=0.7,
-        teacher_checkpoint=Path("output/model_save/teacher"),
+        teacher_checkpoint=(Path("output/model_save/teacher"),),
         model_save_dir=Path("output/model_save"),
         image_save_name=Path("output/images/compare.jpg"),
     )

@@ -17,6 +17,7 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.modes import logit_cache
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.teacher import TrainedTeacher, trained_here
 from kdtrain.runtime.processes import Job, available_cores
 from kdtrain.store.checkpoint import SavedModel, load_model
 from tests.cli.conftest import untrained_teacher
@@ -68,17 +69,23 @@ def session(mnist: Dataset, tmp_path: Path) -> Session:
 
 
 @pytest.fixture
-def teacher(session: Session, tmp_path: Path) -> SavedModel:
+def teacher(session: Session, tmp_path: Path) -> TrainedTeacher:
     arch = session.config.student_arch
     path = untrained_teacher(tmp_path / "teacher.safetensors", session.dataset, arch)
-    return load_model(path, arch=arch)
+    return trained_here(load_model(path, arch=arch))
+
+
+def saved(teacher: TrainedTeacher) -> SavedModel:
+    model = teacher.members[0].saved
+    assert model is not None
+    return model
 
 
 def events(folder: Path) -> list[str]:
     return (folder / "events").read_text().splitlines()
 
 
-def test_making_a_job_has_no_effect(session: Session, teacher: SavedModel, tmp_path: Path) -> None:
+def test_making_a_job_has_no_effect(session: Session, teacher: TrainedTeacher, tmp_path: Path) -> None:
     runs = tmp_path / "logs" / "runs"
     plain = FitSpec("student", 0, runs / "student")
     distilled = FitSpec("student_kd", 0, runs / "student_kd", teacher)
@@ -87,8 +94,8 @@ def test_making_a_job_has_no_effect(session: Session, teacher: SavedModel, tmp_p
         session.fit_and_test_job(plain),
         session.fit_and_test_job(distilled),
         session.fit_job(plain),
-        session.test_fitted_job(plain, FitResult(teacher)),
-        session.test_job("teacher", 0, teacher),
+        session.test_fitted_job(plain, FitResult(saved(teacher))),
+        session.test_teacher_job(0, teacher),
         *session.soft_label_jobs({0: teacher, 1: teacher}),
     ]
     assert len(jobs) == 6, "seeds with one teacher share a job"
@@ -96,7 +103,7 @@ def test_making_a_job_has_no_effect(session: Session, teacher: SavedModel, tmp_p
     assert sorted(tmp_path.rglob("*")) == files
 
 
-def test_seeds_share_the_teacher_s_answers_about_the_views(session: Session, teacher: SavedModel) -> None:
+def test_seeds_share_the_teacher_s_answers_about_the_views(session: Session, teacher: TrainedTeacher) -> None:
     session.config = dataclasses.replace(session.config, augment="shift=1", views=3, epochs=9)
     session.run(session.soft_label_jobs({0: teacher, 1: teacher}))
     files = list(logit_cache(session.config).iterdir())
@@ -133,16 +140,16 @@ def test_a_network_with_convolutions_or_large_layers_has_all_cores_whatever_its_
 ) -> None:
     config = FitConfig("student_kd", student_arch=arch, logdir=tmp_path, plugin=(plugin,), limit_train=16)
     session = Session(config)
-    teacher = load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist, arch))
+    teacher = trained_here(load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist, arch)))
     spec = FitSpec("student_kd", 0, tmp_path / "student_kd", teacher)
     jobs: list[Job[Any]] = [session.fit_job(spec), session.fit_and_test_job(spec)]
-    jobs += [session.test_fitted_job(spec, FitResult(teacher)), session.test_job("teacher", 0, teacher)]
+    jobs += [session.test_fitted_job(spec, FitResult(saved(teacher))), session.test_teacher_job(0, teacher)]
     jobs += session.soft_label_jobs({0: teacher})
     assert [job.cores for job in jobs] == [cores] * 5
 
 
 def test_testing_normalises_the_test_images_only(
-    session: Session, teacher: SavedModel, monkeypatch: pytest.MonkeyPatch
+    session: Session, teacher: TrainedTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     normalised = []
     normalize = Split.normalized
@@ -154,7 +161,7 @@ def test_testing_normalises_the_test_images_only(
         return normalize(split, normalization, indices)
 
     monkeypatch.setattr(Split, "normalized", counted)
-    tested = session.test_job("teacher", 0, teacher).work()
+    tested = session.test_teacher_job(0, teacher).work()
     assert normalised == [tested.test.images] == [TEST]
 
 

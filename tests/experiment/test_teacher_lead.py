@@ -17,6 +17,7 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.single import run_single
+from kdtrain.experiment.teacher import trained_here
 from kdtrain.experiment.teacher_lead import FILE, measure_lead
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import SavedModel, load_model
@@ -81,7 +82,7 @@ def test_accuracy_is_that_on_the_held_out_images(
     code: Path, digits: Path, teacher: SavedModel, tmp_path: Path
 ) -> None:
     session = session_of(code, digits, SHORT, seed=3)
-    lead = measure_lead(session, tmp_path, teacher)
+    lead = measure_lead(session, tmp_path, trained_here(teacher))
     train = session.dataset.train
     _, held_out = hold_out(train, HELD_OUT, 3)
     weights = {name: np.asarray(array, np.float32) for name, array in teacher.weights.items()}
@@ -99,10 +100,10 @@ def test_the_test_images_are_never_read(
     session, blind = session_of(code, digits), session_of(code, digits)
     blind.dataset = dataclasses.replace(blind.dataset, test=blind.dataset.test.take(np.empty(0, np.int64)))
     (tmp_path / "blind").mkdir()
-    lead = measure_lead(blind, tmp_path / "blind", teacher)
+    lead = measure_lead(blind, tmp_path / "blind", trained_here(teacher))
     assert lead is not None
     assert lead.baseline is not None
-    assert lead == measure_lead(session, tmp_path, teacher)
+    assert lead == measure_lead(session, tmp_path, trained_here(teacher))
 
 
 def test_a_quick_student_stands_in_where_none_is_kept(
@@ -111,7 +112,7 @@ def test_a_quick_student_stands_in_where_none_is_kept(
     session = session_of(code, digits)
     before = sorted(session.config.logdir.rglob("*"))
     with caplog.at_level(logging.INFO, "kdtrain"):
-        lead = measure_lead(session, tmp_path, teacher)
+        lead = measure_lead(session, tmp_path, trained_here(teacher))
     assert lead is not None
     assert lead.baseline is not None
     assert (lead.baseline.kind, lead.baseline.epochs, lead.baseline.images) == ("quick", 3, 1000)
@@ -133,7 +134,7 @@ def test_the_quick_student_takes_a_twentieth_of_the_training_at_most(
     session.dataset = dataclasses.replace(
         session.dataset, train=train.take(np.argsort(train.labels, kind="stable"))
     )
-    lead = measure_lead(session, tmp_path, teacher)
+    lead = measure_lead(session, tmp_path, trained_here(teacher))
     assert lead is not None
     assert lead.baseline is not None
     assert lead.baseline.epochs * lead.baseline.images * 20 <= 20 * 5000
@@ -146,7 +147,7 @@ def test_no_quick_student_for_a_short_run_or_a_costly_network(
     network: str, epochs: int, code: Path, digits: Path, teacher: SavedModel, tmp_path: Path
 ) -> None:
     session = session_of(code, digits, epochs, student_arch=f"{code}:{network}")
-    lead = measure_lead(session, tmp_path, teacher)
+    lead = measure_lead(session, tmp_path, trained_here(teacher))
     assert lead is not None
     assert lead.baseline is None
 
@@ -156,7 +157,7 @@ def test_the_kept_plain_student_is_the_baseline_if_it_was_measured_on_the_same_i
 ) -> None:
     session = session_of(code, digits)
     kept = keep_student(session)
-    lead = measure_lead(session, tmp_path, kept)
+    lead = measure_lead(session, tmp_path, trained_here(kept))
     assert lead is not None
     assert lead.baseline is not None
     assert (lead.baseline.kind, lead.baseline.epochs) == ("kept", LONG)
@@ -170,7 +171,7 @@ def test_the_kept_plain_student_is_the_baseline_if_it_was_measured_on_the_same_i
     }
     for name, settings in others.items():
         (tmp_path / name).mkdir()
-        other = measure_lead(session_of(code, digits, **settings), tmp_path / name, kept)
+        other = measure_lead(session_of(code, digits, **settings), tmp_path / name, trained_here(kept))
         assert other is not None
         assert other.baseline is not None
         assert other.baseline.kind == "quick", name
@@ -181,14 +182,14 @@ def test_a_resumed_run_keeps_its_figures_even_if_a_student_was_kept_meanwhile(
     code: Path, digits: Path, teacher: SavedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = session_of(code, digits)
-    first = measure_lead(session, tmp_path, teacher)
+    first = measure_lead(session, tmp_path, trained_here(teacher))
     keep_student(session)
     with caplog.at_level(logging.INFO, "kdtrain"):
-        assert measure_lead(session, tmp_path, teacher) == first
+        assert measure_lead(session, tmp_path, trained_here(teacher)) == first
     assert caplog.records == [], "it was said when the run began"
     for damage in ("{", "[]", json.dumps({"baseline": {}})):
         (tmp_path / FILE).write_text(damage)
-        again = measure_lead(session, tmp_path, teacher)
+        again = measure_lead(session, tmp_path, trained_here(teacher))
         assert again is not None
         assert again.baseline is not None
         assert again.baseline.kind == "kept", "a damaged file is measured again"
@@ -197,7 +198,7 @@ def test_a_resumed_run_keeps_its_figures_even_if_a_student_was_kept_meanwhile(
 def test_without_held_out_images_nothing_is_measured(
     code: Path, digits: Path, teacher: SavedModel, tmp_path: Path
 ) -> None:
-    assert measure_lead(session_of(code, digits, val_size=0), tmp_path, teacher) is None
+    assert measure_lead(session_of(code, digits, val_size=0), tmp_path, trained_here(teacher)) is None
     assert not (tmp_path / FILE).exists()
 
 
@@ -207,7 +208,7 @@ def test_the_data_sets_own_validation_images_are_the_held_out_images(
     session = session_of(code, digits)
     validation = session.dataset.train.take(np.arange(100))
     session.dataset = dataclasses.replace(session.dataset, validation=validation)
-    lead = measure_lead(session, tmp_path, teacher)
+    lead = measure_lead(session, tmp_path, trained_here(teacher))
     assert lead is not None
     assert lead.baseline is not None
     assert (lead.images, lead.baseline.images) == (100, 6000 * LONG // 60)
@@ -217,7 +218,7 @@ def test_the_students_weights_are_those_without_the_measurement(
     code: Path, digits: Path, teacher: SavedModel, tmp_path: Path
 ) -> None:
     session = session_of(code, digits, teacher_checkpoint=teacher.path)
-    spec = FitSpec("student_kd", session.config.seed, tmp_path / "alone", teacher)
+    spec = FitSpec("student_kd", session.config.seed, tmp_path / "alone", trained_here(teacher))
     [alone] = session.run([session.fit_job(spec)])
     measured = run_single(session)
     assert measured.directory is not None
@@ -237,10 +238,10 @@ def test_in_this_process_too_the_measurement_changes_no_weights(
             return [job.work() for job in jobs]
 
     session = InProcess(session_of(code, digits, LONG).config)
-    spec = FitSpec("student_kd", 0, tmp_path / "alone", teacher)
+    spec = FitSpec("student_kd", 0, tmp_path / "alone", trained_here(teacher))
     [alone] = session.run([session.fit_job(spec)])
     flow.manual_seed(7)
-    measure_lead(session, tmp_path, teacher)
+    measure_lead(session, tmp_path, trained_here(teacher))
     [after] = session.run([session.fit_job(dataclasses.replace(spec, directory=tmp_path / "after"))])
     for name, array in alone.saved.weights.items():
         assert np.array_equal(array, after.saved.weights[name]), name

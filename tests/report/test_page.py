@@ -102,7 +102,7 @@ def one_seed(compared: Compared, tmp_path_factory: pytest.TempPathFactory) -> Co
         epochs=1,
         limit_train=300,
         val_size=0,
-        teacher_checkpoint=given,
+        teacher_checkpoint=(given,),
         data_dir=compared.directory.parents[2] / "tiles",
         logdir=tmp_path_factory.mktemp("one") / "logs",
     )

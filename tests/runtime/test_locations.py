@@ -49,7 +49,7 @@ def test_every_path_of_a_configuration_becomes_absolute(here: Path) -> None:
         dataset="folder:pics",
         data_dir=Path("d"),
         student_arch="net.py:make",
-        teacher_checkpoint=Path("t.safetensors"),
+        teacher_checkpoint=(Path("t.safetensors"),),
         plugin=("my.py:Watch,every=2", "ema"),
         image_save_dir=Path("shots"),
         image_save_name=Path("one.png"),
@@ -57,18 +57,18 @@ def test_every_path_of_a_configuration_becomes_absolute(here: Path) -> None:
     again = absolute_paths(config)
     assert (again.dataset, again.student_arch) == (f"folder:{here}/pics", f"{here}/net.py:make")
     assert again.plugin == (f"{here}/my.py:Watch,every=2", "ema")
-    assert (again.data_dir, again.teacher_checkpoint) == (here / "d", here / "t.safetensors")
+    assert (again.data_dir, again.teacher_checkpoint) == (here / "d", (here / "t.safetensors",))
     assert (again.logdir, again.models) == (here / "logs", here / "logs/models")
     assert (again.image_save_dir, again.image_save_name) == (here / "shots", Path("one.png"))
 
 
 def test_a_log_directory_that_was_moved_takes_its_paths_along(here: Path) -> None:
-    begun = absolute_paths(FitConfig(mode="student_kd", teacher_checkpoint=Path("logs/models/teacher.st")))
+    begun = absolute_paths(FitConfig(mode="student_kd", teacher_checkpoint=(Path("logs/models/teacher.st"),)))
     run = here / "moved/student_kd/version_0"
     run.mkdir(parents=True)
     (run / "config.toml").write_text(begun.to_toml())
     config = resumed_config({}, run)
-    assert (config.logdir, config.teacher_checkpoint) == (here / "moved", here / "moved/models/teacher.st")
+    assert (config.logdir, config.teacher_checkpoint) == (here / "moved", (here / "moved/models/teacher.st",))
     assert resumed_config({"logdir": Path("moved")}, run).logdir == here / "moved"
 
 

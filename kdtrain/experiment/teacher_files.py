@@ -1,0 +1,244 @@
+"""The files of teachers: checkpoints, ONNX files of any program, and tables of logits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.data.npz import read_arrays
+from kdtrain.deploy.onnx_classifier import Assumed
+from kdtrain.deploy.onnx_network import OnnxClassifier, OnnxNetwork, are_probabilities
+from kdtrain.errors import DataError, UsageError, size_text
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings import DEFAULT_TEACHER
+from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
+from kdtrain.experiment.teacher_classes import match_classes
+from kdtrain.models.registry import count_multiply_adds, count_parameters
+from kdtrain.models.teacher_network import GivenLogits, InputConversion, InputForm, TeacherNetwork
+from kdtrain.runtime import flow
+from kdtrain.runtime.regular_files import read_bytes
+from kdtrain.runtime.value_checks import channel_values
+from kdtrain.store.card import ModelCard, model_card, read_card
+from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
+
+logger = logging.getLogger(__name__)
+
+_PIXELS = Normalization((0.0,), (1 / 255,))  # of a network that takes pixels 0..255
+_LARGEST_TABLE = 1 << 31  # bytes of a file of logits
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherFile:
+    """One teacher that exists.
+
+    Attributes:
+        path: its file or directory.
+        arch: its architecture; of an ONNX file or a table, the file's name.
+        build: returns its network, for the student's images and classes, on a device.
+        digest: identifies its answers.
+        saved: its checkpoint; None for an ONNX file and a table.
+        is_table: whether it is a table of logits.
+        parameters: number of its trainable values; 0 if unknown.
+        multiply_adds: multiply-adds for one image; 0 if unknown.
+    """
+
+    path: Path
+    arch: str
+    build: Callable[[str], flow.nn.Module]
+    digest: str
+    saved: SavedModel | None = None
+    is_table: bool = False
+    parameters: int = 0
+    multiply_adds: int = 0
+
+
+def saved_teacher(saved: SavedModel, config: FitConfig, dataset: Dataset) -> TeacherFile:
+    """Returns the teacher in a checkpoint, which gets images of the form that its card names.
+
+    Raises:
+        UsageError: --teacher-classes names classes that it does not have.
+        CheckpointError: its weights do not fit its architecture, or its classes do not match the data's.
+    """
+    card = saved.card
+    form = InputForm(card.image_shape, Normalization(card.mean, card.std))
+    conversion = None if form == own_form(dataset) else InputConversion(own_form(dataset), form)
+    classes, note = match_classes(
+        dataset.classes, card.classes, len(card.classes), config.teacher_classes, str(saved.path)
+    )
+    network = saved.build("cpu")  # raises if the weights are not those of this architecture
+    if conversion is not None:
+        logger.info(
+            f"{saved.path} was trained on images of {size_text(card.image_shape)}, "
+            f"{normalization_text(form.normalization)}: it gets the students' images in this form."
+        )
+    if note:
+        logger.info(note)
+
+    def build(device: str) -> flow.nn.Module:
+        network = saved.build(device)
+        if conversion is None and classes is None:
+            return network
+        return TeacherNetwork(network, conversion, classes).eval()
+
+    return TeacherFile(
+        saved.path,
+        card.arch,
+        build,
+        fingerprint(saved.weights, [card.arch, repr(conversion), classes]),
+        saved,
+        parameters=count_parameters(network),
+        multiply_adds=count_multiply_adds(network, card.image_shape),
+    )
+
+
+def load_saved_teacher(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
+    """Returns the teacher in a checkpoint of kdtrain's or OneFlow's.
+
+    Raises:
+        UsageError: --teacher-classes names classes that it does not have.
+        CheckpointError: the checkpoint cannot be read, or does not fit data or flags.
+    """
+    saved = load_model(
+        path,
+        fallback=model_card("teacher", config.teacher_arch or DEFAULT_TEACHER, dataset),
+        arch=config.teacher_arch,
+        flag="--teacher-arch",
+    )
+    return saved_teacher(saved, config, dataset)
+
+
+def load_onnx_teacher(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
+    """Returns the teacher in an ONNX file, after a first look at its accuracy.
+
+    Raises:
+        UsageError: --teacher-classes, --teacher-mean or --teacher-std does not fit the file.
+        CheckpointError: the file cannot be used, its classes do not match, or its accuracy is near chance.
+        KdtrainError: onnx is not installed.
+    """
+    channels, *sides = dataset.image_shape
+    height, width = [config.teacher_input_size or side for side in sides]
+    assumed = Assumed(channels, height, width, config.teacher_layout or "")
+    classifier = OnnxClassifier(path, assumed)
+    form = classifier.form
+    card = read_card(form.about, path) if form.about else None
+    names = None if card is None else card.classes
+    classes, note = match_classes(
+        dataset.classes, names, classifier.classes, config.teacher_classes, str(path)
+    )
+    normalization = _normalization(config, form.shape[0], _PIXELS if form.raw else card)
+    look = FirstLook.at(dataset, config)
+    outputs = look.outputs(classifier, normalization)
+    probabilities = are_probabilities(outputs)
+    given = "; it gives probabilities, whose logarithms are taken as logits" if probabilities else ""
+    logger.info(
+        f"{path} takes images of {size_text(form.shape)} ({form.layout}), {normalization_text(normalization)}"
+        f"{given}."
+    )
+    if note:
+        logger.info(note)
+    chosen = outputs if classes is None else outputs[:, classes]
+    look.check(
+        path,
+        chosen,
+        lambda: look.better_normalization(classifier, classes),
+        allowed=config.allow_poor_teacher,
+    )
+    conversion = InputConversion(own_form(dataset), InputForm(form.shape, normalization))
+
+    def build(device: str) -> flow.nn.Module:
+        network = OnnxNetwork(path, assumed, form, probabilities)
+        return TeacherNetwork(network, conversion, classes).to(device).eval()
+
+    digest = fingerprint({}, [form.digest, repr(conversion), classes, probabilities])
+    return TeacherFile(
+        path,
+        path.name,
+        build,
+        digest,
+        parameters=form.parameters,
+        multiply_adds=form.multiply_adds,
+    )
+
+
+def load_given_teacher(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
+    """Returns the teacher of a table of logits, after a first look at its accuracy.
+
+    Raises:
+        UsageError: --teacher-classes does not fit the table.
+        DataError: the file is missing or damaged, or its logits are not those of these images.
+        CheckpointError: its classes do not match, or its accuracy is near chance.
+    """
+    arrays = read_arrays(path, ("logits",), ("validation", "test"), lambda name: _LARGEST_TABLE)
+    logits = arrays.pop("logits")
+    variants = logits if logits.ndim == 3 else logits[None]
+    if not len(variants):
+        raise DataError(f"logits in {path} has no views.")
+    tables = [_table(f"logits in {path}", table, len(dataset.train)) for table in variants]
+    others = {
+        name: _table(f"{name} in {path}", table, len(dataset.split(name)))
+        for name, table in arrays.items()
+        if name == "test" or dataset.validation is not None
+    }
+    classes, note = match_classes(
+        dataset.classes, None, tables[0].shape[1], config.teacher_classes, str(path)
+    )
+    if note:
+        logger.info(note)
+    chosen: Any = slice(None) if classes is None else list(classes)
+    digest = hashlib.sha256(read_bytes(path, _LARGEST_TABLE)).hexdigest()
+    given = GivenLogits(
+        path,
+        [table[:, chosen] for table in tables],
+        f"{digest} {classes}",
+        **{name: table[:, chosen] for name, table in others.items()},
+    )
+    look = FirstLook.at(dataset, config)
+    if look.split == "train" or given.validation is not None:
+        look.check(
+            path,
+            given.of_split(look.split)[look.numbers],
+            lambda: "Its rows have to be in the order of the images.",
+            allowed=config.allow_poor_teacher,
+        )
+    return TeacherFile(path, path.name, lambda device: given, given.digest, is_table=True)
+
+
+def _table(source: str, logits: npt.NDArray[Any], images: int) -> npt.NDArray[np.float32]:
+    """Returns logits as (images, classes) float32; raises DataError if they are not of this form."""
+    if logits.ndim != 2 or len(logits) != images or not np.issubdtype(logits.dtype, np.floating):
+        raise DataError(
+            f"{source} has the shape {size_text(logits.shape)} of {logits.dtype}: it must be floats, a row "
+            f"for each of the {images:,} images."
+        )
+    table = logits.astype(np.float32)
+    if not np.isfinite(table).all():
+        wrong = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
+        raise DataError(f"{source} is not usable: row {wrong} holds NaN or infinity.")
+    return table
+
+
+def _normalization(
+    config: FitConfig, channels: int, noted: Normalization | ModelCard | None
+) -> Normalization:
+    """Returns the normalisation of an ONNX teacher's images: of the flags, or else as its file notes it."""
+    noted = noted or Normalization((0.0,), (1.0,))
+    numbers = []
+    for name, own in (("teacher_mean", noted.mean), ("teacher_std", noted.std)):
+        text = getattr(config, name)
+        values = own if text is None else channel_values(text)
+        if len(values) not in (1, channels):
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} {text} has {len(values)} numbers, and the teacher's images have {channels} channel"
+                f"{'s' * (channels != 1)}."
+            )
+        numbers.append(values if len(values) == channels else values * channels)
+    return for_channels(Normalization(*numbers), channels)

@@ -1,0 +1,267 @@
+"""Trained networks as teachers: each has its own form of images and its own classes; several are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import logsumexp
+
+from kdtrain.data.dataset import Normalization
+from kdtrain.errors import UsageError
+from kdtrain.runtime import flow
+from kdtrain.runtime.user_code import call_network
+
+Shape = tuple[int, int, int]
+"""Channels, height, width."""
+
+Images = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float32]
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as data/images/resize.py
+
+
+@dataclass(frozen=True)
+class InputForm:
+    """The form in which a network takes images.
+
+    Attributes:
+        shape: channels, height, width.
+        normalization: mean and standard deviation per channel, of pixels scaled to 0..1.
+    """
+
+    shape: Shape
+    normalization: Normalization
+
+
+class InputConversion:
+    """Brings images from the form of one network to that of another.
+
+    Grey images get three equal channels, and colours become their luma (ITU-R BT.601). Sizes are changed by
+    linear interpolation; a smaller image averages over the pixels that it leaves out.
+
+    Args:
+        source: the form of the images.
+        target: the form that is wanted.
+    """
+
+    def __init__(self, source: InputForm, target: InputForm) -> None:
+        self.source, self.target = source, target
+        (channels, *size), (wanted, *wanted_size) = source.shape, target.shape
+        before, after = source.normalization, target.normalization
+        mixing = _channel_matrix(channels, wanted)
+        self._mixing = (mixing * before.std / np.array(after.std)[:, None]).astype(np.float32)
+        offset = (mixing @ before.mean - after.mean) / np.array(after.std)
+        self._offset = offset.astype(np.float32).reshape(-1, 1, 1)
+        self._resizing = (
+            None
+            if size == wanted_size
+            else (resize_matrix(size[0], wanted_size[0]), resize_matrix(size[1], wanted_size[1]).T)
+        )
+
+    def __call__(self, images: Images) -> Images:
+        """Returns images in the target's form, (B, C', H', W') float32, from (B, C, H, W) float32."""
+        if self._resizing is not None:
+            rows, columns = self._resizing
+            images = rows @ images @ columns
+        batch, channels, height, width = images.shape
+        if self._mixing.shape == (1, 1):
+            mixed = images * self._mixing[0, 0]
+        else:
+            flat = images.reshape(batch, channels, height * width)
+            mixed = (self._mixing @ flat).reshape(batch, -1, height, width)
+        converted: Images = mixed + self._offset
+        return converted
+
+    def __repr__(self) -> str:
+        return f"InputConversion({self.source}, {self.target})"
+
+
+class TeacherNetwork(flow.nn.Module):
+    """A trained network that takes the student's images and knows the student's classes.
+
+    It is for use without gradients.
+
+    Args:
+        network: the network.
+        conversion: brings the student's images to the network's form; None if they have it.
+        classes: the network's class for each class of the student; None if they are the same.
+    """
+
+    def __init__(
+        self,
+        network: flow.nn.Module,
+        conversion: InputConversion | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.conversion = conversion
+        self.classes = None if classes is None else tuple(classes)
+
+    def forward(self, images: flow.Tensor) -> flow.Tensor:
+        """Returns the logits of the student's classes, (B, classes) float32.
+
+        The softmax of a part of the logits renormalises the probabilities of these classes.
+
+        Args:
+            images: (B, C, H, W) float32, in the student's form.
+        """
+        if self.conversion is not None:
+            # OneFlow reuses the memory behind .numpy(); the conversion makes a new array.
+            images = flow.from_numpy(self.conversion(images.numpy())).to(images.device)
+        logits = call_network(self.network, images)
+        if self.classes is None:
+            return logits
+        return logits.index_select(1, flow.tensor(self.classes, dtype=flow.int64).to(logits.device))
+
+    def extra_repr(self) -> str:
+        """Returns the conversion and the classes; a network's text is a part of its fingerprint."""
+        return f"{self.conversion}, classes={self.classes}"
+
+
+class Ensemble(flow.nn.Module):
+    """Several trained networks, whose probabilities are averaged.
+
+    Args:
+        members: the networks; each takes the student's images and returns logits of the student's classes.
+        weights: the weight of each, above 0.
+    """
+
+    def __init__(self, members: Sequence[flow.nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.members = flow.nn.ModuleList(members)
+        shares = np.array(weights, np.float64)
+        self.shares: tuple[float, ...] = tuple(shares / shares.sum())
+
+    def forward(self, images: flow.Tensor) -> flow.Tensor:
+        """Returns the logarithm of the mean probabilities, (B, classes) float32, of (B, C, H, W) images."""
+        return self.combine([call_network(member, images) for member in self.members])
+
+    def combine(self, logits: Sequence[flow.Tensor], temperature: float = 1.0) -> flow.Tensor:
+        """Returns logits whose softened probabilities are the mean of the members' softened probabilities.
+
+        With p_k the softmax of the member's logits divided by T and w_k its share, they are
+        T log sum_k w_k p_k, computed in float64 from logarithms: the arithmetic mean of the predictive
+        distributions (Hinton, Vinyals, Dean 2015, section 1, name it and the geometric one).
+
+        Args:
+            logits: (B, classes) float32 of each member.
+            temperature: T, above 0.
+
+        Returns:
+            (B, classes) float32.
+        """
+        return flow.from_numpy(
+            mean_logits([member.numpy() for member in logits], self.shares, temperature)
+        ).to(logits[0].device)
+
+    def extra_repr(self) -> str:
+        """Returns the members' shares."""
+        return f"shares={self.shares}"
+
+
+class GivenLogits(flow.nn.Module):
+    """A teacher without a network: logits of all training images, which were computed elsewhere.
+
+    Args:
+        path: the file that holds them, for messages.
+        variants: the logits of each variant of the images, (N, classes) float32, in the data set's order.
+        digest: SHA-256 (hex) of the file.
+        validation: the logits of the data set's own validation images, if it has any and the file too.
+        test: the logits of the test images, if the file has them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        variants: Sequence[Logits],
+        digest: str,
+        validation: Logits | None = None,
+        test: Logits | None = None,
+    ) -> None:
+        super().__init__()
+        self.path, self.digest = path, digest
+        self.variants, self.validation, self.test = tuple(variants), validation, test
+
+    def forward(self, images: flow.Tensor) -> flow.Tensor:
+        """Raises UsageError: a table answers about its own images only."""
+        raise UsageError(
+            f"--teacher-logits {self.path} has answers about the training images only: it has no layers, "
+            "and with --views 0 each epoch has new images."
+        )
+
+    def of_split(self, name: str) -> Logits:
+        """Returns the logits of the images of a split as they are, (N, classes) float32.
+
+        Args:
+            name: ``train``, ``validation`` or ``test``.
+
+        Raises:
+            UsageError: the file does not hold them.
+        """
+        logits = {"train": self.variants[0], "validation": self.validation, "test": self.test}[name]
+        if logits is None:
+            raise UsageError(
+                f"--teacher-logits {self.path} has no array {name!r}: give the teacher's logits of the "
+                f"{name} images too."
+            )
+        return logits
+
+    def extra_repr(self) -> str:
+        """Returns the file's digest."""
+        return self.digest
+
+
+def members_of(network: flow.nn.Module) -> tuple[flow.nn.Module, ...]:
+    """Returns the networks that an ensemble averages, or the network itself."""
+    return tuple(network.members) if isinstance(network, Ensemble) else (network,)
+
+
+def mean_logits(
+    logits: Sequence[npt.NDArray[np.float32]], shares: Sequence[float], temperature: float = 1.0
+) -> npt.NDArray[np.float32]:
+    """Returns T log sum_k w_k softmax(z_k / T): the arrays' form of ``Ensemble.combine``.
+
+    Args:
+        logits: z, (N, classes) float32 of each member.
+        shares: w, of the sum 1.
+        temperature: T, above 0.
+
+    Returns:
+        (N, classes) float32, a new array.
+    """
+    log_p = np.stack([member.astype(np.float64) for member in logits]) / temperature
+    log_p -= logsumexp(log_p, axis=2, keepdims=True)
+    log_p += np.log(shares)[:, None, None]
+    mean: npt.NDArray[np.float32] = (temperature * logsumexp(log_p, axis=0)).astype(np.float32)
+    return mean
+
+
+def resize_matrix(size: int, wanted: int) -> Matrix:
+    """Returns the matrix, (wanted, size) float32, that resizes a row of pixels by linear interpolation.
+
+    Each new pixel is a mean of old ones whose weights fall linearly to 0, at the distance of one old pixel
+    where the row grows, and of one new pixel where it shrinks, as Pillow's BILINEAR has it.
+
+    Args:
+        size: pixels of the row.
+        wanted: pixels of the new row.
+    """
+    scale = size / wanted
+    centres = (np.arange(wanted) + 0.5) * scale
+    distance = np.abs(np.arange(size) + 0.5 - centres[:, None]) / max(scale, 1.0)
+    weights = np.maximum(1.0 - distance, 0.0)
+    matrix: Matrix = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return matrix
+
+
+def _channel_matrix(channels: int, wanted: int) -> npt.NDArray[np.float64]:
+    """Returns the matrix, (wanted, channels) float64, between 1 and 3 channels."""
+    if channels == wanted:
+        return np.eye(channels)
+    return np.array([_LUMA]) if wanted == 1 else np.ones((3, 1))
