@@ -173,12 +173,15 @@ class _Training:
         """
         mode, plugins = COMPARED[model]
         directory = self.directory / (folder or f"seed_{seed}/{model}")
+        alone = len(self.seeds) == self.config.teachers == 1
         return FitSpec(
             mode=mode,
             seed=seed,
             directory=directory,
             teacher=teacher if MODES[mode].has_teacher else None,
-            label=directory.name if len(self.seeds) == self.config.teachers == 1 else f"{directory.name}/{seed}",
+            label=directory.name
+            if len(self.seeds) == self.config.teachers == 1
+            else f"{directory.name}/{seed}",
             settings={"plugin": (*self.config.plugin, *plugins), **(settings or {})},
         )
 

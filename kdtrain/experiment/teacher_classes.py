@@ -1,13 +1,16 @@
-"""Which class of a teacher answers to which class of the data."""
+"""The match of a teacher's classes with those of the data."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdtrain.errors import CheckpointError, UsageError, clipped, unknown_name_message
 from kdtrain.runtime.regular_files import read_text
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = 1 << 20  # bytes of a mapping; 4,096 classes with long names take less
 _LISTED = 5  # names in a message
@@ -17,11 +20,11 @@ Names = Sequence[str]
 
 def match_classes(
     wanted: Names, names: Names | None, number: int, asked: str | None, teacher: str
-) -> tuple[tuple[int, ...] | None, str]:
-    """Returns the teacher's class for each class of the data, and a sentence about it.
+) -> tuple[int, ...] | None:
+    """Returns the teacher's class for each class of the data; None if they are the same in the same order.
 
     Without ``asked``, classes are matched by their names where both sides have names, and otherwise by their
-    position.
+    position. What does not match is logged.
 
     Args:
         wanted: the names of the data's classes.
@@ -30,32 +33,28 @@ def match_classes(
         asked: value of --teacher-classes.
         teacher: names the teacher in messages.
 
-    Returns:
-        The classes, None if they are the same in the same order; and the sentence, "" if there is nothing to
-        say.
-
     Raises:
         UsageError: --teacher-classes names other classes than there are.
         CheckpointError: the classes do not match; the text lists those that do not.
     """
     if asked is not None:
         chosen = _asked_classes(wanted, names, number, asked)
-        unused = number - len(set(chosen))
-        return chosen, f"{teacher}: {len(chosen)} of its {number} classes teach, {unused} do not."
+        logger.info(f"{teacher}: {len(set(chosen))} of its {number} classes teach.")
+        return chosen
     if names is not None and list(names) == list(wanted):
-        return None, ""
+        return None
     if names is not None and set(wanted) <= set(names):
-        chosen = tuple(list(names).index(name) for name in wanted)
         others = [name for name in names if name not in wanted]
-        rest = f"; not among the data's: {_listed(others)}" if others else ""
-        return chosen, f"{teacher}: its classes are matched to the data's by name{rest}."
+        rest = f"; the data have no {_listed(others)}" if others else ""
+        logger.info(f"{teacher}: its classes are matched to those of the data by name{rest}.")
+        return tuple(list(names).index(name) for name in wanted)
     if number == len(wanted):
-        if names is None or _are_numbers(names) or _are_numbers(wanted):
-            return None, ""
-        pairs = [f"{name} for {own}" for own, name in zip(wanted, names, strict=True) if own != name]
-        return None, f"{teacher}: its classes are matched by position: it has {_listed(pairs)}."
+        if names is not None and not _are_numbers(names) and not _are_numbers(wanted):
+            pairs = [f"{name} for {own}" for own, name in zip(wanted, names, strict=True) if own != name]
+            logger.info(f"{teacher}: its classes are matched by position: it has {_listed(pairs)}.")
+        return None
     missing = [name for name in wanted if name not in (names or ())]
-    reason = f"it has no {_listed(missing)}" if names is not None else "its file does not name them"
+    reason = "its file does not name them" if names is None else f"it has no {_listed(missing)}"
     raise CheckpointError(
         f"{teacher} has {number} classes, the data have {len(wanted)}, and {reason}. "
         "Say with --teacher-classes which of its classes answers to each of the data's."

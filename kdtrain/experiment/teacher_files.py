@@ -22,7 +22,7 @@ from kdtrain.experiment.settings import DEFAULT_TEACHER
 from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
 from kdtrain.experiment.teacher_classes import match_classes
 from kdtrain.models.registry import count_multiply_adds, count_parameters
-from kdtrain.models.teacher_network import GivenLogits, InputConversion, InputForm, TeacherNetwork
+from kdtrain.models.teacher_network import GivenLogits, InputConversion, InputForm, Logits, TeacherNetwork
 from kdtrain.runtime import flow
 from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.runtime.value_checks import channel_values
@@ -70,7 +70,7 @@ def saved_teacher(saved: SavedModel, config: FitConfig, dataset: Dataset) -> Tea
     card = saved.card
     form = InputForm(card.image_shape, Normalization(card.mean, card.std))
     conversion = None if form == own_form(dataset) else InputConversion(own_form(dataset), form)
-    classes, note = match_classes(
+    classes = match_classes(
         dataset.classes, card.classes, len(card.classes), config.teacher_classes, str(saved.path)
     )
     network = saved.build("cpu")  # raises if the weights are not those of this architecture
@@ -79,8 +79,6 @@ def saved_teacher(saved: SavedModel, config: FitConfig, dataset: Dataset) -> Tea
             f"{saved.path} was trained on images of {size_text(card.image_shape)}, "
             f"{normalization_text(form.normalization)}: it gets the students' images in this form."
         )
-    if note:
-        logger.info(note)
 
     def build(device: str) -> flow.nn.Module:
         network = saved.build(device)
@@ -130,27 +128,9 @@ def load_onnx_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teache
     form = classifier.form
     card = read_card(form.about, path) if form.about else None
     names = None if card is None else card.classes
-    classes, note = match_classes(
-        dataset.classes, names, classifier.classes, config.teacher_classes, str(path)
-    )
+    classes = match_classes(dataset.classes, names, classifier.classes, config.teacher_classes, str(path))
     normalization = _normalization(config, form.shape[0], _PIXELS if form.raw else card)
-    look = FirstLook.at(dataset, config)
-    outputs = look.outputs(classifier, normalization)
-    probabilities = are_probabilities(outputs)
-    given = "; it gives probabilities, whose logarithms are taken as logits" if probabilities else ""
-    logger.info(
-        f"{path} takes images of {size_text(form.shape)} ({form.layout}), {normalization_text(normalization)}"
-        f"{given}."
-    )
-    if note:
-        logger.info(note)
-    chosen = outputs if classes is None else outputs[:, classes]
-    look.check(
-        path,
-        chosen,
-        lambda: look.better_normalization(classifier, classes),
-        allowed=config.allow_poor_teacher,
-    )
+    probabilities = _look_at(classifier, normalization, classes, config, dataset)
     conversion = InputConversion(own_form(dataset), InputForm(form.shape, normalization))
 
     def build(device: str) -> flow.nn.Module:
@@ -168,6 +148,35 @@ def load_onnx_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teache
     )
 
 
+def _look_at(
+    classifier: OnnxClassifier,
+    normalization: Normalization,
+    classes: tuple[int, ...] | None,
+    config: FitConfig,
+    dataset: Dataset,
+) -> bool:
+    """Logs what a network takes and how much it recognises; returns whether it gives probabilities.
+
+    Raises:
+        CheckpointError: its accuracy is near chance.
+    """
+    look, path, form = FirstLook.at(dataset, config), classifier.path, classifier.form
+    outputs = look.outputs(classifier, normalization)
+    probabilities = are_probabilities(outputs)
+    given = "; it gives probabilities, whose logarithms are taken as logits" if probabilities else ""
+    logger.info(
+        f"{path} takes images of {size_text(form.shape)} ({form.layout}), {normalization_text(normalization)}"
+        f"{given}."
+    )
+    look.check(
+        path,
+        outputs if classes is None else outputs[:, classes],
+        lambda: look.better_normalization(classifier, classes),
+        allowed=config.allow_poor_teacher,
+    )
+    return probabilities
+
+
 def load_given_teacher(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
     """Returns the teacher of a table of logits, after a first look at its accuracy.
 
@@ -176,29 +185,16 @@ def load_given_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teach
         DataError: the file is missing or damaged, or its logits are not those of these images.
         CheckpointError: its classes do not match, or its accuracy is near chance.
     """
-    arrays = read_arrays(path, ("logits",), ("validation", "test"), lambda name: _LARGEST_TABLE)
-    logits = arrays.pop("logits")
-    variants = logits if logits.ndim == 3 else logits[None]
-    if not len(variants):
-        raise DataError(f"logits in {path} has no views.")
-    tables = [_table(f"logits in {path}", table, len(dataset.train)) for table in variants]
-    others = {
-        name: _table(f"{name} in {path}", table, len(dataset.split(name)))
-        for name, table in arrays.items()
-        if name == "test" or dataset.validation is not None
-    }
-    classes, note = match_classes(
-        dataset.classes, None, tables[0].shape[1], config.teacher_classes, str(path)
-    )
-    if note:
-        logger.info(note)
+    variants, others = _read_tables(path, dataset)
+    number = variants[0].shape[1]
+    classes = match_classes(dataset.classes, None, number, config.teacher_classes, str(path))
     chosen: Any = slice(None) if classes is None else list(classes)
     digest = hashlib.sha256(read_bytes(path, _LARGEST_TABLE)).hexdigest()
     given = GivenLogits(
         path,
-        [table[:, chosen] for table in tables],
+        [logits[:, chosen] for logits in variants],
         f"{digest} {classes}",
-        **{name: table[:, chosen] for name, table in others.items()},
+        **{name: logits[:, chosen] for name, logits in others.items()},
     )
     look = FirstLook.at(dataset, config)
     if look.split == "train" or given.validation is not None:
@@ -211,14 +207,33 @@ def load_given_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teach
     return TeacherFile(path, path.name, lambda device: given, given.digest, is_table=True)
 
 
-def _table(source: str, logits: npt.NDArray[Any], images: int) -> npt.NDArray[np.float32]:
+def _read_tables(path: Path, dataset: Dataset) -> tuple[list[Logits], dict[str, Logits]]:
+    """Returns the logits of each variant of the training images, and those of other splits by name.
+
+    Raises:
+        DataError: the file is missing or damaged, or its logits are not those of these images.
+    """
+    arrays = read_arrays(path, ("logits",), ("validation", "test"), lambda name: _LARGEST_TABLE)
+    logits = arrays.pop("logits")
+    variants = logits if logits.ndim == 3 else logits[None]
+    if not len(variants):
+        raise DataError(f"logits in {path} has no views.")
+    others = {
+        name: _table(f"{name} in {path}", table, len(dataset.split(name)))
+        for name, table in arrays.items()
+        if name == "test" or dataset.validation is not None
+    }
+    return [_table(f"logits in {path}", table, len(dataset.train)) for table in variants], others
+
+
+def _table(source: str, logits: npt.NDArray[Any], images: int) -> Logits:
     """Returns logits as (images, classes) float32; raises DataError if they are not of this form."""
     if logits.ndim != 2 or len(logits) != images or not np.issubdtype(logits.dtype, np.floating):
         raise DataError(
             f"{source} has the shape {size_text(logits.shape)} of {logits.dtype}: it must be floats, a row "
             f"for each of the {images:,} images."
         )
-    table = logits.astype(np.float32)
+    table: Logits = logits.astype(np.float32)
     if not np.isfinite(table).all():
         wrong = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
         raise DataError(f"{source} is not usable: row {wrong} holds NaN or infinity.")

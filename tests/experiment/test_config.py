@@ -39,7 +39,12 @@ OPTIONAL = {
     "clip_grad_norm": POSITIVE,
     "tuned": PATHS,
     "views_seed": st.integers(0, 2**63 - 1),
-    "teacher_checkpoint": PATHS,
+    "teacher_mean": st.sampled_from(["0", "0.5", "0.485,0.456,0.406"]),
+    "teacher_std": st.sampled_from(["1", "0.229,0.224,0.225"]),
+    "teacher_input_size": st.integers(1, 256),
+    "teacher_layout": st.sampled_from(["nchw", "nhwc"]),
+    "teacher_logits": PATHS,
+    "teacher_classes": TEXTS,
     "data_dir": PATHS,
     "image_size": st.integers(1, 256),
     "val_size": st.integers(0, 10**6),
@@ -58,6 +63,10 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "schedule": st.sampled_from(["one_cycle", "cosine", "constant"]),
     "weight_decay": st.floats(0, 1),
     "teacher_arch": TEXTS,
+    "teacher_checkpoint": st.lists(PATHS, max_size=2).map(tuple),
+    "teacher_weight": st.lists(POSITIVE, max_size=2).map(tuple),
+    "allow_poor_teacher": st.booleans(),
+    "teachers": st.integers(1, 3),
     "student_arch": TEXTS,
     "temperature": POSITIVE,
     "alpha": st.floats(0, 1),
@@ -66,7 +75,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "dataset": TEXTS,
     "skip_corrupt": st.booleans(),
     "omit_class": st.lists(TEXTS, max_size=2).map(tuple),
-    "seed": st.integers(0, 2**63 - 1),
+    "seed": st.integers(0, 2**63 - 3),
     "stall_timeout": st.integers(0, 31_536_000),
     "views": st.sampled_from([0, 2, 1000]),
     "seeds": st.just(1),
@@ -88,12 +97,18 @@ def config_of(values: dict[str, Any]) -> FitConfig:
     if values["mode"] == "teacher":
         others["omit_class"] = ()
     if values["mode"] != "compare":
-        others |= {"teacher_per_seed": False, "grid": ()}
+        others |= {"teacher_per_seed": False, "teachers": 1, "grid": ()}
         others |= {"with_label_smoothing": False, "with_hard_labels": False}
     if values["weight_decay"] * (values["lr"] or 1.0) >= 1.0:
         others["weight_decay"] = 0.0
-    if values["teacher_checkpoint"] is not None:
+    if values["teacher_checkpoint"] or values["teacher_logits"] is not None or values["teachers"] > 1:
         others["teacher_per_seed"] = False
+    if values["teacher_checkpoint"] or values["teacher_logits"] is not None:
+        others["teachers"] = 1
+    if len(values["teacher_weight"]) != len(values["teacher_checkpoint"]) + (
+        values["teacher_logits"] is not None
+    ):
+        others["teacher_weight"] = ()
     if values["val_size"] == 0 or values["tuned"] is not None:
         others["grid"] = ()
     return FitConfig(**(values | others))
