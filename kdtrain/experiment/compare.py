@@ -20,12 +20,12 @@ from kdtrain.experiment.modes import COMPARED, MODES, controls_of
 from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
-from kdtrain.experiment.result import Tested, TestedModel, file_fidelity, keep_best
+from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.metrics.fidelity import measure_fidelity
-from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
+from kdtrain.report.comparison import Comparison, EnsembleMember, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.grid_result import GridResult
@@ -71,7 +71,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
                 model
                 for (name, _), tested in models.items()
                 if name == mode
-                for model in (tested.members or (tested,))
+                for model in ([member.tested for member in tested.members] or [tested])
                 if isinstance(model, TestedModel)
             ]
             if trained:  # empty for a teacher that existed already
@@ -130,9 +130,7 @@ class _Training:
         if self.config.teachers > 1:
             members = [tested.pop(key) for key in list(tested) if key[0] == "teacher"]
             labels = self.session.dataset.test.labels
-            tested["teacher", first] = together(
-                members, teachers[first].arch, teachers[first].weights, labels
-            )
+            tested["teacher", first] = together(members, teachers[first], labels)
         order = [(model, seed) for seed in self.seeds for model in COMPARED]
         return {key: tested[key] for key in order if key in tested}, grid
 
@@ -179,9 +177,7 @@ class _Training:
             seed=seed,
             directory=directory,
             teacher=teacher if MODES[mode].has_teacher else None,
-            label=directory.name
-            if len(self.seeds) == self.config.teachers == 1
-            else f"{directory.name}/{seed}",
+            label=directory.name if alone else f"{directory.name}/{seed}",
             settings={"plugin": (*self.config.plugin, *plugins), **(settings or {})},
         )
 
@@ -208,9 +204,22 @@ def _results(models: Models, directory: Path) -> list[ModelResult]:
                 history=tuple(history),
                 arch=short_name(model.arch),
                 directory=str(model.directory.relative_to(directory)) if model.directory else None,
+                members=tuple(_member(member, directory) for member in model.members),
             )
         )
     return results
+
+
+def _member(member: Member, directory: Path) -> EnsembleMember:
+    """Returns the figures of one of several teachers."""
+    inside = member.path.is_relative_to(directory)
+    return EnsembleMember(
+        name=str(member.path.relative_to(directory).parents[1]) if inside else member.path.name,
+        arch=short_name(member.tested.arch),
+        weight=member.share,
+        test=member.tested.test,
+        parameters=member.tested.parameters,
+    )
 
 
 def _file(comparison: Comparison, models: Models, session: Session, directory: Path) -> None:

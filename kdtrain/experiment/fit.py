@@ -23,7 +23,7 @@ from kdtrain.experiment.config_file import absolute_paths
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import test_loader, training_loader, validation_loader
 from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimizer
-from kdtrain.experiment.result import FitResult, Tested, TestedModel, file_results
+from kdtrain.experiment.result import FitResult, Member, Tested, TestedModel, file_results
 from kdtrain.experiment.teacher import TrainedTeacher, member_logits
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
@@ -168,32 +168,29 @@ def test_teacher(seed: int, teacher: TrainedTeacher, test: Loader) -> Tested:
         )
         for file, logits in zip(teacher.members, of_members, strict=True)
     ]
-    return members[0] if len(members) == 1 else together(members, teacher.arch, teacher.weights, test.targets)
+    return members[0] if len(members) == 1 else together(members, teacher, test.targets)
 
 
-def together(
-    members: Sequence[Tested], arch: str, weights: Sequence[float], targets: npt.NDArray[np.int64]
-) -> Tested:
+def together(members: Sequence[Tested], teacher: TrainedTeacher, targets: npt.NDArray[np.int64]) -> Tested:
     """Returns several teachers as one, whose probabilities are the mean of theirs.
 
     Args:
-        members: the teachers.
-        arch: their architectures as a text.
-        weights: the weight of each.
+        members: the figures of each.
+        teacher: the teachers.
         targets: (test images,) int64 labels.
     """
-    shares = [weight / sum(weights) for weight in weights]
+    shares = [weight / sum(teacher.weights) for weight in teacher.weights]
     logits = mean_logits([member.logits for member in members], shares)
     return Tested(
         mode="teacher",
         seed=members[0].seed,
-        arch=arch,
+        arch=teacher.arch,
         parameters=sum(member.parameters for member in members),
         multiply_adds=sum(member.multiply_adds for member in members),
         test=Evaluation.from_logits(logits, targets),
         logits=logits,
         seconds=sum(member.seconds for member in members),
-        members=tuple(members),
+        members=tuple(map(Member, teacher.paths, shares, members)),
     )
 
 

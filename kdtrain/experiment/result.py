@@ -64,7 +64,7 @@ class Tested:
         seconds: seconds of all epochs, evaluations included; 0 for a model that existed already.
         history: one row of figures per epoch, as in metrics.jsonl.
         directory: the run directory; None for a model that existed already, and for several teachers.
-        members: the figures of each of several teachers, whose mean probabilities this one's are.
+        members: each of several teachers, whose mean probabilities this one's are.
     """
 
     mode: str
@@ -77,7 +77,22 @@ class Tested:
     seconds: float = 0.0
     history: tuple[dict[str, Any], ...] = ()
     directory: Path | None = None
-    members: tuple[Tested, ...] = ()
+    members: tuple[Member, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One of several teachers.
+
+    Attributes:
+        path: its file.
+        share: its share of the mean, 0 to 1.
+        tested: its figures.
+    """
+
+    path: Path
+    share: float
+    tested: Tested
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -48,6 +48,25 @@ class EpochPoint:
     cross_entropy: float
 
 
+@dataclass(frozen=True)
+class EnsembleMember:
+    """One of several teachers whose mean probabilities teach.
+
+    Attributes:
+        name: its run directory relative to the comparison's, or its file.
+        arch: its architecture; of an ONNX file or a table, the file's name.
+        weight: its share of the mean, 0 to 1.
+        test: figures on the test set.
+        parameters: number of trainable values; 0 if unknown.
+    """
+
+    name: str
+    arch: str
+    weight: float
+    test: Evaluation
+    parameters: int
+
+
 @dataclass(frozen=True, eq=False)
 class ModelResult:
     """One trained model: figures on the test set, cost and training history.
@@ -63,6 +82,7 @@ class ModelResult:
         history: one point per epoch on the held-out set; empty for a model that existed already.
         arch: its architecture.
         directory: its run directory, relative to the comparison's; None for a model that existed already.
+        members: the teachers, if this is a teacher made of several.
     """
 
     model: Model
@@ -75,6 +95,7 @@ class ModelResult:
     history: tuple[EpochPoint, ...]
     arch: str = ""
     directory: str | None = None
+    members: tuple[EnsembleMember, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +192,11 @@ class Comparison:
     grid: Mapping[Model, GridResult] = field(default_factory=dict)
     teacher_lead: TeacherLead | None = None
     recipe: str | None = None
+
+    @property
+    def teachers(self) -> tuple[EnsembleMember, ...]:
+        """The teachers whose mean probabilities teach; none if there is only one."""
+        return next((result.members for result in self.results if result.members), ())
 
     @property
     def distillation(self) -> Difference:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kdtrain.metrics.statistics import CONFIDENCE
-from kdtrain.report.comparison import Comparison, Difference, ModelResult, ModelSummary
+from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, ModelResult, ModelSummary
 from kdtrain.report.grid_result import Candidate, GridResult
 from kdtrain.report.teacher_lead import lead_to_json
 from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
@@ -37,6 +37,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "recipe": comparison.recipe,
         "test_images": comparison.test_images,
         "teacher_lead": comparison.teacher_lead and lead_to_json(comparison.teacher_lead),
+        "teachers": [_teacher(member) for member in comparison.teachers],
         "far_apart": teacher_far_apart(comparison),
         "gap_closed_fraction": comparison.gap_closed,
         "differences": [_difference(difference) for difference in comparison.differences],
@@ -44,6 +45,19 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "grid": {model: _grid_result(result) for model, result in comparison.grid.items()},
         "results": [_result(result) for result in comparison.results],
         "files": FILES,
+    }
+
+
+def _teacher(member: EnsembleMember) -> dict[str, Any]:
+    return {
+        "name": member.name,
+        "arch": member.arch,
+        "share_fraction": member.weight,
+        "parameters": member.parameters,
+        "test_accuracy_fraction": member.test.accuracy,
+        "test_errors": member.test.errors,
+        "test_cross_entropy_nats": member.test.cross_entropy,
+        "test_calibration_error_fraction": member.test.calibration_error,
     }
 
 

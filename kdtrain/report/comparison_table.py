@@ -17,7 +17,9 @@ from kdtrain.report.verdict import count_text, difference_bounds, difference_tex
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """Returns the tables of the grid, of the test figures, of the cost and of the differences."""
     grid = [_grid_table(comparison.grid)] if comparison.grid else []
-    return [*grid, _test_table(comparison), _cost_table(comparison), _difference_table(comparison)]
+    teachers = [_teacher_table(comparison)] if comparison.teachers else []
+    figures = [_test_table(comparison), _cost_table(comparison), _difference_table(comparison)]
+    return [*grid, *teachers, *figures]
 
 
 def table_of(title: str, *headers: str, caption: str | None = None) -> Table:
@@ -65,6 +67,31 @@ def _test_table(comparison: Comparison) -> Table:
     return table
 
 
+def _teacher_table(comparison: Comparison) -> Table:
+    """Returns the table of several teachers, with their mean as the last row."""
+    headers = ("teacher", "share\n%", "accuracy\n%", "errors", "cross-\nentropy", "parameters")
+    table = table_of(f"Teachers, on {comparison.test_images:,} test images", *headers)
+    for member in comparison.teachers:
+        table.add_row(
+            f"{member.name}: {member.arch}" if member.arch != member.name else member.name,
+            f"{100 * member.weight:.0f}",
+            f"{100 * member.test.accuracy:.2f}",
+            f"{member.test.errors:,}",
+            f"{member.test.cross_entropy:.4f}",
+            _count(member.parameters),
+        )
+    table.add_section()
+    mean = comparison.summaries["teacher"]
+    figures = (f"{mean.accuracy.mean:.2f}", f"{mean.errors.mean:,.0f}", f"{mean.cross_entropy.mean:.4f}")
+    table.add_row("mean of their probabilities", "100", *figures, _count(mean.parameters))
+    return table
+
+
+def _count(number: int) -> str:
+    """Returns a number as text; a dash for one that is unknown."""
+    return f"{number:,}" if number else "-"
+
+
 def _cost_table(comparison: Comparison) -> Table:
     table = table_of(
         "Cost", "model", "network", "parameters", "multiply-adds\nper image", "seconds\nto train"
@@ -75,8 +102,8 @@ def _cost_table(comparison: Comparison) -> Table:
         table.add_row(
             model,
             summary.arch,
-            f"{summary.parameters:,}",
-            f"{summary.multiply_adds:,}",
+            _count(summary.parameters),
+            _count(summary.multiply_adds),
             _mean_and_sd(seconds, 1 if seconds.mean < 10 else 0).replace("\n", " ") if seconds.mean else "-",
         )
     return table
