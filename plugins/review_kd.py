@@ -18,13 +18,14 @@ class ReviewKd(NeedsTeacher):
     Chen et al., "Distilling Knowledge via Knowledge Review" (CVPR 2021), section 3: attention-based fusion,
     and the loss on several sizes of the maps. Layers, weights of the sizes and warm-up are those of the
     authors' code (dvlab-research/ReviewKD, CIFAR-100/model/reviewkd.py), where the weight is 0.6 to 8 for
-    different networks; 1 is its default. The layers are named instead of fixed: their ReLU is part of them
-    only if the named layer has it. A layer without maps, such as the mean over the pixels, counts as one
-    pixel. ``--alpha 0`` gives the paper's objective, without soft targets. The networks that fuse are trained
-    along with the student and are not part of it.
+    different networks; 1 is its default. The layers are named instead of fixed: a ReLU counts only if the
+    named layer has it. A layer without maps counts as one pixel. The student's larger maps are averaged down
+    to the teacher's size, where the authors' code takes single pixels: one of all, for a layer without maps.
+    ``--alpha 0`` gives the paper's objective, without soft targets. The networks that fuse are trained along
+    with the student and are not part of it.
 
     Args:
-        student_layers: names of layers of the student, from the first to the deepest: ``block1+block2+fc``.
+        student_layers: names of layers of the student, from the first to the deepest: ``conv1+conv2``.
         teacher_layers: as many names of layers of the teacher.
         weight: the term's weight, above 0.
         warmup: epochs in which the weight rises to its full value, in equal steps.
@@ -214,8 +215,11 @@ def _convolution(channels: int, width: int, kernel: int) -> flow.nn.Module:
 
 
 def _resized(x: flow.Tensor, size: Sequence[int]) -> flow.Tensor:
-    """Returns maps of another size: each pixel is the nearest one of ``x``."""
-    return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, size=tuple(size), mode="nearest")
+    """Returns maps of another size: averaged down, and enlarged by taking the nearest pixel."""
+    smaller = tuple(map(min, x.shape[2:], size))
+    if smaller != tuple(x.shape[2:]):
+        x = F.adaptive_avg_pool2d(x, smaller)
+    return x if smaller == tuple(size) else F.interpolate(x, size=tuple(size), mode="nearest")
 
 
 def _as_maps(features: flow.Tensor) -> flow.Tensor:

@@ -52,12 +52,12 @@ class Srrl(FeatureMethod):
         Raises:
             UsageError: the teacher has no last linear layer, or ``teacher_layer`` is not the one before it.
         """
-        self.teacher = objective.teacher
+        self.teacher, self.images = objective.teacher, objective.student.images
         return super().configure(objective)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
         """Returns the loss, with a new map of the student's features."""
-        last = find_last_layer(self.teacher, self.teacher_layer)
+        last = find_last_layer(self.teacher, self.teacher_layer, self.images)
         return JudgedFeatures(student, last, self.judge)
 
 
@@ -121,7 +121,7 @@ class JudgedFeatures(flow.nn.Module):
         return (apart * apart).mean() + (logits_apart * logits_apart).mean() * self.judge
 
 
-def find_last_layer(teacher: Teacher, before: str) -> LastLayer:
+def find_last_layer(teacher: Teacher, before: str, images: flow.Tensor) -> LastLayer:
     """Returns the linear layer that makes a teacher's logits from the recorded layer ``before``.
 
     Each linear layer is tried, the last first, on what each reading makes of the recorded layer's output for
@@ -130,13 +130,14 @@ def find_last_layer(teacher: Teacher, before: str) -> LastLayer:
     Args:
         teacher: the teacher, which records ``before`` already.
         before: name of the layer before the last one.
+        images: example inputs, (B, C, H, W) float32, for their shape.
 
     Raises:
         UsageError: the network has no linear layer with an output for each class, or none gives the logits.
     """
-    noise = np.random.default_rng(0).normal(size=(_PROBES, *teacher.images.shape[1:])).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(_PROBES, *images.shape[1:])).astype(np.float32)
     with flow.no_grad():
-        output = teacher(flow.tensor(noise).to(teacher.images.device))
+        output = teacher(flow.tensor(noise).to(images.device))
         logits, recorded = output.logits, output.features[before]
         layers = {
             name: module
@@ -151,8 +152,8 @@ def find_last_layer(teacher: Teacher, before: str) -> LastLayer:
     kind = type(teacher.network).__name__
     if not layers:
         raise UsageError(
-            f"srrl needs a teacher that ends in a linear layer (flow.nn.Linear) with an output for each class, "
-            f"and {kind} has none: choose another teacher, or a method such as fitnet."
+            "srrl needs a teacher that ends in a linear layer (flow.nn.Linear) with an output for each "
+            f"class, and {kind} has none: choose another teacher, or a method such as fitnet."
         )
     raise UsageError(
         f"the teacher's layer {before!r} is not the one before its last linear layer ({', '.join(layers)} of "
