@@ -27,12 +27,14 @@ logger = logging.getLogger("kdtrain.ctkd")
 class Ctkd(NeedsTeacher):
     """Trains the temperature of the soft targets to make their loss larger, more so from epoch to epoch.
 
-    Li et al., "Curriculum Temperature for Knowledge Distillation" (AAAI 2023), with the global temperature of
-    its section "Learnable Temperature Module": T = lowest + span sigmoid(theta), where theta is 1 at the
-    beginning, so that T is 15.6 with the defaults. The optimizer of the student trains theta along a reversed
-    gradient, multiplied by lambda, which goes from 0 to 1 along half a cosine. Formulas and defaults are
-    those of the authors' code (zhengli97/CTKD, models/temp_global.py, train_student.py), which has 0.1 for
-    the labels' loss beside 0.9, as kdtrain's ``--alpha 0.9``. The loss is computed in float64.
+    Li et al., "Curriculum Temperature for Knowledge Distillation" (AAAI 2023), sections "Adversarial
+    Distillation" and "Curriculum Temperature", with the global temperature of "Learnable Temperature Module":
+    T = lowest + span sigmoid(theta), where theta is 1 at the beginning, so that T is 15.6 with the defaults.
+    The optimizer of the student trains theta along a reversed gradient, multiplied by lambda, which goes from
+    0 to 1 along half a cosine. Formulas and defaults are those of the authors' code (zhengli97/CTKD,
+    models/temp_global.py, train_student.py), which has 0.1 for the labels' loss beside 0.9, as kdtrain's
+    ``--alpha 0.9``. The gradient is reversed without an operation of its own. The loss is computed in
+    float64.
 
     Lambda has its effect with SGD. Adam divides gradients by their size, so with it theta moves at the
     learning rate from the start. The loss replaces the soft targets, under their weight.

@@ -11,11 +11,11 @@ class Nkd(NeedsTeacher):
     """Weighs the label's loss by the teacher's probability of it, and compares the other classes' shares.
 
     Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
-    Normalized Loss and Customized Soft Labels" (ICCV 2023), the NKD loss. The defaults are the authors' for
-    ImageNet (yzd-v/cls_KD, mmcls/models/dis_losses/nkd.py); for CIFAR-100 they have gamma=3.5, temperature=3.
-    The first part has no temperature. The loss is computed in float64, and a mixed image has it for either
-    label. It replaces the soft targets, under their weight; ``--alpha 0.5`` gives the paper's sum with the
-    labels' loss.
+    Normalized Loss and Customized Soft Labels" (ICCV 2023), section 3, the NKD loss. The defaults are the
+    authors' for ImageNet (yzd-v/cls_KD, mmcls/models/dis_losses/nkd.py); for CIFAR-100 they have gamma=3.5,
+    temperature=3. The first part has no temperature. The loss is computed in float64. A mixed image has it
+    for either label, where the authors' code takes the larger share's. It replaces the soft targets, under
+    their weight; ``--alpha 0.5`` gives the paper's sum with the labels' loss.
 
     Args:
         gamma: weight of the other classes, above 0.

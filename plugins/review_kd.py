@@ -15,14 +15,14 @@ _SIDES = (4, 2, 1)  # pixels, of the smaller maps that are compared as well
 class ReviewKd(NeedsTeacher):
     """Compares several layers, after fusing the student's from the deepest to the first.
 
-    Chen et al., "Distilling Knowledge via Knowledge Review" (CVPR 2021), section 3: attention-based fusion,
-    and the loss on several sizes of the maps. Layers, weights of the sizes and warm-up are those of the
-    authors' code (dvlab-research/ReviewKD, CIFAR-100/model/reviewkd.py), where the weight is 0.6 to 8 for
-    different networks; 1 is its default. The layers are named instead of fixed: a ReLU counts only if the
-    named layer has it. A layer without maps counts as one pixel. The student's larger maps are averaged down
-    to the teacher's size, where the authors' code takes single pixels: one of all, for a layer without maps.
-    ``--alpha 0`` gives the paper's objective, without soft targets. The networks that fuse are trained along
-    with the student and are not part of it.
+    Chen et al., "Distilling Knowledge via Knowledge Review" (CVPR 2021), section 3.2, equation 11, with the
+    attention-based fusion and the hierarchical context loss of section 3.3. Layers, weights of the sizes and
+    warm-up are those of the authors' code (dvlab-research/ReviewKD, CIFAR-100/model/reviewkd.py), where the
+    weight is 0.6 to 8 for different networks; 1 is its default. The layers are named instead of fixed: a ReLU
+    counts only if the named layer has it. A layer without maps counts as one pixel. The student's larger maps
+    are averaged down to the teacher's size, where the authors' code takes single pixels: one of all, for a
+    layer without maps. ``--alpha 0`` gives the paper's objective, without soft targets. The networks that
+    fuse are trained along with the student and are not part of it.
 
     Args:
         student_layers: names of layers of the student, from the first to the deepest: ``conv1+conv2``.

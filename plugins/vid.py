@@ -15,12 +15,13 @@ _INITIAL_VARIANCE = 5.0
 class Vid(FeatureMethod):
     """Adds the negative log likelihood of a teacher's layer under a Gaussian that the student's layer gives.
 
-    Ahn et al., "Variational Information Distillation for Knowledge Transfer" (CVPR 2019), section 2. The mean
-    is a small network of the student's features. Each channel of the teacher has a variance of its own, which
-    is trained as well. Layers, initial variance and weight are those of HobbitLong/RepDistiller
-    (distiller_zoo/VID.py). The mean is over all values, and constants are left out, so the loss may be below
-    0. Between maps, the larger ones are averaged down. If either layer has no maps, the other's are averaged
-    over their pixels, and each of the teacher's values is a channel. ``--alpha 0`` removes the soft targets.
+    Ahn et al., "Variational Information Distillation for Knowledge Transfer" (CVPR 2019), section 2.1,
+    equation 5. The mean is a small network of the student's features. Each channel of the teacher has a
+    variance of its own, which is trained as well (megvii-research/mdistiller leaves it as it is). Layers,
+    initial variance and weight are those of HobbitLong/RepDistiller (distiller_zoo/VID.py). The loss is a
+    mean over all values instead of a sum, as there, and constants are left out, so it may be below 0. Between
+    maps, the larger ones are averaged down. If either layer has no maps, the other's are averaged over their
+    pixels, and each of the teacher's values is a channel. ``--alpha 0`` removes the soft targets.
 
     Args:
         student_layer: name of a layer of the student.

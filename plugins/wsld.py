@@ -13,11 +13,11 @@ class Wsld(NeedsTeacher):
     """Weighs each image's soft targets by the losses that student and teacher have on its label.
 
     Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective"
-    (ICLR 2021): the weight is 1 - exp(-CE_student / CE_teacher), without gradient. The defaults are those for
-    CIFAR-100 in yzd-v/cls_KD; the authors' code (bellymonster/Weighted-Soft-Label-Distillation,
-    knowledge_distiller.py) has temperature=2, weight=2.5 for ImageNet. That code has the cross-entropy in the
+    (ICLR 2021), the weighted soft labels: the weight is 1 - exp(-CE_student / CE_teacher), without gradient.
+    The defaults are the paper's for CIFAR-100; for ImageNet it has temperature=2, weight=2.5. The authors'
+    code (bellymonster/Weighted-Soft-Label-Distillation, knowledge_distiller.py) has the cross-entropy in the
     place of the divergence: the gradient is the same, and the divergence is 0 for a student like its teacher.
-    The loss is computed in float64, and a mixed image has it for either label. It replaces the soft targets,
+    The loss is computed in float64. A mixed image has it for either label. It replaces the soft targets,
     under their weight; ``--alpha 0.5`` gives the paper's sum with the labels' loss.
 
     Args:

@@ -10,11 +10,12 @@ F = flow.nn.functional
 class Wttm(NeedsTeacher):
     """Softens the teacher's probabilities only, and gives images with softer ones more weight.
 
-    Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching" (ICLR 2024), sections 3 and 4.
-    The student has no temperature, and the loss no factor T^2. The defaults are those of the example with
-    WTTM in the authors' code (zkxufo/TTM, README.md), which has 1 beside them for the labels' loss; the
-    logarithms are computed in float64. The loss replaces the soft targets, under their weight; ``--alpha
-    0.5`` gives the paper's sum with the labels' loss.
+    Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching" (ICLR 2024), section 4, its
+    last equation. The student has no temperature, and the loss no factor T^2. The defaults are those of the
+    example with WTTM in the authors' code (zkxufo/TTM, README.md); their appendix A.4 has gamma 0.1 to 0.4
+    and weights of 1.4 to 16 for CIFAR-100, 0.7 or 0.8 and 1.6 or 3.5 for ImageNet. Unlike there, the powers
+    are computed from logarithms, in float64. The loss replaces the soft targets, under their weight;
+    ``--alpha 0.5`` gives the paper's sum with the labels' loss.
 
     Args:
         gamma: the exponent of the teacher's probabilities, above 0 and at most 1: 1/T.
