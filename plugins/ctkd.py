@@ -72,7 +72,7 @@ class Ctkd(NeedsTeacher):
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Logs the temperature that the fit ended with."""
-        logger.info(f"The temperature ended at {self.term.temperature(0.0).item():.2f}.")
+        logger.info(f"ctkd: the temperature is {self.term.temperature(0.0).item():.2f} at the end.")
 
     def reversal(self) -> float:
         """Returns lambda of the current epoch: (1 - cos(pi epoch / epochs)) / 2, and 1 afterwards."""

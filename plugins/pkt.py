@@ -14,7 +14,7 @@ class Pkt(FeatureMethod):
     section 3, with the cosine kernel, as in the authors' code (passalis/probabilistic_kt) and in
     megvii-research/mdistiller (distillers/PKT.py). Those take the mean over all pairs of images, with the
     weight 30,000. The loss here is the mean over the images, so that it does not depend on the size of the
-    batch, and the weight is 30,000 / 64, which is the same for their batches of 64. It is computed in
+    batch. Its weight is about 30,000 / 64, which is the same for their batches of 64. It is computed in
     float64. Feature maps are averaged over their pixels. The probabilities are those within a batch; with
     ``--nproc-per-node``, within a process's own batch. ``--alpha 0`` removes the soft targets.
 

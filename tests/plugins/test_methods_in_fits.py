@@ -108,6 +108,17 @@ def test_each_method_teaches(name: str, distil: Distil, train: Loader, teacher: 
     assert sum(runs) == once + live, "logits stay cached, features are computed at every step"
 
 
+def test_ctkd_trains_its_temperature_along_with_the_student_and_logs_it(
+    distil: Distil, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = Ctkd(epochs=1)
+    with caplog.at_level("INFO", "kdtrain.ctkd"):
+        distil(plugin, epochs=3)
+    assert plugin.term.theta.item() != 1.0
+    temperature = 1 + 20 / (1 + np.exp(-plugin.term.theta.item()))
+    assert caplog.messages == [f"ctkd: the temperature is {temperature:.2f} at the end."]
+
+
 def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
     distil: Distil, train: Loader, teacher: flow.nn.Module
 ) -> None:
