@@ -113,9 +113,9 @@ COMMON = {
     ),
     "`hard_labels`": by_weight("hard_labels"),
     "`logit_mse`": replacing("logit_mse", (0.1, 0.3, 1.0), "weight"),
-    "`dkd`": replacing("dkd"),
-    "`dist`": replacing("dist"),
-    "`logit_std`": replacing("logit_std"),
+    **{f"`{name}`": replacing(name) for name in ("dkd", "dist", "logit_std", "nkd", "wsld", "norm_kd")},
+    "`wttm`": replacing("wttm", (0.1, 0.2, 0.5), "gamma"),
+    "`ctkd`": replacing("ctkd", (5.0, 10.0, 20.0), "span"),
 }
 PAIRS = (
     Pair(
@@ -128,6 +128,9 @@ PAIRS = (
             "`fitnet`": between("fitnet", ("fc1", "fc1")),
             "`rkd`": between("rkd", ("fc2", "fc2")),
             "`similarity`": between("similarity", ("fc2", "fc2")),
+            "`pkt`": between("pkt", ("fc2", "fc2")),
+            "`vid`": between("vid", ("fc1", "fc1")),
+            "`srrl`": between("srrl", ("fc2", "fc2")),
             "`--generations 2`": distilled(chain=("student_mlp",)),
             "`--assistant-arch hinton_800`": distilled(chain=("hinton_800",)),
         },
@@ -142,6 +145,10 @@ PAIRS = (
             **COMMON,
             "`attention`": between("attention", ("block1", "conv1"), ("block2", "conv2")),
             "`similarity`": between("similarity", ("block4", "fc1")),
+            "`pkt`": between("pkt", ("block4", "fc1")),
+            "`vid`": between("vid", ("block2", "conv2")),
+            "`srrl`": between("srrl", ("block4", "fc1")),
+            "`review_kd`": distilled("review_kd,student_layers=block2+block4,teacher_layers=conv2+fc1"),
         },
     ),
 )

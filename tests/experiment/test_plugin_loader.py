@@ -306,7 +306,12 @@ def test_the_command_lists_plugins_even_if_some_are_broken(
 
 # kdtrain's own plugins
 
-FEATURE_METHODS = ("attention", "fitnet", "rkd", "similarity")
+LAYERS = {
+    **dict.fromkeys(
+        ("attention", "fitnet", "pkt", "rkd", "similarity", "srrl", "vid"), ",student_layer=a,teacher_layer=b"
+    ),
+    "review_kd": ",student_layers=a+b,teacher_layers=a+b",
+}
 
 
 def declared() -> dict[str, str]:
@@ -324,7 +329,7 @@ def test_declared_plugins_are_in_their_folder() -> None:
     for name, target in declared().items():
         module, _, cls = target.partition(":")
         assert module == f"kdtrain_plugins.{name}"
-        layers = ",student_layer=a,teacher_layer=b" if name in FEATURE_METHODS else ""
+        layers = LAYERS.get(name, "")
         assert type(load_plugin(f"{ROOT}/plugins/{name}.py:{cls}{layers}")).__name__ == cls
 
 

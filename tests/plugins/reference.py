@@ -7,12 +7,27 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from kdtrain import Batch, DistillationCallback, Objective, Recorder, flow
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 Formula = Callable[[Any], Any]
+Data = tuple[Floats, Floats, Any]
+
+SCALES = st.sampled_from([1e-2, 1.0, 10.0, 50.0])
+FEW = settings(max_examples=40, deadline=None)
+
+
+@st.composite
+def logits(draw: st.DrawFn) -> Data:
+    """Student's and teacher's logits, and labels."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = (draw(st.integers(2, 7)), draw(st.integers(2, 12)))
+    student, teacher = ((random.uniform(-1, 1, shape) * draw(SCALES)).astype(np.float32) for _ in range(2))
+    return student, teacher, random.integers(0, shape[1], shape[0])
 
 
 def gradient_of(formula: Formula, x: Array) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import warnings
 from typing import Any
 
@@ -10,10 +12,77 @@ import numpy as np
 import pytest
 
 import kdtrain
-from kdtrain import BatchEnd, Callback, KdtrainError, Objective, Recorder, Run, Teacher, UsageError, flow
+from kdtrain import (
+    BatchEnd,
+    Callback,
+    KdtrainError,
+    NeedsTeacher,
+    Objective,
+    Recorder,
+    Run,
+    Teacher,
+    UsageError,
+    flow,
+)
 from kdtrain.engine.losses import cross_entropy
 from tests.conftest import Fit
 from tests.plugins.reference import Convolutional, batch_of, images_of, objective_for
+from tests.tools import ROOT
+
+SEVERAL = {"student_layers": "conv1+fc1", "teacher_layers": "conv1+fc1"}
+
+
+def methods() -> dict[str, type[NeedsTeacher]]:
+    """kdtrain's own methods of distillation: the plugins that change the objective and need a teacher."""
+    found = {}
+    for path in sorted((ROOT / "plugins").glob("*.py")):
+        for cls in vars(importlib.import_module(f"plugins.{path.stem}")).values():
+            own = inspect.isclass(cls) and cls.__module__ == f"plugins.{path.stem}"
+            if own and issubclass(cls, NeedsTeacher) and cls.configure is not Callback.configure:
+                found[path.stem] = cls
+    return found
+
+
+METHODS = methods()
+
+
+def state_of(network: flow.nn.Module) -> dict[str, Any]:
+    return {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_the_student_and_its_own_weights_and_leaves_the_teacher_alone(name: str) -> None:
+    flow.manual_seed(0)
+    student, teacher = Convolutional(2), Convolutional(3, hidden=8)
+    parameters = inspect.signature(METHODS[name]).parameters
+    layers = dict.fromkeys(("student_layer", "teacher_layer"), "conv2" if name == "attention" else "fc1")
+    given = {key: value for key, value in (layers | SEVERAL).items() if key in parameters}
+    plugin = METHODS[name](**given)
+    plugin.configure(objective_for(student, teacher))  # commands try it out before the fit
+    objective = plugin.configure(objective_for(student, teacher))
+    before = state_of(student), state_of(teacher)
+    own = [parameter for module in objective.modules() for parameter in module.parameters()]
+    networks = {id(p) for network in (student, teacher) for p in network.parameters()}
+    assert not networks & {id(parameter) for parameter in own}
+    optimizer = flow.optim.SGD([*student.parameters(), *own], lr=0.01)
+    batch = batch_of(images_of())
+    losses = objective(batch, objective.student(batch.inputs))
+    assert {(loss.dtype, tuple(loss.shape)) for loss in losses.values()} == {(flow.float32, ())}
+    losses["total"].backward()
+    assert all(parameter.grad is not None for parameter in own)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    optimizer.step()
+    after = state_of(student), state_of(teacher)
+    assert not np.array_equal(before[0]["conv1.weight"], after[0]["conv1.weight"])
+    for weight, array in before[1].items():
+        np.testing.assert_array_equal(array, after[1][weight])
+    assert not any(module._forward_hooks for module in (*student.modules(), *teacher.modules()))
+    assert not teacher.training
+
+
+def test_all_methods_are_found() -> None:
+    assert {"dkd", "fitnet", "ctkd", "nkd", "review_kd", "srrl", "vid"} <= set(METHODS)
+    assert not {"fidelity", "label_smoothing"} & set(METHODS)
 
 
 def test_a_recorded_layer_is_what_the_network_computes_and_keeps_its_gradient() -> None:

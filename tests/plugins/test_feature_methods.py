@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from kdtrain import Conv2d, KdtrainError, Objective, Output, UsageError, flow
 from plugins.attention import Attention, attention_loss
 from plugins.fitnet import FitNet, make_regressor
+from plugins.pkt import Pkt, pkt_loss
 from plugins.rkd import Rkd, rkd_loss
 from plugins.similarity import Similarity, similarity_loss
+from plugins.vid import Vid
 from tests.plugins.reference import (
     Array,
     Convolutional,
@@ -28,7 +30,14 @@ from tests.plugins.reference import (
 
 FEW = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
-NAMES = {"attention": Attention, "fitnet": FitNet, "rkd": Rkd, "similarity": Similarity}
+NAMES = {
+    "attention": Attention,
+    "fitnet": FitNet,
+    "pkt": Pkt,
+    "rkd": Rkd,
+    "similarity": Similarity,
+    "vid": Vid,
+}
 
 
 def normal(seed: int, *shape: int) -> Floats:
@@ -89,6 +98,45 @@ def test_similarity_agrees_with_its_formula(seed: int, images: int, width: int, 
         student,
         tolerance=2e-6,
     )
+
+
+def pkt_formula(teacher: Array) -> Any:
+    """Row by row, from the definitions; sums of the logarithms of single numbers."""
+
+    def rows(features: Any) -> Any:
+        unit = features / (np.sqrt((features * features).sum(axis=1, keepdims=True)) + 1e-7)
+        for x in unit:
+            kernel = np.array([(1 + (x * y).sum()) / 2 for y in unit])
+            yield kernel / kernel.sum()
+
+    def formula(student: Any) -> Any:
+        pairs = zip(rows(teacher), rows(student), strict=True)
+        return sum((p * np.log((p + 1e-7) / (q + 1e-7))).sum() for p, q in pairs) / len(student)
+
+    return formula
+
+
+@FEW
+@given(SEEDS, st.integers(1, 6), st.integers(1, 5), st.sampled_from([1e-2, 1.0, 100.0]))
+def test_pkt_agrees_with_its_formula(seed: int, images: int, width: int, scale: float) -> None:
+    student, teacher = normal(seed, images, width + 1) * np.float32(scale), normal(seed + 1, images, width)
+    formula = pkt_formula(teacher.astype(np.float64))
+    assert_agrees(
+        lambda x: pkt_loss(x, flow.tensor(teacher)) * scale,  # so that the slopes are of size 1
+        lambda x: formula(x) * scale,
+        student,
+        tolerance=3e-6,
+    )
+
+
+def test_pkt_takes_a_map_for_its_means_over_the_pixels_and_zeros_for_no_direction() -> None:
+    student, teacher = normal(0, 5, 3, 4, 4), normal(1, 5, 2, 2, 2)
+    of_maps = pkt_loss(flow.tensor(student), flow.tensor(teacher))
+    student_means, teacher_means = flow.tensor(student.mean((2, 3))), flow.tensor(teacher.mean((2, 3)))
+    assert of_maps.item() == pytest.approx(pkt_loss(student_means, teacher_means).item(), rel=1e-4)
+    zeros = flow.zeros(4, 3, requires_grad=True)
+    pkt_loss(zeros, flow.tensor(normal(2, 4, 3))).backward()
+    assert not zeros.grad.numpy().any()
 
 
 def rkd_formula(teacher: Array, distance: float, angle: float) -> Any:
@@ -226,7 +274,7 @@ def test_a_method_adds_a_term_that_trains_the_student_and_runs_the_teacher_once(
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not teacher.training
     assert dict(student_layers["conv2"].__dict__["_forward_hooks"]) == before, "no hook stays behind"
-    if name != "fitnet":
+    if name not in ("fitnet", "vid"):
         same = NAMES[name]("conv2", "conv2").configure(objective_for(teacher, teacher))
         recorded = Output(teacher(batch.inputs), dict(same.teacher.features(batch)))
         assert same.terms[f"{name}_conv2"].term(batch, recorded).item() == pytest.approx(0, abs=1e-6)

@@ -19,6 +19,7 @@ from kdtrain.models.registry import build_model
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, load_tensors, snapshot
 from plugins.attention import Attention
+from plugins.ctkd import Ctkd
 from plugins.dist import Dist
 from plugins.dkd import Dkd
 from plugins.fitnet import FitNet
@@ -26,8 +27,16 @@ from plugins.hard_labels import HardLabels
 from plugins.label_smoothing import LabelSmoothing
 from plugins.logit_mse import LogitMse
 from plugins.logit_std import LogitStd
+from plugins.nkd import Nkd
+from plugins.norm_kd import NormKd
+from plugins.pkt import Pkt
+from plugins.review_kd import ReviewKd
 from plugins.rkd import Rkd
 from plugins.similarity import Similarity
+from plugins.srrl import Srrl
+from plugins.vid import Vid
+from plugins.wsld import Wsld
+from plugins.wttm import Wttm
 from tests.cli.conftest import untrained_teacher
 from tests.conftest import RunKdtrain
 from tests.engine.fits import Notes, mlp
@@ -60,30 +69,54 @@ def distil(train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.M
     return distil
 
 
-METHODS: dict[str, Callback] = {
+ON_LOGITS: dict[str, Callback] = {
     "dkd": Dkd(),
     "dist": Dist(),
     "logit_std": LogitStd(),
     "logit_mse": LogitMse(),
     "hard_labels": HardLabels(),
-    "fitnet_fc1_fc2": FitNet("fc1", "fc2", weight=1.0),
-    "rkd_fc2": Rkd("fc2", "fc2"),
-    "similarity_fc2": Similarity("fc2", "fc2"),
+    "nkd": Nkd(),
+    "wttm": Wttm(),
+    "wsld": Wsld(),
+    "norm_kd": NormKd(),
+    "ctkd": Ctkd(),
 }
+ON_LAYERS: dict[str, tuple[Callback, int]] = {
+    "fitnet_fc1_fc2": (FitNet("fc1", "fc2", weight=1.0), 1),
+    "rkd_fc2": (Rkd("fc2", "fc2"), 1),
+    "similarity_fc2": (Similarity("fc2", "fc2"), 1),
+    "pkt_fc2": (Pkt("fc2", "fc2"), 1),
+    "vid_fc1_fc2": (Vid("fc1", "fc2"), 1),
+    "srrl_fc2": (Srrl("fc2", "fc2"), 1 + 4),  # to find out what the teacher does before its last layer
+    "review_kd": (ReviewKd("fc1+fc2", "fc1+fc2", warmup=0), 2),
+}
+"""Each with the number of images that it needs to find out the teacher's layers and their shapes."""
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*ON_LOGITS, *ON_LAYERS])
 def test_each_method_teaches(name: str, distil: Distil, train: Loader, teacher: flow.nn.Module) -> None:
     runs: list[int] = []
     teacher.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
-    rows, _ = distil(METHODS[name], epochs=3)
-    replaces = name in ("dkd", "dist", "logit_std", "logit_mse", "hard_labels")
+    replaces = name in ON_LOGITS
+    plugin, tried = (ON_LOGITS[name], 0) if replaces else ON_LAYERS[name]
+    rows, _ = distil(plugin, epochs=3)
     assert list(rows[0]) == (["task", name, "total"] if replaces else ["task", "kd", name, "total"])
     first, last = (np.mean([row[name] for row in part]) for part in (rows[:4], rows[-4:]))
     assert last < first, "the term gets smaller"
     once = train.num_images + 1  # for the table, and one image to count the classes
-    live = 0 if replaces else 1 + 3 * train.num_images  # one image to find out the layer's shape
+    live = 0 if replaces else tried + 3 * train.num_images
     assert sum(runs) == once + live, "logits stay cached, features are computed at every step"
+
+
+def test_ctkd_trains_its_temperature_along_with_the_student_and_logs_it(
+    distil: Distil, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = Ctkd(epochs=1)
+    with caplog.at_level("INFO", "kdtrain.ctkd"):
+        distil(plugin, epochs=3)
+    assert plugin.term.theta.item() != 1.0
+    temperature = 1 + 20 / (1 + np.exp(-plugin.term.theta.item()))
+    assert caplog.messages == [f"ctkd: the temperature is {temperature:.2f} at the end."]
 
 
 def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
@@ -116,15 +149,19 @@ def test_several_plugins_combine_in_any_order(distil: Distil) -> None:
         np.testing.assert_allclose(array, ends[1][name], atol=1e-6)
 
 
-def test_attention_between_convolutions_of_the_registry(make_loader: Any, tmp_path: Path) -> None:
+def test_methods_between_convolutions_of_the_registry(make_loader: Any, tmp_path: Path) -> None:
     flow.manual_seed(7)
     teacher = build_model("teacher_cnn", (1, 28, 28), 10)
     model = build_model("teacher_cnn", (1, 28, 28), 10)
     few, notes = make_loader(32, batch_size=16), Notes()
-    plugins = (Attention("conv1", "conv1"), Attention("conv2", "conv2"), FitNet("conv1", "conv2"))
+    plugins = (
+        *(Attention("conv1", "conv1"), Attention("conv2", "conv2"), FitNet("conv1", "conv2")),
+        *(Vid("conv2", "conv2"), Srrl("conv2", "fc1"), ReviewKd("conv1+conv2", "conv2+fc1")),
+    )
     trainer = Trainer(model, SGD, [DistillationCallback(teacher), *plugins, notes])
     trainer.fit(few, few, epochs=1, directory=tmp_path)
     features = ["attention_conv1", "attention_conv2", "fitnet_conv1_conv2"]
+    features += ["vid_conv2", "srrl_conv2_fc1", "review_kd"]
     assert list(notes.losses[0]) == ["task", "kd", *features, "total"]
     assert all(np.isfinite(list(row.values())).all() for row in notes.losses)
 
@@ -198,11 +235,25 @@ class Killer(Callback):
 """
 
 
-def test_a_killed_run_with_a_regressor_ends_like_one_that_was_not(
-    tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
+LAYERS = "student_layer=fc1,teacher_layer=fc1"
+KILLED = {
+    "loss.regressor.1.weight": (f"fitnet,{LAYERS}", "dkd,warmup=3"),
+    "theta": (
+        "ctkd,epochs=4",
+        f"vid,{LAYERS}",
+        f"srrl,{LAYERS}",
+        "review_kd,student_layers=fc1+fc2,teacher_layers=fc1+fc2,warmup=4",
+    ),
+}
+"""Plugins by the name of a weight of their first term that is a module."""
+
+
+@pytest.mark.parametrize("weight", KILLED)
+def test_a_killed_run_whose_terms_learn_ends_like_one_that_was_not(
+    weight: str, tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
 ) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
-    plugins = ("fitnet,student_layer=fc1,teacher_layer=fc1", "dkd,warmup=3", "killer.py:Killer")
+    plugins = (*KILLED[weight], "killer.py:Killer")
     words = [word for plugin in plugins for word in ("--plugin", plugin)]
     flags = ("--mode", "student_kd", *tiles, "--epochs", "4", *words)
     killed = run_kdtrain("fit", *flags, cwd=tmp_path)
@@ -214,7 +265,7 @@ def test_a_killed_run_with_a_regressor_ends_like_one_that_was_not(
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert_same_run(run, tmp_path / "logs/student_kd/version_1")
     tensors, _ = load_tensors(run / "checkpoints/last.safetensors")
-    assert "term/0/loss.regressor.1.weight" in tensors
+    assert f"term/0/{weight}" in tensors
 
 
 def test_in_a_comparison_a_method_is_for_the_distilled_student(
