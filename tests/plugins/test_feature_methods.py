@@ -177,7 +177,8 @@ def test_rkd_sees_no_difference_in_scale_place_and_rotation(seed: int, scale: fl
     loss = rkd_loss(x, flow.tensor(points.astype(np.float32)), 25.0, 50.0)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
-    np.testing.assert_allclose(x.grad.numpy() * scale, 0, atol=1e-5)
+    rounding = abs(move) / scale  # of the points as float32, relative to the distances between them
+    np.testing.assert_allclose(x.grad.numpy() * scale, 0, atol=1e-5 + 1e-6 * rounding)
 
 
 def test_rkd_of_equal_images_and_of_one_image_is_finite() -> None:
