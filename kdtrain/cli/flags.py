@@ -7,7 +7,8 @@ import argparse
 from kdtrain.cli.flag_types import choice
 from kdtrain.cli.setting_flags import add_setting_flag
 from kdtrain.errors import UsageError, clipped
-from kdtrain.experiment.config import DATA_SETS, DEVICES, FitConfig, flag_of
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings import DATA_SETS, DEVICES, flag_of
 from kdtrain.runtime.value_checks import Check
 
 Parser = argparse.ArgumentParser

@@ -12,9 +12,10 @@ from kdtrain.cli.fit import SECONDS_TO_END
 from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
 from kdtrain.errors import UsageError, clipped
-from kdtrain.experiment.config import FitConfig, flag_of
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.experiment.halving import DEFAULT_BUDGET, parse_budget
+from kdtrain.experiment.settings import flag_of
 from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_broken_pipe
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, size_text
-from kdtrain.experiment.config import DEFAULT_TEACHER, FitConfig
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
+from kdtrain.experiment.settings import DEFAULT_TEACHER
 from kdtrain.runtime.locations import absolute_name
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard, model_card

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from kdtrain.cli.parser import parse
 from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import OPTIMIZERS, FitConfig
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, resumed_config
 from kdtrain.experiment.recipe import recipe_names
+from kdtrain.experiment.settings import OPTIMIZERS
 from tests.refusals import refusal_by
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
