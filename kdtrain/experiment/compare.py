@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, load_config
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import search_grid
@@ -23,10 +24,12 @@ from kdtrain.experiment.result import TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
 from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.report.comparison import Comparison, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
+from kdtrain.report.conditions import Conditions
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
@@ -59,6 +62,8 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         teacher = find_teacher(config, session.dataset, session.ranks)
     if teacher is not None:
         logger.info(describe_teacher(teacher, config, session.dataset))
+    if resume is None:
+        announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
@@ -72,11 +77,20 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
             if trained:  # empty for a teacher that existed already
                 keep_best(trained, config, session.ranks)
         comparison = compare(
-            _results(models, directory), grid, training.teacher_lead, named_recipe(config.recipe)
+            _results(models, directory),
+            grid,
+            training.teacher_lead,
+            named_recipe(config.recipe),
+            _conditions(config),
         )
         if session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory
+
+
+def _conditions(config: FitConfig) -> Conditions:
+    first = absolute_paths(config).student_checkpoint
+    return Conditions(student_checkpoint=None if first is None else str(first))
 
 
 class _Training:

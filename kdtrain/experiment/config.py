@@ -56,9 +56,21 @@ class FitConfig(Settings):
                 "--views 1 is each image as it is, which --augment does not change: "
                 "give 2 or more, or 0 for new ones in each epoch."
             )
+        self._check_students()
+
+    def _check_students(self) -> None:
+        """Raises UsageError for settings of students that the mode does not have."""
         if self.omit_class and self.mode == "teacher":
             raise UsageError(
                 f"--omit-class {self.omit_class[0]} is for students; --mode teacher trains on all classes."
+            )
+        if self.student_checkpoint is not None and (self.mode == "teacher" or self.is_chain):
+            fits = (
+                f"--mode {self.mode}" if self.mode == "teacher" else "a chain, whose networks all begin anew"
+            )
+            raise UsageError(
+                f"--student-checkpoint {self.student_checkpoint} is for students, not for {fits}: "
+                "leave it out."
             )
 
     @property

@@ -15,6 +15,7 @@ from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
 from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.run_directory import run_directory
@@ -36,6 +37,8 @@ def distillation_run(session: Session, resume: Path | None = None) -> Iterator[t
     """
     config = session.config
     teacher = _existing_teacher(session, resume)
+    if resume is None:
+        announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
     with run_directory(config.logdir, config.mode, resume) as directory:
         if teacher is None:

@@ -58,6 +58,7 @@ class FitSpec:
             "grid": (),
             "tuned": None,
             "omit_class": () if self.mode == "teacher" else command.omit_class,
+            "student_checkpoint": None if self.mode == "teacher" else command.student_checkpoint,
         }
         of_teacher: dict[str, Any] = {
             "teacher_checkpoint": self.teacher.path if self.teacher else None,

@@ -148,6 +148,7 @@ def _hyperparameters(model: TestedModel, config: FitConfig) -> dict[str, str | i
         "arch": model.saved.card.arch,
         "dataset": model.saved.card.dataset,
         "val_size": "default" if config.val_size is None else config.val_size,
+        "student_checkpoint": config.student_checkpoint.name if config.student_checkpoint else "",
         "omit_class": " ".join(config.omit_class) if mode.network == "student" else "",
         "limit_train": config.limit_train or 0,
         "seed": model.seed,

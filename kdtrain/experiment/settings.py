@@ -102,6 +102,12 @@ class Settings:
         metavar="FILE",
         aliases=("--load-teacher-checkpoint-dir",),
     )
+    student_checkpoint: Path | None = setting(
+        None,
+        "weights that every student begins from: a .safetensors file or a OneFlow checkpoint directory of "
+        "the same network [weights that are drawn by the seed]",
+        metavar="FILE",
+    )
     temperature: float = setting(
         4.0,
         "temperature, above 0, that softens the probabilities of teacher and student",
