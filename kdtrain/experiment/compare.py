@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, load_config
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import search_grid
 from kdtrain.experiment.loaders import count_validation
-from kdtrain.experiment.modes import COMPARED, MODES, controls_of
+from kdtrain.experiment.modes import COMPARED, MODES, controls_of, transfer_of
 from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
@@ -81,16 +80,16 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
             grid,
             training.teacher_lead,
             named_recipe(config.recipe),
-            _conditions(config),
+            _conditions(session),
         )
         if session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory
 
 
-def _conditions(config: FitConfig) -> Conditions:
-    first = absolute_paths(config).student_checkpoint
-    return Conditions(student_checkpoint=None if first is None else str(first))
+def _conditions(session: Session) -> Conditions:
+    first = absolute_paths(session.config).student_checkpoint
+    return Conditions(None if first is None else str(first), transfer_of(session.config, session.dataset))
 
 
 class _Training:

@@ -64,6 +64,7 @@ class FitConfig(Settings):
             raise UsageError(
                 f"--omit-class {self.omit_class[0]} is for students; --mode teacher trains on all classes."
             )
+        self._check_transfer()
         if self.student_checkpoint is not None and (self.mode == "teacher" or self.is_chain):
             fits = (
                 f"--mode {self.mode}" if self.mode == "teacher" else "a chain, whose networks all begin anew"
@@ -71,6 +72,23 @@ class FitConfig(Settings):
             raise UsageError(
                 f"--student-checkpoint {self.student_checkpoint} is for students, not for {fits}: "
                 "leave it out."
+            )
+
+    def _check_transfer(self) -> None:
+        """Raises UsageError for images without labels that no teacher answers about."""
+        share, data = f"--transfer-share {self.transfer_share:g}", f"--transfer-data {self.transfer_data}"
+        if self.transfer_data is None:
+            if self.transfer_share != FitConfig.transfer_share:
+                raise UsageError(f"{share} is a share of --transfer-data, which is missing: add it.")
+        elif self.mode in ("teacher", "student"):
+            raise UsageError(
+                f"{data} has no labels, and --mode {self.mode} has no teacher to answer about it: "
+                "choose student_kd or compare."
+            )
+        elif self.alpha == 0.0:
+            raise UsageError(
+                f"--alpha 0 leaves the teacher's answers out, and {data} has nothing else to teach: "
+                "leave one of them out."
             )
 
     @property

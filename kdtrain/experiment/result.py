@@ -148,6 +148,8 @@ def _hyperparameters(model: TestedModel, config: FitConfig) -> dict[str, str | i
         "arch": model.saved.card.arch,
         "dataset": model.saved.card.dataset,
         "val_size": "default" if config.val_size is None else config.val_size,
+        "transfer_data": config.transfer_data.name if config.transfer_data else "",
+        "transfer_share": config.transfer_share if config.transfer_data else 0.0,
         "student_checkpoint": config.student_checkpoint.name if config.student_checkpoint else "",
         "omit_class": " ".join(config.omit_class) if mode.network == "student" else "",
         "limit_train": config.limit_train or 0,

@@ -21,7 +21,7 @@ from kdtrain.runtime.limits import (
     MOST_SEEDS,
     MOST_VIEWS,
 )
-from kdtrain.runtime.value_checks import EPOCHS, IMAGES, MOST_NUMBER, SEED, Check, between, positive
+from kdtrain.runtime.value_checks import EPOCHS, IMAGES, MOST_NUMBER, SEED, SHARE, Check, between, positive
 
 MODE_CHOICES = ("teacher", "student_kd", "student", "compare")
 DEVICES = ("auto", "cpu", "cuda")
@@ -146,6 +146,18 @@ class Settings:
     )
     skip_corrupt: bool = setting(
         False, "leave out image files of folder:DIR that cannot be read [name them, and stop]"
+    )
+    transfer_data: Path | None = setting(
+        None,
+        "images without labels that students with a teacher see as well: a folder of image files, an IDX "
+        "file, or an .npz file with one array of images [none]",
+        metavar="DIR|FILE",
+    )
+    transfer_share: float = setting(
+        0.5,
+        "share, above 0 and below 1, of the images of --transfer-data in each batch",
+        metavar="SHARE",
+        check=SHARE,
     )
     val_size: int | None = setting(
         None,
