@@ -106,7 +106,8 @@ def test_the_report_says_who_saw_how_many(compared: Compared, unlabelled: Path) 
     }
     sentence = (
         f"The training of student_kd and student_hard also has 400 images without labels ({unlabelled}), "
-        "under the teacher's answers alone. They are 50 % of each batch, so an epoch has 2 times as many images."
+        "under the teacher's answers alone. They are 50 % of each batch, so an epoch has 2 times as many "
+        "images."
     )
     assert conditions["sentences"] == [sentence, "The other students never see these images."]
     assert sentence in compared.process.stderr
