@@ -267,6 +267,8 @@ class Loader:
             for epoch in range(1, epochs + 1):
                 drawn = self.num_images + self.transfer.drawn(epoch, sum(self._transfer_sizes))
                 wanted[(place[drawn] + epoch - 1) % count, drawn] = True
+                if epoch % count == 0 and wanted[:, self.num_images :].all():
+                    break
         return [np.flatnonzero(row) for row in wanted]
 
     def sequential(self, batch_size: int) -> Loader:

@@ -105,7 +105,7 @@ class Settings:
     student_checkpoint: Path | None = setting(
         None,
         "weights that every student begins from: a .safetensors file or a OneFlow checkpoint directory of "
-        "the same network [weights that are drawn by the seed]",
+        "its architecture [weights that are drawn by the seed]",
         metavar="FILE",
     )
     temperature: float = setting(
