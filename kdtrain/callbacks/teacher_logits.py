@@ -129,8 +129,12 @@ class LogitCache:
 
     def plain(self) -> Logits:
         """Returns the logits of the loader's images as they are, (N, C) float32."""
-        with _Progress(self._train.num_images) as progress:
-            logits = self._variant(None, np.arange(self._train.num_images), progress)
+        return self._plain(np.arange(len(self._train.inputs)))
+
+    def _plain(self, wanted: Positions) -> Logits:
+        """Returns the logits of the loader's images as they are, (N, C) float32; only ``wanted`` count."""
+        with _Progress(len(wanted)) as progress:
+            logits = self._variant(None, wanted, progress)
         of_loader: Logits = logits[self._source.numbers]
         return of_loader
 
@@ -141,11 +145,9 @@ class LogitCache:
             epochs: the epochs of the fit. Each takes one variant of each image, so a fit with fewer epochs
                 than variants does not need all of them.
         """
-        views, numbers = self._train.views, self._source.numbers
+        views, numbers, wanted = self._train.views, self._source.numbers, self._train.wanted(epochs)
         if views is None:
-            return LogitTable([self.plain()], self._train.device)
-        place = views.numbers(numbers, 1)
-        wanted = [np.flatnonzero((variant - place) % views.count < epochs) for variant in range(views.count)]
+            return LogitTable([self._plain(wanted[0])], self._train.device)
         # Only rank 0 writes files, and a variant that no image takes has none.
         has_files = self._directory is not None and self._train.ranks.size == 1 and all(map(len, wanted))
         tables: list[Logits] = []

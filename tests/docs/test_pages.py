@@ -50,6 +50,7 @@ FLAGS = {
     "serving.md": (
         *("--limit-train", "300", "--val-size", "50", "--epochs", "1", "--teacher-arch", "student_mlp"),
     ),
+    "transfer-data.md": ("--recipe=none", "--limit-train", "512", "--val-size", "256", "--epochs", "1"),
     "tutorial.md": (),
 }
 """Flags of the fits, by page. On other pages, fits are for an epoch on few images of 12x12 pixels."""
