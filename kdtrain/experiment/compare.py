@@ -61,6 +61,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     if config.has_teacher_files:
         teacher = find_teacher(config, session.dataset, session.ranks)
     if teacher is not None:
+        teacher.check_test()
         logger.info(describe_teacher(teacher, config, session.dataset))
     if resume is None:
         announce_first_weights(config, session.dataset)
