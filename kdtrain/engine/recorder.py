@@ -50,11 +50,17 @@ class Recorder:
         self.role = role
         self.images = images
         self._layers: dict[str, flow.nn.Module] = {}
+        self._shapes: dict[str, Shape] = {}
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The names of the layers that are recorded."""
         return tuple(self._layers)
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of each recorded layer's output for one image, by name."""
+        return MappingProxyType(self._shapes)
 
     def record(self, layer: str) -> Shape:
         """Records a layer's output from now on.
@@ -88,7 +94,8 @@ class Recorder:
             raise UsageError(
                 f"the {self.role}'s layer {layer!r} does not put out a tensor when the network runs."
             )
-        return tuple(features[layer].shape[1:])
+        self._shapes[layer] = tuple(features[layer].shape[1:])
+        return self._shapes[layer]
 
     def __call__(self, inputs: flow.Tensor) -> Output:
         """Runs the network.
@@ -121,7 +128,7 @@ class Recorder:
 class Teacher(Recorder):
     """A trained network that is used in evaluation mode, without gradients, and never changed.
 
-    It runs on exactly the student's inputs, once a batch for all terms. Where a table holds the logits of
+    It runs on exactly the student's inputs, once a batch for all terms. Where tables hold the answers about
     all training images, they are looked up instead.
 
     Args:
@@ -133,7 +140,9 @@ class Teacher(Recorder):
     def __init__(self, network: flow.nn.Module, images: flow.Tensor | None = None) -> None:
         super().__init__(network.eval(), "teacher", images)
         self._tables: tuple[Callable[[Batch], flow.Tensor], ...] = ()
+        self._feature_tables: Mapping[str, Callable[[Batch], flow.Tensor]] = {}
         self._latest: tuple[flow.Tensor, Output] | None = None
+        self._latest_features: tuple[flow.Tensor, Mapping[str, flow.Tensor]] | None = None
         self._latest_members: tuple[flow.Tensor, list[flow.Tensor]] | None = None
 
     def use_table(self, *tables: Callable[[Batch], flow.Tensor]) -> None:
@@ -144,6 +153,15 @@ class Teacher(Recorder):
                 member of an ensemble.
         """
         self._tables = tables
+
+    def use_feature_tables(self, tables: Mapping[str, Callable[[Batch], flow.Tensor]]) -> None:
+        """Makes ``features`` look the layers' outputs up from now on, instead of running the network.
+
+        Args:
+            tables: for each recorded layer, returns its outputs for a batch of training images, (B, ...)
+                float32.
+        """
+        self._feature_tables = tables
 
     def logits(self, batch: Batch, temperature: float = 1.0) -> flow.Tensor:
         """Returns the logits for a batch of training images, (B, C) float32.
@@ -160,8 +178,17 @@ class Teacher(Recorder):
         return self._output(batch).logits
 
     def features(self, batch: Batch) -> Mapping[str, flow.Tensor]:
-        """Runs the network; returns the recorded layers' outputs by name, (B, ...) float32 each."""
-        return self._output(batch).features
+        """Returns the recorded layers' outputs by name, (B, ...) float32 each.
+
+        Args:
+            batch: images of the loader that the student is trained on.
+        """
+        if not self._feature_tables:
+            return self._output(batch).features
+        if self._latest_features is None or self._latest_features[0] is not batch.inputs:
+            features = {layer: table(batch) for layer, table in self._feature_tables.items()}
+            self._latest_features = batch.inputs, features
+        return self._latest_features[1]
 
     def _members(self, batch: Batch) -> list[flow.Tensor]:
         """Returns the logits of each member of an ensemble, (B, C) float32 each."""
