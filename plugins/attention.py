@@ -22,12 +22,14 @@ class Attention(FeatureMethod):
     down. Give the option several times for several pairs of layers. ``--alpha 0`` removes the soft targets.
 
     Args:
-        student_layer: name of a layer with feature maps, in the student.
-        teacher_layer: name of a layer with feature maps, in the teacher.
+        student_layer: name of a layer with feature maps, in the student; ``auto`` chooses.
+        teacher_layer: name of a layer with feature maps, in the teacher; ``auto`` chooses.
         weight: the term's weight, above 0.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1000.0) -> None:
+    def __init__(
+        self, student_layer: str = "auto", teacher_layer: str = "auto", weight: float = 1000.0
+    ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
@@ -104,7 +106,8 @@ def _averages(size: int, wanted: int) -> Floats | None:
     first = np.arange(wanted)[:, None] * size // wanted
     end = -(-(np.arange(wanted)[:, None] + 1) * size // wanted)
     inside = (np.arange(size) >= first) & (np.arange(size) < end)
-    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+    matrix: Floats = (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+    return matrix
 
 
 def _resized(maps: Floats, rows: Floats | None, columns: Floats | None) -> Floats:

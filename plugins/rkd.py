@@ -20,18 +20,22 @@ class Rkd(FeatureMethod):
     authors' code (lenscloth/RKD): means over all pairs and triples, including those of an image with itself.
     The weights are those for classification in megvii-research/mdistiller. Feature maps are averaged over
     their pixels. The relations are those within a batch; with ``--nproc-per-node``, within a process's own
-    batch. The triples make a step of 128 images several times as long as a small student's alone. ``--alpha 0``
-    removes the soft targets.
+    batch. The triples make a step of 128 images several times as long as a small student's alone.
+    ``--alpha 0`` removes the soft targets.
 
     Args:
-        student_layer: name of a layer of the student.
-        teacher_layer: name of a layer of the teacher.
+        student_layer: name of a layer of the student; ``auto`` chooses.
+        teacher_layer: name of a layer of the teacher; ``auto`` chooses.
         distance: weight of the distances, 0 or more.
         angle: weight of the angles, 0 or more.
     """
 
     def __init__(
-        self, student_layer: str, teacher_layer: str, distance: float = 25.0, angle: float = 50.0
+        self,
+        student_layer: str = "auto",
+        teacher_layer: str = "auto",
+        distance: float = 25.0,
+        angle: float = 50.0,
     ) -> None:
         if not (min(distance, angle) >= 0.0 and 0.0 < distance + angle < float("inf")):
             raise UsageError(f"distance={distance}, angle={angle}: neither may be below 0, nor both be 0.")

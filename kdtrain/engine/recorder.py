@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.models.layers import channels_first, fork
@@ -75,27 +77,75 @@ class Recorder:
             UsageError: the network has no such layer (the message lists its layers), or does not use it.
             KdtrainError: the recorder has no example images.
         """
-        network = self.network.network if isinstance(self.network, TeacherNetwork) else self.network
-        modules = {name: module for name, module in network.named_modules() if name}
-        if not modules:
-            raise UsageError(
-                f"the {self.role} ({type(network).__name__}) has no layers that can be compared: choose a "
-                "method that compares logits."
-            )
+        modules = self._modules()
         if layer not in modules:
-            where = f"layer of the {self.role} ({type(network).__name__})"
+            where = f"layer of the {self.role} ({type(self._inner).__name__})"
             raise UsageError(unknown_name_message(where, layer, modules))
-        if self.images is None:
-            raise KdtrainError(f"the {self.role}'s layers can be recorded in configure, within a fit, only.")
-        self._layers[layer] = modules[layer]
-        with evaluating(self.network):
-            features = self(self.images).features
-        if layer not in features:
+        output = self._try({layer: modules[layer]}).get(layer)
+        if output is None:
             raise UsageError(
                 f"the {self.role}'s layer {layer!r} does not put out a tensor when the network runs."
             )
-        self._shapes[layer] = tuple(features[layer].shape[1:])
+        self._layers[layer], self._shapes[layer] = modules[layer], tuple(output.shape[1:])
         return self._shapes[layer]
+
+    def forget(self, layer: str) -> None:
+        """Ends the recording of a layer."""
+        del self._layers[layer], self._shapes[layer]
+
+    def hidden_layers(self) -> dict[str, Shape]:
+        """Returns the layers that could be recorded and compared: those before the logits that have weights.
+
+        Blocks of such layers are among them. A bias alone, or the scales of a normalisation, do not count.
+
+        Returns:
+            The shape of a layer's output for one image, by its name, in the order in which they put it out.
+
+        Raises:
+            UsageError: the network has no layers.
+            KdtrainError: the recorder has no example images.
+        """
+        modules = {
+            name: module
+            for name, module in self._modules().items()
+            if any(parameter.ndim > 1 for parameter in module.parameters())
+        }
+        outputs = self._try({**modules, "": self._inner})
+        logits = outputs.pop("").numpy().copy()
+        images = len(logits)
+        hidden = {
+            name: tuple(output.shape[1:])
+            for name, output in outputs.items()
+            if output.ndim > 1
+            and len(output) == images
+            and not (tuple(output.shape) == logits.shape and np.array_equal(output.numpy(), logits))
+        }
+        if len(hidden) == len(outputs) and hidden:  # a function of the last layer's output is put out
+            hidden.popitem()
+        return hidden
+
+    @property
+    def _inner(self) -> flow.nn.Module:
+        """The network that has the layers."""
+        return self.network.network if isinstance(self.network, TeacherNetwork) else self.network
+
+    def _modules(self) -> dict[str, flow.nn.Module]:
+        modules = {name: module for name, module in self._inner.named_modules() if name}
+        if not modules:
+            raise UsageError(
+                f"the {self.role} ({type(self._inner).__name__}) has no layers that can be compared: choose "
+                "a method that compares logits."
+            )
+        return modules
+
+    def _try(self, layers: Mapping[str, flow.nn.Module]) -> dict[str, flow.Tensor]:
+        """Runs the network on the example images; returns the outputs of layers by name."""
+        if self.images is None:
+            raise KdtrainError(f"the {self.role}'s layers can be recorded in configure, within a fit, only.")
+        outputs: dict[str, flow.Tensor] = {}
+        with evaluating(self.network), self._recording(layers, outputs):
+            call_network(self.network, self.images)
+        return outputs
 
     def __call__(self, inputs: flow.Tensor) -> Output:
         """Runs the network.
@@ -109,19 +159,21 @@ class Recorder:
         if not self._layers:
             return Output(call_network(self.network, inputs))
         features: dict[str, flow.Tensor] = {}
-        with self._recording(features):
+        with self._recording(self._layers, features):
             logits = call_network(self.network, inputs)
         return Output(logits, features)
 
     @contextlib.contextmanager
-    def _recording(self, features: dict[str, flow.Tensor]) -> Iterator[None]:
+    def _recording(
+        self, layers: Mapping[str, flow.nn.Module], features: dict[str, flow.Tensor]
+    ) -> Iterator[None]:
         """Installs the hooks meanwhile. OneFlow returns no handle to remove one by, so it gets a key here."""
-        for name, module in self._layers.items():
+        for name, module in layers.items():
             module._forward_hooks[self, name] = _keep(features, name)
         try:
             yield
         finally:
-            for name, module in self._layers.items():
+            for name, module in layers.items():
                 del module._forward_hooks[self, name]
 
 
@@ -231,6 +283,7 @@ def _keep(features: dict[str, flow.Tensor], name: str) -> Any:
         if not isinstance(output, flow.Tensor):
             return None
         recorded, output = fork(output)
+        features.pop(name, None)  # the order is that of the last calls
         features[name] = channels_first(recorded)
         return output
 
