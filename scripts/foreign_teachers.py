@@ -55,7 +55,6 @@ def pytorch(folder: Path, images: Any, labels: Any) -> None:
             nn.functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
             optimizer.step()
     model.eval()
-    free = {"x": {0: torch.export.Dim("batch")}}
     torch.onnx.export(
         model,
         (inputs[:2],),
@@ -66,7 +65,6 @@ def pytorch(folder: Path, images: Any, labels: Any) -> None:
         external_data=False,
         dynamo=True,
     )
-    del free
     torch.onnx.export(
         model,
         (inputs[:8],),
@@ -130,6 +128,21 @@ def scikit_learn(folder: Path, images: Any, labels: Any) -> None:
     (folder / "sklearn.onnx").write_bytes(made.SerializeToString())
 
 
+def without_notes(file: Path) -> None:
+    """Removes texts about the exporting program from a file, such as the lines that made each node."""
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    model.doc_string = model.graph.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    graph = model.graph
+    for entry in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    onnx.save(model, file)
+
+
 def main() -> None:
     """Trains the networks and writes the files."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -140,6 +153,8 @@ def main() -> None:
     int8(folder, images)
     scikit_learn(folder, images, labels)
     keras(folder, images, labels)
+    for file in folder.glob("*.onnx"):
+        without_notes(file)
 
 
 if __name__ == "__main__":

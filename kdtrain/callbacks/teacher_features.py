@@ -7,7 +7,7 @@ import resource
 import shutil
 from pathlib import Path
 
-from kdtrain.callbacks.teacher_logits import AnswerCache, wanted_images
+from kdtrain.callbacks.teacher_logits import AnswerCache
 from kdtrain.errors import size_text
 from kdtrain.models.teacher_network import Ensemble
 
@@ -48,7 +48,7 @@ def reason_to_run(cache: AnswerCache, epochs: int) -> str | None:
 
 def kept_size(cache: AnswerCache, epochs: int) -> int:
     """Returns the size of all answers of the recorded layers that a fit asks for, in bytes."""
-    answers = sum(map(len, wanted_images(cache.train, epochs)))
+    answers = sum(map(len, cache.train.wanted(epochs)))
     return 4 * answers * sum(map(math.prod, cache.teacher.shapes.values()))
 
 
@@ -60,7 +60,7 @@ def describe_size(cache: AnswerCache, epochs: int) -> str:
     shapes = sorted(cache.teacher.shapes.items(), key=lambda item: -math.prod(item[1]))
     layers = ", ".join(f"{layer} ({size_text(shape) or 1})" for layer, shape in shapes)
     images = len(cache.train.source.numbers)
-    each = sum(map(len, wanted_images(cache.train, epochs))) / images
+    each = sum(map(len, cache.train.wanted(epochs))) / images
     views = f"{each:.3g} view{'s' * (each != 1)}"
     return f"{layers}: {_bytes_text(kept_size(cache, epochs))} for {images:,} images x {views}"
 

@@ -131,7 +131,7 @@ class AnswerCache:
             epochs: the epochs of the fit. Each takes one variant of each image, so a fit with fewer epochs
                 than variants does not need all of them.
         """
-        wanted, builders = wanted_images(self.train, epochs), dict[str, TableBuilder]()
+        wanted, builders = self.train.wanted(epochs), dict[str, TableBuilder]()
         images = sum(map(len, wanted))
         has_files = self.directory is not None and self.train.ranks.size == 1
         with _Progress(images) as progress:
@@ -152,7 +152,7 @@ class AnswerCache:
     def cost_of_layers(self, epochs: int) -> tuple[int, int]:
         """Returns the bytes that the layers' files lack, about, and the number of their files."""
         missing = number_of_files = 0
-        for variant, positions in enumerate(wanted_images(self.train, epochs)):
+        for variant, positions in enumerate(self.train.wanted(epochs)):
             number = None if self.train.views is None else variant
             for layer, shape in self.teacher.shapes.items():
                 files = self._files(number, layer)
@@ -218,15 +218,6 @@ class AnswerCache:
         shape = self.teacher.shapes.get(name)
         writes = self.train.ranks.rank == 0
         return AnswerFiles(self.directory, key, shape, self._source.size, writes=writes)
-
-
-def wanted_images(train: Loader, epochs: int) -> list[Positions]:
-    """Returns the positions of the images that some epochs take in each variant, (K,) int64 each."""
-    numbers, views = train.source.numbers, train.views
-    if views is None:
-        return [np.arange(len(numbers))]
-    place = views.numbers(numbers, 1)
-    return [np.flatnonzero((variant - place) % views.count < epochs) for variant in range(views.count)]
 
 
 class _Progress:

@@ -130,6 +130,7 @@ def _compare(config: FitConfig, resume: Path | None) -> None:
     from kdtrain.experiment.compare import run_comparison
     from kdtrain.experiment.session import Session
     from kdtrain.report.comparison_table import comparison_tables
+    from kdtrain.report.conditions import condition_sentences
     from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
 
     comparison, directory = run_comparison(Session(config), resume)
@@ -144,6 +145,8 @@ def _compare(config: FitConfig, resume: Path | None) -> None:
         output.print(table)
     output.sentence(verdict(comparison))
     output.sentence(gap_sentence(comparison))
+    for sentence in condition_sentences(comparison.conditions):
+        output.sentence(sentence)
     if (warning := teacher_far_apart(comparison)) is not None:
         output.sentence(warning)
     output.text(f"Picture: {picture}")

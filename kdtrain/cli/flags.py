@@ -8,8 +8,7 @@ from kdtrain.cli.flag_types import choice
 from kdtrain.cli.setting_flags import add_setting_flag
 from kdtrain.errors import UsageError, clipped
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.setting import flag_of
-from kdtrain.experiment.settings import DATA_SETS, DEVICES
+from kdtrain.experiment.settings import DATA_SETS, DEVICES, flag_of
 from kdtrain.runtime.value_checks import Check
 
 Parser = argparse.ArgumentParser

@@ -7,9 +7,9 @@ import dataclasses
 from typing import Any
 
 from kdtrain.cli.flag_types import number, whole_number
-from kdtrain.experiment.config import FitConfig, kind_of
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.recipe import RECIPE_SETTINGS
-from kdtrain.experiment.setting import flag_of
+from kdtrain.experiment.settings import flag_of, kind_of
 
 _TYPES = {int: whole_number, float: number}
 

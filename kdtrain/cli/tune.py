@@ -15,7 +15,7 @@ from kdtrain.errors import UsageError, clipped
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.experiment.halving import DEFAULT_BUDGET, parse_budget
-from kdtrain.experiment.setting import flag_of
+from kdtrain.experiment.settings import flag_of
 from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_broken_pipe
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm

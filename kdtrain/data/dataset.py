@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,6 +82,59 @@ class Normalized:
 
 
 @dataclass(frozen=True, eq=False)
+class Joined(Normalized):
+    """Images of a selection, followed by all images of another array, normalised when they are read.
+
+    Attributes:
+        others: (K, C, H, W) uint8, in memory or in a file.
+    """
+
+    others: NDArray[np.uint8]
+
+    @property
+    def first(self) -> Normalized:
+        """The selection without the other images."""
+        return Normalized(self.images, self.rows, self.normalization)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N + K, C, H, W)."""
+        return (len(self), *self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.others)
+
+    def __getitem__(self, indices: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        positions = np.arange(len(self))[indices]
+        selected = positions < len(self.rows)
+        images = np.empty((len(positions), *self.images.shape[1:]), np.uint8)
+        images[selected] = self.images[self.rows[positions[selected]]]
+        images[~selected] = self.others[positions[~selected] - len(self.rows)]
+        return self.normalization.apply(images)
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabelled:
+    """Images without labels, about which only a teacher has an answer.
+
+    Attributes:
+        name: the file or folder that they come from.
+        images: (K, C, H, W) uint8, of the shape of a data set's images.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of shape and bytes."""
+        return _digest([self.images])
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images with their labels. No code writes into the arrays.
 
@@ -117,6 +171,22 @@ class Split:
             )
         return normalization.apply(self.images if indices is None else self.images[indices])
 
+    def joined(
+        self, normalization: Normalization, indices: NDArray[np.int64], others: NDArray[np.uint8]
+    ) -> NDArray[np.float32] | Joined:
+        """Returns normalised images of this split, followed by other images, as ``normalized`` does.
+
+        Args:
+            normalization: is applied to each image.
+            indices: (M,) int64, the images of this split.
+            others: (K, C, H, W) uint8, the other images.
+
+        Returns:
+            (M + K, C, H, W) float32, or an object that normalises the images when they are read.
+        """
+        both = Joined(self.images, indices, normalization, others)
+        return both if max(self.images.size, math.prod(both.shape)) > MOST_PIXELS else both[:]
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -128,6 +198,7 @@ class Dataset:
         test: the test images, which are used once, at the end.
         classes: the names of the classes; a label is a position in them.
         validation: the validation images, if the data have their own.
+        transfer: images without labels, for students with a teacher; None without any.
     """
 
     name: str
@@ -135,6 +206,7 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     validation: Split | None = None
+    transfer: Unlabelled | None = None
 
     @property
     def num_classes(self) -> int:
@@ -174,13 +246,8 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shapes and bytes of the training and the test split."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.test):
-            for array in (split.images, split.labels.astype("<i8")):
-                digest.update(repr(array.shape).encode())
-                for rows in in_slices(array.shape):
-                    digest.update(np.ascontiguousarray(array[rows]).data)
-        return digest.hexdigest()
+        splits = (self.train, self.test)
+        return _digest([array for split in splits for array in (split.images, split.labels.astype("<i8"))])
 
 
 def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -210,3 +277,13 @@ def _count_values(pixels: NDArray[np.uint8]) -> list[int]:
     for rows in in_slices(pixels.shape):  # bincount widens its input to 8 bytes a pixel
         counts += np.bincount(pixels[rows].ravel(), minlength=256)
     return counts.tolist()  # type: ignore[no-any-return]
+
+
+def _digest(arrays: Sequence[NDArray[np.generic]]) -> str:
+    """Returns the SHA-256 (hex) of shapes and bytes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        for rows in in_slices(array.shape):
+            digest.update(np.ascontiguousarray(array[rows]).data)
+    return digest.hexdigest()

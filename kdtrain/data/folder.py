@@ -89,7 +89,7 @@ def load_image_folder(
             "with --image-size."
         )
     decoded = decode([file.path for file in files], size, image_size is not None, cache)
-    _report(decoded, files, folder, skip_corrupt)
+    report_failures(decoded, [file.path for file in files], folder, skip_corrupt)
     labels = np.array([file.label for file in files], np.int64)
     ends = np.cumsum([len(split) for split in splits])
     train, validation, test = _parts(decoded, labels, ends, training=len(splits[0]))
@@ -112,6 +112,21 @@ def _parts(
     for stop in np.searchsorted(readable, ends):
         yield Split(pixels[start:stop], labels[readable[start:stop]])
         start = stop
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Returns the files in a folder whose suffix is that of an image, in order; logs what is left out.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    names, nested = _names(folder, os.DirEntry.is_file), _subfolders(folder)
+    pictures = [name for name in names if _is_picture(name)]
+    others = [folder / name for name in names if not _is_picture(name)]
+    _log_others(folder, others)
+    if nested:
+        logger.info(f"Left out the folders in {folder}: {_some([folder / name for name in nested])}")
+    return [folder / name for name in pictures]
 
 
 def _find(folder: Path) -> tuple[tuple[str, ...], list[list[ImageFile]]]:
@@ -164,15 +179,22 @@ def _image_files(folder: Path, classes: Sequence[str]) -> list[ImageFile]:
         if name not in labels:
             raise DataError(f"{folder / name}: there is no class {name!r} among the training images.")
         files = _names(folder / name, os.DirEntry.is_file)
-        is_image = {file: os.path.splitext(file)[1].lower() in _SUFFIXES for file in files}
-        others += [folder / name / file for file in files if not is_image[file]]
+        others += [folder / name / file for file in files if not _is_picture(file)]
         nested += [folder / name / inner for inner in _subfolders(folder / name)]
-        images += [ImageFile(folder / name / file, labels[name]) for file in files if is_image[file]]
-    if others:
-        logger.info(f"Left out {len(others)} files in {folder} without an image's suffix: {_some(others)}")
+        images += [ImageFile(folder / name / file, labels[name]) for file in files if _is_picture(file)]
+    _log_others(folder, others)
     if nested:
         logger.info(f"Left out the folders in class folders: {_some(nested)}")
     return images
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in _SUFFIXES
+
+
+def _log_others(folder: Path, others: Sequence[Path]) -> None:
+    if others:
+        logger.info(f"Left out {len(others)} files in {folder} without an image's suffix: {_some(others)}")
 
 
 def _split_off(files: list[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
@@ -197,8 +219,18 @@ def _size_of_first(files: Sequence[ImageFile], skip_corrupt: bool) -> tuple[int,
     raise DataError("none of the images can be read.")
 
 
-def _report(decoded: Decoded, files: Sequence[ImageFile], folder: Path, skip_corrupt: bool) -> None:
-    """Raises the first error of decoding, or logs the files that are left out."""
+def report_failures(decoded: Decoded, files: Sequence[Path], folder: Path, skip_corrupt: bool) -> None:
+    """Logs the files that are left out because they cannot be read.
+
+    Args:
+        decoded: the decoded files.
+        files: their paths.
+        folder: the folder that they are from, for messages.
+        skip_corrupt: whether files may be left out.
+
+    Raises:
+        KdtrainError: a file cannot be read, and must not be left out.
+    """
     if not decoded.failures:
         return
     first = decoded.failures[min(decoded.failures)]
@@ -208,7 +240,7 @@ def _report(decoded: Decoded, files: Sequence[ImageFile], folder: Path, skip_cor
     if not skip_corrupt:
         more = f" (and {number - 1} more)" if number > 1 else ""
         raise DataError(f"{str(first).removesuffix('.')}{more}. {_REMEDY}")
-    names = _some([files[index].path for index in sorted(decoded.failures)])
+    names = _some([files[index] for index in sorted(decoded.failures)])
     logger.info(f"{number} of {len(files)} images in {folder} cannot be read, and are left out: {names}")
 
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.dataset import Normalized
+from kdtrain.data.dataset import Joined, Normalized
+from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views
 from kdtrain.errors import DataError
 from kdtrain.runtime import flow
@@ -24,9 +25,12 @@ from kdtrain.runtime.slices import in_slices
 _Value = TypeVar("_Value", bound=np.generic)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Batch:
     """The input of one training step.
+
+    Images of ``--transfer-data`` have no label. A batch with some of them has no ``targets``: to read these
+    raises ValueError. ``label_loss`` leaves such images out.
 
     A mixed image (``--augment mixup`` or ``cutmix``) has two labels. ``targets`` holds that of the image with
     the larger share. Losses on labels take both by ``label_loss``.
@@ -38,6 +42,9 @@ class Batch:
         variants: the variant of each image, (B,) int64; None if the images are as they are.
         mixup_targets: the labels of the images that were mixed in, (B,) int64; None without mixing.
         mixup_lambda: each image's own share of ``inputs``, (B,) float32, 0.5 to 1; None without mixing.
+        labelled: whether an image has a label, (B,) bool; None if all have one.
+        label_count: the number of labelled images. Where processes share the batch, it is the number in the
+            whole batch times this process's share of all images, so that averages over processes are exact.
     """
 
     inputs: flow.Tensor
@@ -46,23 +53,49 @@ class Batch:
     variants: flow.Tensor | None = None
     mixup_targets: flow.Tensor | None = None
     mixup_lambda: flow.Tensor | None = None
+    labelled: flow.Tensor | None = None
+    label_count: float | None = None
 
     def __len__(self) -> int:
-        return int(self.targets.shape[0])
+        return int(self.inputs.shape[0])
 
     def label_loss(self, losses: Callable[[flow.Tensor], flow.Tensor]) -> flow.Tensor:
-        """Returns the mean of a loss on labels over the images: a scalar tensor.
+        """Returns the mean of a loss on labels over the images that have one: a scalar tensor.
 
         The loss of a mixed image is the mean of its losses under either label, weighted by the shares
         (Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018, section 2).
 
         Args:
-            losses: returns the loss of each image, (B,), under the labels that it gets, (B,) int64.
+            losses: returns the loss of each image, (B,), under the labels that it gets, (B,) int64. An image
+                without a label gets the label 0, and its loss counts for nothing.
         """
-        result = losses(self.targets)
+        result = losses(vars(self)["targets"])
         if self.mixup_targets is not None and self.mixup_lambda is not None:
             result = result * self.mixup_lambda + losses(self.mixup_targets) * (1.0 - self.mixup_lambda)
-        return result.mean()
+        if self.labelled is None:
+            return result.mean()
+        return (result * self.labelled.to(result.dtype)).sum() / self.label_count
+
+
+def _targets(batch: Batch) -> flow.Tensor:
+    """Returns the labels of a batch, (B,) int64.
+
+    Raises:
+        ValueError: some images have none. A loss would take them for images of class 0.
+    """
+    if batch.labelled is not None:
+        raise ValueError(
+            "some images of the batch have no label (--transfer-data), and this needs one for each; "
+            "batch.label_loss leaves such images out"
+        )
+    return vars(batch)["targets"]
+
+
+def _set_targets(batch: Batch, targets: flow.Tensor) -> None:
+    vars(batch)["targets"] = targets
+
+
+Batch.targets = property(_targets, _set_targets)
 
 
 @dataclass(frozen=True)
@@ -85,13 +118,15 @@ class Source:
 class Loader:
     """Batches of one array of images, shuffled by seed and epoch, or in order.
 
-    An epoch is a new permutation of all images, cut into batches. The last batch may be smaller. If it is
-    too small for batch normalisation, it joins the one before.
+    An epoch is a new permutation of all labelled images, cut into batches. The last batch may be smaller. If
+    it is too small for batch normalisation, it joins the one before. With ``transfer`` images without labels
+    join each batch, which changes neither the number of batches nor the labelled images in them.
 
     Args:
-        inputs: (N, C, H, W) float32, normalised; or images that are normalised batch by batch.
-        targets: class labels, (N,) int64, each from 0 to ``num_classes`` - 1.
-        batch_size: images in a batch, of all ranks together.
+        inputs: (N, C, H, W) float32, normalised; or images that are normalised batch by batch. Images without
+            labels follow those with labels.
+        targets: class labels, (N,) int64, each from 0 to ``num_classes`` - 1; those of the labelled images.
+        batch_size: labelled images in a batch, of all ranks together.
         num_classes: the number of classes.
         seed: determines the order of each epoch; None keeps the order.
         device: the device of the batches.
@@ -99,6 +134,7 @@ class Loader:
         source: the images that these are a part of; these themselves by default.
         ranks: the processes that share each batch, each of which gets its part; one process by default.
         classes: the names of the classes; their numbers by default.
+        transfer: how the images without labels are drawn; None if all images have labels.
 
     Raises:
         DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
@@ -119,10 +155,12 @@ class Loader:
         source: Source | None = None,
         ranks: Ranks | None = None,
         classes: Sequence[str] = (),
+        transfer: TransferDraw | None = None,
     ) -> None:
-        if len(inputs) != len(targets) or len(inputs) == 0:
+        labelled = len(inputs) - (transfer.images if transfer else 0)
+        if labelled != len(targets) or labelled == 0:
             raise DataError(
-                f"{len(inputs)} images and {len(targets)} labels: give a label for each image, at least one."
+                f"{labelled} images and {len(targets)} labels: give a label for each image, at least one."
             )
         if targets.min() < 0 or targets.max() >= num_classes:
             wrong = int(np.flatnonzero((targets < 0) | (targets >= num_classes))[0])
@@ -143,6 +181,7 @@ class Loader:
         self.device = device
         self.views = views
         self.ranks = ranks
+        self.transfer = transfer
         self.classes = tuple(classes or map(str, range(num_classes)))
         self._source = source
 
@@ -152,7 +191,7 @@ class Loader:
 
     @property
     def num_images(self) -> int:
-        """The number of images in an epoch."""
+        """The number of images with labels, each of which is in an epoch once."""
         return len(self.targets)
 
     changes_images = OldName("augments")
@@ -171,14 +210,19 @@ class Loader:
     @property
     def source(self) -> Source:
         """The images that these are a part of."""
-        return self._source or Source(self.fingerprint, self._numbers, self.num_images)
+        return self._source or Source(self.fingerprint, self._numbers, len(self.inputs))
 
     @functools.cached_property
     def _numbers(self) -> npt.NDArray[np.int64]:
-        return np.arange(self.num_images) if self._source is None else self._source.numbers
+        return np.arange(len(self.inputs)) if self._source is None else self._source.numbers
+
+    @functools.cached_property
+    def _labels(self) -> npt.NDArray[np.int64]:
+        """The labels of all images; 0 for those without one."""
+        return np.concatenate([self.targets, np.zeros(len(self.inputs) - self.num_images, np.int64)])
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yields this rank's part of each batch of an epoch; every image is in exactly one batch.
+        """Yields this rank's part of each batch of an epoch; every labelled image is in exactly one batch.
 
         Args:
             epoch: the number of the epoch, which decides the order and the variant of each image.
@@ -188,14 +232,49 @@ class Loader:
         else:
             order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
         variants = None if self.views is None else self.views.numbers(self._numbers, epoch)
+        without_labels = self._drawn(epoch)
         for start, stop in itertools.pairwise(self._bounds):
-            indices = self.ranks.shard(order[start:stop])
-            yield self.batch(indices, None if variants is None else variants[indices])
+            indices, label_count = self.ranks.shard(order[start:stop]), None
+            if self.transfer is not None:
+                joining = next(without_labels)
+                indices = np.concatenate([indices, self.ranks.shard(joining)])
+                label_count = (stop - start) * len(indices) / (stop - start + len(joining))
+            yield self.batch(indices, None if variants is None else variants[indices], label_count)
+
+    def _drawn(self, epoch: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Yields the positions of the images without labels that join each batch."""
+        if self.transfer is not None:
+            for images in self.transfer.epoch(epoch, self._transfer_sizes):
+                yield self.num_images + images
+
+    def wanted(self, epochs: int) -> list[npt.NDArray[np.int64]]:
+        """Returns the positions of the images that some epochs take in each variant.
+
+        Args:
+            epochs: the number of epochs, from the first on.
+
+        Returns:
+            The positions for each variant, in order; for images as they are, those alone.
+        """
+        count = 1 if self.views is None else self.views.count
+        place = np.zeros(len(self.inputs), np.int64)
+        if self.views is not None:
+            place = self.views.numbers(self._numbers, 1)
+        wanted = np.zeros((count, len(self.inputs)), bool)
+        for variant, row in enumerate(wanted):
+            row[: self.num_images] = (variant - place[: self.num_images]) % count < epochs
+        if self.transfer is not None:
+            for epoch in range(1, epochs + 1):
+                drawn = self.num_images + self.transfer.drawn(epoch, sum(self._transfer_sizes))
+                wanted[(place[drawn] + epoch - 1) % count, drawn] = True
+                if epoch % count == 0 and wanted[:, self.num_images :].all():
+                    break
+        return [np.flatnonzero(row) for row in wanted]
 
     def sequential(self, batch_size: int) -> Loader:
-        """Returns a loader over the same images, in order and as they are."""
+        """Returns a loader over the same labelled images, in order and as they are."""
         return Loader(
-            self.inputs,
+            self.inputs.first if isinstance(self.inputs, Joined) else self.inputs[: self.num_images],
             self.targets,
             batch_size,
             num_classes=self.num_classes,
@@ -215,7 +294,17 @@ class Loader:
     @functools.cached_property
     def batch_sizes(self) -> list[int]:
         """The number of images in each batch of an epoch, of all ranks together."""
+        if self.transfer is None:
+            return self._labelled_sizes
+        return [sum(sizes) for sizes in zip(self._labelled_sizes, self._transfer_sizes, strict=True)]
+
+    @functools.cached_property
+    def _labelled_sizes(self) -> list[int]:
         return [stop - start for start, stop in itertools.pairwise(self._bounds)]
+
+    @functools.cached_property
+    def _transfer_sizes(self) -> list[int]:
+        return [] if self.transfer is None else self.transfer.sizes(self._labelled_sizes)
 
     @functools.cached_property
     def _bounds(self) -> list[int]:
@@ -230,25 +319,36 @@ class Loader:
             del bounds[-2]
         return bounds
 
-    def batch(self, indices: npt.NDArray[np.int64], variants: npt.NDArray[np.int64] | None = None) -> Batch:
+    def batch(
+        self,
+        indices: npt.NDArray[np.int64],
+        variants: npt.NDArray[np.int64] | None = None,
+        label_count: float | None = None,
+    ) -> Batch:
         """Returns a batch of some images.
 
         Args:
             indices: (B,) int64, their positions.
             variants: (B,) int64, the variant of each; None for the images as they are.
+            label_count: see ``Batch``; the number of labelled images by default.
         """
         if self.views is None or variants is None:
             # Indexing by an array copies, so from_numpy shares memory with this batch alone.
             images, mixed = self.inputs[indices], None
         else:
-            images, mixed = self.views.apply(self.inputs, self._numbers, indices, variants)
+            images, mixed = self.views.apply(self.inputs, self._numbers, indices, variants, self.num_images)
+        labelled = None if self.transfer is None else indices < self.num_images
+        if labelled is not None and label_count is None:
+            label_count = float(labelled.sum())
         return Batch(
             inputs=self._tensor(images),
-            targets=self._tensor(self.targets[indices]),
+            targets=self._tensor(self._labels[indices]),
             indices=_to(flow.tensor(indices), self.device),
             variants=None if variants is None else _to(flow.tensor(variants), self.device),
-            mixup_targets=None if mixed is None else self._tensor(self.targets[mixed.partners]),
+            mixup_targets=None if mixed is None else self._tensor(self._labels[mixed.partners]),
             mixup_lambda=None if mixed is None else self._tensor(mixed.share),
+            labelled=None if labelled is None else self._tensor(labelled),
+            label_count=label_count,
         )
 
     def _tensor(self, array: npt.NDArray[_Value]) -> flow.Tensor:

@@ -31,16 +31,25 @@ class Mixing:
     mixup: float | None = None
     cutmix: float | None = None
 
-    def partners(self, draws: Draws, positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """Returns (B,) int64, the position of each image's partner: any of the others.
+    def partners(
+        self, draws: Draws, positions: NDArray[np.int64], count: int, labelled: int | None = None
+    ) -> NDArray[np.int64]:
+        """Returns (B,) int64, the position of each image's partner: any of the others of its kind.
 
         Args:
             draws: the images' random numbers.
             positions: (B,) int64, the position of each image among the training images.
             count: the number of training images.
+            labelled: the number of those with labels, which come first; all by default.
         """
-        step = 1 + draws.integers("partner", max(count - 1, 1))
-        return (positions + step) % count
+        if labelled is None:
+            step = 1 + draws.integers("partner", max(count - 1, 1))
+            return (positions + step) % count
+        has_label = positions < labelled
+        first, number = np.where(has_label, 0, labelled), np.where(has_label, labelled, count - labelled)
+        step = 1 + (draws.uniform("partner") * np.maximum(number - 1, 1)).astype(np.int64)
+        partners: NDArray[np.int64] = first + (positions - first + step) % number
+        return partners
 
     def __call__(self, images: Images, partners: Images, draws: Draws) -> tuple[Images, NDArray[np.float32]]:
         """Returns the mixed images, (B, C, H, W) float32, and the share of each image itself, (B,) float32.

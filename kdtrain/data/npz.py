@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from kdtrain.data.checks import assemble, check_classes
 from kdtrain.data.dataset import Dataset
-from kdtrain.errors import DataError
+from kdtrain.errors import DataError, escape_controls
 from kdtrain.runtime.limits import MOST_PIXELS
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import open_regular
@@ -56,15 +57,35 @@ def read_arrays(
     Raises:
         DataError: the file is missing or damaged, or lacks a required array, or an array is too large.
     """
+    with _opened(path) as archive:
+        present = _names_in(archive)
+        missing = [name for name in required if name not in present]
+        if missing:
+            listed = ", ".join(sorted(present)) or "nothing"
+            raise DataError(f"{path} lacks {', '.join(missing)}; it holds {listed}.")
+        names = [*required, *(name for name in optional if name in present)]
+        return {name: _read(archive, name, path, most(name)) for name in names}
+
+
+def load_only_array(path: Path) -> NDArray[Any]:
+    """Returns the only array in a ``.npz``, of up to MOST_PIXELS bytes, without unpickling.
+
+    Raises:
+        DataError: the file is missing, damaged, or does not hold exactly one array.
+    """
+    with _opened(path) as archive:
+        names = _names_in(archive)
+        if len(names) != 1:
+            raise DataError(f"{path} holds {len(names)} arrays: give a file with one, the images.")
+        return _read(archive, names.pop(), path, MOST_PIXELS)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Yields the archive; raises DataError for all errors meanwhile."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            present = {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
-            missing = [name for name in required if name not in present]
-            if missing:
-                listed = ", ".join(sorted(present)) or "nothing"
-                raise DataError(f"{path} lacks {', '.join(missing)}; it holds {listed}.")
-            names = [*required, *(name for name in optional if name in present)]
-            return {name: _read(archive, name, path, most(name)) for name in names}
+            yield archive
     except FileNotFoundError as error:
         raise DataError(f"{missing_path_text(path)} does not exist.") from error
     except DataError:
@@ -72,6 +93,10 @@ def read_arrays(
     except Exception as error:  # zipfile raises almost any exception for a damaged archive
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} cannot be read as .npz: {reason.rstrip('.')}.") from error
+
+
+def _names_in(archive: zipfile.ZipFile) -> set[str]:
+    return {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
 
 
 def too_many(source: str) -> str:
@@ -84,13 +109,15 @@ def too_many(source: str) -> str:
 
 def _read(archive: zipfile.ZipFile, name: str, path: Path, most: int) -> NDArray[Any]:
     """Returns an array, if the archive's index states the same size as the array's header."""
-    source = f"{name} in {path}"
+    source = f"{escape_controls(name)} in {path}"
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
         shape, fortran_order, dtype = _read_header(file, source)
         size = dtype.itemsize * math.prod(shape)
         if size > most:
-            raise DataError(too_many(source) if name[0] == "x" else f"{source} is too large: {size} bytes.")
+            raise DataError(
+                too_many(source) if most == MOST_PIXELS else f"{source} is too large: {size} bytes."
+            )
         if info.file_size != file.tell() + size:
             raise DataError(f"{source} is damaged: its header states {size} bytes of data.")
         content = file.read(size)

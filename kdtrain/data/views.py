@@ -78,14 +78,18 @@ class Views:
         numbers: Positions,
         positions: Positions,
         variants: Positions,
+        labelled: int | None = None,
     ) -> tuple[Images, MixedLabels | None]:
         """Returns the variants of some images.
+
+        An image with a label is mixed with one that has a label, and one without with one without.
 
         Args:
             inputs: all N training images, (N, C, H, W) float32, normalised.
             numbers: (N,) int64, the number of each of them.
             positions: (B,) int64, the positions of the images in ``inputs``.
             variants: (B,) int64, the variant of each.
+            labelled: the number of images with labels, which come first; all by default.
 
         Returns:
             (B, C, H, W) float32, an array of their own; and what was mixed in.
@@ -94,7 +98,7 @@ class Views:
         if self.mixing is None:
             return images, None
         draws = Draws(self.seed, numbers[positions], variants)
-        partners = self.mixing.partners(draws, positions, len(numbers))
+        partners = self.mixing.partners(draws, positions, len(numbers), labelled)
         mixed, share = self.mixing(images, self._changed(inputs, numbers, partners, variants), draws)
         return mixed, MixedLabels(partners, share)
 

@@ -14,12 +14,13 @@ def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
 
     Args:
         batch: its ``targets`` are the labels, (B,) int64; a mixed image has two, weighted by their shares.
+            Images without labels do not count.
         output: its ``logits`` are (B, C) float32.
 
     Returns:
         A float32 scalar: the mean over the images, in nats.
     """
-    if batch.mixup_targets is None:
+    if batch.mixup_targets is None and batch.labelled is None:
         return F.cross_entropy(output.logits, batch.targets)
     return batch.label_loss(lambda labels: F.cross_entropy(output.logits, labels, reduction="none"))
 

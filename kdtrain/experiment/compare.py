@@ -16,7 +16,7 @@ from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import search_grid
 from kdtrain.experiment.loaders import count_validation
-from kdtrain.experiment.modes import COMPARED, MODES, controls_of
+from kdtrain.experiment.modes import COMPARED, MODES, controls_of, transfer_of
 from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
@@ -24,10 +24,12 @@ from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.report.comparison import Comparison, EnsembleMember, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
+from kdtrain.report.conditions import Conditions
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
@@ -59,7 +61,10 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     if config.has_teacher_files:
         teacher = find_teacher(config, session.dataset, session.ranks)
     if teacher is not None:
+        teacher.check_test()
         logger.info(describe_teacher(teacher, config, session.dataset))
+    if resume is None:
+        announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
     with run_directory(config.logdir, "compare", resume) as directory:
         if resume is None:
@@ -77,11 +82,20 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
             if trained:  # empty for a teacher that existed already
                 keep_best(trained, config, session.ranks)
         comparison = compare(
-            _results(models, directory), grid, training.teacher_lead, named_recipe(config.recipe)
+            _results(models, directory),
+            grid,
+            training.teacher_lead,
+            named_recipe(config.recipe),
+            _conditions(session),
         )
         if session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory
+
+
+def _conditions(session: Session) -> Conditions:
+    first = absolute_paths(session.config).student_checkpoint
+    return Conditions(None if first is None else str(first), transfer_of(session.config, session.dataset))
 
 
 class _Training:

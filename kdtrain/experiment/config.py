@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from kdtrain.experiment.settings import DEFAULT_TEACHER, OPTIMIZERS, Settings
 
 @dataclass(frozen=True)
 class FitConfig(Settings):
-    """The settings of ``kdtrain fit``, which go together, and what follows from them."""
+    """The settings of ``kdtrain fit``, checked against one another, and what follows from them."""
 
     def __post_init__(self) -> None:
         check_together(self)
@@ -107,17 +104,6 @@ class FitConfig(Settings):
     def to_toml(self) -> str:
         """Returns the resolved configuration as a file that ``--config`` reads."""
         return tomli_w.dumps(self.resolved())
-
-
-@functools.cache  # to read type hints takes some milliseconds
-def kind_of(name: str) -> tuple[type, bool]:
-    """Returns a setting's type, without None, and whether it takes several values."""
-    hint = typing.get_type_hints(FitConfig)[name]
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0], True
-    return hint, False
 
 
 def _plain(value: Any) -> Any:

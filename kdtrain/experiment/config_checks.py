@@ -6,7 +6,7 @@ from typing import Any
 
 from kdtrain.data.augment_spec import mixes
 from kdtrain.errors import UsageError
-from kdtrain.experiment.setting import flag_of
+from kdtrain.experiment.settings import Settings, flag_of
 from kdtrain.runtime.limits import LARGEST_SEED
 from kdtrain.runtime.value_checks import SEED
 
@@ -47,6 +47,7 @@ def check_together(config: Any) -> None:
         )
     _check_teachers(config)
     _check_images(config)
+    _check_transfer(config)
 
 
 def _check_images(config: Any) -> None:
@@ -59,6 +60,31 @@ def _check_images(config: Any) -> None:
     if config.omit_class and config.mode == "teacher":
         raise UsageError(
             f"--omit-class {config.omit_class[0]} is for students; --mode teacher trains on all classes."
+        )
+    if config.student_checkpoint is not None and (config.mode == "teacher" or config.is_chain):
+        fits = (
+            f"--mode {config.mode}" if config.mode == "teacher" else "a chain, whose networks all begin anew"
+        )
+        raise UsageError(
+            f"--student-checkpoint {config.student_checkpoint} is for students, not for {fits}: leave it out."
+        )
+
+
+def _check_transfer(config: Any) -> None:
+    """Raises UsageError for images without labels that no teacher answers about."""
+    share, data = f"--transfer-share {config.transfer_share:g}", f"--transfer-data {config.transfer_data}"
+    if config.transfer_data is None:
+        if config.transfer_share != Settings.transfer_share:
+            raise UsageError(f"{share} is a share of --transfer-data, which is missing: add it.")
+    elif config.mode in ("teacher", "student"):
+        raise UsageError(
+            f"{data} has no labels, and --mode {config.mode} has no teacher to answer about it: "
+            "choose student_kd or compare."
+        )
+    elif config.alpha == 0.0:
+        raise UsageError(
+            f"--alpha 0 leaves the teacher's answers out, and {data} has nothing else to teach: "
+            "leave one of them out."
         )
 
 

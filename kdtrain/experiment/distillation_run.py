@@ -14,6 +14,7 @@ from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.run_directory import run_directory
 
@@ -34,6 +35,8 @@ def distillation_run(session: Session, resume: Path | None = None) -> Iterator[t
     """
     config = session.config
     teacher = _existing_teacher(session, resume)
+    if resume is None:
+        announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
     with run_directory(config.logdir, config.mode, resume) as directory:
         if teacher is None:

@@ -25,6 +25,7 @@ from kdtrain.experiment.loaders import test_loader, training_loader, validation_
 from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimizer
 from kdtrain.experiment.result import FitResult, Member, Tested, TestedModel, file_results
 from kdtrain.experiment.teacher import TrainedTeacher, member_logits
+from kdtrain.experiment.warm_start import first_weights
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
 from kdtrain.models.teacher_network import mean_logits
@@ -33,7 +34,7 @@ from kdtrain.runtime.files import make_folder, temporary_folder, write_bytes, wr
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.card import model_card
-from kdtrain.store.checkpoint import SavedModel, load_model
+from kdtrain.store.checkpoint import SavedModel, load_model, load_weights
 from kdtrain.store.metrics_file import read_metrics
 
 
@@ -63,7 +64,8 @@ class Fit:
 
         Rank 0 writes config.toml first: a run can be resumed from its first moment on. The seed and the
         kind of network decide the initial weights, so a student starts from the same weights with and
-        without a teacher.
+        without a teacher. With --student-checkpoint the weights are those of its file, which a resumed run
+        does not need.
 
         Raises:
             DataError: the run was begun with other training images.
@@ -81,7 +83,10 @@ class Fit:
                     f"the training images are not those that the run in {self.spec.directory} was begun with."
                 )
             epochs = config.epochs_for(network)
-            self._trainer().fit(train, validation, epochs=epochs, directory=directory, resume=state)
+            first = None
+            if state is None and network == "student":
+                first = first_weights(config, self.dataset, ranks)
+            self._trainer(first).fit(train, validation, epochs=epochs, directory=directory, resume=state)
             best = load_model(directory / "checkpoints" / "best.safetensors", arch=self.arch)
             return FitResult(best, tuple(read_metrics(directory)))
 
@@ -102,13 +107,17 @@ class Fit:
         """Trains the network and tests its best weights."""
         return self.test(self.train(ranks), ranks)
 
-    def _trainer(self) -> Trainer:
+    def _trainer(self, first: SavedModel | None) -> Trainer:
+        """Returns the trainer of the network, with the weights of ``first`` or newly drawn ones."""
         spec, config = self.spec, self.config
         stream: list[str | int] = ["weights", MODES[spec.mode].network]
         if spec.init_index:
             stream.append(spec.init_index)
         flow.manual_seed(derive_seed(config.seed, *stream))
-        model = build_model(self.arch, self.dataset.image_shape, self.dataset.num_classes).to(self.device)
+        model = build_model(self.arch, self.dataset.image_shape, self.dataset.num_classes)
+        if first is not None:
+            load_weights(model, first.weights, str(first.path))
+        model = model.to(self.device)
         teacher = spec.teacher.build(self.device) if spec.teacher else None
         card = model_card(spec.mode, self.arch, self.dataset)
         callbacks = callbacks_for(config, card, spec.name, teacher, spec.restarts)

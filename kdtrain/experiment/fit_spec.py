@@ -59,6 +59,8 @@ class FitSpec:
             "grid": (),
             "tuned": None,
             "omit_class": () if self.mode == "teacher" else command.omit_class,
+            **self._transfer(command),
+            "student_checkpoint": None if self.mode == "teacher" else command.student_checkpoint,
         }
         if self.teacher is None:
             single |= {"teacher_checkpoint": (), "teacher_weight": (), "teacher_logits": None}
@@ -66,3 +68,9 @@ class FitSpec:
             command = self.teacher.named_in(command)
         of_fit = {"mode": self.mode, "seed": self.seed, **self.settings}
         return dataclasses.replace(command, **single, **of_fit)
+
+    def _transfer(self, command: FitConfig) -> dict[str, Any]:
+        """Returns the settings of images without labels: none of a fit that has no teacher."""
+        if self.mode == "student_kd":
+            return {"transfer_data": command.transfer_data, "transfer_share": command.transfer_share}
+        return {"transfer_data": None, "transfer_share": FitConfig.transfer_share}

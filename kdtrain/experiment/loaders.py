@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.dataset import Dataset, Split, hold_out
+from kdtrain.data.dataset import Dataset, Split, Unlabelled, hold_out
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader, Source
+from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.config import FitConfig
@@ -89,6 +91,7 @@ def training_loader(
     """
     training, _ = _divide(dataset, config, network, seed)
     training = training[: config.limit_train]
+    transfer = dataset.transfer if network == "student" and config.transfer_data is not None else None
     return _loader(
         dataset,
         dataset.train,
@@ -97,13 +100,14 @@ def training_loader(
         ranks,
         indices=training,
         seed=seed,
+        transfer=transfer,
         views=views(
             config.augment_for(network),
             dataset.normalization.background,
             config.views_for(network),
             seed if network == "teacher" or config.views_seed is None else config.views_seed,
         ),
-        source=Source(dataset.fingerprint, training, len(dataset.train)),
+        source=_source(dataset, training, transfer),
     )
 
 
@@ -157,10 +161,22 @@ def _loader(
     seed: int | None = None,
     views: Views | None = None,
     source: Source | None = None,
+    transfer: Unlabelled | None = None,
 ) -> Loader:
-    """Returns the normalised images of a split, those at ``indices`` (N,) or all."""
+    """Returns the normalised images of a split, those at ``indices`` (N,) or all.
+
+    Images of ``transfer`` follow them; ``seed`` is needed with these.
+    """
+    draw = None
+    if transfer is None:
+        inputs = split.normalized(dataset.normalization, indices)
+    else:
+        assert indices is not None, "they join training images only,"
+        assert seed is not None, "which are shuffled"
+        inputs = split.joined(dataset.normalization, indices, transfer.images)
+        draw = TransferDraw(len(transfer), config.transfer_share, seed)
     return Loader(
-        split.normalized(dataset.normalization, indices),
+        inputs,
         split.labels if indices is None else split.labels[indices],
         config.batch_size * (ranks.batch_multiplier if ranks else 1),
         num_classes=dataset.num_classes,
@@ -170,7 +186,18 @@ def _loader(
         source=source,
         ranks=ranks,
         classes=dataset.classes,
+        transfer=draw,
     )
+
+
+def _source(dataset: Dataset, training: npt.NDArray[np.int64], transfer: Unlabelled | None) -> Source:
+    """Returns the source of training images: the training split, followed by images without labels."""
+    split = len(dataset.train)
+    if transfer is None:
+        return Source(dataset.fingerprint, training, split)
+    fingerprint = hashlib.sha256(f"{dataset.fingerprint} {transfer.fingerprint}".encode()).hexdigest()
+    numbers = np.concatenate([training, split + np.arange(len(transfer))])
+    return Source(fingerprint, numbers, split + len(transfer))
 
 
 def _divide(

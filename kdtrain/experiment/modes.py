@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +20,14 @@ from kdtrain.callbacks import (
     WeightDecay,
 )
 from kdtrain.data.augment_spec import mixes
+from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.report.comparison import Model
+from kdtrain.report.conditions import Transfer
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 
@@ -118,6 +121,16 @@ def controls_of(config: FitConfig) -> tuple[Model, ...]:
         "student_hard": config.with_hard_labels,
     }
     return tuple(model for model in COMPARED if asked.get(model))
+
+
+def transfer_of(config: FitConfig, dataset: Dataset) -> Transfer | None:
+    """Returns what a command's report says of the images of --transfer-data; None without any."""
+    if dataset.transfer is None:
+        return None
+    students = ("student_kd", *controls_of(config))
+    with_teacher = tuple(model for model in students if MODES[COMPARED[model][0]].has_teacher)
+    source = os.path.abspath(dataset.transfer.name)
+    return Transfer(source, len(dataset.transfer), config.transfer_share, with_teacher)
 
 
 def check_plugins(config: FitConfig) -> None:

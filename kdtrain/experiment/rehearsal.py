@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
+
 from kdtrain.data.dataset import Dataset
+from kdtrain.data.loader import Batch
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
@@ -21,7 +24,8 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
     """Calls ``configure`` of every callback of every fit once, on networks with initial weights.
 
     ``configure`` has no side effects. Its errors, such as a plugin that is given twice, would otherwise
-    be raised only after the training of the previous networks.
+    be raised only after the training of the previous networks. With --transfer-data the losses of students
+    with a teacher are computed once, because some methods need a label for each image.
 
     Args:
         config: configuration of the command.
@@ -30,6 +34,7 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
 
     Raises:
         CallbackError: a callback's ``configure`` raised.
+        KdtrainError: a loss cannot be computed for images without labels.
     """
     next_teacher = None if teacher is None else teacher.build()
     for mode, arch, plugins in _fits(config, has_teacher=teacher is not None):
@@ -39,9 +44,29 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
             of_fit, model_card(mode, arch, dataset), mode, next_teacher if MODES[mode].has_teacher else None
         )
         student = Recorder(network, "student", flow.zeros(1, *dataset.image_shape))
-        CallbackList(callbacks).configure(Objective.task().with_student(student))
+        objective = CallbackList(callbacks).configure(Objective.task().with_student(student))
+        if config.transfer_data is not None and MODES[mode].has_teacher:
+            _compute_losses(objective, dataset)
         if config.mode == "student_kd" or mode == "teacher":
             next_teacher = network
+
+
+def _compute_losses(objective: Objective, dataset: Dataset) -> None:
+    """Computes every term on a batch in which some images have no label.
+
+    Raises:
+        KdtrainError: a term needs a label for each image.
+    """
+    pixels = np.random.default_rng(0).normal(size=(4, *dataset.image_shape)).astype(np.float32)
+    numbers = np.arange(4)
+    batch = Batch(
+        flow.tensor(pixels),
+        flow.tensor(np.zeros_like(numbers)),
+        flow.tensor(numbers),
+        labelled=flow.tensor(numbers < 2),
+        label_count=2.0,
+    )
+    objective(batch, objective.student(batch.inputs))
 
 
 def _fits(config: FitConfig, *, has_teacher: bool) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -10,7 +10,7 @@ from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, load_config, new_config
 from kdtrain.experiment.recipe import NO_RECIPE, recipe_for
-from kdtrain.experiment.setting import flag_of
+from kdtrain.experiment.settings import flag_of
 
 _DATA = ("dataset", "data_dir")
 """The settings that choose the recipe."""

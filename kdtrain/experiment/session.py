@@ -12,6 +12,8 @@ from typing import TypeVar
 from kdtrain.callbacks.teacher_logits import logit_table
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
+from kdtrain.data.download import default_cache_dir
+from kdtrain.data.unlabelled import load_unlabelled
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit import Fit, test_teacher
@@ -23,7 +25,7 @@ from kdtrain.experiment.loaders import (
     test_loader,
     training_loader,
 )
-from kdtrain.experiment.modes import check_plugins, logit_cache
+from kdtrain.experiment.modes import check_plugins, logit_cache, transfer_of
 from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
 from kdtrain.experiment.result import FitResult, Tested, TestedModel
 from kdtrain.experiment.teacher import TrainedTeacher, networks_to_train
@@ -32,6 +34,7 @@ from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.models.teacher_network import members_of
+from kdtrain.report.conditions import transfer_sentence
 from kdtrain.runtime import launch, onednn
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
@@ -73,14 +76,7 @@ class Session:
         if self.device == "cpu":
             onednn.is_usable()  # the warning, if it is not, comes once, and not from each child
         self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
-        self.dataset = load_dataset(
-            config.dataset,
-            config.data_dir,
-            image_size=config.image_size,
-            skip_corrupt=config.skip_corrupt,
-            most_images=most_images,
-        )
-        check_sizes(self.dataset, config)
+        self.dataset = _load(config, most_images)
         if len(self.dataset.test) < self.ranks.size:
             raise DataError(
                 f"{len(self.dataset.test)} test images cannot be shared by {self.ranks.size} processes: "
@@ -89,6 +85,8 @@ class Session:
         self.config = config = config.with_epochs(count_training(self.dataset, config))
         if config.recipe is not None and config.recipe != NO_RECIPE:
             logger.info(describe_recipe(config.recipe, config.dataset, config.data_dir))
+        if (images := transfer_of(config, self.dataset)) is not None:
+            logger.info(transfer_sentence(images))
         self._cores = functools.cache(partial(_cores, dataset=self.dataset))
         archs = [config.architecture_for(network) for network in networks_to_train(config, self.dataset)]
         for arch in (*archs, *config.assistant_arch):
@@ -191,6 +189,29 @@ class Session:
             )
             for first, *others in seeds.values()
         ]
+
+
+def _load(config: FitConfig, most_images: int | None) -> Dataset:
+    """Returns the data set of a command, after a check of the sizes, with the images of --transfer-data."""
+    dataset = load_dataset(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+        most_images=most_images,
+    )
+    check_sizes(dataset, config)
+    if config.transfer_data is None:
+        return dataset
+    transfer = load_unlabelled(
+        config.transfer_data,
+        dataset,
+        default_cache_dir(),
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+        most_images=most_images,
+    )
+    return dataclasses.replace(dataset, transfer=transfer)
 
 
 def _cores(arch: str, dataset: Dataset) -> int:

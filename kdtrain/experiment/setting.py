@@ -35,8 +35,3 @@ def setting(
     allowed = {"choices": choices, "check": check, "max_values": max_values}
     flag = {"help": help, "metavar": metavar, "aliases": aliases, "shorthands": shorthands}
     return dataclasses.field(default=default, metadata=allowed | flag)
-
-
-def flag_of(name: str) -> str:
-    """Returns the flag of a setting: ``--batch-size`` for ``batch_size``."""
-    return f"--{name.replace('_', '-')}"

@@ -1,7 +1,10 @@
-"""The declarations of all settings of ``kdtrain fit``: type, default, check and help of each."""
+"""The settings of ``kdtrain fit``: one schema for its flags, its TOML file and its defaults."""
 
 from __future__ import annotations
 
+import functools
+import types
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from kdtrain.runtime.value_checks import (
     MEANS,
     MOST_NUMBER,
     SEED,
+    SHARE,
     STDS,
     Check,
     between,
@@ -169,6 +173,12 @@ class Settings:
         metavar="N",
         check=between(1, MOST_TEACHERS),
     )
+    student_checkpoint: Path | None = setting(
+        None,
+        "weights that every student begins from: a .safetensors file or a OneFlow checkpoint directory of "
+        "its architecture [weights that are drawn by the seed]",
+        metavar="FILE",
+    )
     temperature: float = setting(
         4.0,
         "temperature, above 0, that softens the probabilities of teacher and student",
@@ -207,6 +217,18 @@ class Settings:
     )
     skip_corrupt: bool = setting(
         False, "leave out image files of folder:DIR that cannot be read [name them, and stop]"
+    )
+    transfer_data: Path | None = setting(
+        None,
+        "images without labels that students with a teacher see as well: a folder of image files, an IDX "
+        "file, or an .npz file with one array of images [none]",
+        metavar="DIR|FILE",
+    )
+    transfer_share: float = setting(
+        0.5,
+        "share, above 0 and below 1, of the images of --transfer-data in each batch",
+        metavar="SHARE",
+        check=SHARE,
     )
     val_size: int | None = setting(
         None,
@@ -314,3 +336,19 @@ class Settings:
     image_save_name: Path | None = setting(
         None, "file name of the copy of the comparison figure [compare.png]", metavar="FILE"
     )
+
+
+def flag_of(name: str) -> str:
+    """Returns the flag of a setting: ``--batch-size`` for ``batch_size``."""
+    return f"--{name.replace('_', '-')}"
+
+
+@functools.cache  # to read type hints takes some milliseconds
+def kind_of(name: str) -> tuple[type, bool]:
+    """Returns a setting's type, without None, and whether it takes several values."""
+    hint = typing.get_type_hints(Settings)[name]
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return hint, False

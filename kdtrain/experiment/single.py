@@ -11,6 +11,7 @@ from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher
+from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.store.run_directory import run_directory
 
 
@@ -26,6 +27,8 @@ def run_single(session: Session, resume: Path | None = None) -> TestedModel:
         with distillation_run(session, resume) as (directory, teacher):
             session.run(session.soft_label_jobs({config.seed: teacher}))
             return _train(session, directory, teacher)
+    if resume is None:
+        announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, None)
     with run_directory(config.logdir, config.mode, resume) as directory:
         return _train(session, directory)

@@ -59,6 +59,12 @@ class TrainedTeacher:
         networks = [member.build(device) for member in self.members]
         return networks[0] if len(networks) == 1 else Ensemble(networks, self.weights).eval()
 
+    def check_test(self) -> None:
+        """Raises UsageError if a member is a table of logits without those of the test images."""
+        for member in self.members:
+            if member.is_table:
+                member.build("cpu").of_split("test")
+
     def named_in(self, config: FitConfig) -> FitConfig:
         """Returns a configuration that names this teacher."""
         files = [member for member in self.members if not member.is_table]
@@ -67,6 +73,7 @@ class TrainedTeacher:
             config,
             teacher_checkpoint=tuple(member.path for member in files),
             teacher_arch=config.teacher_arch if only is None else only.card.arch,
+            teachers=1,
         )
 
 

@@ -34,6 +34,7 @@ from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
+from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page
 from kdtrain.report.tuning import FILE, RungScore, TunedModel, TunedTrial, Tuning, to_json, values_text
@@ -99,6 +100,8 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
         teacher = find_teacher(config, session.dataset, session.ranks)
     if teacher is not None:
         logger.info(describe_teacher(teacher, config, session.dataset))
+    if resume is None:
+        announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
     with run_directory(config.logdir, "tune", resume, command="tune") as directory:
         search = _Search(session, order, directory, began)

@@ -10,7 +10,7 @@ from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.recipe import recipe_settings
-from kdtrain.experiment.setting import flag_of
+from kdtrain.experiment.settings import flag_of
 from kdtrain.report.tuning import FILE, VERSION, Tuning
 from kdtrain.runtime.regular_files import read_text
 

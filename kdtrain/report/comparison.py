@@ -20,6 +20,7 @@ from kdtrain.metrics.statistics import (
     seeds_needed,
     t_interval,
 )
+from kdtrain.report.conditions import Conditions
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.teacher_lead import TeacherLead
 
@@ -182,6 +183,7 @@ class Comparison:
         grid: result of --grid, by model.
         teacher_lead: lead of the first seed's teacher on held-out images; None if it was not measured.
         recipe: name of the recipe that the settings started from; None if there was none.
+        conditions: conditions of the students' training.
     """
 
     results: tuple[ModelResult, ...]
@@ -192,6 +194,7 @@ class Comparison:
     grid: Mapping[Model, GridResult] = field(default_factory=dict)
     teacher_lead: TeacherLead | None = None
     recipe: str | None = None
+    conditions: Conditions = field(default_factory=Conditions)
 
     @property
     def teachers(self) -> tuple[EnsembleMember, ...]:
@@ -209,6 +212,7 @@ def compare(
     grid: Mapping[Model, GridResult] | None = None,
     teacher_lead: TeacherLead | None = None,
     recipe: str | None = None,
+    conditions: Conditions | None = None,
 ) -> Comparison:
     """Returns the comparison of the models; students are paired by their seeds.
 
@@ -217,6 +221,7 @@ def compare(
         grid: result of --grid, by model.
         teacher_lead: lead of the first seed's teacher, if it was measured.
         recipe: name of the recipe, if there is one.
+        conditions: conditions of the students' training; the usual ones by default.
 
     Raises:
         KdtrainError: a model or one half of a pair is missing, a seed occurs twice, the models were
@@ -242,6 +247,7 @@ def compare(
         grid=grid or {},
         teacher_lead=teacher_lead,
         recipe=recipe,
+        conditions=conditions or Conditions(),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, ModelResult, ModelSummary
+from kdtrain.report.conditions import conditions_to_json
 from kdtrain.report.grid_result import Candidate, GridResult
 from kdtrain.report.teacher_lead import lead_to_json
 from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
@@ -35,6 +36,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "outcome": comparison.distillation.outcome,
         "confidence": CONFIDENCE,
         "recipe": comparison.recipe,
+        "conditions": conditions_to_json(comparison.conditions),
         "test_images": comparison.test_images,
         "teacher_lead": comparison.teacher_lead and lead_to_json(comparison.teacher_lead),
         "teachers": [_teacher(member) for member in comparison.teachers],

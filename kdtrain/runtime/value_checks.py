@@ -28,6 +28,7 @@ def positive(high: float) -> Check:
 EPOCHS = between(1, MOST_EPOCHS)
 IMAGES = between(1, MOST_IMAGES)
 SEED = between(0, LARGEST_SEED)
+SHARE: Check = (lambda value: 0 < value < 1, "must be above 0 and below 1")
 
 
 def channel_values(text: str) -> tuple[float, ...]:

@@ -149,6 +149,14 @@ def arrays() -> Iterator[bytes]:
         yield SEPARATOR.join(_npy(array) for array in arrays.values())
 
 
+def single_arrays() -> Iterator[bytes]:
+    """Yields ``.npz`` files with one array each."""
+    for arrays in _datasets():
+        stream = io.BytesIO()
+        np.savez_compressed(stream, images=arrays[ARRAYS[0]])
+        yield stream.getvalue()
+
+
 def archived(contents: Iterable[bytes]) -> bytes:
     """Returns a ``.npz`` of such files, with the checksums of what is in them."""
     stream = io.BytesIO()

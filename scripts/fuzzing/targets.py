@@ -22,7 +22,7 @@ from kdtrain.data.idx import read_idx
 from kdtrain.data.images.digit_photo import to_mnist
 from kdtrain.data.images.image_file import read_grey
 from kdtrain.data.images.resize import is_grey, read_image, to_channels
-from kdtrain.data.npz import load_npz
+from kdtrain.data.npz import load_npz, load_only_array
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.resume import load_state, save_state
@@ -244,5 +244,6 @@ TARGETS = {
     "picture": Target(seeds.photos, _file(_picture)),
     "npz": Target(seeds.archives_of_arrays, _file(load_npz)),
     "arrays": Target(seeds.arrays, _file(load_npz, lambda data: seeds.archived(data.split(SEPARATOR)))),
+    "array": Target(seeds.single_arrays, _file(load_only_array)),
     "cifar": Target(seeds.cifar_archives, _cifar),
 }

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import re
 import shlex
+import shutil
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -50,9 +51,13 @@ FLAGS = {
     "serving.md": (
         *("--limit-train", "300", "--val-size", "50", "--epochs", "1", "--teacher-arch", "student_mlp"),
     ),
+    "transfer-data.md": ("--recipe=none", "--limit-train", "512", "--val-size", "256", "--epochs", "1"),
+    "teachers.md": ("--recipe=none", "--limit-train", "512", "--val-size", "256", "--epochs", "1"),
     "tutorial.md": (),
 }
 """Flags of the fits, by page. On other pages, fits are for an epoch on few images of 12x12 pixels."""
+TEACHERS = {"teacher.onnx": "torch.onnx", "keras.onnx": "keras.onnx"}
+"""Files that a reader has from other programs."""
 READERS_OF_DATA = ("fit", "tune", "eval", "infer", "bench", "export")
 
 
@@ -151,6 +156,8 @@ def test_commands_work_one_after_another(
     for name, content in files(page).items():
         (tmp_path / name).write_text(with_less(content))
     Image.fromarray(mnist.test.images[0, 0]).save(tmp_path / "digit.png")
+    for name, teacher in TEACHERS.items():
+        shutil.copy(ROOT / "tests" / "deploy" / "foreign" / teacher, tmp_path / name)
     finished, address = [], ""
     with contextlib.ExitStack() as services:
         for program, *words in commands(page):

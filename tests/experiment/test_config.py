@@ -45,6 +45,8 @@ OPTIONAL = {
     "teacher_layout": st.sampled_from(["nchw", "nhwc"]),
     "teacher_logits": PATHS,
     "teacher_classes": TEXTS,
+    "student_checkpoint": PATHS,
+    "transfer_data": PATHS,
     "data_dir": PATHS,
     "image_size": st.integers(1, 256),
     "val_size": st.integers(0, 10**6),
@@ -74,6 +76,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "generations": st.integers(1, 1000),
     "dataset": TEXTS,
     "skip_corrupt": st.booleans(),
+    "transfer_share": st.floats(0, 1, exclude_min=True, exclude_max=True),
     "omit_class": st.lists(TEXTS, max_size=2).map(tuple),
     "seed": st.integers(0, 2**63 - 3),
     "stall_timeout": st.integers(0, 31_536_000),
@@ -99,6 +102,12 @@ def config_of(values: dict[str, Any]) -> FitConfig:
     if values["mode"] != "compare":
         others |= {"teacher_per_seed": False, "teachers": 1, "grid": ()}
         others |= {"with_label_smoothing": False, "with_hard_labels": False}
+    chain = values["mode"] == "student_kd" and (values["generations"] > 1 or values["assistant_arch"])
+    if values["mode"] == "teacher" or chain:
+        others["student_checkpoint"] = None
+    zero = values["alpha"] == 0.0 or (values["mode"] == "compare" and "alpha=0" in values["grid"])
+    if values["transfer_data"] is None or values["mode"] in ("teacher", "student") or zero:
+        others |= {"transfer_data": None, "transfer_share": 0.5}
     if values["weight_decay"] * (values["lr"] or 1.0) >= 1.0:
         others["weight_decay"] = 0.0
     if values["teacher_checkpoint"] or values["teacher_logits"] is not None or values["teachers"] > 1:
@@ -159,6 +168,22 @@ def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConf
     assert again.to_toml() == config.to_toml()
     for name in ("teacher", "student"):
         assert again.with_epochs(1000).epochs_for(name) == config.with_epochs(1000).epochs_for(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--transfer-share", "0.3"), "--transfer-share 0.3 is a share of --transfer-data, which is missing"),
+        (("--transfer-data", "more", "--mode", "student"), "--mode student has no teacher"),
+        (("--transfer-data", "more", "--mode", "teacher"), "--mode teacher has no teacher"),
+        (("--transfer-data", "more", "--alpha", "0"), "--alpha 0 leaves the teacher's answers out"),
+        (("--transfer-data", "more", "--grid", "alpha=0,1"), "--alpha 0 leaves the teacher's answers out"),
+        (("--transfer-data", "more", "--transfer-share", "1"), "must be above 0 and below 1"),
+        (("--transfer-data", "more", "--transfer-share", "0"), "must be above 0 and below 1"),
+    ],
+)
+def test_images_without_labels_need_a_teacher(words: tuple[str, ...], reason: str) -> None:
+    assert reason in refusal_of_words(*words)
 
 
 def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:

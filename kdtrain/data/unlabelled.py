@@ -1,0 +1,109 @@
+"""Readers of images without labels: a folder of image files, an IDX file, or an ``.npz`` file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdtrain.data.checks import check_logits
+from kdtrain.data.dataset import Dataset, Unlabelled
+from kdtrain.data.folder import pictures_in, report_failures
+from kdtrain.data.idx import read_idx
+from kdtrain.data.images.decode_folder import decode
+from kdtrain.data.images.resize import upright_size
+from kdtrain.data.npz import load_only_array
+from kdtrain.errors import DataError, UsageError, size_text
+
+logger = logging.getLogger(__name__)
+
+
+def load_unlabelled(
+    path: Path,
+    dataset: Dataset,
+    cache: Path,
+    *,
+    image_size: int | None = None,
+    skip_corrupt: bool = False,
+    most_images: int | None = None,
+) -> Unlabelled:
+    """Returns the images in a folder or a file, of the shape of a data set's images.
+
+    Image files are read in the order of their names, those of subfolders are left out. They become grey or
+    coloured as the data set's are. Arrays in an IDX or ``.npz`` file must have its channels.
+
+    Args:
+        path: a folder of image files; an ``.npz`` file with one array, (K, H, W) or (K, H, W, C) uint8; or an
+            IDX file of images, plain or gzipped.
+        dataset: the data set.
+        cache: a folder for the pixels of image files, if they do not fit in memory.
+        image_size: height and width, in pixels, that image files are scaled to; by default they must have the
+            size of the data set's images.
+        skip_corrupt: leaves out image files that cannot be read.
+        most_images: how many image files are read, evenly spread; all by default.
+
+    Raises:
+        DataError: the path cannot be read, or holds no images, or images of another shape.
+    """
+    if os.path.isdir(path):
+        images = _read_folder(path, dataset, cache, image_size, skip_corrupt, most_images)
+    else:
+        images = _checked(load_only_array(path) if path.suffix == ".npz" else read_idx(path), path)
+    if images.shape[1:] != dataset.image_shape:
+        raise DataError(
+            f"--transfer-data {path} holds images of {size_text(images.shape[1:])}, but those of "
+            f"{dataset.name} are {size_text(dataset.image_shape)} (channels, height, width): give images of "
+            "that shape."
+        )
+    check_logits(len(dataset.train) + len(images), dataset.num_classes, str(path))
+    return Unlabelled(str(path), images)
+
+
+def _checked(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    """Returns the images of an array as planes, (K, C, H, W).
+
+    Raises:
+        DataError: these are not images.
+    """
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        raise DataError(
+            f"--transfer-data {path} is {array.dtype} of shape {array.shape}: images must be uint8 of shape "
+            "(N, H, W) or (N, H, W, C)."
+        )
+    if len(array) == 0:
+        raise DataError(f"--transfer-data {path} is empty: it holds no image.")
+    return array[:, np.newaxis] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
+
+
+def _read_folder(
+    folder: Path,
+    dataset: Dataset,
+    cache: Path,
+    image_size: int | None,
+    skip_corrupt: bool,
+    most_images: int | None,
+) -> NDArray[np.uint8]:
+    """Returns the pictures of a folder, (K, C, H, W), as ``load_unlabelled`` does."""
+    channels, *size = dataset.image_shape
+    height, width = size
+    files = pictures_in(folder)
+    if not files:
+        raise DataError(f"--transfer-data {folder} holds no image file; images of class folders have labels.")
+    if most_images is not None:
+        files = files[:: -(-len(files) // most_images)]
+    decoded = decode(files, (height, width), image_size is not None, cache)
+    for index in sorted(decoded.failures):
+        if isinstance(decoded.failures[index], UsageError):  # of another size
+            raise DataError(
+                f"{files[index]} is {size_text(upright_size(files[index]))}, but images of {dataset.name} "
+                f"are {size_text(size)}: scale it, or with --dataset folder:DIR give --image-size."
+            )
+    report_failures(decoded, files, folder, skip_corrupt)
+    pixels, readable = decoded.in_channels(channels), decoded.readable
+    if not readable.any():
+        raise DataError(f"--transfer-data {folder}: none of the images can be read.")
+    return pixels if readable.all() else pixels[readable]
