@@ -105,16 +105,23 @@ class DistillationCallback(Callback):
                 f"about {self._minutes(run):.1f} minutes in all. With fixed ones (--views) it runs once."
             )
             return
-        tables = self._kept_layers(run)
+        self.answer(run.train, run.epochs)
+        self._check_classes(run.train)
+
+    def answer(self, train: Loader, epochs: int) -> None:
+        """Computes the teacher's answers, or reads those that the cache has; the teacher then uses them.
+
+        Args:
+            train: the training images, as they are or in fixed variants.
+            epochs: the epochs of the fit.
+        """
+        tables = self._kept_layers(train, epochs)
         if tables is None:
             members = members_of(self.network)
-            self.teacher.use_table(
-                *(logit_table(m, run.train, self.cache_directory, run.epochs) for m in members)
-            )
+            self.teacher.use_table(*(logit_table(m, train, self.cache_directory, epochs) for m in members))
         else:
             self.teacher.use_table(tables.logits)
             self.teacher.use_feature_tables(tables.features)
-        self._check_classes(run.train)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Checks that the teacher's weights have not changed.
@@ -142,17 +149,18 @@ class DistillationCallback(Callback):
                 "Put the first one back, or start a new run."
             )
 
-    def _kept_layers(self, run: Run) -> AnswerTables | None:
-        """Returns the teacher's answers if its layers are kept; logs their size, or why they are not kept."""
+    def _kept_layers(self, train: Loader, epochs: int) -> AnswerTables | None:
+        """Returns the teacher's answers if its layers are kept; logs why they are not, or what is new."""
         if not self.teacher.layers:
             return None
-        cache = AnswerCache(self.teacher, run.train, self.cache_directory)
-        reason = reason_to_run(cache, run.epochs)
+        cache = AnswerCache(self.teacher, train, self.cache_directory)
+        reason = reason_to_run(cache, epochs)
         if reason is not None:
             logger.info(f"The teacher runs at every step, which is slow: {reason}.")
             return None
-        logger.info(f"The teacher's layers are computed once and kept: {describe_size(cache, run.epochs)}.")
-        return cache.tables(run.epochs)
+        if cache.cost_of_layers(epochs)[0]:
+            logger.info(f"The teacher's layers are computed once and kept: {describe_size(cache, epochs)}.")
+        return cache.tables(epochs)
 
     def _check_classes(self, train: Loader) -> None:
         first = train.batch(np.arange(1), None if train.views is None else np.zeros(1, np.int64))
