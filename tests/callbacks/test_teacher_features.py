@@ -204,6 +204,20 @@ def test_fits_side_by_side_write_the_same_files_and_each_has_its_answers(tmp_pat
             np.testing.assert_array_equal(rows.values, answers[rows.numbers])
 
 
+def test_a_fit_adds_to_what_another_has_written_meanwhile(tmp_path: Path) -> None:
+    answers = np.arange(14, dtype=np.float32).reshape(7, 2)
+    fits = [AnswerFiles(tmp_path, ["key"], (2,), 7) for _ in range(2)]
+    for files in fits:
+        assert not files.known(np.arange(7)).any()
+    for files, numbers in zip(fits, (np.arange(4), np.arange(2, 6)), strict=True):
+        files.add(Rows(numbers, answers[numbers]))
+        files.save()
+    later = AnswerFiles(tmp_path, ["key"], (2,), 7)
+    assert later.known(np.arange(7)).tolist() == [True] * 6 + [False]
+    np.testing.assert_array_equal(later.rows()[0].values, answers[:6])
+    assert len(os.listdir(tmp_path)) == 1
+
+
 def test_a_layer_of_another_network_or_form_of_images_has_files_of_its_own(
     directory: Path, mnist: Dataset
 ) -> None:
