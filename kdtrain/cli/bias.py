@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtrain.callbacks.teacher_logits import LogitCache
+from kdtrain.callbacks.teacher_logits import AnswerCache
 from kdtrain.cli.output import Output
 from kdtrain.data.datasets import load_dataset
 from kdtrain.engine.predict import predict_logits
@@ -85,7 +85,7 @@ def _shift_by_teacher(
     if by == "validation":
         teacher_logits = predict_logits(teacher, data.validation)
         return shift_by_teacher(predict_logits(student, data.validation), teacher_logits, classes)
-    teacher_logits = LogitCache(teacher, data.train, logit_cache(config)).plain()
+    teacher_logits = AnswerCache(teacher, data.train, logit_cache(config)).plain()
     student_logits = predict_logits(student, data.train, description="transfer set")
     return shift_by_teacher(student_logits, teacher_logits, classes)
 
