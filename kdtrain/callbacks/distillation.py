@@ -20,8 +20,8 @@ from kdtrain.engine.objective import Objective
 from kdtrain.engine.predict import batch_logits
 from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
+from kdtrain.engine.teacher_network import members_of
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
-from kdtrain.models.teacher_network import members_of
 from kdtrain.runtime import flow
 
 logger = logging.getLogger(__name__)

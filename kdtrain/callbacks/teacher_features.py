@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from kdtrain.callbacks.teacher_logits import AnswerCache
+from kdtrain.engine.teacher_network import Ensemble
 from kdtrain.errors import size_text
-from kdtrain.models.teacher_network import Ensemble
 
 _MOST_ON_DISK = 4 << 30  # bytes of the layers that a fit reads
 _MOST_IN_MEMORY = 1 << 28  # bytes, where there is no folder for files

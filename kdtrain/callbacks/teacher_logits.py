@@ -19,8 +19,8 @@ from kdtrain.callbacks.answer_table import AnswerTable, TableBuilder
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import check_weights, images_at_once
 from kdtrain.engine.recorder import Recorder, evaluating
+from kdtrain.engine.teacher_network import GivenLogits
 from kdtrain.errors import UsageError
-from kdtrain.models.teacher_network import GivenLogits
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import progress_bar
 from kdtrain.store.checkpoint import fingerprint, snapshot

@@ -16,6 +16,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.resume import load_state
+from kdtrain.engine.teacher_network import mean_logits
 from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import DataError
 from kdtrain.experiment.config import FitConfig
@@ -28,7 +29,6 @@ from kdtrain.experiment.teacher import TrainedTeacher, member_logits
 from kdtrain.experiment.warm_start import first_weights
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
-from kdtrain.models.teacher_network import mean_logits
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import make_folder, temporary_folder, write_bytes, write_text
 from kdtrain.runtime.ranks import Ranks

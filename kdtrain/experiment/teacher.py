@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
+from kdtrain.engine.teacher_network import Ensemble, GivenLogits, Logits, mean_logits, members_of
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
 from kdtrain.experiment.teacher_files import (
@@ -22,7 +23,6 @@ from kdtrain.experiment.teacher_files import (
     load_onnx_teacher,
     load_saved_teacher,
 )
-from kdtrain.models.teacher_network import Ensemble, GivenLogits, Logits, mean_logits, members_of
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import absolute_name, short_name
 from kdtrain.runtime.ranks import Ranks

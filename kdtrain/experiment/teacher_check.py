@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.deploy.onnx_network import OnnxClassifier
+from kdtrain.engine.teacher_network import InputConversion, InputForm
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import validation_images
-from kdtrain.models.teacher_network import InputConversion, InputForm
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.npz import read_arrays
 from kdtrain.deploy.onnx_classifier import Assumed
 from kdtrain.deploy.onnx_network import OnnxClassifier, OnnxNetwork, are_probabilities
+from kdtrain.engine.teacher_network import GivenLogits, InputConversion, InputForm, Logits, TeacherNetwork
 from kdtrain.errors import DataError, UsageError, size_text
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.settings import DEFAULT_TEACHER
 from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
 from kdtrain.experiment.teacher_classes import match_classes
 from kdtrain.models.registry import count_multiply_adds, count_parameters
-from kdtrain.models.teacher_network import GivenLogits, InputConversion, InputForm, Logits, TeacherNetwork
 from kdtrain.runtime import flow
 from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.runtime.value_checks import channel_values

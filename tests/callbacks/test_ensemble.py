@@ -12,7 +12,7 @@ from kdtrain import BatchEnd, Callback, DistillationCallback, Loader, Run, Train
 from kdtrain.callbacks.distillation import SoftTargets
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.recorder import Output, Teacher
-from kdtrain.models.teacher_network import Ensemble
+from kdtrain.engine.teacher_network import Ensemble
 from kdtrain.store.checkpoint import snapshot
 from tests.engine.fits import mlp
 

@@ -11,8 +11,8 @@ import pytest
 from kdtrain import DistillationCallback, FeatureMethod, Objective, Recorder, Trainer, UsageError, flow
 from kdtrain.callbacks.layer_pairs import layer_pairs
 from kdtrain.data.dataset import Normalization
+from kdtrain.engine.teacher_network import InputConversion, InputForm, TeacherNetwork
 from kdtrain.models.registry import build_model
-from kdtrain.models.teacher_network import InputConversion, InputForm, TeacherNetwork
 from plugins.attention import Attention
 from plugins.fitnet import FitNet
 from plugins.pkt import Pkt

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kdtrain import UsageError, build_model, flow
 from kdtrain.data.dataset import Normalization
-from kdtrain.models.teacher_network import (
+from kdtrain.engine.teacher_network import (
     Ensemble,
     GivenLogits,
     InputConversion,
