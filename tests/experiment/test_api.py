@@ -21,7 +21,16 @@ from tests.runs import assert_same_files
 from tests.tools import ROOT
 
 FOREIGN = ROOT / "tests" / "deploy" / "foreign"
-FEW = {"recipe": "none", "val_size": 100, "limit_train": 300, "epochs": 2, "teacher_arch": "student_mlp"}
+FEW: dict[str, Any] = {
+    "recipe": "none",
+    "val_size": 100,
+    "limit_train": 300,
+    "epochs": 2,
+    "teacher_arch": "student_mlp",
+}
+
+HALF: Any = 2.5
+HOT: Any = "hot"
 
 
 def flags_of(settings: dict[str, Any]) -> list[str]:
@@ -71,7 +80,7 @@ def test_interrupted_fit_is_resumed(tiles: Path, tmp_path: Path) -> None:
     resumed = kdtrain.fit("student", resume=True, logdir=tmp_path, epochs=np.int64(3))
     assert resumed.directory == begun.directory
     assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
-    with pytest.raises(UsageError, match="--mode teacher: the run in .* was begun with student"):
+    with pytest.raises(UsageError, match=r"--mode teacher: the run in .* was begun with student"):
         kdtrain.fit("teacher", resume=begun.directory)
 
 
@@ -113,10 +122,10 @@ def test_check_leaves_no_file(tiles: Path, tmp_path: Path) -> None:
         (lambda: kdtrain.evaluate("no.safetensors"), "no.safetensors"),
         (lambda: kdtrain.evaluate("no.safetensors", device="gpu"), "there is no device 'gpu'"),
         (lambda: kdtrain.export("no.safetensors", quantize="int4"), "--quantize: there is no precision"),
-        (lambda: kdtrain.export("no.safetensors", calibration_images=2.5), "must be a whole number"),
+        (lambda: kdtrain.export("no.safetensors", calibration_images=HALF), "must be a whole number"),
         (lambda: kdtrain.export("no.safetensors", "no.pt"), "the name must end in .onnx"),
         (lambda: kdtrain.infer("no.safetensors"), "name image files"),
-        (lambda: kdtrain.infer("no.safetensors", "a.png", temperature="hot"), "must be a number"),
+        (lambda: kdtrain.infer("no.safetensors", "a.png", temperature=HOT), "must be a number"),
         (lambda: kdtrain.bench(), "name at least one model file"),
         (lambda: kdtrain.bench("no.onnx", rounds=0), "--rounds is 0"),
         (lambda: kdtrain.bias("no", by="guess"), "--by: there is no way 'guess'"),
@@ -163,11 +172,11 @@ def test_teachers_are_those_of_a_fit(mnist: Dataset, digits: Path, tmp_path: Pat
     assert np.array_equal(
         kdtrain.predict_logits(alone, data.validation), kdtrain.predict_logits(expected, data.validation)
     )
-    how = {"teacher_mean": "0.1307", "teacher_std": "0.3081"}
+    how: dict[str, Any] = {"teacher_mean": "0.1307", "teacher_std": "0.3081"}
     foreign = kdtrain.load_teacher(data, teacher_checkpoint=FOREIGN / "torch.onnx", **how)
     right = kdtrain.predict_logits(foreign, data.validation).argmax(axis=1) == data.validation.targets
     assert right.mean() > 0.8
-    files = {"teacher_checkpoint": [own, FOREIGN / "torch.onnx"], "teacher_weight": [1, 2]}
+    files: dict[str, Any] = {"teacher_checkpoint": [own, FOREIGN / "torch.onnx"], "teacher_weight": [1, 2]}
     both = kdtrain.load_teacher(data, **files, **how)
     assert isinstance(both, Ensemble)
     assert both.shares == pytest.approx([1 / 3, 2 / 3])
