@@ -22,8 +22,6 @@ from .deploy.evaluate import EvaluatedModel as EvaluatedModel
 from .deploy.evaluate import evaluate as evaluate
 from .deploy.export_model import ExportedModel as ExportedModel
 from .deploy.export_model import export as export
-from .deploy.infer import Prediction as Prediction
-from .deploy.infer import infer as infer
 from .deploy.onnx_model import OnnxModel as OnnxModel
 from .engine.callback import Callback as Callback
 from .engine.callback import NeedsTeacher as NeedsTeacher
@@ -57,6 +55,10 @@ from .experiment.bias import bias as bias
 from .experiment.comparison_run import ComparisonRun as ComparisonRun
 from .experiment.config import FitConfig as FitConfig
 from .experiment.data import load_data as load_data
+from .experiment.infer import Prediction as Prediction
+from .experiment.infer import infer as infer
+from .experiment.list_models import NetworkInfo as NetworkInfo
+from .experiment.list_models import list_models as list_models
 from .experiment.loaders import RunData as RunData
 from .experiment.plugin_loader import PluginInfo as PluginInfo
 from .experiment.plugin_loader import list_plugins as list_plugins
@@ -73,8 +75,6 @@ from .metrics.fidelity import Fidelity as Fidelity
 from .metrics.fidelity import measure_fidelity as measure_fidelity
 from .models.layers import Conv2d as Conv2d
 from .models.layers import Dropout as Dropout
-from .models.listing import NetworkInfo as NetworkInfo
-from .models.listing import list_models as list_models
 from .models.registry import build_model as build_model
 from .report.comparison import Comparison as Comparison
 from .report.comparison import Difference as Difference

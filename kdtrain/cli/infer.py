@@ -11,10 +11,10 @@ from typing import Any
 from rich.text import Text
 
 from kdtrain.cli.output import Output
-from kdtrain.deploy.infer import Prediction, check_images, infer
 from kdtrain.deploy.opening import is_named
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.experiment.comparison_run import picture_path
+from kdtrain.experiment.infer import Prediction, check_images, infer
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_card

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from kdtrain.cli.output import Output
 from kdtrain.errors import size_text
-from kdtrain.models.listing import images_for, measure
+from kdtrain.experiment.list_models import images_for, measure
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX
 
 
