@@ -20,12 +20,12 @@ class FitNet(FeatureMethod):
     gives the paper's objective, without soft targets.
 
     Args:
-        student_layer: name of the guided layer, in the student.
-        teacher_layer: name of the hint layer, in the teacher.
+        student_layer: name of the guided layer, in the student; ``auto`` chooses.
+        teacher_layer: name of the hint layer, in the teacher; ``auto`` chooses.
         weight: the term's weight, above 0.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 1.0) -> None:
+    def __init__(self, student_layer: str = "auto", teacher_layer: str = "auto", weight: float = 1.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:

@@ -19,12 +19,14 @@ class Pkt(FeatureMethod):
     ``--nproc-per-node``, within a process's own batch. ``--alpha 0`` removes the soft targets.
 
     Args:
-        student_layer: name of a layer of the student.
-        teacher_layer: name of a layer of the teacher.
+        student_layer: name of a layer of the student; ``auto`` chooses.
+        teacher_layer: name of a layer of the teacher; ``auto`` chooses.
         weight: the term's weight, above 0.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 470.0) -> None:
+    def __init__(
+        self, student_layer: str = "auto", teacher_layer: str = "auto", weight: float = 470.0
+    ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:

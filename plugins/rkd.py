@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -21,18 +20,22 @@ class Rkd(FeatureMethod):
     authors' code (lenscloth/RKD): means over all pairs and triples, including those of an image with itself.
     The weights are those for classification in megvii-research/mdistiller. Feature maps are averaged over
     their pixels. The relations are those within a batch; with ``--nproc-per-node``, within a process's own
-    batch. The triples make a step of 128 images many times as long as a small student's alone. ``--alpha 0``
-    removes the soft targets.
+    batch. The triples make a step of 128 images several times as long as a small student's alone.
+    ``--alpha 0`` removes the soft targets.
 
     Args:
-        student_layer: name of a layer of the student.
-        teacher_layer: name of a layer of the teacher.
+        student_layer: name of a layer of the student; ``auto`` chooses.
+        teacher_layer: name of a layer of the teacher; ``auto`` chooses.
         distance: weight of the distances, 0 or more.
         angle: weight of the angles, 0 or more.
     """
 
     def __init__(
-        self, student_layer: str, teacher_layer: str, distance: float = 25.0, angle: float = 50.0
+        self,
+        student_layer: str = "auto",
+        teacher_layer: str = "auto",
+        distance: float = 25.0,
+        angle: float = 50.0,
     ) -> None:
         if not (min(distance, angle) >= 0.0 and 0.0 < distance + angle < float("inf")):
             raise UsageError(f"distance={distance}, angle={angle}: neither may be below 0, nor both be 0.")
@@ -127,35 +130,53 @@ def _scaled_distances(relations: _Relations) -> tuple[Array, float]:
 
 
 def angles(student: _Relations, teacher: _Relations) -> tuple[float, Array]:
-    """Returns the loss of the cosines at each image between any two others, and its gradient."""
+    """Returns the loss of the cosines at each image between any two others, and its gradient.
+
+    The cosine at image i between j and k is that between k and j, so only k > j is computed, for all i at
+    once, and counts twice. The cosine between j and itself is 1, or 0 where i and j are equal points.
+    Arrays have a row for each k, so that parts of them are contiguous, which matters more than their size.
+    """
     count = len(student.gram)
-    value, gradient, slopes = 0.0, np.zeros_like(student.gram), np.zeros_like(student.gram)
-    for i, (cosines, target) in enumerate(zip(_cosines(student), _cosines(teacher), strict=True)):
-        difference = cosines - target
-        slope = np.clip(difference, -1, 1)
-        value += _huber(difference, slope)
-        inverse = student.inverse[i]
-        slopes[i] = -2 * inverse * np.einsum("jk,jk->j", slope, cosines)
-        slope *= inverse
-        slope *= inverse[:, None]
-        rows = slope.sum(axis=1)  # equal to the sums of the columns, since slope is symmetric
-        gradient += slope
-        gradient[i] -= 2 * rows
-        gradient[i, i] += rows.sum()
+    value = np.count_nonzero(student.apart != teacher.apart) / 2
+    gradient, by_inverse, by_cosine = (np.zeros_like(student.gram) for _ in range(3))
+    corners, memory, ones = (_Corners(student), _Corners(teacher)), np.empty((3, count**2)), np.ones(count)
+    for j in range(count - 1):
+        later = slice(j + 1, None)
+        own, difference, slope = (flat[: count * (count - 1 - j)].reshape(-1, count) for flat in memory)
+        corners[0].cosines(j, own)
+        corners[1].cosines(j, difference)
+        np.subtract(own, difference, out=difference)
+        np.minimum(difference, 1, out=slope)
+        np.maximum(slope, -1, out=slope)
+        value += 2 * _huber(difference, slope)
+        own *= slope
+        by_inverse[j] += ones[later] @ own
+        by_inverse[later] += own
+        slope *= student.inverse[j]
+        slope *= student.inverse[later]
+        by_cosine[j] += ones[later] @ slope
+        by_cosine[later] += slope
+        gradient[later, j] = 2 * (slope @ ones)
+    gradient -= 2 * by_cosine
+    gradient[np.diag_indices(count)] += by_cosine.sum(axis=0)
+    by_inverse *= -2 * student.inverse
     size = count**3
-    return value / size, (gradient + student.slope_of_distances(slopes)) / size
+    return value / size, (gradient + student.slope_of_distances(by_inverse)) / size
 
 
-def _cosines(relations: _Relations) -> Iterator[Array]:
-    """Yields for each point the cosines of the angles there between any two others, (B, B)."""
-    for row, inverse, square in zip(
-        relations.gram, relations.inverse, relations.gram.diagonal(), strict=True
-    ):
-        cosines = relations.gram - row
-        cosines -= (row - square)[:, None]
-        cosines *= inverse
-        cosines *= inverse[:, None]
-        yield cosines
+class _Corners:
+    """The cosines of the angles at each point between two others, which are computed for one of these."""
+
+    def __init__(self, relations: _Relations) -> None:
+        self.gram, self.inverse = relations.gram, relations.inverse
+        self.fixed = (relations.gram.diagonal() - relations.gram) * relations.inverse
+
+    def cosines(self, j: int, out: Array) -> None:
+        """Writes the cosines at i between j and k > j into ``out``, (B - 1 - j, B): a row for each k."""
+        np.subtract(self.gram[j + 1 :, j, None], self.gram[j], out=out)
+        out *= self.inverse[j + 1 :]
+        out += self.fixed[j + 1 :]
+        out *= self.inverse[j]
 
 
 def _huber(difference: Array, clipped: Array) -> float:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from kdtrain import FeatureLoss, FeatureMethod, Shape, flow
+
+Array = npt.NDArray[np.float64]
+
+_SHORTEST = 1e-12  # a row that is shorter counts as zeros
 
 
 class Similarity(FeatureMethod):
@@ -13,12 +20,14 @@ class Similarity(FeatureMethod):
     a process's own batch. ``--alpha 0`` removes the soft targets.
 
     Args:
-        student_layer: name of a layer of the student.
-        teacher_layer: name of a layer of the teacher.
+        student_layer: name of a layer of the student; ``auto`` chooses.
+        teacher_layer: name of a layer of the teacher; ``auto`` chooses.
         weight: the term's weight, above 0.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float = 3000.0) -> None:
+    def __init__(
+        self, student_layer: str = "auto", teacher_layer: str = "auto", weight: float = 3000.0
+    ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
@@ -29,6 +38,8 @@ class Similarity(FeatureMethod):
 def similarity_loss(student: flow.Tensor, teacher: flow.Tensor) -> flow.Tensor:
     """Returns the squared distance of the similarity matrices, divided by B^2.
 
+    It is computed by NumPy, with the gradient in closed form, because float64 products are slow in OneFlow.
+
     Args:
         student: features, (B, ...) float32; the gradient flows here.
         teacher: features, (B, ...) float32.
@@ -36,23 +47,33 @@ def similarity_loss(student: flow.Tensor, teacher: flow.Tensor) -> flow.Tensor:
     Returns:
         A float32 scalar, computed in float64.
     """
-    with flow.no_grad():
-        teacher_similarities = similarities(teacher)
-    difference = similarities(student) - teacher_similarities
-    return (difference * difference).mean().float()
+    flat = _flat(student)
+    rows, scale = similarities(flat)
+    difference = rows - similarities(_flat(teacher))[0]
+    slope = 2 / difference.size * difference
+    slope = (slope - rows * (slope * rows).sum(axis=1, keepdims=True)) * scale  # by the products
+    slopes = ((slope + slope.T) @ flat).astype(np.float32).reshape(student.shape)
+    linear = (student * flow.from_numpy(slopes).to(student.device)).sum()
+    return linear - linear.detach() + float(np.square(difference).mean())  # has the gradient ``slopes``
 
 
-def similarities(features: flow.Tensor) -> flow.Tensor:
+def similarities(features: Array) -> tuple[Array, Array]:
     """Returns the inner products of any two images' features, each row of length 1.
 
     Args:
-        features: (B, ...) float32.
+        features: (B, D) float64.
 
     Returns:
-        (B, B) float64.
+        The rows, (B, B), and what each was multiplied by, (B, 1). The row of an image whose features are all
+        0 stays as it is, and the factor 0 keeps its gradient finite.
     """
-    flat = features.reshape(len(features), -1).double()
-    products = flow.matmul(flat, flat, transpose_b=True)
-    # Clamped: the row of an image whose features are all 0 stays 0 and gets no gradient.
-    length = (products * products).sum(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
-    return products / length
+    products = features @ features.T
+    length = np.sqrt(np.square(products).sum(axis=1, keepdims=True))
+    scale = np.divide(1.0, length, out=np.zeros_like(length), where=length > _SHORTEST)
+    return products * scale, scale
+
+
+def _flat(features: flow.Tensor) -> Array:
+    """Returns one vector per image, (B, D) float64, without gradient."""
+    array: Array = features.detach().numpy().reshape(len(features), -1).astype(np.float64)
+    return array

@@ -32,14 +32,18 @@ class Srrl(FeatureMethod):
     may be nothing, a ReLU, the mean over the pixels, or both.
 
     Args:
-        student_layer: name of a late layer of the student, such as the one before its last.
-        teacher_layer: name of the layer before the teacher's last linear layer.
+        student_layer: name of a late layer of the student, such as the one before its last; ``auto`` chooses.
+        teacher_layer: name of the layer before the teacher's last linear layer; ``auto`` chooses.
         weight: the term's weight, above 0.
         judge: weight of the distance of the logits, beside 1 for that of the features: 0 or more.
     """
 
     def __init__(
-        self, student_layer: str, teacher_layer: str, weight: float = 1.0, judge: float = 1.0
+        self,
+        student_layer: str = "auto",
+        teacher_layer: str = "auto",
+        weight: float = 1.0,
+        judge: float = 1.0,
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if not 0.0 <= judge < float("inf"):

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.callbacks.teacher_logits import logit_table, weights_fingerprint
+from kdtrain.callbacks.teacher_features import describe_size, reason_to_run
+from kdtrain.callbacks.teacher_logits import AnswerCache, AnswerTables, logit_table, weights_fingerprint
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import FitEnd, Status
@@ -49,15 +50,16 @@ class DistillationCallback(Callback):
 
     After Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
 
-    The teacher runs once over all variants of the training images, before the first step. It runs at every
-    step if each epoch has new variants, or if a callback records layers of it.
+    The teacher runs once over all variants of the training images, before the first step: for its logits, and
+    for the layers that callbacks record. It runs at every step if each epoch has new variants, or if the
+    layers take too much space.
 
     Args:
         teacher: a trained network, or an ``Ensemble`` of several; it is used in evaluation mode and never
             changed.
         temperature: T, above 0; a higher one makes both distributions softer.
         alpha: weight of the soft term, 0 to 1.
-        cache_directory: the folder that keeps the teacher's logits between fits; None keeps none.
+        cache_directory: the folder that keeps the teacher's logits and layers between fits; None keeps none.
 
     Attributes:
         teacher: the teacher as terms see it, from ``configure`` on.
@@ -90,7 +92,7 @@ class DistillationCallback(Callback):
         return objective.with_teacher(self.teacher).blend("kd", soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
-        """Computes the teacher's logits for the training images, unless each epoch has new variants.
+        """Computes the teacher's answers about the training images, unless each epoch has new variants.
 
         Raises:
             CheckpointError: the teacher has another number of classes than the data.
@@ -103,13 +105,23 @@ class DistillationCallback(Callback):
                 f"about {self._minutes(run):.1f} minutes in all. With fixed ones (--views) it runs once."
             )
             return
-        if self.teacher.layers:
-            logger.info("Layers of the teacher are compared, so it runs at every step, which is slow.")
-        members = members_of(self.network)
-        self.teacher.use_table(
-            *(logit_table(m, run.train, self.cache_directory, run.epochs) for m in members)
-        )
+        self.answer(run.train, run.epochs)
         self._check_classes(run.train)
+
+    def answer(self, train: Loader, epochs: int) -> None:
+        """Computes the teacher's answers, or reads those that the cache has; the teacher then uses them.
+
+        Args:
+            train: the training images, as they are or in fixed variants.
+            epochs: the epochs of the fit.
+        """
+        tables = self._kept_layers(train, epochs)
+        if tables is None:
+            members = members_of(self.network)
+            self.teacher.use_table(*(logit_table(m, train, self.cache_directory, epochs) for m in members))
+        else:
+            self.teacher.use_table(tables.logits)
+            self.teacher.use_feature_tables(tables.features)
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Checks that the teacher's weights have not changed.
@@ -136,6 +148,19 @@ class DistillationCallback(Callback):
                 "the teacher is not the one that the run was begun with: its weights are different. "
                 "Put the first one back, or start a new run."
             )
+
+    def _kept_layers(self, train: Loader, epochs: int) -> AnswerTables | None:
+        """Returns the teacher's answers if its layers are kept; logs why they are not, or what is new."""
+        if not self.teacher.layers:
+            return None
+        cache = AnswerCache(self.teacher, train, self.cache_directory)
+        reason = reason_to_run(cache, epochs)
+        if reason is not None:
+            logger.info(f"The teacher runs at every step, which is slow: {reason}.")
+            return None
+        if cache.cost_of_layers(epochs)[0]:
+            logger.info(f"The teacher's layers are computed once and kept: {describe_size(cache, epochs)}.")
+        return cache.tables(epochs)
 
     def _check_classes(self, train: Loader) -> None:
         first = train.batch(np.arange(1), None if train.views is None else np.zeros(1, np.int64))

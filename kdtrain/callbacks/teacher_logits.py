@@ -1,32 +1,35 @@
-"""A teacher's logits over the variants of the training images, and their cache on disk."""
+"""A teacher's answers about the variants of the training images, and their cache on disk."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from kdtrain.data.loader import Batch, Loader
-from kdtrain.engine.predict import batch_logits, check_weights, images_at_once
-from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.callbacks.answer_files import AnswerFiles, Floats, Positions, Rows
+from kdtrain.callbacks.answer_table import AnswerTable, TableBuilder
+from kdtrain.data.loader import Loader
+from kdtrain.engine.predict import check_weights, images_at_once
+from kdtrain.engine.recorder import Recorder, evaluating
+from kdtrain.errors import UsageError
 from kdtrain.models.teacher_network import GivenLogits
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import progress_bar
-from kdtrain.runtime.files import make_folder
-from kdtrain.store.checkpoint import fingerprint, load_tensors, save_tensors, snapshot
+from kdtrain.store.checkpoint import fingerprint, snapshot
 
 logger = logging.getLogger(__name__)
 
 Logits = npt.NDArray[np.float32]
-Positions = npt.NDArray[np.int64]
 
+_LOGITS = ""  # the name of the answer that is no layer's
 _LARGE = 1 << 28  # bytes of a table; a larger one stays in its files, which are mapped into memory
 _SECONDS_LOST = 20.0  # of work that an interruption may cost, and between two lines about the progress
 
@@ -36,43 +39,19 @@ def weights_fingerprint(model: flow.nn.Module) -> str:
     return fingerprint(snapshot(model), repr(model))
 
 
-class LogitTable:
-    """A teacher's logits for each variant of each training image.
+class AnswerTables(NamedTuple):
+    """The tables that a fit reads instead of running its teacher.
 
-    Args:
-        variants: the logits of each variant, float32: (N, C) in memory, or (source images, C) in a file.
-        device: where batches are.
-        numbers: (N,) int64, the row in a file of each of the loader's images.
+    Attributes:
+        logits: the logits, (B, C) float32 for a batch.
+        features: the outputs of layers by name, (B, ...) float32 for a batch.
     """
 
-    def __init__(self, variants: Sequence[Logits], device: str, numbers: Positions | None = None) -> None:
-        self._device = device
-        self._mapped = variants
-        self._numbers = numbers
-        self._tensor: flow.Tensor | None = None
-        if not isinstance(variants[0], np.memmap):
-            self._images = len(variants[0])
-            self._tensor = flow.tensor(np.concatenate(variants)).to(device)
-            self._mapped = ()
-
-    def __call__(self, batch: Batch) -> flow.Tensor:
-        """Returns the logits for a batch of training images, (B, C) float32."""
-        if self._tensor is not None:
-            rows = batch.indices
-            if batch.variants is not None:
-                rows = batch.variants * self._images + rows
-            return self._tensor.index_select(0, rows)
-        assert self._numbers is not None  # only tables in files come here,
-        assert batch.variants is not None  # and only those of several variants are in files
-        numbers, variants = self._numbers[batch.indices.numpy()], batch.variants.numpy()
-        logits = np.empty((len(numbers), self._mapped[0].shape[1]), np.float32)
-        for variant in np.unique(variants):
-            chosen = variants == variant
-            logits[chosen] = self._mapped[variant][numbers[chosen]]
-        return flow.from_numpy(logits).to(self._device)
+    logits: AnswerTable
+    features: Mapping[str, AnswerTable]
 
 
-def logit_table(teacher: flow.nn.Module, train: Loader, directory: Path | None, epochs: int) -> LogitTable:
+def logit_table(teacher: flow.nn.Module, train: Loader, directory: Path | None, epochs: int) -> AnswerTable:
     """Returns the logits of one teacher for the batches of a fit: looked up in its file, or computed.
 
     Args:
@@ -86,10 +65,10 @@ def logit_table(teacher: flow.nn.Module, train: Loader, directory: Path | None, 
     """
     if isinstance(teacher, GivenLogits):
         return _given_table(teacher, train)
-    return LogitCache(teacher, train, directory).table(epochs)
+    return AnswerCache(teacher, train, directory).tables(epochs).logits
 
 
-def _given_table(teacher: GivenLogits, train: Loader) -> LogitTable:
+def _given_table(teacher: GivenLogits, train: Loader) -> AnswerTable:
     given, count = len(teacher.variants), 1 if train.views is None else train.views.count
     if given != count:
         raise UsageError(
@@ -102,132 +81,143 @@ def _given_table(teacher: GivenLogits, train: Loader) -> LogitTable:
             f"--teacher-logits {teacher.path} has logits of {len(teacher.variants[0]):,} images, "
             f"and there are {source.size:,} training images."
         )
-    return LogitTable([logits[source.numbers] for logits in teacher.variants], train.device)
+    builder = TableBuilder(source.numbers, given, in_memory=True)
+    for variant, logits in enumerate(teacher.variants):
+        positions = np.arange(len(source.numbers))
+        builder.add(variant, positions, [Rows(np.arange(source.size), logits)])
+    return builder.table(train.device)
 
 
-class LogitCache:
-    """The logits of one teacher over the images that a loader's are a part of.
+class AnswerCache:
+    """The answers of one teacher, logits and layers' outputs, about the images that a loader's are a part of.
 
-    Each variant has a file, named by a key that is made of the teacher's weights, of the source's images and
-    of all that the variant is drawn from. Loaders of one source share the files: where others of its images
-    are held out, only the missing ones are computed. A file is written whole and has a checksum; a damaged
-    one is made anew.
+    Each answer about a variant has files of its own, named by a key that is made of the teacher's weights, of
+    the source's images and of all that the variant is drawn from. Loaders of one source share the files:
+    where others of its images are held out, only the missing ones are computed. One pass of the teacher
+    computes all answers that an image lacks.
 
     Args:
-        teacher: the network.
-        train: the training images. Its ranks share the work, and all of them have all logits.
+        teacher: the network; or a recorder of it, whose layers are answers too.
+        train: the training images. Its ranks share the work, and all of them have all logits. Layers are
+            for one rank only.
         directory: the folder of the files; None keeps none.
+
+    Attributes:
+        teacher: the recorder of the teacher.
+        train: the training images.
+        directory: the folder of the files, if any.
     """
 
-    def __init__(self, teacher: flow.nn.Module, train: Loader, directory: Path | None) -> None:
-        check_weights(teacher)
-        self._teacher = teacher
-        self._train = train
-        self._directory = directory
-        self._fingerprint = weights_fingerprint(teacher)
+    def __init__(self, teacher: flow.nn.Module | Recorder, train: Loader, directory: Path | None) -> None:
+        self.teacher = teacher if isinstance(teacher, Recorder) else Recorder(teacher, "teacher")
+        check_weights(self.teacher.network)
+        self.train = train
+        self.directory = directory
+        self._fingerprint = weights_fingerprint(self.teacher.network)
         self._source = train.source
 
     def plain(self) -> Logits:
         """Returns the logits of the loader's images as they are, (N, C) float32."""
-        return self._plain(np.arange(len(self._train.inputs)))
-
-    def _plain(self, wanted: Positions) -> Logits:
-        """Returns the logits of the loader's images as they are, (N, C) float32; only ``wanted`` count."""
-        with _Progress(len(wanted)) as progress:
-            logits = self._variant(None, wanted, progress)
-        of_loader: Logits = logits[self._source.numbers]
+        positions = np.arange(len(self.train.inputs))
+        with _Progress(len(positions)) as progress:
+            [rows] = self._variant(None, positions, progress)[_LOGITS].rows()
+        of_loader: Logits = rows.values[np.searchsorted(rows.numbers, self._source.numbers)]
         return of_loader
 
-    def table(self, epochs: int) -> LogitTable:
-        """Returns the logits of the variants that a fit needs.
+    def tables(self, epochs: int) -> AnswerTables:
+        """Returns the answers about the variants that a fit needs.
 
         Args:
             epochs: the epochs of the fit. Each takes one variant of each image, so a fit with fewer epochs
                 than variants does not need all of them.
         """
-        views, numbers, wanted = self._train.views, self._source.numbers, self._train.wanted(epochs)
-        if views is None:
-            return LogitTable([self._plain(wanted[0])], self._train.device)
-        # Only rank 0 writes files, and a variant that no image takes has none.
-        has_files = self._directory is not None and self._train.ranks.size == 1 and all(map(len, wanted))
-        tables: list[Logits] = []
-        with _Progress(sum(map(len, wanted))) as progress:
+        wanted, builders = self.train.wanted(epochs), dict[str, TableBuilder]()
+        images = sum(map(len, wanted))
+        has_files = self.directory is not None and self.train.ranks.size == 1
+        with _Progress(images) as progress:
             for variant, positions in enumerate(wanted):
-                logits = self._variant(variant, positions, progress)
-                if has_files and views.count * len(numbers) * logits.shape[1] * 4 > _LARGE:
-                    tables.append(_mapped(self._path(variant)))
-                else:
-                    tables.append(logits[numbers])
-        classes = max(rows.shape[1] for rows in tables)
-        tables = [rows if rows.shape[1] else np.zeros((len(rows), classes), np.float32) for rows in tables]
-        return LogitTable(tables, self._train.device, numbers)
+                if not len(positions):
+                    continue
+                number = None if self.train.views is None else variant
+                for name, files in self._variant(number, positions, progress).items():
+                    answers = files.rows()
+                    if name not in builders:
+                        size = 4 * images * math.prod(answers[0].values.shape[1:])
+                        in_memory = not has_files or size <= _LARGE
+                        builders[name] = TableBuilder(self._source.numbers, len(wanted), in_memory=in_memory)
+                    builders[name].add(variant, positions, answers)
+        tables = {name: builder.table(self.train.device) for name, builder in builders.items()}
+        return AnswerTables(tables.pop(_LOGITS), tables)
 
-    def _variant(self, variant: int | None, wanted: Positions, progress: _Progress) -> Logits:
-        """Returns the logits of a variant, (source images, C) float32; only those of ``wanted`` count."""
-        logits, known = self._read(variant)
-        ranks, numbers = self._train.ranks, self._source.numbers
-        unknown = ~ranks.all_gather(known[None].astype(np.float32)).all(axis=0)
-        missing = wanted[unknown[numbers[wanted]]]
+    def cost_of_layers(self, epochs: int) -> tuple[int, int]:
+        """Returns the bytes that the layers' files lack, about, and the number of their files."""
+        missing = number_of_files = 0
+        for variant, positions in enumerate(self.train.wanted(epochs)):
+            number = None if self.train.views is None else variant
+            for layer, shape in self.teacher.shapes.items():
+                files = self._files(number, layer)
+                missing += max(0, 4 * len(positions) * math.prod(shape) - files.stored_bytes())
+                number_of_files += files.number_of_files
+        return missing, number_of_files
+
+    def _variant(self, variant: int | None, wanted: Positions, progress: _Progress) -> dict[str, AnswerFiles]:
+        """Returns the answers about a variant by name; those about ``wanted`` images are among them."""
+        numbers = self._source.numbers[wanted]
+        wanted = wanted[np.argsort(numbers)]  # so that one file is full before the next
+        numbers = np.sort(numbers)
+        answers = {name: self._files(variant, name) for name in (_LOGITS, *self.teacher.layers)}
+        lacking = {name: ~self._everywhere(files.known(numbers)) for name, files in answers.items()}
+        missing = np.flatnonzero(np.any(list(lacking.values()), axis=0))
         progress.found(len(wanted) - len(missing))
-        at_once, saved = images_at_once(self._train), time.monotonic()
+        at_once, saved = images_at_once(self.train), time.monotonic()
         for start in range(0, len(missing), at_once):
-            positions = missing[start : start + at_once]
-            rows = self._compute(variant, positions)
-            if logits.shape[1] != rows.shape[1]:
-                logits = np.zeros((self._source.size, rows.shape[1]), np.float32)
-            logits[numbers[positions]], known[numbers[positions]] = rows, True
-            progress.computed(len(positions))
-            if time.monotonic() > saved + _SECONDS_LOST:
-                self._save(variant, logits, known)
-                saved = time.monotonic()
-        if len(missing):
-            self._save(variant, logits, known)
-        return logits
+            chosen = missing[start : start + at_once]
+            computed = self._compute(variant, wanted[chosen])
+            for name, values in computed.items():
+                new = lacking[name][chosen]
+                answers[name].add(Rows(numbers[chosen][new], values[new]))
+            progress.computed(len(chosen))
+            is_late = time.monotonic() > saved + _SECONDS_LOST
+            for files in answers.values():
+                files.save(None if is_late else int(numbers[chosen[-1]]))
+            saved = time.monotonic() if is_late else saved
+        for files in answers.values():
+            files.save()
+        return answers
 
-    def _compute(self, variant: int | None, positions: Positions) -> Logits:
-        """Returns the logits of a variant of some images, (B, C) float32, computed by all ranks together."""
-        ranks = self._train.ranks
+    def _everywhere(self, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Returns which images have an answer on all ranks, which may have other files."""
+        of_ranks = self.train.ranks.all_gather(known[None].astype(np.float32))
+        everywhere: npt.NDArray[np.bool_] = of_ranks.all(axis=0)
+        return everywhere
+
+    def _compute(self, variant: int | None, positions: Positions) -> dict[str, Floats]:
+        """Returns the answers about a variant of some images by name, (B, ...) float32 each."""
+        ranks = self.train.ranks
         share = ranks.shard(positions)
         own = share if len(share) else positions[:1]  # a convolution of no image ends the process
-        rows = batch_logits(self._teacher, self._train.batch(own, self._numbers(variant, own)))
-        return ranks.all_gather(rows[: len(share)])
+        batch = self.train.batch(own, None if variant is None else np.full(len(own), variant))
+        with evaluating(self.teacher.network):
+            output = self.teacher(batch.inputs)
+        computed = {_LOGITS: output.logits, **output.features}
+        # Copied, because .numpy() is a view of memory that OneFlow reuses.
+        return {
+            name: ranks.all_gather(tensor.numpy().astype(np.float32)[: len(share)])
+            for name, tensor in computed.items()
+        }
 
-    def _numbers(self, variant: int | None, positions: Positions) -> Positions | None:
-        return None if variant is None else np.full(len(positions), variant)
-
-    def _read(self, variant: int | None) -> tuple[Logits, npt.NDArray[np.bool_]]:
-        """Returns what the file of a variant holds: logits, and for which images; nothing without a file."""
-        size = self._source.size
-        nothing = np.zeros((size, 0), np.float32), np.zeros(size, bool)
-        path = self._path(variant)
-        if path is None or not path.exists():
-            return nothing
-        try:
-            tensors, _ = load_tensors(path)
-            logits, known = tensors["logits"], tensors["known"]
-        except (CheckpointError, KeyError):
-            return nothing
-        return logits.astype(np.float32, copy=False), known.astype(bool)
-
-    def _save(self, variant: int | None, logits: Logits, known: npt.NDArray[np.bool_]) -> None:
-        path = self._path(variant)
-        if path is not None and self._train.ranks.rank == 0:
-            make_folder(path.parent)
-            save_tensors(path, {"logits": logits, "known": known}, {"teacher": self._fingerprint})
-
-    def _path(self, variant: int | None) -> Path | None:
-        """Returns the file of a variant: one file for the images as they are, with and without variants."""
-        if self._directory is None:
-            return None
-        views = self._train.views
+    def _files(self, variant: int | None, name: str) -> AnswerFiles:
+        """Returns the files of an answer: the same for the images as they are, with and without variants."""
+        views = self.train.views
         text = "" if views is None or variant is None else views.describe(variant)
-        parts = [self._fingerprint, self._source.fingerprint, text]
+        key = [self._fingerprint, self._source.fingerprint, text]
         if text and views is not None and views.mixing is not None:
-            parts.append(
-                hashlib.sha256(self._source.numbers.tobytes()).hexdigest()
-            )  # partners are among them
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-        return self._directory / f"{key}.safetensors"
+            key.append(hashlib.sha256(self._source.numbers.tobytes()).hexdigest())  # partners are among them
+        if name != _LOGITS:
+            key.append(f"layer {name}")
+        shape = self.teacher.shapes.get(name)
+        writes = self.train.ranks.rank == 0
+        return AnswerFiles(self.directory, key, shape, self._source.size, writes=writes)
 
 
 class _Progress:
@@ -246,13 +236,13 @@ class _Progress:
         self._bar.close()
 
     def found(self, images: int) -> None:
-        """Counts images whose logits are known already."""
+        """Counts images whose answers are known already."""
         self._images -= images
         self._bar.total = self._images
         self._bar.refresh()
 
     def computed(self, images: int) -> None:
-        """Counts images whose logits have been computed."""
+        """Counts images whose answers have been computed."""
         self._done += images
         self._bar.update(images)
         now = time.monotonic()
@@ -262,13 +252,3 @@ class _Progress:
                 f"Teacher's soft labels: {self._done:,} of {self._images:,} images, about {left:.0f} s left."
             )
             self._told = now
-
-
-def _mapped(path: Path | None) -> Logits:
-    """Returns the logits in a file that was just written, (source images, C) float32, mapped into memory."""
-    assert path is not None  # without a folder, logits stay in memory
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))["logits"]
-    start, _ = entry["data_offsets"]
-    return np.memmap(path, np.dtype("<f4"), "r", 8 + length + start, tuple(entry["shape"]))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kdtrain.data.loader import Batch
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.models.layers import channels_first, fork
@@ -50,11 +52,17 @@ class Recorder:
         self.role = role
         self.images = images
         self._layers: dict[str, flow.nn.Module] = {}
+        self._shapes: dict[str, Shape] = {}
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The names of the layers that are recorded."""
         return tuple(self._layers)
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of each recorded layer's output for one image, by name."""
+        return MappingProxyType(self._shapes)
 
     def record(self, layer: str) -> Shape:
         """Records a layer's output from now on.
@@ -69,26 +77,75 @@ class Recorder:
             UsageError: the network has no such layer (the message lists its layers), or does not use it.
             KdtrainError: the recorder has no example images.
         """
-        network = self.network.network if isinstance(self.network, TeacherNetwork) else self.network
-        modules = {name: module for name, module in network.named_modules() if name}
-        if not modules:
-            raise UsageError(
-                f"the {self.role} ({type(network).__name__}) has no layers that can be compared: choose a "
-                "method that compares logits."
-            )
+        modules = self._modules()
         if layer not in modules:
-            where = f"layer of the {self.role} ({type(network).__name__})"
+            where = f"layer of the {self.role} ({type(self._inner).__name__})"
             raise UsageError(unknown_name_message(where, layer, modules))
-        if self.images is None:
-            raise KdtrainError(f"the {self.role}'s layers can be recorded in configure, within a fit, only.")
-        self._layers[layer] = modules[layer]
-        with evaluating(self.network):
-            features = self(self.images).features
-        if layer not in features:
+        output = self._try({layer: modules[layer]}).get(layer)
+        if output is None:
             raise UsageError(
                 f"the {self.role}'s layer {layer!r} does not put out a tensor when the network runs."
             )
-        return tuple(features[layer].shape[1:])
+        self._layers[layer], self._shapes[layer] = modules[layer], tuple(output.shape[1:])
+        return self._shapes[layer]
+
+    def forget(self, layer: str) -> None:
+        """Ends the recording of a layer."""
+        del self._layers[layer], self._shapes[layer]
+
+    def hidden_layers(self) -> dict[str, Shape]:
+        """Returns the layers that could be recorded and compared: those before the logits that have weights.
+
+        Blocks of such layers are among them. A bias alone, or the scales of a normalisation, do not count.
+
+        Returns:
+            The shape of a layer's output for one image, by its name, in the order in which they put it out.
+
+        Raises:
+            UsageError: the network has no layers.
+            KdtrainError: the recorder has no example images.
+        """
+        modules = {
+            name: module
+            for name, module in self._modules().items()
+            if any(parameter.ndim > 1 for parameter in module.parameters())
+        }
+        outputs = self._try({**modules, "": self._inner})
+        logits = outputs.pop("").numpy().copy()
+        images = len(logits)
+        hidden = {
+            name: tuple(output.shape[1:])
+            for name, output in outputs.items()
+            if output.ndim > 1
+            and len(output) == images
+            and not (tuple(output.shape) == logits.shape and np.array_equal(output.numpy(), logits))
+        }
+        if len(hidden) == len(outputs) and hidden:  # a function of the last layer's output is put out
+            hidden.popitem()
+        return hidden
+
+    @property
+    def _inner(self) -> flow.nn.Module:
+        """The network that has the layers."""
+        return self.network.network if isinstance(self.network, TeacherNetwork) else self.network
+
+    def _modules(self) -> dict[str, flow.nn.Module]:
+        modules = {name: module for name, module in self._inner.named_modules() if name}
+        if not modules:
+            raise UsageError(
+                f"the {self.role} ({type(self._inner).__name__}) has no layers that can be compared: choose "
+                "a method that compares logits."
+            )
+        return modules
+
+    def _try(self, layers: Mapping[str, flow.nn.Module]) -> dict[str, flow.Tensor]:
+        """Runs the network on the example images; returns the outputs of layers by name."""
+        if self.images is None:
+            raise KdtrainError(f"the {self.role}'s layers can be recorded in configure, within a fit, only.")
+        outputs: dict[str, flow.Tensor] = {}
+        with evaluating(self.network), self._recording(layers, outputs):
+            call_network(self.network, self.images)
+        return outputs
 
     def __call__(self, inputs: flow.Tensor) -> Output:
         """Runs the network.
@@ -102,26 +159,28 @@ class Recorder:
         if not self._layers:
             return Output(call_network(self.network, inputs))
         features: dict[str, flow.Tensor] = {}
-        with self._recording(features):
+        with self._recording(self._layers, features):
             logits = call_network(self.network, inputs)
         return Output(logits, features)
 
     @contextlib.contextmanager
-    def _recording(self, features: dict[str, flow.Tensor]) -> Iterator[None]:
+    def _recording(
+        self, layers: Mapping[str, flow.nn.Module], features: dict[str, flow.Tensor]
+    ) -> Iterator[None]:
         """Installs the hooks meanwhile. OneFlow returns no handle to remove one by, so it gets a key here."""
-        for name, module in self._layers.items():
+        for name, module in layers.items():
             module._forward_hooks[self, name] = _keep(features, name)
         try:
             yield
         finally:
-            for name, module in self._layers.items():
+            for name, module in layers.items():
                 del module._forward_hooks[self, name]
 
 
 class Teacher(Recorder):
     """A trained network that is used in evaluation mode, without gradients, and never changed.
 
-    It runs on exactly the student's inputs, once a batch for all terms. Where a table holds the logits of
+    It runs on exactly the student's inputs, once a batch for all terms. Where tables hold the answers about
     all training images, they are looked up instead.
 
     Args:
@@ -133,7 +192,9 @@ class Teacher(Recorder):
     def __init__(self, network: flow.nn.Module, images: flow.Tensor | None = None) -> None:
         super().__init__(network.eval(), "teacher", images)
         self._tables: tuple[Callable[[Batch], flow.Tensor], ...] = ()
+        self._feature_tables: Mapping[str, Callable[[Batch], flow.Tensor]] = {}
         self._latest: tuple[flow.Tensor, Output] | None = None
+        self._latest_features: tuple[flow.Tensor, Mapping[str, flow.Tensor]] | None = None
         self._latest_members: tuple[flow.Tensor, list[flow.Tensor]] | None = None
 
     def use_table(self, *tables: Callable[[Batch], flow.Tensor]) -> None:
@@ -144,6 +205,15 @@ class Teacher(Recorder):
                 member of an ensemble.
         """
         self._tables = tables
+
+    def use_feature_tables(self, tables: Mapping[str, Callable[[Batch], flow.Tensor]]) -> None:
+        """Makes ``features`` look the layers' outputs up from now on, instead of running the network.
+
+        Args:
+            tables: for each recorded layer, returns its outputs for a batch of training images, (B, ...)
+                float32.
+        """
+        self._feature_tables = tables
 
     def logits(self, batch: Batch, temperature: float = 1.0) -> flow.Tensor:
         """Returns the logits for a batch of training images, (B, C) float32.
@@ -160,8 +230,17 @@ class Teacher(Recorder):
         return self._output(batch).logits
 
     def features(self, batch: Batch) -> Mapping[str, flow.Tensor]:
-        """Runs the network; returns the recorded layers' outputs by name, (B, ...) float32 each."""
-        return self._output(batch).features
+        """Returns the recorded layers' outputs by name, (B, ...) float32 each.
+
+        Args:
+            batch: images of the loader that the student is trained on.
+        """
+        if not self._feature_tables:
+            return self._output(batch).features
+        if self._latest_features is None or self._latest_features[0] is not batch.inputs:
+            features = {layer: table(batch) for layer, table in self._feature_tables.items()}
+            self._latest_features = batch.inputs, features
+        return self._latest_features[1]
 
     def _members(self, batch: Batch) -> list[flow.Tensor]:
         """Returns the logits of each member of an ensemble, (B, C) float32 each."""
@@ -204,6 +283,7 @@ def _keep(features: dict[str, flow.Tensor], name: str) -> Any:
         if not isinstance(output, flow.Tensor):
             return None
         recorded, output = fork(output)
+        features.pop(name, None)  # the order is that of the last calls
         features[name] = channels_first(recorded)
         return output
 

@@ -33,7 +33,7 @@ def run_chain(session: Session, resume: Path | None = None) -> TestedModel:
     tuned = session.tuned.get("student_kd", {})
     with distillation_run(session, resume) as (directory, teacher):
         for name, arch, init_index in stages:
-            session.run(session.soft_label_jobs({config.seed: teacher}))
+            session.run(session.soft_label_jobs({config.seed: teacher}, arch))
             settings = {**tuned, "student_arch": arch}
             spec = FitSpec("student_kd", config.seed, directory / name, teacher, name, settings, init_index)
             [model] = session.run([session.fit_and_test_job(spec)])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kdtrain.callbacks import DistillationCallback
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Batch
 from kdtrain.engine.callback import CallbackList
@@ -49,6 +50,26 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
             _compute_losses(objective, dataset)
         if config.mode == "student_kd" or mode == "teacher":
             next_teacher = network
+
+
+def configured_distillation(
+    config: FitConfig, arch: str, dataset: Dataset, teacher: flow.nn.Module, device: str
+) -> DistillationCallback:
+    """Returns the distillation of a student's fit; its teacher records the layers that plugins compare.
+
+    Args:
+        config: configuration of the command.
+        arch: the student's architecture.
+        dataset: the images that the networks are for.
+        teacher: the teacher.
+        device: the device of teacher and student.
+    """
+    network = build_model(arch, dataset.image_shape, dataset.num_classes).to(device)
+    callbacks = callbacks_for(config, model_card("student_kd", arch, dataset), "student_kd", teacher)
+    student = Recorder(network, "student", flow.zeros(1, *dataset.image_shape).to(device))
+    CallbackList(callbacks).configure(Objective.task().with_student(student))
+    [distillation] = (callback for callback in callbacks if isinstance(callback, DistillationCallback))
+    return distillation
 
 
 def _compute_losses(objective: Objective, dataset: Dataset) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from kdtrain.callbacks.teacher_logits import logit_table
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
@@ -22,15 +21,15 @@ from kdtrain.experiment.loaders import (
     test_loader,
     training_loader,
 )
-from kdtrain.experiment.modes import check_plugins, logit_cache, transfer_of
+from kdtrain.experiment.modes import check_plugins, transfer_of
 from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
+from kdtrain.experiment.rehearsal import configured_distillation
 from kdtrain.experiment.result import FitResult, Tested, TestedModel
 from kdtrain.experiment.teacher import TrainedTeacher, networks_to_train
 from kdtrain.experiment.teacher_files import TeacherFile
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
-from kdtrain.models.teacher_network import members_of
 from kdtrain.report.conditions import transfer_sentence
 from kdtrain.runtime import launch, onednn
 from kdtrain.runtime.files import ensure_writable
@@ -155,23 +154,26 @@ class Session:
 
         return Job("testing the teacher", work, self.teacher_cores(teacher))
 
-    def soft_label_jobs(self, teachers: Mapping[int, TrainedTeacher]) -> list[Job[None]]:
-        """Returns the jobs that put teachers' logits over the training images into the cache.
+    def soft_label_jobs(
+        self, teachers: Mapping[int, TrainedTeacher], student_arch: str | None = None
+    ) -> list[Job[None]]:
+        """Returns the jobs that put teachers' answers about the training images into the cache.
 
-        There are none with new variants in each epoch. Seeds with one teacher share a job, because they share
-        the files of the cache.
+        These are the logits, and the layers that plugins compare. There are no jobs with new variants in each
+        epoch. Seeds with one teacher share a job, because they share the files of the cache.
 
         Args:
             teachers: the teacher of each seed.
+            student_arch: the students' architecture, where it is not that of the configuration.
         """
         config = dataclasses.replace(self.config, views_seed=self.config.shared_views_seed)
 
         def work(teacher: TrainedTeacher, seeds: Sequence[int]) -> None:
-            networks = members_of(teacher.build(self.device))
+            network, arch = teacher.build(self.device), student_arch or config.student_arch
+            distillation = configured_distillation(config, arch, self.dataset, network, self.device)
             for seed in seeds:
                 train = training_loader(self.dataset, config, "student", seed, self.device, self.ranks)
-                for network in networks:
-                    logit_table(network, train, logit_cache(config), config.epochs_for("student"))
+                distillation.answer(train, config.epochs_for("student"))
 
         if config.augment_for("student") != "none" and config.views == 0:
             return []

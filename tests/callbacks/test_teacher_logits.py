@@ -10,7 +10,8 @@ import pytest
 
 from kdtrain import Loader, Teacher, build_model, flow, predict_logits
 from kdtrain.callbacks import teacher_logits
-from kdtrain.callbacks.teacher_logits import LogitCache, LogitTable, weights_fingerprint
+from kdtrain.callbacks.answer_table import AnswerTable
+from kdtrain.callbacks.teacher_logits import AnswerCache, weights_fingerprint
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Source
 from kdtrain.data.views import views
@@ -70,7 +71,7 @@ def loader_of(
     )
 
 
-def assert_looked_up(table: LogitTable, model: flow.nn.Module, loader: Loader, epochs: int) -> None:
+def assert_looked_up(table: AnswerTable, model: flow.nn.Module, loader: Loader, epochs: int) -> None:
     """Checks the table against the network itself, for every batch of a fit."""
     live = Teacher(model)
     for epoch in range(1, epochs + 1):
@@ -81,27 +82,27 @@ def assert_looked_up(table: LogitTable, model: flow.nn.Module, loader: Loader, e
 def test_logits_are_computed_once_and_then_read_bit_for_bit(
     directory: Path, student: flow.nn.Module, train: Loader, counted: Counted
 ) -> None:
-    computed = LogitCache(student, train, directory).plain()
+    computed = AnswerCache(student, train, directory).plain()
     assert counted.taken() == train.num_images
-    read = LogitCache(student, train, directory).plain()
+    read = AnswerCache(student, train, directory).plain()
     assert counted.taken() == 0
     assert read.dtype == computed.dtype == np.float32
     assert read.tobytes() == computed.tobytes() == predict_logits(student, train).tobytes()
     same = mlp(seed=1)
     load_weights(same, snapshot(student), "here")
     counted = Counted(same)
-    LogitCache(same, train.sequential(7), directory).plain()
+    AnswerCache(same, train.sequential(7), directory).plain()
     assert counted.images == 0, "another object, but the same weights and images"
 
 
 def test_another_teacher_gets_logits_of_its_own(
     directory: Path, student: flow.nn.Module, train: Loader
 ) -> None:
-    before = LogitCache(student, train, directory).plain()
+    before = AnswerCache(student, train, directory).plain()
     weights = snapshot(student)
     weights["fc3.bias"][0] = np.nextafter(weights["fc3.bias"][0], np.float32(9))
     load_weights(student, weights, "here")
-    after = LogitCache(student, train, directory).plain()  # one bit of one weight has changed
+    after = AnswerCache(student, train, directory).plain()  # one bit of one weight has changed
     assert np.array_equal(after, predict_logits(student, train))
     assert not np.array_equal(after, before)
     models = [build_model(arch, (1, 28, 28), 10) for arch in ("hinton_800", "hinton_1200")]
@@ -128,7 +129,7 @@ def test_other_images_and_other_normalisation_are_told_apart(
         loader_of(mnist, Normalization(normalization.mean, (0.3081,))),
     ]
     for loader in loaders:
-        logits = LogitCache(student, loader, directory).plain()
+        logits = AnswerCache(student, loader, directory).plain()
         assert np.array_equal(logits, predict_logits(student, loader))
     assert len(os.listdir(directory)) == 4
 
@@ -139,20 +140,20 @@ def test_each_variant_of_each_image_is_answered_once(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted, text: str, kept: bool
 ) -> None:
     loader = loader_of(mnist, text=text)
-    table = LogitCache(student, loader, directory if kept else None).table(epochs=9)
+    table = AnswerCache(student, loader, directory if kept else None).tables(epochs=9).logits
     assert counted.taken() == 4 * IMAGES
     assert_looked_up(table, student, loader, 9)
     counted.taken()
-    LogitCache(student, loader, directory).table(epochs=9)
+    AnswerCache(student, loader, directory).tables(epochs=9)
     assert counted.taken() == (0 if kept else 4 * IMAGES)
 
 
 def test_the_images_as_they_are_share_a_file_with_variant_0(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
 ) -> None:
-    LogitCache(student, loader_of(mnist), directory).plain()
+    AnswerCache(student, loader_of(mnist), directory).plain()
     counted.taken()
-    LogitCache(student, loader_of(mnist, text="shift=2"), directory).table(epochs=9)
+    AnswerCache(student, loader_of(mnist, text="shift=2"), directory).tables(epochs=9)
     assert counted.taken() == 3 * IMAGES
 
 
@@ -161,11 +162,11 @@ def test_more_variants_and_more_epochs_only_add(
 ) -> None:
     for count, epochs, computed in ((2, 9, 2), (5, 9, 3), (5, 2, 0)):
         loader = loader_of(mnist, text="shift=2", count=count)
-        LogitCache(student, loader, directory).table(epochs)
+        AnswerCache(student, loader, directory).tables(epochs)
         assert counted.taken() == computed * IMAGES
     short = loader_of(mnist, text="shift=2", views_seed=1)
     for epochs, computed in ((1, 1), (3, 2), (4, 1), (5, 0)):
-        table = LogitCache(student, short, directory).table(epochs)
+        table = AnswerCache(student, short, directory).tables(epochs).logits
         taken = counted.taken()
         # Variant 0 is in the cache already: it does not depend on the seed.
         assert computed * IMAGES * 0.6 <= taken <= computed * IMAGES
@@ -178,17 +179,17 @@ def test_a_variant_that_no_image_takes_is_no_obstacle(
     directory: Path, student: flow.nn.Module, mnist: Dataset, kept: bool
 ) -> None:
     few = loader_of(mnist, text="shift=2", count=50, held_out=IMAGES - 5)
-    table = LogitCache(student, few, directory if kept else None).table(epochs=2)
+    table = AnswerCache(student, few, directory if kept else None).tables(epochs=2).logits
     assert_looked_up(table, student, few, 2)
 
 
 def test_with_other_held_out_images_only_the_missing_ones_are_computed(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
 ) -> None:
-    LogitCache(student, loader_of(mnist, text="shift=2", held_out=100), directory).table(9)
+    AnswerCache(student, loader_of(mnist, text="shift=2", held_out=100), directory).tables(9)
     assert counted.taken() == 4 * 200
     more = loader_of(mnist, text="shift=2", held_out=60)
-    table = LogitCache(student, more, directory).table(9)
+    table = AnswerCache(student, more, directory).tables(9).logits
     assert counted.taken() == 4 * 40
     assert_looked_up(table, student, more, 5)
 
@@ -199,7 +200,7 @@ def test_partners_of_mixes_are_never_held_out_images(
     """So other held-out images make other mixes, which have files of their own."""
     for held_out in (100, 60):
         loader = loader_of(mnist, text="mixup", held_out=held_out)
-        table = LogitCache(student, loader, directory).table(9)
+        table = AnswerCache(student, loader, directory).tables(9).logits
         assert counted.taken() == 4 * (IMAGES - held_out)
         assert_looked_up(table, student, loader, 4)
         counted.taken()
@@ -219,10 +220,10 @@ def test_an_interrupted_computation_is_resumed(
 
     model.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        LogitCache(model, loader, directory).table(9)
+        AnswerCache(model, loader, directory).tables(9)
     model._forward_hooks.clear()  # OneFlow returns no handle to remove a hook by
     counted = Counted(model)
-    table = LogitCache(model, loader, directory).table(9)
+    table = AnswerCache(model, loader, directory).tables(9).logits
     assert counted.taken() == 4 * IMAGES - 9 * 50
     assert_looked_up(table, model, loader, 4)
 
@@ -231,9 +232,9 @@ def test_a_large_table_stays_in_its_files(
     directory: Path, student: flow.nn.Module, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = loader_of(mnist, text="shift=2", held_out=30)
-    small = LogitCache(student, loader, directory).table(9)
+    small = AnswerCache(student, loader, directory).tables(9).logits
     monkeypatch.setattr(teacher_logits, "_LARGE", 4 * 270 * 10 * 4 - 1)
-    large = LogitCache(student, loader, directory).table(9)
+    large = AnswerCache(student, loader, directory).tables(9).logits
     for epoch in range(1, 5):
         for batch in loader.epoch(epoch):
             assert large(batch).numpy().tobytes() == small(batch).numpy().tobytes()
@@ -243,7 +244,7 @@ def test_a_large_table_stays_in_its_files(
 def test_damaged_file_is_replaced(
     directory: Path, student: flow.nn.Module, train: Loader, counted: Counted, damage: str
 ) -> None:
-    expected = LogitCache(student, train, directory).plain()
+    expected = AnswerCache(student, train, directory).plain()
     (name,) = os.listdir(directory)
     content = bytearray((directory / name).read_bytes())
     content[-3] ^= 64
@@ -251,7 +252,7 @@ def test_damaged_file_is_replaced(
     (directory / name).write_bytes(bytes(contents[damage]))
     counted.taken()
     for computed in (train.num_images, 0):
-        assert np.array_equal(LogitCache(student, train, directory).plain(), expected)
+        assert np.array_equal(AnswerCache(student, train, directory).plain(), expected)
         assert counted.taken() == computed
 
 
@@ -263,5 +264,5 @@ def test_a_line_tells_of_progress_where_there_is_no_terminal(
 ) -> None:
     monkeypatch.setattr(teacher_logits, "_SECONDS_LOST", 0.0)
     caplog.set_level("INFO", "kdtrain")
-    LogitCache(student, loader_of(mnist, text="shift=2"), None).table(9)
+    AnswerCache(student, loader_of(mnist, text="shift=2"), None).tables(9)
     assert "of 1,200 images, about" in caplog.text

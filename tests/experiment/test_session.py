@@ -113,6 +113,29 @@ def test_seeds_share_the_teacher_s_answers_about_the_views(session: Session, tea
     assert sorted(logit_cache(session.config).iterdir()) == sorted(files)
 
 
+@pytest.mark.parametrize("arch", ["student_mlp", "hinton_800"])
+def test_the_layers_that_plugins_compare_are_computed_before_the_fits(
+    arch: str, mnist: Dataset, tmp_path: Path
+) -> None:
+    config = FitConfig("compare", logdir=tmp_path / "logs", limit_train=40, epochs=2, plugin=("fitnet",))
+    session = Session(dataclasses.replace(config, augment="shift=1", views=3, batch_size=20))
+    teacher = trained_here(
+        load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist, "hinton_800"))
+    )
+    session.run(session.soft_label_jobs({0: teacher, 1: teacher}, arch))
+    cache = logit_cache(session.config)
+    content = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(content) == 3 * 2, "the logits and a layer of each view that some image takes"
+    settings = {"student_arch": arch}
+    session.run(
+        [
+            session.fit_job(FitSpec("student_kd", seed, tmp_path / f"kd{seed}", teacher, settings=settings))
+            for seed in (0, 1)
+        ]
+    )
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == content, "all was there"
+
+
 def test_the_configuration_is_on_disk_before_training_starts(session: Session, tmp_path: Path) -> None:
     directory = tmp_path / "logs" / "runs" / "student"
     job = session.fit_job(FitSpec("student", 5, directory))

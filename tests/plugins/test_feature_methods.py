@@ -100,6 +100,35 @@ def test_similarity_agrees_with_its_formula(seed: int, images: int, width: int, 
     )
 
 
+def test_similarity_of_an_image_without_features_is_finite() -> None:
+    features = normal(0, 4, 3)
+    features[1] = 0
+    x = flow.tensor(features, requires_grad=True)
+    similarity_loss(x, flow.tensor(normal(1, 4, 3))).backward()
+    assert 0 < np.abs(x.grad.numpy()).max() < 1
+
+
+@pytest.mark.parametrize("sides", [(5, 3), (7, 4), (28, 26), (3, 7)])
+def test_attention_between_maps_of_any_sizes_averages_as_adaptive_pooling_does(
+    sides: tuple[int, int],
+) -> None:
+    student, teacher = normal(0, 2, 3, sides[0], sides[0]), normal(1, 2, 4, sides[1], sides[1] + 1)
+    x = flow.tensor(student, requires_grad=True)
+    loss = attention_loss(x, flow.tensor(teacher))
+    loss.backward()
+    size = (min(sides), min(sides[0], sides[1] + 1))
+    y = flow.tensor(student, requires_grad=True)
+    maps = [
+        flow.nn.functional.adaptive_avg_pool2d(z, size).double().square().mean(dim=1).flatten(1)
+        for z in (y, flow.tensor(teacher))
+    ]
+    own, wanted = (m / m.square().sum(dim=1, keepdim=True).sqrt() for m in maps)
+    expected = (own - wanted).square().mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=1e-4, atol=1e-7)
+
+
 def pkt_formula(teacher: Array) -> Any:
     """Row by row, from the definitions; sums of the logarithms of single numbers."""
 
