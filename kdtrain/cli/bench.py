@@ -7,45 +7,30 @@ import json
 import logging
 from pathlib import Path
 
-from kdtrain.cli.common import check_fits, is_named, open_data, open_model
-from kdtrain.cli.flags import check_flags
 from kdtrain.cli.output import Output
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.benchmark import run_benchmark
+from kdtrain.deploy.bench import bench_models, check_numbers, open_all
 from kdtrain.deploy.benchmark_table import benchmark_table, to_json
+from kdtrain.deploy.opening import is_named, open_data
 from kdtrain.deploy.predictor import Predictor
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.teacher import is_of
-from kdtrain.runtime.limits import MOST_PROCESSES
 from kdtrain.runtime.locations import missing_path_text
-from kdtrain.runtime.value_checks import IMAGES, between
 
 logger = logging.getLogger(__name__)
-
-_MOST_ROUNDS = 100_000
 
 
 def run(options: argparse.Namespace) -> int:
     """Tests and times models side by side, and prints a row for each."""
-    check_flags(
-        options, rounds=between(1, _MOST_ROUNDS), batch_size=IMAGES, threads=between(1, MOST_PROCESSES)
-    )
+    check_numbers(options.rounds, options.batch_size, options.threads)
     paths = options.models or _kept_models(options.model_save_dir)
-    models = [_open(path, options.arch, options.threads) for path in paths]
+    models = open_all(paths, options.arch, options.threads)
     if not options.models:  # the first model decides how the data are read
         models.sort(key=lambda model: not is_named(model.card, options.dataset, options.data_dir))
     data = open_data(models[0], options.dataset, options.data_dir, skip_corrupt=options.skip_corrupt)
     if not options.models:
         models = _trained_on(data, models)
-    for model in models:
-        check_fits(model, data)
-    results = run_benchmark(
-        models,
-        data.test,
-        batch_size=min(options.batch_size, len(data.test)),
-        rounds=options.rounds,
-        cores=options.threads,
-    )
+    results = bench_models(models, data, options.rounds, options.batch_size, options.threads)
     if options.json:
         rows = [to_json(result) | {"threads": options.threads} for result in results]
         print(json.dumps(rows, indent=2))
@@ -79,13 +64,3 @@ def _trained_on(data: Dataset, models: list[Predictor]) -> list[Predictor]:
     if kept and omitted:
         logger.info(f"Left out, because trained on other data than {data.name}: {', '.join(omitted)}.")
     return kept or models
-
-
-def _open(path: Path, arch: str | None, threads: int) -> Predictor:
-    """Reads a model. ``arch`` is for the checkpoints that need it, whose network a user's code makes."""
-    try:
-        return open_model(path, threads=threads)
-    except CheckpointError:
-        if arch is None or path.suffix == ".onnx":
-            raise
-        return open_model(path, arch)

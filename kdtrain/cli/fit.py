@@ -13,15 +13,13 @@ from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
 from kdtrain.errors import UsageError
+from kdtrain.experiment.command_config import fit_config
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_broken_pipe
-from kdtrain.runtime.files import make_folder, write_bytes
 from kdtrain.runtime.guard import run_guarded
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
-from kdtrain.store.run_directory import latest_run
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
@@ -45,15 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     check = hasattr(options, "check")
     if resume is not None and check:
         raise UsageError("--check is for a new run, and --resume for an existing one: leave one of them out.")
-    if resume is not None and options.config is not None:
-        raise UsageError("--resume reads the configuration of the run: leave --config out.")
-    if resume is None:
-        config = new_config(flags, options.config)
-    else:
-        if resume == Path():
-            wanted = load_config(flags)
-            resume = latest_run(wanted.logdir, wanted.mode)
-        config = resumed_config(flags, resume)
+    config, resume = fit_config(flags, options.config, resume)
     raise_on_sigterm()
     if config.nproc_per_node > 1 and launch.rank() is None:
         return launch.launch(options.words, config.nproc_per_node)
@@ -101,15 +91,9 @@ def _check(config: FitConfig) -> None:
 
 
 def _single(config: FitConfig, resume: Path | None) -> None:
-    from kdtrain.experiment.chain import run_chain
-    from kdtrain.experiment.loaders import count_validation
-    from kdtrain.experiment.session import Session
-    from kdtrain.experiment.single import run_single
-    from kdtrain.report.teacher_lead import far_apart_sentence
+    from kdtrain.experiment.run import run_fit
 
-    run_fit = run_chain if config.is_chain else run_single
-    session = Session(config)
-    model = run_fit(session, resume)
+    model, warning = run_fit(config, resume)
     test = model.test
     rows = {
         "test accuracy": f"{test.accuracy:.2%} ({test.errors:,} errors in {test.images:,})",
@@ -121,41 +105,20 @@ def _single(config: FitConfig, resume: Path | None) -> None:
     output = Output()
     for name, value in rows.items():
         output.text(f"{name:<13}  {value}")
-    held_out = (model.saved.card.accuracy, count_validation(session.dataset, config))
-    if (warning := far_apart_sentence(config.mode, held_out, (test.accuracy, test.images))) is not None:
+    if warning is not None:
         output.sentence(warning)
 
 
 def _compare(config: FitConfig, resume: Path | None) -> None:
-    from kdtrain.experiment.compare import run_comparison
-    from kdtrain.experiment.session import Session
+    from kdtrain.experiment.run import run_compare
     from kdtrain.report.comparison_table import comparison_tables
-    from kdtrain.report.conditions import condition_sentences
-    from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
 
-    comparison, directory = run_comparison(Session(config), resume)
-    picture = directory / "compare.png"
-    if config.image_save_dir is not None or config.image_save_name is not None:
-        copy = picture_path(config.image_save_dir, config.image_save_name, Path("compare.png"))
-        make_folder(copy.parent)
-        write_bytes(copy, picture.read_bytes())
-        picture = copy
+    result = run_compare(config, resume)
     output = Output()
-    for table in comparison_tables(comparison):
+    for table in comparison_tables(result.comparison):
         output.print(table)
-    output.sentence(verdict(comparison))
-    output.sentence(gap_sentence(comparison))
-    for sentence in condition_sentences(comparison.conditions):
+    for sentence in result.sentences:
         output.sentence(sentence)
-    if (warning := teacher_far_apart(comparison)) is not None:
-        output.sentence(warning)
-    output.text(f"Picture: {picture}")
-    output.text(f"Report: {directory / 'report.html'}")
-    output.text(f"Figures: {directory / 'compare.json'}")
-
-
-def picture_path(folder: Path | None, name: Path | None, default: Path) -> Path:
-    """Returns the path of an image; a name without a folder is a path, as in the sample."""
-    if name is None:
-        return (folder or Path()) / default
-    return folder / name if folder is not None else name
+    output.text(f"Picture: {result.picture}")
+    output.text(f"Report: {result.report}")
+    output.text(f"Figures: {result.figures}")

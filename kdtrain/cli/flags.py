@@ -6,20 +6,18 @@ import argparse
 
 from kdtrain.cli.flag_types import choice
 from kdtrain.cli.setting_flags import add_setting_flag
-from kdtrain.errors import UsageError, clipped
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.settings import DATA_SETS, DEVICES, flag_of
-from kdtrain.runtime.value_checks import Check
+from kdtrain.experiment.settings import DATA_SETS, flag_of
+from kdtrain.runtime.oneflow import DEVICES
+from kdtrain.runtime.value_checks import Check, check_value
 
 Parser = argparse.ArgumentParser
 
 
 def check_flags(options: argparse.Namespace, **checks: Check) -> None:
     """Raises UsageError if a flag's number fails its check."""
-    for name, (is_allowed, demand) in checks.items():
-        value = getattr(options, name)
-        if not is_allowed(value):
-            raise UsageError(f"{flag_of(name)} is {clipped(value)}: it {demand}.")
+    for name, check in checks.items():
+        check_value(flag_of(name), getattr(options, name), check, float)
 
 
 def data_flags(parser: Parser) -> None:

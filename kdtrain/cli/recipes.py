@@ -10,14 +10,14 @@ from typing import Any
 from rich.table import Table
 
 from kdtrain.cli.output import Output
-from kdtrain.experiment.recipe import Recipe, read_recipe, recipe_names
+from kdtrain.experiment.recipe import Recipe, list_recipes, read_recipe
 
 _WIDTH = 80  # columns
 
 
 def run(options: argparse.Namespace) -> int:
     """Lists the recipes, or prints one as the file that it is."""
-    recipes = [read_recipe(name) for name in ([options.name] if options.name else recipe_names())]
+    recipes = [read_recipe(options.name)] if options.name else list_recipes()
     if options.json:
         print(json.dumps([_entry(recipe) for recipe in recipes], indent=2))
     elif options.name:

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.errors import UsageError
+from kdtrain.errors import UsageError, size_text
 from kdtrain.runtime.limits import MOST_PIXELS
 from kdtrain.runtime.slices import in_slices
 
@@ -52,7 +52,7 @@ class Normalization:
         return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Normalized:
     """Images that are normalised each time they are read, because they do not fit in memory as floats.
 
@@ -80,8 +80,11 @@ class Normalized:
     def __array__(self) -> NDArray[np.float32]:
         return self[:]
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {_images_text(self.shape)}>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Joined(Normalized):
     """Images of a selection, followed by all images of another array, normalised when they are read.
 
@@ -113,7 +116,7 @@ class Joined(Normalized):
         return self.normalization.apply(images)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unlabelled:
     """Images without labels, about which only a teacher has an answer.
 
@@ -128,13 +131,16 @@ class Unlabelled:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return f"<Unlabelled {self.name}: {_images_text(self.images.shape)}>"
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape and bytes."""
         return _digest([self.images])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images with their labels. No code writes into the arrays.
 
@@ -148,6 +154,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"<Split {_images_text(self.images.shape)}>"
 
     def take(self, indices: NDArray[np.int64]) -> Split:
         """Returns a new split of the images at ``indices``, (M,) int64, in that order."""
@@ -188,7 +197,7 @@ class Split:
         return both if max(self.images.size, math.prod(both.shape)) > MOST_PIXELS else both[:]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Splits of the same classes and image shape.
 
@@ -207,6 +216,13 @@ class Dataset:
     classes: tuple[str, ...]
     validation: Split | None = None
     transfer: Unlabelled | None = None
+
+    def __repr__(self) -> str:
+        splits = {"training": self.train, "validation": self.validation, "test": self.test}
+        numbers = ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if split is not None)
+        unlabelled = "" if self.transfer is None else f", {len(self.transfer):,} without labels"
+        size, classes = size_text(self.image_shape), self.num_classes
+        return f"<Dataset {self.name}: {numbers} images of {size} in {classes} classes{unlabelled}>"
 
     @property
     def num_classes(self) -> int:
@@ -270,6 +286,10 @@ def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDA
         )
     order = np.random.default_rng([seed, _HOLD_OUT]).permutation(len(train))
     return np.sort(order[size:]), np.sort(order[:size])
+
+
+def _images_text(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]:,} images of {size_text(shape[1:])}"
 
 
 def _count_values(pixels: NDArray[np.uint8]) -> list[int]:

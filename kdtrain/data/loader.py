@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Joined, Normalized
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views
-from kdtrain.errors import DataError
+from kdtrain.errors import DataError, size_text
 from kdtrain.runtime import flow
 from kdtrain.runtime.old_names import OldName
 from kdtrain.runtime.ranks import Ranks
@@ -58,6 +58,9 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.inputs.shape[0])
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self)} images of {size_text(tuple(self.inputs.shape[1:]))}>"
 
     def label_loss(self, losses: Callable[[flow.Tensor], flow.Tensor]) -> flow.Tensor:
         """Returns the mean of a loss on labels over the images that have one: a scalar tensor.
@@ -188,6 +191,11 @@ class Loader:
     def __len__(self) -> int:
         """The number of batches in an epoch."""
         return len(self.batch_sizes)
+
+    def __repr__(self) -> str:
+        images = f"{self.num_images:,} images of {size_text(self.inputs.shape[1:])}"
+        transfer = "" if self.transfer is None else f" and {self.transfer.images:,} without labels"
+        return f"<Loader {images}{transfer}, {len(self):,} batches of {max(self.batch_sizes):,}>"
 
     @property
     def num_images(self) -> int:

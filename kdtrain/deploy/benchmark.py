@@ -11,8 +11,11 @@ from kdtrain.deploy.latency import Clock, Timing, measure
 from kdtrain.deploy.predictor import Predictor
 from kdtrain.metrics.evaluation import Evaluation
 
+ROUNDS = 20
+"""The default of ``--rounds``."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class BenchmarkResult:
     """The figures of one model.
 
@@ -25,6 +28,13 @@ class BenchmarkResult:
     model: Predictor
     test: Evaluation
     timing: Timing
+
+    def __repr__(self) -> str:
+        model, timing = self.model, self.timing
+        return (
+            f"<BenchmarkResult {model.path} ({model.runtime}): {self.test.accuracy:.2%}, "
+            f"{timing.latency(50):.3g} ms per image, {timing.throughput:,.0f} images/s>"
+        )
 
     @property
     def size(self) -> int:

@@ -21,7 +21,7 @@ _SINGLE = 20  # images of a round that are computed one by one
 _WARM_UP = 3  # first rounds, whose times are dropped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Timing:
     """The times of one network.
 
@@ -34,6 +34,9 @@ class Timing:
     milliseconds: npt.NDArray[np.float64]
     images_per_second: npt.NDArray[np.float64]
     batch_size: int
+
+    def __repr__(self) -> str:
+        return f"<Timing {self.latency(50):.3g} ms per image, {self.throughput:,.0f} images/s>"
 
     def latency(self, percent: float) -> float:
         """Returns a percentile over all images of all rounds, in milliseconds."""

@@ -21,7 +21,7 @@ from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OneFlowModel:
     """A ``Predictor`` over a checkpoint. Its network is built at the first use.
 
@@ -32,6 +32,9 @@ class OneFlowModel:
 
     saved: SavedModel
     device: str = "cpu"
+
+    def __repr__(self) -> str:
+        return f"<OneFlowModel {self.saved!r}>"
 
     @property
     def path(self) -> Path:

@@ -15,7 +15,7 @@ from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard, read_card
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OnnxModel:
     """A network in an ONNX file, ready to compute; made by ``OnnxModel.load``.
 
@@ -49,6 +49,10 @@ class OnnxModel:
         path = Path(path)
         process = OnnxProcess(path, threads)
         return cls(path, read_card(process.about, path), process.about, process)
+
+    def __repr__(self) -> str:
+        network = f"{self.precision}, {self.parameters:,} parameters, for {self.card.dataset}"
+        return f"<OnnxModel {network} ({self.path})>"
 
     @property
     def runtime(self) -> str:

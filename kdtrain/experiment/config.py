@@ -15,12 +15,17 @@ from kdtrain.experiment.recipe import recipe_settings
 from kdtrain.experiment.settings import DEFAULT_TEACHER, OPTIMIZERS, Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitConfig(Settings):
     """The settings of ``kdtrain fit``, checked against one another, and what follows from them."""
 
     def __post_init__(self) -> None:
         check_together(self)
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)
+        given = [field.name for field in fields if getattr(self, field.name) != field.default]
+        return f"FitConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in given)})"
 
     @property
     def has_teacher_files(self) -> bool:

@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Split, Unlabelled, hold_out
-from kdtrain.data.datasets import load_dataset
 from kdtrain.data.loader import Loader, Source
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config
-from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
-_SETTINGS = (
-    *("dataset", "data_dir", "val_size", "limit_train", "augment", "views", "views_seed"),
-    *("batch_size", "seed", "device"),
-)
-"""Settings of ``kdtrain fit`` that ``load_data`` accepts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RunData:
-    """The images of one run, in three loaders."""
+    """The images of one run, in three loaders.
 
+    Attributes:
+        config: the settings that they were made with.
+        dataset: all images.
+        train: the training images of the network that the mode trains.
+        validation: the images that choose the best epoch.
+        test: the test images.
+    """
+
+    config: FitConfig
     dataset: Dataset
     train: Loader
     validation: Loader
     test: Loader
+
+    def __repr__(self) -> str:
+        images = ", ".join(f"{loader.num_images:,} {name}" for name, loader in self._loaders().items())
+        return f"<RunData {self.dataset.name}: {images} images>"
+
+    def _loaders(self) -> dict[str, Loader]:
+        return {"training": self.train, "validation": self.validation, "test": self.test}
 
 
 def check_sizes(dataset: Dataset, config: FitConfig) -> None:
@@ -143,6 +150,7 @@ def prepare(
 ) -> RunData:
     """Returns all three loaders of a run; the arguments are those of ``training_loader``."""
     return RunData(
+        config,
         dataset,
         train=training_loader(dataset, config, network, seed, device, ranks),
         validation=validation_loader(dataset, config, seed, device, ranks),
@@ -223,26 +231,3 @@ def _held_out(dataset: Dataset, config: FitConfig) -> int:
     if config.val_size is not None:
         return config.val_size
     return 0 if dataset.validation is not None else min(_USUALLY_HELD_OUT, len(dataset.train) // 6)
-
-
-def load_data(**settings: Any) -> RunData:
-    """Returns the loaders that ``kdtrain fit --mode student`` uses with these settings.
-
-    Args:
-        settings: any of the settings dataset, data_dir, val_size, limit_train, augment, views, views_seed,
-            batch_size, seed and device of ``kdtrain fit``, with the same defaults.
-
-    Returns:
-        The loaders ``train``, ``validation`` and ``test``, and the ``dataset`` itself.
-
-    Raises:
-        UsageError: a setting is unknown, or its value is not allowed.
-        DataError: files are missing, damaged or inconsistent.
-    """
-    for name in settings:
-        if name not in _SETTINGS:
-            raise UsageError(f"load_data: {unknown_name_message('setting', name, _SETTINGS)}")
-    config = load_config({"mode": "student", **settings})
-    dataset = load_dataset(config.dataset, config.data_dir)
-    check_sizes(dataset, config)
-    return prepare(dataset, config, "student", config.seed, resolve_device(config.device))

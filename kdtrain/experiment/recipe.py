@@ -60,6 +60,11 @@ def recipe_names() -> list[str]:
     return sorted(file.stem for file in _FOLDER.glob("*.toml"))
 
 
+def list_recipes() -> list[Recipe]:
+    """Returns all recipes, sorted by name."""
+    return [read_recipe(name) for name in recipe_names()]
+
+
 @functools.cache
 def read_recipe(name: str) -> Recipe:
     """Returns a recipe.

@@ -18,6 +18,7 @@ from kdtrain.experiment.modes import MODES
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.runtime.files import write_text
+from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import SavedModel
@@ -31,7 +32,7 @@ _SUFFIX = ".teacher"
 _LARGEST = 1 << 20  # bytes; result.json has about 1,000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
     """A network after its training.
 
@@ -48,8 +49,11 @@ class FitResult:
         """Seconds of all epochs, evaluations included."""
         return float(sum(row["train_seconds"] + row["eval_seconds"] for row in self.history))
 
+    def __repr__(self) -> str:
+        return f"<FitResult {self.saved!r}, {len(self.history)} epochs>"
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Tested:
     """A network, or a teacher of several, and its figures on the test set.
 
@@ -79,8 +83,13 @@ class Tested:
     directory: Path | None = None
     members: tuple[Member, ...] = ()
 
+    def __repr__(self) -> str:
+        place = "" if self.directory is None else f" ({self.directory})"
+        network = f"{self.mode}, {short_name(self.arch)}, seed {self.seed}"
+        return f"<{type(self).__name__} {network}: {self.test}{place}>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Member:
     """One of several teachers.
 
@@ -94,8 +103,11 @@ class Member:
     share: float
     tested: Tested
 
+    def __repr__(self) -> str:
+        return f"<Member {self.path}, share {self.share:.2g}: {self.tested.test}>"
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class TestedModel(Tested):
     """A network of kdtrain's with its figures on the test set.
 
@@ -104,6 +116,11 @@ class TestedModel(Tested):
     """
 
     saved: SavedModel
+
+    @property
+    def path(self) -> Path:
+        """The file of the best weights."""
+        return self.saved.path
 
 
 def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) -> None:

@@ -10,15 +10,12 @@ from functools import partial
 from typing import TypeVar
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.datasets import load_dataset
-from kdtrain.data.download import default_cache_dir
-from kdtrain.data.unlabelled import load_unlabelled
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.data import read_data
 from kdtrain.experiment.fit import Fit, test_teacher
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import (
-    check_sizes,
     count_training,
     count_validation,
     test_loader,
@@ -75,7 +72,7 @@ class Session:
         if self.device == "cpu":
             onednn.is_usable()  # the warning, if it is not, comes once, and not from each child
         self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
-        self.dataset = _load(config, most_images)
+        self.dataset = read_data(config, most_images)
         if len(self.dataset.test) < self.ranks.size:
             raise DataError(
                 f"{len(self.dataset.test)} test images cannot be shared by {self.ranks.size} processes: "
@@ -191,29 +188,6 @@ class Session:
             )
             for first, *others in seeds.values()
         ]
-
-
-def _load(config: FitConfig, most_images: int | None) -> Dataset:
-    """Returns the data set of a command, after a check of the sizes, with the images of --transfer-data."""
-    dataset = load_dataset(
-        config.dataset,
-        config.data_dir,
-        image_size=config.image_size,
-        skip_corrupt=config.skip_corrupt,
-        most_images=most_images,
-    )
-    check_sizes(dataset, config)
-    if config.transfer_data is None:
-        return dataset
-    transfer = load_unlabelled(
-        config.transfer_data,
-        dataset,
-        default_cache_dir(),
-        image_size=config.image_size,
-        skip_corrupt=config.skip_corrupt,
-        most_images=most_images,
-    )
-    return dataclasses.replace(dataset, transfer=transfer)
 
 
 def _cores(arch: str, dataset: Dataset) -> int:

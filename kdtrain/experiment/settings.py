@@ -22,6 +22,7 @@ from kdtrain.runtime.limits import (
     MOST_TEACHERS,
     MOST_VIEWS,
 )
+from kdtrain.runtime.oneflow import DEVICES
 from kdtrain.runtime.value_checks import (
     EPOCHS,
     IMAGES,
@@ -36,7 +37,6 @@ from kdtrain.runtime.value_checks import (
 )
 
 MODE_CHOICES = ("teacher", "student_kd", "student", "compare")
-DEVICES = ("auto", "cpu", "cuda")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """The default (highest) learning rate of each optimizer."""
 

@@ -31,7 +31,7 @@ from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
 from kdtrain.store.kept_models import kept_models
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainedTeacher:
     """What teaches a student: a trained network, or several whose probabilities are averaged.
 
@@ -42,6 +42,9 @@ class TrainedTeacher:
 
     members: tuple[TeacherFile, ...]
     weights: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return f"<TrainedTeacher {self.arch} ({', '.join(map(str, self.paths))})>"
 
     @property
     def paths(self) -> tuple[Path, ...]:

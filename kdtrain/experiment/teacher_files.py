@@ -24,6 +24,7 @@ from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalizat
 from kdtrain.experiment.teacher_classes import match_classes
 from kdtrain.models.registry import count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
+from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.runtime.value_checks import channel_values
 from kdtrain.store.card import ModelCard, model_card, read_card
@@ -35,7 +36,7 @@ _PIXELS = Normalization((0.0,), (1 / 255,))  # of a network that takes pixels 0.
 _LARGEST_TABLE = 1 << 31  # bytes of a file of logits
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TeacherFile:
     """One teacher that exists.
 
@@ -58,6 +59,9 @@ class TeacherFile:
     is_table: bool = False
     parameters: int = 0
     multiply_adds: int = 0
+
+    def __repr__(self) -> str:
+        return f"<TeacherFile {short_name(self.arch)} ({self.path})>"
 
 
 def saved_teacher(saved: SavedModel, config: FitConfig, dataset: Dataset) -> TeacherFile:

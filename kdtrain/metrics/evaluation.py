@@ -14,7 +14,7 @@ from kdtrain.metrics.calibration import reliability
 from kdtrain.runtime.slices import in_slices
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """A network's figures on one data set; made by ``Evaluation.from_logits``.
 
@@ -72,6 +72,12 @@ class Evaluation:
             confusion=confusion,
             correct=correct,
         )
+
+    def __str__(self) -> str:
+        return f"accuracy {self.accuracy:.2%}, {self.errors:,} errors in {self.images:,} images"
+
+    def __repr__(self) -> str:
+        return f"<Evaluation {self}>"
 
 
 def _checked(

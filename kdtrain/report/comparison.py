@@ -68,7 +68,7 @@ class EnsembleMember:
     parameters: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelResult:
     """One trained model: figures on the test set, cost and training history.
 
@@ -98,8 +98,11 @@ class ModelResult:
     directory: str | None = None
     members: tuple[EnsembleMember, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<ModelResult {self.model}, seed {self.seed}: {self.test}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ModelSummary:
     """One model over its seeds.
 
@@ -127,6 +130,9 @@ class ModelSummary:
     multiply_adds: int
     arch: str
 
+    def __repr__(self) -> str:
+        return f"<ModelSummary {self.arch}: accuracy {self.accuracy.mean:.2f} %, {self.accuracy.n} models>"
+
 
 @dataclass(frozen=True)
 class OneSeedTest:
@@ -143,7 +149,7 @@ class OneSeedTest:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Difference:
     """A model against a baseline of the same seeds.
 
@@ -168,8 +174,12 @@ class Difference:
     seeds_needed: int | None
     one_seed: OneSeedTest | None
 
+    def __repr__(self) -> str:
+        gain, seeds = f"{self.gain.mean:+.2f} points", f"{len(self.gains)} seed{'s' * (len(self.gains) > 1)}"
+        return f"<Difference {self.model} - {self.baseline}: {gain}, {self.outcome}, {seeds}>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """The figures of a comparison.
 
@@ -195,6 +205,9 @@ class Comparison:
     teacher_lead: TeacherLead | None = None
     recipe: str | None = None
     conditions: Conditions = field(default_factory=Conditions)
+
+    def __repr__(self) -> str:
+        return f"<Comparison {', '.join(self.summaries)}: {len(self.results)} models>"
 
     @property
     def teachers(self) -> tuple[EnsembleMember, ...]:

@@ -54,7 +54,7 @@ class TunedTrial:
     rungs: tuple[RungScore, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TunedModel:
     """The trials of one model.
 
@@ -65,6 +65,9 @@ class TunedModel:
 
     trials: tuple[TunedTrial, ...]
     settings: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<TunedModel {values_text(self.best.values)}, the best of {len(self.trials)} trials>"
 
     @property
     def best(self) -> TunedTrial:
@@ -85,7 +88,7 @@ class TunedModel:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tuning:
     """A search, finished or under way.
 
@@ -110,6 +113,10 @@ class Tuning:
     note: str = ""
     models: Mapping[Model, TunedModel] = field(default_factory=dict)
     finished: bool = False
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "not finished"
+        return f"<Tuning of {', '.join(self.models) or 'no model yet'}, budget {self.budget}, {state}>"
 
 
 def to_json(tuning: Tuning) -> dict[str, Any]:

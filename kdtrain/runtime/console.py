@@ -25,6 +25,9 @@ _LOGGER.addHandler(logging.NullHandler())  # without any handler, Python prints 
 _OFF = logging.CRITICAL + 1
 _bars = True
 
+_TERMINAL_SECONDS = 0.1  # between two drawings of a bar
+_NOTEBOOK_SECONDS = 0.5  # each is a message from a forked process, through the kernel, to a browser
+
 
 class _StderrHandler(logging.Handler):
     """A handler that prints each record as a line above the progress bar.
@@ -150,15 +153,19 @@ def claim_terminal() -> bool:
 
 
 def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
-    """Returns a progress bar that is erased when it is closed, and is not drawn without a terminal."""
+    """Returns a progress bar that is erased when it is closed.
+
+    It is drawn on a terminal and in a notebook only.
+    """
     return tqdm(
         desc=description,
         total=total,
         unit=unit,
         leave=False,
         file=sys.stderr,
-        disable=None if _shows_bars() else True,
+        disable=not (_shows_bars() and (sys.stderr.isatty() or _is_notebook())),
         dynamic_ncols=True,
+        mininterval=_NOTEBOOK_SECONDS if _is_notebook() else _TERMINAL_SECONDS,
     )
 
 
@@ -168,6 +175,11 @@ def with_progress_bar(items: Iterable[T], description: str, total: int, unit: st
         for item in items:
             yield item
             bar.update()
+
+
+def _is_notebook() -> bool:
+    """Returns whether stderr is shown by a notebook, which is no terminal but takes a carriage return."""
+    return type(sys.stderr).__module__ == "ipykernel.iostream"
 
 
 def _shows_bars() -> bool:

@@ -20,13 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.runtime import launch
 from kdtrain.runtime.processor import processor_flags
 from kdtrain.runtime.signals import defer_signals, restore_sigint_handler
 
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
 _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
+
+DEVICES = ("auto", "cpu", "cuda")
+"""The values of ``--device``."""
 
 _OPEN_FILES = 64  # two processes that train together need about 25
 
@@ -142,8 +145,10 @@ def resolve_device(name: str) -> str:
     CUDA is not used before a usable GPU has been found, because OneFlow aborts the process without one.
 
     Raises:
-        UsageError: ``"cuda"`` is given and there is no usable GPU.
+        UsageError: another name, or ``"cuda"`` without a usable GPU, is given.
     """
+    if name not in DEVICES:
+        raise UsageError(f"--device: {unknown_name_message('device', str(name), DEVICES)}")
     if name == "cpu":
         return "cpu"
     obstacle = _gpu_obstacle()

@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from kdtrain.errors import UsageError, clipped
 from kdtrain.runtime.limits import LARGEST_SEED, MOST_EPOCHS, MOST_IMAGES
 
 Check = tuple[Callable[[Any], bool], str]
 """A predicate, and what an error says that the value must be."""
+
+_NAMES = {int: "whole number", float: "number"}
 
 MOST_NUMBER = 1e6
 """The largest learning rate and temperature."""
@@ -23,6 +26,25 @@ def between(low: int, high: int) -> Check:
 def positive(high: float) -> Check:
     """Returns the check of a number above 0 and up to ``high``."""
     return lambda value: 0 < value <= high, f"must be above 0, and at most {high:,.0f}"
+
+
+def check_value(flag: str, value: Any, check: Check, kind: type = int) -> None:
+    """Checks a number.
+
+    Args:
+        flag: the flag, for an error to begin with.
+        value: its value, which Python code may have given.
+        check: what it must be.
+        kind: int for a whole number, float for any.
+
+    Raises:
+        UsageError: the value is no number of this kind, or fails the check.
+    """
+    is_allowed, demand = check
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        raise UsageError(f"{flag} is {clipped(value, repr)}: it must be a {_NAMES[kind]}.")
+    if not is_allowed(value):
+        raise UsageError(f"{flag} is {clipped(value)}: it {demand}.")
 
 
 EPOCHS = between(1, MOST_EPOCHS)

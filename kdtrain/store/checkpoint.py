@@ -43,7 +43,7 @@ _MOST_LISTED = 10  # weights that do not fit, in a message
 _HEADER = "kdtrain"  # a single key, because safetensors does not keep the order of several
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SavedModel:
     """The weights of a file, with their card.
 
@@ -56,6 +56,11 @@ class SavedModel:
     path: Path
     card: ModelCard
     weights: Weights
+
+    def __repr__(self) -> str:
+        values = sum(array.size for array in self.weights.values())
+        network = f"{short_name(self.card.arch)}, {values:,} values, for {self.card.dataset}"
+        return f"<SavedModel {network} ({self.path})>"
 
     def build(self, device: str = "cpu") -> flow.nn.Module:
         """Returns the network with these weights, in evaluation mode.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tomli
 
+from kdtrain import load_data
 from kdtrain.data import fashion
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import DATASETS, FILES
@@ -18,7 +19,6 @@ from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.experiment.epochs import epochs_for_size
-from kdtrain.experiment.loaders import load_data
 from kdtrain.experiment.recipe import RECIPE_SETTINGS, describe_recipe, read_recipe, recipe_for, recipe_names
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.session import Session

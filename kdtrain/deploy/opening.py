@@ -1,4 +1,4 @@
-"""Reading a model and its data set, shared by the commands that use trained models."""
+"""The opening of a trained model and of its data set, for all that uses trained models."""
 
 from __future__ import annotations
 

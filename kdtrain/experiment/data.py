@@ -1,0 +1,88 @@
+"""The data of a command, read as its settings say, and ``load_data`` for Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from kdtrain.data.dataset import Dataset
+from kdtrain.data.datasets import load_dataset
+from kdtrain.data.download import default_cache_dir
+from kdtrain.data.unlabelled import load_unlabelled
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.config_file import new_config
+from kdtrain.experiment.loaders import RunData, check_sizes, prepare
+from kdtrain.experiment.modes import MODES
+from kdtrain.experiment.python_settings import given_settings
+from kdtrain.experiment.recipe import NO_RECIPE
+from kdtrain.runtime.oneflow import resolve_device
+
+_SETTINGS = (
+    *(
+        "mode",
+        "recipe",
+        "dataset",
+        "data_dir",
+        "image_size",
+        "skip_corrupt",
+        "transfer_data",
+        "transfer_share",
+    ),
+    *("val_size", "omit_class", "limit_train", "augment", "teacher_augment", "views", "views_seed"),
+    *("batch_size", "seed", "device"),
+)
+"""Settings of ``kdtrain fit`` that ``load_data`` accepts."""
+
+
+def read_data(config: FitConfig, most_images: int | None = None) -> Dataset:
+    """Returns the data set of a command, after a check of the sizes, with the images of --transfer-data.
+
+    Args:
+        config: configuration of the command.
+        most_images: limit on the images read of a folder; None for all.
+
+    Raises:
+        UsageError: a setting does not fit the data.
+        DataError: files are missing, damaged or inconsistent.
+    """
+    dataset = load_dataset(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+        most_images=most_images,
+    )
+    check_sizes(dataset, config)
+    if config.transfer_data is None:
+        return dataset
+    transfer = load_unlabelled(
+        config.transfer_data,
+        dataset,
+        default_cache_dir(),
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+        most_images=most_images,
+    )
+    return dataclasses.replace(dataset, transfer=transfer)
+
+
+def load_data(**settings: Any) -> RunData:
+    """Returns the loaders that ``kdtrain fit`` uses with these settings.
+
+    Args:
+        settings: any of the settings mode, recipe, dataset, data_dir, image_size, skip_corrupt,
+            transfer_data, transfer_share, val_size, omit_class, limit_train, augment, teacher_augment, views,
+            views_seed, batch_size, seed and device of ``kdtrain fit``, with the same meaning. The mode is
+            student_kd unless it is given, and the recipe none. A setting that is None counts as not given.
+
+    Returns:
+        The loaders ``train``, ``validation`` and ``test``, and the ``dataset`` itself.
+
+    Raises:
+        UsageError: a setting is unknown, or its value is not allowed.
+        DataError: files are missing, damaged or inconsistent.
+    """
+    given = given_settings("load_data", settings, _SETTINGS)
+    config = new_config({"mode": "student_kd", "recipe": NO_RECIPE, **given})
+    network = "student" if config.mode == "compare" else MODES[config.mode].network
+    return prepare(read_data(config), config, network, config.seed, resolve_device(config.device))

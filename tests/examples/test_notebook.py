@@ -1,0 +1,108 @@
+"""examples/notebook, run cell by cell in a kernel of its own, and what a kernel shows of a fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+
+from tests.tools import ROOT
+
+NOTEBOOK = ROOT / "examples" / "notebook" / "kdtrain.ipynb"
+SMALLER = {
+    '"limit_train": 5000, "val_size": 1000, "epochs": 4': '"limit_train": 1000, "val_size": 250, "epochs": 1',
+    "limit_train=5000, val_size=1000": "limit_train=1000, val_size=250",
+    "epochs=4": "epochs=1",
+}
+"""Texts of the notebook, and what they are replaced by to save time."""
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")
+
+
+def text_of(cell: Any, kind: str) -> str:
+    """Returns what a cell printed on a stream, or the text of its last value."""
+    texts = [
+        output["text"] if output["output_type"] == "stream" else output.get("data", {}).get("text/plain", "")
+        for output in cell["outputs"]
+        if kind in (output["output_type"], output.get("name"))
+    ]
+    return "".join(texts)
+
+
+def test_notebook_has_no_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.outputs or cell.execution_count for cell in code] == [None] * len(code)
+
+
+def test_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for many, few in SMALLER.items():
+        assert any(many in cell.source for cell in notebook.cells)
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(many, few)
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    by_source = {cell.source: cell for cell in notebook.cells if cell.cell_type == "code"}
+
+    def cell_with(words: str) -> Any:
+        return next(cell for source, cell in by_source.items() if words in source)
+
+    compared = cell_with("kdtrain.compare(")
+    assert text_of(compared, "execute_result").startswith("<ComparisonRun student_kd - student: ")
+    assert "teacher      1/1  loss " in text_of(compared, "stderr"), "a forked child's lines arrive"
+    assert "\rteacher 1/1:   0%|" in text_of(compared, "stderr"), "and its bars"
+    assert "image/png" in cell_with("comparison.picture").outputs[-1]["data"]
+    assert text_of(cell_with("Curve()"), "execute_result").startswith("[0.")
+    assert "student.int8.onnx" in text_of(cell_with("kdtrain.export("), "execute_result")
+    assert (tmp_path / "prediction.png").is_file()
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(tmp_path))
+    client = manager.blocking_client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
+    yield manager, client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+LONG_FIT = """
+import logging, kdtrain
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+kdtrain.fit("student", recipe="none", limit_train=2000, epochs=1000)
+"""
+
+
+def test_stop_button_ends_a_fit_and_leaves_the_kernel(
+    kernel: tuple[KernelManager, BlockingKernelClient], tmp_path: Path
+) -> None:
+    manager, client = kernel
+    client.execute(LONG_FIT)
+    printed = ""
+    while "  3/1000" not in printed:
+        message = client.get_iopub_msg(timeout=60)
+        printed += message["content"].get("text", "")
+    began = time.monotonic()
+    manager.interrupt_kernel()
+    reply = client.get_shell_msg(timeout=30)["content"]
+    assert time.monotonic() - began < 5
+    assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
+    assert str(tmp_path / "logs/student/version_0") in reply["evalue"]
+    answers: list[str] = []
+    client.execute_interactive(
+        "print(6 * 7)",
+        timeout=30,
+        output_hook=lambda message: answers.append(message["content"].get("text", "")),
+    )
+    assert "42" in "".join(answers)
