@@ -15,7 +15,7 @@ import pytest
 import kdtrain
 from kdtrain import KdtrainError, UsageError, flow
 from kdtrain.data.dataset import Dataset
-from kdtrain.models.teacher_network import Ensemble
+from kdtrain.engine.teacher_network import Ensemble
 from tests.cli.conftest import CallKdtrain, Fitted, run_python, untrained_teacher
 from tests.runs import assert_same_files
 from tests.tools import ROOT
