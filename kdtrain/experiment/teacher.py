@@ -77,6 +77,7 @@ class TrainedTeacher:
             teacher_checkpoint=tuple(member.path for member in files),
             teacher_arch=config.teacher_arch if only is None else only.card.arch,
             teachers=1,
+            teacher_per_seed=False,
         )
 
 
