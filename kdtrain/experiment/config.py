@@ -104,7 +104,11 @@ class FitConfig(Settings):
             teacher_augment=self.augment_for("teacher"),
             augment=self.augment_for("student"),
         )
-        return {name: _plain(value) for name, value in vars(filled).items() if value is not None}
+        values = {name: _plain(value) for name, value in vars(filled).items() if value is not None}
+        paths = values.pop("teacher_checkpoint")
+        if paths:  # one path as a text, as files of earlier versions have it
+            values["teacher_checkpoint"] = paths if len(paths) > 1 else paths[0]
+        return values
 
     def to_toml(self) -> str:
         """Returns the resolved configuration as a file that ``--config`` reads."""

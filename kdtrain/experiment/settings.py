@@ -22,8 +22,8 @@ from kdtrain.runtime.limits import (
     MOST_TEACHERS,
     MOST_VIEWS,
 )
-from kdtrain.runtime.oneflow import DEVICES
 from kdtrain.runtime.value_checks import (
+    DEVICES,
     EPOCHS,
     IMAGES,
     MEANS,
@@ -159,8 +159,8 @@ class Settings:
     teacher_classes: str | None = setting(
         None,
         "the teacher's class for each class of the data, in their order: names or numbers, such as "
-        "cat,dog,7, or a .json file that maps the data's names to the teacher's [classes of the same name, "
-        "or of the same number]",
+        "cat,dog,7, or a .json file that maps the data's names to the teacher's [matched by name, or by "
+        "position where one side has no names]",
         metavar="CLASS,...|FILE",
     )
     allow_poor_teacher: bool = setting(

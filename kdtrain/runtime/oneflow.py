@@ -24,12 +24,10 @@ from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.runtime import launch
 from kdtrain.runtime.processor import processor_flags
 from kdtrain.runtime.signals import defer_signals, restore_sigint_handler
+from kdtrain.runtime.value_checks import DEVICES
 
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
 _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
-
-DEVICES = ("auto", "cpu", "cuda")
-"""The values of ``--device``."""
 
 _OPEN_FILES = 64  # two processes that train together need about 25
 

@@ -47,6 +47,9 @@ def check_value(flag: str, value: Any, check: Check, kind: type = int) -> None:
         raise UsageError(f"{flag} is {clipped(value)}: it {demand}.")
 
 
+DEVICES = ("auto", "cpu", "cuda")
+"""Values of --device."""
+
 EPOCHS = between(1, MOST_EPOCHS)
 IMAGES = between(1, MOST_IMAGES)
 SEED = between(0, LARGEST_SEED)

@@ -22,6 +22,7 @@ from kdtrain.experiment import fit, grid_search
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.grid import choose
 from kdtrain.experiment.loaders import prepare
+from kdtrain.experiment.teacher import member_logits
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import available_cores
@@ -298,6 +299,7 @@ def test_the_test_set_is_read_once_per_model_and_after_every_choice(
         return wrapper
 
     monkeypatch.setattr(fit, "predict_logits", logged("test", predict_logits))
+    monkeypatch.setattr(fit, "member_logits", logged("test", member_logits))
     monkeypatch.setattr(grid_search, "choose", logged("choose", choose))
     flags = (*fitted.flags, "--teacher-checkpoint", fitted.model("teacher"), "--epochs", "1")
     finished = call_kdtrain("fit", "--mode", "compare", *flags, "--grid", "temperature=2,8", cwd=tmp_path)

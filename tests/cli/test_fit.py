@@ -149,7 +149,7 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
     # The run says which teacher taught it.
     config = tomli.loads((tmp_path / "logs/student_kd/version_0/config.toml").read_text())
     with_teacher = tmp_path / "logs/student_kd/version_0/teacher/checkpoints/best.safetensors"
-    assert config["teacher_checkpoint"] == [str(with_teacher)]
+    assert config["teacher_checkpoint"] == str(with_teacher)
 
 
 @pytest.mark.parametrize("mode", ["student_kd", "compare"])

@@ -208,7 +208,8 @@ def test_a_given_teacher_of_other_data_is_said_to_be_one(
 ) -> None:
     teacher = untrained_teacher(tmp_path / "t.safetensors", mnist, "hinton_800")
     words = ("fit", "--mode", "student_kd", "--data-dir", digits, "--teacher-checkpoint", teacher)
-    note, *_ = notes(call_kdtrain(*words, *QUICK, cwd=tmp_path))
+    form, note, *_ = notes(call_kdtrain(*words, *QUICK, cwd=tmp_path))
+    assert "it gets the students' images in this form" in form
     for word in (str(teacher), "mnist", "digits"):
         assert word in note
 

@@ -17,7 +17,7 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.single import run_single
-from kdtrain.experiment.teacher import trained_here
+from kdtrain.experiment.teacher import find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import FILE, measure_lead
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import SavedModel, load_model
@@ -217,8 +217,9 @@ def test_the_data_sets_own_validation_images_are_the_held_out_images(
 def test_the_students_weights_are_those_without_the_measurement(
     code: Path, digits: Path, teacher: SavedModel, tmp_path: Path
 ) -> None:
-    session = session_of(code, digits, teacher_checkpoint=teacher.path)
-    spec = FitSpec("student_kd", session.config.seed, tmp_path / "alone", trained_here(teacher))
+    session = session_of(code, digits, teacher_checkpoint=(teacher.path,))
+    found = find_teacher(session.config, session.dataset)
+    spec = FitSpec("student_kd", session.config.seed, tmp_path / "alone", found)
     [alone] = session.run([session.fit_job(spec)])
     measured = run_single(session)
     assert measured.directory is not None

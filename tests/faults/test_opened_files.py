@@ -168,7 +168,7 @@ def test_every_file_is_opened_in_one_place() -> None:
         "kdtrain/runtime/processor.py",
         "kdtrain/runtime/watchdog.py",
         # what kdtrain has just written:
-        "kdtrain/cli/fit.py",
+        "kdtrain/experiment/comparison_run.py",
         "kdtrain/experiment/fit.py",
         "kdtrain/experiment/trial.py",
     }

@@ -20,6 +20,7 @@ from kdtrain.report.page.charts import Axis, curves, differences, reliability_ch
 from kdtrain.report.page.confusion import confusions
 
 numbers = st.floats(-1e6, 1e6)
+TEACHERS = ((Path("a teacher's file"),), (Path("t.safetensors"), Path("u.onnx")))
 
 
 def history(*errors: float) -> list[dict[str, float]]:
@@ -138,7 +139,7 @@ fit_settings = st.fixed_dictionaries(
         "alpha": st.floats(0, 1),
         "augment": st.sampled_from(("none", "shift=2", "shift=1,flip")),
         "teacher_augment": st.sampled_from(("none", "shift=2")),
-        "teacher_checkpoint": st.sampled_from((Path("a teacher's file"), Path("t.safetensors"))),
+        "teacher_checkpoint": st.sampled_from(TEACHERS),
         "plugin": st.lists(st.sampled_from(("ema", "my plugin.py:Mine,every=2")), max_size=2).map(tuple),
         "skip_corrupt": st.booleans(),
         "seeds": st.integers(1, 5),
