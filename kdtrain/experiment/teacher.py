@@ -15,6 +15,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import Ensemble, GivenLogits, Logits, mean_logits, members_of
+from kdtrain.errors import CheckpointError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
 from kdtrain.experiment.teacher_files import (
@@ -29,6 +30,13 @@ from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import ModelCard, model_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
 from kdtrain.store.kept_models import kept_models
+
+_FRAMEWORKS = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt"), "PyTorch"),
+    **dict.fromkeys((".keras", ".h5"), "Keras"),
+    **dict.fromkeys((".pb", ".tflite"), "TensorFlow"),
+}
+"""The frameworks whose own files have these suffixes."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -215,6 +223,16 @@ def _training(epochs: int, images: int) -> str:
 
 
 def _load(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
-    """Returns the teacher in a file, whose name tells its kind."""
+    """Returns the teacher in a file, whose name tells its kind.
+
+    Raises:
+        CheckpointError: the file is another framework's own, or cannot be used.
+    """
+    framework = _FRAMEWORKS.get(path.suffix.lower())
+    if framework is not None and path.is_file():
+        raise CheckpointError(
+            f"{path} is a file of {framework}: export the network there as ONNX, and give the .onnx file "
+            "(docs/teachers.md shows how)."
+        )
     load = load_onnx_teacher if path.suffix.lower() == ".onnx" else load_saved_teacher
     return load(path, config, dataset)

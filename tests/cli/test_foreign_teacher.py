@@ -269,3 +269,13 @@ def test_settings_of_teachers_that_contradict_each_other_are_refused(
     }
     with pytest.raises(UsageError, match=reason):
         FitConfig(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "framework"), [("net.pt", "PyTorch"), ("net.keras", "Keras")])
+def test_a_framework_s_own_file_is_to_be_exported(
+    name: str, framework: str, mnist: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match=rf"is a file of {framework}: export the network there as ONNX"):
+        find_teacher(FitConfig("student_kd", teacher_checkpoint=(path,)), mnist)
