@@ -73,7 +73,7 @@ class DistillationCallback(Callback):
         temperature: float = 4.0,
         alpha: float = 0.9,
         *,
-        cache_directory: Path | None = None,
+        cache_directory: Path | str | None = None,
     ) -> None:
         if not 0.0 < temperature < float("inf"):
             raise UsageError(f"temperature {temperature}: it must be above 0.")
@@ -82,7 +82,7 @@ class DistillationCallback(Callback):
         self.network = teacher
         self.temperature = temperature
         self.alpha = alpha
-        self.cache_directory = cache_directory
+        self.cache_directory = None if cache_directory is None else Path(cache_directory)
         self._fingerprint = ""
 
     def configure(self, objective: Objective) -> Objective:

@@ -186,7 +186,8 @@ class Trainer:
 
         Args:
             loader: the images.
-            network: the network; the trainer's model by default.
+            network: the network; by default the trainer's own, which has the weights of the last step. The
+                best ones are in the file that ``Checkpoint`` writes.
 
         Returns:
             ``eval/accuracy``, a fraction, and ``eval/cross_entropy``, in nats per image.

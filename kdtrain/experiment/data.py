@@ -17,19 +17,10 @@ from kdtrain.experiment.python_settings import given_settings
 from kdtrain.experiment.recipe import NO_RECIPE
 from kdtrain.runtime.oneflow import resolve_device
 
-_SETTINGS = (
-    *(
-        "mode",
-        "recipe",
-        "dataset",
-        "data_dir",
-        "image_size",
-        "skip_corrupt",
-        "transfer_data",
-        "transfer_share",
-    ),
-    *("val_size", "omit_class", "limit_train", "augment", "teacher_augment", "views", "views_seed"),
-    *("batch_size", "seed", "device"),
+DATA_SETTINGS = (
+    *("mode", "recipe", "dataset", "data_dir", "image_size", "skip_corrupt", "transfer_data"),
+    *("transfer_share", "val_size", "omit_class", "limit_train", "seed"),
+    *("augment", "teacher_augment", "views", "views_seed", "batch_size", "device"),
 )
 """Settings of ``kdtrain fit`` that ``load_data`` accepts."""
 
@@ -82,7 +73,7 @@ def load_data(**settings: Any) -> RunData:
         UsageError: a setting is unknown, or its value is not allowed.
         DataError: files are missing, damaged or inconsistent.
     """
-    given = given_settings("load_data", settings, _SETTINGS)
+    given = given_settings("load_data", settings, DATA_SETTINGS)
     config = new_config({"mode": "student_kd", "recipe": NO_RECIPE, **given})
     network = "student" if config.mode == "compare" else MODES[config.mode].network
     return prepare(read_data(config), config, network, config.seed, resolve_device(config.device))

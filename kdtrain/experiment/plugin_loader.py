@@ -41,6 +41,9 @@ class PluginInfo:
 def load_plugin(spec: str) -> Callback:
     """Returns the callback that ``NAME[,key=value...]`` or ``FILE.py:CLASS[,key=value...]`` describes.
 
+    Args:
+        spec: what ``--plugin`` takes, such as ``"dkd,beta=2"``.
+
     Raises:
         UsageError: the plugin or an argument is unknown, or its constructor raises.
         KdtrainError: it cannot be imported.

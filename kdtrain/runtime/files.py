@@ -55,7 +55,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` as UTF-8, as ``write_bytes`` does."""
+    """Writes a text file whole: under a temporary name, flushed to disk, and renamed.
+
+    Args:
+        path: the file; an existing one is replaced.
+        text: the content, which is written as UTF-8.
+    """
     write_bytes(path, text.encode("utf-8"))
 
 

@@ -64,7 +64,11 @@ def _too_large(path: Path, size: int, most: int) -> OSError:
 
 
 def read_text(path: Path, most: int) -> str:
-    """Returns the UTF-8 text of a regular file of at most ``most`` bytes.
+    """Returns the UTF-8 text of a regular file.
+
+    Args:
+        path: the file.
+        most: the largest size, in bytes.
 
     Raises:
         OSError: it cannot be opened, is no regular file, or is larger.

@@ -78,7 +78,13 @@ class ModelCard:
 
 
 def model_card(mode: str, arch: str, dataset: Dataset) -> ModelCard:
-    """Returns the card of a network that is trained on ``dataset``."""
+    """Returns the card of a network that is trained on ``dataset``.
+
+    Args:
+        mode: teacher, student_kd or student.
+        arch: the network's architecture, as ``build_model`` takes it.
+        dataset: the data set.
+    """
     return ModelCard(
         mode=mode,
         arch=absolute_name(arch),
