@@ -60,7 +60,11 @@ def test_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert "teacher      1/1  loss " in text_of(compared, "stderr"), "a forked child's lines arrive"
     assert "\rteacher 1/1:   0%|" in text_of(compared, "stderr"), "and its bars"
     assert "image/png" in cell_with("comparison.picture").outputs[-1]["data"]
-    assert text_of(cell_with("Curve()"), "execute_result").startswith("[0.")
+    assert text_of(cell_with("distil("), "execute_result").startswith("[0.")
+    assert "the same figures again: True" in text_of(cell_with("distil("), "stdout")
+    assert "\rteacher's soft labels:   0%|" in text_of(cell_with("distil("), "stderr")
+    assert list((tmp_path / "logs/first").glob("events.*"))
+    assert "load_plugin" in text_of(cell_with("dir(kdtrain)"), "execute_result")
     assert "student.int8.onnx" in text_of(cell_with("kdtrain.export("), "execute_result")
     assert (tmp_path / "prediction.png").is_file()
 
