@@ -18,7 +18,7 @@ from kdtrain.cli.output import Output
 from kdtrain.deploy.opening import open_model
 from kdtrain.errors import UsageError
 from kdtrain.experiment.comparison_run import picture_path
-from kdtrain.experiment.find_model import find_model
+from kdtrain.experiment.find_model import find_model, model_in
 from kdtrain.experiment.infer import (
     FailedImage,
     Prediction,
@@ -74,7 +74,8 @@ def _check_pictures(options: argparse.Namespace) -> None:
 
 
 def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Prediction | FailedImage]:
-    path = find_model(
+    find = model_in if options.checkpoint is None else find_model
+    path = find(
         options.checkpoint or options.model_save_dir,
         options.model_type,
         arch=options.arch,

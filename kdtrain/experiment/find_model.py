@@ -28,13 +28,27 @@ def find_model(
     dataset: str | None = None,
     data_dir: Path | None = None,
 ) -> Path:
-    """Returns a model's file, or its directory if ``oneflow.save`` wrote it.
+    """Returns a model's file or directory as it is, and for a folder of models ``model_in`` it."""
+    if not os.path.isdir(path) or is_oneflow_directory(path):
+        return path
+    return model_in(path, mode, arch=arch, dataset=dataset, data_dir=data_dir)
 
-    In a folder of models, it is the model of this mode; of several, the first that fits the other
-    arguments best. A message names it then.
+
+def model_in(
+    folder: Path,
+    mode: str,
+    *,
+    arch: str | None = None,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+) -> Path:
+    """Returns the model of a mode in a folder: a file, or a directory that ``oneflow.save`` wrote.
+
+    Files named after the mode come before others whose card has it. Of several, it is the first that
+    fits the other arguments best, and a message names it.
 
     Args:
-        path: a model's file or directory, which is returned as it is, or a folder of models.
+        folder: the folder.
         mode: teacher, student or student_kd.
         arch: the architecture that is preferred.
         dataset: the data that are preferred.
@@ -43,11 +57,7 @@ def find_model(
     Raises:
         CheckpointError: the folder has no model of this mode.
     """
-    if not os.path.isdir(path) or is_oneflow_directory(path):
-        return path
-    paths = kept_models(path, mode)
-    if not paths:
-        return _other_kind(path, mode)
+    paths = kept_models(folder, mode) or _of_oneflow_or_onnx(folder, mode) or _by_card(folder, mode)
     if len(paths) == 1:
         return paths[0]
     cards: dict[Path, ModelCard] = {path: load_card(path) for path in paths}
@@ -65,32 +75,43 @@ def find_model(
     return chosen
 
 
-def _other_kind(folder: Path, mode: str) -> Path:
-    """Returns a model of the mode that is no kept checkpoint: a directory of OneFlow's, or an ONNX file."""
-    for name in (mode, f"{mode}.onnx"):
-        path = folder / name
-        if is_oneflow_directory(path) or (path.suffix == ".onnx" and path.is_file()):
-            return path
-    models = _models_in(folder)
-    listed = ", ".join(f"{path.name} ({kind})" if kind else path.name for path, kind in models[:_MOST_LISTED])
-    more = f" and {len(models) - _MOST_LISTED} more" if len(models) > _MOST_LISTED else ""
-    content = (
-        f"The folder has {listed}{more}: choose with --model-type or --checkpoint"
-        if models
-        else (f"Train one with `kdtrain fit --mode {mode}`, or name a file with --checkpoint")
+def _of_oneflow_or_onnx(folder: Path, mode: str) -> list[Path]:
+    """Returns the directory of OneFlow's, or else the ONNX file, that is named after a mode."""
+    directory, file = folder / mode, folder / f"{mode}.onnx"
+    if is_oneflow_directory(directory):
+        return [directory]
+    return [file] if file.is_file() else []
+
+
+def _by_card(folder: Path, mode: str) -> list[Path]:
+    """Returns the checkpoints whose card has a mode.
+
+    Raises:
+        CheckpointError: there is none; the text lists what the folder has.
+    """
+    modes = _modes_in(folder)
+    paths = [path for path, kind in modes.items() if kind == mode]
+    if paths:
+        return paths
+    texts = [f"{path.name} ({kind})" if kind else path.name for path, kind in modes.items()]
+    more = f" and {len(texts) - _MOST_LISTED} more" if len(texts) > _MOST_LISTED else ""
+    listed = (
+        f"The folder has {', '.join(texts[:_MOST_LISTED])}{more}: choose with --model-type or --checkpoint"
     )
-    raise CheckpointError(f"there is no {mode} model in {missing_path_text(folder)}. {content}.")
+    remedy = f"Train one with `kdtrain fit --mode {mode}`, or name a file with --checkpoint"
+    raise CheckpointError(
+        f"there is no {mode} model in {missing_path_text(folder)}. {listed if texts else remedy}."
+    )
 
 
-def _models_in(folder: Path) -> list[tuple[Path, str]]:
-    """Returns the models of a folder in order of name, each with its mode, which is "" if unknown."""
-    models = []
-    for path in sorted(folder.iterdir()):
-        if is_oneflow_directory(path):
-            models.append((path, "of oneflow.save"))
-        elif path.suffix in (".safetensors", ".onnx"):
-            models.append((path, ""))
-            if path.suffix == ".safetensors" and len(models) <= _MOST_LISTED:
-                with contextlib.suppress(CheckpointError):
-                    models[-1] = (path, load_card(path).mode)
-    return models
+def _modes_in(folder: Path) -> dict[Path, str]:
+    """Returns the mode of each model in a folder, in order of name; "" where it is unknown."""
+    modes = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix == ".onnx" or is_oneflow_directory(path):
+            modes[path] = ""
+        elif path.suffix == ".safetensors":
+            modes[path] = ""
+            with contextlib.suppress(CheckpointError):
+                modes[path] = load_card(path).mode
+    return modes
