@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from kdtrain.data.dataset import Dataset
@@ -15,7 +16,7 @@ SURE = np.array([9.0, *[0.0] * 9])
 USUAL = (280, 280)
 
 
-def bars(*places: tuple[slice, slice]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def bars(*places: tuple[slice, slice]) -> npt.NDArray[np.uint8]:
     """Returns an image, (1, 28, 28), with ink in these places."""
     image = np.zeros((1, 28, 28), np.uint8)
     for place in places:
@@ -33,7 +34,7 @@ DASH = bars((slice(12, 16), slice(4, 24)))
 @pytest.mark.parametrize(
     ("image", "reason"), [(ELEVEN, "two parts side by side"), (DASH, "much wider than high")]
 )
-def test_ink_that_no_digit_has_is_doubted(card: ModelCard, image: np.ndarray, reason: str) -> None:
+def test_ink_that_no_digit_has_is_doubted(card: ModelCard, image: npt.NDArray[np.uint8], reason: str) -> None:
     warning = doubt(card, image, SURE, USUAL)
     assert warning is not None
     assert warning.startswith("Probably no single digit: ")
@@ -41,16 +42,16 @@ def test_ink_that_no_digit_has_is_doubted(card: ModelCard, image: np.ndarray, re
 
 
 @pytest.mark.parametrize("image", [ONE, WITH_A_SPECK, FIVE_WITH_A_BAR_OF_ITS_OWN, bars()])
-def test_ink_of_a_digit_is_not_doubted(card: ModelCard, image: np.ndarray) -> None:
+def test_ink_of_a_digit_is_not_doubted(card: ModelCard, image: npt.NDArray[np.uint8]) -> None:
     assert doubt(card, image, SURE, USUAL) is None
 
 
 def test_an_improbable_class_is_doubted(card: ModelCard) -> None:
     for probability, doubted in ((0.55, True), (0.65, False)):
-        logits = np.log(np.array([probability, *[(1 - probability) / 9] * 9]))
+        logits = np.log(np.array([probability, *[(1 - probability) / 9] * 9], np.float64))
         warning = doubt(card, ONE, logits, USUAL)
         assert (warning is not None) is doubted
-    assert doubt(card, ONE, 0 * SURE, USUAL) == (
+    assert doubt(card, ONE, np.zeros(10), USUAL) == (
         "Probably no single digit: the most probable class has only 10.0%."
     )
 
@@ -66,7 +67,7 @@ def test_an_image_of_less_than_half_the_size_is_doubted_by_any_model(card: Model
 
 def test_other_models_have_no_rules_for_digits(card: ModelCard) -> None:
     for other in ({"dataset": "folder:pets"}, {"classes": ("coat", *"123456789")}):
-        assert doubt(dataclasses.replace(card, **other), ELEVEN, 0 * SURE, USUAL) is None  # type: ignore[arg-type]
+        assert doubt(dataclasses.replace(card, **other), ELEVEN, np.zeros(10), USUAL) is None
 
 
 def test_digits_are_seldom_doubted(card: ModelCard, mnist: Dataset) -> None:

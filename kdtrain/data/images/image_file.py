@@ -168,13 +168,18 @@ def _band_to_grey(image: Image.Image, low: float, high: float, paper: str) -> Im
     return on_paper(image, paper).convert("L")
 
 
+def _is_transparent(image: Image.Image) -> bool:
+    """Returns whether an image may have transparent parts; grey of 16 bits and more is taken as it is."""
+    return image.has_transparency_data and not image.mode.startswith(("I", "F"))
+
+
 def paper_of(image: Image.Image) -> str:
     """Returns the paper for a drawing's transparent parts on which its ink is visible: white or black.
 
     The paper is black for light ink: if nearly all visible pixels are light, and a tenth of the image or
     more is transparent. Where less is transparent, the image shows paper of its own.
     """
-    if not image.has_transparency_data:
+    if not _is_transparent(image):
         return "white"
     visible = np.zeros(256)
     for _, band in _bands(image):
@@ -187,7 +192,7 @@ def paper_of(image: Image.Image) -> str:
 
 def on_paper(image: Image.Image, colour: str = "white") -> Image.Image:
     """Returns an image on paper of this colour where it is transparent."""
-    if not image.has_transparency_data:
+    if not _is_transparent(image):
         return image
     colours = image.convert("RGBA")
     paper = Image.new("RGBA", image.size, colour)
