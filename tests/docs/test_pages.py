@@ -189,11 +189,13 @@ def test_each_replaced_text_is_on_a_page() -> None:
     assert [text for text in LESS if text not in pages] == []
 
 
-def test_python_in_the_readme_distils_a_student(mnist: Dataset, tmp_path: Path) -> None:
-    (block,) = blocks(README, "python")
+def test_loop_of_the_python_page_distils_a_student(mnist: Dataset, tmp_path: Path) -> None:
+    block = files(DOCS / "api.md")["own_loop.py"]
     (tmp_path / "logs/models").mkdir(parents=True)
     untrained_teacher(tmp_path / "logs/models/teacher.safetensors", mnist, "hinton_800")
-    small = block.replace("seed=0", "seed=0, limit_train=2560, val_size=256").replace("epochs=5", "epochs=2")
+    small = block.replace('mnist", ', 'mnist", limit_train=2560, val_size=256, ').replace(
+        "epochs=5", "epochs=2"
+    )
     assert small.count("2560") == small.count("epochs=2") == 1
     finished = run(sys.executable, "-W", "error", "-c", small, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
