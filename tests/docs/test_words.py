@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from kdtrain import Batch, BatchEnd, EpochEnd, EvalEnd, FitEnd, Output, Run, Status
-from kdtrain.cli.parser import COMMANDS
-from tests.documents import DOCS, README, text_of
+from kdtrain.cli.parser import COMMANDS, command_parser
+from tests.documents import DOCS, README, blocks, text_of
 from tests.tools import ROOT
 
 MOST_WORDS = 600
@@ -75,6 +76,15 @@ def test_messages_of_the_troubleshooting_page_are_the_code_s() -> None:
 def test_every_command_has_a_row() -> None:
     rows = re.findall(r"^\| `kdtrain (\w+)` \|", text_of(COMMAND_PAGE), re.MULTILINE)
     assert set(COMMANDS) <= set(rows)
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_commands_that_are_shown_are_understood(page: Path) -> None:
+    """Those in ``sh`` blocks are run by test_pages.py; the others are only parsed."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    for program, *words in (shlex.split(line, comments=True) for line in lines if line.strip()):
+        if program == "scripts/kdtrain":
+            command_parser(words[0]).parse_args(words[1 : words.index(">") if ">" in words else None])
 
 
 def test_glossary_is_in_order_and_says_something_of_each_term() -> None:
