@@ -78,10 +78,15 @@ def test_every_command_has_a_row() -> None:
     assert set(COMMANDS) <= set(rows)
 
 
+def joined(block: str) -> str:
+    """Returns a block with each command on one line."""
+    return block.replace("\\\n", " ")
+
+
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_commands_that_are_shown_are_understood(page: Path) -> None:
     """Those in ``sh`` blocks are run by test_pages.py; the others are only parsed."""
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    lines = [line for block in blocks(page, "bash") for line in joined(block).splitlines()]
     for program, *words in (shlex.split(line, comments=True) for line in lines if line.strip()):
         if program == "scripts/kdtrain":
             command_parser(words[0]).parse_args(words[1 : words.index(">") if ">" in words else None])
