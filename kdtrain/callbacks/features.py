@@ -44,7 +44,7 @@ class FeatureMethod(NeedsTeacher):
 
     Attributes:
         student_layer: the layer of the student; from ``configure`` on, the chosen one.
-        teacher_layer: the layer of the teacher, likewise.
+        teacher_layer: the layer of the teacher; from ``configure`` on, the chosen one.
     """
 
     _asked: tuple[str, str] | None = None

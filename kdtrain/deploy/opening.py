@@ -77,7 +77,7 @@ def open_data(
     if dataset is None and name not in BUILT_IN:
         if data_dir is None:
             flag = (
-                f"name them with --dataset {shlex.quote(name)}"
+                f"name these data with --dataset {shlex.quote(name)}"
                 if ":" in name
                 else "name their folder with --data-dir"
             )

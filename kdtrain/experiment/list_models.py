@@ -23,7 +23,8 @@ class NetworkInfo:
     Attributes:
         arch: its architecture.
         parameters: number of trainable values; None if it cannot be built.
-        multiply_adds: multiply-adds of its linear layers and convolutions for one image; None likewise.
+        multiply_adds: multiply-adds of its linear layers and convolutions for one image; None if it cannot be
+            built.
         error: the reason why it cannot be built for these images; None if it can.
     """
 

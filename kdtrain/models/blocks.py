@@ -24,7 +24,7 @@ def _activated(relu: flow.nn.Module, layer: flow.nn.Module, x: flow.Tensor) -> f
 
 
 def _sum(relu: flow.nn.Module, x: flow.Tensor, shortcut: flow.Tensor) -> flow.Tensor:
-    """Returns ``relu(x + shortcut)``, likewise."""
+    """Returns ``relu(x + shortcut)``, computed at once unless a hook watches the ReLU or it is no ReLU."""
     return add(x, shortcut, relu=True) if is_plain_relu(relu) else relu(add(x, shortcut))
 
 

@@ -223,7 +223,7 @@ class BatchNormalization(Kernel):
             scale: (C,), as are the others.
             shift: added to the products.
             mean: filled if it is that of the images.
-            variance: likewise; over N * H * W, not one less.
+            variance: filled if it is that of the images; over N * H * W, not one less.
         """
         y, workspace = new_array(self.shape), [np.empty(size, np.uint8) for size in self._kept]
         self._forward(x, y, shift, scale, mean, variance, *workspace)

@@ -23,8 +23,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import HOOKS, Callback
 from kdtrain.experiment.plugin_loader import GROUP, load_plugin
 from kdtrain.models.registry import ARCHITECTURES
-from kdtrain.store.checkpoint import load_model
-from tests.cli.conftest import CallKdtrain, Finished, run, untrained_teacher
+from tests.cli.conftest import CallKdtrain, Finished, run
 from tests.deploy.serve.conftest import serve
 from tests.documents import DOCS, README, blocks, commands, files, text_of
 from tests.runs import count_points, metrics
@@ -187,20 +186,6 @@ def test_commands_work_one_after_another(
 def test_each_replaced_text_is_on_a_page() -> None:
     pages = "".join(map(text_of, WITH_COMMANDS))
     assert [text for text in LESS if text not in pages] == []
-
-
-def test_python_in_the_readme_distils_a_student(mnist: Dataset, tmp_path: Path) -> None:
-    (block,) = blocks(README, "python")
-    (tmp_path / "logs/models").mkdir(parents=True)
-    untrained_teacher(tmp_path / "logs/models/teacher.safetensors", mnist, "hinton_800")
-    small = block.replace("seed=0", "seed=0, limit_train=2560, val_size=256").replace("epochs=5", "epochs=2")
-    assert small.count("2560") == small.count("epochs=2") == 1
-    finished = run(sys.executable, "-W", "error", "-c", small, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    printed = re.search(r"\{'eval/accuracy': ([\d.]+), 'eval/cross_entropy': [\d.]+\}\n$", finished.stdout)
-    assert printed is not None
-    assert float(printed[1]) > 0.5
-    assert load_model(tmp_path / "logs/notebook/checkpoints/best.safetensors").card.arch == "student_mlp"
 
 
 def test_page_of_networks_names_them_all() -> None:
