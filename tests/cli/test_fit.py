@@ -56,7 +56,7 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     assert (result["status"], result["reason"], result["epochs"]) == ("completed", None, 3)
     assert result["steps"] == rows[-1]["step"] == 3 * 19  # 1,200 images in batches of 64
     assert (result["mode"], result["seed"]) == (mode, 0)
-    best = max(rows, key=lambda row: (row["eval/accuracy"], row["epoch"]))
+    best = max(rows, key=lambda row: (row["val/accuracy"], row["epoch"]))
     assert result["best"] == {name: best[name] for name in result["best"]}
     assert load_tensors(run / "checkpoints/last.safetensors")[1]["end"]["epoch"] == 3
 
@@ -213,11 +213,11 @@ def test_early_stopping_ends_the_run_and_says_why(
     assert finished.returncode == 0
     run = tmp_path / "logs/student/version_0"
     result = read_result(run)
-    accuracies = [row["eval/accuracy"] for row in metrics(run)]
+    accuracies = [row["val/accuracy"] for row in metrics(run)]
     assert result["status"] == "stopped"
     assert result["epochs"] == len(accuracies) < 40
     assert accuracies[-1] <= max(accuracies[:-1])
-    assert "eval/accuracy" in result["reason"]
+    assert "val/accuracy" in result["reason"]
     assert f"{max(accuracies):.4f}" in result["reason"]
     *_, last = finished.stderr.splitlines()
     assert last.startswith("student: ")

@@ -31,7 +31,7 @@ def best_of(run: Path) -> bytes:
 
 def accuracy_of(run: Path) -> str:
     """Returns the best held-out accuracy of a run, as it is printed."""
-    return f"{read_result(run)['best']['eval/accuracy']:.2%}"
+    return f"{read_result(run)['best']['val/accuracy']:.2%}"
 
 
 def assert_note_compares_runs(note: str, folder: Path, version: int = 1) -> None:
