@@ -13,6 +13,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model, load_tensors
+from kdtrain.store.metrics_file import read_metrics
 from tests.cli.conftest import EPOCH, LOGDIR, MODES, CallKdtrain, Fitted, assert_explained, untrained_teacher
 from tests.runs import metrics
 from tests.tools import files_in, read_result
