@@ -41,7 +41,7 @@ class TensorBoard(EventFileObserver):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Writes the evaluation against the same steps."""
-        evaluation = {name: value for name, value in event.metrics.items() if name.startswith("eval/")}
+        evaluation = {name: value for name, value in event.metrics.items() if name.startswith("val/")}
         self.add_scalars(evaluation, event.step)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:

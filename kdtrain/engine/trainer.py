@@ -21,6 +21,7 @@ from kdtrain.engine.resume import FitState
 from kdtrain.engine.run import FitProgress, Run
 from kdtrain.errors import error_text
 from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.metrics.names import Metrics
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.seeds import derive_seed
@@ -157,7 +158,8 @@ class Trainer:
             losses_of_epoch, trained = _mean_losses(seen, sizes), time.perf_counter()
             run.train.ranks.average_buffers(self.model)
 
-            metrics = MappingProxyType({**self.evaluate(run.validation, run.evaluated), **losses_of_epoch})
+            evaluation = Metrics(self.evaluate(run.validation, run.evaluated))
+            metrics = Metrics({**evaluation.on_held_out_images(), **losses_of_epoch})
             seconds = time.perf_counter() - trained
             self.callbacks.emit("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
 
@@ -179,7 +181,7 @@ class Trainer:
         run.objective.constrain()
         return batch_losses
 
-    def evaluate(self, loader: Loader, network: flow.nn.Module | None = None) -> dict[str, float]:
+    def evaluate(self, loader: Loader, network: flow.nn.Module | None = None) -> Mapping[str, float]:
         """Evaluates a network on all images of ``loader``.
 
         The metrics measure the task, whatever the objective is, so that runs can be compared.
@@ -190,11 +192,11 @@ class Trainer:
                 best ones are in the file that ``Checkpoint`` writes.
 
         Returns:
-            ``eval/accuracy``, a fraction, and ``eval/cross_entropy``, in nats per image.
+            ``accuracy``, a fraction, and ``cross_entropy``, in nats per image.
         """
         logits = predict_logits(self.model if network is None else network, loader)
         evaluation = Evaluation.from_logits(logits, loader.targets)
-        return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
+        return Metrics({"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy})
 
     def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:
         """Calls ``on_fit_end`` of the callbacks that were started."""

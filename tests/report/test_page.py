@@ -143,8 +143,10 @@ def test_every_figure_is_that_of_compare_json(case: str, request: pytest.Fixture
             assert f"differences/{number}/gains/{pair}/percentage_points" in shown
     for number, row in enumerate(figures["results"]):
         assert (f"results/{number}/test_errors" in shown) == (row["model"] != "teacher")
-    assert figures["verdict"] in made.page.source.replace("&#39;", "'")
-    assert figures["gap"] in made.page.source.replace("&#39;", "'")
+    source = made.page.source.replace("&#39;", "'")
+    assert "`" not in source
+    for name in ("headline", "verdict", "gap"):
+        assert re.sub("`([^`]*)`", r"<code>\1</code>", figures[name]) in source
 
 
 def test_interval_of_one_seed_is_that_of_its_pair(one_seed: Compared, compared: Compared) -> None:
