@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from tqdm import tqdm
-
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.engine.run import Run
-from kdtrain.runtime.console import progress_bar
+from kdtrain.runtime import time_left
+from kdtrain.runtime.console import is_drawn_by_parent, progress_bar
+from kdtrain.runtime.screen import Bar
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +19,19 @@ _REFRESH_STEPS = 20
 class Progress(Callback):
     """Shows a bar over the steps of each epoch on a terminal, and prints one line per epoch everywhere.
 
+    The line ends with the time that the whole command still takes, unless a line under the bars shows it.
+
     Args:
         name: name of the network in the lines, such as ``student``.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._bar: tqdm[None] | None = None
+        self._bar: Bar | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        """Starts the clock of the first epoch."""
+        time_left.note_begin(run.epoch)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Moves the bar; shows the loss every few steps."""
@@ -38,18 +44,25 @@ class Progress(Callback):
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Prints the epoch's line, short enough for a terminal of 80 columns."""
         self._close()
+        time_left.note_epoch()
+        left = "" if is_drawn_by_parent() else time_left.fit_text()
         width = len(str(run.epochs))
         logger.info(
             f"{self.name:<12} {event.epoch:>{width}}/{run.epochs}"
             f"  loss {event.metrics['loss/total']:.4f}"
             f"  accuracy {event.metrics['eval/accuracy']:.2%}"
             f"  cross-entropy {event.metrics['eval/cross_entropy']:.4f}"
-            f"  {event.seconds + event.eval_seconds:.1f} s"
+            f"  {event.seconds + event.eval_seconds:.1f} s{left and f'  {left}'}"
+        )
+        logger.debug(
+            f"{self.name}: {event.images_per_second:,.0f} images/s, learning rate {event.learning_rate:.3g}, "
+            f"evaluation {event.eval_seconds:.1f} s"
         )
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Removes the bar; prints why a fit was stopped. The caller prints errors."""
         self._close()
+        time_left.note_end()
         if event.status is Status.STOPPED:
             logger.info(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")
 

@@ -153,6 +153,7 @@ def file_results(model: TestedModel, directory: Path, config: FitConfig) -> None
     path = directory / "result.json"
     result = json.loads(read_text(path, _LARGEST)) | {
         "mode": model.mode,
+        **({} if config.name is None else {"name": config.name}),
         "seed": model.seed,
         "parameters": model.parameters,
         "best": model.saved.card.metrics,
