@@ -106,7 +106,7 @@ def _run(
             cores, free = free[: job.cores], free[job.cores :]
             is_alone = not running and not (waiting and free)
             _clear(screen)
-            logger.debug(f"{job.name} begins on {len(cores)} core{'s' * (len(cores) != 1)}.")
+            logger.debug(f"{job.name}: begun on {len(cores)} core{'s' * (len(cores) != 1)}.")
             bar = None if screen is None else SharedBar()
             running.append(_start(index, job, cores, bar, is_alone, stall_timeout))
         pause = interval if screen is None else _DRAWING_SECONDS
@@ -120,7 +120,7 @@ def _run(
                 raise message.error from ChildError(message.trace)
             results[child.index] = message.value
             _clear(screen)
-            logger.debug(f"{child.name} has ended after {time.monotonic() - child.started:.1f} s.")
+            logger.debug(f"{child.name}: ended after {time.monotonic() - child.started:.1f} s.")
         if screen is not None:
             _draw(screen, running)
         if screen is None or (interval is not None and time.monotonic() > checked + interval):

@@ -100,8 +100,8 @@ class SharedBar:
         if not self._numbers[_IS_SHOWN]:
             return ""
         meter: str = tqdm.format_meter(
-            self._numbers[_N],
-            self._numbers[_TOTAL],
+            int(self._numbers[_N]),
+            int(self._numbers[_TOTAL]),
             time.monotonic() - self._numbers[_STARTED],
             ncols=columns,
             prefix=self._text("description"),

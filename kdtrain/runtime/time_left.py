@@ -104,7 +104,7 @@ class Plan:
         limit = 0.0 if self.deadline is None else self.deadline - time.monotonic()
         if limit > 0 and (seconds is None or is_lower_bound or seconds > limit):
             return f"at most {duration(limit)} left"
-        if seconds is None or (is_lower_bound and self.at_most):
+        if seconds is None or seconds < 0.5 or (is_lower_bound and self.at_most):
             return ""
         word = "more than" if is_lower_bound else "at most" if self.at_most else "about"
         return f"{word} {duration(seconds)} left"
@@ -161,7 +161,7 @@ class Plan:
         return self._table[self._rows[fit.key] + _ENDED] > 0
 
 
-_LINE_SECONDS = 1.0  # for which a line is kept: with thousands of fits the estimate takes milliseconds
+_LINE_SECONDS = 0.5  # for which a line is kept: with thousands of fits the estimate takes milliseconds
 
 _line = ("", 0.0)  # the text, and when it was made
 _plan: Plan | None = None  # of the command that runs
