@@ -8,7 +8,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.engine.run import Run
 from kdtrain.runtime import time_left
-from kdtrain.runtime.console import is_drawn_by_parent, progress_bar
+from kdtrain.runtime.console import is_drawn_by_parent, is_terminal, progress_bar
 from kdtrain.runtime.screen import Bar
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,8 @@ _REFRESH_STEPS = 20
 class Progress(Callback):
     """Shows a bar over the steps of each epoch on a terminal, and prints one line per epoch everywhere.
 
-    The line ends with the time that the whole command still takes, unless a line under the bars shows it.
+    Without a terminal the line ends with the time that the whole command still takes. On a terminal it is
+    under the bars, or in the bar of a fit that this process carries out without a parent.
 
     Args:
         name: name of the network in the lines, such as ``student``.
@@ -39,13 +40,15 @@ class Progress(Callback):
             self._bar = progress_bar(f"{self.name} {run.epoch}/{run.epochs}", len(run.train), "step")
         self._bar.update()
         if not self._bar.disable and event.step % _REFRESH_STEPS == 0:
-            self._bar.set_postfix_str(f"loss {event.losses['total'].item():.4f}", refresh=False)
+            left = "" if is_drawn_by_parent() else time_left.fit_text()
+            loss = f"loss {event.losses['total'].item():.4f}"
+            self._bar.set_postfix_str(f"{loss}, {left}" if left else loss, refresh=False)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Prints the epoch's line, short enough for a terminal of 80 columns."""
         self._close()
         time_left.note_epoch()
-        left = "" if is_drawn_by_parent() else time_left.fit_text()
+        left = "" if is_terminal() else time_left.fit_text()
         width = len(str(run.epochs))
         logger.info(
             f"{self.name:<12} {event.epoch:>{width}}/{run.epochs}"

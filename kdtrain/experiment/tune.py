@@ -128,11 +128,6 @@ def _teacher_spec(session: Session, directory: Path) -> FitSpec:
     return FitSpec("teacher", session.config.seed, directory / _TEACHER)
 
 
-def _key(end: int, number: int) -> str:
-    """Returns the key of a fit in the plan of the time left: trials change their places between rungs."""
-    return f"{end}/{number}"
-
-
 def next_command(directory: Path) -> str:
     """Returns the command that compares the tuned students."""
     return f"kdtrain fit --mode compare --config {shlex.quote(str(directory / BEST))}"
@@ -188,11 +183,9 @@ class _Search:
         return self.tuning
 
     def plan(self, trials: int | None = None, *, has_teacher: bool = True) -> None:
-        """Announces the fits, for the time left.
+        """Announces the fits, for the time left; ``trials`` is the number in the first rung, if known.
 
-        Args:
-            trials: number of trials in the first rung; that of the budget by default.
-            has_teacher: whether the teacher is trained already.
+        Their keys are numbers within a rung, because nobody knows yet which trials go on.
         """
         seconds, trials = self.budget.seconds, trials or self.budget.trials
         stages = [] if has_teacher else [[_teacher_spec(self.session, self.directory)]]
@@ -207,7 +200,7 @@ class _Search:
                 for seed in self.seeds
             ]
             fits = enumerate(specs)
-            stages.append([replace(spec, directory=Path(_key(end, number))) for number, spec in fits])
+            stages.append([replace(spec, directory=Path(f"{end}/{number}")) for number, spec in fits])
         self.session.plan(stages, begun, None if seconds is None else self._began + seconds)
 
     def write(self) -> None:
@@ -297,8 +290,8 @@ class _Search:
         }
         rows = {key: _rows_until(spec.directory, end) for key, spec in specs.items()}
         waiting = [key for key in specs if not rows[key] or rows[key][-1]["epoch"] < end]
-        jobs = [self._job(specs[key], _key(end, number)) for number, key in enumerate(waiting)]
-        time_left.skip(_key(end, number) for number in range(len(waiting), len(specs)))
+        jobs = [self._job(specs[key], f"{end}/{number}") for number, key in enumerate(waiting)]
+        time_left.skip(f"{end}/{number}" for number in range(len(waiting), len(specs)))
         if jobs:
             began = time.monotonic()
             rows |= zip(waiting, self.session.run(jobs, peers=len(specs)), strict=True)

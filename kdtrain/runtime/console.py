@@ -249,6 +249,11 @@ def draws_on_terminal() -> bool:
     return _shows_bars() and sys.stderr.isatty() and not _is_notebook()
 
 
+def is_terminal() -> bool:
+    """Returns whether messages go to a terminal."""
+    return sys.stderr.isatty()
+
+
 def is_drawn_by_parent() -> bool:
     """Returns whether the parent process draws the bar of this one, and the time left under it."""
     return _shared is not None and _shows_bars()
