@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tomli
 
-from tests.cli.conftest import CallKdtrain, read_result
+from tests.cli.conftest import CallKdtrain
+from tests.tools import read_result
 
 FLAGS = ("--mode", "student", "--limit-train", "64", "--val-size", "64", "--epochs", "1", "--no-keep")
 
@@ -21,10 +22,10 @@ class Prints(Callback):
 
 
 def test_json_is_alone_on_stdout_and_quiet_prints_nothing_else(
-    call_kdtrain: CallKdtrain, tmp_path: Path
+    call_kdtrain: CallKdtrain, tiles: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(PRINTS)
-    words = ("--json", "--quiet", "--plugin", "mine.py:Prints", "--name", "warm")
+    words = ("--data-dir", tiles, "--json", "--quiet", "--plugin", "mine.py:Prints", "--name", "warm")
     finished = call_kdtrain("fit", *FLAGS, *words, cwd=tmp_path)
     assert (finished.returncode, finished.stderr) == (0, "printed by a plugin\n")
     result = json.loads(finished.stdout)
@@ -33,7 +34,7 @@ def test_json_is_alone_on_stdout_and_quiet_prints_nothing_else(
     [model] = result["models"]
     test = read_result(run)["test"]
     assert model["test_accuracy_fraction"] == test["accuracy"]
-    assert (model["test_errors"], model["test_images"]) == (test["errors"], 10_000)
+    assert (model["test_errors"], model["test_images"]) == (test["errors"], test["images"])
     assert Path(model["checkpoint"]).is_file()
     assert read_result(run)["name"] == "warm"
     assert tomli.loads((run / "config.toml").read_text())["name"] == "warm"
