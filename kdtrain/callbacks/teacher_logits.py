@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from kdtrain.callbacks.answer_files import AnswerFiles, Floats, Positions, Rows
 from kdtrain.callbacks.answer_table import AnswerTable, TableBuilder
@@ -23,6 +22,7 @@ from kdtrain.engine.teacher_network import GivenLogits
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import progress_bar
+from kdtrain.runtime.screen import Bar
 from kdtrain.store.checkpoint import fingerprint, snapshot
 
 logger = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ class _Progress:
     def __init__(self, images: int) -> None:
         self._images = images
         self._done = 0
-        self._bar: tqdm[None] = progress_bar("teacher's soft labels", images, "image")
+        self._bar: Bar = progress_bar("teacher's soft labels", images, "image")
         self._started = self._told = time.monotonic()
 
     def __enter__(self) -> _Progress:

@@ -23,6 +23,7 @@ def _fit(parser: Parser) -> None:
         default=argparse.SUPPRESS,
         help="try the fit on two batches, in seconds, and leave no file",
     )
+    json_flag(parser, "the result as one JSON object")
     _config(parser)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import importlib
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from textwrap import fill
 
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Output, only_json
 from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
 from kdtrain.errors import UsageError
@@ -49,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
         return launch.launch(options.words, config.nproc_per_node)
     other_ranks = launch.connect_peers(shared_facts(config)) if launch.rank() is not None else None
     with as_rank(config) as config:
-        fit = partial(_fit, config, resume, check=check)
+        fit = partial(_fit_as_json if options.json else _fit, config, resume, check=check)
         if other_ranks is not None:
             return run_guarded(fit, other_ranks)
         fit()
@@ -57,23 +60,44 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
+    with _ready():
+        output = Output()
+        if check:
+            _check(config, output)
+        elif config.mode == "compare":
+            _compare(config, resume, output)
+        else:
+            _single(config, resume, output)
+
+
+def _fit_as_json(config: FitConfig, resume: Path | None, *, check: bool) -> None:
+    with only_json() as print_json, _ready():
+        from kdtrain.experiment.result_json import comparison_to_json, fit_to_json
+        from kdtrain.experiment.run import run_compare, run_fit
+        from kdtrain.experiment.trial import try_out
+
+        if check:
+            print_json({"networks": [dataclasses.asdict(network) for network in try_out(config)]})
+        elif config.mode == "compare":
+            print_json(comparison_to_json(config, run_compare(config, resume)))
+        else:
+            print_json(fit_to_json(config, *run_fit(config, resume)))
+
+
+@contextlib.contextmanager
+def _ready() -> Iterator[None]:
+    """Imports what a fit needs, and ends the process if the block goes on for too long after a signal."""
     with force_exit_after_signal(SECONDS_TO_END):
         with defer_signals():
             for module in _NEEDED:
                 importlib.import_module(module)
-        if check:
-            _check(config)
-        elif config.mode == "compare":
-            _compare(config, resume)
-        else:
-            _single(config, resume)
+        yield
 
 
-def _check(config: FitConfig) -> None:
+def _check(config: FitConfig, output: Output) -> None:
     from kdtrain.experiment.trial import try_out
 
     began = time.perf_counter()
-    output = Output()
     for network in try_out(config):
         output.text(network.name)
         rows = {
@@ -90,7 +114,7 @@ def _check(config: FitConfig) -> None:
     )
 
 
-def _single(config: FitConfig, resume: Path | None) -> None:
+def _single(config: FitConfig, resume: Path | None, output: Output) -> None:
     from kdtrain.experiment.run import run_fit
 
     model, warning = run_fit(config, resume)
@@ -103,19 +127,17 @@ def _single(config: FitConfig, resume: Path | None) -> None:
         **({} if best is None else {"best epoch": f"{best} of {model.history[-1]['epoch']}"}),
         "best weights": model.saved.path,
     }
-    output = Output()
     for name, value in rows.items():
         output.text(f"{name:<13}  {value}")
     if warning is not None:
         output.sentence(warning)
 
 
-def _compare(config: FitConfig, resume: Path | None) -> None:
+def _compare(config: FitConfig, resume: Path | None, output: Output) -> None:
     from kdtrain.experiment.run import run_compare
     from kdtrain.report.comparison_table import comparison_tables
 
     result = run_compare(config, resume)
-    output = Output()
     for table in comparison_tables(result.comparison):
         output.print(table)
     for sentence in result.sentences:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from kdtrain.cli.flag_types import choice
 from kdtrain.cli.setting_flags import add_setting_flag
@@ -48,6 +49,18 @@ def model_folder_flag(parser: Parser) -> None:
     add_setting_flag(
         parser, "model_save_dir", default=default, help=f"folder of the trained models [{default}]"
     )
+
+
+def message_flags(parser: Parser) -> None:
+    """Adds ``--quiet`` and ``--verbose``, which set the level of the messages on stderr."""
+    group = parser.add_mutually_exclusive_group()
+    for flag, level, text in (
+        ("--quiet", logging.WARNING, "print only warnings, errors and the result; no progress bars"),
+        ("--verbose", logging.DEBUG, "also print when each job begins and ends, and its speed"),
+    ):
+        group.add_argument(
+            flag, dest="level", action="store_const", const=level, default=argparse.SUPPRESS, help=text
+        )
 
 
 def json_flag(parser: Parser, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from typing import NoReturn
 from kdtrain.cli.parser import parse
 from kdtrain.errors import KdtrainError, Terminated, one_line
 from kdtrain.runtime import guard, launch
-from kdtrain.runtime.console import ignore_broken_pipe, log_to_stderr
+from kdtrain.runtime.console import ignore_broken_pipe, log_to_stderr, set_level
 from kdtrain.runtime.signals import defer_signals
 
 
@@ -63,6 +64,7 @@ def _run(words: list[str]) -> int:
     try:
         options = parse(words)
         options.words = words
+        set_level(getattr(options, "level", logging.INFO))
         with defer_signals():
             command = importlib.import_module(f"kdtrain.cli.{options.command}")
         code: int = command.run(options)

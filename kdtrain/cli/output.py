@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 
@@ -27,3 +32,26 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Raises BrokenPipeError, which ``main`` handles: rich would exit with 1."""
         raise BrokenPipeError
+
+
+@contextlib.contextmanager
+def only_json() -> Iterator[Callable[[Any], None]]:
+    """Keeps stdout for one JSON document: whatever else is printed in the block goes to stderr.
+
+    This includes the output of plugins, of C libraries and of forked processes.
+
+    Yields:
+        The function that prints the document.
+    """
+    sys.stdout.flush()
+    document: list[Any] = []
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield document.append
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    for values in document:
+        print(json.dumps(values, indent=2))

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from kdtrain._version import __version__
 from kdtrain.cli.command_flags import FLAGS
+from kdtrain.cli.flags import message_flags
 from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 
@@ -28,6 +29,9 @@ COMMANDS = {
     "config": "print the settings of a fit as a file for --config",
     "doctor": "check this installation, and print a remedy for each fault",
 }
+
+_WITH_MESSAGES = ("fit", "tune", "eval", "bias", "infer", "export", "bench")
+"""The commands that print messages or bars while they work."""
 
 _DESCRIPTION = "kdtrain: a plugin-style trainer for knowledge distillation on OneFlow."
 _EXAMPLES = """examples:
@@ -100,6 +104,8 @@ def command_parser(command: str) -> _Parser:
     """Returns the parser of one command."""
     parser = _Parser(prog=f"kdtrain {command}", description=f"{COMMANDS[command].capitalize()}.")
     FLAGS[command](parser)
+    if command in _WITH_MESSAGES:
+        message_flags(parser)
     parser.add_argument("--debug", action="store_true", help="print the Python traceback of an error")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -31,11 +32,24 @@ def run_chain(session: Session, resume: Path | None = None) -> TestedModel:
     stages += [(f"generation_{i + 1}", config.student_arch, i) for i in range(config.generations)]
     last, _, _ = stages[-1]
     tuned = session.tuned.get("student_kd", {})
-    with distillation_run(session, resume) as (directory, teacher):
-        for name, arch, init_index in stages:
+
+    def specs(directory: Path) -> list[FitSpec]:
+        return [
+            FitSpec(
+                "student_kd",
+                config.seed,
+                directory / name,
+                label=name,
+                settings={**tuned, "student_arch": arch},
+                init_index=init_index,
+            )
+            for name, arch, init_index in stages
+        ]
+
+    with distillation_run(session, specs, resume) as (directory, teacher):
+        for (name, arch, _), untaught in zip(stages, specs(directory), strict=True):
             session.run(session.soft_label_jobs({config.seed: teacher}, arch))
-            settings = {**tuned, "student_arch": arch}
-            spec = FitSpec("student_kd", config.seed, directory / name, teacher, name, settings, init_index)
+            spec = dataclasses.replace(untaught, teacher=teacher)
             [model] = session.run([session.fit_and_test_job(spec)])
             teacher = trained_here(model.saved)
             if name != last:

@@ -12,7 +12,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.experiment.settings import flag_of
 from kdtrain.runtime import launch
-from kdtrain.store.run_directory import latest_run
+from kdtrain.store.run_directory import check_name, latest_run
 
 LATEST = Path()
 """The value of ``--resume`` that stands for the latest run."""
@@ -69,10 +69,13 @@ def _config(
     """Returns configuration and directory; runs are in ``folder``, or in one named after the mode."""
     if resume is None:
         config = new_config(settings, file)
+        if config.name is not None and launch.rank() is None:  # another rank may have begun this run
+            check_name(config.logdir, folder or config.mode, config.name)
         return (config if folder is None else dataclasses.replace(config, tuned=None)), None
     if file is not None:
         raise UsageError(f"--resume reads the configuration of the {what}: leave --config out.")
     if resume == LATEST:
         wanted = load_config(settings)
-        resume = latest_run(wanted.logdir, folder or wanted.mode)
+        of_mode = wanted.logdir / (folder or wanted.mode)
+        resume = of_mode / wanted.name if wanted.name else latest_run(wanted.logdir, of_mode.name)
     return resumed_config(settings, resume), resume

@@ -14,7 +14,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.config_file import absolute_paths, load_config
 from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.grid_search import search_grid
+from kdtrain.experiment.grid_search import grid_trials, search_grid
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import COMPARED, MODES, controls_of, transfer_of
 from kdtrain.experiment.recipe import named_recipe
@@ -67,7 +67,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, "compare", resume) as directory:
+    with run_directory(config.logdir, "compare", resume, config.name) as directory:
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         training = _Training(session, directory)
@@ -125,6 +125,7 @@ class _Training:
             logger.info(
                 f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
             )
+        self._plan(has_teacher=existing_teacher is not None)
         teachers, jobs = self._teachers(existing_teacher)
         first = self.seeds[0]
         self.teacher_lead = measure_lead(self.session, self.directory, teachers[first])
@@ -151,6 +152,28 @@ class _Training:
         order = [(model, seed) for seed in self.seeds for model in COMPARED]
         return {key: tested[key] for key in order if key in tested}, grid
 
+    def _plan(self, *, has_teacher: bool) -> None:
+        """Announces all fits, for the time left."""
+        first, trials = self.seeds[0], grid_trials(self.config, self.students)
+        chosen = {model for model, _, _ in trials}  # the best fit of the grid is not trained again
+        self.session.plan(
+            [
+                [] if has_teacher else [self._spec("teacher", seed) for seed in self._teacher_seeds()],
+                [self._spec(model, first, None, settings, folder) for model, settings, folder in trials],
+                [
+                    self._spec(model, seed, None, self.session.tuned.get(model))
+                    for seed in self.seeds
+                    for model in self.students
+                    if seed != first or model not in chosen
+                ],
+            ]
+        )
+
+    def _teacher_seeds(self) -> range:
+        """Returns the seeds of the teachers that are trained."""
+        first = self.seeds[0]
+        return self.seeds if self.config.teacher_per_seed else range(first, first + self.config.teachers)
+
     def _teachers(
         self, existing: TrainedTeacher | None
     ) -> tuple[dict[int, TrainedTeacher], dict[tuple[Model, int], Job[Tested]]]:
@@ -159,7 +182,7 @@ class _Training:
         if existing is not None:
             test = session.test_teacher_job(first, existing)
             return dict.fromkeys(self.seeds, existing), {("teacher", first): test}
-        seeds = self.seeds if self.config.teacher_per_seed else range(first, first + self.config.teachers)
+        seeds = self._teacher_seeds()
         specs = {seed: self._spec("teacher", seed) for seed in seeds}
         fits = dict(zip(specs, session.run([session.fit_job(spec) for spec in specs.values()]), strict=True))
         jobs: dict[tuple[Model, int], Job[Tested]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kdtrain.experiment.config_file import absolute_paths
@@ -24,13 +24,16 @@ _OWN_TEACHER = "teacher"  # folder of the run's own teacher
 
 
 @contextlib.contextmanager
-def distillation_run(session: Session, resume: Path | None = None) -> Iterator[tuple[Path, TrainedTeacher]]:
+def distillation_run(
+    session: Session, students: Callable[[Path], Sequence[FitSpec]], resume: Path | None = None
+) -> Iterator[tuple[Path, TrainedTeacher]]:
     """Yields the run directory and the teacher of a student_kd or of a chain.
 
     config.toml names the teacher before a student is trained, so a resumed run has the same teacher.
 
     Args:
         session: configuration, data and jobs.
+        students: returns the fits that follow, one after another, in a run directory; for the time left.
         resume: directory of a run to resume.
     """
     config = session.config
@@ -38,7 +41,9 @@ def distillation_run(session: Session, resume: Path | None = None) -> Iterator[t
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, config.mode, resume) as directory:
+    with run_directory(config.logdir, config.mode, resume, config.name) as directory:
+        own = [] if teacher else [_teacher_spec(session, directory)]
+        session.plan([[spec] for spec in (*own, *students(directory))])
         if teacher is None:
             teacher = _train_teacher(session, directory, resumed=resume is not None)
         if session.ranks.rank == 0:
@@ -74,7 +79,10 @@ def _train_teacher(session: Session, directory: Path, *, resumed: bool) -> Train
     if session.ranks.rank == 0:
         make_folder(directory / _OWN_TEACHER)  # before config.toml: --resume recognises an own teacher by it
         write_text(directory / "config.toml", absolute_paths(config).to_toml())
-    spec = FitSpec("teacher", config.seed, directory / _OWN_TEACHER)
-    [model] = session.run([session.fit_and_test_job(spec)])
+    [model] = session.run([session.fit_and_test_job(_teacher_spec(session, directory))])
     keep_best([model], config, session.ranks)
     return trained_here(model.saved)
+
+
+def _teacher_spec(session: Session, directory: Path) -> FitSpec:
+    return FitSpec("teacher", session.config.seed, directory / _OWN_TEACHER)

@@ -57,6 +57,7 @@ class FitSpec:
             "with_label_smoothing": False,
             "with_hard_labels": False,
             "grid": (),
+            "name": command.name if self.directory.name == command.name else None,
             "tuned": None,
             "omit_class": () if self.mode == "teacher" else command.omit_class,
             **self._transfer(command),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid import choose, combinations, parse_grid
 from kdtrain.experiment.result import FitResult
@@ -24,6 +25,17 @@ _AFFECTING: Mapping[Model, tuple[str, ...]] = {
 """Settings of a grid that affect each student."""
 
 
+def grid_trials(config: FitConfig, students: Sequence[Model]) -> list[tuple[Model, Settings, str]]:
+    """Returns model, settings and folder of each fit of the grid."""
+    grid = parse_grid(config.grid)
+    return [
+        (model, settings, f"grid/{model},{settings_text(settings)}")
+        for model in students
+        for settings in combinations({name: grid[name] for name in grid if name in _AFFECTING[model]})
+        if settings
+    ]
+
+
 def search_grid(
     session: Session, students: Sequence[Model], make_spec: Callable[[Model, Settings, str], FitSpec]
 ) -> tuple[dict[Model, GridResult], dict[Model, tuple[FitSpec, FitResult]]]:
@@ -40,13 +52,7 @@ def search_grid(
     Returns:
         The results of the grid, and the best fits, by model; without models that have nothing to choose.
     """
-    grid = parse_grid(session.config.grid)
-    trials = [
-        (model, settings, f"grid/{model},{settings_text(settings)}")
-        for model in students
-        for settings in combinations({name: grid[name] for name in grid if name in _AFFECTING[model]})
-        if settings
-    ]
+    trials = grid_trials(session.config, students)
     if not trials:
         return {}, {}
     logger.info(f"Grid: {len(trials)} fits with seed {session.config.seed}; the held-out images choose.")

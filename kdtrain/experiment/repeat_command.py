@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 from typing import Any
 
@@ -17,8 +18,9 @@ _DATA = ("dataset", "data_dir")
 
 
 def command(config: FitConfig) -> str:
-    """Returns the ``kdtrain fit`` with the fewest flags that has the same settings."""
-    given = _fewest_settings(load_config(config.resolved()))  # every default is resolved
+    """Returns the ``kdtrain fit`` with the fewest flags that has the same settings but for the name."""
+    unnamed = dataclasses.replace(config, name=None)
+    given = _fewest_settings(load_config(unnamed.resolved()))  # every default is resolved
     words = ["kdtrain", "fit"]
     for name, value in given.items():
         if value is True:

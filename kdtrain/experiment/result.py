@@ -169,6 +169,7 @@ def file_results(model: TestedModel, directory: Path, config: FitConfig) -> None
         return
     result = earlier | {
         "mode": model.mode,
+        **({} if config.name is None else {"name": config.name}),
         "seed": model.seed,
         "parameters": model.parameters,
         "best_epoch": model.best_epoch,

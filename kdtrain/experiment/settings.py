@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -51,6 +52,13 @@ AUGMENTATION: Check = (
     lambda value: parse_augment(value) is not None,
     f"must be none, or some of {AUGMENT_FORMS}, each once",
 )
+
+RUN_NAME: Check = (
+    lambda value: re.fullmatch(r"(?!version_\d)[^\W_][\w.+=,@-]{0,59}", value) is not None,
+    "must begin with a letter or digit, go on with these or . _ - + = , @, have at most 60 characters, and "
+    "not be a version_N",
+)
+"""The check of a run's name, which is one part of a path."""
 
 
 @dataclass(frozen=True)
@@ -322,6 +330,11 @@ class Settings:
         1,
         "number of processes that train together through OneFlow; --batch-size is for each",
         check=between(1, MOST_PROCESSES),
+    )
+    name: str | None = setting(
+        None,
+        "name of the run, and of its folder in LOGDIR/MODE [version_0, version_1, ...]",
+        check=RUN_NAME,
     )
     logdir: Path = setting(Path("logs"), "folder of the run directories", metavar="DIR")
     model_save_dir: Path | None = setting(None, "folder of the best models [LOGDIR/models]", metavar="DIR")

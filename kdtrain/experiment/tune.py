@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page
 from kdtrain.report.tuning import FILE, RungScore, TunedModel, TunedTrial, Tuning, to_json, values_text
+from kdtrain.runtime import time_left
 from kdtrain.runtime.console import silence
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_COMBINATIONS
@@ -72,7 +73,7 @@ def check_order(config: FitConfig, order: Tuning) -> None:
     for model, space in spaces(config, order.searches).items():
         for values in space.points(trials, config.seed):
             try:
-                dataclasses.replace(config, **space.settings(values))
+                replace(config, **space.settings(values))
             except UsageError as error:
                 raise UsageError(f"{model} with {values_text(values)}: {error}") from error
 
@@ -104,10 +105,11 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, "tune", resume, command="tune") as directory:
+    with run_directory(config.logdir, "tune", resume, config.name, command="tune") as directory:
         search = _Search(session, order, directory, began)
         search.write()
         try:
+            search.plan(has_teacher=teacher is not None)
             return search.run(teacher or _train_teacher(session, directory)), directory
         except BaseException:
             search.write()  # the time that it has taken
@@ -119,8 +121,12 @@ def _train_teacher(session: Session, directory: Path) -> TrainedTeacher:
     config = session.config
     logger.info(f"There is no teacher for {session.dataset.name} in {config.models} yet: training one first.")
     make_folder(directory / _TEACHER)  # --resume recognises an own teacher by it
-    [fitted] = session.run([session.fit_job(FitSpec("teacher", config.seed, directory / _TEACHER))])
+    [fitted] = session.run([session.fit_job(_teacher_spec(session, directory))])
     return trained_here(fitted.saved)
+
+
+def _teacher_spec(session: Session, directory: Path) -> FitSpec:
+    return FitSpec("teacher", session.config.seed, directory / _TEACHER)
 
 
 def next_command(directory: Path) -> str:
@@ -156,15 +162,16 @@ class _Search:
         self._prepare_soft_labels(teacher)
         trials = self._first_size()
         self.points = {model: space.points(trials, self.config.seed) for model, space in self.spaces.items()}
+        self.plan(trials)
         for rung, wanted in enumerate(rung_sizes(trials, len(self.ends))):
             size = self._size(rung, wanted)
             if size == 0:
                 self._note_early_end(rung)
                 break
-            self.tuning = dataclasses.replace(self.tuning, sizes=(*self.tuning.sizes[:rung], size))
+            self.tuning = replace(self.tuning, sizes=(*self.tuning.sizes[:rung], size))
             self.write()
             self._train_rung(rung, size)
-        self.tuning = dataclasses.replace(self.tuning, finished=True)
+        self.tuning = replace(self.tuning, finished=True)
         self.write()
         write_text(self.directory / BEST, self._best_toml())
         write_tuning_page(
@@ -176,9 +183,30 @@ class _Search:
         )
         return self.tuning
 
+    def plan(self, trials: int | None = None, *, has_teacher: bool = True) -> None:
+        """Announces the fits, for the time left; ``trials`` is the number in the first rung, if known.
+
+        Their keys are numbers within a rung, because nobody knows yet which trials go on.
+        """
+        seconds, trials = self.budget.seconds, trials or self.budget.trials
+        stages = [] if has_teacher else [[_teacher_spec(self.session, self.directory)]]
+        begun = [0] * len(stages)
+        for rung, size in enumerate(rung_sizes(trials, len(self.ends)) if trials else ()):
+            end = self.ends[rung]
+            begun.append(self.ends[rung - 1] if rung else 0)
+            specs = [
+                self._spec(model, 0, seed, end)
+                for _ in range(size)
+                for model in self.spaces
+                for seed in self.seeds
+            ]
+            fits = enumerate(specs)
+            stages.append([replace(spec, directory=Path(f"{end}/{number}")) for number, spec in fits])
+        self.session.plan(stages, begun, None if seconds is None else self._began + seconds)
+
     def write(self) -> None:
         """Writes tune.json, which a resumed search begins with."""
-        self.tuning = dataclasses.replace(
+        self.tuning = replace(
             self.tuning,
             seconds=self._seconds(),
             seconds_per_epoch=self.pace.seconds,
@@ -191,7 +219,7 @@ class _Search:
     def _prepare_soft_labels(self, teacher: TrainedTeacher) -> None:
         """Computes the teacher's soft labels over the images that trials see, with views and without."""
         teachers = dict.fromkeys(self.seeds, teacher)
-        without_views = dataclasses.replace(self.session.config, augment="none")
+        without_views = replace(self.session.config, augment="none")
         has_views = any(VIEWS in space.dimensions for space in self.spaces.values())
         for config in (self.session.config, *([without_views] if has_views else [])):
             session = copy.copy(self.session)
@@ -225,7 +253,7 @@ class _Search:
             "far are chosen."
         )
         logger.info(note)
-        self.tuning = dataclasses.replace(self.tuning, note=note)
+        self.tuning = replace(self.tuning, note=note)
 
     def _train_rung(self, rung: int, size: int) -> None:
         end = self.ends[rung]
@@ -263,13 +291,14 @@ class _Search:
         }
         rows = {key: _rows_until(spec.directory, end) for key, spec in specs.items()}
         waiting = [key for key in specs if not rows[key] or rows[key][-1]["epoch"] < end]
-        jobs = [self._job(specs[key]) for key in waiting]
+        jobs = [self._job(specs[key], f"{end}/{number}") for number, key in enumerate(waiting)]
+        time_left.skip(f"{end}/{number}" for number in range(len(waiting), len(specs)))
         if jobs:
             began = time.monotonic()
             rows |= zip(waiting, self.session.run(jobs, peers=len(specs)), strict=True)
             begun = max((earlier for earlier in self.ends if earlier < end), default=0)
             slots = min(len(available_cores()), len(specs)) if self.session.device == "cpu" else 1
-            pace = dataclasses.replace(self.pace, slots=slots)
+            pace = replace(self.pace, slots=slots)
             self.pace = pace.measured(time.monotonic() - began, len(jobs), end - begun)
         for model, numbers in going.items():
             for number in numbers:
@@ -293,9 +322,9 @@ class _Search:
             restarts=self.ends,
         )
 
-    def _job(self, spec: FitSpec) -> Job[list[Row]]:
+    def _job(self, spec: FitSpec, key: str) -> Job[list[Row]]:
         job = self.session.fit_job(spec)
-        return Job(job.name, partial(_train_quietly, job.work, spec), job.cores)
+        return Job(job.name, partial(_train_quietly, job.work, spec), job.cores, key)
 
     def _models(self) -> dict[Model, TunedModel]:
         models = {}
@@ -307,8 +336,8 @@ class _Search:
             result = TunedModel(trials, {})
             if not result.ranking:
                 return {}
-            space = dataclasses.replace(space, config=absolute_paths(self.config))
-            models[model] = dataclasses.replace(result, settings=space.settings(result.best.values))
+            space = replace(space, config=absolute_paths(self.config))
+            models[model] = replace(result, settings=space.settings(result.best.values))
         return models
 
     def _best_toml(self) -> str:
@@ -319,10 +348,11 @@ class _Search:
         ]
         for model, result in self.tuning.models.items():
             comments.append(f"# {model}, trial {result.best.number}: {values_text(result.best.values)}")
-        chosen = dataclasses.replace(
+        chosen = replace(
             self.config,
             teacher_augment=self.config.augment_for("teacher"),
             tuned=self.directory / FILE,
+            name=None,
             **self.tuning.models["student_kd"].settings,
         )
         return "\n".join(comments) + "\n\n" + absolute_paths(chosen).to_toml()
@@ -343,7 +373,7 @@ def _rows_until(directory: Path, end: int) -> list[Row]:
 def _train_quietly(train: Callable[[], FitResult], spec: FitSpec) -> list[Row]:
     """Trains a trial, prints one line, and returns the figures of its epochs; none if its loss diverges."""
     try:
-        with silence():
+        with silence(bars=True):
             rows: list[Row] = list(train().history)
     except (CallbackError, NonFiniteError) as error:
         if not isinstance(error if isinstance(error, NonFiniteError) else error.__cause__, NonFiniteError):

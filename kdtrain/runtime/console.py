@@ -9,13 +9,19 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import logging.handlers
 import os
+import pickle
+import queue
+import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from kdtrain.runtime.screen import Bar, ChildBar, SharedBar
 
 T = TypeVar("T")
 
@@ -24,6 +30,9 @@ _LOGGER.addHandler(logging.NullHandler())  # without any handler, Python prints 
 
 _OFF = logging.CRITICAL + 1
 _bars = True
+_bars_only = False  # bars are shown although messages are off
+_shared: SharedBar | None = None  # in a child whose parent draws
+_claimable = False  # whether that child may take the terminal
 
 _TERMINAL_SECONDS = 0.1  # between two drawings of a bar
 _NOTEBOOK_SECONDS = 0.5  # each is a message from a forked process, through the kernel, to a browser
@@ -59,6 +68,77 @@ def log_to_stderr() -> Iterator[None]:
         _LOGGER.removeHandler(handler)
 
 
+def set_level(level: int) -> None:
+    """Sets which messages the command line prints: ``logging.WARNING`` for --quiet, ``DEBUG`` for --verbose.
+
+    Bars are shown with messages of the level INFO.
+    """
+    _LOGGER.setLevel(level)
+
+
+class _PipeHandler(logging.handlers.QueueHandler):
+    """A handler that sends records to the parent process, which prints them above the bars.
+
+    Args:
+        send: sends bytes to the parent.
+        deferred: the signals that may interrupt this process; they wait until a record is sent whole.
+    """
+
+    def __init__(self, send: Callable[[bytes], None], deferred: Iterable[signal.Signals]) -> None:
+        super().__init__(queue.SimpleQueue())  # not used: enqueue sends
+        self._send = send
+        self._process = os.getpid()
+        self._deferred = set(deferred)
+        self._in_a_fork = _StderrHandler()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Sends a record; a process forked from this one prints it, because pipes are for one writer."""
+        if os.getpid() != self._process:
+            self._in_a_fork.emit(record)
+        else:
+            super().emit(record)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Sends a record in one piece; drops it if the parent has ended."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._deferred)
+        try:
+            with contextlib.suppress(OSError):
+                self._send(pickle.dumps(record))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def drawn_by_parent(
+    shared: SharedBar | None,
+    send: Callable[[bytes], None],
+    *,
+    claimable: bool,
+    deferred: Iterable[signal.Signals],
+) -> Iterator[None]:
+    """Leaves the terminal to the parent process in the block: it draws the bar and prints the messages.
+
+    Args:
+        shared: the bar that the parent reads; None if the parent does not draw.
+        send: sends bytes to the parent.
+        claimable: whether ``claim_terminal`` may take the terminal from the parent.
+        deferred: the signals by which the parent interrupts this process.
+    """
+    global _shared, _claimable
+    if shared is None:
+        yield
+        return
+    handler, handlers, propagate = _PipeHandler(send, deferred), _LOGGER.handlers, _LOGGER.propagate
+    _LOGGER.handlers, _LOGGER.propagate = [handler], False
+    _shared, _claimable = shared, claimable
+    try:
+        yield
+    finally:
+        _shared = None
+        _LOGGER.handlers, _LOGGER.propagate = handlers, propagate
+        handler.acquire()  # a thread may be sending; the result comes after it
+
+
 def enter_child(*, notes: bool, bars: bool) -> None:
     """Sets what this forked process prints.
 
@@ -76,14 +156,21 @@ def enter_child(*, notes: bool, bars: bool) -> None:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Prints no messages and no progress bars in the block, nor in children forked from it."""
-    level = _LOGGER.level
+def silence(*, bars: bool = False) -> Iterator[None]:
+    """Prints no messages and no progress bars in the block, nor in children forked from it.
+
+    Args:
+        bars: whether progress bars are shown nevertheless, if they are shown outside of the block.
+    """
+    global _bars_only
+    level, bars_only = _LOGGER.level, _bars_only
+    _bars_only = bars and _shows_bars()
     _LOGGER.setLevel(_OFF)
     try:
         yield
     finally:
         _LOGGER.setLevel(level)
+        _bars_only = bars_only
 
 
 class _Descriptor(io.FileIO):
@@ -145,18 +232,51 @@ def claim_terminal() -> bool:
     Returns:
         False without a TTY or with parallel jobs: the plugin must then draw nothing.
     """
-    global _bars
+    global _bars, _shared
     available = _shows_bars() and sys.stderr.isatty()
+    if available and _shared is not None:
+        available = _claimable and _shared.claim()
+        if available:
+            _shared = None
+            _LOGGER.handlers = [_StderrHandler()]
     if available:
         _bars = False
     return available
 
 
-def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
+def draws_on_terminal() -> bool:
+    """Returns whether bars are drawn on a terminal, where lines can be drawn anew."""
+    return _shows_bars() and sys.stderr.isatty() and not _is_notebook()
+
+
+def is_terminal() -> bool:
+    """Returns whether messages go to a terminal."""
+    return sys.stderr.isatty()
+
+
+def is_drawn_by_parent() -> bool:
+    """Returns whether the parent process draws the bar of this one, and the time left under it."""
+    return _shared is not None and _shows_bars()
+
+
+def print_record(record: logging.LogRecord) -> None:
+    """Prints a record of a child process, as this process's own."""
+    logging.getLogger(record.name).handle(record)
+
+
+def progress_bar(description: str, total: int, unit: str) -> Bar:
     """Returns a progress bar that is erased when it is closed.
 
     It is drawn on a terminal and in a notebook only.
     """
+    if _shared is not None and _shows_bars():
+        return ChildBar(_shared, description, total, unit)
+    bar: Bar = own_progress_bar(description, total, unit)
+    return bar
+
+
+def own_progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
+    """Returns a progress bar that this process draws, as ``progress_bar`` does."""
     return tqdm(
         desc=description,
         total=total,
@@ -171,7 +291,7 @@ def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
 
 def with_progress_bar(items: Iterable[T], description: str, total: int, unit: str) -> Iterator[T]:
     """Yields ``items``, and counts them on a progress bar."""
-    with progress_bar(description, total, unit) as bar:
+    with contextlib.closing(progress_bar(description, total, unit)) as bar:
         for item in items:
             yield item
             bar.update()
@@ -183,4 +303,4 @@ def _is_notebook() -> bool:
 
 
 def _shows_bars() -> bool:
-    return _bars and _LOGGER.isEnabledFor(logging.INFO)
+    return _bars and (_bars_only or _LOGGER.isEnabledFor(logging.INFO))

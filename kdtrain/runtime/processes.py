@@ -20,7 +20,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from kdtrain.errors import KdtrainError
+from kdtrain.runtime import console, time_left
 from kdtrain.runtime.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
+from kdtrain.runtime.screen import Screen, SharedBar, terminal_size
 from kdtrain.runtime.signals import SignalQueue, queue_signals
 from kdtrain.runtime.watchdog import StackFile, StallWatch, check_interval, location
 
@@ -33,6 +35,7 @@ STALL_TIMEOUT = 300.0
 """Seconds without CPU time after which a job is ended."""
 
 _FORK = multiprocessing.get_context("fork")
+_DRAWING_SECONDS = 0.2  # between two drawings of the bars
 _CLOSING_SECONDS = 4.0  # for interrupted children to close their files: Ctrl-C ends a fit within 5 s
 
 
@@ -44,11 +47,13 @@ class Job(Generic[T_co]):
         name: its name in error messages.
         work: the function; its return value is the job's result.
         cores: the number of cores that its threads use, at most.
+        key: the fit that it carries out in the plan of the time left; empty if it is none.
     """
 
     name: str
     work: Callable[[], T_co]
     cores: int = 1
+    key: str = ""
 
 
 def available_cores() -> list[int]:
@@ -71,42 +76,83 @@ def run_jobs(jobs: Sequence[Job[T]], stall_timeout: float = STALL_TIMEOUT) -> li
     """
     with queue_signals() as signals:
         running: list[_Child] = []
+        screen = Screen() if console.draws_on_terminal() else None
         try:
-            return _run(jobs, running, signals, stall_timeout)
+            return _run(jobs, running, signals, stall_timeout, screen)
         except BaseException as error:
+            _clear(screen)
             _stop(running, error, signals)
             raise
+        finally:
+            _clear(screen)
 
 
 def _run(
-    jobs: Sequence[Job[T]], running: list[_Child], signals: SignalQueue, stall_timeout: float
+    jobs: Sequence[Job[T]],
+    running: list[_Child],
+    signals: SignalQueue,
+    stall_timeout: float,
+    screen: Screen | None,
 ) -> list[T]:
     """Runs the jobs; ``running`` always holds the children that have not ended."""
     waiting = list(enumerate(jobs))
     free = available_cores()
     results: dict[int, T] = {}
+    interval = check_interval(stall_timeout)
+    checked = time.monotonic()
     while waiting or running:
         while waiting and (len(free) >= waiting[0][1].cores or not running):
             index, job = waiting.pop(0)
             cores, free = free[: job.cores], free[job.cores :]
-            draws_bars = not running and not (waiting and free)
-            running.append(_start(index, job, cores, draws_bars, stall_timeout))
-        for child in _wait_for_any(running, signals, check_interval(stall_timeout)):
-            message = child.receive()
+            is_alone = not running and not (waiting and free)
+            _clear(screen)
+            logger.debug(f"{job.name}: begun on {len(cores)} core{'s' * (len(cores) != 1)}.")
+            bar = None if screen is None else SharedBar()
+            running.append(_start(index, job, cores, bar, is_alone, stall_timeout))
+        pause = interval if screen is None else _DRAWING_SECONDS
+        for child in _wait_for_any(running, signals, pause):
+            message = child.receive(screen)
+            if message is None:
+                continue
             running.remove(child)
             free = sorted([*free, *child.cores])
             if message.error is not None:
                 raise message.error from ChildError(message.trace)
             results[child.index] = message.value
-        for child in running:
-            child.check_progress()
+            _clear(screen)
+            logger.debug(f"{child.name}: ended after {time.monotonic() - child.started:.1f} s.")
+        if screen is not None:
+            _draw(screen, running)
+        if screen is None or (interval is not None and time.monotonic() > checked + interval):
+            checked = time.monotonic()
+            for child in running:
+                child.check_progress()
     return [results[index] for index in range(len(jobs))]
+
+
+def _draw(screen: Screen, running: Sequence[_Child]) -> None:
+    """Draws the bars of the jobs that run and the time left, or leaves the terminal to a job."""
+    if any(child.bar.is_claimed for child in running if child.bar is not None):
+        screen.clear()
+        for child in running:
+            if child.bar is not None and child.bar.is_claimed:
+                child.bar.grant()
+        return
+    columns, _ = terminal_size()
+    lines = [(child.bar and child.bar.line(columns - 1)) or f"{child.name} ..." for child in running]
+    left = time_left.line()
+    screen.draw([*lines, left] if left and lines else lines)
+
+
+def _clear(screen: Screen | None) -> None:
+    if screen is not None:
+        screen.clear()
 
 
 def _wait_for_any(
     running: Sequence[_Child], signals: SignalQueue, timeout: float | None = None
 ) -> list[_Child]:
-    """Waits until children have sent their last message, or have died; returns them.
+    """Waits until children have sent a message, or have died; returns them.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came first.
@@ -128,16 +174,26 @@ class _Child:
     process: BaseProcess
     pid: int
     messages: Connection
+    bar: SharedBar | None
     stack: StackFile
     watch: StallWatch
+    started: float
 
-    def receive(self) -> Message:
-        """Waits for the child's end; returns its message, or an error that names the signal or exit code."""
+    def receive(self, screen: Screen | None = None) -> Message | None:
+        """Receives a message; prints it and returns None if it is for the log.
+
+        Otherwise waits for the child's end; returns its message, or an error that names the signal or exit
+        code.
+        """
         try:
-            message: Message = pickle.loads(self.messages.recv_bytes())
-        except EOFError:
+            message: Message | logging.LogRecord = pickle.loads(self.messages.recv_bytes())
+        except (EOFError, OSError):  # OSError: it was killed while it was sending
             self.process.join()
             message = Message(error=KdtrainError(f"{self.name}: its process was ended by {self._cause()}."))
+        if isinstance(message, logging.LogRecord):
+            _clear(screen)
+            console.print_record(message)
+            return None
         self.process.join()
         self.messages.close()
         self.stack.close()
@@ -158,7 +214,8 @@ class _Child:
         """Kills the child; returns the line where it stood, or an empty text."""
         where = location(self.stack.request(self.pid)) if self.process.is_alive() else ""
         self.process.kill()
-        self.receive()
+        while self.receive() is None:
+            pass
         return where
 
     def _cause(self) -> str:
@@ -171,18 +228,26 @@ class _Child:
         return f"signal {signal.Signals(-code).name}{hint}"
 
 
-def _start(index: int, job: Job[Any], cores: Sequence[int], draws_bars: bool, stall_timeout: float) -> _Child:
+def _start(
+    index: int,
+    job: Job[Any],
+    cores: Sequence[int],
+    bar: SharedBar | None,
+    is_alone: bool,
+    stall_timeout: float,
+) -> _Child:
     """Starts a job's process."""
     receiver, sender = Pipe(duplex=False)
     stack = StackFile()
-    process = _FORK.Process(target=run_child, args=(job.work, cores, draws_bars, sender, receiver, stack))
+    arguments = (job.work, cores, job.key, bar, is_alone, sender, receiver, stack)
+    process = _FORK.Process(target=run_child, args=arguments)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_PARENT)  # the child unblocks them when ready
     process.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     sender.close()
     assert process.pid is not None, "it has started"
     watch = StallWatch(process.pid, stall_timeout)
-    return _Child(index, job.name, cores, process, process.pid, receiver, stack, watch)
+    return _Child(index, job.name, cores, process, process.pid, receiver, bar, stack, watch, time.monotonic())
 
 
 def _stop(running: Sequence[_Child], error: BaseException, signals: SignalQueue) -> None:
@@ -194,9 +259,8 @@ def _stop(running: Sequence[_Child], error: BaseException, signals: SignalQueue)
             if child.process.is_alive():
                 os.kill(child.pid, INTERRUPT if type(error) is KeyboardInterrupt else signal.SIGTERM)
         while left and (ended := _wait_for_any(left, signals, max(0.0, deadline - time.monotonic()))):
-            for child in ended:
-                child.receive()
-            left = [child for child in left if child not in ended]
+            gone = [child for child in ended if child.receive() is not None]
+            left = [child for child in left if child not in gone]
     finally:  # the time is over, or a second Ctrl-C came
         for child in left:
             if (where := child.kill()) and isinstance(error, KeyboardInterrupt):

@@ -1,9 +1,10 @@
-"""Run directories: LOGDIR/MODE/version_N, each for one run only."""
+"""Run directories: LOGDIR/MODE/version_N or LOGDIR/MODE/NAME, each for one run only."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from kdtrain.runtime.locations import missing_path_text
 
 @contextlib.contextmanager
 def run_directory(
-    logdir: Path, mode: str, resume: Path | None = None, command: str = "fit"
+    logdir: Path, mode: str, resume: Path | None = None, name: str | None = None, command: str = "fit"
 ) -> Iterator[Path]:
     """Yields the directory for a run's files: a new one, or that of the run that is resumed.
 
@@ -26,12 +27,14 @@ def run_directory(
         logdir: the folder of all runs.
         mode: the mode of the run.
         resume: the directory of the run to resume; None for a new one.
+        name: the name of a new run; the next version by default.
         command: the command of kdtrain that resumes it.
 
     Raises:
         KdtrainError: the directory cannot be made.
+        UsageError: a run has this name already.
     """
-    directory = resume or claim_run_directory(logdir, mode)
+    directory = resume or claim_run_directory(logdir, mode, name)
     try:
         yield directory
     except KeyboardInterrupt as error:
@@ -47,27 +50,45 @@ def run_directory(
 def latest_run(logdir: Path, mode: str) -> Path:
     """Returns the mode's latest run directory.
 
+    It is the version with the highest number, or a run with a name that was begun or resumed after it.
+
     Raises:
         UsageError: there is no run.
     """
     folder = logdir / mode
     number = _highest(folder)
-    if number < 0:
+    runs = [path.parent for path in folder.glob("*/config.toml") if _number(path.parent) is None]
+    if number >= 0:
+        runs.append(folder / f"version_{number}")
+    if not runs:
         raise UsageError(f"--resume: there is no run in {missing_path_text(folder)} yet.")
-    return folder / f"version_{number}"
+    return max(runs, key=_begun)
 
 
-def claim_run_directory(logdir: Path, mode: str) -> Path:
-    """Makes and returns the directory ``version_N`` with the next free number.
+def check_name(logdir: Path, mode: str, name: str) -> None:
+    """Checks that no run of the mode has a name yet.
+
+    Raises:
+        UsageError: one has.
+    """
+    if os.path.lexists(logdir / mode / name):
+        raise _taken(logdir / mode / name)
+
+
+def claim_run_directory(logdir: Path, mode: str, name: str | None = None) -> Path:
+    """Makes and returns the directory of a new run: that of its name, or ``version_N`` with the next number.
 
     ``mkdir`` is atomic, so two runs that start at the same moment get different directories.
 
     Raises:
         KdtrainError: the directory cannot be made.
+        UsageError: a run has this name already.
     """
     folder = logdir / mode
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            return _claim_name(folder / name)
         for number in itertools.count(_highest(folder) + 1):
             try:
                 (folder / f"version_{number}").mkdir()
@@ -79,6 +100,35 @@ def claim_run_directory(logdir: Path, mode: str) -> Path:
     raise AssertionError("unreachable: there is always a next number")
 
 
+def _claim_name(directory: Path) -> Path:
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        raise _taken(directory) from None
+    return directory
+
+
+def _taken(directory: Path) -> UsageError:
+    return UsageError(
+        f"--name {directory.name}: {directory} exists already. Give another name, or go on with that run: "
+        f"--resume {shlex.quote(str(directory))}"
+    )
+
+
 def _highest(folder: Path) -> int:
-    numbers = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
-    return max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    numbers = [number for path in folder.glob("version_*") if (number := _number(path)) is not None]
+    return max(numbers, default=-1)
+
+
+def _number(directory: Path) -> int | None:
+    """Returns the number of a directory ``version_N``; None for another name."""
+    prefix, _, number = directory.name.partition("version_")
+    return int(number) if not prefix and number.isdecimal() else None
+
+
+def _begun(directory: Path) -> float:
+    """Returns when a run was begun or resumed last: its configuration is written then."""
+    for path in (directory / "config.toml", directory):
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0

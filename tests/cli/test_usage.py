@@ -244,9 +244,23 @@ def show_on_terminal(*words: str | Path, cwd: Path) -> tuple[str, str]:
 
 
 def lines_left(shown: str) -> list[str]:
-    """What a terminal shows at last: each carriage return begins the line again."""
-    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in shown.split("\n")]
-    return [line for line in lines if line]
+    """What a terminal shows at last: carriage returns, cursor moves up and erasures are carried out."""
+    rows, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[\d*[A-Z]|[\r\n]|[^\x1b\r\n]+", shown):
+        if part == "\n":
+            row += 1
+            rows += [""] * (row == len(rows))
+        elif part == "\r":
+            column = 0
+        elif part == "\x1b[J":
+            rows = [*rows[:row], rows[row][:column]]
+        elif part[0] == "\x1b":
+            assert part[-1] == "A", part
+            row -= int(part[2:-1])
+        else:
+            rows[row] = rows[row][:column].ljust(column) + part + rows[row][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in rows if line.strip()]
 
 
 def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, tmp_path: Path) -> None:
@@ -259,8 +273,9 @@ def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, 
     assert [line for line in epochs if not EPOCH.fullmatch(line)] == []
     assert len(epochs) == 1 + 2 * (8 + 8)
     assert max(map(len, epochs)) <= 80
-    assert re.search(r"teacher/0 1/1: +\d+%\|", shown)  # one at a time has a bar
-    assert not re.search(r"student(_kd)?/\d \d/\d: +\d+%\|", shown)
+    for network in ("teacher", "student", "student_kd"):
+        assert re.search(rf"{network}/0 \d/\d: +\d+%\|", shown)
+    assert re.search(r"\d of 5 fits done, about \d+ s left", shown)
 
 
 def test_terminal_gets_a_bar_that_leaves_one_line_per_epoch(fitted: Fitted, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "nproc_per_node": st.integers(1, 256),
     "logdir": PATHS,
     "keep": st.sampled_from(["best", "always", "never"]),
+    "name": st.none() | st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9._+=,@-]{0,59}", fullmatch=True),
     **{name: st.none() | strategy for name, strategy in OPTIONAL.items()},
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.store.run_directory import claim_run_directory, run_directory
+from kdtrain.store.run_directory import check_name, claim_run_directory, latest_run, run_directory
 
 FORK = multiprocessing.get_context("fork")
 
@@ -76,3 +76,26 @@ def test_only_settings_that_are_refused_before_any_training_leave_no_directory(t
     begun = claim_run_directory(tmp_path, "student")
     assert fail(tmp_path, refusal, "config.toml", resume=begun) == begun
     assert (begun / "config.toml").exists()
+
+
+def test_a_name_takes_the_place_of_the_number_and_is_given_once(tmp_path: Path) -> None:
+    assert claim_run_directory(tmp_path, "student", "warm") == tmp_path / "student/warm"
+    assert claim_run_directory(tmp_path, "teacher", "warm") == tmp_path / "teacher/warm"
+    with pytest.raises(UsageError, match="student/warm exists already"):
+        claim_run_directory(tmp_path, "student", "warm")
+    with pytest.raises(UsageError, match="student/warm exists already"):
+        check_name(tmp_path, "student", "warm")
+    assert claim_run_directory(tmp_path, "student").name == "version_0"
+
+
+def test_the_latest_run_may_have_a_name(tmp_path: Path) -> None:
+    for begun, name in enumerate(("version_1", "cold", "version_0", "version_2", "warm", "version_10")):
+        folder = tmp_path / "student" / name
+        folder.mkdir(parents=True)
+        (folder / "config.toml").touch()
+        os.utime(folder / "config.toml", (begun, begun))
+    assert latest_run(tmp_path, "student").name == "version_10"
+    os.utime(tmp_path / "student/warm/config.toml", (10, 10))
+    assert latest_run(tmp_path, "student").name == "warm"
+    os.utime(tmp_path / "student/version_0/config.toml", (20, 20))
+    assert latest_run(tmp_path, "student").name == "warm", "of versions, the number decides"

@@ -1,0 +1,59 @@
+"""The output of ``kdtrain fit``: one JSON document, few messages or many, and the run's name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tomli
+
+from tests.cli.conftest import CallKdtrain
+from tests.tools import read_result
+
+FLAGS = ("--mode", "student", "--limit-train", "64", "--val-size", "64", "--epochs", "1", "--no-keep")
+
+PRINTS = """
+from kdtrain import Callback
+
+class Prints(Callback):
+    def on_fit_end(self, run, event):
+        print("printed by a plugin")
+"""
+
+
+def test_json_is_alone_on_stdout_and_quiet_prints_nothing_else(
+    call_kdtrain: CallKdtrain, tiles: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(PRINTS)
+    words = ("--data-dir", tiles, "--json", "--quiet", "--plugin", "mine.py:Prints", "--name", "warm")
+    finished = call_kdtrain("fit", *FLAGS, *words, cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "printed by a plugin\n")
+    result = json.loads(finished.stdout)
+    run = tmp_path / "logs/student/warm"
+    assert (result["mode"], result["name"], result["directory"]) == ("student", "warm", str(run))
+    [model] = result["models"]
+    test = read_result(run)["test"]
+    assert model["test_accuracy_fraction"] == test["accuracy"]
+    assert (model["test_errors"], model["test_images"]) == (test["errors"], test["images"])
+    assert Path(model["checkpoint"]).is_file()
+    assert read_result(run)["name"] == "warm"
+    assert tomli.loads((run / "config.toml").read_text())["name"] == "warm"
+
+    again = call_kdtrain("fit", *FLAGS, "--name", "warm", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "logs/student/warm exists already" in again.stderr
+
+    resumed = call_kdtrain(
+        "fit", "--mode", "student", "--name", "warm", "--resume", "--verbose", cwd=tmp_path
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "training student: begun on 1 core." in resumed.stderr
+    assert "best weights   logs/student/warm/" in resumed.stdout
+
+
+def test_a_name_is_one_part_of_a_path(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    for name in ("a/b", "..", ".hidden", "-x", "version_3", "", "a b", "x" * 61, "a\0"):
+        refused = call_kdtrain("fit", *FLAGS, f"--name={name}", cwd=tmp_path)
+        assert refused.returncode == 2, name
+        assert "--name is" in refused.stderr
+    assert not (tmp_path / "logs").exists()
