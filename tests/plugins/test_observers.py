@@ -67,8 +67,8 @@ def teacher() -> flow.nn.Module:
 
 def test_watching_changes_nothing(data: Data, tmp_path: Path, teacher: flow.nn.Module) -> None:
     confusion = Confusion(every=1, images=2)
-    observers = (Calibration(every=1), confusion, Csv(), Dashboard(), Fidelity(), GradNorm(every=1))
-    observers = (*observers, Histograms(every=1), TensorBoard(every=1))
+    drawn = (Histograms(every=1), TensorBoard(every=1))
+    observers = (Calibration(every=1), confusion, Csv(), Dashboard(), Fidelity(), GradNorm(every=1), *drawn)
     ends = []
     for number, watching in enumerate(((), observers)):
         distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
@@ -99,8 +99,8 @@ def test_after_resuming_every_point_and_image_is_there_once(
 
     def fit_with(name: str, *killed: Callback, **options: Any) -> None:
         confusion = Confusion(every=2, images=2)
-        observers = (GradNorm(every=1), *killed, Calibration(every=2), confusion, Fidelity(), Csv())
-        observers = (*observers, Histograms(every=2))
+        drawn = (Calibration(every=2), confusion, Histograms(every=2))
+        observers = (GradNorm(every=1), *killed, *drawn, Fidelity(), Csv())
         distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
         trainer = Trainer(mlp(), SGD, [distillation, Checkpoint(card), TensorBoard(every=1), *observers])
         trainer.fit(*data, epochs=3, directory=tmp_path / name, **options)
