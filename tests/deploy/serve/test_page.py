@@ -86,7 +86,7 @@ def assert_bars_are(window: Browser, answer: dict[str, Any]) -> None:
 def lengths_of_bars(window: Browser, column: int, name: str) -> list[float]:
     """The lengths of a column's thick or thin bars, as parts of their tracks."""
     script = (
-        "return [...document.querySelectorAll(`#bars td:nth-of-type(${arguments[0]}) i.both`)]"
+        "return [...document.querySelectorAll(`#bars td:nth-of-type(${arguments[0]}) i`)]"
         ".map((bar) => Number(bar.style.getPropertyValue(arguments[1])))"
     )
     lengths: list[float] = window.run(script, column, name)
