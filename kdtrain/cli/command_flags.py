@@ -12,6 +12,7 @@ from kdtrain.cli.setting_flags import add_setting_flag, add_setting_flags
 from kdtrain.experiment.halving import DEFAULT_BUDGET
 from kdtrain.experiment.settings import MODE_CHOICES
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
+from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE
 
 
 def _fit(parser: Parser) -> None:
@@ -122,7 +123,8 @@ def _infer(parser: Parser) -> None:
         nargs="*",
         type=Path,
         metavar="IMAGE",
-        help="image files to classify; for a model of MNIST, photos or scans of one digit each",
+        help="image files to classify, or folders of image files, in order of name; for a model of MNIST, "
+        "photos or scans of one digit each",
     )
     parser.add_argument(
         "--picture-index",
@@ -140,12 +142,19 @@ def _infer(parser: Parser) -> None:
         "--checkpoint",
         "--model-load-dir",
         type=Path,
-        metavar="FILE",
-        help="use this model in place of a trained one: a .safetensors file, a OneFlow checkpoint "
-        "directory, or an .onnx file from `kdtrain export`",
+        metavar="MODEL",
+        help="use this model: a .safetensors file, a OneFlow checkpoint directory, an .onnx file from "
+        "`kdtrain export`, or a folder with the model of --model-type [the folder --model-save-dir]",
     )
     model_folder_flag(parser)
     _figure_flags(parser)
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write a table with a row for each image: path, prediction, probability, the probabilities of "
+        "all classes, warning and error [not written]",
+    )
     data_flags(parser)
     device_flag(parser)
     json_flag(parser, "a JSON list")
@@ -156,10 +165,11 @@ def _figure_flags(parser: Parser) -> None:
     parser.add_argument(
         "--temperature",
         type=number,
-        default=10.0,
         metavar="T",
-        help="temperature, above 0, of the softened probabilities in the third panel of the figure [10]",
+        help="temperature, above 0, of the softened probabilities in the third panel of the figure [the one "
+        f"that the model was distilled with, or {DEFAULT_TEMPERATURE:g}]",
     )
+    parser.add_argument("--no-picture", action="store_true", help="draw no figure")
     parser.add_argument(
         "--image-save-dir", type=Path, metavar="DIR", help="folder for the figures [logs/images]"
     )

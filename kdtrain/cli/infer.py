@@ -3,103 +3,154 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from kdtrain.cli.output import Output
-from kdtrain.deploy.opening import is_named
-from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.deploy.opening import open_model
+from kdtrain.errors import UsageError
 from kdtrain.experiment.comparison_run import picture_path
-from kdtrain.experiment.infer import Prediction, check_images, infer
-from kdtrain.runtime.locations import missing_path_text
-from kdtrain.store.card import ModelCard
-from kdtrain.store.checkpoint import load_card
-from kdtrain.store.kept_models import kept_models
+from kdtrain.experiment.find_model import find_model, model_in
+from kdtrain.experiment.infer import (
+    FailedImage,
+    Prediction,
+    check_images,
+    image_files,
+    predict_files,
+    predict_test_image,
+)
+from kdtrain.runtime.console import with_progress_bar
+from kdtrain.runtime.files import make_folder, write_bytes
+from kdtrain.runtime.oneflow import resolve_device
 
 logger = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Classifies images; prints the predictions and draws each."""
+    """Classifies images; prints the predictions, and draws each. Returns 1 if an image cannot be read."""
     check_images(options.images, options.picture_index, options.temperature)
-    if options.image_save_name is not None and len(options.images) > 1:
+    _check_pictures(options)
+    files = image_files(options.images)
+    with_classes = not any(map(os.path.isdir, options.images))
+    entries: list[dict[str, Any]] = []
+    for prediction in _predictions(options, files):
+        entry = _entry(prediction, options)
+        entries.append(entry)
+        if "error" in entry:
+            logger.error(f"kdtrain: {entry['error']}")
+        elif not options.json:
+            _print(entry, with_classes)
+    failed = sum("error" in entry for entry in entries)
+    pictures = {os.path.dirname(entry["picture"]) for entry in entries if "picture" in entry}
+    if pictures and not with_classes and not options.json:
+        Output().text(f"pictures: {', '.join(pictures)}")
+    if failed and len(files) > 1:
+        logger.error(f"kdtrain: {failed} of {len(files)} images could not be read.")
+    if options.csv is not None:
+        make_folder(options.csv.parent)
+        write_bytes(options.csv, _table(entries))
+    if options.json:
+        print(json.dumps(entries, indent=2))
+    return 1 if failed else 0
+
+
+def _check_pictures(options: argparse.Namespace) -> None:
+    """Raises UsageError if the flags of the drawings contradict each other or the images."""
+    named = options.image_save_name is not None
+    if options.no_picture and (named or options.image_save_dir is not None):
+        raise UsageError("--no-picture draws nothing: leave out --image-save-dir and --image-save-name.")
+    if named and (len(options.images) > 1 or any(map(os.path.isdir, options.images))):
         raise UsageError(
             "--image-save-name names one file, but there are several images: use --image-save-dir."
         )
-    predictions = infer(
-        options.checkpoint or _kept_model(options),
-        *options.images,
-        picture_index=options.picture_index,
-        temperature=options.temperature,
-        model_type=options.model_type,
+
+
+def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Prediction | FailedImage]:
+    find = model_in if options.checkpoint is None else find_model
+    path = find(
+        options.checkpoint or options.model_save_dir,
+        options.model_type,
         arch=options.arch,
         dataset=options.dataset,
         data_dir=options.data_dir,
-        skip_corrupt=options.skip_corrupt,
-        device=options.device,
     )
-    entries = [_drawn(prediction, options) for prediction in predictions]
-    if options.json:
-        print(json.dumps(entries, indent=2))
+    model = open_model(path, options.arch, mode=options.model_type, device=resolve_device(options.device))
+    if options.picture_index is None:
+        predictions = predict_files(model, files, options.temperature)
+        if options.json and len(files) > 1:
+            predictions = with_progress_bar(predictions, "images", len(files), "image")
+        yield from predictions
     else:
-        for entry in entries:
-            _print(entry)
-    return 0
-
-
-def _kept_model(options: argparse.Namespace) -> Path:
-    """Returns a trained model in --model-save-dir: the first of those that fit the other flags best."""
-    mode = options.model_type
-    paths = kept_models(options.model_save_dir, mode)
-    if not paths:
-        raise CheckpointError(
-            f"there is no {mode} model in {missing_path_text(options.model_save_dir)}: train one with "
-            f"`kdtrain fit --mode {mode}`, or name a file with --checkpoint."
+        yield predict_test_image(
+            model,
+            options.picture_index,
+            options.temperature,
+            options.dataset,
+            options.data_dir,
+            options.skip_corrupt,
         )
-    if len(paths) == 1:
-        return paths[0]
-    cards: dict[Path, ModelCard] = {path: load_card(path) for path in paths}
-
-    def misfit(path: Path) -> tuple[bool, bool]:
-        card = cards[path]
-        return not is_named(card, options.dataset, options.data_dir), options.arch not in (None, card.arch)
-
-    chosen = min(paths, key=misfit)
-    others = ", ".join(path.name for path in paths if path != chosen)
-    logger.info(
-        f"The model is {chosen} ({cards[chosen].dataset}, {cards[chosen].arch}). There are others: {others}. "
-        "Choose with --dataset, --arch or --checkpoint."
-    )
-    return chosen
 
 
-def _drawn(prediction: Prediction, options: argparse.Namespace) -> dict[str, Any]:
+def _entry(prediction: Prediction | FailedImage, options: argparse.Namespace) -> dict[str, Any]:
     """Saves the drawing of a prediction; returns the entries to print."""
-    folder = options.image_save_dir or (None if options.image_save_name else Path("logs/images"))
-    default = Path(f"{prediction.model.stem}_{prediction.label}.png")
-    drawing = picture_path(folder, options.image_save_name, default)
-    prediction.save(drawing)
-    return {
+    if isinstance(prediction, FailedImage):
+        return {"image": prediction.image, "error": str(prediction.error)}
+    entry = {
         "image": prediction.image,
         "prediction": prediction.prediction,
         "truth": prediction.truth,
+        "warning": prediction.warning,
         "temperature": prediction.temperature,
         "probabilities": prediction.probabilities,
         "softened": prediction.softened,
         "model": str(prediction.model),
-        "picture": str(drawing),
     }
+    if not options.no_picture:
+        folder = options.image_save_dir or (None if options.image_save_name else Path("logs/images"))
+        default = Path(f"{prediction.model.stem}_{prediction.label}.png")
+        drawing = picture_path(folder, options.image_save_name, default)
+        prediction.save(drawing)
+        entry["picture"] = str(drawing)
+    return entry
 
 
-def _print(prediction: dict[str, Any]) -> None:
+def _print(prediction: dict[str, Any], with_classes: bool) -> None:
+    """Prints a prediction with its table of classes, or on one line, and its warning below."""
     output = Output()
+    best = "" if with_classes else f" {prediction['probabilities'][prediction['prediction']]:.2%}"
     truth = f" (it is {prediction['truth']})" if prediction["truth"] is not None else ""
-    output.text(Text.assemble(f"{prediction['image']}: ", (prediction["prediction"], "bold"), truth))
+    output.text(Text.assemble(f"{prediction['image']}: ", (prediction["prediction"], "bold"), best, truth))
+    if prediction["warning"] is not None:
+        output.text(f"  {prediction['warning']}")
+    if not with_classes:
+        return
     output.text(f"  {'class':<12} {'T=1':>8} {'T=' + format(prediction['temperature'], 'g'):>8}")
     for name, hard in sorted(prediction["probabilities"].items(), key=lambda item: -item[1])[:10]:
         output.text(f"  {name:<12} {hard:>8.2%} {prediction['softened'][name]:>8.2%}")
-    output.text(f"  picture: {prediction['picture']}")
+    if "picture" in prediction:
+        output.text(f"  picture: {prediction['picture']}")
+
+
+def _table(entries: list[dict[str, Any]]) -> bytes:
+    """Returns the CSV table of predictions, with a row for each image; a class NAME has a column p(NAME)."""
+    classes = next((list(entry["probabilities"]) for entry in entries if "error" not in entry), [])
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    names = [f"p({name})" for name in classes]
+    table.writerow(["path", "prediction", "probability", *names, "warning", "error"])
+    for entry in entries:
+        if "error" in entry:
+            table.writerow([entry["image"], *[""] * (len(classes) + 3), entry["error"]])
+            continue
+        values = entry["probabilities"]
+        best, warning = values[entry["prediction"]], entry["warning"] or ""
+        table.writerow([entry["image"], entry["prediction"], best, *values.values(), warning, ""])
+    return text.getvalue().encode("utf-8", "surrogateescape")

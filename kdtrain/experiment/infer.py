@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +13,19 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from kdtrain.data.images.image_file import open_image
-from kdtrain.data.images.model_input import model_input
+from kdtrain.data.folder import pictures_in
+from kdtrain.data.images.image_file import on_paper, open_image, paper_of
+from kdtrain.data.images.model_input import model_input, shows_ink
 from kdtrain.data.images.resize import to_rgb
 from kdtrain.deploy.opening import open_data, open_model
 from kdtrain.deploy.predictor import Predictor
-from kdtrain.errors import UsageError, clipped
+from kdtrain.errors import DataError, UsageError, clipped
+from kdtrain.experiment.doubt import doubt
+from kdtrain.experiment.find_model import find_model
 from kdtrain.metrics.tempered_softmax import tempered_softmax
-from kdtrain.report.prediction import prediction_figure
+from kdtrain.report.prediction import ORIGINAL_PIXELS, percent, prediction_figure
 from kdtrain.report.style import save_figure
-from kdtrain.runtime.locations import short_name
+from kdtrain.runtime.locations import missing_path_text, short_name
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.value_checks import MOST_NUMBER, check_value, positive
 from kdtrain.store.card import ModelCard
@@ -34,7 +39,8 @@ class _InputImage:
         name: the image's name in the output.
         label: the image's part of the drawing's file name.
         pixels: (C, H, W) uint8, the network's input.
-        original: the photo or scan that ``pixels`` were made from; None for an image of a data set.
+        original: the photo or scan that ``pixels`` were made from, reduced; None for an image of a data set.
+        original_size: its width and height in pixels before.
         truth: the true class, if it is known.
     """
 
@@ -42,6 +48,7 @@ class _InputImage:
     label: str
     pixels: npt.NDArray[np.uint8]
     original: Image.Image | None = None
+    original_size: tuple[int, int] | None = None
     truth: str | None = None
 
 
@@ -57,8 +64,10 @@ class Prediction:
         logits: (classes,) float64.
         temperature: temperature of ``softened``.
         pixels: (C, H, W) uint8, the network's input.
-        original: the photo or scan that ``pixels`` were made from; None for an image of a data set.
+        original: the photo or scan that ``pixels`` were made from, reduced; None for an image of a data set.
+        original_size: its width and height in pixels before.
         truth: the true class, if it is known.
+        warning: why the image is probably nothing that the model can recognise; None if it seems to be.
     """
 
     image: str
@@ -69,7 +78,9 @@ class Prediction:
     temperature: float
     pixels: npt.NDArray[np.uint8]
     original: Image.Image | None = None
+    original_size: tuple[int, int] | None = None
     truth: str | None = None
+    warning: str | None = None
 
     @property
     def prediction(self) -> str:
@@ -89,9 +100,17 @@ class Prediction:
     def figure(self) -> Figure:
         """Returns a drawing of the image and of its probabilities."""
         card, best = self.card, self.probabilities[self.prediction]
-        title = f"{self.image}: {self.prediction} with {best:.1%} ({card.mode}, {short_name(card.arch)})"
+        title = f"{self.image}: {self.prediction}, {percent(best)} ({card.mode}, {short_name(card.arch)})"
         return prediction_figure(
-            self.pixels, self.logits, card.classes, self.temperature, title, self.original, self.truth
+            self.pixels,
+            self.logits,
+            card.classes,
+            self.temperature,
+            title,
+            self.original,
+            self.truth,
+            original_size=self.original_size,
+            warning=self.warning,
         )
 
     def save(self, path: Path | str) -> None:
@@ -107,11 +126,24 @@ class Prediction:
         return dict(zip(self.card.classes, values.tolist(), strict=True))
 
 
+@dataclass(frozen=True)
+class FailedImage:
+    """An image file that could not be read.
+
+    Attributes:
+        image: the file.
+        error: the reason.
+    """
+
+    image: str
+    error: DataError
+
+
 def infer(
     checkpoint: Path | str,
     *images: Path | str,
     picture_index: int | None = None,
-    temperature: float = 10.0,
+    temperature: float | None = None,
     model_type: str = "student_kd",
     arch: str | None = None,
     dataset: str | None = None,
@@ -122,11 +154,15 @@ def infer(
     """Classifies images, as ``kdtrain infer`` does, and draws nothing.
 
     Args:
-        checkpoint: a .safetensors file, a OneFlow checkpoint directory, or an .onnx file from ``export``.
-        images: image files; for a model of MNIST, photos or scans of one digit each.
+        checkpoint: a .safetensors file, a OneFlow checkpoint directory, an .onnx file from ``export``, or a
+            folder with the model of ``model_type``.
+        images: image files, and folders of image files, which are read in order of name; for a model of
+            MNIST, photos or scans of one digit each.
         picture_index: classify this image of the test set, counted from 0, in place of files.
-        temperature: temperature, above 0, of the softened probabilities.
-        model_type: mode of a OneFlow checkpoint directory, which does not say it.
+        temperature: temperature, above 0, of the softened probabilities; by default the one that the model
+            was distilled with, or 4.
+        model_type: mode of the model in a folder, and of a OneFlow checkpoint directory, which does not say
+            it.
         arch: the architecture that the model must have; code of the user's runs only if this names it.
         dataset: the data set of ``picture_index``; by default the one that the model was trained on.
         data_dir: a folder to read in place of built-in or downloaded files.
@@ -140,59 +176,121 @@ def infer(
         KdtrainError: the model, an image or the data cannot be read, or do not fit together.
     """
     check_images(images, picture_index, temperature)
-    model = open_model(Path(checkpoint), arch, mode=model_type, device=resolve_device(device))
-    if picture_index is None:
-        inputs = [_from_file(path, label, model.card) for path, label in _labelled(list(map(Path, images)))]
-    else:
-        folder = None if data_dir is None else Path(data_dir)
-        inputs = [_from_test_set(picture_index, model, dataset, folder, skip_corrupt=skip_corrupt)]
-    return [_predict(image, model, temperature) for image in inputs]
+    folder = None if data_dir is None else Path(data_dir)
+    path = find_model(Path(checkpoint), model_type, arch=arch, dataset=dataset, data_dir=folder)
+    model = open_model(path, arch, mode=model_type, device=resolve_device(device))
+    if picture_index is not None:
+        return [predict_test_image(model, picture_index, temperature, dataset, folder, skip_corrupt)]
+    predictions = []
+    for prediction in predict_files(model, image_files(images), temperature):
+        if isinstance(prediction, FailedImage):
+            raise prediction.error
+        predictions.append(prediction)
+    return predictions
 
 
-def check_images(images: Sequence[Path | str], picture_index: int | None, temperature: float) -> None:
+def check_images(images: Sequence[Path | str], picture_index: int | None, temperature: float | None) -> None:
     """Raises UsageError if no images are named, or the temperature is not allowed."""
     if (picture_index is None) == (not images):
         raise UsageError("name image files, or an image of the test set with --picture-index N.")
-    check_value("--temperature", temperature, positive(MOST_NUMBER), float)
+    if temperature is not None:
+        check_value("--temperature", temperature, positive(MOST_NUMBER), float)
 
 
-def _from_test_set(
-    index: int, model: Predictor, dataset: str | None, data_dir: Path | None, *, skip_corrupt: bool
-) -> _InputImage:
+def image_files(images: Sequence[Path | str]) -> list[Path]:
+    """Returns image files, with those of a folder, in order of name, in the place of the folder.
+
+    Raises:
+        DataError: a folder cannot be read, or holds no image file.
+    """
+    files: list[Path] = []
+    for path in map(Path, images):
+        inside = pictures_in(path) if os.path.isdir(path) else [path]
+        if not inside:
+            raise DataError(f"the folder {missing_path_text(path)} holds no image file.")
+        files += inside
+    return files
+
+
+def predict_test_image(
+    model: Predictor,
+    index: int,
+    temperature: float | None = None,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    skip_corrupt: bool = False,
+) -> Prediction:
+    """Returns the prediction of an image of the test set; the arguments are those of ``infer``."""
     data = open_data(model, dataset, data_dir, skip_corrupt=skip_corrupt)
     if not 0 <= index < len(data.test):
         raise UsageError(
             f"--picture-index {clipped(index)}: the test set has images 0 to {len(data.test) - 1}."
         )
     truth = data.classes[int(data.test.labels[index])]
-    return _InputImage(f"test image {index}", str(index), data.test.images[index], truth=truth)
+    image = _InputImage(f"test image {index}", str(index), data.test.images[index], truth=truth)
+    return _predict(image, model, temperature)
+
+
+def predict_files(
+    model: Predictor, files: Sequence[Path], temperature: float | None = None
+) -> Iterator[Prediction | FailedImage]:
+    """Yields a prediction for each file, in their order; of a file that cannot be read, the reason.
+
+    Args:
+        model: the model.
+        files: image files.
+        temperature: temperature of the softened probabilities; by default the model's own.
+    """
+    for path, label in _labelled(files):
+        try:
+            image = _from_file(path, label, model.card)
+        except DataError as error:
+            yield FailedImage(str(path), error)
+        else:
+            yield _predict(image, model, temperature)
 
 
 def _from_file(path: Path, label: str, card: ModelCard) -> _InputImage:
     pixels = model_input(path, card.dataset, card.image_shape)
-    original = open_image(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
-    return _InputImage(str(path), label, pixels, original)
+    ink = shows_ink(card.dataset, card.image_shape)
+
+    def reduced(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+        upright = ImageOps.exif_transpose(image)
+        shown = to_rgb(on_paper(upright, paper_of(upright)) if ink else upright)
+        shown.thumbnail((ORIGINAL_PIXELS, ORIGINAL_PIXELS))
+        return shown, upright.size
+
+    original, size = open_image(path, reduced)
+    return _InputImage(str(path), label, pixels, original, size)
 
 
-def _predict(image: _InputImage, model: Predictor, temperature: float) -> Prediction:
+def _predict(image: _InputImage, model: Predictor, temperature: float | None) -> Prediction:
     logits = model.logits(image.pixels[np.newaxis])[0].astype(np.float64)
+    size = image.original_size
     return Prediction(
         image.name,
         image.label,
         model.card,
         model.path,
         logits,
-        temperature,
+        model.card.softening if temperature is None else temperature,
         image.pixels,
         image.original,
+        size,
         image.truth,
+        None if size is None else doubt(model.card, image.pixels, logits, size),
     )
 
 
-def _labelled(paths: list[Path]) -> list[tuple[Path, str]]:
+def _labelled(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Returns each file with a label, numbered where names repeat, so that no drawing replaces another."""
-    names = [path.stem for path in paths]
-    return [
-        (path, path.stem if names.count(path.stem) == 1 else f"{path.stem}_{number}")
-        for number, path in enumerate(paths, start=1)
-    ]
+    counts = Counter(path.stem for path in paths)
+    labels: list[str] = []
+    taken = {stem for stem, count in counts.items() if count == 1}
+    for number, path in enumerate(paths, start=1):
+        label = path.stem
+        while counts[path.stem] > 1 and label in {path.stem} | taken:
+            label, number = f"{path.stem}_{number}", number + len(paths)
+        taken.add(label)
+        labels.append(label)
+    return list(zip(paths, labels, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ def callbacks_for(
     Raises:
         UsageError: a plugin is unknown, or its arguments are wrong.
     """
+    if teacher is not None:
+        card = dataclasses.replace(card, temperature=float(config.temperature))
     callbacks: list[Callback] = [
         RunLog(),  # starts first and ends last, so that result.json records errors of all others
         StopOnNonFinite(),

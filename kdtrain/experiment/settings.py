@@ -23,6 +23,7 @@ from kdtrain.runtime.limits import (
     MOST_VIEWS,
 )
 from kdtrain.runtime.value_checks import (
+    DEFAULT_TEMPERATURE,
     DEVICES,
     EPOCHS,
     IMAGES,
@@ -180,7 +181,7 @@ class Settings:
         metavar="FILE",
     )
     temperature: float = setting(
-        4.0,
+        DEFAULT_TEMPERATURE,
         "temperature, above 0, that softens the probabilities of teacher and student",
         metavar="T",
         check=positive(MOST_NUMBER),

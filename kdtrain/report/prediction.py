@@ -15,7 +15,9 @@ from kdtrain.report.style import BAR, GREY, HIGHLIGHT, house_style
 
 _MOST_BARS = 10
 _LONGEST_NAME = 18
-_ORIGINAL_PIXELS = 600
+ORIGINAL_PIXELS = 600
+"""The longest side of an original in the drawing."""
+_INSIDE = 0.8  # a longer bar has its label inside
 
 
 def prediction_figure(
@@ -26,11 +28,14 @@ def prediction_figure(
     title: str,
     original: PIL.Image.Image | None = None,
     truth: str | None = None,
+    *,
+    original_size: tuple[int, int] | None = None,
+    warning: str | None = None,
 ) -> Figure:
     """Returns three panels: the image, the probabilities at T=1, and those at ``temperature``.
 
-    With more than 10 classes, the bars are the 10 most probable classes in descending order, and the
-    true class.
+    Both panels of probabilities have one axis, from 0 to 1. With more than 10 classes, the bars are the
+    10 most probable classes in descending order, and the true class.
 
     Args:
         network_input: (H, W), (1, H, W) or (3, H, W) uint8, the network's input, pixels 0..255.
@@ -40,6 +45,8 @@ def prediction_figure(
         title: the line above the panels.
         original: the photo or scan that the input was made from, shown above it.
         truth: the true class, if it is known.
+        original_size: width and height of the photo in pixels, if ``original`` is a reduced copy of it.
+        warning: a sentence below the title.
 
     Raises:
         ValueError: the image's shape, the number of names or the temperature is wrong.
@@ -54,13 +61,13 @@ def prediction_figure(
     with house_style():
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         images, bars = figure.subfigures(1, 2, width_ratios=[1, 2.3])
-        _draw_images(images, _channels_last(network_input), original)
-        _draw_bars(bars.add_subplot(1, 2, 1), names, plain[shown], winner, full_scale=True)
-        _draw_bars(bars.add_subplot(1, 2, 2), names, soft[shown], winner, full_scale=False)
+        _draw_images(images, _channels_last(network_input), original, original_size)
+        _draw_bars(bars.add_subplot(1, 2, 1), names, plain[shown], winner)
+        _draw_bars(bars.add_subplot(1, 2, 2), names, soft[shown], winner)
         few = "" if len(shown) == len(classes) else f", top {_MOST_BARS} of {len(classes)}"
         bars.axes[0].set_title(f"probabilities, T = 1{few}")
         bars.axes[1].set_title(f"softened, T = {temperature:g}")
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(title if warning is None else f"{title}\n{warning}", fontsize=12)
     return figure
 
 
@@ -87,13 +94,19 @@ def _channels_last(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return image
 
 
-def _draw_images(figure: SubFigure, image: npt.NDArray[np.uint8], original: PIL.Image.Image | None) -> None:
+def _draw_images(
+    figure: SubFigure,
+    image: npt.NDArray[np.uint8],
+    original: PIL.Image.Image | None,
+    original_size: tuple[int, int] | None,
+) -> None:
     height, width = image.shape[:2]
     title = f"network input, {width} x {height}"
     if original is None:
         _draw_image(figure.add_subplot(1, 1, 1), image, title)
         return
-    original_title = f"original, {original.width} x {original.height}"
+    photo_width, photo_height = original_size or original.size
+    original_title = f"original, {photo_width} x {photo_height}"
     _draw_image(figure.add_subplot(2, 1, 1), _displayable(original), original_title)
     _draw_image(figure.add_subplot(2, 1, 2), image, title)
 
@@ -118,28 +131,28 @@ def _displayable(original: PIL.Image.Image) -> npt.NDArray[np.uint8]:
         reach = max(float(deep.max() - deep.min()), 1.0)
         image = PIL.Image.fromarray(((deep - deep.min()) * (255 / reach)).astype(np.uint8))
     image = image.convert("RGBA")
-    image.thumbnail((_ORIGINAL_PIXELS, _ORIGINAL_PIXELS))
+    image.thumbnail((ORIGINAL_PIXELS, ORIGINAL_PIXELS))
     return np.asarray(PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image))[..., :3]
 
 
-def _draw_bars(
-    axes: Axes, names: Sequence[str], values: npt.NDArray[np.float64], winner: int, full_scale: bool
-) -> None:
+def _draw_bars(axes: Axes, names: Sequence[str], values: npt.NDArray[np.float64], winner: int) -> None:
     rows = range(len(names))
     colours = [HIGHLIGHT if row == winner else BAR for row in rows]
-    bars = axes.barh(rows, 100 * values, color=colours, height=0.72)
-    axes.bar_label(bars, [_percent(value) for value in values], padding=3, fontsize=9)
+    bars = axes.barh(rows, values, color=colours, height=0.72)
+    labels = axes.bar_label(bars, [percent(value) for value in values], padding=3, fontsize=9)
+    for label, value in zip(labels, values, strict=True):
+        if value > _INSIDE:  # beside the bar it would leave the axis
+            label.set(position=(-3, 0), ha="right", color="white")
     axes.set_yticks(rows, names)
     axes.get_yticklabels()[winner].set(color=HIGHLIGHT, fontweight="bold")
     axes.set_ylim(max(len(names), 5) - 0.4, -0.6)
-    # Softened probabilities are compared with each other, so the largest fills its panel.
-    axes.set_xlim(0, 1.22 * (100.0 if full_scale else 100 * values.max()))
-    axes.set_xticks([])
-    axes.spines["bottom"].set_visible(False)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.grid(axis="x")
     axes.tick_params(axis="y", length=0, colors=GREY, labelcolor="black")
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     """Returns a probability with one decimal, and never "0.0 %" or "100.0 %", which would be rounded."""
     if value < 0.001:
         return "<0.1 %"

@@ -17,6 +17,9 @@ _NAMES = {int: "whole number", float: "number"}
 MOST_NUMBER = 1e6
 """The largest learning rate and temperature."""
 
+DEFAULT_TEMPERATURE = 4.0
+"""Temperature of a distillation, and of softened probabilities where a model's card has none."""
+
 
 def between(low: int, high: int) -> Check:
     """Returns the check of a number from ``low`` to ``high``, both included."""

@@ -12,6 +12,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, escape_controls
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
 from kdtrain.runtime.locations import absolute_name
+from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE, MOST_NUMBER
 
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "mode": (str, str),
@@ -25,7 +26,7 @@ _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
     "versions": (dict, str),
 }
 """The entries of a model's header: the type of each entry, and of its items."""
-_LATER: dict[str, type] = {"epochs": int, "images": int, "held_out": str}
+_LATER: dict[str, type] = {"epochs": int, "images": int, "held_out": str, "temperature": float}
 """Entries that headers of earlier versions lack."""
 
 
@@ -46,6 +47,7 @@ class ModelCard:
         epochs: the number of epochs of the fit; 0 if unknown.
         images: the number of training images; 0 if unknown.
         held_out: SHA-256 (hex) of the images and labels of the metrics; "" if unknown.
+        temperature: the temperature of the distillation; 0 if there was none, or if it is unknown.
     """
 
     mode: str
@@ -60,6 +62,12 @@ class ModelCard:
     epochs: int = 0
     images: int = 0
     held_out: str = ""
+    temperature: float = 0.0
+
+    @property
+    def softening(self) -> float:
+        """The temperature of softened probabilities: that of the distillation, or else the default."""
+        return self.temperature or DEFAULT_TEMPERATURE
 
     @property
     def data(self) -> tuple[object, ...]:
@@ -134,6 +142,7 @@ def read_card(header: Any, path: Path) -> ModelCard:
         and card.arch.isprintable()
         and 0 <= card.epochs < 2**63
         and 0 <= card.images < 2**63
+        and 0 <= card.temperature <= MOST_NUMBER
     ):
         raise CheckpointError(f"{path} is not a model that kdtrain can use: its header contradicts itself.")
     return card

@@ -77,6 +77,11 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no state dict needs") from None
 
 
+def is_oneflow_directory(directory: Path) -> bool:
+    """Returns whether a path has the file of names of a directory that ``oneflow.save`` wrote."""
+    return os.path.isfile(directory / "pickled_data")
+
+
 def read_oneflow_directory(directory: Path) -> dict[str, npt.NDArray[np.generic]]:
     """Returns the tensors of a saved state dict by name.
 
@@ -84,7 +89,7 @@ def read_oneflow_directory(directory: Path) -> dict[str, npt.NDArray[np.generic]
         CheckpointError: the directory is of another kind, damaged, or would run code.
     """
     names = directory / "pickled_data"
-    if not os.path.isfile(names):
+    if not is_oneflow_directory(directory):
         raise CheckpointError(
             f"{directory} is not a checkpoint: a directory written by oneflow.save has a file pickled_data."
         )

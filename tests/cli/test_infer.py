@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from PIL import Image, ImageOps
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
+from kdtrain.experiment.config import FitConfig
+from kdtrain.store.checkpoint import load_card, load_model, save_model
 from tests.cli.conftest import LOGDIR, MODES, CallKdtrain, Finished, Fitted, assert_explained
 from tests.conftest import RunKdtrain
 from tests.report.drawings import assert_is_drawing
@@ -87,7 +92,7 @@ def test_text_for_people(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
     truth = load_dataset(data_dir=Path(fitted.flags[1])).test.labels[3]
     assert first.startswith("test image 3: ")
     assert first.endswith(f" (it is {truth})")
-    assert heading.split() == ["class", "T=1", "T=10"]
+    assert heading.split() == ["class", "T=1", "T=4"]
     hard = [float(row.split()[1].rstrip("%")) for row in rows]
     soft = [float(row.split()[2].rstrip("%")) for row in rows]
     assert sum(hard) == pytest.approx(100, abs=0.05)
@@ -139,7 +144,9 @@ def test_drawing_is_named_after_its_photo(
         ("7.png 2.jpg --image-save-name x.png", 2, "--image-save-name"),
         ("--picture-index 0 --model-type techer", 2, "'teacher'"),
         ("nowhere.png", 1, "/nowhere.png"),
-        ("other", 1, "other"),
+        ("empty", 1, "empty"),
+        ("7.png --no-picture --image-save-dir out", 2, "--no-picture"),
+        ("other --image-save-name x.png", 2, "--image-save-name"),
         ("notes.txt", 1, "notes.txt"),
         ("half.png", 1, "half.png"),
         ("blank.png", 1, "blank.png"),
@@ -149,12 +156,84 @@ def test_drawing_is_named_after_its_photo(
 def test_bad_input_is_explained(
     fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, words: str, code: int, reason: str
 ) -> None:
+    (photos / "empty").mkdir(exist_ok=True)
     (photos / "notes.txt").write_text("a seven")
     (photos / "half.png").write_bytes((photos / "7.png").read_bytes()[:2000])
     Image.new("L", (50, 50), 255).save(photos / "blank.png")
     model = ("--checkpoint", fitted.model("teacher"), "--data-dir", fitted.flags[1])
     assert_explained(call_kdtrain("infer", *words.split(), *model, cwd=photos), code, reason)
     assert not (photos / "logs").exists()
+
+
+def test_a_folder_is_answered_in_order_of_name_but_for_what_cannot_be_read(
+    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    folder = tmp_path / "digits"
+    shutil.copytree(photos / "other", folder)
+    (folder / "1.png").write_bytes((photos / "7.png").read_bytes()[:2000])
+    shutil.copy(photos / "7.png", folder / "3.png")
+    Image.new("L", (5, 5), 255).save(folder / "5.png")
+    Image.fromarray(np.eye(5, dtype=np.uint8) * 255).save(folder / "4.png")
+    words = ("infer", "digits", "--checkpoint", fitted.model("teacher"), "--csv", "out/table.csv")
+    finished = call_kdtrain(*words, "--no-picture", cwd=tmp_path)
+    assert finished.returncode == 1
+    lines = [line for line in finished.stdout.splitlines() if not line.startswith("  ")]
+    assert [line.split()[0] for line in lines] == ["digits/2.jpg:", "digits/3.png:", "digits/4.png:"]
+    damaged, blank, total = finished.stderr.splitlines()
+    assert damaged.startswith("kdtrain: digits/1.png cannot be read")
+    assert blank.startswith("kdtrain: digits/5.png: no digit found")
+    assert total == "kdtrain: 2 of 5 images could not be read."
+    assert not (tmp_path / "logs").exists()
+
+    with (tmp_path / "out/table.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [
+        f"digits/{name}" for name in ("1.png", "2.jpg", "3.png", "4.png", "5.png")
+    ]
+    assert [bool(row["error"]) for row in rows] == [True, False, False, False, True]
+    assert rows[3]["warning"].startswith("Probably too small")
+    assert finished.stdout.splitlines()[-1] == f"  {rows[3]['warning']}"
+    for row in rows[1:4]:
+        classes = {name: float(value) for name, value in row.items() if name.startswith("p(")}
+        assert sum(classes.values()) == pytest.approx(1)
+        assert float(row["probability"]) == classes[f"p({row['prediction']})"] == max(classes.values())
+
+    finished = call_kdtrain(*words[:4], "--json", cwd=tmp_path)
+    assert finished.returncode == 1
+    entries = json.loads(finished.stdout)
+    assert [entry["image"] for entry in entries] == [row["path"] for row in rows]
+    assert [entry.get("error", "") for entry in entries] == [row["error"] for row in rows]
+    assert_is_drawing(tmp_path / entries[1]["picture"])
+
+
+def test_the_models_temperature_is_the_default(
+    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    saved = load_model(fitted.model("student_kd"))
+    assert saved.card.temperature == FitConfig.temperature, "the one of its distillation"
+    assert load_card(fitted.model("student")).temperature == 0, "none"
+    save_model(tmp_path / "hot.safetensors", saved.weights, dataclasses.replace(saved.card, temperature=7.5))
+    for model, temperature in (("hot.safetensors", 7.5), (fitted.model("student"), FitConfig.temperature)):
+        words = ("infer", photos / "7.png", "--checkpoint", model, "--no-picture", "--json")
+        assert answers(call_kdtrain(*words, cwd=tmp_path))[0]["temperature"] == temperature
+
+
+def test_a_folder_of_models_has_the_one_of_the_type(
+    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    """OneFlow's sample spells it this way."""
+    words = ("infer", photos / "7.png", "--no-picture", "--json", "--model_load_dir")
+    for mode in MODES:
+        flags = (fitted.model(mode).parent, "--model_type", mode)
+        assert answers(call_kdtrain(*words, *flags, cwd=tmp_path))[0]["model"] == str(fitted.model(mode))
+    (tmp_path / "few").mkdir()
+    shutil.copy(fitted.model("student"), tmp_path / "few/student.safetensors")
+    shutil.copy(fitted.model("teacher"), tmp_path / "few/large.safetensors")
+    finished = call_kdtrain(*words, "few", "--model_type", "teacher", cwd=tmp_path)
+    assert answers(finished)[0]["model"] == "few/large.safetensors", "its card has the type"
+    finished = call_kdtrain(*words, "few", cwd=tmp_path)
+    listed = "The folder has large.safetensors (teacher), student.safetensors (student)"
+    assert_explained(finished, 1, "no student_kd model in few", listed, "--model-type")
 
 
 def test_missing_model_says_how_to_train_one(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:

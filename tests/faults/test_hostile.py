@@ -321,10 +321,11 @@ def test_a_checkpoint_of_the_sample_itself_is_tested_and_teaches(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["errors"] == (predicted != labels).sum()
 
-    flags = ("--picture-index", "7", "--model_load_dir", "teacher", "--model-type", "teacher")
-    done = call_kdtrain("infer", *flags, *data, "--json", cwd=sample)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)[0]["prediction"] == str(predicted[7])
+    for directory in ("teacher", "."):  # the checkpoint, and the folder that it is in
+        flags = ("--picture-index", "7", "--model_load_dir", directory, "--model-type", "teacher")
+        done = call_kdtrain("infer", *flags, *data, "--json", cwd=sample)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[0]["prediction"] == str(predicted[7])
 
     teacher = ("--load_teacher_checkpoint_dir", "teacher", "--val-size", "300", "--limit-train", "128")
     done = call_kdtrain("fit", "--mode", "student_kd", *teacher, *data, "--epochs", "1", cwd=sample)

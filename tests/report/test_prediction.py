@@ -28,8 +28,8 @@ def bar_widths(figure: Figure, panel: int) -> list[float]:
 
 def test_bars_are_the_probabilities_at_both_temperatures() -> None:
     figure = prediction_figure(IMAGE, LOGITS, DIGITS, 4.0, "test image 7", truth="8")
-    assert bar_widths(figure, 0) == pytest.approx((100 * tempered_softmax(LOGITS, 1.0)).tolist())
-    assert bar_widths(figure, 1) == pytest.approx((100 * tempered_softmax(LOGITS, 4.0)).tolist())
+    assert bar_widths(figure, 0) == pytest.approx(tempered_softmax(LOGITS, 1.0).tolist())
+    assert bar_widths(figure, 1) == pytest.approx(tempered_softmax(LOGITS, 4.0).tolist())
     shown = texts(figure)
     for text in ("test image 7", "probabilities, T = 1", "softened, T = 4", "network input, 28 x 28"):
         assert text in shown
@@ -37,6 +37,20 @@ def test_bars_are_the_probabilities_at_both_temperatures() -> None:
     assert "<0.1 %" in shown
     for axes in figure.axes[1:]:
         assert [label.get_text() for label in axes.get_yticklabels()] == [*DIGITS[:8], "(true) 8", "9"]
+
+
+@pytest.mark.parametrize("logits", [LOGITS, 9 * LOGITS, 0 * LOGITS])
+def test_both_panels_have_one_axis_and_labels_stay_inside_it(logits: npt.NDArray[np.float64]) -> None:
+    figure = prediction_figure(IMAGE, logits, DIGITS, 4.0, "")
+    figure.draw_without_rendering()
+    for axes in figure.axes[1:]:
+        assert axes.get_xlim() == (0, 1)
+        assert max(label.get_window_extent().x1 for label in axes.texts) <= axes.bbox.x1
+
+
+def test_warning_is_below_the_title() -> None:
+    figure = prediction_figure(IMAGE, LOGITS, DIGITS, 4.0, "7.png: 6", warning="Probably no single digit.")
+    assert "7.png: 6\nProbably no single digit." in texts(figure)
 
 
 def test_predicted_class_alone_is_highlighted() -> None:
@@ -62,7 +76,7 @@ def test_many_classes_show_the_ten_most_probable_and_the_truth() -> None:
     labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     best = sorted(range(100), key=lambda number: -logits[number])[:10]
     assert labels == [names[number] for number in best] + [f"(true) {names[worst]}"]
-    assert bar_widths(figure, 0)[0] == pytest.approx(100 * tempered_softmax(logits, 1.0).max())
+    assert bar_widths(figure, 0)[0] == pytest.approx(tempered_softmax(logits, 1.0).max())
     assert "probabilities, T = 1, top 10 of 100" in texts(figure)
 
 

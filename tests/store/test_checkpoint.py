@@ -60,6 +60,7 @@ CARD = ModelCard(
     std=(0.3081,),
     metrics={"eval/accuracy": 0.9876543210123456, "eval/cross_entropy": 1 / 3},
     versions={"kdtrain": "0.1.0", "oneflow": "0.9.0"},
+    temperature=4.0,
 )
 
 
@@ -330,6 +331,8 @@ HUGE = {"image_shape": (64, 64, 64), "mean": (0.1,) * 64, "std": (0.1,) * 64}
         {"std": (0.0,)},
         {"std": (float("inf"),)},
         {"std": ()},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
     ],
 )
 def test_cards_that_cannot_be_are_refused_before_a_network_is_built(

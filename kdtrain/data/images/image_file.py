@@ -35,6 +35,9 @@ _LONGEST_SIDE = 65_535  # pixels, as JPEG's; shrinking one line of 50 million pi
 _MOST_PIXELS_OF_WEBP = 25_000_000  # its decoder needs 16 bytes a pixel
 _MOST_WORK = 1_000_000_000  # pixels times the scans of a JPEG: some seconds
 _WEBP_HEADER = 30  # bytes: RIFF header, and the first chunk's fields
+_VISIBLE = 64  # of 255: pixels of less opacity are soft edges
+_DARK = 0.02  # share of dark pixels that light ink has at most, from soft edges and compression
+_COVERED = 0.9  # share of visible pixels above which an image has paper of its own
 _BAND = 1_000_000  # pixels turned to grey at once, to bound memory
 
 
@@ -79,7 +82,7 @@ def _open(source: Source) -> BinaryIO:
 
 
 def read_grey(source: Source) -> Image.Image:
-    """Returns an image as 8-bit grey (mode L), upright, on white where it is transparent.
+    """Returns an image as 8-bit grey (mode L), upright, on ``paper_of`` where it is transparent.
 
     Raises:
         DataError: as in ``open_image``.
@@ -134,7 +137,8 @@ def _scans(file: BinaryIO) -> int:
 
 
 def to_grey(image: Image.Image) -> Image.Image:
-    """Returns an image of any mode as 8-bit grey (mode L), on white where it is transparent."""
+    """Returns an image of any mode as 8-bit grey (mode L), on ``paper_of`` where it is transparent."""
+    paper = paper_of(image)
     low, high = 0.0, 65535.0
     if image.mode.startswith(("I", "F")):  # 16 bits and more: convert("L") would clip at 255
         extremes = [float(f(_values(band))) for _, band in _bands(image) for f in (np.min, np.max)]
@@ -142,7 +146,7 @@ def to_grey(image: Image.Image) -> Image.Image:
             low, high = min(extremes), max(extremes)
     grey = Image.new("L", image.size)
     for top, band in _bands(image):
-        grey.paste(_band_to_grey(band, low, high), (0, top))
+        grey.paste(_band_to_grey(band, low, high, paper), (0, top))
     return grey
 
 
@@ -157,18 +161,40 @@ def _values(image: Image.Image) -> NDArray[np.float64]:
     return np.nan_to_num(np.asarray(image)).astype(np.float64)
 
 
-def _band_to_grey(image: Image.Image, low: float, high: float) -> Image.Image:
+def _band_to_grey(image: Image.Image, low: float, high: float, paper: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         levels = (_values(image) - low) * (255 / max(high - low, 1e-300))
         return Image.fromarray(np.rint(levels).astype(np.uint8))
-    return on_paper(image).convert("L")
+    return on_paper(image, paper).convert("L")
 
 
-def on_paper(image: Image.Image) -> Image.Image:
-    """Returns an image on white where it is transparent."""
-    if not image.has_transparency_data:
+def _is_transparent(image: Image.Image) -> bool:
+    """Returns whether an image may have transparent parts; grey of 16 bits and more is taken as it is."""
+    return image.has_transparency_data and not image.mode.startswith(("I", "F"))
+
+
+def paper_of(image: Image.Image) -> str:
+    """Returns the paper for a drawing's transparent parts on which its ink is visible: white or black.
+
+    The paper is black for light ink: if nearly all visible pixels are light, and a tenth of the image or
+    more is transparent. Where less is transparent, the image shows paper of its own.
+    """
+    if not _is_transparent(image):
+        return "white"
+    visible = np.zeros(256)
+    for _, band in _bands(image):
+        colours = band.convert("RGBA")
+        mask = colours.getchannel("A").point(lambda alpha: 255 if alpha >= _VISIBLE else 0)
+        visible += colours.convert("RGB").convert("L").histogram(mask)
+    shown, dark = visible.sum(), visible[:128].sum()
+    return "black" if dark < _DARK * shown and shown <= _COVERED * image.width * image.height else "white"
+
+
+def on_paper(image: Image.Image, colour: str = "white") -> Image.Image:
+    """Returns an image on paper of this colour where it is transparent."""
+    if not _is_transparent(image):
         return image
     colours = image.convert("RGBA")
-    paper = Image.new("RGBA", image.size, "white")
+    paper = Image.new("RGBA", image.size, colour)
     paper.alpha_composite(colours)
     return paper

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,17 @@ def shows_ink(dataset: str, image_shape: tuple[int, int, int]) -> bool:
         image_shape: channels, height, width.
     """
     return image_shape[0] == 1 and ":" not in dataset  # names of other kinds have a colon
+
+
+def shows_digits(dataset: str, image_shape: tuple[int, int, int], classes: Sequence[str]) -> bool:
+    """Returns whether a data set shows digits in ink: its classes are numbers.
+
+    Args:
+        dataset: the name of the data.
+        image_shape: channels, height, width.
+        classes: the names of the classes.
+    """
+    return shows_ink(dataset, image_shape) and all(map(str.isdecimal, classes))
 
 
 def model_input(source: Source, dataset: str, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:

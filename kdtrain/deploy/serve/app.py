@@ -26,7 +26,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kdtrain.data.images.model_input import shows_ink
+from kdtrain.data.images.model_input import shows_digits
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.deploy.serve.limits import Limits, RateLimit, read_body
 from kdtrain.deploy.serve.requests import content_type, images_in, temperature_in
@@ -94,7 +94,8 @@ class _Service:
         """Responds with the models' cards, and whether they classify drawn digits."""
         card = self.model.card
         answer = _about(self.model) | {
-            "drawing": shows_ink(card.dataset, card.image_shape) and all(map(str.isdecimal, card.classes)),
+            "softening": card.softening,
+            "drawing": shows_digits(card.dataset, card.image_shape, card.classes),
             "teacher": None if self.teacher is None else _about(self.teacher),
         }
         return JSONResponse(answer)
@@ -108,7 +109,7 @@ class _Service:
                 f"too many requests: {self.limits.rate:g} per second are allowed; try again in {wait:.1f} s.",
                 {"Retry-After": str(math.ceil(wait))},
             )
-        kind, temperature = content_type(request), temperature_in(request)
+        kind, temperature = content_type(request), temperature_in(request, self.model.card)
         body = await read_body(request, self.limits)
         answer = functools.partial(self._answer, kind, body, temperature, "pixels" in request.query_params)
         content = await anyio.to_thread.run_sync(answer, limiter=self.threads)

@@ -14,9 +14,6 @@ from kdtrain.data.images.model_input import model_input
 from kdtrain.errors import DataError
 from kdtrain.store.card import ModelCard
 
-TEMPERATURE = 4.0
-"""Temperature of requests without one: the default of ``kdtrain fit``."""
-
 _LOWEST, _HIGHEST = 0.01, 1000.0  # temperatures
 
 
@@ -38,13 +35,13 @@ def content_type(request: Request) -> str:
     return kind
 
 
-def temperature_in(request: Request) -> float:
-    """Returns a request's temperature, or the default.
+def temperature_in(request: Request, card: ModelCard) -> float:
+    """Returns a request's temperature, or that of the model's card.
 
     Raises:
         HTTPException: 422, it is not a number from 0.01 to 1000.
     """
-    text = request.query_params.get("temperature", str(TEMPERATURE))
+    text = request.query_params.get("temperature", str(card.softening))
     try:
         value = float(text)
     except ValueError:

@@ -71,10 +71,11 @@ def compressed(colours: Floats) -> Image.Image:
     return Image.open(stream)
 
 
-def transparent(ink: Floats) -> Image.Image:
-    black = np.zeros((*ink.shape, 4))
-    black[..., 3] = 255 * ink
-    return as_image(black)
+def transparent(ink: Floats, brightness: float = 0) -> Image.Image:
+    """Ink on no paper."""
+    colours = np.full((*ink.shape, 4), brightness, float)
+    colours[..., 3] = 255 * ink
+    return as_image(colours)
 
 
 def beside(brightness: float, colours: Floats, *margins: tuple[int, int]) -> Floats:
@@ -92,6 +93,8 @@ PHOTOS: dict[str, Callable[[Floats], Image.Image]] = {
     "on a sheet": lambda ink: as_image(paint(on_sheet(ink))),
     "jpeg": lambda ink: compressed(paint(ink)),
     "transparent": transparent,
+    "white on transparent": lambda ink: transparent(ink, 255),
+    "grey on transparent, in a palette": lambda ink: transparent(np.rint(ink), 200).quantize(),
     "chalk, all at once": lambda ink: compressed(
         noisy(lit_from_a_corner(paint(on_sheet(ink), (40, 60, 50), (225, 230, 220))))
     ),

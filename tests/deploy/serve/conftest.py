@@ -110,7 +110,9 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pets") / "pets.safetensors"
     flow.manual_seed(0)
     shape, classes = (3, 16, 12), ("cat", "dog", "a rather long-haired guinea pig")
-    card = ModelCard("student", "student_mlp", "folder:pets", shape, classes, (0.5,) * 3, (0.2,) * 3)
+    card = ModelCard(
+        "student_kd", "student_mlp", "folder:pets", shape, classes, (0.5,) * 3, (0.2,) * 3, temperature=2.5
+    )
     save_model(path, snapshot(build_model("student_mlp", shape, len(classes))), card)
     return export(path)
 

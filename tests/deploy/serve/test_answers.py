@@ -85,9 +85,10 @@ def test_colour_images_are_not_cropped_to_ink(pet_service: Service, photo: Image
     answer = pet_service.ask("/predict?pixels", encoded(photo), PNG).content
     assert answer["pixels"] == [model_input(encoded(photo), "folder:pets", (3, 16, 12)).tolist()]
     assert "teacher" not in answer
+    assert answer["predictions"][0]["temperature"] == 2.5, "the temperature of the distillation"
     model = pet_service.ask("/model").content
     assert model["classes"][1] == "dog"
-    assert (model["drawing"], model["teacher"]) == (False, None)
+    assert (model["drawing"], model["teacher"], model["softening"]) == (False, None, 2.5)
 
 
 def test_model_is_described(service: Service) -> None:

@@ -191,10 +191,10 @@ def test_without_a_teacher_hard_and_softened_stand_side_by_side(
     draw(window, SEVEN)
     assert set(bars(window, 1)) == {""}, "nothing can be drawn"
     drop(window, encoded(photo))
-    (prediction,) = answer_to(pet_service, encoded(photo), 4)["predictions"]
+    (prediction,) = answer_to(pet_service, encoded(photo), 2.5)["predictions"]  # of the distillation
     assert bars(window, 1) == [percent(value) for value in prediction["probabilities"]]
     assert bars(window, 2) == [percent(value) for value in prediction["softened"]]
-    assert window.texts("thead span") == ["T = 1", "T = 4"]
+    assert window.texts("thead span") == ["T = 1", "T = 2.5"]
     assert window.run("return document.documentElement.scrollWidth <= innerWidth")
     assert window.messages() == []
 

@@ -226,6 +226,7 @@ function start() {
   $("heads").classList.toggle("words", longest > "Class".length);
   document.documentElement.style.setProperty("--names", `${Math.min(longest, 10)}ch`);
 
+  $("temperature").value = about.softening;
   $("temperature").addEventListener("input", show);
   $("clear").addEventListener("click", clear);
   $("file").addEventListener("change", (event) => {
