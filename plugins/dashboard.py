@@ -51,7 +51,7 @@ class Dashboard(Callback):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Keeps the epoch's accuracy and mean losses, and draws."""
-        self.accuracies.append(event.metrics["eval/accuracy"])
+        self.accuracies.append(event.metrics["val/accuracy"])
         self.means = {
             name.removeprefix("loss/"): value
             for name, value in event.metrics.items()

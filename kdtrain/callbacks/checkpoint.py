@@ -10,6 +10,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EpochEnd, EvalEnd
 from kdtrain.engine.resume import save_state
 from kdtrain.engine.run import Run
+from kdtrain.metrics.names import ACCURACY
 from kdtrain.runtime.files import make_folder
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import fingerprint, save_model, snapshot
@@ -28,7 +29,7 @@ class Checkpoint(Callback):
         mode: ``max`` if a higher value is better, ``min`` if a lower one is.
     """
 
-    def __init__(self, card: ModelCard, monitor: str = "eval/accuracy", mode: MonitorMode = "max") -> None:
+    def __init__(self, card: ModelCard, monitor: str = ACCURACY, mode: MonitorMode = "max") -> None:
         self.card = card
         self.monitor = Monitor(monitor, mode)
         self._is_best = False

@@ -9,6 +9,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EvalEnd
 from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError
+from kdtrain.metrics.names import ACCURACY
 
 
 class EarlyStopping(Callback):
@@ -25,7 +26,7 @@ class EarlyStopping(Callback):
         self,
         patience: int = 5,
         min_delta: float = 0.0,
-        monitor: str = "eval/accuracy",
+        monitor: str = ACCURACY,
         mode: MonitorMode = "max",
     ) -> None:
         if patience < 1:

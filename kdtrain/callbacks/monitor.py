@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdtrain.errors import UsageError, unknown_name_message
+from kdtrain.metrics.names import current_name, warn_of_old_name
 
 MonitorMode = Literal["max", "min"]
 
@@ -14,7 +15,7 @@ class Monitor:
     """Keeps the best value of one metric.
 
     Args:
-        metric: its name in the evaluation, such as ``eval/accuracy``.
+        metric: its name in the evaluation, such as ``val/accuracy``.
         mode: ``max`` if a higher value is better, ``min`` if a lower one is.
         min_delta: the difference by which a value must beat the best one, in the metric's unit.
     """
@@ -24,7 +25,9 @@ class Monitor:
             raise UsageError(f"mode {mode!r} of the monitor on {metric}: it must be 'max' or 'min'.")
         if not min_delta >= 0.0:
             raise UsageError(f"min_delta {min_delta} of the monitor on {metric}: it must not be negative.")
-        self.metric = metric
+        self.metric = current_name(metric)
+        if self.metric != metric:
+            warn_of_old_name(metric, self.metric, stacklevel=4)  # the line that makes the callback
         self.mode = mode
         self.min_delta = min_delta
         self.best: float | None = None

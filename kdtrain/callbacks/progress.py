@@ -9,6 +9,7 @@ from tqdm import tqdm
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.engine.run import Run
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.console import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class Progress(Callback):
         logger.info(
             f"{self.name:<12} {event.epoch:>{width}}/{run.epochs}"
             f"  loss {event.metrics['loss/total']:.4f}"
-            f"  accuracy {event.metrics['eval/accuracy']:.2%}"
-            f"  cross-entropy {event.metrics['eval/cross_entropy']:.4f}"
+            f"  accuracy {event.metrics[ACCURACY]:.2%}"
+            f"  cross-entropy {event.metrics[CROSS_ENTROPY]:.4f}"
             f"  {event.seconds + event.eval_seconds:.1f} s"
         )
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import EpochEnd, FitEnd
+from kdtrain.engine.events import EpochEnd, EvalEnd, FitEnd, Status
 from kdtrain.engine.run import Run
 from kdtrain.runtime.files import write_text
-from kdtrain.store.metrics_file import NAME, read_metrics
+from kdtrain.runtime.regular_files import read_text
+from kdtrain.store.metrics_file import NAME, read_metrics, training_seconds
+
+RESULT = "result.json"
+"""The name of the file with the end of the fit."""
+
+_LARGEST = 1 << 20  # bytes; result.json has about 1,000
+_FINISHED = (Status.COMPLETED.value, Status.STOPPED.value)
 
 
 class RunLog(Callback):
-    """Writes a line per epoch to ``metrics.jsonl``, and the end of the fit to ``result.json``."""
+    """Writes a line per epoch to ``metrics.jsonl``, and the end of the fit to ``result.json``.
+
+    A finished run that is resumed keeps its ``result.json``, unless another epoch is trained.
+    """
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+        self.finished = False
 
     def on_fit_start(self, run: Run) -> None:
         """Writes the status ``running``; a run that keeps it was killed.
@@ -23,11 +35,19 @@ class RunLog(Callback):
         A resumed run keeps its lines before the last finished epoch. That epoch's line is written again,
         because a kill between checkpoint and line may have left it out.
         """
+        self.rows, self.finished = [], False
         if run.resumed is not None:
-            rows = read_metrics(run.directory)
-            self.lines = [json.dumps(row) for row in rows if row["epoch"] < run.resumed.epoch]
+            self.rows = [row for row in read_metrics(run.directory) if row["epoch"] < run.resumed.epoch]
             self._add(run, run.resumed)
-        write_text(run.directory / "result.json", json.dumps({"status": "running"}, indent=2) + "\n")
+            self.finished = _is_finished(run)
+        if not self.finished:
+            _write(run, {"status": "running"})
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        """Writes the status ``running`` if a finished run goes on."""
+        if self.finished:
+            self.finished = False
+            _write(run, {"status": "running"})
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Adds the epoch's line; the whole file is replaced."""
@@ -35,17 +55,19 @@ class RunLog(Callback):
 
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Writes how the fit ended."""
+        if self.finished:
+            return
         result = {
             "status": event.status.value,
             "reason": event.reason,
             "epochs": event.epoch,
             "steps": event.step,
-            "seconds": round(event.seconds, 3),
+            "seconds": training_seconds(self.rows),
         }
-        write_text(run.directory / "result.json", json.dumps(result, indent=2) + "\n")
+        _write(run, result)
 
     def _add(self, run: Run, event: EpochEnd) -> None:
-        line = {
+        row = {
             "epoch": event.epoch,
             "step": event.step,
             **event.metrics,
@@ -54,5 +76,18 @@ class RunLog(Callback):
             "train_seconds": round(event.seconds, 3),
             "eval_seconds": round(event.eval_seconds, 3),
         }
-        self.lines.append(json.dumps(line))
-        write_text(run.directory / NAME, "\n".join(self.lines) + "\n")
+        self.rows.append(row)
+        write_text(run.directory / NAME, "\n".join(map(json.dumps, self.rows)) + "\n")
+
+
+def _write(run: Run, result: dict[str, Any]) -> None:
+    write_text(run.directory / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def _is_finished(run: Run) -> bool:
+    """Returns whether the run that is resumed had ended by itself; a damaged file says nothing."""
+    try:
+        result = json.loads(read_text(run.directory / RESULT, _LARGEST))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(result, dict) and result.get("status") in _FINISHED

@@ -53,7 +53,7 @@ class TensorBoard(EventFileObserver):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Writes the evaluation against the same steps, and the mistakes when it is their turn."""
-        evaluation = {name: value for name, value in event.metrics.items() if name.startswith("eval/")}
+        evaluation = {name: value for name, value in event.metrics.items() if name.startswith("val/")}
         self.add_scalars(evaluation, event.step)
 
         of_classes = accuracies_of_classes(event.logits, run.validation)

@@ -94,12 +94,13 @@ def _single(config: FitConfig, resume: Path | None) -> None:
     from kdtrain.experiment.run import run_fit
 
     model, warning = run_fit(config, resume)
-    test = model.test
+    test, best = model.test, model.best_epoch
     rows = {
         "test accuracy": f"{test.accuracy:.2%} ({test.errors:,} errors in {test.images:,})",
         "cross-entropy": f"{test.cross_entropy:.4f}",
         "parameters": f"{model.parameters:,}",
-        "seconds": f"{model.seconds:.1f}",
+        "training time": f"{model.seconds:.1f} s",
+        **({} if best is None else {"best epoch": f"{best} of {model.history[-1]['epoch']}"}),
         "best weights": model.saved.path,
     }
     output = Output()

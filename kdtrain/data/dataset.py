@@ -147,10 +147,12 @@ class Split:
     Attributes:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
+        names: the N file names, relative to the data's folder; empty for images that were no files.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,7 +162,8 @@ class Split:
 
     def take(self, indices: NDArray[np.int64]) -> Split:
         """Returns a new split of the images at ``indices``, (M,) int64, in that order."""
-        return Split(self.images[indices], self.labels[indices])
+        names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
+        return Split(self.images[indices], self.labels[indices], names)
 
     def normalized(
         self, normalization: Normalization, indices: NDArray[np.int64] | None = None

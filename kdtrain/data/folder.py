@@ -90,9 +90,8 @@ def load_image_folder(
         )
     decoded = decode([file.path for file in files], size, image_size is not None, cache)
     report_failures(decoded, [file.path for file in files], folder, skip_corrupt)
-    labels = np.array([file.label for file in files], np.int64)
     ends = np.cumsum([len(split) for split in splits])
-    train, validation, test = _parts(decoded, labels, ends, training=len(splits[0]))
+    train, validation, test = _parts(decoded, files, ends, folder)
     for name, split in (("training", train), ("test", test)):
         if len(split) == 0:
             raise DataError(f"{folder} has no {name} image.")
@@ -100,17 +99,19 @@ def load_image_folder(
 
 
 def _parts(
-    decoded: Decoded, labels: NDArray[np.int64], ends: NDArray[np.int64], training: int
+    decoded: Decoded, files: Sequence[ImageFile], ends: NDArray[np.int64], folder: Path
 ) -> Iterator[Split]:
     """Yields training, validation and test split, without the files that could not be read."""
-    readable = np.flatnonzero(decoded.readable)
+    readable, training = np.flatnonzero(decoded.readable), int(ends[0])
+    labels = np.array([file.label for file in files], np.int64)
     pixels = decoded.in_channels(1 if decoded.grey[:training][decoded.readable[:training]].all() else 3)
     if len(readable) < len(pixels):
         for target, source in enumerate(readable):  # in place: there may be no memory for another copy
             pixels[target] = pixels[source]
     start = 0
     for stop in np.searchsorted(readable, ends):
-        yield Split(pixels[start:stop], labels[readable[start:stop]])
+        names = tuple(str(files[index].path.relative_to(folder)) for index in readable[start:stop].tolist())
+        yield Split(pixels[start:stop], labels[readable[start:stop]], names)
         start = stop
 
 

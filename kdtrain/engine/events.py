@@ -49,7 +49,7 @@ class EvalEnd:
     Attributes:
         epoch: number of the epoch, from 1.
         step: optimizer steps made so far.
-        metrics: ``eval/accuracy`` (fraction), ``eval/cross_entropy`` (nats per image), and the
+        metrics: ``val/accuracy`` (fraction), ``val/cross_entropy`` (nats per image), and the
             epoch's mean training losses as ``loss/NAME``.
         seconds: duration of the evaluation.
         logits: the network's logits of the held-out images, (N, C) float32, row i for image i. They belong
@@ -100,7 +100,8 @@ class FitEnd:
         reason: why it ended early; None if it was completed.
         epoch: the last epoch that was begun.
         step: optimizer steps made.
-        seconds: duration of the fit.
+        seconds: duration of the call of ``fit``, callbacks included. The seconds in files and tables are
+            those of all epochs instead: ``seconds + eval_seconds`` of each ``EpochEnd``.
     """
 
     status: Status

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdtrain.engine.events import EpochEnd
 from kdtrain.errors import CheckpointError
+from kdtrain.metrics.names import Metrics
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_tensors, load_weights, save_tensors, snapshot
@@ -138,6 +139,7 @@ def load_state(path: Path) -> FitState:
         for name, value in end["metrics"].items():
             if type(value) not in (int, float):
                 raise ValueError(f"{name} is {value!r}")
+        end["metrics"] = Metrics(end["metrics"])
         return FitState(path, tensors, optimizer, callbacks, data, EpochEnd(**end))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold the state of a fit: {error}.") from error

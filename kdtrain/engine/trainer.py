@@ -22,6 +22,7 @@ from kdtrain.engine.resume import FitState
 from kdtrain.engine.run import FitProgress, Run
 from kdtrain.errors import error_text
 from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.metrics.names import Metrics
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.seeds import derive_seed
@@ -159,7 +160,8 @@ class Trainer:
             run.train.ranks.average_buffers(self.model)
 
             logits = predict_logits(run.evaluated, run.validation)
-            metrics = MappingProxyType({**_task_metrics(logits, run.validation), **losses_of_epoch})
+            evaluation = _task_metrics(logits, run.validation)
+            metrics = Metrics({**evaluation.on_held_out_images(), **losses_of_epoch})
             seconds = time.perf_counter() - trained
             self.callbacks.emit("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds, logits))
 
@@ -181,7 +183,7 @@ class Trainer:
         run.objective.constrain()
         return batch_losses
 
-    def evaluate(self, loader: Loader, network: flow.nn.Module | None = None) -> dict[str, float]:
+    def evaluate(self, loader: Loader, network: flow.nn.Module | None = None) -> Mapping[str, float]:
         """Evaluates a network on all images of ``loader``.
 
         The metrics measure the task, whatever the objective is, so that runs can be compared.
@@ -191,7 +193,7 @@ class Trainer:
             network: the network; the trainer's model by default.
 
         Returns:
-            ``eval/accuracy``, a fraction, and ``eval/cross_entropy``, in nats per image.
+            ``accuracy``, a fraction, and ``cross_entropy``, in nats per image.
         """
         return _task_metrics(predict_logits(self.model if network is None else network, loader), loader)
 
@@ -202,10 +204,10 @@ class Trainer:
         return end
 
 
-def _task_metrics(logits: npt.NDArray[np.float32], loader: Loader) -> dict[str, float]:
+def _task_metrics(logits: npt.NDArray[np.float32], loader: Loader) -> Metrics:
     """Returns the metrics of logits about a loader's images, (N, C) float32."""
     evaluation = Evaluation.from_logits(logits, loader.targets)
-    return {"eval/accuracy": evaluation.accuracy, "eval/cross_entropy": evaluation.cross_entropy}
+    return Metrics({"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy})
 
 
 def _example(train: Loader) -> flow.Tensor:

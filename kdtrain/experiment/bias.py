@@ -20,6 +20,7 @@ from kdtrain.experiment.loaders import RunData, prepare
 from kdtrain.experiment.modes import logit_cache
 from kdtrain.experiment.teacher import find_teacher
 from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import make_folder
 from kdtrain.runtime.oneflow import resolve_device
@@ -92,8 +93,8 @@ def bias(
 
     path = directory / f"checkpoints/bias_{by}.safetensors" if output is None else Path(output)
     metrics = {
-        "eval/accuracy": after.accuracy,
-        "eval/cross_entropy": after.cross_entropy,
+        ACCURACY: after.accuracy,
+        CROSS_ENTROPY: after.cross_entropy,
         "bias_shift": shift,
     }
     make_folder(path.parent)

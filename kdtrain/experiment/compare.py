@@ -26,6 +26,7 @@ from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_te
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.metrics.fidelity import measure_fidelity
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.comparison import Comparison, EnsembleMember, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
@@ -88,7 +89,9 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
             named_recipe(config.recipe),
             _conditions(session),
         )
-        if session.ranks.rank == 0:
+        if resume is not None and (directory / FILES["report"]).exists():  # the last file
+            logger.info(f"The comparison in {directory} was finished before: its files keep their figures.")
+        elif session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory
 
@@ -203,9 +206,7 @@ def _results(models: Models, directory: Path) -> list[ModelResult]:
     results = []
     for (name, seed), model in models.items():
         teacher = teachers.get(seed, first)
-        history = [
-            EpochPoint(row["epoch"], row["eval/accuracy"], row["eval/cross_entropy"]) for row in model.history
-        ]
+        history = [EpochPoint(row["epoch"], row[ACCURACY], row[CROSS_ENTROPY]) for row in model.history]
         results.append(
             ModelResult(
                 model=name,

@@ -10,6 +10,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.report.comparison import Comparison, Difference, ModelResult
 from kdtrain.report.comparison_file import FILES
 from kdtrain.report.conditions import condition_sentences
+from kdtrain.report.disagreement import disagreement
 from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
 from kdtrain.runtime.files import make_folder, write_bytes
 
@@ -51,12 +52,12 @@ class ComparisonRun:
     @property
     def sentences(self) -> tuple[str, ...]:
         """What the comparison shows, as the command line prints it."""
-        warning = teacher_far_apart(self.comparison)
+        warnings = teacher_far_apart(self.comparison), disagreement(self.comparison)
         return (
             verdict(self.comparison),
             gap_sentence(self.comparison),
             *condition_sentences(self.comparison.conditions),
-            *(() if warning is None else (warning,)),
+            *(sentence for sentence in warnings if sentence is not None),
         )
 
     def checkpoint(self, model: str, seed: int | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, load_model, load_weights
 from kdtrain.store.metrics_file import read_metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,13 @@ class Fit:
             first = None
             if state is None and network == "student":
                 first = first_weights(config, self.dataset, ranks)
-            self._trainer(first).fit(train, validation, epochs=epochs, directory=directory, resume=state)
+            trainer = self._trainer(first)
+            end = trainer.fit(train, validation, epochs=epochs, directory=directory, resume=state)
+            if state is not None and end.epoch == state.end.epoch:
+                logger.info(
+                    f"{self.spec.name} is finished, after epoch {end.epoch}: it is only tested again, and "
+                    "its files keep their figures."
+                )
             best = load_model(directory / "checkpoints" / "best.safetensors", arch=self.arch)
             return FitResult(best, tuple(read_metrics(directory)))
 

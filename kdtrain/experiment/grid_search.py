@@ -9,6 +9,7 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid import choose, combinations, parse_grid
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.comparison import Model
 from kdtrain.report.grid_result import Candidate, GridResult, Settings, settings_text
 
@@ -69,4 +70,4 @@ def search_grid(
 
 def _candidate(settings: Settings, folder: str, fitted: FitResult) -> Candidate:
     metrics = fitted.saved.card.metrics
-    return Candidate(settings, metrics["eval/accuracy"], metrics["eval/cross_entropy"], folder)
+    return Candidate(settings, metrics[ACCURACY], metrics[CROSS_ENTROPY], folder)

@@ -17,6 +17,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import MODES
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.fidelity import Fidelity
+from kdtrain.metrics.names import ACCURACY
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.ranks import Ranks
@@ -24,6 +25,7 @@ from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.event_file import EventFile, write_results
 from kdtrain.store.kept_models import keep_model
+from kdtrain.store.metrics_file import training_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,8 @@ class FitResult:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all epochs, evaluations included."""
-        return float(sum(row["train_seconds"] + row["eval_seconds"] for row in self.history))
+        """Training time (see ``training_seconds``)."""
+        return training_seconds(self.history)
 
     def __repr__(self) -> str:
         return f"<FitResult {self.saved!r}, {len(self.history)} epochs>"
@@ -65,7 +67,7 @@ class Tested:
         multiply_adds: multiply-adds of its linear layers and convolutions for one image; 0 if unknown.
         test: figures on the test set.
         logits: (test images, classes) float32 logits over the test set, in the data's order.
-        seconds: seconds of all epochs, evaluations included; 0 for a model that existed already.
+        seconds: training time (see ``training_seconds``); 0 for a model that existed already.
         history: one row of figures per epoch, as in metrics.jsonl.
         directory: the run directory; None for a model that existed already, and for several teachers.
         members: each of several teachers, whose mean probabilities this one's are.
@@ -122,6 +124,13 @@ class TestedModel(Tested):
         """The file of the best weights."""
         return self.saved.path
 
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of the best weights; None if metrics.jsonl has lost its row."""
+        # Of equal epochs the latest is kept.
+        epochs = [row["epoch"] for row in self.history if row[ACCURACY] == self.saved.card.accuracy]
+        return epochs[-1] if epochs else None
+
 
 def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) -> None:
     """Copies the best of several models into the model-save directory, as --keep allows, and logs that.
@@ -148,13 +157,21 @@ def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) ->
 
 
 def file_results(model: TestedModel, directory: Path, config: FitConfig) -> None:
-    """Adds the test figures to the run's result.json and to TensorBoard."""
+    """Adds the test figures to the run's result.json and to TensorBoard, unless they are there already.
+
+    Training removes them. So those that are there belong to these weights, and to a run that was finished
+    before.
+    """
     test = model.test
     path = directory / "result.json"
-    result = json.loads(read_text(path, _LARGEST)) | {
+    earlier = json.loads(read_text(path, _LARGEST))
+    if "test" in earlier:
+        return
+    result = earlier | {
         "mode": model.mode,
         "seed": model.seed,
         "parameters": model.parameters,
+        "best_epoch": model.best_epoch,
         "best": model.saved.card.metrics,
         "test": {
             "accuracy": test.accuracy,

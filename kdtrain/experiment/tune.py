@@ -35,6 +35,7 @@ from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.warm_start import announce_first_weights
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page
 from kdtrain.report.tuning import FILE, RungScore, TunedModel, TunedTrial, Tuning, to_json, values_text
@@ -43,7 +44,7 @@ from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job, available_cores
-from kdtrain.store.metrics_file import read_metrics
+from kdtrain.store.metrics_file import read_metrics, training_seconds
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
@@ -351,8 +352,8 @@ def _train_quietly(train: Callable[[], FitResult], spec: FitSpec) -> list[Row]:
         return []
     last = rows[-1]
     logger.info(
-        f"{spec.name:<20} epoch {last['epoch']}  held-out accuracy {last['eval/accuracy']:.2%}"
-        f"  cross-entropy {last['eval/cross_entropy']:.4f}"
+        f"{spec.name:<20} epoch {last['epoch']}  held-out accuracy {last[ACCURACY]:.2%}"
+        f"  cross-entropy {last[CROSS_ENTROPY]:.4f}"
     )
     return rows
 
@@ -360,11 +361,11 @@ def _train_quietly(train: Callable[[], FitResult], spec: FitSpec) -> list[Row]:
 def _score(of_seeds: list[list[Row]], end: int) -> RungScore:
     """Returns the score of a trial in the rung up to ``end``: that of the last epoch, mean over the seeds."""
     last = [rows[-1] for rows in of_seeds]
-    accuracies = tuple(float(row["eval/accuracy"]) for row in last)
+    accuracies = tuple(float(row[ACCURACY]) for row in last)
     return RungScore(
         epochs=end,
         accuracy=float(np.mean(accuracies)),
-        cross_entropy=float(np.mean([row["eval/cross_entropy"] for row in last])),
+        cross_entropy=float(np.mean([row[CROSS_ENTROPY] for row in last])),
         accuracies=accuracies,
-        seconds=float(sum(row["train_seconds"] + row["eval_seconds"] for rows in of_seeds for row in rows)),
+        seconds=training_seconds(row for rows in of_seeds for row in rows),
     )

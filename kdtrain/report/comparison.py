@@ -79,7 +79,7 @@ class ModelResult:
         fidelity: fidelity to the teacher of its seed on the test set; None for a teacher.
         parameters: number of trainable values.
         multiply_adds: multiply-adds of its linear layers and convolutions for one image.
-        seconds: training time.
+        seconds: training time: all epochs, their evaluations included.
         history: one point per epoch on the held-out set; empty for a model that existed already.
         arch: its architecture.
         directory: its run directory, relative to the comparison's; None for a model that existed already.
@@ -97,6 +97,16 @@ class ModelResult:
     arch: str = ""
     directory: str | None = None
     members: tuple[EnsembleMember, ...] = ()
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights were tested; None for a model that existed already."""
+        return None if not self.history else max((point.accuracy, point.epoch) for point in self.history)[1]
+
+    @property
+    def held_out_accuracy(self) -> float:
+        """Accuracy of the best epoch on the held-out images, 0..1; NaN for a model that existed already."""
+        return max((point.accuracy for point in self.history), default=np.nan)
 
     def __repr__(self) -> str:
         return f"<ModelResult {self.model}, seed {self.seed}: {self.test}>"

@@ -8,9 +8,10 @@ from typing import Any
 from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, ModelResult, ModelSummary
 from kdtrain.report.conditions import conditions_to_json
+from kdtrain.report.disagreement import disagreement
 from kdtrain.report.grid_result import Candidate, GridResult
 from kdtrain.report.teacher_lead import lead_to_json
-from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
+from kdtrain.report.verdict import gap_sentence, headline, teacher_far_apart, verdict
 
 VERSION = 1
 FILES = {
@@ -32,6 +33,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "version": VERSION,
         "verdict": verdict(comparison),
+        "headline": headline(comparison),
         "gap": gap_sentence(comparison),
         "outcome": comparison.distillation.outcome,
         "confidence": CONFIDENCE,
@@ -41,6 +43,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "teacher_lead": comparison.teacher_lead and lead_to_json(comparison.teacher_lead),
         "teachers": [_teacher(member) for member in comparison.teachers],
         "far_apart": teacher_far_apart(comparison),
+        "disagreement": disagreement(comparison),
         "gap_closed_fraction": comparison.gap_closed,
         "differences": [_difference(difference) for difference in comparison.differences],
         "models": {model: _summary(summary) for model, summary in comparison.summaries.items()},
@@ -131,5 +134,6 @@ def _result(result: ModelResult) -> dict[str, Any]:
         "test_agreement_fraction": result.fidelity and result.fidelity.agreement,
         "test_kl_from_teacher_nats": result.fidelity and result.fidelity.divergence,
         "seconds": float(result.seconds),
+        "best_epoch": result.best_epoch,
         "held_out_history": [dict(zip(keys, point, strict=True)) for point in history],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -11,7 +11,7 @@ from kdtrain.metrics.calibration import BINS
 from kdtrain.metrics.statistics import CONFIDENCE, Interval
 from kdtrain.report.comparison import Comparison, Difference, Model
 from kdtrain.report.grid_result import GridResult
-from kdtrain.report.verdict import count_text, difference_bounds, difference_text, gain_text
+from kdtrain.report.verdict import count_text, difference_bounds, difference_text, gain_text, p_value_text
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -94,7 +94,8 @@ def _count(number: int) -> str:
 
 def _cost_table(comparison: Comparison) -> Table:
     table = table_of(
-        "Cost", "model", "network", "parameters", "multiply-adds\nper image", "seconds\nto train"
+        "Cost",
+        *("model", "network", "parameters", "multiply-adds\nper image", "training\ntime, s", "best\nepoch"),
     )
     table.columns[1].justify, table.columns[1].no_wrap, table.columns[1].overflow = "left", False, "fold"
     for model, summary in comparison.summaries.items():
@@ -105,8 +106,17 @@ def _cost_table(comparison: Comparison) -> Table:
             _count(summary.parameters),
             _count(summary.multiply_adds),
             _mean_and_sd(seconds, 1 if seconds.mean < 10 else 0).replace("\n", " ") if seconds.mean else "-",
+            range_text([result.best_epoch for result in comparison.results if result.model == model]),
         )
     return table
+
+
+def range_text(epochs: Sequence[int | None]) -> str:
+    """Returns the best epochs of a model's seeds, ``"87"`` or ``"61-98"``; a dash for unknown ones."""
+    known = [epoch for epoch in epochs if epoch is not None]
+    if not known:
+        return "-"
+    return f"{min(known)}" if len(set(known)) == 1 else f"{min(known)}-{max(known)}"
 
 
 def _difference_table(comparison: Comparison) -> Table:
@@ -124,8 +134,7 @@ def _difference_row(difference: Difference) -> list[str]:
     removed = count_text(difference.errors_removed) + ("" if percent is None else f" ({percent:.1f} %)")
     row = [difference_text(difference), gain_text(difference.gain), difference_bounds(difference), removed]
     if difference.one_seed is not None:
-        p_value = difference.one_seed.mcnemar.p_value
-        row.append(f"{p_value:.2g}" if p_value >= 0.0001 else "< 0.0001")
+        row.append(p_value_text(difference.one_seed.mcnemar.p_value).removeprefix("= "))
     return row
 
 

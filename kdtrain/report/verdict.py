@@ -27,6 +27,18 @@ def verdict(comparison: Comparison) -> str:
     return f"Distillation {difference.outcome}: {points}, {interval_text(gain)} ({change} on average)."
 
 
+def headline(comparison: Comparison) -> str:
+    """Returns the beginning of the verdict: the outcome, the gain and its interval."""
+    difference = comparison.distillation
+    gain, points = difference.gain, f"{gain_text(difference.gain)} points"
+    if difference.one_seed is not None:
+        interval = f"{100 * CONFIDENCE:.0f} % interval {difference_bounds(difference)}"
+        return f"One seed: {points}, {interval} over the test images."
+    if difference.outcome != "undecided":
+        return f"Distillation {difference.outcome}: {points}, {interval_text(gain)}."
+    return f"Not distinguishable: {points}, {interval_text(gain)}."
+
+
 def gap_sentence(comparison: Comparison) -> str:
     """Returns one sentence: the share of the gap between student and teacher that distillation closes."""
     teacher = comparison.summaries["teacher"].accuracy.mean
@@ -138,5 +150,9 @@ def _decimals(interval: Interval) -> int:
 
 def p_text(test: McNemar) -> str:
     """Returns ``"McNemar's exact p = 0.031"``."""
-    p_value = f"= {test.p_value:.2g}" if test.p_value >= 0.0001 else "< 0.0001"
-    return f"McNemar's exact p {p_value}"
+    return f"McNemar's exact p {p_value_text(test.p_value)}"
+
+
+def p_value_text(p_value: float) -> str:
+    """Returns ``"= 0.031"``, or ``"< 0.0001"`` for a smaller one."""
+    return f"= {p_value:.2g}" if p_value >= 0.0001 else "< 0.0001"

@@ -10,6 +10,7 @@ from typing import Any
 from kdtrain._version import __version__
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, escape_controls
+from kdtrain.metrics.names import ACCURACY, current_name
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
 from kdtrain.runtime.locations import absolute_name
 from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE, MOST_NUMBER
@@ -77,7 +78,7 @@ class ModelCard:
     @property
     def accuracy(self) -> float:
         """The accuracy on the held-out images, 0 to 1; NaN if unknown."""
-        return self.metrics.get("eval/accuracy", math.nan)
+        return self.metrics.get(ACCURACY, math.nan)
 
     @property
     def accuracy_text(self) -> str:
@@ -130,6 +131,7 @@ def read_card(header: Any, path: Path) -> ModelCard:
             raise CheckpointError(
                 f"{path} is not a model that kdtrain can use: its header has no valid {name}."
             )
+    values["metrics"] = {current_name(name): figure for name, figure in values["metrics"].items()}
     card = ModelCard(**values)
     if not (
         len(card.image_shape) == 3

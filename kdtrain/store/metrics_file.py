@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY, current_name
 from kdtrain.runtime.limits import MOST_EPOCHS
 from kdtrain.runtime.regular_files import read_text
 
@@ -16,11 +18,11 @@ NAME = "metrics.jsonl"
 _LARGEST = 256 << 20  # bytes; a line has 300 to 1000
 _LONGEST = 1 << 16  # characters of a line
 _WHOLE = ("epoch", "step")
-_NUMBERS = ("eval/accuracy", "eval/cross_entropy", "train_seconds", "eval_seconds")
+_NUMBERS = (ACCURACY, CROSS_ENTROPY, "train_seconds", "eval_seconds")
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's file; none if there is no file.
+    """Returns the rows of a run's file; none if there is no file. Old names are replaced by current ones.
 
     Raises:
         KdtrainError: the file cannot be read, or a line is no such row; the text names file and line.
@@ -45,6 +47,15 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def training_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Returns the training time of a run: the seconds of its epochs, to a thousandth.
+
+    An epoch is its training steps and the evaluation of the held-out images. Callbacks, the reading of
+    data, the teacher's answers and the test are not part of it. Epochs before a resumption are.
+    """
+    return float(round(sum(row["train_seconds"] + row["eval_seconds"] for row in rows), 3))
+
+
 def _row(line: str) -> dict[str, Any]:
     """Returns the figures in a line.
 
@@ -56,6 +67,7 @@ def _row(line: str) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
+    row = {current_name(name): value for name, value in row.items()}
     for name in (*_WHOLE, *_NUMBERS):
         if name not in row:
             raise ValueError(f"it has no {name}")

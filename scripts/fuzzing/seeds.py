@@ -26,7 +26,7 @@ from kdtrain.store.checkpoint import save_model, snapshot
 
 SEPARATOR = b"\n--\n"
 CARD = ModelCard(
-    "student", "student_mlp", "tiles", (1, 2, 2), ("a", "b"), (0.5,), (0.5,), {"eval/accuracy": 0.5}
+    "student", "student_mlp", "tiles", (1, 2, 2), ("a", "b"), (0.5,), (0.5,), {"val/accuracy": 0.5}
 )
 
 _MODES = {
@@ -91,7 +91,7 @@ def configurations() -> Iterator[bytes]:
 
 def metrics() -> Iterator[bytes]:
     """Yields rows of a run."""
-    row = {"epoch": 1, "step": 8, "eval/accuracy": 0.5, "eval/cross_entropy": 1.5, "loss/total": float("nan")}
+    row = {"epoch": 1, "step": 8, "val/accuracy": 0.5, "val/cross_entropy": 1.5, "loss/total": float("nan")}
     line = json.dumps(row | {"train_seconds": 0.1, "eval_seconds": 1e-3}).encode() + b"\n"
     yield line
     yield line + line.replace(b'"epoch": 1', b'"epoch": 2')

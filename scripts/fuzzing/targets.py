@@ -105,7 +105,7 @@ def _state(folder: Path) -> Check:
         model = network()
         optimizer = make(model.parameters(), lr=0.1, **_momentum(make))
         _step(model, optimizer)
-        end = EpochEnd(1, 1, {"eval/accuracy": 0.5}, 10, 1.0, 1.0, 0.1)
+        end = EpochEnd(1, 1, {"val/accuracy": 0.5}, 10, 1.0, 1.0, 0.1)
         save_state(last, CARD, [model], optimizer, callbacks.state_dict(), "data", end)
         saved.append(_read(last))
 

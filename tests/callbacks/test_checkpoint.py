@@ -26,7 +26,7 @@ class Keeper(Callback):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         self.weights.append(snapshot(run.model))
-        self.accuracies.append(event.metrics["eval/accuracy"])
+        self.accuracies.append(event.metrics["val/accuracy"])
 
 
 def _same(first: Weights, second: Weights) -> bool:
@@ -42,7 +42,7 @@ def test_best_is_the_latest_of_the_epochs_with_the_highest_accuracy(
     latest = int(np.flatnonzero(accuracies == accuracies.max())[-1])
     best = load_model(tmp_path / "checkpoints" / "best.safetensors")
     assert _same(best.weights, keeper.weights[latest])
-    assert best.card.metrics["eval/accuracy"] == accuracies.max()
+    assert best.card.metrics["val/accuracy"] == accuracies.max()
     last = load_model(tmp_path / "checkpoints" / "last.safetensors")
     assert _same(last.weights, keeper.weights[-1])
 
@@ -56,7 +56,7 @@ def test_of_given_metrics_the_right_epoch_is_kept(
 
     class Scripted(Trainer):
         def evaluate(self, loader: Loader, network: object = None) -> dict[str, float]:
-            return {"eval/accuracy": next(values)}
+            return {"val/accuracy": next(values)}
 
     keeper = Keeper()
     checkpoint = Checkpoint(card, mode=mode)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ def _epochs_until_stop(callback: EarlyStopping, values: Sequence[float]) -> int 
     reasons: list[str] = []
     run: Any = SimpleNamespace(stop=reasons.append)
     for epoch, value in enumerate(values, start=1):
-        callback.on_eval(run, EvalEnd(epoch, epoch, {"eval/accuracy": value}, 0.0))
+        callback.on_eval(run, EvalEnd(epoch, epoch, {"val/accuracy": value}, 0.0))
         if reasons:
             return epoch
     return None
@@ -55,4 +55,4 @@ def test_impossible_settings_are_refused() -> None:
     with pytest.raises(UsageError, match="min_delta -1"):
         EarlyStopping(min_delta=-1)
     with pytest.raises(UsageError, match="'maximum'"):
-        Monitor("eval/accuracy", "maximum")  # type: ignore[arg-type]
+        Monitor("val/accuracy", "maximum")  # type: ignore[arg-type]

@@ -22,5 +22,5 @@ def test_a_point_is_on_disk_as_soon_as_it_is_added_beside_the_run_s_own(fit: Fit
 
     fit(TensorBoard(), Observer(), epochs=2)
     assert [curves["mine/accuracy"] for curves in on_disk] == [{4: 0.5}, {4: 0.5, 8: 0.5}]
-    assert list(on_disk[1]["eval/accuracy"]) == [4, 8]
+    assert list(on_disk[1]["val/accuracy"]) == [4, 8]
     assert sorted(path.suffix == ".mine" for path in tmp_path.glob("events.*")) == [False, True]

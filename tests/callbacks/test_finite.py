@@ -53,7 +53,7 @@ def test_the_step_and_the_terms_are_named_and_the_checkpoint_is_kept(
     assert caught.value.exit_code == 1
     assert notes.ends[0].status is Status.FAILED
     kept = load_model(tmp_path / "checkpoints" / "best.safetensors").build("cpu")
-    assert Trainer(kept, ADAM).evaluate(validation)["eval/accuracy"] > 0.3
+    assert Trainer(kept, ADAM).evaluate(validation)["accuracy"] > 0.3
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from tests.tools import read_scalars, wait_until, write_tiles
 
 RUNS = {mode: f"compare/version_0/seed_0/{mode}" for mode in ("teacher", "student_kd", "student")}
 
-EACH_EPOCH = ("eval/accuracy", "eval/cross_entropy", "images_per_second")
+EACH_EPOCH = ("val/accuracy", "val/cross_entropy", "images_per_second")
 
 
 @pytest.fixture(scope="module")

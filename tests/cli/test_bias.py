@@ -81,7 +81,7 @@ def test_biases_are_raised_in_a_new_checkpoint(omitted: Path, call_kdtrain: Call
     moved = changed.weights["fc3.bias"].astype(np.float64) - original.weights["fc3.bias"].astype(np.float64)
     np.testing.assert_allclose(moved, [0, 0, 0, answer["shift"]], atol=1e-5)
     assert changed.card.metrics["bias_shift"] == answer["shift"]
-    assert changed.card.metrics["eval/accuracy"] == pytest.approx(1 - errors["after"] / 300)
+    assert changed.card.metrics["val/accuracy"] == pytest.approx(1 - errors["after"] / 300)
     assert (omitted / "checkpoints/best.safetensors").read_bytes() == best
 
 

@@ -253,7 +253,7 @@ def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
             assert config["grid"] == []
             assert candidate["settings"].items() <= config.items()
             (row,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            figures = (row["eval/accuracy"], row["eval/cross_entropy"])
+            figures = (row["val/accuracy"], row["val/cross_entropy"])
             assert figures == (
                 candidate["held_out_accuracy_fraction"], candidate["held_out_cross_entropy_nats"]
             )  # fmt: skip
@@ -326,8 +326,8 @@ def test_figures_agree_with_the_runs(two_seeds: Compared) -> None:
         assert row["held_out_history"] == [
             {
                 "epoch": epoch["epoch"],
-                "accuracy_fraction": epoch["eval/accuracy"],
-                "cross_entropy_nats": epoch["eval/cross_entropy"],
+                "accuracy_fraction": epoch["val/accuracy"],
+                "cross_entropy_nats": epoch["val/cross_entropy"],
             }
             for epoch in epochs
         ]
@@ -428,7 +428,7 @@ def test_recipe_of_the_sample(sample: Compared) -> None:
 def test_without_held_out_images_the_test_set_is_what_chooses(sample: Compared) -> None:
     for mode in MODES:
         run = sample.directory / "seed_0" / mode
-        assert result(run)["test"]["accuracy"] == max(row["eval/accuracy"] for row in metrics(run))
+        assert result(run)["test"]["accuracy"] == max(row["val/accuracy"] for row in metrics(run))
         assert result(run)["steps"] == 2 * 24  # all 1,500 images, in batches of 64
 
 

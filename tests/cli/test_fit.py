@@ -25,8 +25,13 @@ def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: s
     finished = fitted.processes[mode]
     assert finished.returncode == 0
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in finished.stdout.splitlines())
-    assert list(rows) == ["test accuracy", "cross-entropy", "parameters", "seconds", "best weights"]
-    test = read_result(fitted.run(mode))["test"]
+    assert list(rows) == [
+        *("test accuracy", "cross-entropy", "parameters", "training time", "best epoch", "best weights")
+    ]
+    result = read_result(fitted.run(mode))
+    test = result["test"]
+    assert rows["best epoch"] == f"{result['best_epoch']} of 3"
+    assert rows["training time"] == f"{result['seconds']:.1f} s"
     assert rows["test accuracy"] == f"{test['accuracy']:.2%} ({test['errors']} errors in 300)"
     assert float(rows["cross-entropy"]) == pytest.approx(test["cross_entropy"], abs=1e-4)
     assert (fitted.folder / rows["best weights"]).samefile(fitted.run(mode) / "checkpoints/best.safetensors")
@@ -56,7 +61,10 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     assert (result["status"], result["reason"], result["epochs"]) == ("completed", None, 3)
     assert result["steps"] == rows[-1]["step"] == 3 * 19  # 1,200 images in batches of 64
     assert (result["mode"], result["seed"]) == (mode, 0)
-    best = max(rows, key=lambda row: (row["eval/accuracy"], row["epoch"]))
+    best = max(rows, key=lambda row: (row["val/accuracy"], row["epoch"]))
+    assert result["best_epoch"] == best["epoch"]
+    seconds = [row["train_seconds"] + row["eval_seconds"] for row in read_metrics(run)]
+    assert result["seconds"] == round(sum(seconds), 3)
     assert result["best"] == {name: best[name] for name in result["best"]}
     assert load_tensors(run / "checkpoints/last.safetensors")[1]["end"]["epoch"] == 3
 
@@ -213,11 +221,11 @@ def test_early_stopping_ends_the_run_and_says_why(
     assert finished.returncode == 0
     run = tmp_path / "logs/student/version_0"
     result = read_result(run)
-    accuracies = [row["eval/accuracy"] for row in metrics(run)]
+    accuracies = [row["val/accuracy"] for row in metrics(run)]
     assert result["status"] == "stopped"
     assert result["epochs"] == len(accuracies) < 40
     assert accuracies[-1] <= max(accuracies[:-1])
-    assert "eval/accuracy" in result["reason"]
+    assert "val/accuracy" in result["reason"]
     assert f"{max(accuracies):.4f}" in result["reason"]
     *_, last = finished.stderr.splitlines()
     assert last.startswith("student: ")

@@ -31,7 +31,7 @@ def best_of(run: Path) -> bytes:
 
 def accuracy_of(run: Path) -> str:
     """Returns the best held-out accuracy of a run, as it is printed."""
-    return f"{read_result(run)['best']['eval/accuracy']:.2%}"
+    return f"{read_result(run)['best']['val/accuracy']:.2%}"
 
 
 def assert_note_compares_runs(note: str, folder: Path, version: int = 1) -> None:
@@ -105,7 +105,11 @@ def test_without_keeping_the_run_has_its_own_teacher_and_leaves_none(
     assert files_in(tmp_path / "logs").keys() >= {"student_kd/version_0/checkpoints/best.safetensors"}
     assert not (tmp_path / MODELS).exists()
     # What was not kept at first can be kept later.
-    notes(call_kdtrain("fit", "--resume", "logs/student_kd/version_0", "--replace", cwd=tmp_path))
+    run = tmp_path / "logs/student_kd/version_0"
+    figures = (run / "result.json").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    again = call_kdtrain("fit", "--resume", "logs/student_kd/version_0", "--replace", cwd=tmp_path)
+    assert "student_kd is finished, after epoch" in again.stderr
+    assert ((run / "result.json").read_bytes(), (run / "metrics.jsonl").read_bytes()) == figures
     assert {path.name for path in (tmp_path / MODELS).iterdir()} == {"student_kd.safetensors"}
 
 
@@ -165,7 +169,8 @@ def test_a_run_that_is_killed_before_its_model_is_kept_ends_with_the_same_files(
     os.close(holder)
     assert files_in(tmp_path / MODELS) == {}
     for _ in range(2):  # once to end what was begun; then it is there already
-        assert notes(call_kdtrain("fit", "--resume", run_of(Path()), cwd=tmp_path)) == []
+        (note,) = notes(call_kdtrain("fit", "--resume", run_of(Path()), cwd=tmp_path))
+        assert note.startswith("student is finished")
         assert (tmp_path / STUDENT).read_bytes() == best_of(run_of(tmp_path))
 
 

@@ -160,7 +160,7 @@ def test_two_processes_train_as_one_with_the_same_batches(
         assert finished.returncode == 0, finished.stderr
     alone, together = (metrics(tmp_path / f"logs/student_kd/version_{number}") for number in (0, 1))
     for row, expected in zip(together, alone, strict=True):
-        for name in ("loss/task", "loss/kd", "loss/total", "eval/cross_entropy"):
+        for name in ("loss/task", "loss/kd", "loss/total", "val/cross_entropy"):
             assert row[name] == pytest.approx(expected[name], rel=1e-4), name
 
 

@@ -83,7 +83,7 @@ def test_a_run_goes_on_from_its_last_epoch_with_a_cycle_for_each_rung(tuned: Tun
         rungs = result["trials"][result["chosen"]]["rungs"]
         assert [rung["epochs"] for rung in rungs] == [1, 3]
         for rung in rungs:
-            assert rung["held_out_accuracy_fraction"] == rows[rung["epochs"] - 1]["eval/accuracy"]
+            assert rung["held_out_accuracy_fraction"] == rows[rung["epochs"] - 1]["val/accuracy"]
         rates = [row["learning_rate"] for row in rows]
         peak = result["settings"]["lr"]
         steps = [(4, 5), (4, 10), (9, 10)]  # the last step of each epoch: of five in the first rung, then ten
@@ -233,7 +233,7 @@ def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(
     trials = json.loads((directory / "tune.json").read_text())["models"]["student"]["trials"]
     assert trials[1]["rungs"] == []
     (score,) = trials[0]["rungs"]
-    accuracies = [metrics(directory / f"trials/student_0/seed_{n}")[0]["eval/accuracy"] for n in (0, 1)]
+    accuracies = [metrics(directory / f"trials/student_0/seed_{n}")[0]["val/accuracy"] for n in (0, 1)]
     assert score["held_out_accuracy_fractions_of_seeds"] == accuracies
     assert score["held_out_accuracy_fraction"] == pytest.approx(np.mean(accuracies))
 

@@ -77,7 +77,7 @@ def test_a_student_is_tuned_further_and_is_better_after_one_epoch(
         assert finished.returncode == 0, finished.stderr
     drawn, begun = (metrics(folder / f"logs/student/version_{number}")[0] for number in (0, 1))
     assert begun["loss/task"] < 0.5 * drawn["loss/task"]
-    assert begun["eval/accuracy"] > drawn["eval/accuracy"]
+    assert begun["val/accuracy"] > drawn["val/accuracy"]
 
 
 def test_a_resumed_run_needs_the_file_no_more(

@@ -197,7 +197,7 @@ def test_python_in_the_readme_distils_a_student(mnist: Dataset, tmp_path: Path) 
     assert small.count("2560") == small.count("epochs=2") == 1
     finished = run(sys.executable, "-W", "error", "-c", small, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    printed = re.search(r"\{'eval/accuracy': ([\d.]+), 'eval/cross_entropy': [\d.]+\}\n$", finished.stdout)
+    printed = re.search(r"\{'accuracy': ([\d.]+), 'cross_entropy': [\d.]+\}\n$", finished.stdout)
     assert printed is not None
     assert float(printed[1]) > 0.5
     assert load_model(tmp_path / "logs/notebook/checkpoints/best.safetensors").card.arch == "student_mlp"

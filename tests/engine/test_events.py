@@ -106,7 +106,7 @@ def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
     orders |= {identity[k:] + identity[:k] for k in range(8)}
     orders |= {(*identity[:k], k + 1, k, *identity[k + 2 :]) for k in range(7)}
     results = [artefacts(order, tmp_path / str(number)) for number, order in enumerate(sorted(orders))]
-    reason = f"no better eval/accuracy for an epoch (best {results[0][3][0]['eval/accuracy']:.4f})"
+    reason = f"no better val/accuracy for an epoch (best {results[0][3][0]['val/accuracy']:.4f})"
     assert results[0][0][:3] == (Status.STOPPED, reason, 2)
     for result in results[1:]:
         assert result == results[0]

@@ -45,7 +45,7 @@ def test_metrics_are_complete_and_equal_for_the_first_and_the_last_callback(fit:
     fit(first, last)
     metrics = [e.metrics for e in (*first.evals, *last.evals)] + [e.metrics for e in first.epochs]
     metrics += [e.metrics for e in last.epochs]
-    assert set(metrics[0]) == {"eval/accuracy", "eval/cross_entropy", "loss/task", "loss/total"}
+    assert set(metrics[0]) == {"val/accuracy", "val/cross_entropy", "loss/task", "loss/total"}
     assert metrics == [metrics[0]] * 4
 
 
@@ -68,8 +68,8 @@ def test_evaluation_measures_the_task_whatever_the_objective(
     logits = student(flow.tensor(validation.inputs)).numpy().astype(np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     expected = -log_p[np.arange(len(log_p)), validation.targets].mean()
-    assert metrics["eval/cross_entropy"] == pytest.approx(expected, rel=1e-5)
-    assert metrics["eval/accuracy"] == (logits.argmax(axis=1) == validation.targets).mean()
+    assert metrics["val/cross_entropy"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["val/accuracy"] == (logits.argmax(axis=1) == validation.targets).mean()
     assert metrics["loss/large"] == 1e6
 
 
@@ -107,8 +107,8 @@ def test_a_class_in_place_of_an_instance_is_refused(student: flow.nn.Module) -> 
 def test_a_monitored_metric_that_does_not_exist_is_an_error_that_lists_those_that_do(
     fit: Fit, card: ModelCard
 ) -> None:
-    message = r"did you mean 'eval/accuracy'.*eval/cross_entropy, loss/task"
-    for callback in (Checkpoint(card, "eval/acuracy"), EarlyStopping(monitor="eval/acuracy")):
+    message = r"did you mean 'val/accuracy'.*val/cross_entropy, loss/task"
+    for callback in (Checkpoint(card, "val/acuracy"), EarlyStopping(monitor="val/acuracy")):
         with pytest.raises(CallbackError, match=message) as caught:
             fit(callback)
         assert caught.value.exit_code == UsageError.exit_code
@@ -126,7 +126,7 @@ def test_losses_in_events_are_tensors_and_payloads_are_frozen(fit: Fit) -> None:
     with pytest.raises(TypeError):
         batch_end.losses["total"] = None  # type: ignore[index]
     with pytest.raises(TypeError):
-        notes.epochs[0].metrics["eval/accuracy"] = 1.0  # type: ignore[index]
+        notes.epochs[0].metrics["val/accuracy"] = 1.0  # type: ignore[index]
     for name in ("model", "epoch", "step", "trainer"):
         with pytest.raises(AttributeError):
             setattr(run, name, None)

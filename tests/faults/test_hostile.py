@@ -171,7 +171,7 @@ def last(tmp_path: Path, card: ModelCard) -> Path:
     optimizer = flow.optim.Adam(model.parameters(), lr=0.1)
     model(flow.ones(4, 3)).sum().backward()
     optimizer.step()
-    end = EpochEnd(1, 1, {"eval/accuracy": 0.5}, 10, 1.0, 1.0, 0.1)
+    end = EpochEnd(1, 1, {"val/accuracy": 0.5}, 10, 1.0, 1.0, 0.1)
     path = tmp_path / "last.safetensors"
     save_state(path, card, [model], optimizer, {"EarlyStopping": {"best": 0.5}}, "data", end)
     return path

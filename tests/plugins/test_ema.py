@@ -40,7 +40,7 @@ class Witness(Callback):
             self.average[name] = keep * self.average[name] + (1 - keep) * array
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
-        self.metrics.append(event.metrics["eval/cross_entropy"])
+        self.metrics.append(event.metrics["val/cross_entropy"])
 
 
 class Broken(Callback):
@@ -67,8 +67,8 @@ def test_the_average_is_evaluated_and_kept_and_training_does_not_notice(
         np.testing.assert_array_equal(last[f"term/0/{name}"], best[name])
     averaged = mlp()
     averaged.load_state_dict({name: flow.tensor(array) for name, array in best.items()})
-    measured = Trainer(averaged, ADAM).evaluate(validation)["eval/cross_entropy"]
-    assert measured == witness.metrics[-1] == header["metrics"]["eval/cross_entropy"]
+    measured = Trainer(averaged, ADAM).evaluate(validation)["cross_entropy"]
+    assert measured == witness.metrics[-1] == header["metrics"]["val/cross_entropy"]
 
 
 def test_a_resumed_average_goes_on_bit_for_bit(
@@ -116,5 +116,5 @@ def test_from_the_command_line_the_tested_model_is_the_average(
     images = mnist.normalization.apply(mnist.test.images)
     test = Loader(images, mnist.test.labels, 500, num_classes=10)
     trainer = Trainer(last, ADAM)
-    assert trainer.evaluate(test, average)["eval/cross_entropy"] == pytest.approx(tested)
-    assert trainer.evaluate(test)["eval/cross_entropy"] != pytest.approx(tested)
+    assert trainer.evaluate(test, average)["cross_entropy"] == pytest.approx(tested)
+    assert trainer.evaluate(test)["cross_entropy"] != pytest.approx(tested)

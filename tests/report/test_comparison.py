@@ -23,9 +23,10 @@ from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compa
 from kdtrain.report.comparison_file import to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.comparison_table import comparison_tables
+from kdtrain.report.disagreement import disagreement
 from kdtrain.report.grid_result import Candidate
 from kdtrain.report.style import save_figure
-from kdtrain.report.verdict import gap_sentence, verdict
+from kdtrain.report.verdict import gap_sentence, headline, verdict
 from tests.report.drawings import assert_is_drawing, printed, texts
 
 IMAGES = 10_000
@@ -290,7 +291,9 @@ def test_tables_hold_every_figure() -> None:
     assert lines[test].split() == ["student_kd", "98.47", "152.8", "0.0458", "0.46", "98.47", "0.0306"]
     spreads = [lines[test + 1].split()[i] for i in range(1, 12, 2)]
     assert spreads == ["0.04", "3.7", "0.0011", "0.01", "0.04", "0.0007"]
-    assert lines[cost].split() == ["student_kd", "109,386", "1,093,860", "42", "±", "2"]
+    epochs = [run.best_epoch or 0 for run in HELPED if run.model == "student_kd"]
+    best = f"{min(epochs)}-{max(epochs)}"
+    assert lines[cost].split() == ["student_kd", "109,386", "1,093,860", "42", "±", "2", best]
     assert lines[difference].split()[3:] == ["+0.18", "0.15", "to", "0.22", "18.2", "(10.6", "%)"]
     assert any("mean ± sd over 5 seeds" in line for line in lines)
 
@@ -432,3 +435,34 @@ def test_drawing_needs_neither_pyplot_nor_oneflow() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def held_out(accuracies: tuple[float, ...]) -> tuple[EpochPoint, ...]:
+    return tuple(EpochPoint(epoch, accuracy, 0.1) for epoch, accuracy in enumerate(accuracies, 1))
+
+
+def test_a_sentence_says_where_held_out_and_test_images_disagree() -> None:
+    history = {"teacher": (0.99,), "student_kd": (0.9, 0.95), "student": (0.97, 0.96)}
+    results = [
+        dataclasses.replace(run, history=held_out(history[run.model])) for run in three([80], [90], [100])
+    ]
+    sentence = disagreement(compare(results))
+    assert sentence is not None
+    assert "on held-out images is student (97.00 %; on test images 99.00 %)" in sentence
+    assert "best on test images student_kd (95.00 %; on test images 99.10 %)" in sentence
+    assert "-2.00 points there, +0.10 on test images" in sentence
+    assert to_json(compare(results))["disagreement"] == sentence
+    assert to_json(compare(results))["results"][-1]["best_epoch"] == 1
+    agreeing = history | {"student": (0.9, 0.94)}
+    results = [dataclasses.replace(run, history=held_out(agreeing[run.model])) for run in results]
+    assert disagreement(compare(results)) is None
+    tied = history | {"student": (0.9, 0.95)}
+    results = [dataclasses.replace(run, history=held_out(tied[run.model])) for run in results]
+    assert disagreement(compare(results)) is None
+
+
+def test_the_headline_has_the_gain_and_its_interval() -> None:
+    assert headline(compare(HELPED)).startswith("Distillation helped: +0.18 points, 95 % interval 0.1")
+    undecided = headline(compare(three([80, 80], [90, 110], [100, 100])))
+    assert undecided.startswith("Not distinguishable: 0 points, 95 % interval -")
+    assert headline(compare(three([80], [90], [100]))).endswith(" over the test images.")

@@ -58,7 +58,7 @@ CARD = ModelCard(
     classes=tuple("0123456789"),
     mean=(0.13066,),
     std=(0.3081,),
-    metrics={"eval/accuracy": 0.9876543210123456, "eval/cross_entropy": 1 / 3},
+    metrics={"val/accuracy": 0.9876543210123456, "val/cross_entropy": 1 / 3},
     versions={"kdtrain": "0.1.0", "oneflow": "0.9.0"},
     temperature=4.0,
 )
@@ -298,7 +298,7 @@ WRONG_ENTRIES: list[tuple[str, Any]] = [
     ("classes", list(range(10))),
     ("mean", {"a": 0.1}),
     ("std", ["0.3"]),
-    ("metrics", {"eval/accuracy": "0.9"}),
+    ("metrics", {"val/accuracy": "0.9"}),
     ("versions", {"kdtrain": 1}),
 ]
 

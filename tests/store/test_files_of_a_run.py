@@ -18,7 +18,7 @@ from kdtrain.store.metrics_file import NAME, read_metrics
 from tests.faults.limits import limited
 
 EVENTS = "events.out.tfevents.1.host.1"
-ROW = {"epoch": 1, "step": 8, "eval/accuracy": 0.5, "eval/cross_entropy": 1, "loss/kd": float("nan")}
+ROW = {"epoch": 1, "step": 8, "val/accuracy": 0.5, "val/cross_entropy": 1, "loss/kd": float("nan")}
 ROW |= {"train_seconds": 0.1, "eval_seconds": 0.0}
 
 
@@ -51,9 +51,9 @@ WRONG = {
     "epoch negative": line(epoch=-1),
     "epoch enormous": line(epoch=10**40),
     "epoch of 5,000 digits": line(epoch=1).replace("1", "1" * 5000, 1),
-    "accuracy NaN": line(**{"eval/accuracy": float("nan")}),
-    "accuracy infinite": line(**{"eval/accuracy": float("inf")}),
-    "accuracy a list": line(**{"eval/accuracy": [[]] * 1000}),
+    "accuracy NaN": line(**{"val/accuracy": float("nan")}),
+    "accuracy infinite": line(**{"val/accuracy": float("inf")}),
+    "accuracy a list": line(**{"val/accuracy": [[]] * 1000}),
     "seconds negative": line(train_seconds=-1.0),
     "seconds enormous": line(train_seconds=10**400),
     "nested": "[" * 50_000,

@@ -23,7 +23,7 @@ FORK = multiprocessing.get_context("fork")
 
 def saved(card: ModelCard, run: Path, accuracy: float = 0.9, held_out: str = "a", **more: Any) -> SavedModel:
     """A model in a run directory, as a fit leaves it."""
-    card = dataclasses.replace(card, metrics={"eval/accuracy": accuracy}, held_out=held_out, **more)
+    card = dataclasses.replace(card, metrics={"val/accuracy": accuracy}, held_out=held_out, **more)
     path = run / "checkpoints" / "best.safetensors"
     path.parent.mkdir(parents=True)
     save_model(path, {}, card)

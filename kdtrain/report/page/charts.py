@@ -6,7 +6,7 @@ Positions are in the units of a chart's SVG view box; y grows downwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    text: Callable[[float], str] = lambda value: f"{round(value, 10) + 0.0:g}"
 
     def place(self, value: float) -> float:
         """Returns the position of a value; values outside lie on the edge."""
@@ -47,7 +48,7 @@ class Axis:
         else:
             values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
         edge = 1e-9 * (self.high - self.low)
-        return [(self.place(v), _plain(v)) for v in values if self.low - edge <= v <= self.high + edge]
+        return [(self.place(v), self.text(v)) for v in values if self.low - edge <= v <= self.high + edge]
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,3 @@ def reliability_chart(bins: Reliability) -> ReliabilityChart:
 
 def _points(positions: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{x:g},{y:g}" for x, y in positions)
-
-
-def _plain(value: float) -> str:
-    return f"{round(value, 10) + 0.0:g}"

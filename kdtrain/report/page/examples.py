@@ -13,6 +13,7 @@ import PIL.Image
 from scipy.special import softmax
 
 from kdtrain.data.dataset import Dataset
+from kdtrain.errors import escape_controls
 
 SHOWN = 8
 _PIXELS = 96
@@ -46,12 +47,14 @@ class Example:
     Attributes:
         index: its position in the test set.
         truth: its class.
+        name: its file, relative to the data's folder; "" for an image that was no file.
         image: the image as a data URI.
         predictions: one of each model.
     """
 
     index: int
     truth: str
+    name: str
     image: str
     predictions: tuple[Prediction, ...]
 
@@ -124,7 +127,8 @@ def _example(index: int, models: Mapping[str, _ModelPredictions], dataset: Datas
         )
         for name, model in models.items()
     )
-    return Example(index, dataset.classes[truth], data_uri(dataset.test.images[index]), predictions)
+    name = escape_controls(dataset.test.names[index]) if dataset.test.names else ""
+    return Example(index, dataset.classes[truth], name, data_uri(dataset.test.images[index]), predictions)
 
 
 def _top(

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.metrics.calibration import BINS, reliability
 from kdtrain.report.comparison_file import FILES, VERSION
+from kdtrain.report.comparison_table import range_text
 from kdtrain.report.page.charts import curves, differences, reliability_chart
 from kdtrain.report.page.confusion import MOST_CLASSES, confusions
 from kdtrain.report.page.examples import choose_examples
+from kdtrain.report.page.size_chart import size_chart, size_text
 from kdtrain.report.style import LINES
+from kdtrain.report.verdict import p_value_text
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import load_tensors
@@ -27,6 +30,15 @@ from kdtrain.store.checkpoint import load_tensors
 _LARGEST = 1 << 28  # bytes of compare.json; a seed takes about 50,000
 _DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}
 """Matplotlib's line styles as SVG's ``stroke-dasharray``."""
+
+MARKERS = {
+    "s": "M-5-5H5V5H-5Z",
+    "o": "M-5.5 0A5.5 5.5 0 1 0 5.5 0A5.5 5.5 0 1 0-5.5 0Z",
+    "^": "M0-6.5L6 5H-6Z",
+    "v": "M0 6.5L6-5H-6Z",
+    "D": "M0-6.5L6.5 0 0 6.5-6.5 0Z",
+}
+"""Matplotlib's markers as SVG paths around (0, 0)."""
 
 
 def write_report(directory: Path, dataset: Dataset, *, settings: str, command: str, test_chose: bool) -> Path:
@@ -66,6 +78,10 @@ def write_report(directory: Path, dataset: Dataset, *, settings: str, command: s
         figures=figures,
         test_chose=test_chose,
         looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
+        markers={model: MARKERS[LINES[model].marker] for model in by_model},
+        size_chart=size_chart(figures["models"]),
+        size=size_text(*(figures["models"][model]["parameters"] for model in ("teacher", "student_kd"))),
+        best_epochs=_best_epochs(figures),
         charts=_charts(figures),
         differences=differences(figures["differences"]),
         rows={(row["model"], row["seed"]): number for number, row in enumerate(figures["results"])},
@@ -112,7 +128,26 @@ def page_environment(figures: Mapping[str, Any]) -> Environment:
         return Markup('<data value="{}" data-of="{}">{}</data>').format(value, at, text)
 
     environment.globals["figure"] = figure
+    environment.filters["code"] = code
+    environment.filters["p_value"] = p_value_text
     return environment
+
+
+def code(text: str) -> Markup:
+    """Returns a text as HTML; what stands between backticks becomes ``<code>``."""
+    parts = (
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(text.split("`"))
+    )
+    return Markup("").join(parts)
+
+
+def _best_epochs(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the best epochs of each model's seeds as a text."""
+    return {
+        model: range_text([row["best_epoch"] for row in figures["results"] if row["model"] == model])
+        for model in figures["models"]
+    }
 
 
 def _charts(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,9 +95,9 @@ def test_tolerance_grows_with_large_logits() -> None:
 
 def test_metadata_are_those_of_the_card(exported: Exported) -> None:
     saved = exported.saved
-    card = dataclasses.replace(saved.card, metrics={"eval/accuracy": 0.5})
+    card = dataclasses.replace(saved.card, metrics={"val/accuracy": 0.5})
     about = onnx.load_model_from_string(to_onnx(saved.build(), card)).metadata_props[0].value
-    assert '"metrics": {"eval/accuracy": 0.5}' in about
+    assert '"metrics": {"val/accuracy": 0.5}' in about
 
 
 def test_python_of_the_page_works(
