@@ -22,6 +22,5 @@ class Fidelity(NeedsTeacher, EventFileObserver):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Writes agreement and divergence."""
-        student_logits = predict_logits(run.evaluated, run.validation)
-        agreement, divergence = measure_fidelity(student_logits, self.teacher_logits)
+        agreement, divergence = measure_fidelity(event.logits, self.teacher_logits)
         self.add_scalars({"fidelity/agreement": agreement, "fidelity/kl": divergence}, event.step)

@@ -57,13 +57,13 @@ def _callback_states(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_points(run: Path) -> dict[tuple[str, int], int]:
-    """Returns how often each point of each curve, and each image, is in the event files."""
+    """Returns how often each point of each curve, each image and each histogram is in the event files."""
     points: dict[tuple[str, int], int] = {}
     for file in run.glob("events.*"):
         for record in RawEventFileLoader(str(file)).Load():
             event = Event.FromString(record)
             for value in event.summary.value:
-                if value.HasField("simple_value") or value.HasField("image"):
+                if any(map(value.HasField, ("simple_value", "image", "histo"))):
                     points[value.tag, event.step] = points.get((value.tag, event.step), 0) + 1
     return points
 

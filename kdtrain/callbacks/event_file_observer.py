@@ -77,3 +77,23 @@ class EventFileObserver(Callback):
         if (tag, step) not in self.file.earlier:
             self.file.add(summary.image(tag, image, dataformats="HWC"), step)
             self.file.flush()
+
+    def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
+        """Adds the distribution of an array's values, in 30 equal intervals.
+
+        Args:
+            tag: its name, such as ``weights/fc1.weight``.
+            values: of any shape, at least one; those that are not finite are left out.
+            step: optimizer steps made so far.
+
+        Raises:
+            KdtrainError: the file cannot be written.
+        """
+        from tensorboardX import summary
+
+        finite = values[np.isfinite(values)].astype(np.float64)
+        if finite.size and (tag, step) not in self.file.earlier:
+            counts, edges = np.histogram(finite, bins=30)
+            figures = (finite.min(), finite.max(), finite.size, finite.sum(), (finite**2).sum())
+            self.file.add(summary.histogram_raw(tag, *figures, edges[1:].tolist(), counts.tolist()), step)
+            self.file.flush()

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from kdtrain.callbacks.class_accuracy import accuracies_of_classes
 from kdtrain.callbacks.event_file_observer import EventFileObserver
-from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd
+from kdtrain.callbacks.mistakes import Mistake, confident_mistakes, draw_mistakes
+from kdtrain.data.loader import Loader
+from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.run import Run
+
+_DRAWINGS = 10
+"""TensorBoard shows ten images of a tag and drops others at random."""
 
 
 class TensorBoard(EventFileObserver):
-    """Writes scalars over optimizer steps, and the configuration as text.
+    """Writes scalars over optimizer steps, images of mistakes, and the configuration as text.
 
     The losses and the learning rate are written every few steps; accuracy, cross-entropy and images per
-    second once an epoch.
+    second once an epoch, and the accuracy of each class if there are at most 30.
+
+    ``val/mistakes`` shows up to 8 held-out images that the network gets wrong, those first of whose class it
+    is most certain. It is drawn after up to ten evaluations, evenly spread over the fit, because TensorBoard
+    shows no more, and after the last one.
 
     Args:
         config: the resolved configuration (TOML), shown as text; left out when empty.
@@ -23,6 +34,7 @@ class TensorBoard(EventFileObserver):
     def __init__(self, config: str = "", every: int = 50) -> None:
         self.config = config
         self.every = every
+        self._undrawn: list[Mistake] = []
 
     def on_fit_start(self, run: Run) -> None:
         """Opens the event file; writes the configuration, unless the file of a resumed run holds it."""
@@ -40,10 +52,37 @@ class TensorBoard(EventFileObserver):
             self.add_scalars({**losses, "learning_rate": event.learning_rate}, event.step)
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
-        """Writes the evaluation against the same steps."""
+        """Writes the evaluation against the same steps, and the mistakes when it is their turn."""
         evaluation = {name: value for name, value in event.metrics.items() if name.startswith("val/")}
         self.add_scalars(evaluation, event.step)
+
+        of_classes = accuracies_of_classes(event.logits, run.validation)
+        self.add_scalars(
+            {f"val_class_accuracy/{name}": value for name, value in of_classes.items()}, event.step
+        )
+        self._undrawn = confident_mistakes(event.logits, run.validation.targets)
+        if event.epoch == run.epochs or event.epoch % -(-run.epochs // _DRAWINGS) == 0:
+            self._draw(run.validation, event.step)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the throughput."""
         self.add_scalars({"images_per_second": event.images_per_second}, event.step)
+
+    def on_fit_end(self, run: Run, event: FitEnd) -> None:
+        """Draws the last mistakes of a fit that was stopped early; closes the file.
+
+        A fit may be killed between its last evaluation and this drawing. When it is resumed, it evaluates
+        nothing more, so its logits are computed here.
+        """
+        if event.status is Status.STOPPED:
+            if run.resumed is not None and run.resumed.step == run.step:
+                logits = predict_logits(run.evaluated, run.validation)
+                self._undrawn = confident_mistakes(logits, run.validation.targets)
+            self._draw(run.validation, event.step)
+        super().on_fit_end(run, event)
+
+    def _draw(self, loader: Loader, step: int) -> None:
+        """Draws the mistakes of the last evaluation, unless that is done or there are none."""
+        if self._undrawn:
+            self.add_image("val/mistakes", draw_mistakes(loader, self._undrawn), step)
+            self._undrawn = []

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from kdtrain.data.loader import Batch
 from kdtrain.runtime import flow
@@ -39,7 +42,7 @@ class BatchEnd(NamedTuple):  # made at every step, in a fifth of the time that a
     learning_rate: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class EvalEnd:
     """The end of an epoch's evaluation on the held-out images.
 
@@ -49,12 +52,15 @@ class EvalEnd:
         metrics: ``val/accuracy`` (fraction), ``val/cross_entropy`` (nats per image), and the
             epoch's mean training losses as ``loss/NAME``.
         seconds: duration of the evaluation.
+        logits: the network's logits of the held-out images, (N, C) float32, row i for image i. They belong
+            to all callbacks: copy before you change them.
     """
 
     epoch: int
     step: int
     metrics: Mapping[str, float]
     seconds: float
+    logits: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback, CallbackList
@@ -158,10 +159,11 @@ class Trainer:
             losses_of_epoch, trained = _mean_losses(seen, sizes), time.perf_counter()
             run.train.ranks.average_buffers(self.model)
 
-            evaluation = Metrics(self.evaluate(run.validation, run.evaluated))
+            logits = predict_logits(run.evaluated, run.validation)
+            evaluation = _task_metrics(logits, run.validation)
             metrics = Metrics({**evaluation.on_held_out_images(), **losses_of_epoch})
             seconds = time.perf_counter() - trained
-            self.callbacks.emit("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds))
+            self.callbacks.emit("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds, logits))
 
             end = EpochEnd(run.epoch, run.step, metrics, sum(sizes), trained - started, seconds, rate)
             self.callbacks.emit("on_epoch_end", run, end)
@@ -194,15 +196,19 @@ class Trainer:
         Returns:
             ``accuracy``, a fraction, and ``cross_entropy``, in nats per image.
         """
-        logits = predict_logits(self.model if network is None else network, loader)
-        evaluation = Evaluation.from_logits(logits, loader.targets)
-        return Metrics({"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy})
+        return _task_metrics(predict_logits(self.model if network is None else network, loader), loader)
 
     def _end(self, run: Run, status: Status, reason: str | None, started: float) -> FitEnd:
         """Calls ``on_fit_end`` of the callbacks that were started."""
         end = FitEnd(status, reason, run.epoch, run.step, time.perf_counter() - started)
         self.callbacks.on_fit_end(run, end)
         return end
+
+
+def _task_metrics(logits: npt.NDArray[np.float32], loader: Loader) -> Metrics:
+    """Returns the metrics of logits about a loader's images, (N, C) float32."""
+    evaluation = Evaluation.from_logits(logits, loader.targets)
+    return Metrics({"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy})
 
 
 def _example(train: Loader) -> flow.Tensor:

@@ -106,7 +106,8 @@ def test_runs_have_telling_names(tensorboard: TensorBoard) -> None:
 
 def test_scalars_of_each_run(tensorboard: TensorBoard) -> None:
     tested = {"test/accuracy", "test/cross_entropy", "test/calibration_error"}
-    common = {"loss/task", "loss/total", "learning_rate", *EACH_EPOCH, *tested}
+    of_classes = {f"val_class_accuracy/{digit}" for digit in range(4)}
+    common = {"loss/task", "loss/total", "learning_rate", *EACH_EPOCH, *tested, *of_classes}
     of_students = {"test/agreement", "test/kl_from_teacher"}
     of_mode = {"teacher": set(), "student": of_students, "student_kd": {"loss/kd", *of_students}}
     tags = tensorboard.get("plugin/scalars/tags")

@@ -32,6 +32,7 @@ from plugins.csv import Csv
 from plugins.dashboard import Dashboard, bars
 from plugins.fidelity import Fidelity
 from plugins.grad_norm import GradNorm
+from plugins.histograms import Histograms
 from plugins.similarity import Similarity
 from tests.conftest import RunKdtrain
 from tests.engine.fits import mlp
@@ -66,7 +67,8 @@ def teacher() -> flow.nn.Module:
 
 def test_watching_changes_nothing(data: Data, tmp_path: Path, teacher: flow.nn.Module) -> None:
     confusion = Confusion(every=1, images=2)
-    observers = (Calibration(every=1), confusion, Csv(), Dashboard(), Fidelity(), GradNorm(every=1))
+    drawn = (Histograms(every=1), TensorBoard(every=1))
+    observers = (Calibration(every=1), confusion, Csv(), Dashboard(), Fidelity(), GradNorm(every=1), *drawn)
     ends = []
     for number, watching in enumerate(((), observers)):
         distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
@@ -97,7 +99,8 @@ def test_after_resuming_every_point_and_image_is_there_once(
 
     def fit_with(name: str, *killed: Callback, **options: Any) -> None:
         confusion = Confusion(every=2, images=2)
-        observers = (GradNorm(every=1), *killed, Calibration(every=2), confusion, Fidelity(), Csv())
+        drawn = (Calibration(every=2), confusion, Histograms(every=2))
+        observers = (GradNorm(every=1), *killed, *drawn, Fidelity(), Csv())
         distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
         trainer = Trainer(mlp(), SGD, [distillation, Checkpoint(card), TensorBoard(every=1), *observers])
         trainer.fit(*data, epochs=3, directory=tmp_path / name, **options)
@@ -115,7 +118,9 @@ def test_after_resuming_every_point_and_image_is_there_once(
     points = count_points(tmp_path / "parts")
     assert points == count_points(tmp_path / "whole")
     assert set(points.values()) == {1}
-    assert {"calibration/ece", "confusion/matrix", "fidelity/kl", "grad_norm/kd"} < {tag for tag, _ in points}
+    tags = {tag for tag, _ in points}
+    assert {"calibration/ece", "confusion/matrix", "fidelity/kl", "grad_norm/kd", "val/mistakes"} < tags
+    assert {step for tag, step in points if tag == "weights/fc1.weight"} == {4, 6}
     texts = [(tmp_path / run / "metrics.csv").read_text() for run in ("parts", "whole")]
     tables = [list(csv.DictReader(text.splitlines())) for text in texts]
     for row, expected in zip(*tables, strict=True):
@@ -148,6 +153,17 @@ def test_confusion_reaches_tensorboard(data: Data, tmp_path: Path) -> None:
         drawn = images(tmp_path, f"confusion/{name}")
         assert list(drawn) == [4, 6]
         assert np.ptp(np.asarray(drawn[6].convert("L"))) > 100, "not an empty sheet"
+
+
+def test_histograms_hold_every_weight(data: Data, tmp_path: Path) -> None:
+    weights = fit(data, tmp_path, Histograms()).fc1.weight.numpy()
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Histograms("weights/fc1.weight")
+    histogram = event.histogram_value
+    assert (event.step, histogram.num, sum(histogram.bucket)) == (4, weights.size, weights.size)
+    assert (histogram.min, histogram.max) == (weights.min(), weights.max())
+    intervals = zip(histogram.bucket_limit, histogram.bucket, strict=True)
+    below_zero = [count for end, count in intervals if end <= 0]
+    assert sum(below_zero) <= (weights < 0).sum() <= sum(below_zero) + max(histogram.bucket)
 
 
 def test_fidelity_reaches_tensorboard(data: Data, tmp_path: Path, teacher: flow.nn.Module) -> None:

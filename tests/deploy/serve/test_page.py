@@ -76,7 +76,21 @@ def answer_to(service: Service, content: bytes, temperature: float) -> dict[str,
 
 def assert_bars_are(window: Browser, answer: dict[str, Any]) -> None:
     for column, model in enumerate((answer["teacher"], answer), start=1):
-        assert bars(window, column) == [percent(value) for value in model["predictions"][0]["softened"]]
+        prediction = model["predictions"][0]
+        assert bars(window, column) == [percent(value) for value in prediction["softened"]]
+        lengths = [lengths_of_bars(window, column, name) for name in ("--part", "--hard")]
+        assert lengths[0] == pytest.approx(prediction["softened"], abs=1e-5)
+        assert lengths[1] == pytest.approx(prediction["probabilities"], abs=1e-5), "on the same axis"
+
+
+def lengths_of_bars(window: Browser, column: int, name: str) -> list[float]:
+    """The lengths of a column's thick or thin bars, as parts of their tracks."""
+    script = (
+        "return [...document.querySelectorAll(`#bars td:nth-of-type(${arguments[0]}) i`)]"
+        ".map((bar) => Number(bar.style.getPropertyValue(arguments[1])))"
+    )
+    lengths: list[float] = window.run(script, column, name)
+    return lengths
 
 
 def test_a_tap_leaves_a_dot(window: Browser, service: Service) -> None:

@@ -56,20 +56,22 @@ async function request(image) {
   return PAUSE;
 }
 
+/** Returns the temperature that the slider is set to. */
+const temperature = () => Number($("temperature").value);
+
 /** Returns the columns of the table: name, colour, probabilities (undefined before the first response), T. */
 function columns() {
-  const temperature = Number($("temperature").value);
   const student = answer?.predictions[0].probabilities;
   if (about.teacher === null) {
     return [
       { name: "T = 1", kind: "student", values: student, temperature: 1 },
-      { name: `T = ${temperature}`, kind: "student", values: student, temperature, again: true },
+      { name: `T = ${temperature()}`, kind: "student", values: student, temperature: temperature(), again: true },
     ];
   }
   const teacher = answer?.teacher.predictions[0].probabilities;
   return [
-    { name: about.teacher.model, kind: "teacher", values: teacher, temperature },
-    { name: about.model, kind: "student", values: student, temperature },
+    { name: about.teacher.model, kind: "teacher", values: teacher, temperature: temperature() },
+    { name: about.model, kind: "student", values: student, temperature: temperature() },
   ];
 }
 
@@ -94,6 +96,12 @@ function show() {
   const shown = shownClasses(table);
   $("heads").replaceChildren(row("col", "Class", table.map(heading)));
   $("bars").replaceChildren(...shown.map((index) => barRow(index, table)));
+  $("axes").replaceChildren(row("row", "", table.map(axis)));
+  $("scale").hidden = about.teacher === null; // its columns are the two temperatures
+  $("scale").textContent =
+    temperature() === 1
+      ? "Bars: the networks' own probabilities, at temperature 1."
+      : `Thick bars: softened, at temperature ${temperature()}. Thin bars: at temperature 1.`;
   $("few").hidden = answer === null || shown.length === about.classes.length;
   $("few").textContent = `The ${shown.length} most probable of ${about.classes.length} classes.`;
   $("seen").hidden = answer === null;
@@ -111,6 +119,14 @@ function heading({ name, kind, values, again }) {
   cell.append(element("span", name));
   cell.append(element("strong", values ? about.classes[best(values)] : "–"));
   cell.append(element("small", values && !again ? `${percent(Math.max(...values))} sure` : "\u00a0"));
+  return cell;
+}
+
+/** Returns the ends of a column's axis, which all bars share. */
+function axis() {
+  const cell = element("td");
+  const ends = cell.appendChild(element("div")).appendChild(element("small"));
+  ends.append(element("span", "0"), element("span", "100 %"));
   return cell;
 }
 
@@ -137,6 +153,8 @@ function barRow(index, table) {
       const value = soften(values, temperature)[index];
       cell.classList.toggle("best", index === best(values));
       bar.style.setProperty("--part", value);
+      bar.style.setProperty("--hard", values[index]);
+      bar.classList.toggle("both", about.teacher !== null && temperature !== 1);
       line.append(percent(value));
     }
     return cell;
