@@ -40,9 +40,8 @@ def run(options: argparse.Namespace) -> int:
     output.print(benchmark_table(results))
     plural = "s" * (options.threads > 1)
     output.sentence(
-        "Times are from pixels to logits. p50, p95: latency of one image. ±: relative median absolute "
-        f"deviation of the rounds. On {options.threads} core{plural}, onnxruntime with {options.threads} "
-        f"thread{plural}, oneflow with one."
+        f"On {options.threads} core{plural}, onnxruntime with {options.threads} thread{plural}, "
+        "oneflow with one."
     )
     return 0
 

@@ -15,6 +15,7 @@ from kdtrain.deploy.opening import is_named
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.experiment.comparison_run import picture_path
 from kdtrain.experiment.infer import Prediction, check_images, infer
+from kdtrain.report.table import Column, Table
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_card
@@ -99,7 +100,14 @@ def _print(prediction: dict[str, Any]) -> None:
     output = Output()
     truth = f" (it is {prediction['truth']})" if prediction["truth"] is not None else ""
     output.text(Text.assemble(f"{prediction['image']}: ", (prediction["prediction"], "bold"), truth))
-    output.text(f"  {'class':<12} {'T=1':>8} {'T=' + format(prediction['temperature'], 'g'):>8}")
+    output.print(_class_table(prediction))
+    output.text(f"picture: {prediction['picture']}")
+
+
+def _class_table(prediction: dict[str, Any]) -> Table:
+    """Returns a row for each of the ten most probable classes."""
+    softened = f"T={prediction['temperature']:g}"
+    table = Table(Column("class", words=True), Column("T=1"), Column(softened))
     for name, hard in sorted(prediction["probabilities"].items(), key=lambda item: -item[1])[:10]:
-        output.text(f"  {name:<12} {hard:>8.2%} {prediction['softened'][name]:>8.2%}")
-    output.text(f"  picture: {prediction['picture']}")
+        table.row(name, f"{hard:.2%}", f"{prediction['softened'][name]:.2%}")
+    return table
