@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     output = Output()
-    output.text(f"{data.name}: {len(data.test):,} test images, {options.rounds} rounds")
+    rounds = f"{options.rounds} round{'s' * (options.rounds > 1)}"
+    output.text(f"{data.name}: {len(data.test):,} test images, {rounds}")
     output.print(benchmark_table(results))
     plural = "s" * (options.threads > 1)
     output.sentence(

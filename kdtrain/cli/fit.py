@@ -116,7 +116,7 @@ def _compare(config: FitConfig, resume: Path | None) -> None:
     result = run_compare(config, resume)
     output = Output()
     for table in comparison_tables(result.comparison):
-        output.print(table)
+        output.print(table, "")
     for sentence in result.sentences:
         output.sentence(sentence)
     output.text(f"Picture: {result.picture}")

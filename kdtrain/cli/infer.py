@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from rich.padding import Padding
 from rich.text import Text
 
 from kdtrain.cli.output import Output
@@ -99,9 +100,9 @@ def _drawn(prediction: Prediction, options: argparse.Namespace) -> dict[str, Any
 def _print(prediction: dict[str, Any]) -> None:
     output = Output()
     truth = f" (it is {prediction['truth']})" if prediction["truth"] is not None else ""
-    output.text(Text.assemble(f"{prediction['image']}: ", (prediction["prediction"], "bold"), truth))
-    output.print(_class_table(prediction))
-    output.text(f"picture: {prediction['picture']}")
+    output.sentence(Text.assemble(f"{prediction['image']}: ", (prediction["prediction"], "bold"), truth))
+    output.print(Padding.indent(_class_table(prediction), 2))
+    output.text(f"  picture: {prediction['picture']}")
 
 
 def _class_table(prediction: dict[str, Any]) -> Table:

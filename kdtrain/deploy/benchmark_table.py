@@ -10,19 +10,19 @@ from kdtrain.report.table import Column, Table
 
 
 def benchmark_table(results: Sequence[BenchmarkResult]) -> Table:
-    """Returns a row per model. The runtime, which a file's ending tells too, is left out first."""
+    """Returns a row per model."""
     batch = results[0].timing.batch_size
     table = Table(
         Column("model", words=True),
-        Column("runtime", words=True, drop=1),
+        Column("runtime", words=True, drop=3),
         Column("parameters", drop=4),
         Column("KB", drop=5),
         Column("right\n%"),
         Column("p50\nms", note="p50, p95: latency of one image, from pixels to logits."),
-        Column("±", drop=2, note="±: relative median absolute deviation of the rounds."),
-        Column("p95\nms", drop=3),
+        Column("±", drop=1, note="±: relative median absolute deviation of the rounds."),
+        Column("p95\nms", drop=2),
         Column(f"images/s\n({batch})", drop=6, note=f"images/s: in batches of {batch} images."),
-        Column("±", drop=2),
+        Column("±", drop=1),
     )
     for result in results:
         model, timing = result.model, result.timing

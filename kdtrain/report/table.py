@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -105,6 +106,14 @@ class Table:
             yield from self._grids(layout)
             shown = set(layout.widths)
         yield from self._below(shown, width)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Returns the width of the table, so that it can stand in a frame that is no wider."""
+        layout = self._layout(options.max_width)
+        if layout is None or self.title or any(self._below(set(layout.widths), options.max_width)):
+            return Measurement(options.max_width, options.max_width)
+        width = sum(layout.widths.values()) + layout.gap * (len(layout.widths) - 1)
+        return Measurement(width, width)
 
     def _below(self, shown: set[int], width: int) -> Iterator[Text]:
         notes = [column.note for number, column in enumerate(self.columns) if number in shown and column.note]

@@ -94,7 +94,7 @@ def test_text_for_people(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
     assert sum(soft) == pytest.approx(100, abs=0.05)
     assert hard == sorted(hard, reverse=True)
     assert rows[0].split()[0] == first.split()[3]
-    assert last == f"picture: {picture}"
+    assert last == f"  picture: {picture}"
     assert_is_drawing(fitted.folder / picture)
 
 
