@@ -101,11 +101,11 @@ def _print(prediction: dict[str, Any]) -> None:
     output = Output()
     truth = f" (it is {prediction['truth']})" if prediction["truth"] is not None else ""
     output.sentence(Text.assemble(f"{prediction['image']}: ", (prediction["prediction"], "bold"), truth))
-    output.print(Padding.indent(_class_table(prediction), 2))
+    output.print(Padding.indent(class_table(prediction), 2))
     output.text(f"  picture: {prediction['picture']}")
 
 
-def _class_table(prediction: dict[str, Any]) -> Table:
+def class_table(prediction: dict[str, Any]) -> Table:
     """Returns a row for each of the ten most probable classes."""
     softened = f"T={prediction['temperature']:g}"
     table = Table(Column("class", words=True), Column("T=1"), Column(softened))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 
 from kdtrain.cli.output import Output
 from kdtrain.errors import size_text
-from kdtrain.experiment.list_models import images_for, measure
+from kdtrain.experiment.list_models import NetworkInfo, images_for, measure
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX
 from kdtrain.report.table import Column, Table
 
@@ -21,13 +22,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return 0
-    columns = (Column("network", words=True), Column("parameters"), Column("multiply-adds\nper image"))
-    table = Table(*columns, title=f"Images of {size_text(shape)} in {classes} classes")
-    for row in rows:
-        figures = [f"{number:,}" if number else "-" for number in (row.parameters, row.multiply_adds)]
-        table.row(row.arch, *figures)
     output = Output()
-    output.print(table)
+    output.print(networks_table(rows, f"Images of {size_text(shape)} in {classes} classes"))
     for row in rows:
         if row.error:
             output.sentence(f"{row.arch}: {row.error}")
@@ -35,6 +31,16 @@ def run(options: argparse.Namespace) -> int:
         output.text(f"Also {len(CLASSIFIERS)} of flowvision's: kdtrain models '{PREFIX}*'")
         output.text("And your own: FILE.py:FACTORY or MODULE:FACTORY")
     return 0
+
+
+def networks_table(rows: Sequence[NetworkInfo], title: str) -> Table:
+    """Returns a row for each network; a dash stands for what cannot be measured."""
+    columns = (Column("network", words=True), Column("parameters"), Column("multiply-adds\nper image"))
+    table = Table(*columns, title=title)
+    for row in rows:
+        figures = [f"{number:,}" if number else "-" for number in (row.parameters, row.multiply_adds)]
+        table.row(row.arch, *figures)
+    return table
 
 
 def _numbers(text: str) -> tuple[int | str, ...]:

@@ -18,6 +18,8 @@ from rich.cells import cell_len
 from rich.console import RenderableType
 
 from kdtrain.cli.doctor import Check, report
+from kdtrain.cli.infer import class_table
+from kdtrain.cli.models import networks_table
 from kdtrain.cli.output import Output
 from kdtrain.cli.parser import parse
 from kdtrain.data.dataset import Dataset
@@ -25,10 +27,12 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.deploy.benchmark import run_benchmark
 from kdtrain.deploy.benchmark_table import benchmark_table
 from kdtrain.deploy.oneflow_model import OneFlowModel
+from kdtrain.experiment.list_models import NetworkInfo
 from kdtrain.experiment.plugin_loader import list_plugins
 from kdtrain.experiment.recipe import recipe_names
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model
+from kdtrain.report.comparison import compare
 from kdtrain.report.comparison_table import comparison_tables
 from kdtrain.report.evaluation import evaluation_report
 from kdtrain.report.table import Column, Table
@@ -36,7 +40,7 @@ from kdtrain.report.tuning import tuning_table
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import load_model, save_model, snapshot
 from tests.report.drawings import printed
-from tests.report.test_comparison import GRID, compare, with_controls
+from tests.report.test_comparison import GRID, with_controls
 from tests.report.test_tuning import a_tuning
 
 WIDE = 1000
@@ -123,7 +127,7 @@ def shown(
 
 def _table(name: str, pictures: Dataset, file: Path) -> tuple[Action, Sequence[str], Sequence[str]]:
     """Returns a function that prints a table, the names of its rows, and other words that it must have."""
-    if name in ("bench", "eval", "infer"):
+    if name in ("bench", "eval"):
         network = build_model("student_mlp", pictures.image_shape, len(CLASSES))
         save_model(file, snapshot(network), model_card("student", "student_mlp", pictures))
     data = ("--dataset", "folder:data")
@@ -133,7 +137,9 @@ def _table(name: str, pictures: Dataset, file: Path) -> tuple[Action, Sequence[s
     if name == "eval":
         return command("eval", FILE, *data), CLASSES, ["accuracy,", "right"]
     if name == "infer":
-        return command("infer", "--checkpoint", FILE, *data, "--picture-index", "1"), CLASSES, ["T=1"]
+        even = dict.fromkeys(CLASSES, 1 / len(CLASSES))
+        prediction = {"temperature": 4.0, "probabilities": even, "softened": even}
+        return printing(class_table(prediction)), CLASSES, ["T=1", "T=4", "33.33%"]
     if name == "eval of many classes":
         classes = [f"{text}{number:02}" for number in range(6) for text in CLASSES]
         labels = np.repeat(np.arange(18), 4)
@@ -150,8 +156,13 @@ def _table(name: str, pictures: Dataset, file: Path) -> tuple[Action, Sequence[s
         checks = [Check("train-images-idx3-ubyte", True, "fine"), Check("memory", False, "low", "Buy some.")]
         return lambda: report(checks), [check.name for check in checks], ["BAD", "Buy"]
     if name == "models":
-        archs = ("student_mlp",)
-        return command("models", *archs), archs, ["parameters"]
+        archs = (
+            "student_mlp",
+            "flowvision:efficientnet_b0",
+            "networks/of-mine/with_attention.py:make",
+        )
+        rows = [NetworkInfo(arch, 26_799_978, 4_000_000_000, None) for arch in archs]
+        return printing(networks_table(rows, "Images of 3x32x32 in 10 classes")), archs, ["26,799,978"]
     names = [plugin.name for plugin in list_plugins()] if name == "plugins" else recipe_names()
     return command(name), names, []
 
