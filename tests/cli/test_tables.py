@@ -169,7 +169,7 @@ def _table(name: str, pictures: Dataset, file: Path) -> tuple[Action, Sequence[s
 
 def is_shown(word: str, tokens: set[str]) -> bool:
     """Returns whether a word is among the tokens, or one that has both of its ends and "…" between them."""
-    halves = [token.split("…") for token in tokens if token.count("…") == 1]
+    halves = [token.split("…") for token in tokens if re.fullmatch("[^…]+…[^…]+", token)]
     return word in tokens or any(word.startswith(head) and word.endswith(tail) for head, tail in halves)
 
 
