@@ -36,13 +36,13 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     output = Output()
-    output.text(f"{data.name}: {len(data.test):,} test images, {options.rounds} rounds")
+    rounds = f"{options.rounds} round{'s' * (options.rounds > 1)}"
+    output.text(f"{data.name}: {len(data.test):,} test images, {rounds}")
     output.print(benchmark_table(results))
     plural = "s" * (options.threads > 1)
     output.sentence(
-        "Times are from pixels to logits. p50, p95: latency of one image. ±: relative median absolute "
-        f"deviation of the rounds. On {options.threads} core{plural}, onnxruntime with {options.threads} "
-        f"thread{plural}, oneflow with one."
+        f"On {options.threads} core{plural}, onnxruntime with {options.threads} thread{plural}, "
+        "oneflow with one."
     )
     return 0
 

@@ -7,6 +7,7 @@ import json
 
 from kdtrain.cli.output import Output
 from kdtrain.experiment.bias import bias
+from kdtrain.report.table import Column, Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -24,8 +25,11 @@ def run(options: argparse.Namespace) -> int:
         }
         print(json.dumps(answer, indent=2))
         return 0
-    text = Output().text
-    text(f"bias of {', '.join(raised.classes)} raised by {raised.shift:.2f}")
-    text(f"validation accuracy {before.accuracy:.2%} before, {after.accuracy:.2%} after")
-    text(f"weights in {raised.path}")
+    columns = (Column("bias", words=True), Column("held-out\naccuracy %"), Column("errors"))
+    table = Table(*columns, title=f"Bias of {', '.join(raised.classes)} raised by {raised.shift:.2f}")
+    for name, figures in (("before", before), ("after", after)):
+        table.row(name, f"{100 * figures.accuracy:.2f}", f"{figures.errors:,}")
+    output = Output()
+    output.print(table)
+    output.text(f"Weights: {raised.path}")
     return 0

@@ -20,9 +20,10 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from kdtrain.cli.output import Output
+from kdtrain.report.table import Column, Table
 
 _GB = 1e9
 _REINSTALL = (
@@ -237,17 +238,16 @@ def _terminal() -> list[Check]:
 
 
 def _print_table(checks: list[Check]) -> None:
-    table = Table.grid(padding=(0, 2))
-    remedies = Table.grid(padding=(0, 2))
+    table = Table(*(Column(name, words=True) for name in ("state", "check", "result")))
+    remedies = Table(*(Column(name, words=True) for name in ("what is bad", "remedy")))
     for check in checks:
-        mark = Text("good", "green") if check.good else Text("BAD", "bold red")
-        table.add_row(mark, check.name, Text(check.detail))
+        table.row(Text("good", "green") if check.good else Text("BAD", "bold red"), check.name, check.detail)
         if not check.good:
-            remedies.add_row(Text(check.name, "bold red"), Text(check.remedy))
-    console = Console()
-    console.print(table)
-    if remedies.row_count:
-        console.print(remedies)
+            remedies.row(Text(check.name, "bold red"), check.remedy)
+    output = Output()
+    output.print(table)
+    if not all(check.good for check in checks):
+        output.print("", remedies, sep="\n")
 
 
 def _print_line(check: Check) -> None:

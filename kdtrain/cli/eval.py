@@ -27,6 +27,6 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(about | to_json(evaluation, model.card.classes), indent=2))
     else:
         output = Output()
-        output.text(f"{model.path} ({short_name(model.card.arch)}) on the test set of {data.name}")
+        output.sentence(f"{model.path} ({short_name(model.card.arch)}) on the test set of {data.name}")
         output.print(evaluation_report(evaluation, model.card.classes))
     return 0

@@ -139,7 +139,7 @@ def _compare(config: FitConfig, resume: Path | None, output: Output) -> None:
 
     result = run_compare(config, resume)
     for table in comparison_tables(result.comparison):
-        output.print(table)
+        output.print(table, "")
     for sentence in result.sentences:
         output.sentence(sentence)
     output.text(f"Picture: {result.picture}")

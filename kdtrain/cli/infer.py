@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.padding import Padding
 from rich.text import Text
 
 from kdtrain.cli.output import Output
@@ -27,6 +28,7 @@ from kdtrain.experiment.infer import (
     predict_files,
     predict_test_image,
 )
+from kdtrain.report.table import Column, Table
 from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.files import make_folder, write_bytes
 from kdtrain.runtime.oneflow import resolve_device
@@ -56,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         logger.error(f"kdtrain: {failed} of {len(files)} images could not be read.")
     if options.csv is not None:
         make_folder(options.csv.parent)
-        write_bytes(options.csv, _table(entries))
+        write_bytes(options.csv, _csv(entries))
     if options.json:
         print(json.dumps(entries, indent=2))
     return 1 if failed else 0
@@ -127,19 +129,19 @@ def _print(prediction: dict[str, Any], with_classes: bool) -> None:
     output = Output()
     best = "" if with_classes else f" {prediction['probabilities'][prediction['prediction']]:.2%}"
     truth = f" (it is {prediction['truth']})" if prediction["truth"] is not None else ""
-    output.text(Text.assemble(f"{prediction['image']}: ", (prediction["prediction"], "bold"), best, truth))
+    output.sentence(
+        Text.assemble(f"{prediction['image']}: ", (prediction["prediction"], "bold"), best, truth)
+    )
     if prediction["warning"] is not None:
-        output.text(f"  {prediction['warning']}")
+        output.sentence(f"  {prediction['warning']}")
     if not with_classes:
         return
-    output.text(f"  {'class':<12} {'T=1':>8} {'T=' + format(prediction['temperature'], 'g'):>8}")
-    for name, hard in sorted(prediction["probabilities"].items(), key=lambda item: -item[1])[:10]:
-        output.text(f"  {name:<12} {hard:>8.2%} {prediction['softened'][name]:>8.2%}")
+    output.print(Padding.indent(class_table(prediction), 2))
     if "picture" in prediction:
         output.text(f"  picture: {prediction['picture']}")
 
 
-def _table(entries: list[dict[str, Any]]) -> bytes:
+def _csv(entries: list[dict[str, Any]]) -> bytes:
     """Returns the CSV table of predictions, with a row for each image; a class NAME has a column p(NAME)."""
     classes = next((list(entry["probabilities"]) for entry in entries if "error" not in entry), [])
     text = io.StringIO(newline="")
@@ -154,3 +156,12 @@ def _table(entries: list[dict[str, Any]]) -> bytes:
         best, warning = values[entry["prediction"]], entry["warning"] or ""
         table.writerow([entry["image"], entry["prediction"], best, *values.values(), warning, ""])
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def class_table(prediction: dict[str, Any]) -> Table:
+    """Returns a row for each of the ten most probable classes."""
+    softened = f"T={prediction['temperature']:g}"
+    table = Table(Column("class", words=True), Column("T=1"), Column(softened))
+    for name, hard in sorted(prediction["probabilities"].items(), key=lambda item: -item[1])[:10]:
+        table.row(name, f"{hard:.2%}", f"{prediction['softened'][name]:.2%}")
+    return table

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-
-from rich.table import Table
+from collections.abc import Sequence
 
 from kdtrain.cli.output import Output
 from kdtrain.errors import size_text
-from kdtrain.experiment.list_models import images_for, measure
+from kdtrain.experiment.list_models import NetworkInfo, images_for, measure
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX
+from kdtrain.report.table import Column, Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -22,22 +22,25 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return 0
-    table = Table(title=f"Images of {size_text(shape)} in {classes} classes", title_justify="left")
-    table.add_column("network")
-    table.add_column("parameters", justify="right")
-    table.add_column("multiply-adds per image", justify="right")
-    for row in rows:
-        figures = [f"{number:,}" if number else "-" for number in (row.parameters, row.multiply_adds)]
-        table.add_row(row.arch, *figures)
     output = Output()
-    output.print(table)
+    output.print(networks_table(rows, f"Images of {size_text(shape)} in {classes} classes"))
     for row in rows:
         if row.error:
-            output.text(f"{row.arch}: {row.error}")
+            output.sentence(f"{row.arch}: {row.error}")
     if not options.archs:
         output.text(f"Also {len(CLASSIFIERS)} of flowvision's: kdtrain models '{PREFIX}*'")
         output.text("And your own: FILE.py:FACTORY or MODULE:FACTORY")
     return 0
+
+
+def networks_table(rows: Sequence[NetworkInfo], title: str) -> Table:
+    """Returns a row for each network; a dash stands for what cannot be measured."""
+    columns = (Column("network", words=True), Column("parameters"), Column("multiply-adds\nper image"))
+    table = Table(*columns, title=title)
+    for row in rows:
+        figures = [f"{number:,}" if number else "-" for number in (row.parameters, row.multiply_adds)]
+        table.row(row.arch, *figures)
+    return table
 
 
 def _numbers(text: str) -> tuple[int | str, ...]:

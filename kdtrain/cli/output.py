@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 _WIDTH_ELSEWHERE = 120  # columns in a file or a pipe
 
@@ -25,7 +26,7 @@ class Output(Console):
         """Prints one line without wrapping, so that a path in it can be copied."""
         self.print(text, soft_wrap=True)
 
-    def sentence(self, text: str) -> None:
+    def sentence(self, text: str | Text) -> None:
         """Prints text, wrapped between words on a terminal, and not wrapped elsewhere."""
         self.print(text, soft_wrap=not self.is_terminal)
 

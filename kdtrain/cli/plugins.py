@@ -5,23 +5,51 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-
-from rich.text import Text
+import re
+from collections.abc import Sequence
 
 from kdtrain.cli.output import Output
-from kdtrain.experiment.plugin_loader import list_plugins
+from kdtrain.experiment.plugin_loader import PluginInfo, list_plugins
+from kdtrain.report.table import Column, Table
+
+_TITLES = {
+    "soft targets": "Methods that replace the soft targets",
+    "layers": "Methods on layers, beside the soft targets",
+    "control": "Controls and regularisation, without a teacher",
+    "observer": "Observers, which change nothing in a fit",
+    "unusable": "Plugins that cannot be used",
+}
 
 
 def run(options: argparse.Namespace) -> int:
-    """Lists the callbacks that can be plugged in, with their source, arguments and hooks."""
+    """Lists the callbacks that can be plugged in, by kind, with their options."""
     plugins = list_plugins()
     if options.json:
         print(json.dumps([dataclasses.asdict(plugin) for plugin in plugins], indent=2))
         return 0
     output = Output()
-    for plugin in plugins:
-        output.text(Text.assemble((plugin.name, "bold"), f"({plugin.arguments})  {plugin.summary}"))
-        output.text(f"    hooks: {', '.join(plugin.hooks) or 'none'}    from: {plugin.source}")
-    if not plugins:
-        output.text("No plugin is installed. A file of your own: --plugin FILE.py:CLASS")
+    if plugins:
+        output.print(_table(plugins))
+        output.text("\nWith options: --plugin NAME,OPTION=VALUE")
+        output.text("Hooks and sources: kdtrain plugins --json")
+    else:
+        output.text("No plugin is installed.")
+    output.text("A file of your own: --plugin FILE.py:CLASS")
     return 0
+
+
+def _table(plugins: Sequence[PluginInfo]) -> Table:
+    table = Table(*(Column(name, words=True) for name in ("plugin", "what it does", "options")))
+    for kind, title in _TITLES.items():
+        group = [plugin for plugin in plugins if plugin.kind == kind]
+        if group:
+            table.section(title)
+        for plugin in group:
+            source = f" ({plugin.source})" if kind == "unusable" else ""
+            table.row(plugin.name, plugin.summary.replace("``", "") + source, _as_flag(plugin.arguments))
+    return table
+
+
+def _as_flag(arguments: str) -> str:
+    """Returns ``weight=1.0`` for ``weight: float = 1.0``, as --plugin takes it."""
+    return re.sub(r": [^,=]+ = ", "=", arguments)

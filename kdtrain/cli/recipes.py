@@ -7,12 +7,9 @@ import json
 import sys
 from typing import Any
 
-from rich.table import Table
-
 from kdtrain.cli.output import Output
 from kdtrain.experiment.recipe import Recipe, list_recipes, read_recipe
-
-_WIDTH = 80  # columns
+from kdtrain.report.table import Column, Table
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,16 +25,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(recipes: list[Recipe]) -> None:
-    table = Table(width=_WIDTH, show_lines=True)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("for", ratio=2)
-    table.add_column("measured", ratio=3)
-    for recipe in recipes:
-        table.add_row(recipe.name, recipe.title, recipe.measured)
+    table = Table(*(Column(name, words=True) for name in ("recipe", "for", "measured")))
+    for position, recipe in enumerate(recipes):
+        if position:
+            table.section()
+        table.row(recipe.name, recipe.title, recipe.measured)
     output = Output()
     output.print(table)
-    output.text("Without --recipe, fit takes mnist, fashion_mnist or pictures, by the data set.")
-    output.text("A copy to change: kdtrain recipes NAME > mine.toml, then fit --config mine.toml")
+    output.sentence("\nWithout --recipe, fit takes mnist, fashion_mnist or pictures, by the data set.")
+    output.sentence("A copy to change: kdtrain recipes NAME > mine.toml, then fit --config mine.toml")
 
 
 def _entry(recipe: Recipe) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _tune(config: FitConfig, options: argparse.Namespace, resume: Path | None) -
     order = {name: getattr(options, name, None) for name in _OF_THE_SEARCH}
     result = run_tune(config, resume, **order)
     output = Output()
-    output.print(tuning_table(result.tuning))
+    output.print(tuning_table(result.tuning), "")
     for sentence in result.sentences:
         output.sentence(sentence)
     output.text(f"Report: {result.report}")

@@ -5,29 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from kdtrain.deploy.benchmark import BenchmarkResult
+from kdtrain.report.table import Column, Table
 
 
 def benchmark_table(results: Sequence[BenchmarkResult]) -> Table:
-    """Returns a row per model; ± is the relative median absolute deviation of the rounds.
-
-    It fits a terminal of 80 columns: headings have two lines, and a model's runtime goes below its name.
-    """
+    """Returns a row per model."""
     batch = results[0].timing.batch_size
-    longest = max(len(result.model.path.name) for result in results)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(f"{'model':<{longest}}  runtime", overflow="fold")
-    headings = ("para-\nmeters", "KB", "right\n%", "p50\nms", "±", "p95\nms", f"images/s\n({batch})", "±")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Table(
+        Column("model", words=True),
+        Column("runtime", words=True, drop=3),
+        Column("parameters", drop=4),
+        Column("KB", drop=5),
+        Column("right\n%"),
+        Column("p50\nms", note="p50, p95: latency of one image, from pixels to logits."),
+        Column("±", drop=1, note="±: relative median absolute deviation of the rounds."),
+        Column("p95\nms", drop=2),
+        Column(f"images/s\n({batch})", drop=6, note=f"images/s: in batches of {batch} images."),
+        Column("±", drop=1),
+    )
     for result in results:
         model, timing = result.model, result.timing
-        table.add_row(
-            Text(f"{model.path.name:<{longest}}  {model.runtime}"),
+        table.row(
+            model.path.name,
+            model.runtime,
             f"{model.parameters:,}",
             f"{result.size / 1000:,.0f}",
             f"{100 * result.test.accuracy:.2f}",

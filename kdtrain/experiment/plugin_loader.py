@@ -29,6 +29,8 @@ class PluginInfo:
         summary: first line of its docstring, or the reason why it cannot be loaded.
         arguments: arguments of its constructor, with defaults.
         hooks: hooks that it overrides.
+        kind: ``soft targets`` and ``layers`` compare student and teacher; ``control`` changes a fit without
+            a teacher; ``observer`` changes nothing; ``unusable`` cannot be loaded.
     """
 
     name: str
@@ -36,6 +38,7 @@ class PluginInfo:
     summary: str
     arguments: str = ""
     hooks: tuple[str, ...] = ()
+    kind: str = "unusable"
 
 
 def load_plugin(spec: str) -> Callback:
@@ -121,7 +124,15 @@ def _describe(point: importlib.metadata.EntryPoint) -> PluginInfo:
     arguments = ", ".join(str(parameter).replace("'", "") for parameter in _parameters(cls).values())
     hooks = tuple(h for h in ("configure", *HOOKS) if getattr(cls, h) is not getattr(Callback, h))
     summary = inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
-    return PluginInfo(point.name, source, summary, arguments, hooks)
+    return PluginInfo(point.name, source, summary, arguments, hooks, _kind(cls))
+
+
+def _kind(cls: type[Callback]) -> str:
+    if cls.configure is Callback.configure:
+        return "observer"
+    if not cls.needs_teacher:
+        return "control"
+    return "layers" if any("student_layer" in name for name in _parameters(cls)) else "soft targets"
 
 
 def _from_entry_point(name: str) -> Any:

@@ -1,16 +1,14 @@
-"""Tables of a comparison for a terminal of 80 columns."""
+"""The tables of a comparison: the grid, the test figures, the cost and the differences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich import box
-from rich.table import Table
-
 from kdtrain.metrics.calibration import BINS
 from kdtrain.metrics.statistics import CONFIDENCE, Interval
 from kdtrain.report.comparison import Comparison, Difference, Model
 from kdtrain.report.grid_result import GridResult
+from kdtrain.report.table import Column, Table
 from kdtrain.report.verdict import count_text, difference_bounds, difference_text, gain_text, p_value_text
 
 
@@ -22,40 +20,24 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     return [*grid, *teachers, *figures]
 
 
-def table_of(title: str, *headers: str, caption: str | None = None) -> Table:
-    """Returns an empty table whose columns are right-justified, except for the first one."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column(headers[0], overflow="fold")
-    for header in headers[1:]:
-        table.add_column(header, justify="right", no_wrap=True)
-    return table
-
-
 def _test_table(comparison: Comparison) -> Table:
     seeds, teachers = comparison.distillation.gain.n, comparison.summaries["teacher"].accuracy.n
     over = f", mean ± sd over {seeds} seeds" if seeds > 1 else ""
     recipe = f", recipe {comparison.recipe}" if comparison.recipe else ""
-    caption = (
-        f"ECE: expected calibration error, {BINS} bins.\n"
-        "Agreement: with the teacher's classes. KL: in nats, T=1."
-    )
-    if teachers == 1 < seeds:
-        caption += "\nAll students had the same teacher: the spread is that of\nstudents, not of teachers."
-    table = table_of(
-        f"On {comparison.test_images:,} test images{over}{recipe}",
-        *("model", "accuracy\n%", "errors", "cross-\nentropy", "ECE\n%", "agreement\n%", "KL from\nteacher"),
-        caption=f"{caption}\n",
+    caption = "All students had the same teacher: the spread is that of students, not of teachers."
+    table = Table(
+        Column("model", words=True),
+        Column("accuracy\n%"),
+        Column("errors", drop=5),
+        Column("cross-\nentropy", drop=3),
+        Column("ECE\n%", drop=2, note=f"ECE: expected calibration error, {BINS} bins."),
+        Column("agreement\n%", drop=4, note="Agreement: with the teacher's classes."),
+        Column("KL from\nteacher", drop=1, note="KL: in nats, T=1."),
+        title=f"On {comparison.test_images:,} test images{over}{recipe}",
+        caption=caption if teachers == 1 < seeds else "",
     )
     for model, summary in comparison.summaries.items():
-        table.add_row(
+        table.row(
             model,
             _mean_and_sd(summary.accuracy, 2),
             _mean_and_sd(summary.errors, 0 if summary.errors.n == 1 else 1),
@@ -69,10 +51,17 @@ def _test_table(comparison: Comparison) -> Table:
 
 def _teacher_table(comparison: Comparison) -> Table:
     """Returns the table of several teachers, with their mean as the last row."""
-    headers = ("teacher", "share\n%", "accuracy\n%", "errors", "cross-\nentropy", "parameters")
-    table = table_of(f"Teachers, on {comparison.test_images:,} test images", *headers)
+    table = Table(
+        Column("teacher", words=True),
+        Column("share\n%", drop=2),
+        Column("accuracy\n%"),
+        Column("errors", drop=4),
+        Column("cross-\nentropy", drop=1),
+        Column("parameters", drop=3),
+        title=f"Teachers, on {comparison.test_images:,} test images",
+    )
     for member in comparison.teachers:
-        table.add_row(
+        table.row(
             f"{member.name}: {member.arch}" if member.arch != member.name else member.name,
             f"{100 * member.weight:.0f}",
             f"{100 * member.test.accuracy:.2f}",
@@ -80,10 +69,10 @@ def _teacher_table(comparison: Comparison) -> Table:
             f"{member.test.cross_entropy:.4f}",
             _count(member.parameters),
         )
-    table.add_section()
+    table.section()
     mean = comparison.summaries["teacher"]
     figures = (f"{mean.accuracy.mean:.2f}", f"{mean.errors.mean:,.0f}", f"{mean.cross_entropy.mean:.4f}")
-    table.add_row("mean of their probabilities", "100", *figures, _count(mean.parameters))
+    table.row("mean of their probabilities", "100", *figures, _count(mean.parameters))
     return table
 
 
@@ -93,14 +82,18 @@ def _count(number: int) -> str:
 
 
 def _cost_table(comparison: Comparison) -> Table:
-    table = table_of(
-        "Cost",
-        *("model", "network", "parameters", "multiply-adds\nper image", "training\ntime, s", "best\nepoch"),
+    table = Table(
+        Column("model", words=True),
+        Column("network", words=True, drop=2),
+        Column("parameters"),
+        Column("multiply-adds\nper image", drop=1),
+        Column("training\ntime, s"),
+        Column("best\nepoch", drop=3),
+        title="Cost",
     )
-    table.columns[1].justify, table.columns[1].no_wrap, table.columns[1].overflow = "left", False, "fold"
     for model, summary in comparison.summaries.items():
         seconds = summary.seconds
-        table.add_row(
+        table.row(
             model,
             summary.arch,
             _count(summary.parameters),
@@ -122,10 +115,16 @@ def range_text(epochs: Sequence[int | None]) -> str:
 def _difference_table(comparison: Comparison) -> Table:
     gain = comparison.distillation.gain
     over = f"over {gain.n} seeds, paired" if gain.n > 1 else "over images"
-    headers = ["difference", "points", f"{100 * CONFIDENCE:.0f} % interval\n{over}", "errors\nremoved"]
-    table = table_of("Differences in accuracy", *headers, *(["McNemar's\nexact p"] if gain.n == 1 else []))
+    table = Table(
+        Column("difference", words=True),
+        Column("points"),
+        Column(f"{100 * CONFIDENCE:.0f} % interval\n{over}"),
+        Column("errors\nremoved", drop=1),
+        *([Column("McNemar's\nexact p", drop=2)] if gain.n == 1 else []),
+        title="Differences in accuracy",
+    )
     for difference in comparison.differences:
-        table.add_row(*_difference_row(difference))
+        table.row(*_difference_row(difference))
     return table
 
 
@@ -140,15 +139,22 @@ def _difference_row(difference: Difference) -> list[str]:
 
 def _grid_table(grid: Mapping[Model, GridResult]) -> Table:
     names = list(dict.fromkeys(name for result in grid.values() for name in result.best.settings))
-    headers = ("model", *names, "held-out\naccuracy %", "cross-\nentropy", "")
-    table = table_of("Grid, chosen by held-out images", *headers)
-    for model, result in grid.items():
+    table = Table(
+        Column("model", words=True),
+        *(Column(name) for name in names),
+        Column("held-out\naccuracy %"),
+        Column("cross-\nentropy", drop=1),
+        Column("", words=True),
+        title="Grid, chosen by held-out images",
+    )
+    for position, (model, result) in enumerate(grid.items()):
+        if position:
+            table.section()
         for candidate in result.candidates:
             settings = candidate.settings
             values = [f"{settings[name]:g}" if name in settings else "-" for name in names]
             figures = [f"{100 * candidate.accuracy:.2f}", f"{candidate.cross_entropy:.4f}"]
-            table.add_row(model, *values, *figures, "chosen" if candidate is result.best else "")
-        table.add_section()
+            table.row(model, *values, *figures, "chosen" if candidate is result.best else "")
     return table
 
 

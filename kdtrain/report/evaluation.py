@@ -5,62 +5,76 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
 from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.report.table import Column, Table
 
-_MATRIX_CLASSES = 10  # a wider confusion matrix does not fit a terminal of 80 columns
+_MATRIX_CLASSES = 10
+"""Classes of the largest confusion matrix; a table of the most frequent mistakes says more about many."""
 
 
 def evaluation_report(evaluation: Evaluation, classes: Sequence[str]) -> RenderableType:
     """Returns a summary line and a table with a row per class.
 
-    Up to 10 classes have the confusion matrix. With more, each row names the most frequent wrong prediction.
+    Up to 10 classes have the confusion matrix, if it fits the terminal. Otherwise each row names the most
+    frequent wrong prediction.
     """
     summary = Text(
         f"{100 * evaluation.accuracy:.2f} % accuracy, {evaluation.errors:,} errors in "
         f"{evaluation.images:,} images; cross-entropy {evaluation.cross_entropy:.4f} nats"
     )
-    if len(classes) <= _MATRIX_CLASSES:
-        return Group(summary, _matrix_table(evaluation, classes))
-    return Group(summary, _class_table(evaluation, classes))
+    table = _class_table(evaluation, classes)
+    if len(classes) > _MATRIX_CLASSES:
+        return Group(summary, "", table)
+    return Group(summary, "", _FirstThatFits(_matrix_table(evaluation, classes), table))
+
+
+class _FirstThatFits:
+    """Two tables, of which the second is printed where the first one is too wide."""
+
+    def __init__(self, wide: Table, narrow: Table) -> None:
+        self.wide, self.narrow = wide, narrow
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.wide if self.wide.fits(options.max_width) else self.narrow
 
 
 def _matrix_table(evaluation: Evaluation, classes: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.caption, table.caption_justify = "Rows: the truth. Columns: the prediction.", "left"
-    # Long names do not fit above columns of four digits: both sides are numbered instead.
+    # Long names do not fit above columns of four digits: rows and columns are numbered.
     numbered = any(len(name) > 4 for name in classes)
-    labels = [f"{number} {name}" if numbered else name for number, name in enumerate(classes)]
-    table.add_column("truth", max_width=16, overflow="fold")
-    table.add_column("right %", justify="right", no_wrap=True)
-    for number, name in enumerate(classes):
-        table.add_column(Text(str(number) if numbered else name), justify="right", no_wrap=True)
+    table = Table(
+        *([Column("")] if numbered else []),
+        Column("true", words=True),
+        Column("right\n%"),
+        *(Column(str(number) if numbered else name) for number, name in enumerate(classes)),
+        caption="Rows: the truth. Columns: the prediction.",
+    )
     for truth, row in enumerate(evaluation.confusion.tolist()):
         cells = [
             Text(str(count) if count else "·", "bold" if truth == predicted else "" if count else "dim")
             for predicted, count in enumerate(row)
         ]
-        table.add_row(Text(labels[truth]), _percent(evaluation.per_class_accuracy[truth]), *cells)
+        label = [str(truth)] if numbered else []
+        table.row(*label, classes[truth], _percent(evaluation.per_class_accuracy[truth]), *cells)
     return table
 
 
 def _class_table(evaluation: Evaluation, classes: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    table.add_column("right %", justify="right")
-    table.add_column("mistaken most often for")
+    table = Table(
+        Column("class", words=True),
+        Column("images", drop=1),
+        Column("right\n%"),
+        Column("mistaken most\noften for", words=True),
+    )
     for truth, row in enumerate(evaluation.confusion):
         wrong = row.copy()
         wrong[truth] = 0
         rival = int(wrong.argmax())
-        mistaken = Text(f"{classes[rival]} ({wrong[rival]:,})" if wrong[rival] else "")
+        mistaken = f"{classes[rival]} ({wrong[rival]:,})" if wrong[rival] else ""
         accuracy = _percent(evaluation.per_class_accuracy[truth])
-        table.add_row(Text(classes[truth]), f"{row.sum():,}", accuracy, mistaken)
+        table.row(classes[truth], f"{row.sum():,}", accuracy, mistaken)
     return table
 
 

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
-
 from kdtrain.report.comparison import Model
-from kdtrain.report.comparison_table import table_of
+from kdtrain.report.table import Column, Table
 
 Value = int | float | str
 """A value in a trial: a number, or ``on`` or ``off``."""
@@ -165,15 +163,23 @@ def values_text(values: Mapping[str, Value]) -> str:
 
 
 def tuning_table(tuning: Tuning) -> Table:
-    """Returns the best trials of each model, for a terminal of 80 columns."""
+    """Returns the best trials of each model, and their values."""
     over = f", mean of {tuning.seeds} seeds" if tuning.seeds > 1 else ""
-    headers = ("model", "trial", "values", "epochs", "held-out\naccuracy %", "cross-\nentropy")
-    table = table_of(f"Best trials, by held-out images{over}", *headers)
-    table.columns[2].justify, table.columns[2].no_wrap = "left", False
-    for model, result in tuning.models.items():
+    table = Table(
+        Column("model", words=True),
+        Column("trial", drop=2),
+        Column("values", words=True),
+        Column("epochs", drop=3),
+        Column("held-out\naccuracy %"),
+        Column("cross-\nentropy", drop=1),
+        title=f"Best trials, by held-out images{over}",
+    )
+    for position, (model, result) in enumerate(tuning.models.items()):
+        if position:
+            table.section()
         for trial in result.ranking[:SHOWN]:
             score = trial.rungs[-1]
-            table.add_row(
+            table.row(
                 model,
                 f"{trial.number}",
                 values_text(trial.values),
@@ -181,7 +187,6 @@ def tuning_table(tuning: Tuning) -> Table:
                 f"{100 * score.accuracy:.2f}",
                 f"{score.cross_entropy:.4f}",
             )
-        table.add_section()
     return table
 
 

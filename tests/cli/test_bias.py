@@ -89,10 +89,10 @@ def test_text_names_the_classes_and_the_file(omitted: Path, tiles: Path, call_kd
     cwd = omitted.parent.parent.parent
     finished = call_kdtrain("bias", omitted, "--output", "new/raised.safetensors", cwd=cwd)
     assert finished.returncode == 0, finished.stderr
-    first, second, third = finished.stdout.splitlines()
-    assert first.startswith("bias of 3 raised by ")
-    assert second.startswith("validation accuracy ")
-    assert third == "weights in new/raised.safetensors"
+    first, *_, before, after, last = finished.stdout.splitlines()
+    assert first.startswith("Bias of 3 raised by ")
+    assert [line.split()[0] for line in (before, after)] == ["before", "after"]
+    assert last == "Weights: new/raised.safetensors"
     assert call_kdtrain("eval", "new/raised.safetensors", "--data-dir", tiles, cwd=cwd).returncode == 0
 
 

@@ -88,7 +88,7 @@ def test_text_for_people(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
         "infer", "--picture_index", "3", *models, "--image_save_name", picture, cwd=fitted.folder
     )
     assert (finished.returncode, finished.stderr) == (0, "")
-    first, heading, *rows, last = finished.stdout.splitlines()
+    first, heading, _, *rows, last = finished.stdout.splitlines()
     truth = load_dataset(data_dir=Path(fitted.flags[1])).test.labels[3]
     assert first.startswith("test image 3: ")
     assert first.endswith(f" (it is {truth})")

@@ -3,6 +3,7 @@
 import { Pad } from "./pad.js";
 
 const MOST_BARS = 10;
+const MOST_LETTERS = 20; // in a line of a class's name
 const PAUSE = 60; // milliseconds between two requests during drawing
 
 const $ = (id) => document.getElementById(id);
@@ -116,8 +117,8 @@ function heading({ name, kind, values, again }) {
   const cell = element("th");
   cell.scope = "col";
   cell.className = kind;
-  cell.append(element("span", name));
-  cell.append(element("strong", values ? about.classes[best(values)] : "–"));
+  cell.append(named("span", name));
+  cell.append(values ? named("strong", about.classes[best(values)]) : element("strong", "–"));
   cell.append(element("small", values && !again ? `${percent(Math.max(...values))} sure` : "\u00a0"));
   return cell;
 }
@@ -160,17 +161,24 @@ function barRow(index, table) {
     return cell;
   });
   const line = row("row", about.classes[index], cells);
-  line.firstChild.title = about.classes[index];
   line.classList.toggle("best", Boolean(table.at(-1).values) && index === best(table.at(-1).values));
   return line;
 }
 
 function row(scope, name, cells) {
   const line = element("tr");
-  const first = line.appendChild(element("th", name));
+  const first = line.appendChild(named("th", name));
   first.scope = scope;
   line.append(...cells);
   return line;
+}
+
+/** Returns an element with a name, which may be wrapped after a hyphen and the like. */
+function named(kind, name) {
+  const node = element(kind);
+  const parts = name.split(/(?<=[-_./])/).flatMap((part) => [document.createElement("wbr"), part]);
+  node.append(...parts.slice(1));
+  return node;
 }
 
 function element(kind, text = "") {
@@ -212,19 +220,20 @@ function take(file) {
 
 /** Fills in the texts of the page, and registers its event handlers. */
 function start() {
-  const named = (model) => `${model.model} (${model.arch})`;
+  const label = (model) => `${model.model} (${model.arch})`;
   $("title").textContent = about.drawing ? "Draw a digit" : "Drop a picture";
   $("models").textContent =
     about.teacher === null
-      ? `${named(about)}, trained on ${about.dataset}`
-      : `${named(about.teacher)} beside ${named(about)}, trained on ${about.dataset}`;
+      ? `${label(about)}, trained on ${about.dataset}`
+      : `${label(about.teacher)} beside ${label(about)}, trained on ${about.dataset}`;
   $("hint").textContent = about.drawing ? "Draw here, or drop a picture" : "Drop a picture here";
   $("help").textContent = about.drawing
     ? "With mouse or finger; or with the arrow keys, while the space bar lowers and lifts the pen."
     : "Or choose one; it is scaled as the training pictures were.";
   const longest = Math.max(...about.classes.map((name) => name.length), "Class".length);
   $("heads").classList.toggle("words", longest > "Class".length);
-  document.documentElement.style.setProperty("--names", `${Math.min(longest, 10)}ch`);
+  $("heads").classList.toggle("long", longest > MOST_LETTERS);
+  document.documentElement.style.setProperty("--names", `${Math.min(longest, MOST_LETTERS)}ch`);
 
   $("temperature").value = about.softening;
   $("temperature").addEventListener("input", show);
