@@ -18,10 +18,7 @@ from kdtrain.experiment.runs import BestRun, best_runs, data_text, list_runs
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.locations import short_name
 
-_GAIN = (
-    "A comparison's figures are the distilled student's, mean over the seeds; gain: minus those of the plain "
-    "student on the test set, with half of the 95 % interval."
-)
+_GAIN = "A comparison's figures are means of the distilled student; gain ± half of the 95 % interval."
 _MOST_REASONS = 10
 _COLOURS = {"running": "cyan", "interrupted": "yellow", "failed": "red", "damaged": "red"}
 
@@ -50,10 +47,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _table(runs: Sequence[RunInfo]) -> Table:
-    named = any(listed.name for listed in runs)
     table = Table(
         Column("run", words=True),
-        *([Column("name", words=True, drop=4)] if named else []),
         Column("mode", words=True, drop=1),
         Column("data", words=True, drop=5),
         Column("recipe", words=True, drop=3),
@@ -64,16 +59,15 @@ def _table(runs: Sequence[RunInfo]) -> Table:
         Column("changed", drop=2),
     )
     for listed in runs:
-        table.row(*_cells(listed, listed.run, named=named))
+        table.row(*_cells(listed, listed.run))
         for part in listed.parts:
-            table.row(*_cells(part, f"  {part.run}", named=named))
+            table.row(*_cells(part, f"  {part.run}"))
     return table
 
 
-def _cells(listed: RunInfo, run: str, *, named: bool) -> list[str | Text]:
+def _cells(listed: RunInfo, run: str) -> list[str | Text]:
     return [
         run,
-        *([listed.name or ""] if named else []),
         listed.mode or "",
         data_text(listed),
         listed.recipe or "",

@@ -13,7 +13,7 @@ from kdtrain.data.datasets import BUILT_IN
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, UsageError, clipped
 from kdtrain.experiment.run_files import COMPARISON, CONFIG, RESULT, RunFiles, at, is_run, number, text, whole
-from kdtrain.experiment.run_info import SINGLE_MODES
+from kdtrain.experiment.run_info import MODES
 from kdtrain.experiment.runs import run_directories
 from kdtrain.metrics.statistics import proportion_interval
 from kdtrain.models.zoo import PREFIX
@@ -27,7 +27,6 @@ from kdtrain.store.checkpoint import load_card
 
 logger = logging.getLogger(__name__)
 
-_MODES = (*SINGLE_MODES, "compare", "tune")
 _BEST = Path("checkpoints", "best.safetensors")
 _MOST_HEADER = 1 << 27  # bytes
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
@@ -238,7 +237,7 @@ def find_run(path: Path) -> Path | None:
     if folder.name == "checkpoints" and is_run(folder.parent):
         return folder.parent
     root, header = folder.parent, _header(path)
-    if not any((root / mode).is_dir() for mode in _MODES):
+    if not any((root / mode).is_dir() for mode in MODES):
         return None
     for run in run_directories(root):
         for directory in (run, *RunFiles(run).parts()):

@@ -28,6 +28,7 @@ STATUSES = ("finished", "running", "interrupted", "failed", "damaged")
 """``damaged``: a file of the run cannot be read, or the directory holds no file of a run."""
 
 SINGLE_MODES = ("teacher", "student", "student_kd")
+MODES = (*SINGLE_MODES, "compare", "tune")
 CONTROLS = ("student_ls", "student_hard")
 """Models of a comparison that have another name than their mode."""
 
@@ -290,7 +291,7 @@ class _Reader:
 def _mode_in(directory: Path) -> str | None:
     """Returns the mode by the place of a run directory, LOGDIR/MODE/version_N."""
     mode = directory.parent.name
-    return mode if mode in (*SINGLE_MODES, "compare", "tune") else None
+    return mode if mode in MODES else None
 
 
 def _gain(figures: Mapping[str, Any]) -> Gain | None:

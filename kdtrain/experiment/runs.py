@@ -11,9 +11,8 @@ from typing import Any
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.run_files import is_run
-from kdtrain.experiment.run_info import SINGLE_MODES, RunInfo, read_run
+from kdtrain.experiment.run_info import MODES, SINGLE_MODES, RunInfo, read_run
 from kdtrain.runtime.locations import missing_path_text, short_name
-from kdtrain.store.run_directory import is_active
 
 _NOT_RUNS = {"cache", "models", "images"}  # folders of the log directory
 
@@ -44,7 +43,7 @@ def _is_digit(letter: str) -> bool:
 
 SORTS: dict[str, Callable[[RunInfo], Any]] = {
     "changed": lambda run: _highest(run.changed),
-    "run": lambda run: _by_name(run.name or run.run),
+    "run": lambda run: _by_name(run.run),
     "mode": lambda run: _by_name(run.mode),
     "data": lambda run: _by_name(run.dataset),
     "recipe": lambda run: _by_name(run.recipe),
@@ -80,7 +79,7 @@ def list_runs(
 
 
 def run_directories(root: Path) -> list[Path]:
-    """Returns the run directories in a log directory: MODE/version_N, and what holds the files of a run.
+    """Returns the run directories in a log directory: all in MODE, and others that hold the files of a run.
 
     Raises:
         UsageError: there is no such folder.
@@ -99,11 +98,7 @@ def run_directories(root: Path) -> list[Path]:
             names = _folders(group)
         except OSError:  # such as a folder that its owner alone may read
             continue
-        directories += [
-            folder
-            for name in names
-            if is_run(folder := group / name) or name.startswith("version_") or is_active(folder)
-        ]
+        directories += [group / name for name in names if group.name in MODES or is_run(group / name)]
     return directories
 
 

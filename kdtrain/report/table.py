@@ -7,6 +7,7 @@ is printed as lines of "name: value".
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -21,8 +23,9 @@ from rich.text import Text
 Cell = str | Text
 
 _NARROWEST = 12  # columns of wrapped text
-_WHOLE_WORD = 32  # columns of a word that is not shortened
-_LINES = 4  # lines of a wrapped cell, before less important columns are left out
+_WIDEST = 36  # columns of wrapped text, before less important columns are left out
+_LINES = 4  # lines of a wrapped cell, before that
+_SHORTEST_WORD = 20  # columns of a shortened word, before the table becomes lines
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,14 @@ class Table:
             shown = set(layout.widths)
         yield from self._below(shown, width)
 
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Returns the width of the table, so that it can stand in a frame that is no wider."""
+        layout = self._layout(options.max_width)
+        if layout is None or self.title or any(self._below(set(layout.widths), options.max_width)):
+            return Measurement(options.max_width, options.max_width)
+        width = sum(layout.widths.values()) + layout.gap * (len(layout.widths) - 1)
+        return Measurement(width, width)
+
     def _below(self, shown: set[int], width: int) -> Iterator[Text]:
         notes = [column.note for number, column in enumerate(self.columns) if number in shown and column.note]
         lines = [self.caption] * bool(self.caption) + notes
@@ -116,8 +127,7 @@ class Table:
     def _grids(self, layout: _Layout) -> Iterator[Grid | Text]:
         """Yields a grid for each section, with the headings above the first one."""
         for position, section in enumerate(self._sections):
-            if position:
-                yield Text(f"\n{section.title}" if section.title else "", "bold")
+            yield from self._separation(position)
             grid = Grid(
                 box=box.SIMPLE_HEAD,
                 show_edge=False,
@@ -135,11 +145,17 @@ class Table:
             if section.rows or not position:
                 yield grid
 
+    def _separation(self, position: int) -> Iterator[Text]:
+        """Yields what separates a section from one before that has rows, and the section's title."""
+        if position and self._sections[position - 1].rows:
+            yield Text()
+        if self._sections[position].title:
+            yield Text(self._sections[position].title, "bold")
+
     def _lines(self, width: int) -> Iterator[Text | Padding]:
         """Yields the first cell of each row, and below it a line of "name: value" for each other cell."""
         for position, section in enumerate(self._sections):
-            if position:
-                yield Text(f"\n{section.title}" if section.title else "", "bold")
+            yield from self._separation(position)
             for row in section.rows:
                 name = _shortened(row[0], width)
                 name.stylize("bold")
@@ -148,22 +164,27 @@ class Table:
                     value = Text(" ").join(cell.split("\n"))
                     if value.plain.strip():
                         line = Text.assemble(f"{column.name}: ", value)
-                        yield Padding(_shortened(line, width - 2), (0, 0, 0, 2))
+                        yield Padding(_shortened(line, width - 2), (0, 0, 0, 2), expand=False)
 
     def _layout(self, width: int) -> _Layout | None:
         """Returns the layout with the most columns that fits; None if no layout does."""
-        turns = sorted({column.drop for column in self.columns})
-        for turn in turns if turns[0] == 0 else [0, *turns]:
+        turns = sorted({0} | {column.drop for column in self.columns})
+        for word, turn, gap in itertools.product((_WIDEST, _SHORTEST_WORD), turns, (2, 1)):
             shown = [n for n, column in enumerate(self.columns) if column.drop == 0 or column.drop > turn]
-            for gap in (2, 1):
-                widths = self._widths(shown, width - gap * (len(shown) - 1))
-                if widths is not None:
-                    return _Layout(dict(zip(shown, widths, strict=True)), gap)
+            widths = self._widths(shown, width - gap * (len(shown) - 1), word)
+            if widths is not None:
+                return _Layout(dict(zip(shown, widths, strict=True)), gap)
         return None
 
-    def _widths(self, shown: Sequence[int], room: int) -> list[int] | None:
-        """Returns a width for each column, which are ``room`` columns together at most; None if too wide."""
-        sizes = [self._sizes(number) for number in shown]
+    def _widths(self, shown: Sequence[int], room: int, word: int) -> list[int] | None:
+        """Returns a width for each column; None if they do not fit.
+
+        Args:
+            shown: the columns, by number.
+            room: columns of the terminal for all of them.
+            word: words that are longer than this many columns may be shortened.
+        """
+        sizes = [self._sizes(number, word) for number in shown]
         widths = [least for least, _ in sizes]
         rest = room - sum(widths)
         if rest < 0:
@@ -172,11 +193,11 @@ class Table:
             growing = [n for n, (_, natural) in enumerate(sizes) if widths[n] < natural]
             if not growing:
                 break
-            widths[min(growing, key=lambda n: widths[n])] += 1
+            widths[max(growing, key=lambda n: sizes[n][1] / widths[n])] += 1  # the one with the most lines
             rest -= 1
         return widths
 
-    def _sizes(self, number: int) -> tuple[int, int]:
+    def _sizes(self, number: int, word: int) -> tuple[int, int]:
         """Returns the least and the natural width of a column."""
         column = self.columns[number]
         cells = [row[number].plain for section in self._sections for row in section.rows]
@@ -184,8 +205,8 @@ class Table:
         natural = max(map(cell_len, lines), default=0)
         if not column.words:
             return natural, natural
-        word = max((cell_len(word) for line in lines for word in line.split()), default=0)
-        least = max(_NARROWEST, min(_WHOLE_WORD, max(word, -(-natural // _LINES))))
+        longest = max((cell_len(part) for line in lines for part in line.split()), default=0)
+        least = max(_NARROWEST, min(word, longest), min(_WIDEST, -(-natural // _LINES)))
         return min(natural, least), natural
 
 
