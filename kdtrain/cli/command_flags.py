@@ -184,9 +184,8 @@ def _export(parser: Parser) -> None:
         metavar="CHECKPOINT",
         help="a .safetensors file, or a OneFlow checkpoint directory",
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file to write [CHECKPOINT with the ending .onnx]"
-    )
+    text = "file to write [CHECKPOINT with the ending .onnx]"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     parser.add_argument(
         "--normalized-input",
         action="store_true",

@@ -92,7 +92,8 @@ def test_fish_completes(folder: Path) -> None:
 
 def test_zsh_completes(folder: Path) -> None:
     line = "kdtrain fit --dataset fash"
-    assert "fashion_mnist" in completions(folder, "zsh", "-f", "-c", ZSH, "zsh", lines=[line])[line]
+    shown = completions(folder, "zsh", "-f", "-c", ZSH, "zsh", lines=[line])[line]
+    assert any(word.startswith("fashion_mnist") for word in shown)  # what follows moves the cursor
 
 
 def test_every_command_and_flag_is_in_the_script(folder: Path, call_kdtrain: CallKdtrain) -> None:

@@ -40,7 +40,7 @@ def test_every_setting_and_every_command_is_on_the_page() -> None:
     (block,) = (block for block in blocks(PAGE, "py") if block.startswith("FitConfig("))
     assert re.findall(r"^    (\w+):", block, re.MULTILINE) == list(ALL_SETTINGS)
     table = re.findall(r"^\| `kdtrain (\w+)", TEXT, re.MULTILINE)
-    named = {*table, "plugins", "recipes", *re.findall(r"`kdtrain (serve|doctor)`", TEXT)}
+    named = {*table, "plugins", "recipes", *re.findall(r"`kdtrain (serve|completion|doctor)`", TEXT)}
     assert named == set(COMMANDS)
 
 
