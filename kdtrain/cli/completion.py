@@ -13,6 +13,7 @@ from kdtrain.cli.parser import COMMANDS, command_parser, top_parser
 from kdtrain.data.datasets import BUILT_IN
 from kdtrain.experiment.plugin_loader import list_plugins
 from kdtrain.experiment.recipe import NO_RECIPE, list_recipes
+from kdtrain.experiment.runs import SORTS
 from kdtrain.models.registry import ARCHITECTURES
 
 _FIRST_PHRASE = re.compile(r"[;,.(\[]")
@@ -63,6 +64,7 @@ def _names() -> dict[str, list[str]]:
     return {
         "dataset": list(BUILT_IN),
         "recipe": [*(recipe.name for recipe in list_recipes()), NO_RECIPE],
+        "sort": list(SORTS),
         "plugin": [plugin.name for plugin in list_plugins()],
         **dict.fromkeys(("arch", "archs", "teacher_arch", "student_arch", "assistant_arch"), networks),
     }

@@ -24,9 +24,10 @@ def runs_flags(parser: Parser) -> None:
     order = parser.add_mutually_exclusive_group()
     order.add_argument(
         "--sort",
-        **choice(*SORTS),
+        **choice(*SORTS) | {"metavar": "COLUMN"},
         default="changed",
-        help="column to sort by: figures and times from the highest, names from the first [changed]",
+        help=f"column to sort by: {', '.join(SORTS)}; figures and times from the highest, names from the "
+        "first [changed]",
     )
     order.add_argument(
         "--best",
