@@ -52,6 +52,7 @@ from .experiment.api import load_teacher as load_teacher
 from .experiment.api import tune as tune
 from .experiment.bias import RaisedBiases as RaisedBiases
 from .experiment.bias import bias as bias
+from .experiment.card import card as card
 from .experiment.comparison_run import ComparisonRun as ComparisonRun
 from .experiment.config import FitConfig as FitConfig
 from .experiment.data import load_data as load_data
@@ -66,6 +67,11 @@ from .experiment.plugin_loader import load_plugin as load_plugin
 from .experiment.recipe import Recipe as Recipe
 from .experiment.recipe import list_recipes as list_recipes
 from .experiment.result import TestedModel as TestedModel
+from .experiment.run_info import Gain as Gain
+from .experiment.run_info import RunInfo as RunInfo
+from .experiment.runs import BestRun as BestRun
+from .experiment.runs import best_runs as best_runs
+from .experiment.runs import list_runs as list_runs
 from .experiment.trial import TrialResult as TrialResult
 from .experiment.tune_run import TuneRun as TuneRun
 from .metrics.calibration import Reliability as Reliability

@@ -9,6 +9,7 @@ from pathlib import Path
 from kdtrain.cli.flag_types import choice, number, whole_number
 from kdtrain.cli.flags import Parser, data_flags, device_flag, json_flag, model_folder_flag
 from kdtrain.cli.setting_flags import add_setting_flag, add_setting_flags
+from kdtrain.cli.sharing_flags import card_flags, completion_flags, runs_flags
 from kdtrain.experiment.halving import DEFAULT_BUDGET
 from kdtrain.experiment.settings import MODE_CHOICES
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
@@ -194,9 +195,8 @@ def _export(parser: Parser) -> None:
         metavar="CHECKPOINT",
         help="a .safetensors file, or a OneFlow checkpoint directory",
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file to write [CHECKPOINT with the ending .onnx]"
-    )
+    text = "file to write [CHECKPOINT with the ending .onnx]"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     parser.add_argument(
         "--normalized-input",
         action="store_true",
@@ -223,6 +223,7 @@ def _export(parser: Parser) -> None:
         help="seed of the choice of calibration images [0]",
     )
     data_flags(parser)
+    json_flag(parser, "one JSON object")
 
 
 def _bench(parser: Parser) -> None:
@@ -329,7 +330,7 @@ def _recipes(parser: Parser) -> None:
 
 
 def _doctor(parser: Parser) -> None:
-    """``kdtrain doctor`` has no flags of its own."""
+    json_flag(parser, "one JSON object")
 
 
 FLAGS: dict[str, Callable[[Parser], None]] = {
@@ -341,10 +342,13 @@ FLAGS: dict[str, Callable[[Parser], None]] = {
     "export": _export,
     "bench": _bench,
     "serve": _serve,
+    "runs": runs_flags,
+    "card": card_flags,
     "models": _models,
     "plugins": _plugins,
     "recipes": _recipes,
     "config": _config,
+    "completion": completion_flags,
     "doctor": _doctor,
 }
 """The function that adds a command's flags to its parser."""

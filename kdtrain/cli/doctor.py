@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -56,7 +56,8 @@ print(json.dumps(answer))
 
 def run(options: argparse.Namespace) -> int:
     """Checks the installation; 1 if anything is bad."""
-    return report(run_checks())
+    checks = run_checks()
+    return _print_json(checks) if options.json else report(checks)
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,13 @@ def _terminal() -> list[Check]:
         good = False
     remedy = "Tables and bars need UTF-8: export LC_ALL=C.UTF-8 (and unset PYTHONIOENCODING)."
     return [Check("terminal", good, encoding, remedy)]
+
+
+def _print_json(checks: list[Check]) -> int:
+    """Prints one JSON object with ``good`` and ``checks``; returns the exit code."""
+    good = all(check.good for check in checks)
+    print(json.dumps({"good": good, "checks": [asdict(check) for check in checks]}, indent=2))
+    return 0 if good else 1
 
 
 def _print_table(checks: list[Check]) -> None:

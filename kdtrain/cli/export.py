@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
 
 from kdtrain.cli.output import Output
-from kdtrain.deploy.benchmark import ROUNDS, run_benchmark
+from kdtrain.deploy.benchmark import ROUNDS, BenchmarkResult, run_benchmark
 from kdtrain.deploy.benchmark_table import benchmark_table
-from kdtrain.deploy.export_model import export
+from kdtrain.deploy.benchmark_table import to_json as benchmark_to_json
+from kdtrain.deploy.export_model import ExportedModel, export
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 
@@ -26,18 +30,57 @@ def run(options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         skip_corrupt=options.skip_corrupt,
     )
-    path, agreement, data = exported.path, exported.agreement, exported.dataset
+    results = _compare(exported)
+    if options.json:
+        print(json.dumps(_to_json(exported, results, options), indent=2))
+    else:
+        _print(exported, results)
+    return 0
+
+
+def _compare(exported: ExportedModel) -> list[BenchmarkResult]:
+    """Returns the figures of both files; none without a file in 8-bit integers."""
+    if exported.quantized is None:
+        return []
+    models = [OnnxModel.load(exported.path), OnnxModel.load(exported.quantized)]
+    test = exported.dataset.test
+    return run_benchmark(models, test, batch_size=min(IMAGES_AT_ONCE, len(test)), rounds=ROUNDS)
+
+
+def _print(exported: ExportedModel, results: Sequence[BenchmarkResult]) -> None:
+    path, agreement = exported.path, exported.agreement
     output = Output()
     output.text(f"{path}: {path.stat().st_size:,} bytes")
     output.text(
-        f"checked on the {agreement.images:,} test images of {data.name}: {agreement.different} predictions "
-        f"differ from oneflow's; the largest difference of a logit is {agreement.largest:.1e}"
+        f"checked on the {agreement.images:,} test images of {exported.dataset.name}: "
+        f"{agreement.different} predictions differ from oneflow's; the largest difference of a logit is "
+        f"{agreement.largest:.1e}"
     )
     if (quantized := exported.quantized) is not None:
         images = f"{exported.calibration_images} training images"
         output.text(f"{quantized}: {quantized.stat().st_size:,} bytes, calibrated on {images}")
-        models = [OnnxModel.load(path), OnnxModel.load(quantized)]
-        batch_size = min(IMAGES_AT_ONCE, len(data.test))
-        results = run_benchmark(models, data.test, batch_size=batch_size, rounds=ROUNDS)
         output.print(benchmark_table(results))
-    return 0
+
+
+def _to_json(
+    exported: ExportedModel, results: Sequence[BenchmarkResult], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Returns plain values for ``--json``; docs/deployment.md explains them."""
+    path, quantized, agreement = exported.path, exported.quantized, exported.agreement
+    return {
+        "checkpoint": str(options.checkpoint),
+        "file": str(path),
+        "size_bytes": path.stat().st_size,
+        "dataset": exported.dataset.name,
+        "test_images": agreement.images,
+        "different_predictions": agreement.different,
+        "largest_logit_difference": agreement.largest,
+        "allowed_logit_difference": agreement.tolerance,
+        "quantized": quantized
+        and {
+            "file": str(quantized),
+            "size_bytes": quantized.stat().st_size,
+            "calibration_images": exported.calibration_images,
+        },
+        "benchmark": [benchmark_to_json(result) for result in results],
+    }

@@ -23,10 +23,13 @@ COMMANDS = {
     "export": "write a checkpoint as an ONNX file, checked on the whole test set",
     "bench": "compare models: size, accuracy, latency, throughput",
     "serve": "answer over HTTP, with a page to draw on",
+    "runs": "list the runs in the log directory, or the best of each data set",
+    "card": "write a model card: what a model is, its figures, how to use it",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
     "recipes": "list the recipes: tested settings for kinds of data",
     "config": "print the settings of a fit as a file for --config",
+    "completion": "print a script that completes commands and flags in a shell",
     "doctor": "check this installation, and print a remedy for each fault",
 }
 
@@ -78,15 +81,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: a command, a flag or a value is unknown, missing or not allowed.
     """
-    listed = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
-    top = _Parser(
-        prog="kdtrain",
-        usage="kdtrain COMMAND [flags]",
-        description=f"{_DESCRIPTION}\n\ncommands (`kdtrain COMMAND --help` for the flags of each):\n{listed}",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--version", action="version", version=f"kdtrain {__version__}")
+    top = top_parser()
     if not words:
         top.print_help(sys.stderr)
         raise UsageError("give a command, such as `kdtrain fit`.")
@@ -98,6 +93,20 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     options = command_parser(command).parse([_dashed(word) for word in rest])
     options.command = command
     return options
+
+
+def top_parser() -> _Parser:
+    """Returns the parser of what comes before a command."""
+    listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    parser = _Parser(
+        prog="kdtrain",
+        usage="kdtrain COMMAND [flags]",
+        description=f"{_DESCRIPTION}\n\ncommands (`kdtrain COMMAND --help` for the flags of each):\n{listed}",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kdtrain {__version__}")
+    return parser
 
 
 def command_parser(command: str) -> _Parser:

@@ -69,6 +69,23 @@ def distinguishable(interval: Interval) -> bool:
     return not interval.low <= 0 <= interval.high
 
 
+def proportion_interval(count: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Returns Wilson's interval of a proportion, such as an accuracy, with the choice of images as chance.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+
+    Args:
+        count: number of images of the kind, 0 to ``total``.
+        total: number of all images, at least 1.
+        confidence: probability that such intervals contain the true proportion, between 0 and 1.
+
+    Returns:
+        The lower and the upper end, fractions.
+    """
+    interval = scipy.stats.binomtest(count, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 @dataclass(frozen=True)
 class McNemar:
     """McNemar's test: numbers of images that only one of two networks gets right, and the p-value."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime.locations import missing_path_text
+
+_PROBE_SECONDS = 0.05
 
 
 @contextlib.contextmanager
@@ -20,8 +24,8 @@ def run_directory(
 ) -> Iterator[Path]:
     """Yields the directory for a run's files: a new one, or that of the run that is resumed.
 
-    An interruption gets the command that resumes the run as its text. A new directory is removed if
-    the settings are refused: it would be taken for the mode's latest run.
+    ``is_active`` is true of it meanwhile. An interruption gets the command that resumes the run as its
+    text. A new directory is removed if the settings are refused: it would be taken for the mode's latest run.
 
     Args:
         logdir: the folder of all runs.
@@ -36,7 +40,8 @@ def run_directory(
     """
     directory = resume or claim_run_directory(logdir, mode, name)
     try:
-        yield directory
+        with _marked_as_active(directory):
+            yield directory
     except KeyboardInterrupt as error:
         error.args = (f"Go on with: kdtrain {command} --resume {shlex.quote(str(directory.absolute()))}",)
         raise
@@ -45,6 +50,53 @@ def run_directory(
         if refused and resume is None and not any(directory.rglob("metrics.jsonl")):
             shutil.rmtree(directory, ignore_errors=True)
         raise
+
+
+def is_active(directory: Path) -> bool:
+    """Returns whether a process works on a run: False after its end, however it has ended.
+
+    False where the file system has no locks.
+    """
+    with _opened(directory) as descriptor:
+        return descriptor is not None and not _locks(descriptor, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def _marked_as_active(directory: Path) -> Iterator[None]:
+    """Holds a lock on a run directory, which ``is_active`` finds; forked processes hold it, too.
+
+    The lock is shared, because each rank of a fit holds it. The system releases it when the processes end.
+    """
+    with _opened(directory) as descriptor:
+        if descriptor is not None and not _locks(descriptor, fcntl.LOCK_SH):
+            time.sleep(_PROBE_SECONDS)  # ``is_active`` has the lock for less than that
+            _locks(descriptor, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int | None]:
+    """Yields a descriptor of a directory; None if it cannot be opened."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locks(descriptor: int, kind: int) -> bool:
+    """Locks an open directory, without waiting; returns False if another process has locked it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        pass
+    return True
 
 
 def latest_run(logdir: Path, mode: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -178,6 +179,23 @@ def test_the_exit_code_is_1_if_and_only_if_something_is_bad(capsys: pytest.Captu
     assert capsys.readouterr().out == "good  a: found\neverything is good\n"
     assert report([good, bad]) == 1
     assert capsys.readouterr().out == "good  a: found\nBAD   b: broken. fix it\n1 of 2 are bad\n"
+
+
+def test_json_is_one_object_with_every_check(whole: Path, tmp_path: Path) -> None:
+    pretend_oneflow(tmp_path / "broken", "raise ImportError")  # not under test here, and slow
+    path = os.pathsep.join(map(str, [tmp_path / "broken", whole, ROOT]))
+    run = subprocess.run(
+        [sys.executable, "-m", "kdtrain", "doctor", "--json"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert (run.returncode, run.stderr) == (1, b"")
+    answer = json.loads(run.stdout)
+    assert answer["good"] is False
+    assert {tuple(check) for check in answer["checks"]} == {("name", "good", "detail", "remedy")}
+    assert {check["name"]: check["good"] for check in answer["checks"]}["import oneflow"] is False
 
 
 def test_a_terminal_gets_a_table_with_the_remedies_below() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.runtime import flow
 from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
 from tests.conftest import RunKdtrain
+from tests.documents import DOCS, text_of
 
 
 def test_file_is_written_and_agrees(fitted: Fitted, run_kdtrain: RunKdtrain, tmp_path: Path) -> None:
@@ -52,6 +54,19 @@ def test_int8_comes_beside_it_with_a_table(fitted: Fitted, call_kdtrain: CallKdt
         assert row[5] == f"{100 * accuracy:.2f}"
     about = OnnxModel.load(tmp_path / "student.int8.onnx").about
     assert (about["calibration_images"], about["calibration_seed"]) == (64, 3)
+
+
+def test_json_has_the_documented_keys(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+    words = (fitted.model("student"), "--output", "net.onnx", "--data-dir", fitted.flags[1])
+    finished = call_kdtrain("export", *words, "--json", cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    answer = json.loads(finished.stdout)
+    (sentence,) = re.findall(r"With `--json` (.*)", text_of(DOCS / "deployment.md"))
+    documented = set(re.findall(r"`(\w+)`", sentence)) - {"calibration_images"}  # of ``quantized``
+    assert set(answer) == documented
+    assert (answer["file"], answer["size_bytes"]) == ("net.onnx", (tmp_path / "net.onnx").stat().st_size)
+    assert (answer["test_images"], answer["different_predictions"], answer["quantized"]) == (300, 0, None)
+    assert 0 <= answer["largest_logit_difference"] <= answer["allowed_logit_difference"]
 
 
 def test_a_file_that_disagrees_is_not_written(
