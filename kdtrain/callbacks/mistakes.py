@@ -64,8 +64,6 @@ def confident_mistakes(
 def draw_mistakes(loader: Loader, mistakes: Sequence[Mistake]) -> npt.NDArray[np.uint8]:
     """Draws each image over its true class and the class that it was taken for.
 
-    Pillow draws here. Matplotlib takes about 50 times as long.
-
     Args:
         loader: the images.
         mistakes: those to draw, one or more.

@@ -45,7 +45,7 @@ class Killer(Callback):
 """
 FEW = ("--limit-train", "256", "--epochs", "4")
 CASES = {
-    "teacher, shifted": ("teacher", "step", "--plugin confusion,every=1,images=2 --plugin calibration"),
+    "teacher, shifted": ("teacher", "step", "--plugin confusion,every=1 --plugin calibration"),
     "student, Adadelta": ("student", "step", "--optimizer adadelta --schedule cosine"),
     "student, SGD, shifted": ("student", "step", "--optimizer sgd --augment shift=1"),
     "student, before the checkpoint": ("student", "eval", "--early-stopping 3"),

@@ -27,7 +27,7 @@ from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import snapshot
 from plugins.calibration import Calibration
-from plugins.confusion import Confusion, confusion_matrix, draw_matrix, worst_mistakes
+from plugins.confusion import Confusion, confusion_matrix, draw_matrix
 from plugins.csv import Csv
 from plugins.dashboard import Dashboard, bars
 from plugins.fidelity import Fidelity
@@ -66,7 +66,7 @@ def teacher() -> flow.nn.Module:
 
 
 def test_watching_changes_nothing(data: Data, tmp_path: Path, teacher: flow.nn.Module) -> None:
-    confusion = Confusion(every=1, images=2)
+    confusion = Confusion(every=1)
     drawn = (Histograms(every=1), TensorBoard(every=1))
     observers = (Calibration(every=1), confusion, Csv(), Dashboard(), Fidelity(), GradNorm(every=1), *drawn)
     ends = []
@@ -98,7 +98,7 @@ def test_after_resuming_every_point_and_image_is_there_once(
     """One run is killed between two callbacks' ``on_epoch_end``, then within an epoch; one is not killed."""
 
     def fit_with(name: str, *killed: Callback, **options: Any) -> None:
-        confusion = Confusion(every=2, images=2)
+        confusion = Confusion(every=2)
         drawn = (Calibration(every=2), confusion, Histograms(every=2))
         observers = (GradNorm(every=1), *killed, *drawn, Fidelity(), Csv())
         distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
@@ -137,22 +137,19 @@ def test_calibration_reaches_tensorboard(data: Data, tmp_path: Path) -> None:
     assert list(images(tmp_path, "calibration/reliability")) == [4, 6]
 
 
-def test_the_matrix_and_the_worst_mistakes_are_right() -> None:
+def test_the_confusion_matrix_is_right() -> None:
     logits = np.array([[9, 0, 0], [0, 1, 0], [0, 5, 0], [0, 2, 0], [0, 0, 1]], np.float32)
     targets = np.array([0, 1, 0, 2, 2])
     np.testing.assert_array_equal(confusion_matrix(logits, targets), [[1, 1, 0], [0, 1, 0], [0, 1, 1]])
-    np.testing.assert_array_equal(worst_mistakes(logits, targets, 5), [2, 3])
-    np.testing.assert_array_equal(worst_mistakes(logits, targets, 1), [2])
     assert draw_matrix(np.eye(3, dtype=np.int64), ["cat", "a very long name", "$^$"]).shape[2] == 3
     assert draw_matrix(np.zeros((100, 100), np.int64), [""] * 100).shape[2] == 3
 
 
 def test_confusion_reaches_tensorboard(data: Data, tmp_path: Path) -> None:
-    fit(data, tmp_path, Confusion(every=2, images=9), epochs=3)
-    for name in ("matrix", "mistakes"):
-        drawn = images(tmp_path, f"confusion/{name}")
-        assert list(drawn) == [4, 6]
-        assert np.ptp(np.asarray(drawn[6].convert("L"))) > 100, "not an empty sheet"
+    fit(data, tmp_path, Confusion(every=2), epochs=3)
+    drawn = images(tmp_path, "confusion/matrix")
+    assert list(drawn) == [4, 6]
+    assert np.ptp(np.asarray(drawn[6].convert("L"))) > 100, "not an empty sheet"
 
 
 def test_histograms_hold_every_weight(data: Data, tmp_path: Path) -> None:
