@@ -7,15 +7,12 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from kdtrain.errors import CallbackError, KdtrainError, NonFiniteError, UsageError
+from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths
 from kdtrain.experiment.fit_spec import FitSpec
@@ -30,22 +27,19 @@ from kdtrain.experiment.halving import (
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import COMPARED, MODES
 from kdtrain.experiment.rehearsal import rehearse
-from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
+from kdtrain.experiment.tune_trial import Row, rows_until, rung_score, train_quietly
 from kdtrain.experiment.warm_start import announce_first_weights
-from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page
 from kdtrain.report.tuning import FILE, RungScore, TunedModel, TunedTrial, Tuning, to_json, values_text
 from kdtrain.runtime import time_left
-from kdtrain.runtime.console import silence
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job, available_cores
-from kdtrain.store.metrics_file import read_metrics, training_seconds
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
@@ -54,9 +48,6 @@ BEST = "best.toml"
 """The settings that were chosen, as --config takes them."""
 
 _TEACHER = "teacher"  # folder of the search's own teacher
-
-Row = Mapping[str, Any]
-"""The figures of an epoch, as in metrics.jsonl."""
 
 
 def check_order(config: FitConfig, order: Tuning) -> None:
@@ -289,7 +280,7 @@ class _Search:
             if number in numbers
             for seed in self.seeds
         }
-        rows = {key: _rows_until(spec.directory, end) for key, spec in specs.items()}
+        rows = {key: rows_until(spec.directory, end) for key, spec in specs.items()}
         waiting = [key for key in specs if not rows[key] or rows[key][-1]["epoch"] < end]
         jobs = [self._job(specs[key], f"{end}/{number}") for number, key in enumerate(waiting)]
         time_left.skip(f"{end}/{number}" for number in range(len(waiting), len(specs)))
@@ -303,7 +294,7 @@ class _Search:
         for model, numbers in going.items():
             for number in numbers:
                 of_seeds = [rows[model, number, seed] for seed in self.seeds]
-                score = _score(of_seeds, end) if all(of_seeds) else None
+                score = rung_score(of_seeds, end) if all(of_seeds) else None
                 earlier = [rung for rung in self.scores[model].get(number, []) if rung.epochs < end]
                 self.scores[model][number] = [*earlier, *([] if score is None else [score])]
 
@@ -324,7 +315,7 @@ class _Search:
 
     def _job(self, spec: FitSpec, key: str) -> Job[list[Row]]:
         job = self.session.fit_job(spec)
-        return Job(job.name, partial(_train_quietly, job.work, spec), job.cores, key)
+        return Job(job.name, partial(train_quietly, job.work, spec), job.cores, key)
 
     def _models(self) -> dict[Model, TunedModel]:
         models = {}
@@ -363,39 +354,3 @@ class _Search:
     def _seconds_left(self) -> float:
         assert self.budget.seconds is not None
         return self.budget.seconds - self._seconds()
-
-
-def _rows_until(directory: Path, end: int) -> list[Row]:
-    """Returns the figures of a run's epochs up to ``end``; none if it has not begun."""
-    return [row for row in read_metrics(directory) if row["epoch"] <= end]
-
-
-def _train_quietly(train: Callable[[], FitResult], spec: FitSpec) -> list[Row]:
-    """Trains a trial, prints one line, and returns the figures of its epochs; none if its loss diverges."""
-    try:
-        with silence(bars=True):
-            rows: list[Row] = list(train().history)
-    except (CallbackError, NonFiniteError) as error:
-        if not isinstance(error if isinstance(error, NonFiniteError) else error.__cause__, NonFiniteError):
-            raise
-        logger.info(f"{spec.name}: failed, {error}")
-        return []
-    last = rows[-1]
-    logger.info(
-        f"{spec.name:<20} epoch {last['epoch']}  held-out accuracy {last[ACCURACY]:.2%}"
-        f"  cross-entropy {last[CROSS_ENTROPY]:.4f}"
-    )
-    return rows
-
-
-def _score(of_seeds: list[list[Row]], end: int) -> RungScore:
-    """Returns the score of a trial in the rung up to ``end``: that of the last epoch, mean over the seeds."""
-    last = [rows[-1] for rows in of_seeds]
-    accuracies = tuple(float(row[ACCURACY]) for row in last)
-    return RungScore(
-        epochs=end,
-        accuracy=float(np.mean(accuracies)),
-        cross_entropy=float(np.mean([row[CROSS_ENTROPY] for row in last])),
-        accuracies=accuracies,
-        seconds=training_seconds(row for rows in of_seeds for row in rows),
-    )
