@@ -15,7 +15,6 @@ import termios
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
@@ -36,8 +35,8 @@ def main() -> None:
             console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
             console.print(Text.from_ansi("\n".join(lines).rstrip() + "\n"))
     # A web font is not loaded by an SVG in a page; without it the text has the reader's monospaced font.
-    style = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-    svg = console.export_svg(title="kdtrain", code_format=style, unique_id="terminal")
+    svg = console.export_svg(title="kdtrain", unique_id="terminal")
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     IMAGE.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
     print(f"{IMAGE}: {IMAGE.stat().st_size:,} bytes")
 
