@@ -1,4 +1,4 @@
-"""The image of a terminal in docs/tutorial.md: commands of kdtrain and what they print, as SVG."""
+"""The image of a terminal in docs/index.md: commands of kdtrain and what they print, as SVG."""
 
 from __future__ import annotations
 
