@@ -176,7 +176,7 @@ function row(scope, name, cells) {
 /** Returns an element with a name, which may be wrapped after a hyphen and the like. */
 function named(kind, name) {
   const node = element(kind);
-  const parts = name.split(/(?<=[-_./])/).flatMap((part) => [document.createElement("wbr"), part]);
+  const parts = name.split(/(?<=[-_./])(?!\d)/).flatMap((part) => [document.createElement("wbr"), part]);
   node.append(...parts.slice(1));
   return node;
 }
