@@ -53,14 +53,14 @@ PLACES = {
     "experiment": Place(1, 0, 1),
     "callbacks": Place(2, 0, 0),
     "engine": Place(3, 0, 0),
-    "report": Place(3, 1, 1),
-    "deploy": Place(3, 2, 2),
-    "metrics": Place(4, 0, 0),
-    "store": Place(4, 1, 2),
-    "data": Place(5, 1, 1),
-    "models": Place(5, 2, 2),
-    "runtime": Place(6, 0, 2),
-    "errors": Place(7, 0, 2),
+    "deploy": Place(3, 1, 2),
+    "report": Place(4, 1, 2),
+    "metrics": Place(6, 0, 0),
+    "store": Place(5, 0, 2),
+    "data": Place(6, 1, 1),
+    "models": Place(6, 2, 2),
+    "runtime": Place(7, 0, 2),
+    "errors": Place(8, 0, 2),
 }
 
 

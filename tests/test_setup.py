@@ -270,7 +270,7 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     page = {str(file.relative_to(ROOT)) for file in pages}
     templates = {
         f"kdtrain/report/page/templates/{name}"
-        for name in ("charts.html", "page.css", "page.html", "tuning.html")
+        for name in ("charts.html", "model_card.md", "page.css", "page.html", "tuning.html")
     }
     recipes = {str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain/experiment/recipes").iterdir()}
     others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed", "kdtrain/__init__.pyi"}
