@@ -13,7 +13,7 @@ import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdtrain.cli.parser import parse
+from kdtrain.cli.parser import parse, settings_in
 from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
@@ -129,8 +129,7 @@ CONFIGS = st.fixed_dictionaries(SETTINGS).map(config_of)
 
 def flags(*words: str) -> dict[str, Any]:
     """What the command line makes of the words after ``kdtrain fit``."""
-    namespace = vars(parse(["fit", *words]))
-    return {name: namespace[name] for name in namespace if name not in ("command", "debug", "config")}
+    return settings_in(parse(["fit", *words]))
 
 
 def from_words(*words: str) -> FitConfig:
