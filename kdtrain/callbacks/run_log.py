@@ -70,7 +70,7 @@ class RunLog(Callback):
         row = {
             "epoch": event.epoch,
             "step": event.step,
-            **event.metrics,
+            **dict(sorted(event.metrics.items())),  # the order that they have in a checkpoint, too
             "learning_rate": event.learning_rate,
             "images_per_second": round(event.images_per_second, 1),
             "train_seconds": round(event.seconds, 3),
