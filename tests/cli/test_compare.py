@@ -272,7 +272,7 @@ def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
         "lr=1e-4,3e-3",
     ]
     lines = chosen.process.stdout.splitlines()
-    assert len([line for line in lines if line.endswith(" chosen ")]) == 4
+    assert [line.split()[0] for line in lines if line.endswith("  chosen")] == list(grid)
 
 
 def test_a_comparison_with_a_grid_resumes(chosen: Compared, call_kdtrain: CallKdtrain) -> None:
