@@ -37,6 +37,16 @@ def test_a_wide_interval_is_cut_and_a_teacher_of_unknown_size_is_a_line() -> Non
     assert chart.y.low > 90
 
 
+@pytest.mark.parametrize("percent", [0.0, 66.67, 100.0])
+def test_models_that_are_all_alike_have_a_chart(percent: float) -> None:
+    """Three held-out images, all recognised, are 100 % for every model and for the ends of its interval."""
+    chart = size_chart({"teacher": model(9, percent), "student": model(2, percent, percent, percent)})
+    assert chart.y.low <= percent <= chart.y.high
+    assert chart.y.high - chart.y.low >= 1.0 - 1e-9
+    assert [point.y for point in chart.points] == [chart.y.place(percent)] * 2
+    assert chart.y.ticks
+
+
 @pytest.mark.parametrize(
     ("student", "text"),
     [(50, "2.0 times smaller than"), (500, "5.0 times as large as"), (100, "1.0 times as large as")],

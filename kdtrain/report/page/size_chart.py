@@ -81,7 +81,7 @@ def _accuracy_axis(accuracies: list[Mapping[str, Any]]) -> Axis:
     highs = [accuracy["high"] for accuracy in accuracies if accuracy["high"] is not None]
     low = max(min([*means, *lows]), min(means) - _BEYOND * span)
     high = min(max([*means, *highs]), max(means) + _BEYOND * span)
-    margin = 0.08 * (high - low)
+    margin = 0.08 * (high - low) if high - low > 1e-9 else 1.0  # all models alike: an axis needs a length
     return Axis(max(0.0, low - margin), min(100.0, high + margin), HEIGHT - _BOTTOM, _TOP)
 
 
