@@ -140,6 +140,7 @@ def _infer(parser: Parser) -> None:
         default="student_kd",
         help="mode of the trained model to use [student_kd]",
     )
+    model_folder_flag(parser)
     parser.add_argument(
         "--checkpoint",
         "--model-load-dir",
@@ -148,7 +149,6 @@ def _infer(parser: Parser) -> None:
         help="use this model: a .safetensors file, a OneFlow checkpoint directory, an .onnx file from "
         "`kdtrain export`, or a folder with the model of --model-type [the folder --model-save-dir]",
     )
-    model_folder_flag(parser)
     _figure_flags(parser)
     parser.add_argument(
         "--csv",
