@@ -97,7 +97,8 @@ def test_a_flag_is_suggested_only_where_it_is_near(typed: str, meant: str | None
         ("doctr", "doctor"),
         ("conf", "config"),
         ("train", None),
-        ("run", None),
+        ("run", "runs"),
+        ("start", None),
     ],
 )
 def test_a_command_is_suggested_only_where_it_is_near(typed: str, meant: str | None) -> None:

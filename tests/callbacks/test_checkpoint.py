@@ -11,6 +11,7 @@ import pytest
 
 from kdtrain import Callback, Checkpoint, EarlyStopping, EvalEnd, Loader, Run, Trainer, flow, load_model
 from kdtrain.engine.resume import flatten_optimizer
+from kdtrain.metrics.names import Metrics
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_tensors, snapshot
 from tests.conftest import Fit
@@ -49,19 +50,25 @@ def test_best_is_the_latest_of_the_epochs_with_the_highest_accuracy(
 
 @pytest.mark.parametrize(("mode", "chosen"), [("max", 2), ("min", 4)])
 def test_of_given_metrics_the_right_epoch_is_kept(
-    train: Loader, validation: Loader, card: ModelCard, tmp_path: Path, mode: str, chosen: int
+    train: Loader,
+    validation: Loader,
+    card: ModelCard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    chosen: int,
 ) -> None:
     """The accuracies are made up, the evaluation that reports them is not called by a callback."""
-    values = iter([0.5, 0.7, 0.7, 0.3, 0.3, 0.6])
-
-    class Scripted(Trainer):
-        def evaluate(self, loader: Loader, network: object = None) -> dict[str, float]:
-            return {"val/accuracy": next(values)}
-
+    values = [0.5, 0.7, 0.7, 0.3, 0.3, 0.6]
+    left = iter(values)
+    monkeypatch.setattr(
+        "kdtrain.engine.trainer._task_metrics", lambda logits, loader: Metrics({"accuracy": next(left)})
+    )
     keeper = Keeper()
     checkpoint = Checkpoint(card, mode=mode)  # type: ignore[arg-type]
-    trainer = Scripted(mlp(), partial(flow.optim.SGD, lr=0.1), [keeper, checkpoint])
+    trainer = Trainer(mlp(), partial(flow.optim.SGD, lr=0.1), [keeper, checkpoint])
     trainer.fit(train, validation, epochs=6, directory=tmp_path)
+    assert keeper.accuracies == values
     assert _same(load_model(tmp_path / "checkpoints" / "best.safetensors").weights, keeper.weights[chosen])
 
 

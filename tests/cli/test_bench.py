@@ -51,7 +51,7 @@ def test_table_has_a_row_for_each(models: Path, fitted: Fitted, call_kdtrain: Ca
     finished = call_kdtrain("bench", *named, *flags, cwd=models)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
-    assert lines[0] == "tiles: 300 test images, 1 rounds"
+    assert lines[0] == "tiles: 300 test images, 1 round"
     assert [line.split()[0] for line in lines if "onnx float32" in line or "oneflow  " in line] == [
         "student.onnx", "teacher.safetensors"
     ]  # fmt: skip
