@@ -295,12 +295,12 @@ def test_the_command_lists_plugins_even_if_some_are_broken(
     listed = run_kdtrain("plugins", cwd=site, PYTHONPATH=path)
     assert (listed.returncode, listed.stderr) == (0, "")
     text = " ".join(listed.stdout.split())
-    assert "watch(every: int = 50, rate: float = 0.5" in text
-    assert "hooks: configure, on_batch from: mine (kdtrain_test_plugins:Watch)" in text
-    assert "broken() cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'" in text
+    assert "watch Watches. every=50, rate=0.5, on=False, name=x," in text
+    assert "broken cannot be loaded: ModuleNotFoundError: No module named 'no_such_module' (mine" in text
     assert main(["plugins", "--json"]) == 0
     plugins = {plugin["name"]: plugin for plugin in json.loads(capsys.readouterr().out)}
     assert plugins["watch"]["hooks"] == ["configure", "on_batch"]
+    assert plugins["watch"]["source"] == "mine (kdtrain_test_plugins:Watch)"
     assert plugins["broken"]["summary"].startswith("cannot be loaded")
 
 
