@@ -141,7 +141,9 @@ class _Reader:
 
     def run(self, parts: bool) -> RunInfo:
         directory = self.files.directory
-        mode = text(self.config, "mode") or text(self.result, "mode") or _mode_in(directory)
+        place = _mode_in(directory)
+        # The config.toml of a search is that of a comparison.
+        mode = place if place == "tune" else text(self.config, "mode") or text(self.result, "mode") or place
         read = {"compare": self._comparison, "tune": self._search}.get(mode or "", self._fit)
         values = read(parts)
         if self.files.faults:

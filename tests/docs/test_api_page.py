@@ -65,6 +65,9 @@ def test_every_command_and_every_setting_of_the_data_is_on_the_page() -> None:
     assert [name for name in DATA_SETTINGS if f"`{name}" not in section] == []
 
 
+TESTED = r"accuracy [\d.]+%, [\d,]+ errors in 10,000 images"
+
+
 def test_examples_run_one_after_another_and_print_what_they_ask_for_only(tmp_path: Path) -> None:
     finished = run(
         *(sys.executable, "-W", "error", "-c", "\n".join(map(on_less_data, blocks(PAGE, "python")))),
@@ -72,12 +75,20 @@ def test_examples_run_one_after_another_and_print_what_they_ask_for_only(tmp_pat
     )
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "seven.png").is_file()
-    first, *_, last = finished.stdout.splitlines()
+    first, *lines = finished.stdout.splitlines()
     assert re.fullmatch(
         r"<ComparisonRun student_kd - student: [+-][\d.]+ points, \w+, 2 seeds \(logs/compare/version_0\)>",
         first,
     )
-    assert re.fullmatch(r"accuracy [\d.]+%, [\d,]+ errors in 10,000 images", last)
+    # After the comparison's sentences: the evaluation, the one of the loop, the runs, a model card.
+    tested = [at for at, line in enumerate(lines) if re.fullmatch(TESTED, line)]
+    assert len(tested) == 2
+    assert tested[0] + 1 == tested[1], lines
+    card = lines.index("---")
+    listed = [line.split()[:2] for line in lines[tested[1] + 1 : card]]
+    assert ["compare/version_0", "finished"] in listed
+    assert ["tune/version_0", "finished"] in listed
+    assert lines[card + 1] == 'license: "apache-2.0"'
 
 
 def test_loop_of_the_page_gives_the_same_figures_twice_and_keeps_the_answers(

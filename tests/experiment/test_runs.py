@@ -170,6 +170,19 @@ def test_statuses_of_runs_that_did_not_finish(logs: Path) -> None:
     )
 
 
+def test_a_search_is_finished_when_its_file_says_so(logs: Path) -> None:
+    """Its config.toml is that of a comparison, which it is not."""
+    search = logs / "tune/mine"
+    search.mkdir(parents=True)
+    shutil.copy(logs / "compare/version_0/config.toml", search)
+    trials = [{"number": n, "rungs": [{"held_out_accuracy_fraction": 0.5 + n / 10}]} for n in range(2)]
+    content = {"finished": False, "seconds": 3.5, "models": {"student_kd": {"chosen": 1, "trials": trials}}}
+    for finished, status in ((False, "interrupted"), (True, "finished")):
+        (search / "tune.json").write_text(json.dumps(content | {"finished": finished}))
+        run = by_name(list_runs(logs))["tune/mine"]
+        assert (run.mode, run.status, run.held_out_accuracy, run.seconds) == ("tune", status, 0.6, 3.5)
+
+
 def test_an_interrupted_run_has_the_best_held_out_accuracy_so_far(logs: Path) -> None:
     run = logs / "compare/version_0/seed_0/student"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
