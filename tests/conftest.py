@@ -32,9 +32,22 @@ ADAM = partial(flow.optim.Adam, lr=1e-3)
 settings.register_profile("kdtrain", deadline=None)  # a test that is slow on a busy machine has not failed
 settings.load_profile("kdtrain")
 
+LONGEST = (
+    *("faults/test_faults.py", "cli/test_nproc.py", "test_setup.py", "docs/test_pages.py"),
+    *("plugins/test_methods_in_fits.py", "faults/test_machines.py", "cli/test_interrupt.py"),
+    *("docs/test_api_page.py", "experiment/test_api.py", "cli/test_compare.py", "cli/test_resume.py"),
+)
+"""Files with few tests that take long."""
+
 LoaderFactory = Callable[..., Loader]
 Fit = Callable[..., FitEnd]
 RunKdtrain = Callable[..., Finished]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files, so that no process is left alone with one of them at the end."""
+    first = {ROOT / "tests" / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
 @pytest.fixture(scope="session")

@@ -315,7 +315,7 @@ def test_without_a_terminal_it_prints_a_line_per_epoch_only(tmp_path: Path, run_
 
 @pytest.mark.parametrize("value", [0, -1])
 @pytest.mark.parametrize(
-    ("plugin", "names"), [(Calibration, "bins every"), (Confusion, "every images"), (GradNorm, "every")]
+    ("plugin", "names"), [(Calibration, "bins every"), (Confusion, "every"), (GradNorm, "every")]
 )
 def test_bad_arguments_are_refused(plugin: Any, names: str, value: int) -> None:
     for name in names.split():
