@@ -35,6 +35,7 @@ def add_setting_flag(parser: argparse.ArgumentParser, name: str, **options: Any)
     text, choices = field.metadata["help"], field.metadata["choices"]
     if field.default not in (None, ()) and field.default is not False:
         text += f" [by the recipe, or {field.default}]" if name in RECIPE_SETTINGS else f" [{field.default}]"
+    text = text.replace("%", "%%")  # argparse formats it
     settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if kind is bool:
         settings["action"] = "store_true"

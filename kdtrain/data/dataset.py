@@ -86,13 +86,13 @@ class Normalized:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Joined(Normalized):
-    """Images of a selection, followed by all images of another array, normalised when they are read.
+    """Images of a selection, followed by images without labels, normalised when they are read.
 
     Attributes:
-        others: (K, C, H, W) uint8, in memory or in a file.
+        others: K images.
     """
 
-    others: NDArray[np.uint8]
+    others: Unlabelled
 
     @property
     def first(self) -> Normalized:
@@ -121,23 +121,46 @@ class Unlabelled:
     """Images without labels, about which only a teacher has an answer.
 
     Attributes:
-        name: the file or folder that they come from.
-        images: (K, C, H, W) uint8, of the shape of a data set's images.
+        name: the file, folder or data set that they come from.
+        images: (M, C, H, W) uint8, of the shape of a data set's images, in memory or in a file.
+        rows: (K,) int64, the images of the array that these are; all by default.
+        more: images without labels from elsewhere, which follow these.
     """
 
     name: str
     images: NDArray[np.uint8]
+    rows: NDArray[np.int64] | None = None
+    more: Unlabelled | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self._own + len(self.more or ())
+
+    @property
+    def _own(self) -> int:
+        return len(self.images if self.rows is None else self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(K, C, H, W), with those that follow."""
+        return (len(self), *self.images.shape[1:])
+
+    def __getitem__(self, indices: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        positions = np.arange(len(self))[indices]
+        images = np.empty((len(positions), *self.images.shape[1:]), np.uint8)
+        own = positions < self._own
+        chosen = positions[own]
+        images[own] = self.images[chosen if self.rows is None else self.rows[chosen]]
+        if self.more is not None:
+            images[~own] = self.more[positions[~own] - self._own]
+        return images
 
     def __repr__(self) -> str:
-        return f"<Unlabelled {self.name}: {_images_text(self.images.shape)}>"
+        return f"<Unlabelled {self.name}: {_images_text(self.shape)}>"
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape and bytes."""
-        return _digest([self.images])
+        return _digest([self])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -184,14 +207,14 @@ class Split:
         return normalization.apply(self.images if indices is None else self.images[indices])
 
     def joined(
-        self, normalization: Normalization, indices: NDArray[np.int64], others: NDArray[np.uint8]
+        self, normalization: Normalization, indices: NDArray[np.int64], others: Unlabelled
     ) -> NDArray[np.float32] | Joined:
         """Returns normalised images of this split, followed by other images, as ``normalized`` does.
 
         Args:
             normalization: is applied to each image.
             indices: (M,) int64, the images of this split.
-            others: (K, C, H, W) uint8, the other images.
+            others: the other images, K of them.
 
         Returns:
             (M + K, C, H, W) float32, or an object that normalises the images when they are read.
@@ -211,6 +234,8 @@ class Dataset:
         classes: the names of the classes; a label is a position in them.
         validation: the validation images, if the data have their own.
         transfer: images without labels, for students with a teacher; None without any.
+        without_labels: how many images of the training split have lost their labels to ``--labels``. They are
+            the first ones of ``transfer``, if there is a teacher to use them.
     """
 
     name: str
@@ -219,6 +244,7 @@ class Dataset:
     classes: tuple[str, ...]
     validation: Split | None = None
     transfer: Unlabelled | None = None
+    without_labels: int = 0
 
     def __repr__(self) -> str:
         splits = {"training": self.train, "validation": self.validation, "test": self.test}
@@ -269,13 +295,16 @@ class Dataset:
         return _digest([array for split in splits for array in (split.images, split.labels.astype("<i8"))])
 
 
-def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def hold_out(
+    train: Split, size: int, seed: int, *, by_class: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draws a validation set from the training split.
 
     Args:
         train: the training split, of N images.
         size: the number of validation images, M.
         seed: the same seed and size give the same images.
+        by_class: draws equally from each class, and leaves an image of each to train on.
 
     Returns:
         The sorted indices of the images to train on, (N - M,) int64, and to validate on, (M,) int64.
@@ -287,8 +316,32 @@ def hold_out(train: Split, size: int, seed: int) -> tuple[NDArray[np.int64], NDA
         raise UsageError(
             f"--val-size {size}: give 0 to {len(train) - 1}, because there are {len(train)} training images."
         )
-    order = np.random.default_rng([seed, _HOLD_OUT]).permutation(len(train))
+    random = np.random.default_rng([seed, _HOLD_OUT])
+    if by_class:
+        order = class_by_class(train.labels, random)
+        order = np.roll(order, -len(np.unique(train.labels)))  # the first image of each class comes last
+    else:
+        order = random.permutation(len(train))
     return np.sort(order[size:]), np.sort(order[:size])
+
+
+def class_by_class(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """Returns a random order that takes one image of each class by turns, while the class has any.
+
+    Args:
+        labels: (N,) int64.
+        random: draws the order.
+
+    Returns:
+        (N,) int64, the positions of all images.
+    """
+    order = random.permutation(len(labels))
+    by_label = order[np.argsort(labels[order], kind="stable")]
+    first = np.searchsorted(labels[by_label], labels[by_label])  # where the class of each begins
+    by_turns: NDArray[np.int64] = by_label[
+        np.lexsort((random.permutation(len(labels)), np.arange(len(labels)) - first))
+    ]
+    return by_turns
 
 
 def _images_text(shape: tuple[int, ...]) -> str:
@@ -302,7 +355,7 @@ def _count_values(pixels: NDArray[np.uint8]) -> list[int]:
     return counts.tolist()  # type: ignore[no-any-return]
 
 
-def _digest(arrays: Sequence[NDArray[np.generic]]) -> str:
+def _digest(arrays: Sequence[NDArray[np.generic] | Unlabelled]) -> str:
     """Returns the SHA-256 (hex) of shapes and bytes."""
     digest = hashlib.sha256()
     for array in arrays:

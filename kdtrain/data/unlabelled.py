@@ -1,7 +1,8 @@
-"""Readers of images without labels: a folder of image files, an IDX file, or an ``.npz`` file."""
+"""Images without labels: a folder, an IDX file, an ``.npz`` file, or training images by ``--labels``."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.checks import check_logits
-from kdtrain.data.dataset import Dataset, Unlabelled
+from kdtrain.data.dataset import Dataset, Unlabelled, class_by_class
 from kdtrain.data.folder import pictures_in, report_failures
 from kdtrain.data.idx import read_idx
 from kdtrain.data.images.decode_folder import decode
@@ -20,6 +21,47 @@ from kdtrain.data.npz import load_only_array
 from kdtrain.errors import DataError, UsageError, size_text
 
 logger = logging.getLogger(__name__)
+
+
+_KEEP = 0x4C424C  # a separate stream of random numbers, independent of other uses of the seed
+
+
+def without_most_labels(dataset: Dataset, labels: str, seed: int, limit: int | None = None) -> Dataset:
+    """Returns a data set in which only some training images have labels, drawn equally from each class.
+
+    Args:
+        dataset: the data set; its validation and test images keep their labels.
+        labels: value of ``--labels``: a number of images, or a percentage of the training images.
+        seed: the same seed and number give the same images.
+        limit: how many training images remain, those with and without labels together; all by default.
+
+    Returns:
+        The images with labels as ``train``, and the others as ``transfer``.
+
+    Raises:
+        UsageError: there are not as many images, or too few for each class.
+    """
+    images, classes = len(dataset.train), len(np.unique(dataset.train.labels))
+    number = round(float(labels[:-1]) / 100 * images) if labels.endswith("%") else int(labels)
+    given = f"--labels {labels}" + (f" ({number} images)" if labels.endswith("%") else "")
+    if number >= images:
+        raise UsageError(
+            f"{given}: {dataset.name} has {images:,} training images, and all have labels: give a smaller "
+            "number."
+        )
+    if number < 2 * classes:
+        raise UsageError(
+            f"{given}: each of the {classes} classes needs two images with labels, one to train on and one "
+            f"to hold out: give {2 * classes} or more."
+        )
+    if limit is not None and limit < number:
+        raise UsageError(f"{given} are more than --limit-train {limit} leaves: give a smaller number.")
+    random = np.random.default_rng([seed, _KEEP])
+    order = class_by_class(dataset.train.labels, random)
+    others = random.permutation(order[number:])[: None if limit is None else limit - number]
+    transfer = Unlabelled(dataset.name, dataset.train.images, np.sort(others)) if len(others) else None
+    train = dataset.train.take(np.sort(order[:number]))
+    return dataclasses.replace(dataset, train=train, transfer=transfer, without_labels=len(others))
 
 
 def load_unlabelled(

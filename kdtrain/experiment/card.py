@@ -17,7 +17,7 @@ from kdtrain.experiment.run_info import MODES
 from kdtrain.experiment.runs import run_directories
 from kdtrain.metrics.statistics import proportion_interval
 from kdtrain.models.zoo import PREFIX
-from kdtrain.report.conditions import Conditions, Transfer, condition_sentences
+from kdtrain.report.conditions import Conditions, Labels, Transfer, condition_sentences
 from kdtrain.report.model_card import CardFacts, ComparedModel, ExportedFile, TestFigures, render_card
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
@@ -33,7 +33,7 @@ _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 _DATA_LICENCES = {"mnist": "CC BY-SA 3.0 (Yann LeCun and Corinna Cortes)"}  # as kdtrain/data/mnist/README.md
 _SETTINGS = (
     *("recipe", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "clip_grad_norm"),
-    *("early_stopping", "val_size", "limit_train", "omit_class", "image_size", "plugin"),
+    *("early_stopping", "labels", "val_size", "limit_train", "omit_class", "image_size", "plugin"),
 )
 _OF_STUDENTS = ("epochs", "augment", "views", "student_checkpoint")
 _OF_DISTILLED = (
@@ -216,13 +216,15 @@ def _comparison_facts(figures: Mapping[str, Any]) -> dict[str, Any]:
 def _conditions(conditions: Any) -> Conditions:
     """Returns the conditions of a comparison, with names in the place of paths."""
     first, transfer = text(conditions, "student_checkpoint"), at(conditions, "transfer")
+    numbers = [whole(conditions, "labels", name) for name in ("kept", "images", "held_out")]
+    labels = Labels(*(number or 0 for number in numbers)) if None not in numbers else None
     images, share = whole(transfer, "images"), number(transfer, "share")
     unlabelled = None
     if images is not None and share is not None and 0 < share < 1:
-        source, models = Path(text(transfer, "source") or "").name, at(transfer, "models")
+        source, models = Path(text(transfer, "source") or "").name or None, at(transfer, "models")
         students = tuple(map(str, models)) if isinstance(models, list) else ()
         unlabelled = Transfer(source, images, share, students)
-    return Conditions(None if first is None else Path(first).name, unlabelled)
+    return Conditions(None if first is None else Path(first).name, labels, unlabelled)
 
 
 def find_run(path: Path) -> Path | None:

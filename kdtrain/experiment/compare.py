@@ -16,7 +16,7 @@ from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import grid_trials, search_grid
 from kdtrain.experiment.loaders import count_validation
-from kdtrain.experiment.modes import COMPARED, MODES, controls_of, transfer_of
+from kdtrain.experiment.modes import COMPARED, MODES, conditions_of, controls_of
 from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
@@ -30,7 +30,6 @@ from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.comparison import Comparison, EnsembleMember, EpochPoint, Model, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
-from kdtrain.report.conditions import Conditions
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
@@ -87,18 +86,13 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
             grid,
             training.teacher_lead,
             named_recipe(config.recipe),
-            _conditions(session),
+            conditions_of(config, session.dataset),
         )
         if resume is not None and (directory / FILES["report"]).exists():  # the last file
             logger.info(f"The comparison in {directory} was finished before: its files keep their figures.")
         elif session.ranks.rank == 0:
             _file(comparison, models, session, directory)
     return comparison, directory
-
-
-def _conditions(session: Session) -> Conditions:
-    first = absolute_paths(session.config).student_checkpoint
-    return Conditions(None if first is None else str(first), transfer_of(session.config, session.dataset))
 
 
 class _Training:

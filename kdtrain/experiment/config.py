@@ -59,10 +59,11 @@ class FitConfig(Settings):
         Args:
             images: number of training images.
         """
+        few = self.labels is not None
         return dataclasses.replace(
             self,
-            teacher_epochs=self.teacher_epochs or self.epochs or epochs_for_size("teacher", images),
-            epochs=self.epochs or epochs_for_size("student", images),
+            teacher_epochs=self.teacher_epochs or self.epochs or epochs_for_size("teacher", images, few=few),
+            epochs=self.epochs or epochs_for_size("student", images, few=few),
         )
 
     def epochs_for(self, network: str) -> int:
@@ -85,9 +86,9 @@ class FitConfig(Settings):
         return 0 if network == "teacher" else self.views
 
     @property
-    def shared_views_seed(self) -> int:
-        """The seed of the variants of students' images, which all seeds of a comparison share."""
-        return self.seed if self.views_seed is None else self.views_seed
+    def shared_data_seed(self) -> int:
+        """The seed of labelled images and of students' variants, which all seeds of a comparison share."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def resolved(self) -> dict[str, Any]:
         """Returns all settings as plain values, with those filled in that the mode decides.

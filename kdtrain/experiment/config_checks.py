@@ -73,18 +73,28 @@ def _check_images(config: Any) -> None:
 def _check_transfer(config: Any) -> None:
     """Raises UsageError for images without labels that no teacher answers about."""
     share, data = f"--transfer-share {config.transfer_share:g}", f"--transfer-data {config.transfer_data}"
-    if config.transfer_data is None:
+    if config.labels is not None:
+        data = f"--labels {config.labels}" if config.transfer_data is None else data
+        if config.omit_class:
+            raise UsageError(
+                f"--omit-class {config.omit_class[0]} does not know the class of images without labels "
+                f"(--labels {config.labels}): leave one of them out."
+            )
+    if config.transfer_data is None and config.labels is None:
         if config.transfer_share != Settings.transfer_share:
-            raise UsageError(f"{share} is a share of --transfer-data, which is missing: add it.")
-    elif config.mode in ("teacher", "student"):
+            raise UsageError(
+                f"{share} is a share of images without labels, and there are none: add --labels or "
+                "--transfer-data."
+            )
+    elif config.transfer_data is not None and config.mode in ("teacher", "student"):
         raise UsageError(
             f"{data} has no labels, and --mode {config.mode} has no teacher to answer about it: "
             "choose student_kd or compare."
         )
-    elif config.alpha == 0.0:
+    elif config.alpha == 0.0 and config.mode in ("student_kd", "compare"):
         raise UsageError(
-            f"--alpha 0 leaves the teacher's answers out, and {data} has nothing else to teach: "
-            "leave one of them out."
+            f"--alpha 0 leaves the teacher's answers out, and images without labels ({data}) have nothing "
+            "else to teach: leave one of them out."
         )
 
 

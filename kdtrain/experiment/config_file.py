@@ -64,13 +64,17 @@ def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
     if "recipe" not in given:
         dataset = given.get("dataset", FitConfig.dataset)
         resolved = from_file.keys() >= _RESOLVED
-        given["recipe"] = NO_RECIPE if resolved else recipe_for(dataset, given.get("data_dir"))
+        given["recipe"] = (
+            NO_RECIPE if resolved else recipe_for(dataset, given.get("data_dir"), given.get("labels"))
+        )
     recipe = given["recipe"]
     settings = {
         name: _checked(name, value, f"{name} in the recipe {recipe}")
         for name, value in recipe_settings(recipe).items()
         if name != "teacher_arch" and _DECIDED_BY.get(name) not in given
     }  # FitConfig.architecture_for has teacher_arch: as a setting, it would refuse other checkpoints
+    if given.get("mode", FitConfig.mode) != "compare":
+        settings.pop("seeds", None)
     return _configured(settings | given)
 
 
@@ -220,7 +224,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
 def _checked_item(name: str, value: Any, where: str) -> Any:
     """Returns one value of a setting, as ``_checked`` does."""
     kind, _ = kind_of(name)
-    value = _converted(value, kind)
+    value = _converted(str(value) if name == "labels" and _is_a(value, int) else value, kind)
     if not _is_a(value, kind):
         raise UsageError(f"{where} is {clipped(value, repr)}: it must be {_TYPE_NAMES[kind]}.")
     if not _can_be_saved(value):

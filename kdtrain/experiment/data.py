@@ -8,7 +8,7 @@ from typing import Any
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.download import default_cache_dir
-from kdtrain.data.unlabelled import load_unlabelled
+from kdtrain.data.unlabelled import load_unlabelled, without_most_labels
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import new_config
 from kdtrain.experiment.loaders import RunData, check_sizes, prepare
@@ -18,15 +18,15 @@ from kdtrain.experiment.recipe import NO_RECIPE
 from kdtrain.runtime.oneflow import resolve_device
 
 DATA_SETTINGS = (
-    *("mode", "recipe", "dataset", "data_dir", "image_size", "skip_corrupt", "transfer_data"),
-    *("transfer_share", "val_size", "omit_class", "limit_train", "seed"),
-    *("augment", "teacher_augment", "views", "views_seed", "batch_size", "device"),
+    *("mode", "recipe", "dataset", "data_dir", "image_size", "skip_corrupt", "labels"),
+    *("transfer_data", "transfer_share", "val_size", "omit_class", "limit_train", "seed"),
+    *("augment", "teacher_augment", "views", "data_seed", "batch_size", "device"),
 )
 """Settings of ``kdtrain fit`` that ``load_data`` accepts."""
 
 
 def read_data(config: FitConfig, most_images: int | None = None) -> Dataset:
-    """Returns the data set of a command, after a check of the sizes, with the images of --transfer-data.
+    """Returns the data set of a command, after a check of the sizes, with its images without labels.
 
     Args:
         config: configuration of the command.
@@ -43,6 +43,8 @@ def read_data(config: FitConfig, most_images: int | None = None) -> Dataset:
         skip_corrupt=config.skip_corrupt,
         most_images=most_images,
     )
+    if config.labels is not None:
+        dataset = without_most_labels(dataset, config.labels, config.shared_data_seed, config.limit_train)
     check_sizes(dataset, config)
     if config.transfer_data is None:
         return dataset
@@ -54,6 +56,8 @@ def read_data(config: FitConfig, most_images: int | None = None) -> Dataset:
         skip_corrupt=config.skip_corrupt,
         most_images=most_images,
     )
+    if dataset.transfer is not None:
+        transfer = dataclasses.replace(dataset.transfer, more=transfer)
     return dataclasses.replace(dataset, transfer=transfer)
 
 
@@ -61,9 +65,9 @@ def load_data(**settings: Any) -> RunData:
     """Returns the loaders that ``kdtrain fit`` uses with these settings.
 
     Args:
-        settings: any of the settings mode, recipe, dataset, data_dir, image_size, skip_corrupt,
+        settings: any of the settings mode, recipe, dataset, data_dir, image_size, skip_corrupt, labels,
             transfer_data, transfer_share, val_size, omit_class, limit_train, augment, teacher_augment, views,
-            views_seed, batch_size, seed and device of ``kdtrain fit``, with the same meaning. The mode is
+            data_seed, batch_size, seed and device of ``kdtrain fit``, with the same meaning. The mode is
             student_kd unless it is given, and the recipe none. A setting that is None counts as not given.
 
     Returns:

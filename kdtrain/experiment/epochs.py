@@ -8,8 +8,11 @@ _PASSES = {"teacher": 1_100_000, "student": 3_300_000}
 _LIMITS = {"teacher": (5, 300), "student": (20, 200)}
 """Fewest and most epochs."""
 
+_PASSES_OF_FEW = {"teacher": 48_000, "student": 80_000}
+"""The same with ``--labels``: images with labels."""
 
-def epochs_for_size(network: str, images: int) -> int:
+
+def epochs_for_size(network: str, images: int, *, few: bool = False) -> int:
     """Returns the number of epochs for a network that neither a setting nor a recipe gives one.
 
     The number of steps makes a network good more than the number of epochs does, so few images are shown
@@ -20,9 +23,14 @@ def epochs_for_size(network: str, images: int) -> int:
     The limits keep both ends sensible. With hundreds of thousands of images, each has to be seen some times
     all the same, so that the learning rate can rise and fall. A few hundred images are learned by heart.
 
+    With ``--labels`` a student's batches hold several images without labels for each one with a label. The
+    numbers of decision 0049 show the few labelled images to both networks as often as it pays.
+
     Args:
         network: ``teacher`` or ``student``.
-        images: number of training images, without those held out.
+        images: number of training images with labels, without those held out.
+        few: the other images have no labels (``--labels``).
     """
     fewest, most = _LIMITS[network]
-    return min(max(round(_PASSES[network] / images), fewest), most)
+    passes = (_PASSES_OF_FEW if few else _PASSES)[network]
+    return min(max(round(passes / images), fewest), most)

@@ -49,7 +49,7 @@ class FitSpec:
         """
         single: dict[str, Any] = {
             "seeds": 1,
-            "views_seed": command.shared_views_seed,
+            "data_seed": command.shared_data_seed,
             "generations": 1,
             "assistant_arch": (),
             "teacher_per_seed": False,

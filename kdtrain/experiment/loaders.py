@@ -17,6 +17,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.runtime.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
+_MOST_OF_FEW = 1000  # of the images that keep their labels
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,7 +62,7 @@ def check_sizes(dataset: Dataset, config: FitConfig) -> None:
         raise UsageError(
             "--omit-class leaves no training images, because all of them belong to the omitted classes."
         )
-    if config.limit_train is not None and config.limit_train > len(training):
+    if config.labels is None and config.limit_train is not None and config.limit_train > len(training):
         raise UsageError(
             f"--limit-train {config.limit_train}: there are only {len(training)} training images."
         )
@@ -77,7 +78,7 @@ def count_validation(dataset: Dataset, config: FitConfig) -> int:
 def count_training(dataset: Dataset, config: FitConfig) -> int:
     """Returns the number of training images of a teacher."""
     images = len(dataset.train) - _held_out(dataset, config)
-    return min(images, config.limit_train or images)
+    return images if config.labels is not None else min(images, config.limit_train or images)
 
 
 def training_loader(
@@ -97,8 +98,10 @@ def training_loader(
         UsageError: --val-size or --omit-class does not fit the data.
     """
     training, _ = _divide(dataset, config, network, seed)
-    training = training[: config.limit_train]
-    transfer = dataset.transfer if network == "student" and config.transfer_data is not None else None
+    if config.labels is None:  # else the limit is that of all images, with and without labels
+        training = training[: config.limit_train]
+    distils = network == "student" and config.mode in ("student_kd", "compare")
+    transfer = dataset.transfer if distils else None
     return _loader(
         dataset,
         dataset.train,
@@ -112,7 +115,7 @@ def training_loader(
             config.augment_for(network),
             dataset.normalization.background,
             config.views_for(network),
-            seed if network == "teacher" or config.views_seed is None else config.views_seed,
+            seed if network == "teacher" or config.data_seed is None else config.data_seed,
         ),
         source=_source(dataset, training, transfer),
     )
@@ -135,7 +138,7 @@ def validation_images(dataset: Dataset, config: FitConfig, seed: int) -> tuple[s
     """Returns the split of the images that choose the best epoch, and their positions in it, (M,) int64."""
     held_out = _held_out(dataset, config)
     if held_out:
-        return "train", hold_out(dataset.train, held_out, seed)[1]
+        return "train", _hold_out(dataset, config, held_out, seed)[1]
     name = "validation" if dataset.validation is not None and config.val_size is None else "test"
     return name, np.arange(len(dataset.split(name)))
 
@@ -181,7 +184,7 @@ def _loader(
     else:
         assert indices is not None, "they join training images only,"
         assert seed is not None, "which are shuffled"
-        inputs = split.joined(dataset.normalization, indices, transfer.images)
+        inputs = split.joined(dataset.normalization, indices, transfer)
         draw = TransferDraw(len(transfer), config.transfer_share, seed)
     return Loader(
         inputs,
@@ -216,7 +219,7 @@ def _divide(
     --omit-class removes training images of a student only. Its best epoch is chosen on images of all
     classes, because the held-out accuracy measures the whole task.
     """
-    training, held_out = hold_out(dataset.train, _held_out(dataset, config), seed)
+    training, held_out = _hold_out(dataset, config, _held_out(dataset, config), seed)
     for name in config.omit_class:
         if name not in dataset.classes:
             raise UsageError(f"--omit-class: {unknown_name_message('class', name, dataset.classes)}")
@@ -226,8 +229,22 @@ def _divide(
     return training, held_out
 
 
+def _hold_out(
+    dataset: Dataset, config: FitConfig, size: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Returns the indices of training images and of ``size`` held-out images.
+
+    Few labelled images are divided class by class, and in the same way for all networks of a comparison.
+    """
+    if config.labels is None:
+        return hold_out(dataset.train, size, seed)
+    return hold_out(dataset.train, size, config.shared_data_seed, by_class=True)
+
+
 def _held_out(dataset: Dataset, config: FitConfig) -> int:
     """Returns the number of training images that are held out for validation."""
     if config.val_size is not None:
         return config.val_size
+    if config.labels is not None and dataset.validation is None:
+        return max(min(_MOST_OF_FEW, len(dataset.train) // 5), len(np.unique(dataset.train.labels)))
     return 0 if dataset.validation is not None else min(_USUALLY_HELD_OUT, len(dataset.train) // 6)

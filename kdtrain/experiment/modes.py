@@ -26,9 +26,10 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.report.comparison import Model
-from kdtrain.report.conditions import Transfer
+from kdtrain.report.conditions import Conditions, Labels, Transfer
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 
@@ -126,14 +127,19 @@ def controls_of(config: FitConfig) -> tuple[Model, ...]:
     return tuple(model for model in COMPARED if asked.get(model))
 
 
-def transfer_of(config: FitConfig, dataset: Dataset) -> Transfer | None:
-    """Returns what a command's report says of the images of --transfer-data; None without any."""
-    if dataset.transfer is None:
-        return None
-    students = ("student_kd", *controls_of(config))
-    with_teacher = tuple(model for model in students if MODES[COMPARED[model][0]].has_teacher)
-    source = os.path.abspath(dataset.transfer.name)
-    return Transfer(source, len(dataset.transfer), config.transfer_share, with_teacher)
+def conditions_of(config: FitConfig, dataset: Dataset) -> Conditions:
+    """Returns what a command's report says of first weights, labels, and images without labels."""
+    first = config.student_checkpoint
+    labels = transfer = None
+    if config.labels is not None:
+        held_out = count_validation(dataset, config) if dataset.validation is None else 0
+        labels = Labels(len(dataset.train), len(dataset.train) + dataset.without_labels, held_out)
+    if dataset.transfer is not None and config.mode in ("student_kd", "compare"):
+        students = ("student_kd", *controls_of(config))
+        with_teacher = tuple(model for model in students if MODES[COMPARED[model][0]].has_teacher)
+        path = None if config.transfer_data is None else os.path.abspath(config.transfer_data)
+        transfer = Transfer(path, len(dataset.transfer), config.transfer_share, with_teacher)
+    return Conditions(None if first is None else os.path.abspath(first), labels, transfer)
 
 
 def check_plugins(config: FitConfig) -> None:

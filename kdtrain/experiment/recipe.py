@@ -21,9 +21,12 @@ RECIPE_SETTINGS = frozenset(
         *("weight_decay", "clip_grad_norm", "early_stopping"),
         *("teacher_arch", "student_arch", "temperature", "alpha"),
         *("augment", "teacher_augment", "views", "val_size", "limit_train"),
+        *("labels", "transfer_share", "seeds"),
     }
 )
 """The settings that a recipe may have: those of the training, whatever the data and the machine are."""
+
+_FEW_LABELS = "_few_labels"  # ends the name of a recipe for --labels
 
 _FOLDER = Path(__file__).with_name("recipes")
 _LARGEST = 1 << 16  # bytes of a file
@@ -96,8 +99,10 @@ def recipe_settings(name: str | None) -> dict[str, Any]:
     return {} if name is None or name == NO_RECIPE else read_recipe(name).settings
 
 
-def recipe_for(dataset: str, data_dir: Path | None) -> str:
+def recipe_for(dataset: str, data_dir: Path | None, labels: str | int | None = None) -> str:
     """Returns the name of the recipe for a data set: ``mnist``, ``fashion_mnist`` or ``pictures``.
+
+    With --labels the name ends on ``_few_labels``.
 
     IDX files in a folder are MNIST or Fashion-MNIST if both of their files of labels are. These are small,
     so that the choice takes milliseconds. Files that cannot be read get ``pictures`` too: the fit reads
@@ -106,21 +111,25 @@ def recipe_for(dataset: str, data_dir: Path | None) -> str:
     Args:
         dataset: value of ``--dataset``.
         data_dir: value of ``--data-dir``.
+        labels: value of ``--labels``.
     """
     if dataset not in _PUBLISHED:
-        return "pictures"
-    return dataset if data_dir is None else _recipe_of_labels(data_dir)
+        name = "pictures"
+    else:
+        name = dataset if data_dir is None else _recipe_of_labels(data_dir)
+    return name if labels is None else f"{name}{_FEW_LABELS}"
 
 
-def describe_recipe(name: str, dataset: str, data_dir: Path | None) -> str:
+def describe_recipe(name: str, dataset: str, data_dir: Path | None, labels: str | None) -> str:
     """Returns a sentence that names a fit's recipe, and whether it is the one for its data.
 
     Args:
         name: value of ``--recipe``.
         dataset: value of ``--dataset``.
         data_dir: value of ``--data-dir``.
+        labels: value of ``--labels``.
     """
-    reason = ", chosen for this data set" if name == recipe_for(dataset, data_dir) else ""
+    reason = ", chosen for these data" if name == recipe_for(dataset, data_dir, labels) else ""
     return f"Recipe: {name}{reason} ({read_recipe(name).title}). `kdtrain recipes {name}` prints it."
 
 

@@ -25,8 +25,8 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
     """Calls ``configure`` of every callback of every fit once, on networks with initial weights.
 
     ``configure`` has no side effects. Its errors, such as a plugin that is given twice, would otherwise
-    be raised only after the training of the previous networks. With --transfer-data the losses of students
-    with a teacher are computed once, because some methods need a label for each image.
+    be raised only after the training of the previous networks. Where images have no labels, the losses of
+    students with a teacher are computed once, because some methods need a label for each image.
 
     Args:
         config: configuration of the command.
@@ -46,7 +46,7 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
         )
         student = Recorder(network, "student", flow.zeros(1, *dataset.image_shape))
         objective = CallbackList(callbacks).configure(Objective.task().with_student(student))
-        if config.transfer_data is not None and MODES[mode].has_teacher:
+        if dataset.transfer is not None and MODES[mode].has_teacher:
             _compute_losses(objective, dataset)
         if config.mode == "student_kd" or mode == "teacher":
             next_teacher = network

@@ -67,6 +67,7 @@ class RunInfo:
         arch: the network; of a comparison the students'.
         dataset: the data set.
         data_dir: the folder that its files were read from.
+        labels: how many training images have labels, as --labels says it; None for all.
         recipe: the recipe that the settings started from.
         plugins: the plugins.
         seed: the seed; of a comparison the first one.
@@ -94,6 +95,7 @@ class RunInfo:
     arch: str | None = None
     dataset: str | None = None
     data_dir: str | None = None
+    labels: str | None = None
     recipe: str | None = None
     plugins: tuple[str, ...] = ()
     seed: int | None = None
@@ -167,7 +169,7 @@ class _Reader:
         if mode == "teacher":
             arch = text(config, "teacher_arch") or (DEFAULT_TEACHER if config else None)
         plugins = at(config, "plugin")
-        names = ("name", "dataset", "data_dir", "recipe")
+        names = ("name", "dataset", "data_dir", "labels", "recipe")
         settings = {name: text(config, name) for name in names} | {"arch": arch}
         cleaned = {name: value and escape_controls(value) for name, value in settings.items()}
         seed = whole(self.result, "seed")

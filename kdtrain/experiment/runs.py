@@ -141,14 +141,17 @@ def best_runs(logdir: Path | str = FitConfig.logdir) -> list[BestRun]:
         UsageError: there is no such folder.
     """
     root = Path(logdir)
-    kinds: dict[tuple[str, str, str, str], list[RunInfo]] = {}
+    kinds: dict[tuple[str, str, str, str, str], list[RunInfo]] = {}
     for run in _fits(list_runs(root, parts=True)):
         if run.dataset and run.arch and run.model:
-            kinds.setdefault((run.dataset, run.data_dir or "", run.arch, run.model), []).append(run)
+            kinds.setdefault(
+                (run.dataset, run.data_dir or "", run.labels or "", run.arch, run.model), []
+            ).append(run)
     rows = []
-    for (dataset, folder, arch, model), runs in kinds.items():
+    for (dataset, folder, labels, arch, model), runs in kinds.items():
         best = min(runs, key=SORTS["held-out"])
         data = f"{dataset} in {folder}" if folder else dataset
+        data += f", {labels} labels" if labels else ""
         path = os.path.relpath(best.directory, root)
         rows.append(BestRun(data, arch, model, best, path, len(runs)))
     return sorted(rows, key=lambda row: (_by_name(row.dataset), SORTS["held-out"](row.run)))
@@ -167,4 +170,6 @@ def _fits(runs: Iterable[RunInfo]) -> Iterable[RunInfo]:
 def data_text(run: RunInfo) -> str:
     """Returns a run's data set for a table, without folders."""
     name = short_name(run.dataset or "")
-    return f"{name} ({Path(run.data_dir).name})" if run.data_dir else name
+    details = [Path(run.data_dir).name] if run.data_dir else []
+    details += [f"{run.labels} labels"] if run.labels else []
+    return f"{name} ({', '.join(details)})" if details else name

@@ -21,7 +21,7 @@ from kdtrain.experiment.loaders import (
     test_loader,
     training_loader,
 )
-from kdtrain.experiment.modes import MODES, check_plugins, transfer_of
+from kdtrain.experiment.modes import MODES, check_plugins, conditions_of
 from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
 from kdtrain.experiment.rehearsal import configured_distillation
 from kdtrain.experiment.result import FitResult, Tested, TestedModel
@@ -30,7 +30,7 @@ from kdtrain.experiment.teacher_files import TeacherFile
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
-from kdtrain.report.conditions import transfer_sentence
+from kdtrain.report.conditions import data_sentences
 from kdtrain.runtime import launch, onednn, time_left
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
@@ -81,9 +81,9 @@ class Session:
             )
         self.config = config = config.with_epochs(count_training(self.dataset, config))
         if config.recipe is not None and config.recipe != NO_RECIPE:
-            logger.info(describe_recipe(config.recipe, config.dataset, config.data_dir))
-        if (images := transfer_of(config, self.dataset)) is not None:
-            logger.info(transfer_sentence(images))
+            logger.info(describe_recipe(config.recipe, config.dataset, config.data_dir, config.labels))
+        for sentence in data_sentences(conditions_of(config, self.dataset)):
+            logger.info(sentence)
         self._cores = functools.cache(partial(_cores, dataset=self.dataset))
         archs = [config.architecture_for(network) for network in networks_to_train(config, self.dataset)]
         for arch in (*archs, *config.assistant_arch):
@@ -207,7 +207,7 @@ class Session:
             teachers: the teacher of each seed.
             student_arch: the students' architecture, where it is not that of the configuration.
         """
-        config = dataclasses.replace(self.config, views_seed=self.config.shared_views_seed)
+        config = dataclasses.replace(self.config, data_seed=self.config.shared_data_seed)
 
         def work(teacher: TrainedTeacher, seeds: Sequence[int]) -> None:
             network, arch = teacher.build(self.device), student_arch or config.student_arch

@@ -53,6 +53,15 @@ AUGMENTATION: Check = (
     f"must be none, or some of {AUGMENT_FORMS}, each once",
 )
 
+LABELS: Check = (
+    lambda value: (
+        re.fullmatch(r"[1-9]\d{0,8}|(?:[1-9]\d?|0)(?:\.\d{1,6})?%", value) is not None
+        and value.strip("0.%") != ""
+    ),
+    "must be a whole number above 0, such as 1000, or a percentage below 100, such as 1%",
+)
+"""The check of a number of labels."""
+
 RUN_NAME: Check = (
     lambda value: re.fullmatch(r"(?!version_\d)[^\W_][\w.+=,@-]{0,59}", value) is not None,
     "must begin with a letter or digit, go on with these or . _ - + = , @, have at most 60 characters, and "
@@ -227,6 +236,13 @@ class Settings:
     skip_corrupt: bool = setting(
         False, "leave out image files of folder:DIR that cannot be read [name them, and stop]"
     )
+    labels: str | None = setting(
+        None,
+        "number of training images that keep their labels, equally from each class, such as 1000 or 1%; a "
+        "fifth of them, at most 1000, is held out; the other images join as images without labels [all]",
+        metavar="N",
+        check=LABELS,
+    )
     transfer_data: Path | None = setting(
         None,
         "images without labels that students with a teacher see as well: a folder of image files, an IDX "
@@ -235,14 +251,15 @@ class Settings:
     )
     transfer_share: float = setting(
         0.5,
-        "share, above 0 and below 1, of the images of --transfer-data in each batch",
+        "share, above 0 and below 1, of images without labels in each batch",
         metavar="SHARE",
         check=SHARE,
     )
     val_size: int | None = setting(
         None,
         "number of training images held out for validation; with 0 the test images validate "
-        "[5000, at most a sixth; the data set's validation images, if it has any]",
+        "[5000, at most a sixth; with --labels a fifth of these, at most 1000; the data set's validation "
+        "images, if it has any]",
         metavar="N",
         check=between(0, MOST_IMAGES),
     )
@@ -253,7 +270,10 @@ class Settings:
         max_values=MOST_CLASSES,
     )
     limit_train: int | None = setting(
-        None, "number of training images to use [all that are not held out]", metavar="N", check=IMAGES
+        None,
+        "number of training images to use, those without labels included [all that are not held out]",
+        metavar="N",
+        check=IMAGES,
     )
     augment: str | None = setting(
         None,
@@ -279,9 +299,10 @@ class Settings:
     seed: int = setting(
         0, "seed of initial weights, held-out images, batch order, augmentation and dropout", check=SEED
     )
-    views_seed: int | None = setting(
+    data_seed: int | None = setting(
         None,
-        "seed of the variants of students' training images [--seed; all seeds of a comparison share it]",
+        "seed of the images that keep their labels, and of the variants of students' training images "
+        "[--seed; all seeds of a comparison share it]",
         check=SEED,
     )
     seeds: int = setting(

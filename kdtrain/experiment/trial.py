@@ -110,10 +110,12 @@ def _without_resume_hint() -> Iterator[None]:
 def _elsewhere(config: FitConfig, folder: Path) -> FitConfig:
     """Returns the configuration with every output path in ``folder``.
 
-    A trial reads only some images of a folder, so --limit-train and --val-size are not checked against
-    their number.
+    A trial reads only some images of a folder, so --limit-train, --labels and --val-size are not checked
+    against their number.
     """
     sizes: dict[str, Any] = {"limit_train": None, "val_size": 0 if config.val_size == 0 else None}
+    if config.labels is not None:
+        sizes["labels"] = "50%"
     return dataclasses.replace(
         config,
         logdir=folder,

@@ -11,16 +11,32 @@ class Transfer:
     """Images without labels, which students with a teacher are also trained on.
 
     Attributes:
-        source: path of their folder or file.
+        source: path of the folder or file of --transfer-data; None where they are all training images that
+            have lost their labels.
         images: their number.
         share: their share of each batch.
         models: the students that see them.
     """
 
-    source: str
+    source: str | None
     images: int
     share: float
     models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels that --labels leaves.
+
+    Attributes:
+        kept: number of training images with a label.
+        images: number of training images, with and without.
+        held_out: number of those with a label that are held out.
+    """
+
+    kept: int
+    images: int
+    held_out: int
 
 
 @dataclass(frozen=True)
@@ -29,10 +45,12 @@ class Conditions:
 
     Attributes:
         student_checkpoint: path of the weights that every student begins from; None for drawn ones.
+        labels: the labels that are left; None where all training images have one.
         transfer: images without labels; None without any.
     """
 
     student_checkpoint: str | None = None
+    labels: Labels | None = None
     transfer: Transfer | None = None
 
 
@@ -43,17 +61,32 @@ def condition_sentences(conditions: Conditions) -> list[str]:
         sentences.append(
             f"Every student of every seed begins from the weights in {conditions.student_checkpoint}."
         )
+    return sentences + data_sentences(conditions)
+
+
+def data_sentences(conditions: Conditions) -> list[str]:
+    """Returns the sentences on labels, and on images without."""
+    sentences = []
+    if conditions.labels is not None:
+        sentences.append(labels_sentence(conditions.labels))
     if conditions.transfer is not None:
-        sentences += [transfer_sentence(conditions.transfer), "The other students never see these images."]
+        sentences.append(transfer_sentence(conditions.transfer))
+        sentences.append("A student without a teacher cannot use these images.")
     return sentences
+
+
+def labels_sentence(labels: Labels) -> str:
+    """Returns a sentence: how many training images have labels, and how many of these are held out."""
+    held_out = f", and {labels.held_out:,} of these are held out" if labels.held_out else ""
+    return f"{labels.kept:,} of {labels.images:,} training images have labels{held_out}."
 
 
 def transfer_sentence(transfer: Transfer) -> str:
     """Returns a sentence: which students see how many images without labels, and what an epoch costs."""
-    models = " and ".join(transfer.models)
+    models, source = " and ".join(transfer.models), f" ({transfer.source})" if transfer.source else ""
     return (
-        f"The training of {models} also has {transfer.images:,} images without labels ({transfer.source}), "
-        f"under the teacher's answers alone. They are {100 * transfer.share:.3g} % of each batch, so an "
+        f"The training of {models} also has {transfer.images:,} images without labels{source}, "
+        f"with the teacher's outputs alone. They are {100 * transfer.share:.3g} % of each batch, so an "
         f"epoch has {1 / (1 - transfer.share):.3g} times as many images."
     )
 

@@ -38,7 +38,7 @@ OPTIONAL = {
     "lr": POSITIVE,
     "clip_grad_norm": POSITIVE,
     "tuned": PATHS,
-    "views_seed": st.integers(0, 2**63 - 1),
+    "data_seed": st.integers(0, 2**63 - 1),
     "teacher_mean": st.sampled_from(["0", "0.5", "0.485,0.456,0.406"]),
     "teacher_std": st.sampled_from(["1", "0.229,0.224,0.225"]),
     "teacher_input_size": st.integers(1, 256),
