@@ -88,8 +88,8 @@ def _targets(batch: Batch) -> flow.Tensor:
     """
     if batch.labelled is not None:
         raise ValueError(
-            "some images of the batch have no label (--transfer-data), and this needs one for each; "
-            "batch.label_loss leaves such images out"
+            "some images of the batch have no label (--labels, --transfer-data), and this needs one for "
+            "each; batch.label_loss leaves such images out"
         )
     return vars(batch)["targets"]
 

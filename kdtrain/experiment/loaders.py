@@ -176,16 +176,16 @@ def _loader(
 ) -> Loader:
     """Returns the normalised images of a split, those at ``indices`` (N,) or all.
 
-    Images of ``transfer`` follow them; ``seed`` is needed with these.
+    Images of ``transfer`` follow them.
     """
     draw = None
     if transfer is None:
         inputs = split.normalized(dataset.normalization, indices)
     else:
-        assert indices is not None, "they join training images only,"
-        assert seed is not None, "which are shuffled"
+        assert indices is not None, "they join training images only"
         inputs = split.joined(dataset.normalization, indices, transfer)
-        draw = TransferDraw(len(transfer), config.transfer_share, seed)
+        # All seeds of a comparison draw the same images in the same variants, so the teacher answers fewer.
+        draw = TransferDraw(len(transfer), config.transfer_share, config.shared_data_seed)
     return Loader(
         inputs,
         split.labels if indices is None else split.labels[indices],

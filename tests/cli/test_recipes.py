@@ -57,7 +57,7 @@ def test_a_fit_names_its_recipe_and_files_it(tiles: Path, call_kdtrain: CallKdtr
     few = ("--limit-train", "64", "--val-size", "100", "--epochs", "1", "--student-arch", "student_mlp")
     for number, (flags, said) in enumerate(
         (
-            ((), "Recipe: pictures, chosen for this data set ("),
+            ((), "Recipe: pictures, chosen for these data ("),
             (("--recipe", "hinton2015"), "Recipe: hinton2015 ("),
             (("--recipe", "none"), ""),
         )

@@ -106,14 +106,14 @@ def test_the_report_says_who_saw_how_many(compared: Compared, unlabelled: Path) 
     }
     sentence = (
         f"The training of student_kd and student_hard also has 400 images without labels ({unlabelled}), "
-        "under the teacher's answers alone. They are 50 % of each batch, so an epoch has 2 times as many "
+        "with the teacher's outputs alone. They are 50 % of each batch, so an epoch has 2 times as many "
         "images."
     )
-    assert conditions["sentences"] == [sentence, "The other students never see these images."]
+    assert conditions["sentences"] == [sentence, "A student without a teacher cannot use these images."]
     assert sentence in compared.process.stderr
     assert sentence in compared.process.stdout
     page = (compared.directory / "report.html").read_text().replace("&#39;", "'")
-    assert f"{sentence} The other students never see these images." in page
+    assert f"{sentence} A student without a teacher cannot use these images." in page
     assert "see the same labelled images in the same order" in page
 
 
@@ -172,7 +172,7 @@ def test_methods_that_need_a_label_for_each_image_are_refused_before_training(
     assert finished.returncode == 1
     last = finished.stderr.splitlines()[-1]
     assert "dkd" in last
-    assert "some images of the batch have no label (--transfer-data)" in last
+    assert "some images of the batch have no label (--labels, --transfer-data)" in last
     assert not (tmp_path / "logs/student_kd").exists(), "no teacher was trained"
 
 

@@ -46,6 +46,7 @@ OPTIONAL = {
     "teacher_logits": PATHS,
     "teacher_classes": TEXTS,
     "student_checkpoint": PATHS,
+    "labels": st.integers(1, 999_999_999).map(str) | st.sampled_from(["1%", "0.5%", "99.999%"]),
     "transfer_data": PATHS,
     "data_dir": PATHS,
     "image_size": st.integers(1, 256),
@@ -107,6 +108,10 @@ def config_of(values: dict[str, Any]) -> FitConfig:
     if values["mode"] == "teacher" or chain:
         others["student_checkpoint"] = None
     zero = values["alpha"] == 0.0 or (values["mode"] == "compare" and "alpha=0" in values["grid"])
+    if zero:
+        others["labels"] = None
+    if values["labels"] is not None:
+        others["omit_class"] = ()
     if values["transfer_data"] is None or values["mode"] in ("teacher", "student") or zero:
         others |= {"transfer_data": None, "transfer_share": 0.5}
     if values["weight_decay"] * (values["lr"] or 1.0) >= 1.0:
@@ -173,7 +178,7 @@ def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConf
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("--transfer-share", "0.3"), "--transfer-share 0.3 is a share of --transfer-data, which is missing"),
+        (("--transfer-share", "0.3"), "share of images without labels, and there are none: add --labels"),
         (("--transfer-data", "more", "--mode", "student"), "--mode student has no teacher"),
         (("--transfer-data", "more", "--mode", "teacher"), "--mode teacher has no teacher"),
         (("--transfer-data", "more", "--alpha", "0"), "--alpha 0 leaves the teacher's answers out"),

@@ -53,7 +53,10 @@ def write(path: Path, content: str) -> Path:
 
 
 def test_the_recipes_are_there() -> None:
-    assert set(NAMES) == {"mnist", "fashion_mnist", "pictures", "patient", "sample", "hinton2015", "quick"}
+    assert set(NAMES) == {
+        *("mnist", "fashion_mnist", "pictures", "patient", "sample", "hinton2015", "quick"),
+        *("mnist_few_labels", "fashion_mnist_few_labels", "pictures_few_labels"),
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,8 +97,11 @@ def test_the_data_choose_the_recipe(data: dict[str, Any], name: str) -> None:
     assert (config.temperature, config.augment) == tuple(
         read_recipe(name).settings[setting] for setting in ("temperature", "augment")
     )
-    assert "chosen for this data set" in describe_recipe(name, config.dataset, config.data_dir)
-    assert "chosen" not in describe_recipe("sample", config.dataset, config.data_dir)
+    assert "chosen for these data" in describe_recipe(name, config.dataset, config.data_dir, None)
+    assert "chosen" not in describe_recipe("sample", config.dataset, config.data_dir, None)
+    few = new_config(data | {"labels": 1000})
+    assert few.recipe == f"{name}_few_labels"
+    assert "chosen for these data" in describe_recipe(few.recipe, few.dataset, few.data_dir, few.labels)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
