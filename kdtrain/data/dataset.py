@@ -313,8 +313,9 @@ def hold_out(
         UsageError: ``size`` is negative or leaves no image to train on.
     """
     if not 0 <= size < len(train):
+        images = "training images with labels" if by_class else "training images"
         raise UsageError(
-            f"--val-size {size}: give 0 to {len(train) - 1}, because there are {len(train)} training images."
+            f"--val-size {size}: give 0 to {len(train) - 1}, because there are {len(train)} {images}."
         )
     random = np.random.default_rng([seed, _HOLD_OUT])
     if by_class:

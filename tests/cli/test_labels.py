@@ -20,7 +20,7 @@ TILES_LABELS = "60 of "
 def compared(tmp_path_factory: pytest.TempPathFactory, fitted: Fitted, run_kdtrain: RunKdtrain) -> Path:
     folder = tmp_path_factory.mktemp("few")
     words = (
-        *fitted.flags,
+        *fitted.flags[:2],
         *FEW,
         "--transfer-share",
         "0.75",
@@ -78,7 +78,7 @@ def test_a_fit_of_each_mode_and_what_follows(
     compared: Path, call_kdtrain: CallKdtrain, fitted: Fitted
 ) -> None:
     for mode in ("teacher", "student", "student_kd"):
-        words = (*fitted.flags, *FEW, "--mode", mode, "--logdir", "single", "--json")
+        words = (*fitted.flags[:2], *FEW, "--mode", mode, "--logdir", "single", "--json")
         finished = call_kdtrain("fit", *words, cwd=compared)
         assert finished.returncode == 0, finished.stderr
         assert "60 of " in finished.stderr
@@ -103,7 +103,7 @@ def test_a_teacher_of_all_labels_is_not_taken_in_silence(
     compared: Path, call_kdtrain: CallKdtrain, fitted: Fitted
 ) -> None:
     """A kept teacher of other labels is no teacher for these; one that is named is taken, and described."""
-    words = (*fitted.flags, *FEW, "--mode", "student_kd", "--logdir", "other")
+    words = (*fitted.flags[:2], *FEW, "--mode", "student_kd", "--logdir", "other")
     model_dir = ("--model-save-dir", fitted.model("teacher").parent)
     finished = call_kdtrain("fit", *words, *model_dir, "--no-keep", cwd=compared)
     assert "There is no teacher for" in finished.stderr
@@ -112,7 +112,7 @@ def test_a_teacher_of_all_labels_is_not_taken_in_silence(
 
 
 def test_check_tries_all_networks(call_kdtrain: CallKdtrain, fitted: Fitted, tmp_path: Path) -> None:
-    finished = call_kdtrain("fit", "--check", "--mode", "compare", *fitted.flags, *FEW, cwd=tmp_path)
+    finished = call_kdtrain("fit", "--check", "--mode", "compare", *fitted.flags[:2], *FEW, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "student_kd" in finished.stdout
     assert not list(tmp_path.iterdir())
@@ -135,6 +135,6 @@ def test_flags_that_do_not_fit_are_explained(
     flags: tuple[str, ...], texts: tuple[str, ...], call_kdtrain: CallKdtrain, fitted: Fitted, tmp_path: Path
 ) -> None:
     finished = call_kdtrain(
-        "fit", "--mode", "compare", *fitted.flags, "--recipe", "none", *flags, cwd=tmp_path
+        "fit", "--mode", "compare", *fitted.flags[:2], "--recipe", "none", *flags, cwd=tmp_path
     )
     assert_explained(finished, 2, *texts)
