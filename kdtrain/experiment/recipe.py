@@ -31,7 +31,6 @@ _FEW_LABELS = "_few_labels"  # ends the name of a recipe for --labels
 _FOLDER = Path(__file__).with_name("recipes")
 _LARGEST = 1 << 16  # bytes of a file
 _PUBLISHED = ("mnist", "fashion_mnist")
-_MEASURED = "Measured: "
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,15 @@ class Recipe:
         name: its name for ``--recipe``.
         title: its first comment line, a noun phrase.
         measured: the paragraph of its comments that begins with "Measured: ", without that word.
+        expected: the paragraph that begins with "Expect: ", which says before a comparison what it can show;
+            "" without one.
         text: the whole file, as ``--config`` reads it.
     """
 
     name: str
     title: str
     measured: str
+    expected: str
     text: str
 
     @property
@@ -81,8 +83,11 @@ def read_recipe(name: str) -> Recipe:
     text = read_text(_FOLDER / f"{name}.toml", _LARGEST)
     comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
     paragraphs = [" ".join(part.split()) for part in "\n".join(comments).split("\n\n")]
-    measured = next(part for part in paragraphs if part.startswith(_MEASURED))
-    return Recipe(name, comments[0].rstrip("."), measured.removeprefix(_MEASURED), text)
+
+    def paragraph(begin: str) -> str:
+        return next((part.removeprefix(begin) for part in paragraphs if part.startswith(begin)), "")
+
+    return Recipe(name, comments[0].rstrip("."), paragraph("Measured: "), paragraph("Expect: "), text)
 
 
 def named_recipe(name: str | None) -> str | None:

@@ -22,7 +22,7 @@ from kdtrain.experiment.loaders import (
     training_loader,
 )
 from kdtrain.experiment.modes import MODES, check_plugins, conditions_of
-from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe
+from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe, read_recipe
 from kdtrain.experiment.rehearsal import configured_distillation
 from kdtrain.experiment.result import FitResult, Tested, TestedModel
 from kdtrain.experiment.teacher import TrainedTeacher, networks_to_train
@@ -82,6 +82,8 @@ class Session:
         self.config = config = config.with_epochs(count_training(self.dataset, config))
         if config.recipe is not None and config.recipe != NO_RECIPE:
             logger.info(describe_recipe(config.recipe, config.dataset, config.data_dir, config.labels))
+            if config.mode == "compare" and (expected := read_recipe(config.recipe).expected):
+                logger.info(expected)
         for sentence in data_sentences(conditions_of(config, self.dataset)):
             logger.info(sentence)
         self._cores = functools.cache(partial(_cores, dataset=self.dataset))
