@@ -81,12 +81,11 @@ def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path,
     port = str(_free_port())
     nodes = []
     for node in ("0", "1"):
-        launch = "-m oneflow.distributed.launch --nproc_per_node 1 --nnodes 2 --master_addr 127.0.0.1"
-        where = ["--node_rank", node, "--master_port", port]
+        where = ["--nnodes", "2", "--node-rank", node, "--master-port", port]
         (tmp_path / node).mkdir()
         nodes.append(
             subprocess.Popen(
-                [sys.executable, *launch.split(), *where, "-m", "kdtrain", *words],
+                [sys.executable, "-m", "kdtrain", "launch", *where, *words],
                 cwd=tmp_path / node,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE,
