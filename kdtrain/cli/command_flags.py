@@ -40,9 +40,7 @@ def _launch(parser: Parser) -> None:
         "--master-port": ("free port of machine 0, at which the processes connect", 29500),
     }
     for flag, (text, default) in numbers.items():
-        parser.add_argument(
-            flag, type=whole_number, default=default, metavar="N", help=f"{text} [{default}]"
-        )
+        parser.add_argument(flag, type=whole_number, default=default, metavar="N", help=f"{text} [{default}]")
     parser.add_argument(
         "--master-addr", default="127.0.0.1", metavar="ADDRESS", help="address of machine 0 [127.0.0.1]"
     )

@@ -11,8 +11,6 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from kdtrain.errors import KdtrainError
-
 STUBS = Path(__file__).parent / "cuda_stubs"
 REMEDY = "install kdtrain[cuda] (in a clone: scripts/bootstrap --cuda)"
 

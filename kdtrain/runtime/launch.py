@@ -6,7 +6,6 @@ serves several machines (``kdtrain launch``).
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
@@ -17,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO
 
 from kdtrain.errors import KdtrainError, Terminated, UsageError

@@ -102,6 +102,26 @@ def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path,
     assert_same_training(tmp_path / "0", alone)
 
 
+def test_two_processes_of_one_launcher_train_as_one_process(
+    tmp_path: Path, tiles: Path, alone: Path, run_kdtrain: RunKdtrain
+) -> None:
+    launch = ("launch", "--nproc-per-node", "2", "--master-port", _free_port())
+    words = ("fit", *SGD, "--data-dir", tiles, "--batch-size", "32", "--quiet")
+    finished = run_kdtrain(*map(str, launch), *words, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("test accuracy  ")  # the launcher's own messages are on stderr
+    assert_same_training(tmp_path, alone)
+
+
+def test_when_a_process_of_the_launcher_fails_there_is_no_traceback(
+    tmp_path: Path, run_kdtrain: RunKdtrain
+) -> None:
+    finished = run_kdtrain("launch", "fit", "--mode", "studnt", cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert "did you mean 'student'?" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain) -> None:
     flags = ("--data-dir", tiles, *FEW, "--epochs", "1", "--batch-size", "32")
     grid = ("--grid", "lr=1e-4,3e-3")
