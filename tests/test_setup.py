@@ -342,6 +342,7 @@ def test_a_set_up_that_is_interrupted_is_finished_by_the_next_one(tmp_path: Path
 
         # In another place, the scripts in .venv would still run the code of the old one.
         moved = clone.rename(folder / "moved")
+        shutil.rmtree(moved / ".uv" / "env", ignore_errors=True)
         fourth = run(moved / "scripts" / "bootstrap", cwd=tmp_path, **without_python(tmp_path, bare))
         assert fourth.stderr.startswith("kdtrain: Python 3.10 is needed")
 
