@@ -321,7 +321,7 @@ def test_a_set_up_that_is_interrupted_is_finished_by_the_next_one(tmp_path: Path
         os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does
         out, said = first.communicate(timeout=60)
         assert (first.returncode, out) == (130, ""), said
-        assert re.search("GB to download, . GB on disk", said.splitlines()[0])
+        assert re.search("GB to download, .+ GB on disk", said.splitlines()[0])
         assert said.endswith("kdtrain: interrupted; run this again and it goes on.\n")
         assert not stamp.exists()
 
