@@ -116,6 +116,7 @@ def test_a_program_may_import_oneflow_after_kdtrain_has(tmp_path: Path) -> None:
 @with_stubs
 def test_a_gpu_without_nvidia_s_libraries_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(flow.cuda, "get_device_properties", lambda _: pytest.fail("the GPU is touched"))
     assert resolve_device("auto") == "cpu"
     with pytest.raises(UsageError, match=r"--device cuda: .*not installed: install kdtrain\[cuda\]"):
         resolve_device("cuda")
