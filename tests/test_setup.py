@@ -91,24 +91,25 @@ def test_scripts_test_runs_all_tools_and_fails_with_any_of_them(
     for tool in ("ruff", "mypy", "pytest"):
         (clone / ".venv/bin" / tool).write_text(f"#!/bin/bash\necho {tool} $*\nexit {int(tool == failing)}\n")
         (clone / ".venv/bin" / tool).chmod(0o755)
-    (clone / "scripts/bootstrap").write_text("")
+    (clone / "scripts/bootstrap").write_text('echo bootstrap "$@"\n')
     ended = run(clone / "scripts/test", *["--fast"] * fast, "tests/cli", "-k", "a b", cwd=clone)
     assert ended.returncode == bool(failing)
     lines = [line for line in ended.stdout.splitlines() if line[:2] != "=="]
-    assert [line.split()[0] for line in lines] == ["ruff", "ruff", "mypy", "pytest"]
+    assert lines[0] == "bootstrap --dev"
+    assert [line.split()[0] for line in lines[1:]] == ["ruff", "ruff", "mypy", "pytest"]
     assert lines[-1].endswith("tests/cli -k a b")
     assert ("--ignore=tests/faults" in lines[-1]) == fast
     *_, last = ended.stdout.splitlines()
     assert ("not everything" in last and "scripts/test" in last) if fast else last == lines[-1]
 
 
-def test_without_python_3_10_one_message_says_how_to_get_it(clone: Path, bare: Path) -> None:
+def test_without_python_and_uv_one_message_says_how_to_get_them(clone: Path, bare: Path) -> None:
     for command in ("kdtrain", "test", "bootstrap"):
         ended = run(clone / "scripts" / command, cwd=bare, **without_python(clone, bare))
         assert (ended.returncode, ended.stdout) == (1, "")
         assert len(ended.stderr.splitlines()) == 1
         assert ended.stderr.startswith("kdtrain: Python 3.10 is needed")
-        for way in ("uv python install 3.10", "pyenv install 3.10", "python3.10-venv"):
+        for way in ("uv, which fetches it", "pyenv install 3.10", "python3.10-venv"):
             assert way in ended.stderr
     assert not (clone / ".venv").exists()
 
@@ -175,6 +176,112 @@ def test_a_second_set_up_at_the_same_time_waits_for_the_first(clone: Path, bare:
     assert rest.startswith("kdtrain: Python 3.10 is needed")  # its turn came
 
 
+UV = """#!/bin/bash
+# Stands for uv, whose downloads are not under test: records its arguments, and makes what it is asked for.
+printf '%s\\n' "$*" >>"$CALLS"
+case "$*" in
+    --version) echo 'uv 0.13.9' ;;
+    'python find'*) exit 2 ;;
+    'python install'*)
+        if [[ ! -e $PYTHON ]]; then printf 'error: no download\\n  cause: no route to host\\n'; exit 2; fi
+        mkdir -p "$UV_PYTHON_INSTALL_DIR/cpython-3.10.1-linux/bin"
+        ln -s "$PYTHON" "$UV_PYTHON_INSTALL_DIR/cpython-3.10.1-linux/bin/python3.10" ;;
+    venv*) mkdir -p .venv/bin && ln -s "$PYTHON" .venv/bin/python ;;
+esac
+"""
+ANY_PYTHON = """#!/bin/bash
+# Stands for a later Python 3, behind a shim that looks for 3.10 alone where .python-version says so.
+if [[ -e .python-version && $1 == -c ]]; then exit 127; fi
+case "$*" in
+    -c*' 3.') echo "$0" ;;
+    '-m pip install --target '*) mkdir -p "$5/bin" && cp "$UV" "$5/bin/uv" ;;
+esac
+"""
+
+
+def program(path: Path, code: str) -> Path:
+    path.write_text(code)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def machine(tmp_path: Path, bare: Path) -> dict[str, str]:
+    """The environment of a machine with a later Python 3 and no uv; the variables are for the stand-ins."""
+    for tool in ("cp", "ln"):
+        (bare / tool).symlink_to(shutil.which(tool) or tool)
+    program(bare / "python3", ANY_PYTHON)
+    python = str(Path(sys.base_prefix) / "bin" / "python3.10")
+    variables = {"CALLS": str(tmp_path / "calls"), "UV": str(program(tmp_path / "uv", UV)), "PYTHON": python}
+    return without_python(tmp_path, bare) | variables
+
+
+def calls(machine: dict[str, str]) -> list[str]:
+    """Returns what uv was asked for since the last call of this function."""
+    file = Path(machine["CALLS"])
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return [line for line in lines if line != "--version"]
+
+
+def test_where_python_3_10_is_missing_uv_is_asked_for_it(clone: Path, machine: dict[str, str]) -> None:
+    ended = run(clone / "scripts" / "bootstrap", cwd=clone, **machine)
+    assert ended.returncode == 0, ended.stderr
+    said = ended.stderr.splitlines()
+    assert [line for line in said if "Python 3.10 was not found" in line and "uv fetches it" in line]
+    asked = calls(machine)
+    assert "python install 3.10" in asked
+    assert f"venv --quiet --python {Path(machine['PYTHON']).resolve()} .venv" in asked
+    assert (clone / ".uv/python").is_dir()  # inside of the clone, as everything else
+    assert run(clone / "scripts" / "bootstrap", cwd=clone, **machine).stderr == ""
+    assert calls(machine) == []
+
+
+def test_where_uv_cannot_fetch_python_3_10_the_message_says_what_to_do(
+    clone: Path, machine: dict[str, str]
+) -> None:
+    ended = run(clone / "scripts" / "bootstrap", cwd=clone, **machine | {"PYTHON": "/nowhere"})
+    assert ended.returncode == 1
+    *before, last = ended.stderr.splitlines()
+    assert "uv fetches it" in before[-1]
+    assert last.startswith("kdtrain: uv could not fetch Python 3.10 (no route to host; see ")
+    for way in ("UV_PYTHON_INSTALL_MIRROR", "pyenv install 3.10", "python3.10-venv"):
+        assert way in last
+    assert not (clone / ".venv").exists()
+
+
+def test_tools_and_cuda_are_installed_where_they_are_chosen_and_the_choice_lasts(
+    clone: Path, machine: dict[str, str], tmp_path: Path
+) -> None:
+    script = clone / "scripts" / "bootstrap"
+    driver = tmp_path / "nvidiactl"
+    script.write_text(script.read_text().replace("/dev/nvidiactl", str(driver)))
+
+    def extras(*flags: str) -> set[str] | None:
+        """Runs bootstrap twice, the second time without flags; returns what is installed, if anything is."""
+        ended = run(script, *flags, cwd=clone, **machine)
+        assert ended.returncode == 0, ended.stderr
+        (*_, installs) = [None, *(line for line in calls(machine) if "--requirement" in line)]
+        assert run(script, cwd=clone, **machine).stderr == ""
+        assert calls(machine) == []
+        return None if installs is None else set(re.findall(r"--extra (\w+)", installs))
+
+    assert extras() == {"serve"}
+    assert extras("--dev") == {"serve", "dev"}
+    assert extras("--cuda") == {"serve", "dev", "cuda"}
+    assert extras("--dev", "--cuda") is None
+    (clone / ".venv/lib/python3.10/site-packages/nvidia").mkdir(parents=True)
+    assert run(script, "--no-cuda", cwd=clone, **machine).returncode == 0
+    assert [line for line in calls(machine) if line.startswith("pip uninstall")]
+    driver.touch()
+    assert extras() is None  # NVIDIA's libraries were refused
+    shutil.rmtree(clone / ".venv")
+    assert extras() == {"serve", "cuda"}
+    driver.unlink()
+    assert extras() is None  # they are there
+    assert run(script, "--gpu", cwd=clone, **machine).returncode == 2
+
+
 @in_the_project_environment
 def test_once_set_up_it_costs_under_a_tenth_of_a_second_and_does_nothing(tmp_path: Path) -> None:
     stamp = ROOT / ".venv" / ".kdtrain-ready"
@@ -214,7 +321,7 @@ def test_a_set_up_that_is_interrupted_is_finished_by_the_next_one(tmp_path: Path
         os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does
         out, said = first.communicate(timeout=60)
         assert (first.returncode, out) == (130, ""), said
-        assert "2.2 GB to download, 5 GB on disk" in said.splitlines()[0]
+        assert re.search("GB to download, .+ GB on disk", said.splitlines()[0])
         assert said.endswith("kdtrain: interrupted; run this again and it goes on.\n")
         assert not stamp.exists()
 
@@ -235,6 +342,7 @@ def test_a_set_up_that_is_interrupted_is_finished_by_the_next_one(tmp_path: Path
 
         # In another place, the scripts in .venv would still run the code of the old one.
         moved = clone.rename(folder / "moved")
+        shutil.rmtree(moved / ".uv" / "env", ignore_errors=True)
         fourth = run(moved / "scripts" / "bootstrap", cwd=tmp_path, **without_python(tmp_path, bare))
         assert fourth.stderr.startswith("kdtrain: Python 3.10 is needed")
 
@@ -268,13 +376,14 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     data = {f"kdtrain/data/mnist/{half}-ubyte.gz" for half in halves}
     pages = (ROOT / "kdtrain" / "deploy" / "serve" / "page").iterdir()
     page = {str(file.relative_to(ROOT)) for file in pages}
+    stubs = {str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain/runtime/cuda_stubs").iterdir()}
     templates = {
         f"kdtrain/report/page/templates/{name}"
         for name in ("charts.html", "model_card.md", "page.css", "page.html", "tuning.html")
     }
     recipes = {str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain/experiment/recipes").iterdir()}
     others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed", "kdtrain/__init__.pyi"}
-    assert names == code | plugins | data | page | templates | recipes | others
+    assert names == code | plugins | data | page | templates | recipes | stubs | others
 
 
 def test_the_wheel_carries_its_licence_and_names_it(wheel: Path) -> None:

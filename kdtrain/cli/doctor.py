@@ -24,6 +24,7 @@ from rich.text import Text
 
 from kdtrain.cli.output import Output
 from kdtrain.report.table import Column, Table
+from kdtrain.runtime.cuda_libraries import REMEDY
 
 _GB = 1e9
 _REINSTALL = (
@@ -37,11 +38,13 @@ _FAST_KERNELS = {"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids"}
 _PROBE = """
 import json
 from kdtrain.runtime import onednn
+from kdtrain.runtime.cuda_libraries import load_stubs
 from kdtrain.runtime.oneflow import with_openblas_coretype, prepare_environment, resolve_device
 from kdtrain.runtime.thread_pool import thread_pool_obstacle
-answer = {"error": "", "device": "", "onednn": "", "obstacle": "", "threads": ""}
+answer = {"error": "", "device": "", "onednn": "", "obstacle": "", "stubs": [], "threads": ""}
 try:
     prepare_environment()
+    answer["stubs"] = load_stubs()
     with with_openblas_coretype():
         import oneflow
     answer["device"] = resolve_device("auto")
@@ -157,10 +160,17 @@ def _oneflow() -> list[Check]:
     return [
         Check("import oneflow", True, "works"),
         Check("device", True, "cuda" if answer["device"] == "cuda" else "cpu (no GPU that oneflow can use)"),
+        _cuda_libraries(answer["stubs"]),
         _child_threads(answer["threads"]),
         _onednn(answer["onednn"], answer["obstacle"]),
         _blas_kernel(result.stderr),
     ]
+
+
+def _cuda_libraries(stubs: list[str]) -> Check:
+    """Says whether cuBLAS and cuDNN are NVIDIA's. Stubs are good, because a CPU needs no more."""
+    stand_ins = f"stubs, enough for a CPU; for a GPU {REMEDY}"
+    return Check("cuBLAS and cuDNN", True, stand_ins if stubs else "NVIDIA's libraries")
 
 
 def _child_threads(obstacle: str) -> Check:

@@ -16,6 +16,7 @@ from kdtrain.experiment.config import FitConfig
 
 COMMANDS = {
     "fit": "train a teacher, a student or a distilled student, or compare them",
+    "launch": "train one network in the processes of several machines",
     "tune": "choose the settings of every student, on held-out images",
     "eval": "test a model: accuracy, cross-entropy, per class, confusion matrix",
     "bias": "raise the biases of the classes that a student was trained without",

@@ -1,16 +1,14 @@
 """Processes that train together: the launcher of ``--nproc-per-node``, and the group that a process is in.
 
-A process finds its group in the environment variables that ``python -m oneflow.distributed.launch`` sets,
-too. That launcher serves several machines.
+A process finds its group in the environment variables that oneflow's launcher sets, too. That launcher
+serves several machines (``kdtrain launch``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -18,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO
 
 from kdtrain.errors import KdtrainError, Terminated, UsageError
@@ -30,6 +27,9 @@ _GRACE = 5.0  # seconds in which the other ranks may end by themselves after one
 _CLOSING_SECONDS = 4.0  # that a rank has after a signal: a little more than its guard needs
 _POLL = 0.05  # seconds
 _SILENCE = "KDTRAIN_SILENCE"  # environment variable: seconds without a heartbeat, in place of SILENCE
+LAUNCHER = "KDTRAIN_LAUNCHER"
+"""Environment variable: the process number of ``kdtrain launch``, for the processes that it starts."""
+
 _CONSEQUENCES = (-signal.SIGABRT, 128 + signal.SIGTERM)
 """Exit codes of ranks that ended only because another one had ended.
 
@@ -85,17 +85,15 @@ def connect_peers(facts: Mapping[str, str]) -> Heartbeat | None:
 
 
 def _follow_launcher() -> None:
-    """Makes this process end with oneflow's launcher, if that has started it.
+    """Makes this process end with ``kdtrain launch``, if that has started it.
 
     Ranks that were started in another way, such as in the background of a shell, may outlive their parent.
     """
     parent = os.getppid()
-    with contextlib.suppress(OSError):
-        command = Path(f"/proc/{parent}/cmdline").read_bytes()
-        if re.search(rb"oneflow[./]distributed[./]launch", command):
-            die_with_parent(signal.SIGTERM)
-            if os.getppid() != parent:
-                raise Terminated
+    if os.environ.get(LAUNCHER) == str(parent):
+        die_with_parent(signal.SIGTERM)
+        if os.getppid() != parent:
+            raise Terminated
 
 
 def _silence() -> float:

@@ -22,6 +22,7 @@ from types import ModuleType
 
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.runtime import launch
+from kdtrain.runtime.cuda_libraries import REMEDY, load_stubs
 from kdtrain.runtime.processor import processor_flags
 from kdtrain.runtime.signals import defer_signals, restore_sigint_handler
 from kdtrain.runtime.value_checks import DEVICES
@@ -51,6 +52,7 @@ def import_oneflow() -> ModuleType:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # its sources have deprecated escape sequences
+                load_stubs()
                 _load_library()
                 module = importlib.import_module("oneflow")
         except Exception as error:
@@ -162,6 +164,8 @@ def _gpu_obstacle() -> str | None:
     cuda = import_oneflow().cuda
     if not cuda.is_available():  # the only call that is safe without a driver
         return "oneflow finds no GPU with a working driver"
+    if load_stubs():
+        return f"there is a GPU, but NVIDIA's cuBLAS and cuDNN are not installed: {REMEDY}"
     properties = cuda.get_device_properties(0)
     capability = (properties.major, properties.minor)
     lowest, highest = _COMPUTE_CAPABILITIES

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.cli.doctor import Check, disk_check, memory_check, report
+from kdtrain.runtime.cuda_libraries import load_stubs
 from kdtrain.runtime.processor import processor_flags
 from tests.tools import ROOT
 
@@ -77,6 +78,8 @@ def test_a_whole_installation_is_good_line_by_line(whole: Path) -> None:
     assert lines["numpy"].endswith("1.23.5")
     assert lines["BLAS kernel"] == "good  BLAS kernel: Haswell (OPENBLAS_CORETYPE=Haswell)"
     assert re.fullmatch(r"good  oneDNN: 3\.\d+\.\d+, AVX(2|-512), \d+ threads?", lines["oneDNN"])
+    kind = "stubs, enough for a CPU; for a GPU install kdtrain[cuda]" if load_stubs() else "NVIDIA's"
+    assert lines["cuBLAS and cuDNN"].startswith(f"good  cuBLAS and cuDNN: {kind}")
     assert "t10k-labels-idx1-ubyte" in lines
     assert {"python", "device", "free disk", "available memory", "terminal"} <= lines.keys()
 

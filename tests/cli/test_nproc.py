@@ -81,12 +81,11 @@ def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path,
     port = str(_free_port())
     nodes = []
     for node in ("0", "1"):
-        launch = "-m oneflow.distributed.launch --nproc_per_node 1 --nnodes 2 --master_addr 127.0.0.1"
-        where = ["--node_rank", node, "--master_port", port]
+        where = ["--nnodes", "2", "--node-rank", node, "--master-port", port]
         (tmp_path / node).mkdir()
         nodes.append(
             subprocess.Popen(
-                [sys.executable, *launch.split(), *where, "-m", "kdtrain", *words],
+                [sys.executable, "-m", "kdtrain", "launch", *where, *words],
                 cwd=tmp_path / node,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE,
@@ -101,6 +100,26 @@ def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path,
     assert "test accuracy" not in outputs[1]
     assert files_in(tmp_path / "1") == {}
     assert_same_training(tmp_path / "0", alone)
+
+
+def test_two_processes_of_one_launcher_train_as_one_process(
+    tmp_path: Path, tiles: Path, alone: Path, run_kdtrain: RunKdtrain
+) -> None:
+    launch = ("launch", "--nproc-per-node", "2", "--master-port", _free_port())
+    words = ("fit", *SGD, "--data-dir", tiles, "--batch-size", "32", "--quiet")
+    finished = run_kdtrain(*map(str, launch), *words, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("test accuracy  ")  # the launcher's own messages are on stderr
+    assert_same_training(tmp_path, alone)
+
+
+def test_when_a_process_of_the_launcher_fails_there_is_no_traceback(
+    tmp_path: Path, run_kdtrain: RunKdtrain
+) -> None:
+    finished = run_kdtrain("launch", "fit", "--mode", "studnt", cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert "did you mean 'student'?" in finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain) -> None:

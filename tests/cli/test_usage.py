@@ -60,6 +60,12 @@ fit --mode compare --assistant-arch hinton_800 | --assistant-arch | compare
 fit --mode student_kd --assistant-arch hinton_8000 | hinton_8000 | hinton_800
 fit --resume nowhere | nowhere | config.toml
 fit --resume --mode teacher | logs/teacher
+launch --nnodes 2 | kdtrain launch --nnodes 2 fit
+launch eval model | kdtrain launch --nnodes 2 fit
+launch --nnode 2 fit | --nnode | did you mean '--nnodes'?
+launch --nnodes 2 --node-rank 2 fit | --node-rank is 2 | from 0 to 1
+launch --nproc-per-node 0 fit | --nproc-per-node is 0 | at least 1
+launch --master-port 65536 fit | --master-port is 65536 | from 1 to 65535
 config --alpha 2 | --alpha is 2.0
 bias nowhere | nowhere | config.toml
 eval | CHECKPOINT

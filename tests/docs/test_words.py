@@ -56,8 +56,9 @@ def test_every_status_is_in_the_reference() -> None:
 
 
 def texts_of_the_code() -> str:
-    """Returns all texts in kdtrain/, and the messages of scripts/bootstrap."""
-    texts = [re.sub(r"[\"'] \\\n *[\"']", " ", (ROOT / "scripts/bootstrap").read_text())]
+    """Returns all texts in kdtrain/, and the messages of scripts/bootstrap and of the stubs."""
+    texts = [(ROOT / "kdtrain/runtime/cuda_stubs/stub.c").read_text()]
+    texts += [re.sub(r"[\"'] \\\n *[\"']", " ", (ROOT / "scripts/bootstrap").read_text())]
     for file in sorted((ROOT / "kdtrain").rglob("*.py")):
         tree = ast.parse(file.read_text())
         nodes = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))

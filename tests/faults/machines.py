@@ -132,12 +132,12 @@ class Machines:
         """
         (folder / "tmp").mkdir(parents=True)
         (folder / "slow.py").write_text(SLOW)
-        where = ["--node_rank", str(machine), "--master_addr", ADDRESSES[0], "--master_port", str(PORT)]
-        launch = ["-m", "oneflow.distributed.launch", "--nproc_per_node", "1", "--nnodes", "2", *where]
+        where = ["--node-rank", str(machine), "--master-addr", ADDRESSES[0], "--master-port", str(PORT)]
+        launch = ["launch", "--nnodes", "2", *where]
         if not launcher:
             variables |= {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(PORT), "WORLD_SIZE": "2"}
             variables |= {"RANK": str(machine), "LOCAL_RANK": "0"}
-        fit = [*(launch if launcher else []), "-m", "kdtrain", "fit", *map(str, words)]
+        fit = ["-m", "kdtrain", *(launch if launcher else []), "fit", *map(str, words)]
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self.names[machine], sys.executable, *fit],
