@@ -15,7 +15,7 @@ from kdtrain.experiment.config_file import absolute_paths, load_config
 from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import grid_trials, search_grid
-from kdtrain.experiment.loaders import count_validation
+from kdtrain.experiment.loaders import count_training, count_validation
 from kdtrain.experiment.modes import COMPARED, MODES, controls_of, transfer_of
 from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
@@ -98,7 +98,11 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
 
 def _conditions(session: Session) -> Conditions:
     first = absolute_paths(session.config).student_checkpoint
-    return Conditions(None if first is None else str(first), transfer_of(session.config, session.dataset))
+    return Conditions(
+        student_checkpoint=None if first is None else str(first),
+        transfer=transfer_of(session.config, session.dataset),
+        training_images=count_training(session.dataset, session.config),
+    )
 
 
 class _Training:
