@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 
 from kdtrain.metrics.statistics import CONFIDENCE, MOST_SEEDS, POWER, Interval, McNemar, t_interval
 from kdtrain.report.comparison import Comparison, Difference, Model
 from kdtrain.report.teacher_lead import LITTLE_LEAD, far_apart_sentence
+from kdtrain.runtime.processes import available_cores
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SEEDS = 5  # what the verdict on one training of each suggests
 _OTHER_SIZE = 1.5  # times as many parameters, from which a verdict names the sizes
-_UNITS = (("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def verdict(comparison: Comparison) -> str:
@@ -65,7 +64,7 @@ def _effect(comparison: Comparison) -> list[str]:
 
 def _one_training(comparison: Comparison) -> list[str]:
     summaries = [summary for model, summary in comparison.summaries.items() if model != "teacher"]
-    at_once = min(2, len(os.sched_getaffinity(0)))  # students that train side by side
+    at_once = min(2, len(available_cores()))  # students that train side by side
     seconds = _SEEDS * sum(summary.seconds.mean for summary in summaries) / at_once
     time = f" ({_duration(seconds)})" if seconds else ""
     return [
@@ -177,11 +176,11 @@ def _plain_decimals(gain: Interval) -> int:
 
 def _duration(seconds: float) -> str:
     """Returns about how long something takes: ``"40 seconds"``, ``"2 minutes"``, ``"1 hour"``."""
-    unit, length = next((unit for unit in _UNITS if seconds >= 0.95 * unit[1]), _UNITS[-1])
-    number = max(1, round(seconds / length))
-    if unit == "second" and number > 10:
-        number = round(number, -1)
-    return f"{number:,} {unit}{'s' * (number != 1)}"
+    for unit, length in (("hour", 3600), ("minute", 60)):
+        if seconds >= 0.95 * length:
+            number = round(seconds / length)
+            return f"{number:,} {unit}{'s' * (number != 1)}"
+    return f"{max(10, round(seconds, -1)):.0f} seconds"
 
 
 def evidence(comparison: Comparison) -> str:

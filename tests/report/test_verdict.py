@@ -163,7 +163,7 @@ def test_one_training_of_each_asks_for_chance(distilled: int, change: str) -> No
 @pytest.mark.parametrize(
     ("seconds", "time"),
     [
-        *((0.2, "1 second"), (8.6, "40 seconds"), (12, "1 minute")),
+        *((0.2, "10 seconds"), (8.6, "40 seconds"), (12, "1 minute")),
         *((25, "2 minutes"), (710, "1 hour"), (1500, "2 hours")),
     ],
 )
