@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
 from kdtrain.deploy.evaluate import evaluate
 from kdtrain.report.evaluation import evaluation_report, to_json
@@ -29,4 +30,6 @@ def run(options: argparse.Namespace) -> int:
         output = Output()
         output.sentence(f"{model.path} ({short_name(model.card.arch)}) on the test set of {data.name}")
         output.print(evaluation_report(evaluation, model.card.classes))
+        if model.path.suffix != ".onnx":
+            after_model(output, "export", model.path, options)
     return 0

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from kdtrain.cli.next_step import command_line, print_next
 from kdtrain.cli.output import Output
 from kdtrain.deploy.benchmark import ROUNDS, BenchmarkResult, run_benchmark
 from kdtrain.deploy.benchmark_table import benchmark_table
@@ -35,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(_to_json(exported, results, options), indent=2))
     else:
         _print(exported, results)
+        if not options.normalized_input:  # serve takes pixels
+            print_next(Output(), command_line("serve", str(exported.path)))
     return 0
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
+from kdtrain.cli.next_step import after_comparison, after_fit
 from kdtrain.cli.output import Output, only_json
 from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
@@ -131,6 +132,7 @@ def _single(config: FitConfig, resume: Path | None, output: Output) -> None:
         output.text(f"{name:<13}  {value}")
     if warning is not None:
         output.sentence(warning)
+    after_fit(output, config, model.saved.path)
 
 
 def _compare(config: FitConfig, resume: Path | None, output: Output) -> None:
@@ -138,10 +140,14 @@ def _compare(config: FitConfig, resume: Path | None, output: Output) -> None:
     from kdtrain.report.comparison_table import comparison_tables
 
     result = run_compare(config, resume)
+    verdict, *others = result.sentences
+    output.sentence(verdict)
+    output.print()
     for table in comparison_tables(result.comparison):
         output.print(table, "")
-    for sentence in result.sentences:
+    for sentence in others:
         output.sentence(sentence)
     output.text(f"Picture: {result.picture}")
     output.text(f"Report: {result.report}")
     output.text(f"Figures: {result.figures}")
+    after_comparison(output, config, result.checkpoint("student_kd"))

@@ -15,6 +15,7 @@ from typing import Any
 from rich.padding import Padding
 from rich.text import Text
 
+from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
 from kdtrain.deploy.opening import open_model
 from kdtrain.errors import UsageError
@@ -56,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         Output().text(f"pictures: {', '.join(pictures)}")
     if failed and len(files) > 1:
         logger.error(f"kdtrain: {failed} of {len(files)} images could not be read.")
+    if with_classes and len(entries) == 1 and not failed and not options.json:
+        after_model(Output(), "eval", Path(entries[0]["model"]), options)
     if options.csv is not None:
         make_folder(options.csv.parent)
         write_bytes(options.csv, _csv(entries))

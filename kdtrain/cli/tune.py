@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 
 from kdtrain.cli.fit import SECONDS_TO_END
+from kdtrain.cli.next_step import print_next
 from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
 from kdtrain.experiment.command_config import tune_config
@@ -48,4 +49,4 @@ def _tune(config: FitConfig, options: argparse.Namespace, resume: Path | None) -
         output.sentence(sentence)
     output.text(f"Report: {result.report}")
     output.text(f"Figures: {result.figures}")
-    output.text(f"Next: {next_command(result.directory)}")
+    print_next(output, next_command(result.directory))

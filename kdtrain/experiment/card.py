@@ -208,7 +208,7 @@ def _comparison_facts(figures: Mapping[str, Any]) -> dict[str, Any]:
             seeds = whole(summary, "test_accuracy_percent", "n") or 1
             arch, parameters = text(summary, "arch") or "", whole(summary, "parameters") or 0
             rows.append(ComparedModel(name, arch, parameters, accuracy, low, high, seeds))
-    sentences = [text(figures, name) for name in ("verdict", "gap", "far_apart")]
+    sentences = [text(figures, name) for name in ("verdict", "evidence", "gap", "far_apart")]
     sentences += condition_sentences(_conditions(at(figures, "conditions")))
     return {"compared": tuple(rows), "sentences": tuple(filter(None, sentences))}
 

@@ -10,8 +10,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.report.comparison import Comparison, Difference, ModelResult
 from kdtrain.report.comparison_file import FILES
 from kdtrain.report.conditions import condition_sentences
-from kdtrain.report.disagreement import disagreement
-from kdtrain.report.verdict import gap_sentence, teacher_far_apart, verdict
+from kdtrain.report.verdict import evidence, gap_sentence, teacher_far_apart, verdict
 from kdtrain.runtime.files import make_folder, write_bytes
 
 
@@ -51,13 +50,14 @@ class ComparisonRun:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What the comparison shows, as the command line prints it."""
-        warnings = teacher_far_apart(self.comparison), disagreement(self.comparison)
+        """The plain verdict, then what it rests on and what else the comparison shows."""
+        warning = teacher_far_apart(self.comparison)
         return (
             verdict(self.comparison),
+            evidence(self.comparison),
             gap_sentence(self.comparison),
             *condition_sentences(self.comparison.conditions),
-            *(sentence for sentence in warnings if sentence is not None),
+            *([] if warning is None else [warning]),
         )
 
     def checkpoint(self, model: str, seed: int | None = None) -> Path:

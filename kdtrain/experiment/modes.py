@@ -26,7 +26,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.loaders import count_validation
+from kdtrain.experiment.loaders import count_training, count_validation
 from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.report.comparison import Model
 from kdtrain.report.conditions import Conditions, Labels, Transfer
@@ -139,7 +139,12 @@ def conditions_of(config: FitConfig, dataset: Dataset) -> Conditions:
         with_teacher = tuple(model for model in students if MODES[COMPARED[model][0]].has_teacher)
         path = None if config.transfer_data is None else os.path.abspath(config.transfer_data)
         transfer = Transfer(path, len(dataset.transfer), config.transfer_share, with_teacher)
-    return Conditions(None if first is None else os.path.abspath(first), labels, transfer)
+    return Conditions(
+        student_checkpoint=None if first is None else os.path.abspath(first),
+        labels=labels,
+        transfer=transfer,
+        training_images=count_training(dataset, config),
+    )
 
 
 def check_plugins(config: FitConfig) -> None:

@@ -38,7 +38,7 @@ from kdtrain.report.tuning import FILE, RungScore, TunedModel, TunedTrial, Tunin
 from kdtrain.runtime import time_left
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_COMBINATIONS
-from kdtrain.runtime.locations import short_name
+from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job, available_cores
 from kdtrain.store.run_directory import run_directory
 
@@ -122,7 +122,7 @@ def _teacher_spec(session: Session, directory: Path) -> FitSpec:
 
 def next_command(directory: Path) -> str:
     """Returns the command that compares the tuned students."""
-    return f"kdtrain fit --mode compare --config {shlex.quote(str(directory / BEST))}"
+    return f"{command_name()} fit --mode compare --config {shlex.quote(str(directory / BEST))}"
 
 
 class _Search:

@@ -8,10 +8,17 @@ from typing import Any
 from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, ModelResult, ModelSummary
 from kdtrain.report.conditions import conditions_to_json
-from kdtrain.report.disagreement import disagreement
 from kdtrain.report.grid_result import Candidate, GridResult
 from kdtrain.report.teacher_lead import lead_to_json
-from kdtrain.report.verdict import gap_sentence, headline, teacher_far_apart, verdict
+from kdtrain.report.verdict import (
+    contradicts_verdict,
+    disagreement,
+    evidence,
+    gap_sentence,
+    headline,
+    teacher_far_apart,
+    verdict,
+)
 
 VERSION = 1
 FILES = {
@@ -34,6 +41,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "version": VERSION,
         "verdict": verdict(comparison),
         "headline": headline(comparison),
+        "evidence": evidence(comparison),
         "gap": gap_sentence(comparison),
         "outcome": comparison.distillation.outcome,
         "confidence": CONFIDENCE,
@@ -44,6 +52,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "teachers": [_teacher(member) for member in comparison.teachers],
         "far_apart": teacher_far_apart(comparison),
         "disagreement": disagreement(comparison),
+        "disagreement_changes_verdict": contradicts_verdict(comparison),
         "gap_closed_fraction": comparison.gap_closed,
         "differences": [_difference(difference) for difference in comparison.differences],
         "models": {model: _summary(summary) for model, summary in comparison.summaries.items()},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_FEW_LABELS = 5000  # training images; with so few, labels are rare already
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -47,11 +49,18 @@ class Conditions:
         student_checkpoint: path of the weights that every student begins from; None for drawn ones.
         labels: the labels that are left; None where all training images have one.
         transfer: images without labels; None without any.
+        training_images: number of training images with labels; 0 if unknown.
     """
 
     student_checkpoint: str | None = None
     labels: Labels | None = None
     transfer: Transfer | None = None
+    training_images: int = 0
+
+    @property
+    def may_take_fewer_labels(self) -> bool:
+        """Whether all training images have labels, and are so many that few labels are a task of its own."""
+        return self.labels is None and self.transfer is None and self.training_images > _FEW_LABELS
 
 
 def condition_sentences(conditions: Conditions) -> list[str]:

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from kdtrain.runtime.locations import short_name
 
 LITTLE_LEAD = 1.0
 """Points of lead over a trained student, below which a student has little to copy."""
-
-USUALLY_REMOVED = (0.25, 0.75)
-"""Shares of a quick student's errors, between which a whole training usually removes some.
-
-docs/concepts/distillation.md has the measurements.
-"""
 
 _CHANCE = 3.0  # standard errors that chance explains
 _FAR_APART = 1.0  # points
@@ -24,17 +18,15 @@ _FAR_APART = 1.0  # points
 
 @dataclass(frozen=True)
 class Baseline:
-    """The plain student that the teacher is compared with.
+    """The kept plain student that the teacher is compared with.
 
     Attributes:
-        kind: ``kept``, the plain student in --model-save-dir, or ``quick``, one trained for a moment.
         arch: its architecture.
         epochs: number of epochs of its training.
         images: number of its training images.
         accuracy: its accuracy on the held-out images, 0..1.
     """
 
-    kind: Literal["kept", "quick"]
     arch: str
     epochs: int
     images: int
@@ -51,7 +43,6 @@ class TeacherLead:
         calibration_error: the expected calibration error, 0..1.
         may_have_seen: the teacher may have been trained on these images, because its own held-out
             images were others or are unknown.
-        retrains: the command trains its own teacher whenever it is started.
         baseline: the student that it is compared with; None if there is none.
     """
 
@@ -59,7 +50,6 @@ class TeacherLead:
     accuracy: float
     calibration_error: float
     may_have_seen: bool
-    retrains: bool
     baseline: Baseline | None
 
     @property
@@ -69,7 +59,7 @@ class TeacherLead:
 
 
 def lead_sentences(lead: TeacherLead) -> list[str]:
-    """Returns the teacher's figures, its lead, and a warning where there is little to copy."""
+    """Returns the teacher's figures, and its lead over the kept plain student if there is one."""
     sentences = [
         f"Teacher: {100 * lead.accuracy:.2f} % of {lead.images:,} held-out image{'s' * (lead.images != 1)}, "
         f"calibration error {100 * lead.calibration_error:.1f} %."
@@ -77,9 +67,8 @@ def lead_sentences(lead: TeacherLead) -> list[str]:
     if lead.may_have_seen:
         sentences.append("It may have been trained on some of these images, so its accuracy may be too high.")
     if lead.baseline is not None and lead.points is not None:
-        sentences.append(f"It is {_distance(lead.points)} {_student(lead.baseline)}.")
-        judgement = _judgement(lead, lead.baseline, lead.points)
-        sentences += [] if judgement is None else [judgement]
+        little = ": there is little to copy" if lead.points < LITTLE_LEAD else ""
+        sentences.append(f"It is {_distance(lead.points)} {_student(lead.baseline)}{little}.")
     return sentences
 
 
@@ -128,11 +117,9 @@ def lead_to_json(lead: TeacherLead) -> dict[str, Any]:
         "held_out_accuracy_fraction": lead.accuracy,
         "held_out_calibration_error_fraction": lead.calibration_error,
         "may_have_seen_images": lead.may_have_seen,
-        "retrains": lead.retrains,
         "lead_percentage_points": lead.points,
         "baseline": baseline
         and {
-            "kind": baseline.kind,
             "arch": baseline.arch,
             "epochs": baseline.epochs,
             "training_images": baseline.images,
@@ -153,11 +140,9 @@ def lead_from_json(values: Mapping[str, Any]) -> TeacherLead:
         accuracy=float(values["held_out_accuracy_fraction"]),
         calibration_error=float(values["held_out_calibration_error_fraction"]),
         may_have_seen=bool(values["may_have_seen_images"]),
-        retrains=bool(values["retrains"]),
         baseline=None
         if student is None
         else Baseline(
-            kind="kept" if student["kind"] == "kept" else "quick",
             arch=str(student["arch"]),
             epochs=int(student["epochs"]),
             images=int(student["training_images"]),
@@ -174,34 +159,8 @@ def _distance(points: float) -> str:
 
 
 def _student(baseline: Baseline) -> str:
-    kind = "the kept plain student" if baseline.kind == "kept" else "a quick student"
     epochs = f"{baseline.epochs:,} epoch{'s' * (baseline.epochs != 1)}"
     return (
-        f"{kind} ({short_name(baseline.arch)}, {epochs} on {baseline.images:,} images: "
+        f"the kept plain student ({short_name(baseline.arch)}, {epochs} on {baseline.images:,} images: "
         f"{100 * baseline.accuracy:.2f} %)"
     )
-
-
-def _judgement(lead: TeacherLead, baseline: Baseline, points: float) -> str | None:
-    """Returns the sentence about what there is to copy; None if a trained student leaves enough.
-
-    A quick student is weaker than a trained one. Its sentence says what a whole training leaves.
-    """
-    if baseline.kind == "kept":
-        return f"There is little to copy: {_remedy(lead)}." if points < LITTLE_LEAD else None
-    if points < LITTLE_LEAD:
-        return f"There is little to copy, and a whole training makes a student better still: {_remedy(lead)}."
-    errors = 100 * (1 - baseline.accuracy)
-    most, least = (points - share * errors for share in USUALLY_REMOVED)
-    low, high = (f"{round(value, 1) + 0.0:+.1f}" for value in (least, most))  # + 0.0: no "-0.0"
-    removed = " to ".join(f"{100 * share:.0f}" for share in USUALLY_REMOVED)
-    left = (
-        f"A whole training usually removes {removed} % of such a student's errors, "
-        f"which leaves a lead of {low} to {high} points"
-    )
-    return f"{left}: there is little to copy, so {_remedy(lead)}." if most < LITTLE_LEAD else f"{left}."
-
-
-def _remedy(lead: TeacherLead) -> str:
-    start = "train" if lead.retrains else "with --mode teacher, train"
-    return f"{start} a teacher for longer (--teacher-epochs) or a larger one (--teacher-arch)"

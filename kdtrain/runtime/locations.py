@@ -1,13 +1,26 @@
-"""Paths in flags and settings: made absolute, shortened for tables, or described in error messages."""
+"""Paths in flags, settings and printed commands: made absolute, shortened, or described in messages."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 _FILE = re.compile(r"(?P<file>.+?\.py)(:[^/,:]*(,.*)?)?", re.DOTALL)
 _DATA = ("folder", "npz")
+
+
+def command_name() -> str:
+    """Returns how the user began this command: ``scripts/kdtrain``, ``.venv/bin/kdtrain`` or ``kdtrain``."""
+    begun = os.environ.get("KDTRAIN_COMMAND") or sys.argv[0]  # scripts/kdtrain sets the variable
+    if os.path.basename(begun) != "kdtrain":  # python -m kdtrain, or Python code
+        return "kdtrain"
+    in_path = shutil.which("kdtrain")
+    is_in_path = in_path is not None and os.path.abspath(in_path) == os.path.abspath(begun)
+    return "kdtrain" if is_in_path else shlex.quote(begun)
 
 
 def absolute_name(name: str) -> str:

@@ -388,8 +388,11 @@ def test_tables_verdict_and_paths_on_stdout(two_seeds: Compared) -> None:
         model = figures["models"][mode]
         assert float(test[1]) == pytest.approx(model["test_accuracy_percent"]["mean"], abs=0.005)
         assert {f"{model['parameters']:,}", f"{model['multiply_adds']:,}"} <= set(cost)
-    *_, verdict, gap, image, report, json_file = out.splitlines()
-    assert (verdict, gap) == (figures["verdict"], figures["gap"])
+    verdict, *_, evidence, gap, image, report, json_file, following, photo, own = out.splitlines()
+    assert (verdict, evidence, gap) == (figures["verdict"], figures["evidence"], figures["gap"])
+    assert following == "Next: open the report in a browser, or"
+    assert photo.startswith("  classify a photo: kdtrain infer my_digit.jpg ")
+    assert own == "  your own images:  kdtrain fit --mode compare --dataset folder:DIR"
     assert image.endswith(": pictures/three models.png")
     assert report.endswith(": logs/compare/version_0/report.html")
     assert json_file.endswith(": logs/compare/version_0/compare.json")

@@ -23,7 +23,8 @@ def test_file_is_written_and_agrees(fitted: Fitted, run_kdtrain: RunKdtrain, tmp
     finished = run_kdtrain("export", model, "--output", "new/net.onnx", "--data-dir", data, cwd=tmp_path)
     assert (finished.returncode, finished.stderr) == (0, "")
     path = tmp_path / "new" / "net.onnx"
-    size, checked = finished.stdout.splitlines()
+    size, checked, following = finished.stdout.splitlines()
+    assert following == "Next: kdtrain serve new/net.onnx"
     assert size == f"new/net.onnx: {path.stat().st_size:,} bytes"
     difference = re.fullmatch(r".* 300 test images of tiles: 0 predictions differ .* (\S+)", checked)
     assert difference
@@ -142,4 +143,6 @@ def test_eval_takes_the_file(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path
     of_file = call_kdtrain("eval", "net.onnx", *data, cwd=tmp_path)
     assert of_file.returncode == 0, of_file.stderr
     assert of_file.stdout.splitlines()[0] == "net.onnx (student_mlp) on the test set of tiles"
-    assert of_file.stdout.splitlines()[2:] == of_checkpoint.stdout.splitlines()[2:]
+    *same, following = of_checkpoint.stdout.splitlines()[2:]
+    assert of_file.stdout.splitlines()[2:] == same
+    assert following.startswith("Next: kdtrain export "), "what is exported already needs no export"

@@ -25,7 +25,8 @@ ONE_EPOCH = ("--recipe=none", "--val-size", "300", "--epochs", "1", "--batch-siz
 def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: str) -> None:
     finished = fitted.processes[mode]
     assert finished.returncode == 0
-    rows = dict(re.split(r"  +", line, maxsplit=1) for line in finished.stdout.splitlines())
+    answer = finished.stdout.partition("Next:")[0]
+    rows = dict(re.split(r"  +", line, maxsplit=1) for line in answer.splitlines())
     assert list(rows) == [
         *("test accuracy", "cross-entropy", "parameters", "training time", "best epoch", "best weights")
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_text_for_people(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
         "infer", "--picture_index", "3", *models, "--image_save_name", picture, cwd=fitted.folder
     )
     assert (finished.returncode, finished.stderr) == (0, "")
-    first, heading, _, *rows, last = finished.stdout.splitlines()
+    first, heading, _, *rows, last, following = finished.stdout.splitlines()
     truth = load_dataset(data_dir=Path(fitted.flags[1])).test.labels[3]
     assert first.startswith("test image 3: ")
     assert first.endswith(f" (it is {truth})")
@@ -100,6 +101,8 @@ def test_text_for_people(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
     assert hard == sorted(hard, reverse=True)
     assert rows[0].split()[0] == first.split()[3]
     assert last == f"  picture: {picture}"
+    model = shlex.quote(f"{LOGDIR}/models/student_kd.safetensors")
+    assert following.startswith(f"Next: kdtrain eval {model} --data-dir ")
     assert_is_drawing(fitted.folder / picture)
 
 

@@ -29,14 +29,14 @@ def test_a_comparison_states_the_lead_and_a_test_set_of_another_kind(
     content[16:] = 255 - content[16:]  # black on white, unlike the training images
     test_images.write_bytes(content.tobytes())
     (tmp_path / "mine.py").write_text(LINEAR)
-    sizes = ("--epochs", "12", "--teacher-epochs", "2", "--batch-size", "500")
+    sizes = ("--epochs", "2", "--teacher-epochs", "2", "--batch-size", "500")
     networks = ("--teacher-arch", "mine.py:make", "--student-arch", "mine.py:make")
     words = ("fit", "--mode", "compare", "--data-dir", digits, *sizes, *networks)
     finished = call_kdtrain(*words, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     stated = [line for line in finished.stderr.splitlines() if re.match("Teacher: |It is ", line)]
     assert re.fullmatch(r"Teacher: \d\d\.\d\d % of 1,000 held-out images, calibration error .*", stated[0])
-    assert re.search(r"a quick student \(mine\.py:make, 3 epochs on 1,000 images: \d\d\.\d\d %\)", stated[1])
+    assert len(stated) == 1, "no student has been kept yet"
     place = finished.stderr.index
     assert place("teacher      2/2") < place("Teacher: ") < place("student_kd ")
     assert "points apart" not in finished.stderr, "before the end the test set is not read"
@@ -44,11 +44,11 @@ def test_a_comparison_states_the_lead_and_a_test_set_of_another_kind(
 
     directory = tmp_path / "logs/compare/version_0"
     figures = json.loads((directory / "compare.json").read_text())
-    assert figures["teacher_lead"]["sentences"][:2] == stated
+    assert figures["teacher_lead"]["sentences"] == stated
     assert figures["teacher_lead"] == json.loads((directory / "teacher_lead.json").read_text())
     assert figures["far_apart"] == warning
     page = (directory / "report.html").read_text()
-    assert f"{stated[0]} {stated[1]}" in page
+    assert stated[0] in page
     assert "points apart" in page
 
     single = call_kdtrain(

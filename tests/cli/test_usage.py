@@ -225,7 +225,9 @@ def test_any_locale_will_do(
     finished = run_kdtrain("fit", "--mode", "student", *flags, cwd=tmp_path, **variables)
     assert finished.returncode == 0, finished.stderr
     assert (folder / "models/student.safetensors").exists()
-    assert finished.stdout.splitlines()[-1].endswith("/student/version_0/checkpoints/best.safetensors")
+    *_, weights, following = finished.stdout.splitlines()
+    assert weights.endswith("/student/version_0/checkpoints/best.safetensors")
+    assert following.startswith("Next: kdtrain fit --mode compare --data-dir ")
     assert all(EPOCH.fullmatch(line) for line in finished.stderr.splitlines())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import html
 import io
 import itertools
 import json
@@ -144,9 +145,29 @@ def test_every_figure_is_that_of_compare_json(case: str, request: pytest.Fixture
     for number, row in enumerate(figures["results"]):
         assert (f"results/{number}/test_errors" in shown) == (row["model"] != "teacher")
     source = made.page.source.replace("&#39;", "'")
-    assert "`" not in source
-    for name in ("headline", "verdict", "gap"):
-        assert re.sub("`([^`]*)`", r"<code>\1</code>", figures[name]) in source
+    for name in ("evidence", "gap"):
+        assert figures[name] in source
+
+
+@pytest.mark.parametrize("case", ["compared", "one_seed"])
+def test_the_first_text_of_the_page_is_the_verdict(case: str, request: pytest.FixtureRequest) -> None:
+    made: Compared = request.getfixturevalue(case)
+    body = made.page.source.partition("To the content</a>")[2]
+    text = " ".join(html.unescape(re.sub("<[^>]*>", " ", body)).split())
+    assert text.startswith(made.figures["verdict"] + " ")
+    assert f'<h1 class="verdict">{made.figures["headline"]}</h1>' in html.unescape(body)
+
+
+def test_the_page_says_that_held_out_images_disagree_only_where_that_changes_the_verdict(
+    compared: Compared, tmp_path: Path
+) -> None:
+    again = compared.copy(tmp_path / "elsewhere")
+    for changes in (False, True):
+        figures = compared.figures | {"disagreement": "They differ.", "disagreement_changes_verdict": changes}
+        (again.directory / "compare.json").write_text(json.dumps(figures))
+        write_page(again.directory, again.dataset)
+        assert ("They differ." in again.page.source) == changes
+        assert ("Held-out and test images disagree." in again.page.source) == changes
 
 
 def test_interval_of_one_seed_is_that_of_its_pair(one_seed: Compared, compared: Compared) -> None:
