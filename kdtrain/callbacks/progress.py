@@ -45,7 +45,7 @@ class Progress(Callback):
         """Moves the bar; shows the loss every few steps."""
         if self._bar is None:
             steps = (run.epochs - run.epoch + 1) * len(run.train)
-            self._bar = progress_bar(self._label(run.epoch, run), steps, "step")
+            self._bar = progress_bar(self._description(run.epoch, run), steps, "step")
         self._bar.update()
         if not self._bar.disable and event.step % _REFRESH_STEPS == 0:
             self._show(self._bar, event.losses["total"].item())
@@ -59,12 +59,13 @@ class Progress(Callback):
         if is_last:
             self._close()
         elif self._bar is not None:
-            self._bar.set_description_str(self._label(event.epoch + 1, run), refresh=False)
+            self._bar.set_description_str(self._description(event.epoch + 1, run), refresh=False)
             self._show(self._bar, loss)
         self._seconds += event.seconds + event.eval_seconds
         left = "" if is_terminal() else time_left.fit_text()
         self._line = (
-            f"{self._label(event.epoch, run)}  loss {loss:.4f}  {self._accuracy}"
+            f"{self.name:<12} {event.epoch:>{len(str(run.epochs))}}/{run.epochs}"
+            f"  loss {loss:.4f}  {self._accuracy}"
             f"  cross-entropy {event.metrics[CROSS_ENTROPY]:.4f}"
             f"  {self._seconds:.1f} s{left and f'  {left}'}"
         )
@@ -84,8 +85,8 @@ class Progress(Callback):
             self._print_line()
             logger.info(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")
 
-    def _label(self, epoch: int, run: Run) -> str:
-        return f"{self.name:<12} {epoch:>{len(str(run.epochs))}}/{run.epochs}"
+    def _description(self, epoch: int, run: Run) -> str:
+        return f"{self.name} {epoch}/{run.epochs}"
 
     def _show(self, bar: Bar, loss: float) -> None:
         """Shows the loss, and the time left where no other line has it, or else the accuracy."""

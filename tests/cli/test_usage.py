@@ -271,19 +271,57 @@ def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, 
     epochs = [line for line in lines if not line.startswith("Teacher: ")]
     assert len(lines) == len(epochs) + 1
     assert [line for line in epochs if not EPOCH.fullmatch(line)] == []
-    assert len(epochs) == 1 + 2 * (8 + 8)
+    assert [line.split()[1] for line in epochs] == ["1/1", *["8/8"] * 4], "a line for each network"
     assert max(map(len, epochs)) <= 80
     for network in ("teacher", "student", "student_kd"):
         assert re.search(rf"{network}/0 \d/\d: +\d+%\|", shown)
     assert re.search(r"\d of 5 fits done, about \d+ s left", shown)
 
 
-def test_terminal_gets_a_bar_that_leaves_one_line_per_epoch(fitted: Fitted, tmp_path: Path) -> None:
+STOPS = """
+from kdtrain import Callback
+
+class Stops(Callback):
+    def on_eval(self, run, event):
+        if run.epoch == 7:
+            run.stop("it is enough, and a reason of more words than a line of a terminal has room for")
+"""
+
+
+def test_terminal_gets_a_bar_that_leaves_one_line(fitted: Fitted, tmp_path: Path) -> None:
     words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "10")
     shown, answer = show_on_terminal(*words, cwd=tmp_path)
-    kept = lines_left(shown)
-    assert [bool(EPOCH.fullmatch(line)) for line in kept] == [True] * 10
-    assert max(map(len, kept)) <= 80
-    assert re.search(r"student +\d+/10: +\d+%\|", shown), "it is drawn five times a second"
+    [line] = lines_left(shown)
+    assert EPOCH.fullmatch(line)
+    assert line.startswith("student      10/10 ")
+    assert len(line) <= 80
+    assert re.search(r"student \d+/10: +\d+%\|.*loss [\d.]+, accuracy [\d.]+%", shown), "five times a second"
     assert answer.startswith("test accuracy  ")
     assert "\x1b" not in answer
+
+
+def test_terminal_shows_the_last_epoch_of_a_stopped_fit_and_breaks_messages_between_words(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(STOPS)
+    words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "10", "--plugin", "mine.py:Stops")
+    shown, _ = show_on_terminal(*words, cwd=tmp_path)
+    epoch, *reason = lines_left(shown)
+    assert EPOCH.fullmatch(epoch)
+    assert epoch.split()[1] == "7/10"
+    assert max(map(len, reason)) <= 80
+    assert len(reason) == 2
+    assert " ".join(reason).endswith(
+        "it is enough, and a reason of more words than a line of a terminal has room for"
+    )
+
+
+def test_pipe_gets_a_line_for_each_tenth_of_the_way_and_all_with_verbose(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "24")
+    for flags, expected in (((), [3, 5, 8, 10, 12, 15, 17, 20, 22, 24]), (("--verbose",), [*range(1, 25)])):
+        lines = call_kdtrain(*words, *flags, cwd=tmp_path).stderr.splitlines()
+        epochs = [match for match in map(EPOCH.fullmatch, lines) if match]
+        assert [int(match[2]) for match in epochs] == expected
+        assert len(lines) == len(epochs) or flags
