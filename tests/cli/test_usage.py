@@ -181,6 +181,10 @@ def test_short_help_of_fit_has_60_lines_at_most_and_the_long_one_every_setting_i
     assert all(flags <= of_all[heading] for heading, flags in of_short.items())
 
 
+def shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def test_help_names_the_value_of_every_recipe_that_has_another_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,17 +193,16 @@ def test_help_names_the_value_of_every_recipe_that_has_another_default(
     by_flag = {entry.split()[0]: " ".join(entry.split()) for entry in entries}
     for recipe in list_recipes():
         for name, value in recipe.settings.items():
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
             default = re.search(r"\[(.*)\]", by_flag[flag_of(name)])
             assert default, name
             own, *others = default[1].split("; ")
-            texts = [text for text in others if text.startswith(f"{shown} in recipe")]
-            assert own == shown or any(recipe.name in text for text in texts), (recipe.name, name)
+            texts = [text for text in others if text.startswith(f"{shown(value)} in recipe")]
+            assert own == shown(value) or any(recipe.name in text for text in texts), (recipe.name, name)
     short = " ".join(command_parser("fit").format_help().split())
     usual = read_recipe(recipe_for("mnist", None))
     for field in (field for field in dataclasses.fields(FitConfig) if field.metadata["is_common"]):
         if field.name in usual.settings:
-            assert f"[{usual.settings[field.name]} in recipe {usual.name}]" in short
+            assert f"[{shown(usual.settings[field.name])} in recipe {usual.name}]" in short
 
 
 @pytest.mark.parametrize("flag", ["--logdir", "--model-save-dir", "--image-save-dir"])
