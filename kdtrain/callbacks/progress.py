@@ -39,6 +39,7 @@ class Progress(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """Starts the clock of the first epoch."""
+        self._seconds, self._accuracy, self._line = 0.0, "", ""
         time_left.note_begin(run.epoch)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:

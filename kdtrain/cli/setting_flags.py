@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -138,10 +139,15 @@ def _values_in_recipes(name: str) -> dict[str, list[str]]:
     """Returns each value that recipes have for a setting, with the names of these recipes."""
     values: dict[str, list[str]] = {}
     if name in RECIPE_SETTINGS:
-        for recipe in list_recipes():
-            if name in recipe.settings:
-                values.setdefault(_shown(recipe.settings[name]), []).append(recipe.name)
+        for recipe, settings in _recipes().items():
+            if name in settings:
+                values.setdefault(_shown(settings[name]), []).append(recipe)
     return values
+
+
+@functools.cache  # to parse the files takes some milliseconds
+def _recipes() -> dict[str, dict[str, Any]]:
+    return {recipe.name: recipe.settings for recipe in list_recipes()}
 
 
 def _with_default(text: str, *defaults: str) -> str:
