@@ -28,5 +28,6 @@ def files(page: Path) -> dict[str, str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Returns the words of each command in the ``sh`` blocks."""
-    return [shlex.split(line) for block in blocks(page, "sh") for line in block.splitlines()]
+    """Returns the words of each command in the ``sh`` blocks; a backslash continues a line."""
+    joined = [block.replace("\\\n", " ") for block in blocks(page, "sh")]
+    return [shlex.split(line) for block in joined for line in block.splitlines()]

@@ -1,4 +1,4 @@
-"""The callback that shows a progress bar, and prints a line per epoch."""
+"""The callback that shows a progress bar, and prints lines with the figures of epochs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from kdtrain.runtime.screen import Bar
 logger = logging.getLogger(__name__)
 
 _REFRESH_STEPS = 20
+_LINES = 10  # of a fit, without a terminal
 
 
 class Progress(Callback):
-    """Shows a bar over the steps of each epoch on a terminal, and prints one line per epoch everywhere.
+    """Shows a bar over all epochs on a terminal, and prints lines with loss, accuracy and seconds so far.
 
-    Without a terminal the line ends with the time that the whole command still takes. On a terminal it is
-    under the bars, or in the bar of a fit that this process carries out without a parent.
+    A terminal gets one line, at the end of the fit. Elsewhere there is a line at each tenth of the way, which
+    ends with the time that the whole command still takes. With messages of the level DEBUG every epoch has
+    its line. On a terminal the time left is under the bars, or in the bar of a fit that this process carries
+    out without a parent.
 
     Args:
         name: name of the network in the lines, such as ``student``.
@@ -30,34 +33,46 @@ class Progress(Callback):
     def __init__(self, name: str) -> None:
         self.name = name
         self._bar: Bar | None = None
+        self._seconds = 0.0
+        self._accuracy = ""
+        self._line = ""  # of the last epoch, until it is printed
 
     def on_fit_start(self, run: Run) -> None:
         """Starts the clock of the first epoch."""
+        self._seconds, self._accuracy, self._line = 0.0, "", ""
         time_left.note_begin(run.epoch)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Moves the bar; shows the loss every few steps."""
         if self._bar is None:
-            self._bar = progress_bar(f"{self.name} {run.epoch}/{run.epochs}", len(run.train), "step")
+            steps = (run.epochs - run.epoch + 1) * len(run.train)
+            self._bar = progress_bar(self._description(run.epoch, run), steps, "step")
         self._bar.update()
         if not self._bar.disable and event.step % _REFRESH_STEPS == 0:
-            left = "" if is_drawn_by_parent() else time_left.fit_text()
-            loss = f"loss {event.losses['total'].item():.4f}"
-            self._bar.set_postfix_str(f"{loss}, {left}" if left else loss, refresh=False)
+            self._show(self._bar, event.losses["total"].item())
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
-        """Prints the epoch's line, short enough for a terminal of 80 columns."""
-        self._close()
+        """Prints the epoch's line if it is due, short enough for a terminal of 80 columns."""
         time_left.note_epoch()
+        loss, accuracy = event.metrics["loss/total"], event.metrics[ACCURACY]
+        self._accuracy = f"accuracy {accuracy:.2%}"
+        is_last = event.epoch == run.epochs
+        if is_last:
+            self._close()
+        elif self._bar is not None:
+            self._bar.set_description_str(self._description(event.epoch + 1, run), refresh=False)
+            self._show(self._bar, loss)
+        self._seconds += event.seconds + event.eval_seconds
         left = "" if is_terminal() else time_left.fit_text()
-        width = len(str(run.epochs))
-        logger.info(
-            f"{self.name:<12} {event.epoch:>{width}}/{run.epochs}"
-            f"  loss {event.metrics['loss/total']:.4f}"
-            f"  accuracy {event.metrics[ACCURACY]:.2%}"
+        self._line = (
+            f"{self.name:<12} {event.epoch:>{len(str(run.epochs))}}/{run.epochs}"
+            f"  loss {loss:.4f}  {self._accuracy}"
             f"  cross-entropy {event.metrics[CROSS_ENTROPY]:.4f}"
-            f"  {event.seconds + event.eval_seconds:.1f} s{left and f'  {left}'}"
+            f"  {self._seconds:.1f} s{left and f'  {left}'}"
         )
+        is_tenth = event.epoch * _LINES // run.epochs > (event.epoch - 1) * _LINES // run.epochs
+        if is_last or (is_tenth and not is_terminal()) or logger.isEnabledFor(logging.DEBUG):
+            self._print_line()
         logger.debug(
             f"{self.name}: {event.images_per_second:,.0f} images/s, learning rate {event.learning_rate:.3g}, "
             f"evaluation {event.eval_seconds:.1f} s"
@@ -68,7 +83,23 @@ class Progress(Callback):
         self._close()
         time_left.note_end()
         if event.status is Status.STOPPED:
+            self._print_line()
             logger.info(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")
+
+    def _description(self, epoch: int, run: Run) -> str:
+        return f"{self.name} {epoch}/{run.epochs}"
+
+    def _show(self, bar: Bar, loss: float) -> None:
+        """Shows the loss, and the time left where no other line has it, or else the accuracy."""
+        left = "" if is_drawn_by_parent() else time_left.fit_text()
+        bar.set_postfix_str(
+            ", ".join(filter(None, (f"loss {loss:.4f}", left or self._accuracy))), refresh=False
+        )
+
+    def _print_line(self) -> None:
+        if self._line:
+            logger.info(self._line)
+            self._line = ""
 
     def _close(self) -> None:
         if self._bar is not None:

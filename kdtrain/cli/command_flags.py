@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kdtrain.cli.flag_types import choice, number, whole_number
@@ -17,15 +17,16 @@ from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE
 
 
 def _fit(parser: Parser) -> None:
-    _resume(parser, "continue an interrupted run [the latest run of the mode in the log directory]")
-    parser.add_argument(
+    groups = _config(parser)
+    networks, output = groups["what to train"], groups["output"]
+    _resume(networks, "continue an interrupted run [the latest of the mode]")
+    networks.add_argument(
         "--check",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="try the fit on two batches, in seconds, and leave no file",
+        help="try it on two batches, in seconds, and leave no file",
     )
-    json_flag(parser, "the result as one JSON object")
-    _config(parser)
+    json_flag(output, "the result as one JSON object")
 
 
 def _launch(parser: Parser) -> None:
@@ -80,7 +81,7 @@ def _tune(parser: Parser) -> None:
     _config(parser)
 
 
-def _resume(parser: Parser, help: str) -> None:
+def _resume(parser: argparse._ActionsContainer, help: str) -> None:
     """Adds --resume, whose directory may be left out."""
     parser.add_argument(
         "--resume",
@@ -93,14 +94,17 @@ def _resume(parser: Parser, help: str) -> None:
     )
 
 
-def _config(parser: Parser) -> None:
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="read settings from a TOML file; a flag on the command line replaces its setting",
+def _config(parser: Parser) -> Mapping[str, argparse._ArgumentGroup]:
+    """Adds the flags of all settings, and --config; returns the groups of the help by heading."""
+    groups = add_setting_flags(parser)
+    groups["what to train"].add_argument(
+        "--config", type=Path, metavar="FILE", help="read settings from a TOML file; flags win over it"
     )
-    add_setting_flags(parser)
+    return groups
+
+
+def _print_config(parser: Parser) -> None:
+    _config(parser)
 
 
 def _eval(parser: Parser) -> None:
@@ -369,7 +373,7 @@ FLAGS: dict[str, Callable[[Parser], None]] = {
     "models": _models,
     "plugins": _plugins,
     "recipes": _recipes,
-    "config": _config,
+    "config": _print_config,
     "completion": completion_flags,
     "doctor": _doctor,
 }

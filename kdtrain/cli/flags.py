@@ -51,18 +51,22 @@ def model_folder_flag(parser: Parser) -> None:
     )
 
 
-def message_flags(parser: Parser) -> None:
+def message_flags(parser: argparse._ActionsContainer) -> None:
     """Adds ``--quiet`` and ``--verbose``, which set the level of the messages on stderr."""
     group = parser.add_mutually_exclusive_group()
     for flag, level, text in (
         ("--quiet", logging.WARNING, "print only warnings, errors and the result; no progress bars"),
-        ("--verbose", logging.DEBUG, "also print when each job begins and ends, and its speed"),
+        (
+            "--verbose",
+            logging.DEBUG,
+            "also print every epoch; its speed; when each job begins and ends",
+        ),
     ):
         group.add_argument(
             flag, dest="level", action="store_const", const=level, default=argparse.SUPPRESS, help=text
         )
 
 
-def json_flag(parser: Parser, what: str) -> None:
+def json_flag(parser: argparse._ActionsContainer, what: str) -> None:
     """Adds ``--json``, which prints ``what``."""
     parser.add_argument("--json", action="store_true", help=f"print {what} in place of text")

@@ -114,9 +114,10 @@ def command_parser(command: str) -> _Parser:
     """Returns the parser of one command."""
     parser = _Parser(prog=f"kdtrain {command}", description=f"{COMMANDS[command].capitalize()}.")
     FLAGS[command](parser)
+    output = next((group for group in parser._action_groups if group.title == "output"), parser)
     if command in _WITH_MESSAGES:
-        message_flags(parser)
-    parser.add_argument("--debug", action="store_true", help="print the Python traceback of an error")
+        message_flags(output)
+    output.add_argument("--debug", action="store_true", help="print the Python traceback of an error")
     return parser
 
 

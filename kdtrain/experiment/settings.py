@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import functools
-import re
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdtrain.data.augment_spec import AUGMENT_FORMS, parse_augment
+from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.experiment.recipe import NO_RECIPE, recipe_names
-from kdtrain.experiment.setting import setting
-from kdtrain.runtime.limits import (
-    LARGEST_SIDE,
-    MOST_CLASSES,
-    MOST_GENERATIONS,
-    MOST_IMAGES,
-    MOST_PROCESSES,
-    MOST_SECONDS,
-    MOST_SEEDS,
-    MOST_TEACHERS,
-    MOST_VIEWS,
+from kdtrain.experiment.setting import (
+    AUGMENTATION,
+    LABELS,
+    RUN_NAME,
+    augmentation_setting,
+    comparison_setting,
+    data_setting,
+    network_setting,
+    output_setting,
+    teacher_setting,
+    training_setting,
 )
+from kdtrain.runtime import limits
 from kdtrain.runtime.value_checks import (
     DEFAULT_TEMPERATURE,
     DEVICES,
@@ -33,7 +33,6 @@ from kdtrain.runtime.value_checks import (
     SEED,
     SHARE,
     STDS,
-    Check,
     between,
     positive,
 )
@@ -48,327 +47,338 @@ DEFAULT_TEACHER = "teacher_cnn"
 DATA_SETS = "mnist, fashion_mnist, cifar10, cifar100, folder:DIR, npz:FILE or FILE.py:FACTORY"
 _NETWORKS = "a name from `kdtrain models`, flowvision:NAME, MODULE:FACTORY or FILE.py:FACTORY"
 
-AUGMENTATION: Check = (
-    lambda value: parse_augment(value) is not None,
-    f"must be none, or some of {AUGMENT_FORMS}, each once",
-)
-
-LABELS: Check = (
-    lambda value: (
-        re.fullmatch(r"[1-9]\d{0,8}|(?:[1-9]\d?|0)(?:\.\d{1,6})?%", value) is not None
-        and value.strip("0.%") != ""
-    ),
-    "must be a whole number above 0, such as 1000, or a percentage below 100, such as 1%",
-)
-"""The check of a number of labels."""
-
-RUN_NAME: Check = (
-    lambda value: re.fullmatch(r"(?!version_\d)[^\W_][\w.+=,@-]{0,59}", value) is not None,
-    "must begin with a letter or digit, go on with these or . _ - + = , @, have at most 60 characters, and "
-    "not be a version_N",
-)
-"""The check of a run's name, which is one part of a path."""
-
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of ``kdtrain fit``. None: the mode, or another setting, decides."""
 
-    mode: str = setting(
+    mode: str = network_setting(
         "compare",
-        "network to train: a teacher, a student that a teacher teaches (student_kd), a student without a "
-        "teacher, or all three, to compare them",
+        "student_kd: a student that a teacher teaches; student: one without; compare: all three networks",
         choices=MODE_CHOICES,
         aliases=("--model-type",),
+        is_common=True,
     )
-    recipe: str | None = setting(
+    recipe: str | None = network_setting(
         None,
-        "settings to start from: a name from `kdtrain recipes`, or none; flags and --config win over them "
-        "[mnist, fashion_mnist or pictures, by the data set]",
+        "tested settings, from `kdtrain recipes`; none: kdtrain's own; other flags win over them "
+        "[by the data]",
         choices=(*recipe_names(), NO_RECIPE),
         metavar="NAME",
         shorthands={"--quick": "quick"},
+        is_common=True,
     )
-    epochs: int | None = setting(
-        None, "epochs for each network [by the recipe, or the number of images]", check=EPOCHS
+    epochs: int | None = network_setting(
+        None, "epochs of each network [by the number of images]", check=EPOCHS, is_common=True
     )
-    teacher_epochs: int | None = setting(
+    teacher_epochs: int | None = teacher_setting(
         None,
-        "epochs for the teacher [--epochs, or else by the recipe, or the number of images]",
+        "epochs of the teacher; --epochs alone sets these too [by the number of images]",
         check=EPOCHS,
+        is_common=True,
     )
-    batch_size: int = setting(128, "images per training step", check=IMAGES)
-    optimizer: str = setting("adam", "optimizer; sgd has a momentum of 0.9", choices=tuple(OPTIMIZERS))
-    lr: float | None = setting(
+    batch_size: int = training_setting(
+        128, "images per training step", metavar="N", check=IMAGES, is_common=True
+    )
+    optimizer: str = training_setting(
+        "adam", "optimizer; sgd has a momentum of 0.9", choices=tuple(OPTIMIZERS)
+    )
+    lr: float | None = training_setting(
         None,
-        "highest learning rate, above 0 [by the recipe, or adam 0.003, adadelta 1, sgd 0.1]",
+        "highest learning rate; above 0; --optimizer alone brings its own [adam 0.003, adadelta 1, sgd 0.1]",
         check=positive(MOST_NUMBER),
+        is_common=True,
     )
-    schedule: str = setting(
+    schedule: str = training_setting(
         "one_cycle", "learning rate schedule", choices=("one_cycle", "cosine", "constant")
     )
-    weight_decay: float = setting(
+    weight_decay: float = training_setting(
         0.0,
-        "share of each weight, times the learning rate, that a step takes away; for every network",
+        "pull of weights to zero, 0 to 1; a step takes away this share of each weight, times the learning "
+        "rate; it is for teacher and students",
         check=between(0, 1),
+        is_common=True,
     )
-    clip_grad_norm: float | None = setting(
+    clip_grad_norm: float | None = training_setting(
         None,
-        "largest norm, above 0, of the gradient of all weights together [by the recipe, or no limit]",
+        "largest norm of the gradient, above 0; longer gradients are shortened to it [no limit]",
         metavar="NORM",
         check=positive(MOST_NUMBER),
     )
-    teacher_arch: str | None = setting(
+    teacher_arch: str | None = teacher_setting(
         None,
-        f"the teacher's network: {_NETWORKS} "
-        f"[that of the teacher's checkpoint; if a teacher is trained, by the recipe, or {DEFAULT_TEACHER}]",
+        f"the teacher's network; {_NETWORKS}; a trained teacher brings its own [{DEFAULT_TEACHER}]",
         metavar="ARCH",
+        is_common=True,
     )
-    student_arch: str = setting("student_mlp", f"the student's network: {_NETWORKS}", metavar="ARCH")
-    teacher_checkpoint: tuple[Path, ...] = setting(
+    student_arch: str = network_setting(
+        "student_mlp",
+        f"the student's network; {_NETWORKS}",
+        metavar="ARCH",
+        is_common=True,
+    )
+    teacher_checkpoint: tuple[Path, ...] = teacher_setting(
         (),
-        "a trained teacher: a .safetensors file, a OneFlow checkpoint directory, or an .onnx file of any "
-        "program (repeatable: the mean probabilities of several teach) [a teacher that an earlier fit has "
-        "kept for this data set; if there is none, one is trained]",
+        "a trained teacher; a .safetensors file, an .onnx file of any program, or a OneFlow checkpoint "
+        "directory; the mean of several teaches (repeatable) [one kept for these data, or trained]",
         metavar="FILE",
         aliases=("--load-teacher-checkpoint-dir",),
-        max_values=MOST_TEACHERS,
+        max_values=limits.MOST_TEACHERS,
+        is_common=True,
     )
-    teacher_weight: tuple[float, ...] = setting(
+    teacher_weight: tuple[float, ...] = teacher_setting(
         (),
         "weight, above 0, of a teacher in the mean; one for each --teacher-checkpoint, in their order "
         "(repeatable) [equal weights]",
         metavar="W",
         check=positive(MOST_NUMBER),
-        max_values=MOST_TEACHERS,
+        max_values=limits.MOST_TEACHERS,
     )
-    teacher_mean: str | None = setting(
+    teacher_mean: str | None = teacher_setting(
         None,
         "mean per channel that an .onnx teacher subtracts from pixels scaled to 0..1, such as "
         "0.485,0.456,0.406 [as kdtrain noted it in the file, or 0]",
         metavar="M,...",
         check=MEANS,
     )
-    teacher_std: str | None = setting(
+    teacher_std: str | None = teacher_setting(
         None,
         "number per channel that an .onnx teacher divides by after that; with the mean 0 and 0.00392 (1/255) "
         "it takes pixels 0..255 [as kdtrain noted it in the file, or 1]",
         metavar="S,...",
         check=STDS,
     )
-    teacher_input_size: int | None = setting(
+    teacher_input_size: int | None = teacher_setting(
         None,
         "height and width, in pixels, of the images that an .onnx teacher takes "
         "[as the file says, or those of the data]",
-        metavar="N",
-        check=between(1, LARGEST_SIDE),
+        check=between(1, limits.LARGEST_SIDE),
     )
-    teacher_layout: str | None = setting(
+    teacher_layout: str | None = teacher_setting(
         None,
         "whether channels come first or last in an .onnx teacher's images [as the file says]",
         choices=("nchw", "nhwc"),
     )
-    teacher_logits: Path | None = setting(
+    teacher_logits: Path | None = teacher_setting(
         None,
-        "a teacher's logits that were computed elsewhere: an .npz file with `logits`, (images, classes) or "
+        "a teacher's logits that were computed elsewhere; an .npz file with `logits`, (images, classes) or "
         "(views, images, classes), of all training images in the data's order [none]",
         metavar="FILE",
     )
-    teacher_classes: str | None = setting(
+    teacher_classes: str | None = teacher_setting(
         None,
-        "the teacher's class for each class of the data, in their order: names or numbers, such as "
+        "the teacher's class for each class of the data, in their order; names or numbers, such as "
         "cat,dog,7, or a .json file that maps the data's names to the teacher's [matched by name, or by "
         "position where one side has no names]",
         metavar="CLASS,...|FILE",
     )
-    allow_poor_teacher: bool = setting(
+    allow_poor_teacher: bool = teacher_setting(
         False,
         "take a teacher whose accuracy on held-out images is near chance [refuse an .onnx file or a table]",
     )
-    teachers: int = setting(
+    teachers: int = comparison_setting(
         1,
-        "compare: number of teachers to train, with different seeds; their mean probabilities teach",
-        metavar="N",
-        check=between(1, MOST_TEACHERS),
+        "number of teachers to train, with different seeds; their mean probabilities teach",
+        check=between(1, limits.MOST_TEACHERS),
     )
-    student_checkpoint: Path | None = setting(
+    student_checkpoint: Path | None = network_setting(
         None,
-        "weights that every student begins from: a .safetensors file or a OneFlow checkpoint directory of "
+        "weights that every student begins from; a .safetensors file or a OneFlow checkpoint directory of "
         "its architecture [weights that are drawn by the seed]",
         metavar="FILE",
     )
-    temperature: float = setting(
+    temperature: float = teacher_setting(
         DEFAULT_TEMPERATURE,
-        "temperature, above 0, that softens the probabilities of teacher and student",
+        "temperature of the soft targets; above 0; it divides the logits of teacher and student",
         metavar="T",
         check=positive(MOST_NUMBER),
+        is_common=True,
     )
-    alpha: float = setting(
+    alpha: float = teacher_setting(
         0.9,
-        "weight of the soft-target loss, from 0 to 1; the loss on labels has the weight 1 - alpha",
+        "weight of soft targets, 0 to 1; the labels have the weight 1 - alpha",
         check=between(0, 1),
+        is_common=True,
     )
-    assistant_arch: tuple[str, ...] = setting(
+    assistant_arch: tuple[str, ...] = network_setting(
         (),
-        f"network of a size between teacher and student, which learns from the one and teaches the other: "
+        "network of a size between teacher and student; it learns from the one and teaches the other; "
         f"{_NETWORKS} (repeatable) [none]",
         metavar="ARCH",
     )
-    generations: int = setting(
+    generations: int = network_setting(
         1,
-        "number of students trained in a row: the teacher teaches the first, each teaches the next",
-        check=between(1, MOST_GENERATIONS),
+        "number of students trained in a row; the teacher teaches the first, each teaches the next",
+        check=between(1, limits.MOST_GENERATIONS),
     )
-    dataset: str = setting("mnist", f"data set: {DATA_SETS}", metavar="DATA")
-    data_dir: Path | None = setting(
+    dataset: str = data_setting("mnist", DATA_SETS, metavar="DATA", is_common=True)
+    data_dir: Path | None = data_setting(
         None,
-        "folder to read in place of built-in or downloaded files: four IDX files, plain or gzipped, or "
+        "folder to read in place of built-in or downloaded files; four IDX files, plain or gzipped, or "
         "CIFAR's archive",
         metavar="DIR",
     )
-    image_size: int | None = setting(
+    image_size: int | None = data_setting(
         None,
-        "height and width, in pixels, that images of folder:DIR are resized to "
-        "[no resizing: all must be equally large]",
-        metavar="N",
-        check=between(1, LARGEST_SIDE),
+        "pixels a side of folder:DIR's images; they are resized [as they are; all must be equally large]",
+        check=between(1, limits.LARGEST_SIDE),
+        is_common=True,
     )
-    skip_corrupt: bool = setting(
+    skip_corrupt: bool = data_setting(
         False, "leave out image files of folder:DIR that cannot be read [name them, and stop]"
     )
-    labels: str | None = setting(
+    labels: str | None = data_setting(
         None,
-        "number of training images that keep their labels, equally from each class, such as 1000 or 1%; a "
-        "fifth of them, at most 1000, is held out; the other images join as images without labels [all]",
+        "training images with labels, such as 1000 or 1%; each class has equally many; a fifth of them, at "
+        "most 1000, is held out; the other training images are used without their labels [all]",
         metavar="N",
         check=LABELS,
+        is_common=True,
     )
-    transfer_data: Path | None = setting(
+    transfer_data: Path | None = data_setting(
         None,
-        "images without labels that students with a teacher see as well: a folder of image files, an IDX "
-        "file, or an .npz file with one array of images [none]",
+        "more images, without labels; only students with a teacher see them; a folder of image files, an "
+        "IDX file, or an .npz file with one array of images [none]",
         metavar="DIR|FILE",
     )
-    transfer_share: float = setting(
+    transfer_share: float = data_setting(
         0.5,
-        "share, above 0 and below 1, of images without labels in each batch",
+        "share of images without labels in each batch, above 0 and below 1",
         metavar="SHARE",
         check=SHARE,
     )
-    val_size: int | None = setting(
+    val_size: int | None = data_setting(
         None,
-        "number of training images held out for validation; with 0 the test images validate "
-        "[5000, at most a sixth; with --labels a fifth of these, at most 1000; the data set's validation "
-        "images, if it has any]",
-        metavar="N",
-        check=between(0, MOST_IMAGES),
+        "images held out; they choose the best epoch; they come from the training images; with 0 the test "
+        "images choose "
+        "[5000, at most a sixth; with --labels a fifth of these, at most 1000; the data set's own, if it "
+        "has validation images]",
+        check=between(0, limits.MOST_IMAGES),
+        is_common=True,
     )
-    omit_class: tuple[str, ...] = setting(
+    omit_class: tuple[str, ...] = data_setting(
         (),
         "class without whose images students are trained (repeatable) [none]",
         metavar="CLASS",
-        max_values=MOST_CLASSES,
+        max_values=limits.MOST_CLASSES,
     )
-    limit_train: int | None = setting(
+    limit_train: int | None = data_setting(
         None,
-        "number of training images to use, those without labels included [all that are not held out]",
-        metavar="N",
+        "training images to use; images without labels count, held-out ones do not [all]",
         check=IMAGES,
+        is_common=True,
     )
-    augment: str | None = setting(
+    augment: str | None = augmentation_setting(
         None,
-        f"random changes of training images: none, or some of {AUGMENT_FORMS} "
-        "[by the recipe, or shift=2 for a teacher, none for a student]",
-        metavar="none|NAME=N,...",
+        f"changes such as shift=2,flip; training images are changed at random; none, or {AUGMENT_FORMS} "
+        "[none; for a teacher shift=2]",
+        metavar="CHANGES",
+        check=AUGMENTATION,
+        is_common=True,
+    )
+    teacher_augment: str | None = augmentation_setting(
+        None,
+        "the teacher's changes, written as for --augment; --augment alone sets them too [shift=2]",
+        metavar="CHANGES",
         check=AUGMENTATION,
     )
-    teacher_augment: str | None = setting(
-        None,
-        "random changes of the teacher's training images, written as for --augment "
-        "[--augment, or else by the recipe, or shift=2]",
-        metavar="none|NAME=N,...",
-        check=AUGMENTATION,
-    )
-    views: int = setting(
+    views: int = augmentation_setting(
         8,
-        "with --augment: number of fixed variants of each training image of a student; the teacher answers "
-        "each once. 0: new ones in each epoch, and the teacher runs at every step",
+        "variants of each image; --augment makes them once for all epochs of a student, and the teacher "
+        "answers each once; with 0 every epoch has new ones, and the teacher runs at every step",
         metavar="K",
-        check=between(0, MOST_VIEWS),
+        check=between(0, limits.MOST_VIEWS),
+        is_common=True,
     )
-    seed: int = setting(
-        0, "seed of initial weights, held-out images, batch order, augmentation and dropout", check=SEED
+    seed: int = training_setting(
+        0,
+        "seed of all that is random; initial weights, held-out images, batch order, augmentation, dropout",
+        check=SEED,
+        is_common=True,
     )
-    data_seed: int | None = setting(
+    data_seed: int | None = training_setting(
         None,
-        "seed of the images that keep their labels, and of the variants of students' training images "
-        "[--seed; all seeds of a comparison share it]",
+        "seed of the data; it draws the images that keep their labels, and students' variants of images; all "
+        "seeds of a comparison share it [--seed]",
         check=SEED,
     )
-    seeds: int = setting(
-        1, "compare: number of seeds: --seed and those after it", metavar="N", check=between(1, MOST_SEEDS)
+    seeds: int = comparison_setting(
+        1,
+        "repetitions; each has a seed of its own, --seed and those after it; two or more give an interval",
+        check=between(1, limits.MOST_SEEDS),
+        is_common=True,
     )
-    teacher_per_seed: bool = setting(
-        False, "compare: train a teacher for each seed [the first seed's teacher teaches all students]"
+    teacher_per_seed: bool = comparison_setting(
+        False, "train a teacher for each seed [the first seed's teacher teaches all students]"
     )
-    with_label_smoothing: bool = setting(
-        False, "compare: add student_ls, a student without teacher that learns smoothed labels"
+    with_label_smoothing: bool = comparison_setting(
+        False, "add student_ls, a student without a teacher that learns smoothed labels"
     )
-    with_hard_labels: bool = setting(
-        False, "compare: add student_hard, a student that learns the teacher's class of each image"
+    with_hard_labels: bool = comparison_setting(
+        False,
+        "add a student that learns the teacher's classes only; its name is student_hard",
+        is_common=True,
     )
-    grid: tuple[str, ...] = setting(
+    grid: tuple[str, ...] = comparison_setting(
         (),
-        "compare: choose temperature, alpha or lr by validation accuracy on the first seed, "
-        "such as alpha=.5,.7,.9 (repeatable: all combinations) [no choice]",
+        "values to choose from, for temperature, alpha or lr, such as alpha=.5,.7,.9; held-out images of the "
+        "first seed choose (repeatable: all combinations) [no choice]",
         metavar="NAME=V,V,...",
     )
-    tuned: Path | None = setting(
+    tuned: Path | None = comparison_setting(
         None,
-        "results of `kdtrain tune` (tune.json): each student is trained with the settings that were chosen "
-        "for it [the settings of this command]",
+        "results of `kdtrain tune` (tune.json); each student is trained with what was chosen for it "
+        "[the settings of this command]",
         metavar="FILE",
     )
-    early_stopping: int | None = setting(
+    early_stopping: int | None = training_setting(
         None,
-        "stop after this many epochs without a better validation accuracy [never]",
+        "stop after so many epochs without a better validation accuracy [never]",
         metavar="EPOCHS",
         check=EPOCHS,
     )
-    plugin: tuple[str, ...] = setting(
+    plugin: tuple[str, ...] = training_setting(
         (),
-        "callback to add: NAME or FILE.py:CLASS, with ,key=value for each argument (repeatable) [none]",
+        "callback, from `kdtrain plugins`; NAME or FILE.py:CLASS, with ,key=value for each argument "
+        "(repeatable) [none]",
         metavar="PLUGIN",
+        is_common=True,
     )
-    stall_timeout: int = setting(
+    stall_timeout: int = training_setting(
         300,
         "seconds without CPU time after which a fit is ended; 0 sets no limit",
         metavar="SECONDS",
-        check=between(0, MOST_SECONDS),
+        check=between(0, limits.MOST_SECONDS),
     )
-    device: str = setting("auto", "device to compute on; auto prefers cuda", choices=DEVICES)
-    nproc_per_node: int = setting(
+    device: str = training_setting("auto", "device to compute on; auto prefers cuda", choices=DEVICES)
+    nproc_per_node: int = training_setting(
         1,
         "number of processes that train together through OneFlow; --batch-size is for each",
-        check=between(1, MOST_PROCESSES),
+        check=between(1, limits.MOST_PROCESSES),
     )
-    name: str | None = setting(
+    name: str | None = output_setting(
         None,
-        "name of the run, and of its folder in LOGDIR/MODE [version_0, version_1, ...]",
+        "name of the run; its folder in LOGDIR/MODE has it too [version_0, version_1, ...]",
+        metavar="NAME",
         check=RUN_NAME,
+        is_common=True,
     )
-    logdir: Path = setting(Path("logs"), "folder of the run directories", metavar="DIR")
-    model_save_dir: Path | None = setting(None, "folder of the best models [LOGDIR/models]", metavar="DIR")
-    keep: str = setting(
+    logdir: Path = output_setting(
+        Path("logs"), "folder of the run directories", metavar="DIR", is_common=True
+    )
+    model_save_dir: Path | None = output_setting(
+        None, "folder of the best models [LOGDIR/models]", metavar="DIR"
+    )
+    keep: str = output_setting(
         "best",
-        "when to save the model in --model-save-dir: if it is the best one, always, or never",
+        "when to save the model in --model-save-dir; if it is the best one, always, or never",
         choices=("best", "always", "never"),
         shorthands={"--replace": "always", "--no-keep": "never"},
     )
-    image_save_dir: Path | None = setting(
+    image_save_dir: Path | None = output_setting(
         None, "folder for a copy of the comparison figure [no copy]", metavar="DIR"
     )
-    image_save_name: Path | None = setting(
+    image_save_name: Path | None = output_setting(
         None, "file name of the copy of the comparison figure [compare.png]", metavar="FILE"
     )
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from kdtrain.runtime.screen import Bar, ChildBar, SharedBar
+from kdtrain.runtime.screen import BAR_FORMAT, Bar, ChildBar, SharedBar, wrapped
 
 T = TypeVar("T")
 
@@ -48,7 +48,8 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record and its line end in one piece."""
-        tqdm.write(f"{self.format(record)}\n", file=sys.stderr, end="")
+        text = self.format(record)
+        tqdm.write(f"{wrapped(text) if is_terminal() else text}\n", file=sys.stderr, end="")
 
 
 @contextlib.contextmanager
@@ -271,8 +272,10 @@ def progress_bar(description: str, total: int, unit: str) -> Bar:
     """
     if _shared is not None and _shows_bars():
         return ChildBar(_shared, description, total, unit)
-    bar: Bar = own_progress_bar(description, total, unit)
-    return bar
+    bar = own_progress_bar(description, total, unit)
+    bar.bar_format = BAR_FORMAT
+    drawn: Bar = bar
+    return drawn
 
 
 def own_progress_bar(description: str, total: int, unit: str) -> tqdm[None]:

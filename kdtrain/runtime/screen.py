@@ -10,9 +10,11 @@ import contextlib
 import mmap
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from tqdm import tqdm
@@ -22,6 +24,9 @@ _N, _TOTAL, _STARTED, _IS_SHOWN, _IS_CLAIMED, _IS_GRANTED = range(6)  # float64 
 _TEXTS = {"description": (64, 128), "unit": (192, 32), "postfix": (224, 64)}  # offset, bytes
 _SIZE = 288
 _CLAIM_SECONDS = 1.0  # for the parent to leave the terminal
+
+BAR_FORMAT = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+"""The format of tqdm's bars: without count and rate, so that 80 columns have room for loss and accuracy."""
 
 
 class Bar(Protocol):
@@ -35,6 +40,9 @@ class Bar(Protocol):
 
     def refresh(self) -> object:
         """Shows a changed total."""
+
+    def set_description_str(self, desc: str | None = None, refresh: bool | None = True) -> object:
+        """Sets the text at the beginning."""
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> object:
         """Sets the text at the end."""
@@ -107,6 +115,7 @@ class SharedBar:
             prefix=self._text("description"),
             unit=self._text("unit"),
             postfix=self._text("postfix") or None,
+            bar_format=BAR_FORMAT,
             ascii="utf" not in (sys.stderr.encoding or "").lower(),
         )
         return meter
@@ -134,6 +143,10 @@ class ChildBar:
     def refresh(self) -> None:
         """Shows a changed total."""
         self._shared.set_total(self.total or 0)
+
+    def set_description_str(self, desc: str | None = None, refresh: bool | None = True) -> None:
+        """Sets the text at the beginning."""
+        self._shared.write("description", desc or "")
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
         """Sets the text at the end."""
@@ -181,6 +194,13 @@ class Screen:
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def wrapped(text: str) -> str:
+    """Returns a message with its lines broken between words, at the width of the terminal of stderr."""
+    columns, _ = terminal_size()
+    fill = partial(textwrap.fill, width=columns, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(fill(line) for line in text.split("\n"))  # names of files and flags stay whole
 
 
 def terminal_size() -> tuple[int, int]:

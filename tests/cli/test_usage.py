@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -19,6 +20,10 @@ from pathlib import Path
 import pytest
 
 from kdtrain.cli.parser import COMMANDS, command_parser
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.recipe import list_recipes, read_recipe, recipe_for
+from kdtrain.experiment.setting import GROUPS
+from kdtrain.experiment.settings import flag_of
 from tests.cli.conftest import EPOCH, CallKdtrain, Fitted, assert_explained, run, run_python
 from tests.conftest import RunKdtrain
 from tests.tools import ROOT, files_in
@@ -107,7 +112,7 @@ def test_help_and_config_import_nothing_slow() -> None:
     program = """
 import sys
 from kdtrain.cli import main
-for words in (["--help"], ["--version"], ["fit", "--help"], ["infer", "--help"]):
+for words in (["--help"], ["--version"], ["fit", "--help"], ["fit", "--help-all"], ["infer", "--help"]):
     try:
         main(words)
     except SystemExit as end:
@@ -125,16 +130,26 @@ print({"oneflow", "numpy", "matplotlib", "tensorboardX", "PIL"} & sys.modules.ke
 HAS_NO_DEFAULT = {"config", "data_dir", "picture_index", "checkpoint", "teacher", "image_shape"}
 
 
+def help_all(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What --help-all of a command prints; its --help, if it has only that."""
+    parser = command_parser(command)
+    with pytest.raises(SystemExit):
+        parser.parse(["--help-all" if "--help-all" in parser._option_string_actions else "--help"])
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command_can_be_read_alone(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_of_every_command_can_be_read_alone(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     parser = command_parser(command)
-    text = parser.format_help()
-    assert max(map(len, text.splitlines())) <= 80
-    assert not re.search(r"\b(likewise|the same|as above|see above)\b", text, re.IGNORECASE)
+    for text in (parser.format_help(), help_all(command, capsys)):
+        assert max(map(len, text.splitlines())) <= 80
+        assert not re.search(r"\b(likewise|the same|as above|see above|by the recipe)\b", text, re.IGNORECASE)
     known: set[str] = set()
     flags = set(parser._option_string_actions)
-    for action in parser._actions:
+    for action in (action for group in parser._action_groups for action in group._group_actions):
         known |= set(action.option_strings)
         if action.help == argparse.SUPPRESS:
             assert set(action.option_strings) <= {"--model-type", "--load-teacher-checkpoint-dir"}
@@ -144,6 +159,56 @@ def test_help_of_every_command_can_be_read_alone(command: str, monkeypatch: pyte
         assert "[" in action.help or not takes_value or action.dest in HAS_NO_DEFAULT, action
         named = set(re.findall(r"--[a-z-]+", action.help)) & flags
         assert named <= known, f"the help of {action.option_strings} names a flag that comes later"
+
+
+def flags_by_heading(text: str) -> dict[str, set[str]]:
+    """The flags of a help text, by the heading that they are under."""
+    parts = re.split(r"^(\w.*):$", text, flags=re.MULTILINE)[1:]
+    return {
+        heading: set(re.findall(r"^  (--[a-z-]+)", part, re.MULTILINE))
+        for heading, part in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def test_short_help_of_fit_has_60_lines_at_most_and_the_long_one_every_setting_in_the_same_groups(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short = command_parser("fit").format_help()
+    assert len(short.splitlines()) <= 60
+    assert "--help-all" in short.splitlines()[-1]
+    of_short, of_all = flags_by_heading(short), flags_by_heading(help_all("fit", capsys))
+    assert tuple(of_short) == GROUPS
+    assert tuple(of_all) == ("options", *GROUPS)
+    for field in dataclasses.fields(FitConfig):
+        flag, heading = flag_of(field.name), field.metadata["group"]
+        assert flag in of_all[heading]
+        assert (flag in of_short[heading]) == field.metadata["is_common"]
+    assert all(flags <= of_all[heading] for heading, flags in of_short.items())
+
+
+def shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_help_names_the_value_of_every_recipe_that_has_another_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, *entries = re.split(r"^  (?=--)", help_all("fit", capsys), flags=re.MULTILINE)
+    by_flag = {entry.split()[0]: " ".join(entry.split()) for entry in entries}
+    for recipe in list_recipes():
+        for name, value in recipe.settings.items():
+            default = re.search(r"\[(.*)\]", by_flag[flag_of(name)])
+            assert default, name
+            own, *others = default[1].split("; ")
+            texts = [text for text in others if text.startswith(f"{shown(value)} in recipe")]
+            assert own == shown(value) or any(recipe.name in text for text in texts), (recipe.name, name)
+    short = " ".join(command_parser("fit").format_help().split())
+    usual = read_recipe(recipe_for("mnist", None))
+    for field in (field for field in dataclasses.fields(FitConfig) if field.metadata["is_common"]):
+        if field.name in usual.settings:
+            assert f"[{shown(usual.settings[field.name])} in recipe {usual.name}]" in short
 
 
 @pytest.mark.parametrize("flag", ["--logdir", "--model-save-dir", "--image-save-dir"])
@@ -279,19 +344,57 @@ def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, 
     epochs = [line for line in lines if not line.startswith("Teacher: ")]
     assert len(lines) == len(epochs) + 1
     assert [line for line in epochs if not EPOCH.fullmatch(line)] == []
-    assert len(epochs) == 1 + 2 * (8 + 8)
+    assert [line.split()[1] for line in epochs] == ["1/1", *["8/8"] * 4], "a line for each network"
     assert max(map(len, epochs)) <= 80
     for network in ("teacher", "student", "student_kd"):
         assert re.search(rf"{network}/0 \d/\d: +\d+%\|", shown)
     assert re.search(r"\d of 5 fits done, about \d+ s left", shown)
 
 
-def test_terminal_gets_a_bar_that_leaves_one_line_per_epoch(fitted: Fitted, tmp_path: Path) -> None:
+STOPS = """
+from kdtrain import Callback
+
+class Stops(Callback):
+    def on_eval(self, run, event):
+        if run.epoch == 7:
+            run.stop("it is enough, and a reason of more words than a line of a terminal has room for")
+"""
+
+
+def test_terminal_gets_a_bar_that_leaves_one_line(fitted: Fitted, tmp_path: Path) -> None:
     words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "10")
     shown, answer = show_on_terminal(*words, cwd=tmp_path)
-    kept = lines_left(shown)
-    assert [bool(EPOCH.fullmatch(line)) for line in kept] == [True] * 10
-    assert max(map(len, kept)) <= 80
-    assert re.search(r"student +\d+/10: +\d+%\|", shown), "it is drawn five times a second"
+    [line] = lines_left(shown)
+    assert EPOCH.fullmatch(line)
+    assert line.startswith("student      10/10 ")
+    assert len(line) <= 80
+    assert re.search(r"student \d+/10: +\d+%\|.*loss [\d.]+, accuracy [\d.]+%", shown), "five times a second"
     assert answer.startswith("test accuracy  ")
     assert "\x1b" not in answer
+
+
+def test_terminal_shows_the_last_epoch_of_a_stopped_fit_and_breaks_messages_between_words(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(STOPS)
+    words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "10", "--plugin", "mine.py:Stops")
+    shown, _ = show_on_terminal(*words, cwd=tmp_path)
+    epoch, *reason = lines_left(shown)
+    assert EPOCH.fullmatch(epoch)
+    assert epoch.split()[1] == "7/10"
+    assert max(map(len, reason)) <= 80
+    assert len(reason) == 2
+    assert " ".join(reason).endswith(
+        "it is enough, and a reason of more words than a line of a terminal has room for"
+    )
+
+
+def test_pipe_gets_a_line_for_each_tenth_of_the_way_and_all_with_verbose(
+    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "24")
+    for flags, expected in (((), [3, 5, 8, 10, 12, 15, 17, 20, 22, 24]), (("--verbose",), [*range(1, 25)])):
+        lines = call_kdtrain(*words, *flags, cwd=tmp_path).stderr.splitlines()
+        epochs = [match for match in map(EPOCH.fullmatch, lines) if match]
+        assert [int(match[2]) for match in epochs] == expected
+        assert len(lines) == len(epochs) or flags

@@ -30,6 +30,12 @@ def test_readme_is_short() -> None:
     assert len(text_of(README).split()) < MOST_WORDS
 
 
+def test_readme_shows_commands_in_80_columns() -> None:
+    lines = [line for block in blocks(README, "bash") for line in block.splitlines()]
+    assert lines
+    assert [line for line in lines if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_commits_are_in_the_benchmarks_alone(page: Path) -> None:
     hashes = re.findall(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,40}\b", text_of(page))
