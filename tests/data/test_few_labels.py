@@ -109,9 +109,11 @@ def test_a_class_with_two_images_is_held_out_and_trained_on(labels: NDArray[np.i
 
 def test_images_without_labels_of_several_sources_are_read_as_one() -> None:
     pixels = np.arange(40, dtype=np.uint8).reshape(10, 1, 2, 2)
-    more = Unlabelled("more", pixels + 100)
-    both = Unlabelled("some", pixels, np.array([7, 1, 4]), more)
-    joined = np.concatenate([pixels[[7, 1, 4]], pixels + 100])
+    later = (pixels + 100).astype(np.uint8)
+    more = Unlabelled("more", later)
+    rows = np.array([7, 1, 4], np.int64)
+    both = Unlabelled("some", pixels, rows, more)
+    joined = np.concatenate([pixels[rows], later])
     assert both.shape == (13, 1, 2, 2)
     np.testing.assert_array_equal(both[:], joined)
     np.testing.assert_array_equal(both[2:5], joined[2:5])

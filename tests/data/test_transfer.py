@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrain.data import dataset as dataset_module
-from kdtrain.data.dataset import Joined, Normalization, Split
+from kdtrain.data.dataset import Joined, Normalization, Split, Unlabelled
 from kdtrain.data.loader import Loader, Source
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import views
@@ -170,13 +170,13 @@ def test_large_images_are_normalised_as_they_are_read(monkeypatch: pytest.Monkey
     split = Split(rng.integers(0, 256, (9, 2, 3, 4), np.uint8), np.arange(9) % 2)
     others = rng.integers(0, 256, (5, 2, 3, 4), np.uint8)
     normalization, rows = Normalization((0.2, 0.3), (0.5, 0.25)), np.array([7, 0, 3])
-    whole = split.joined(normalization, rows, others)
+    whole = split.joined(normalization, rows, Unlabelled("others", others))
     assert isinstance(whole, np.ndarray)
     expected = (np.concatenate([split.images[rows], others]) / 255).transpose(0, 2, 3, 1)
     expected = ((expected - [0.2, 0.3]) / [0.5, 0.25]).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(whole, expected, atol=1e-5)
     monkeypatch.setattr(dataset_module, "MOST_PIXELS", 100)
-    read = split.joined(normalization, rows, others)
+    read = split.joined(normalization, rows, Unlabelled("others", others))
     assert isinstance(read, Joined)
     assert (len(read), read.shape) == (8, (8, 2, 3, 4))
     for chosen in (slice(1, 6), np.array([7, 2, 2, 3])):
