@@ -10,7 +10,9 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EpochEnd, EvalEnd
 from kdtrain.engine.resume import save_state
 from kdtrain.engine.run import Run
+from kdtrain.errors import UsageError
 from kdtrain.metrics.names import ACCURACY
+from kdtrain.metrics.statistics import standard_error
 from kdtrain.runtime.files import make_folder
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import fingerprint, save_model, snapshot
@@ -23,15 +25,33 @@ class Checkpoint(Callback):
     because the weights change less in later epochs, while the learning rate falls. ``last`` is written
     after every epoch, and holds the state of the optimizer and of the callbacks as well.
 
+    Few held-out images rank epochs by luck. With ``standard_errors`` the latest epoch is kept whose accuracy
+    is less than so many standard errors below the best (Breiman et al., "Classification and Regression
+    Trees", 1984, section 3.4.3: the 1 SE rule).
+
     Args:
         card: describes the weights; the fit's length, images and metrics are added to it.
         monitor: the metric that decides.
         mode: ``max`` if a higher value is better, ``min`` if a lower one is.
+        standard_errors: how many standard errors of the best accuracy an epoch may fall short of it; for
+            ``val/accuracy`` only.
+
+    Raises:
+        UsageError: ``standard_errors`` is given for another metric.
     """
 
-    def __init__(self, card: ModelCard, monitor: str = ACCURACY, mode: MonitorMode = "max") -> None:
+    def __init__(
+        self,
+        card: ModelCard,
+        monitor: str = ACCURACY,
+        mode: MonitorMode = "max",
+        standard_errors: float = 0.0,
+    ) -> None:
+        if standard_errors and (monitor, mode) != (ACCURACY, "max"):
+            raise UsageError(f"standard_errors {standard_errors:g} is for the monitor {ACCURACY!r} alone.")
         self.card = card
         self.monitor = Monitor(monitor, mode)
+        self.standard_errors = standard_errors
         self._is_best = False
 
     def on_fit_start(self, run: Run) -> None:
@@ -47,8 +67,11 @@ class Checkpoint(Callback):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Decides whether these weights are the best so far."""
-        improved = self.monitor.improved(event.metrics)
-        self._is_best = improved or event.metrics[self.monitor.metric] == self.monitor.best
+        self._is_best = self.monitor.improved(event.metrics)
+        best, value = self.monitor.best, event.metrics[self.monitor.metric]
+        if best is not None and not self._is_best:
+            short = self.standard_errors * standard_error(best, run.validation.num_images)
+            self._is_best = value == best or value > best - short
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the files."""

@@ -234,6 +234,7 @@ def _results(models: Models, directory: Path) -> list[ModelResult]:
                 multiply_adds=model.multiply_adds,
                 seconds=model.seconds,
                 history=tuple(history),
+                tested_epoch=model.best_epoch if isinstance(model, TestedModel) else None,
                 arch=short_name(model.arch),
                 directory=str(model.directory.relative_to(directory)) if model.directory else None,
                 members=tuple(_member(member, directory) for member in model.members),

@@ -100,7 +100,7 @@ def callbacks_for(
         RunLog(),  # starts first and ends last, so that result.json records errors of all others
         StopOnNonFinite(),
         LearningRateSchedule(config.schedule, config.peak_lr, restarts),
-        Checkpoint(card),
+        Checkpoint(card, standard_errors=0.0 if config.labels is None else 1.0),
         TensorBoard(config.to_toml()),
         Progress(label),
     ]

@@ -71,7 +71,7 @@ def _compared(result: ModelResult, run: ComparisonRun) -> dict[str, Any]:
         "parameters": result.parameters,
         "multiply_adds": result.multiply_adds,
         "seconds": float(result.seconds),
-        "held_out_accuracy_fraction": max((float(p.accuracy) for p in result.history), default=None),
+        "held_out_accuracy_fraction": float(result.held_out_accuracy) if result.history else None,
         **_test_figures(result.test),
         **_paths(
             directory=run.directory / str(result.directory) if trained else None,

@@ -315,6 +315,8 @@ def _held_out_mean(figures: Mapping[str, Any]) -> float | None:
     for row in results if isinstance(results, list) else ():
         history = at(row, "held_out_history")
         if at(row, "model") == _DISTILLED and isinstance(history, list):
-            values = (number(point, "accuracy_fraction") for point in history)
-            best += sorted(value for value in values if value is not None)[-1:]
+            epoch = whole(row, "best_epoch")
+            points = [point for point in history if whole(point, "epoch") == epoch]
+            values = (number(point, "accuracy_fraction") for point in points)
+            best += [value for value in values if value is not None]
     return mean(best) if best else None

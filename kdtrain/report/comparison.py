@@ -81,6 +81,7 @@ class ModelResult:
         multiply_adds: multiply-adds of its linear layers and convolutions for one image.
         seconds: training time: all epochs, their evaluations included.
         history: one point per epoch on the held-out set; empty for a model that existed already.
+        tested_epoch: the epoch whose weights were tested; the best of the history by default.
         arch: its architecture.
         directory: its run directory, relative to the comparison's; None for a model that existed already.
         members: the teachers, if this is a teacher made of several.
@@ -94,6 +95,7 @@ class ModelResult:
     multiply_adds: int
     seconds: float
     history: tuple[EpochPoint, ...]
+    tested_epoch: int | None = None
     arch: str = ""
     directory: str | None = None
     members: tuple[EnsembleMember, ...] = ()
@@ -101,12 +103,15 @@ class ModelResult:
     @property
     def best_epoch(self) -> int | None:
         """The epoch whose weights were tested; None for a model that existed already."""
-        return None if not self.history else max((point.accuracy, point.epoch) for point in self.history)[1]
+        if self.tested_epoch is not None or not self.history:
+            return self.tested_epoch
+        return max((point.accuracy, point.epoch) for point in self.history)[1]
 
     @property
     def held_out_accuracy(self) -> float:
         """Accuracy of the best epoch on the held-out images, 0..1; NaN for a model that existed already."""
-        return max((point.accuracy for point in self.history), default=np.nan)
+        accuracies = {point.epoch: point.accuracy for point in self.history}
+        return accuracies.get(self.best_epoch or 0, np.nan)
 
     def __repr__(self) -> str:
         return f"<ModelResult {self.model}, seed {self.seed}: {self.test}>"
