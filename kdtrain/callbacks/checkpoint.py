@@ -67,11 +67,12 @@ class Checkpoint(Callback):
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Decides whether these weights are the best so far."""
-        self._is_best = self.monitor.improved(event.metrics)
+        improved = self.monitor.improved(event.metrics)
         best, value = self.monitor.best, event.metrics[self.monitor.metric]
-        if best is not None and not self._is_best:
-            short = self.standard_errors * standard_error(best, run.validation.num_images)
-            self._is_best = value == best or value > best - short
+        self._is_best = improved or value == best
+        if self.standard_errors and best is not None:
+            error = standard_error(best, run.validation.num_images)
+            self._is_best = self._is_best or value > best - self.standard_errors * error
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the files."""

@@ -11,6 +11,7 @@ import pytest
 
 from kdtrain import Callback, Checkpoint, EarlyStopping, EvalEnd, Loader, Run, Trainer, flow, load_model
 from kdtrain.engine.resume import flatten_optimizer
+from kdtrain.errors import UsageError
 from kdtrain.metrics.names import Metrics
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_tensors, snapshot
@@ -46,6 +47,28 @@ def test_best_is_the_latest_of_the_epochs_with_the_highest_accuracy(
     assert best.card.metrics["val/accuracy"] == accuracies.max()
     last = load_model(tmp_path / "checkpoints" / "last.safetensors")
     assert _same(last.weights, keeper.weights[-1])
+
+
+def test_with_few_held_out_images_the_latest_epoch_within_one_standard_error_is_kept(
+    fit: Fit, card: ModelCard, tmp_path: Path, validation: Loader
+) -> None:
+    """The bound follows the best accuracy so far, with two more right and two more wrong images."""
+    keeper = Keeper()
+    fit(keeper, Checkpoint(card, standard_errors=1.0), epochs=8)
+    number, chosen, best = validation.num_images, 0, 0.0
+    for epoch, accuracy in enumerate(keeper.accuracies):
+        best = max(best, accuracy)
+        share = (round(best * number) + 2) / (number + 4)
+        if accuracy > best - np.sqrt(share * (1 - share) / (number + 4)) or accuracy == best:
+            chosen = epoch
+    kept = load_model(tmp_path / "checkpoints" / "best.safetensors")
+    assert _same(kept.weights, keeper.weights[chosen])
+    assert kept.card.metrics["val/accuracy"] == keeper.accuracies[chosen]
+
+
+def test_standard_errors_are_those_of_an_accuracy(card: ModelCard) -> None:
+    with pytest.raises(UsageError, match="standard_errors 1 is for the monitor 'val/accuracy' alone"):
+        Checkpoint(card, "val/cross_entropy", "min", standard_errors=1.0)
 
 
 @pytest.mark.parametrize(("mode", "chosen"), [("max", 2), ("min", 4)])
