@@ -11,7 +11,7 @@ import tomli_w
 
 from kdtrain.experiment.config_checks import check_together
 from kdtrain.experiment.epochs import epochs_for_size
-from kdtrain.experiment.recipe import recipe_settings
+from kdtrain.experiment.recipe import recipe_for, recipe_settings
 from kdtrain.experiment.settings import DEFAULT_TEACHER, OPTIMIZERS, Settings
 
 
@@ -31,6 +31,16 @@ class FitConfig(Settings):
     def has_teacher_files(self) -> bool:
         """Whether the settings name a teacher that exists."""
         return bool(self.teacher_checkpoint) or self.teacher_logits is not None
+
+    @property
+    def has_few_labels(self) -> bool:
+        """Whether images without labels join those with labels."""
+        return self.labels is not None or self.transfer_data is not None
+
+    @property
+    def chosen_recipe(self) -> str:
+        """The name of the recipe for the data."""
+        return recipe_for(self.dataset, self.data_dir, few_labels=self.has_few_labels)
 
     @property
     def is_chain(self) -> bool:
@@ -59,7 +69,7 @@ class FitConfig(Settings):
         Args:
             images: number of training images.
         """
-        few = self.labels is not None
+        few = self.has_few_labels
         return dataclasses.replace(
             self,
             teacher_epochs=self.teacher_epochs or self.epochs or epochs_for_size("teacher", images, few=few),

@@ -61,11 +61,12 @@ def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
     """
     from_file = _settings_of(file)
     given = from_file | _settings_in(flags)
+    few_labels = bool(given.keys() & {"labels", "transfer_data"})
     if "recipe" not in given:
         dataset = given.get("dataset", FitConfig.dataset)
         resolved = from_file.keys() >= _RESOLVED
         given["recipe"] = (
-            NO_RECIPE if resolved else recipe_for(dataset, given.get("data_dir"), given.get("labels"))
+            NO_RECIPE if resolved else recipe_for(dataset, given.get("data_dir"), few_labels=few_labels)
         )
     recipe = given["recipe"]
     settings = {
@@ -75,6 +76,8 @@ def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
     }  # FitConfig.architecture_for has teacher_arch: as a setting, it would refuse other checkpoints
     if given.get("mode", FitConfig.mode) != "compare":
         settings.pop("seeds", None)
+    if not few_labels and "labels" not in settings:
+        settings.pop("transfer_share", None)
     return _configured(settings | given)
 
 

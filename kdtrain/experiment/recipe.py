@@ -26,7 +26,7 @@ RECIPE_SETTINGS = frozenset(
 )
 """The settings that a recipe may have: those of the training, whatever the data and the machine are."""
 
-_FEW_LABELS = "_few_labels"  # ends the name of a recipe for --labels
+_FEW_LABELS = "_few_labels"  # ends the name of a recipe for images without labels
 
 _FOLDER = Path(__file__).with_name("recipes")
 _LARGEST = 1 << 16  # bytes of a file
@@ -104,10 +104,10 @@ def recipe_settings(name: str | None) -> dict[str, Any]:
     return {} if name is None or name == NO_RECIPE else read_recipe(name).settings
 
 
-def recipe_for(dataset: str, data_dir: Path | None, labels: str | int | None = None) -> str:
+def recipe_for(dataset: str, data_dir: Path | None, *, few_labels: bool = False) -> str:
     """Returns the name of the recipe for a data set: ``mnist``, ``fashion_mnist`` or ``pictures``.
 
-    With --labels the name ends on ``_few_labels``.
+    Where images without labels join, the name ends on ``_few_labels``.
 
     IDX files in a folder are MNIST or Fashion-MNIST if both of their files of labels are. These are small,
     so that the choice takes milliseconds. Files that cannot be read get ``pictures`` too: the fit reads
@@ -116,25 +116,23 @@ def recipe_for(dataset: str, data_dir: Path | None, labels: str | int | None = N
     Args:
         dataset: value of ``--dataset``.
         data_dir: value of ``--data-dir``.
-        labels: value of ``--labels``.
+        few_labels: whether ``--labels`` or ``--transfer-data`` is given.
     """
     if dataset not in _PUBLISHED:
         name = "pictures"
     else:
         name = dataset if data_dir is None else _recipe_of_labels(data_dir)
-    return name if labels is None else f"{name}{_FEW_LABELS}"
+    return f"{name}{_FEW_LABELS}" if few_labels else name
 
 
-def describe_recipe(name: str, dataset: str, data_dir: Path | None, labels: str | None) -> str:
+def describe_recipe(name: str, chosen: str) -> str:
     """Returns a sentence that names a fit's recipe, and whether it is the one for its data.
 
     Args:
         name: value of ``--recipe``.
-        dataset: value of ``--dataset``.
-        data_dir: value of ``--data-dir``.
-        labels: value of ``--labels``.
+        chosen: what ``recipe_for`` returns.
     """
-    reason = ", chosen for these data" if name == recipe_for(dataset, data_dir, labels) else ""
+    reason = ", chosen for these data" if name == chosen else ""
     return f"Recipe: {name}{reason} ({read_recipe(name).title}). `kdtrain recipes {name}` prints it."
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, load_config, new_config
-from kdtrain.experiment.recipe import NO_RECIPE, recipe_for
+from kdtrain.experiment.recipe import NO_RECIPE
 from kdtrain.experiment.settings import flag_of
 
-_DATA = ("dataset", "data_dir", "labels")
+_DATA = ("dataset", "data_dir", "labels", "transfer_data")
 """The settings that choose the recipe."""
 
 
@@ -37,7 +37,7 @@ def _fewest_settings(config: FitConfig) -> dict[str, Any]:
     wanted = absolute_paths(config).resolved()
     first: dict[str, Any] = {"mode": config.mode}
     recipe = config.recipe or NO_RECIPE
-    if recipe != recipe_for(config.dataset, config.data_dir, config.labels):
+    if recipe != config.chosen_recipe:
         first["recipe"] = recipe
     given = first | {name: getattr(config, name) for name in _DATA if name in wanted}
     # A setting can decide the default of another one, so the comparison is repeated after each change.

@@ -81,7 +81,7 @@ class Session:
             )
         self.config = config = config.with_epochs(count_training(self.dataset, config))
         if config.recipe is not None and config.recipe != NO_RECIPE:
-            logger.info(describe_recipe(config.recipe, config.dataset, config.data_dir, config.labels))
+            logger.info(describe_recipe(config.recipe, config.chosen_recipe))
             if config.mode == "compare" and (expected := read_recipe(config.recipe).expected):
                 logger.info(expected)
         for sentence in data_sentences(conditions_of(config, self.dataset)):

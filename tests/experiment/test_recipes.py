@@ -64,13 +64,14 @@ def test_a_recipe_is_a_file_of_settings_of_the_training(name: str, tmp_path: Pat
     recipe = read_recipe(name)
     file = write(tmp_path / "mine.toml", recipe.text)
     assert tomli.loads(recipe.text).keys() - {"recipe"} <= RECIPE_SETTINGS
-    config = new_config({}, file)
+    given = {"labels": "100"} if name.endswith("few_labels") else {}
+    config = new_config(given, file)
     assert config.recipe == name
     for setting, value in recipe.settings.items():
         assert getattr(config, setting) == value
     check_architecture(config.architecture_for("teacher"))
     check_architecture(config.student_arch)
-    assert config.to_toml() == new_config({"recipe": name}).to_toml()
+    assert config.to_toml() == new_config({"recipe": name, **given}).to_toml()
     assert recipe.title
     assert recipe.measured
     assert recipe.text.startswith(f"# {recipe.title}.\n#\n# Measured: ")
@@ -97,11 +98,17 @@ def test_the_data_choose_the_recipe(data: dict[str, Any], name: str) -> None:
     assert (config.temperature, config.augment) == tuple(
         read_recipe(name).settings[setting] for setting in ("temperature", "augment")
     )
-    assert "chosen for these data" in describe_recipe(name, config.dataset, config.data_dir, None)
-    assert "chosen" not in describe_recipe("sample", config.dataset, config.data_dir, None)
-    few = new_config(data | {"labels": 1000})
-    assert few.recipe == f"{name}_few_labels"
-    assert "chosen for these data" in describe_recipe(few.recipe, few.dataset, few.data_dir, few.labels)
+    assert "chosen for these data" in describe_recipe(name, config.chosen_recipe)
+    assert "chosen" not in describe_recipe("sample", config.chosen_recipe)
+    for few_labels in ({"labels": 1000}, {"transfer_data": Path("more")}):
+        few = new_config(data | few_labels)
+        assert few.recipe == few.chosen_recipe == f"{name}_few_labels"
+
+
+def test_the_recipes_share_and_seeds_are_for_fits_that_have_them() -> None:
+    assert (new_config({"labels": "100"}).seeds, new_config({"labels": "100"}).transfer_share) == (5, 0.75)
+    assert new_config({"labels": "100", "mode": "student_kd"}).seeds == 1
+    assert new_config({"recipe": "mnist_few_labels"}).transfer_share == 0.5
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -147,7 +154,7 @@ def test_without_a_recipe_the_defaults_are_left() -> None:
     [
         ({"epochs": 2}, "teacher_epochs", 2),
         ({"epochs": 2, "teacher_epochs": 3}, "teacher_epochs", 3),
-        ({"teacher_epochs": 3}, "epochs", 100),
+        ({"teacher_epochs": 3}, "epochs", 24),
         ({"augment": "flip"}, "teacher_augment", "flip"),
         ({"augment": "none"}, "teacher_augment", "none"),
         ({"augment": "flip", "teacher_augment": "shift=3"}, "teacher_augment", "shift=3"),
