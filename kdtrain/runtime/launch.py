@@ -20,6 +20,7 @@ from typing import IO
 
 from kdtrain.errors import KdtrainError, Terminated, UsageError
 from kdtrain.runtime.heartbeat import SILENCE, Heartbeat
+from kdtrain.runtime.locations import command_name
 from kdtrain.runtime.rendezvous import join_group
 from kdtrain.runtime.signals import die_with_parent, queue_signals
 
@@ -133,9 +134,10 @@ class _Rank:
     def __init__(self, number: int, arguments: Sequence[str], address: dict[str, str]) -> None:
         self.number = number
         self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this object
+        of_rank = {"RANK": str(number), "LOCAL_RANK": str(number), "KDTRAIN_COMMAND": command_name()}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kdtrain", *arguments],
-            env=os.environ | address | {"RANK": str(number), "LOCAL_RANK": str(number)},
+            env=os.environ | address | of_rank,
             stdout=None if number == 0 else subprocess.DEVNULL,
             stderr=None if number == 0 else self.stderr,
             start_new_session=True,  # the terminal sends Ctrl-C to the launcher alone, which passes it on
