@@ -57,7 +57,8 @@ def comparison_to_json(config: FitConfig, run: ComparisonRun) -> dict[str, Any]:
 
 
 def _about(config: FitConfig, directory: Path) -> dict[str, Any]:
-    about = {"version": VERSION, "mode": config.mode, "name": config.name, "dataset": config.dataset}
+    about = {"version": VERSION, "mode": config.mode, "name": config.name}
+    about |= {"dataset": config.dataset, "labels": config.labels}
     return about | _paths(directory=directory)
 
 

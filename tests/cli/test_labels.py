@@ -82,7 +82,8 @@ def test_a_fit_of_each_mode_and_what_follows(
         finished = call_kdtrain("fit", *words, cwd=compared)
         assert finished.returncode == 0, finished.stderr
         assert "60 of " in finished.stderr
-        assert json.loads(finished.stdout)["models"][0]["model"] == mode
+        document = json.loads(finished.stdout)
+        assert (document["labels"], document["models"][0]["model"]) == ("60", mode)
     listed = call_kdtrain("runs", "--logdir", "single", cwd=compared)
     assert "60 labels" in listed.stdout
     card = call_kdtrain("card", "single/models/student_kd.safetensors", cwd=compared)
