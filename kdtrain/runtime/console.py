@@ -251,7 +251,7 @@ def claim_terminal() -> bool:
     return available
 
 
-class _NotebookBar(tqdm):  # type: ignore[type-arg]  # tqdm takes no argument when it runs
+class _NotebookBar(tqdm):
     """A bar of this process in a notebook."""
 
     def __init__(self, **arguments: Any) -> None:

@@ -232,9 +232,11 @@ class NotebookScreen:
         if text == self._text:
             return
         self._text = text
-        data, cell = {"text/plain": text}, get_ipython().execution_count
+        data = {"text/plain": text}
+        cell = get_ipython().execution_count  # type: ignore[no-untyped-call]
         if NotebookScreen._cell != cell:
-            NotebookScreen._cell, NotebookScreen._output = cell, display(data, raw=True, display_id=True)
+            NotebookScreen._cell = cell
+            NotebookScreen._output = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:
             NotebookScreen._output.update(data, raw=True)
 
