@@ -9,7 +9,7 @@ from kdtrain.engine.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.engine.run import Run
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime import time_left
-from kdtrain.runtime.console import is_drawn_by_parent, is_terminal, progress_bar
+from kdtrain.runtime.console import is_drawn_by_parent, is_redrawn, progress_bar
 from kdtrain.runtime.screen import Bar
 
 logger = logging.getLogger(__name__)
@@ -19,12 +19,12 @@ _LINES = 10  # of a fit, without a terminal
 
 
 class Progress(Callback):
-    """Shows a bar over all epochs on a terminal, and prints lines with loss, accuracy and seconds so far.
+    """Shows a bar over all epochs, and prints lines with loss, accuracy and seconds so far.
 
-    A terminal gets one line, at the end of the fit. Elsewhere there is a line at each tenth of the way, which
-    ends with the time that the whole command still takes. With messages of the level DEBUG every epoch has
-    its line. On a terminal the time left is under the bars, or in the bar of a fit that this process carries
-    out without a parent.
+    A terminal or a notebook gets the bar, and one line at the end of the fit. Elsewhere there is a line at
+    each tenth of the way, which ends with the time that the whole command still takes. With messages of the
+    level DEBUG every epoch has its line. The time left is under the bars, or in the bar of a fit that this
+    process carries out without a parent.
 
     Args:
         name: name of the network in the lines, such as ``student``.
@@ -63,7 +63,7 @@ class Progress(Callback):
             self._bar.set_description_str(self._description(event.epoch + 1, run), refresh=False)
             self._show(self._bar, loss)
         self._seconds += event.seconds + event.eval_seconds
-        left = "" if is_terminal() else time_left.fit_text()
+        left = "" if is_redrawn() else time_left.fit_text()
         self._line = (
             f"{self.name:<12} {event.epoch:>{len(str(run.epochs))}}/{run.epochs}"
             f"  loss {loss:.4f}  {self._accuracy}"
@@ -71,7 +71,7 @@ class Progress(Callback):
             f"  {self._seconds:.1f} s{left and f'  {left}'}"
         )
         is_tenth = event.epoch * _LINES // run.epochs > (event.epoch - 1) * _LINES // run.epochs
-        if is_last or (is_tenth and not is_terminal()) or logger.isEnabledFor(logging.DEBUG):
+        if is_last or (is_tenth and not is_redrawn()) or logger.isEnabledFor(logging.DEBUG):
             self._print_line()
         logger.debug(
             f"{self.name}: {event.images_per_second:,.0f} images/s, learning rate {event.learning_rate:.3g}, "

@@ -21,7 +21,16 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from kdtrain.runtime.screen import BAR_FORMAT, Bar, ChildBar, SharedBar, wrapped
+from kdtrain.runtime.screen import (
+    BAR_FORMAT,
+    AnyScreen,
+    Bar,
+    ChildBar,
+    NotebookScreen,
+    Screen,
+    SharedBar,
+    wrapped,
+)
 
 T = TypeVar("T")
 
@@ -33,9 +42,6 @@ _bars = True
 _bars_only = False  # bars are shown although messages are off
 _shared: SharedBar | None = None  # in a child whose parent draws
 _claimable = False  # whether that child may take the terminal
-
-_TERMINAL_SECONDS = 0.1  # between two drawings of a bar
-_NOTEBOOK_SECONDS = 0.5  # each is a message from a forked process, through the kernel, to a browser
 
 
 class _StderrHandler(logging.Handler):
@@ -245,9 +251,29 @@ def claim_terminal() -> bool:
     return available
 
 
-def draws_on_terminal() -> bool:
-    """Returns whether bars are drawn on a terminal, where lines can be drawn anew."""
-    return _shows_bars() and sys.stderr.isatty() and not _is_notebook()
+class _NotebookBar(tqdm):
+    """A bar of this process in a notebook."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._screen = NotebookScreen()
+        super().__init__(**arguments)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draws the bar; tqdm needs to write nothing after it."""
+        self._screen.draw([str(self) if msg is None else msg])
+        return False
+
+
+def new_screen() -> AnyScreen | None:
+    """Returns what bars are drawn on; None where lines cannot be drawn anew, or no bars are shown."""
+    if not (_shows_bars() and is_redrawn()):
+        return None
+    return NotebookScreen() if _is_notebook() else Screen()
+
+
+def is_redrawn() -> bool:
+    """Returns whether bars can be drawn: on a terminal and in a notebook."""
+    return is_terminal() or _is_notebook()
 
 
 def is_terminal() -> bool:
@@ -280,15 +306,17 @@ def progress_bar(description: str, total: int, unit: str) -> Bar:
 
 def own_progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
     """Returns a progress bar that this process draws, as ``progress_bar`` does."""
-    return tqdm(
+    notebook = _is_notebook()
+    return (_NotebookBar if notebook else tqdm)(
         desc=description,
         total=total,
         unit=unit,
         leave=False,
         file=sys.stderr,
-        disable=not (_shows_bars() and (sys.stderr.isatty() or _is_notebook())),
-        dynamic_ncols=True,
-        mininterval=_NOTEBOOK_SECONDS if _is_notebook() else _TERMINAL_SECONDS,
+        disable=not (_shows_bars() and is_redrawn()),
+        dynamic_ncols=not notebook,
+        ncols=80 if notebook else None,
+        mininterval=NotebookScreen.seconds if notebook else 0.1,
     )
 
 
@@ -301,7 +329,7 @@ def with_progress_bar(items: Iterable[T], description: str, total: int, unit: st
 
 
 def _is_notebook() -> bool:
-    """Returns whether stderr is shown by a notebook, which is no terminal but takes a carriage return."""
+    """Returns whether stderr is shown by a notebook, which is no terminal but replaces outputs."""
     return type(sys.stderr).__module__ == "ipykernel.iostream"
 
 

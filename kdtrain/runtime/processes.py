@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime import console, time_left
 from kdtrain.runtime.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
-from kdtrain.runtime.screen import Screen, SharedBar, terminal_size
+from kdtrain.runtime.screen import AnyScreen, SharedBar
 from kdtrain.runtime.signals import SignalQueue, queue_signals
 from kdtrain.runtime.watchdog import StackFile, StallWatch, check_interval, location
 
@@ -35,7 +35,6 @@ STALL_TIMEOUT = 300.0
 """Seconds without CPU time after which a job is ended."""
 
 _FORK = multiprocessing.get_context("fork")
-_DRAWING_SECONDS = 0.2  # between two drawings of the bars
 _CLOSING_SECONDS = 4.0  # for interrupted children to close their files: Ctrl-C ends a fit within 5 s
 
 
@@ -76,7 +75,7 @@ def run_jobs(jobs: Sequence[Job[T]], stall_timeout: float = STALL_TIMEOUT) -> li
     """
     with queue_signals() as signals:
         running: list[_Child] = []
-        screen = Screen() if console.draws_on_terminal() else None
+        screen = console.new_screen()
         try:
             return _run(jobs, running, signals, stall_timeout, screen)
         except BaseException as error:
@@ -84,7 +83,8 @@ def run_jobs(jobs: Sequence[Job[T]], stall_timeout: float = STALL_TIMEOUT) -> li
             _stop(running, error, signals)
             raise
         finally:
-            _clear(screen)
+            if screen is not None:
+                screen.close()
 
 
 def _run(
@@ -92,7 +92,7 @@ def _run(
     running: list[_Child],
     signals: SignalQueue,
     stall_timeout: float,
-    screen: Screen | None,
+    screen: AnyScreen | None,
 ) -> list[T]:
     """Runs the jobs; ``running`` always holds the children that have not ended."""
     waiting = list(enumerate(jobs))
@@ -109,7 +109,7 @@ def _run(
             logger.debug(f"{job.name}: begun on {len(cores)} core{'s' * (len(cores) != 1)}.")
             bar = None if screen is None else SharedBar()
             running.append(_start(index, job, cores, bar, is_alone, stall_timeout))
-        pause = interval if screen is None else _DRAWING_SECONDS
+        pause = interval if screen is None else screen.seconds
         for child in _wait_for_any(running, signals, pause):
             message = child.receive(screen)
             if message is None:
@@ -130,7 +130,7 @@ def _run(
     return [results[index] for index in range(len(jobs))]
 
 
-def _draw(screen: Screen, running: Sequence[_Child]) -> None:
+def _draw(screen: AnyScreen, running: Sequence[_Child]) -> None:
     """Draws the bars of the jobs that run and the time left, or leaves the terminal to a job."""
     if any(child.bar.is_claimed for child in running if child.bar is not None):
         screen.clear()
@@ -138,13 +138,13 @@ def _draw(screen: Screen, running: Sequence[_Child]) -> None:
             if child.bar is not None and child.bar.is_claimed:
                 child.bar.grant()
         return
-    columns, _ = terminal_size()
+    columns = screen.columns()
     lines = [(child.bar and child.bar.line(columns - 1)) or f"{child.name} ..." for child in running]
     left = time_left.line()
     screen.draw([*lines, left] if left and lines else lines)
 
 
-def _clear(screen: Screen | None) -> None:
+def _clear(screen: AnyScreen | None) -> None:
     if screen is not None:
         screen.clear()
 
@@ -179,7 +179,7 @@ class _Child:
     watch: StallWatch
     started: float
 
-    def receive(self, screen: Screen | None = None) -> Message | None:
+    def receive(self, screen: AnyScreen | None = None) -> Message | None:
         """Receives a message; prints it and returns None if it is for the log.
 
         Otherwise waits for the child's end; returns its message, or an error that names the signal or exit

@@ -1,5 +1,6 @@
 """The progress bars of parallel jobs on one terminal: children count in shared memory, the parent draws.
 
+In a notebook the parent draws as well: only the kernel itself can replace an output.
 A child never writes to the terminal while its parent draws there, and never waits for it: it stores numbers.
 Its log messages go through the pipe of its result, and the parent prints them above the bars.
 """
@@ -15,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm
 from tqdm.utils import disp_trim
@@ -165,7 +166,12 @@ class Screen:
     lines, and the next drawing removes the rest of them.
     """
 
+    seconds: ClassVar[float] = 0.2  # between two drawings
     _is_drawn: bool = False
+
+    def columns(self) -> int:
+        """Returns the width of the terminal."""
+        return terminal_size()[0]
 
     def draw(self, lines: Sequence[str]) -> None:
         """Draws the lines in the place of those before; a terminal that has gone away is no error."""
@@ -190,10 +196,59 @@ class Screen:
             self._write("\r\x1b[J")
             self._is_drawn = False
 
+    def close(self) -> None:
+        """Removes the lines for good."""
+        self.clear()
+
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+class NotebookScreen:
+    """An output of a notebook's cell that is replaced by each drawing, and empty in the end.
+
+    The bars of a cell share one output. Of lines with carriage returns the file would keep every drawing.
+    """
+
+    seconds: ClassVar[float] = 0.5  # each drawing goes through the kernel to a browser
+    _cell: ClassVar[int | None] = None
+    _output: ClassVar[Any] = None  # IPython's handle of that cell's output
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def columns(self) -> int:
+        """Returns the width of the lines."""
+        return 80
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Draws the lines in the place of those before."""
+        from IPython.core.display_functions import display
+        from IPython.core.getipython import get_ipython
+
+        text = "\n".join(lines)
+        if text == self._text:
+            return
+        self._text = text
+        data = {"text/plain": text}
+        cell = get_ipython().execution_count  # type: ignore[no-untyped-call]
+        if NotebookScreen._cell != cell:
+            NotebookScreen._cell = cell
+            NotebookScreen._output = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            NotebookScreen._output.update(data, raw=True)
+
+    def clear(self) -> None:
+        """Leaves the lines where they are: messages are another output of the cell."""
+
+    def close(self) -> None:
+        """Removes the lines for good."""
+        self.draw([])
+
+
+AnyScreen = Screen | NotebookScreen
 
 
 def wrapped(text: str) -> str:

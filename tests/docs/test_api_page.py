@@ -21,8 +21,12 @@ from tests.documents import DOCS, blocks, text_of
 PAGE = DOCS / "api.md"
 TEXT = text_of(PAGE)
 (LOOP,) = (block for block in blocks(PAGE, "python") if "kdtrain.Trainer(" in block)
-LESS = {'dataset="mnist", ': 'dataset="mnist", limit_train=1000, val_size=200, ', "epochs=5": "epochs=2"}
-"""Texts of the loop, and what they are replaced by to save time."""
+LESS = {
+    "compare(labels=500)": "compare(labels=200, limit_train=1000, seeds=2, epochs=2, teacher_epochs=1)",
+    'dataset="mnist", ': 'dataset="mnist", limit_train=1000, val_size=200, ',
+    "epochs=5": "epochs=2",
+}
+"""Texts of the page, and what they are replaced by to save time."""
 RESULTS = re.findall(r"^\| `(\w+)` \| (.+) \|$", TEXT.partition("\n## Results\n")[2], re.MULTILINE)
 NAMES = [name for names in public_names().values() for name in names]
 
@@ -65,6 +69,7 @@ def test_every_command_and_every_setting_of_the_data_is_on_the_page() -> None:
     assert [name for name in DATA_SETTINGS if f"`{name}" not in section] == []
 
 
+INTERVAL = re.compile(r"[+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)")
 TESTED = r"accuracy [\d.]+%, [\d,]+ errors in 10,000 images"
 
 
@@ -75,12 +80,13 @@ def test_examples_run_one_after_another_and_print_what_they_ask_for_only(tmp_pat
     )
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "seven.png").is_file()
-    first, *lines = finished.stdout.splitlines()
-    assert re.fullmatch(
-        r"<ComparisonRun student_kd - student: [+-][\d.]+ points, \w+, 2 seeds \(logs/compare/version_0\)>",
-        first,
-    )
-    # After the comparison's sentences: the evaluation, the one of the loop, the runs, a model card.
+    lines = finished.stdout.splitlines()
+    interval = next(at for at, line in enumerate(lines) if INTERVAL.fullmatch(line))
+    assert any(" of the student's " in line or "No difference" in line for line in lines[:interval]), lines
+    folder = "logs/compare/version_0"
+    student = f"{folder}/seed_0/student_kd/checkpoints/best.safetensors"
+    assert lines[interval + 1].split() == [student, f"{folder}/report.html"]
+    # After the comparison: the evaluation, the one of the loop, the runs, a model card.
     tested = [at for at, line in enumerate(lines) if re.fullmatch(TESTED, line)]
     assert len(tested) == 2
     assert tested[0] + 1 == tested[1], lines
