@@ -38,6 +38,7 @@ LESS = {
     "9999": "99",
     "--seeds 5": "--seeds 2",
     "--teacher-epochs 100": "--teacher-epochs 1",
+    "--labels 5000": "--labels 400",
     "--budget 27": "--budget 3",
     "--budget 9": "--budget 2",
     "range(400)": "range(30)",
