@@ -12,7 +12,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.settings import flag_of
 from kdtrain.runtime.locations import command_name
 
-_OF_THE_DATA = ("dataset", "data_dir", "image_size", "skip_corrupt")
+_OF_THE_DATA = ("dataset", "data_dir", "image_size", "skip_corrupt", "labels", "limit_train", "seed")
 _OF_THE_MODELS = ("logdir", "model_save_dir")
 
 

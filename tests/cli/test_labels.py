@@ -84,6 +84,8 @@ def test_a_fit_of_each_mode_and_what_follows(
         assert "60 of " in finished.stderr
         document = json.loads(finished.stdout)
         assert (document["labels"], document["models"][0]["model"]) == ("60", mode)
+    printed = call_kdtrain("fit", "--resume", "single/teacher/version_0", cwd=compared)
+    assert "--labels 60" in printed.stdout.splitlines()[-1], "the next command has the same labels"
     listed = call_kdtrain("runs", "--logdir", "single", cwd=compared)
     assert "60 labels" in listed.stdout
     card = call_kdtrain("card", "single/models/student_kd.safetensors", cwd=compared)
