@@ -264,3 +264,15 @@ def test_the_command_that_repeats_a_fit_has_no_flag_that_the_recipe_gives(given:
     words = command(new_config(given)).split()
     flags = {word for word in words if word.startswith("--")}
     assert flags == {"--mode", *(f"--{name.replace('_', '-')}" for name in given)}
+
+
+@pytest.mark.parametrize("mode", ["compare", "student_kd"])
+def test_a_comparison_says_beforehand_what_can_be_seen(
+    mode: str, tiles: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"recipe": "mnist_few_labels", "labels": "100", "data_dir": tiles, "logdir": tmp_path}
+    with caplog.at_level("INFO", logger="kdtrain"):
+        Session(new_config(given | {"mode": mode}))
+    expected = read_recipe("mnist_few_labels").expected
+    assert expected.endswith(".")
+    assert (expected in caplog.messages) == (mode == "compare")
