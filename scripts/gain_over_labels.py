@@ -85,6 +85,7 @@ def labels_figure(series: Mapping[str, Sequence[Point]]) -> Figure:
             [f"all\n{labels:,}" if is_all else f"{labels:,}" for labels, is_all in ticks],
         )
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.margins(y=0.13)  # room for the texts
         axes.set_xlabel("training images with a label (log axis); the others are used without")
         axes.set_ylabel("gain of distillation, points of test accuracy")
         axes.set_title("The fewer labels, the more distillation gains", fontsize=13)
