@@ -27,9 +27,9 @@ from tests.tools import ROOT
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', TEXT, re.MULTILINE | re.DOTALL))
 COMMANDS = [
-    line
+    " ".join(line.split())
     for block in re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
 ]
 Follow = Callable[[str], Finished]
 MODEL = Path("logs/models/student.safetensors")  # of the page's first data
@@ -135,7 +135,7 @@ def test_arrays_are_learnt_from_a_file_and_from_a_function(
     assert accuracy(from_function) == from_file
     assert f"{STRIPES} stays" in from_function.stderr, "the same data, the same network"
     # A checkpoint cannot make us call a function.
-    best = from_function.stdout.split()[-1]
+    best = from_function.stdout.partition("best weights")[2].split()[0]
     finished = call_kdtrain("eval", best, cwd=folder)
     assert_explained(finished, 2, "was trained on", f"--dataset {folder}/save_stripes.py:stripes.")
     finished = call_kdtrain("eval", best, "--dataset", "save_stripes.py:stripes", "--json", cwd=folder)

@@ -55,7 +55,7 @@ def test_labels_that_are_not_there_cannot_be_read() -> None:
     def of_another_author(batch: Batch, output: Output) -> flow.Tensor:
         return flow.nn.functional.cross_entropy(output.logits, batch.targets)
 
-    with pytest.raises(ValueError, match=r"no label \(--transfer-data\).*batch.label_loss"):
+    with pytest.raises(ValueError, match=r"no label \(--labels, --transfer-data\).*batch.label_loss"):
         _ = batch_of().targets
     objective = Objective.task().add("mine", of_another_author)
     with pytest.raises(KdtrainError, match=r"term 'mine', .*test_label_loss.py line \d+: .*no label"):

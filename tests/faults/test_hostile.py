@@ -280,11 +280,11 @@ def test_the_command_refuses_such_a_state_and_leaves_the_run_as_it_was(
 
 # Checkpoints from elsewhere
 
-# The sample, and nothing of kdtrain's: saves its teacher, and what that thinks of the test images.
+# The sample, with kdtrain's import of OneFlow: saves its teacher, and what that thinks of the test images.
 SAMPLE = """
 import sys
 import numpy as np
-import oneflow as flow
+from kdtrain.runtime import flow
 sys.path.insert(0, sys.argv[1])
 from sample import Teacher
 flow.manual_seed(0)
