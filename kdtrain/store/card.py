@@ -67,8 +67,8 @@ class ModelCard:
 
     @property
     def softening(self) -> float:
-        """The temperature of softened probabilities: that of the distillation, or else the default."""
-        return self.temperature or DEFAULT_TEMPERATURE
+        """The temperature of softened probabilities: that of the distillation, unless it is 1, or 4."""
+        return self.temperature if self.temperature not in (0.0, 1.0) else DEFAULT_TEMPERATURE
 
     @property
     def data(self) -> tuple[object, ...]:

@@ -454,3 +454,10 @@ def test_directory_is_taken_for_what_the_user_says(card: ModelCard, tmp_path: Pa
     taken = load_model(tmp_path / "saved", card, arch="hinton_800")
     with pytest.raises(CheckpointError, match="do not fit the network"):
         taken.build("cpu")
+
+
+@pytest.mark.parametrize(("temperature", "softening"), [(0.0, 4.0), (1.0, 4.0), (2.5, 2.5)])
+def test_softened_probabilities_are_softer_than_hard_ones(
+    temperature: float, softening: float, card: ModelCard
+) -> None:
+    assert dataclasses.replace(card, temperature=temperature).softening == softening
