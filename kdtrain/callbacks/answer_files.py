@@ -40,8 +40,9 @@ class AnswerFiles:
     """The answers of one kind, logits or a layer's output, about one variant of a source's images.
 
     Each file is for a range of the images' numbers and has only the images that were asked for. It is
-    written whole and has a checksum; a damaged one is made anew. Several fits may write the same file: each
-    adds its own images to those that the file has, and goes on with a file that has all of its own.
+    written whole and has its key and a checksum; a damaged one, or one of another key, is made anew. Several
+    fits may write the same file: each adds its own images to those that the file has, and goes on with a file
+    that has all of its own.
 
     Args:
         folder: the folder of the files; None keeps the answers in memory.
@@ -101,6 +102,19 @@ class AnswerFiles:
         """Returns the answers of each file, all of which are saved."""
         return [rows for _, rows in sorted(self._files.items()) if len(rows.numbers)]
 
+    def values(self, numbers: Positions) -> Floats:
+        """Returns the answers about some images that have one, (K,) int64, rising: (K, ...) float32."""
+        chosen = [rows.values[np.isin(rows.numbers, numbers)] for rows in self.rows()]
+        return np.concatenate(chosen)
+
+    def forget(self) -> None:
+        """Removes all files, so that every answer is made anew."""
+        self._files = {}
+        for file in range(self.number_of_files if self._writes else 0):
+            path = self._path(file)
+            if path is not None:
+                path.unlink(missing_ok=True)
+
     def stored_bytes(self) -> int:
         """Returns the size of the files that there are."""
         paths = map(self._path, range(self.number_of_files))
@@ -121,7 +135,7 @@ class AnswerFiles:
             rows = _joined([own, stored])
             known = np.zeros(min(self._per_file, self._size - file * self._per_file), bool)
             known[rows.numbers - file * self._per_file] = True
-            save_tensors(path, {"known": known, "values": rows.values}, {"answers": self._key})
+            save_tensors(path, {"known": known, "values": rows.values}, {"answers": self._key_of(file)})
             stored = self._mapped(file, path)
 
     def _read(self, file: int) -> Rows:
@@ -130,10 +144,11 @@ class AnswerFiles:
         if path is None or not path.exists():
             return self._nothing()
         try:
-            load_tensors(path)  # compares the checksum
+            header = load_tensors(path)[1]  # compares the checksum
         except CheckpointError:
             return self._nothing()
-        return self._mapped(file, path)
+        is_own = header.get("answers") == self._key_of(file)  # the name alone may be that of a copy
+        return self._mapped(file, path) if is_own else self._nothing()
 
     def _mapped(self, file: int, path: Path) -> Rows:
         """Returns the answers in an undamaged file; the file may be replaced afterwards."""
@@ -161,9 +176,11 @@ class AnswerFiles:
     def _path(self, file: int) -> Path | None:
         if self._folder is None:
             return None
-        key = [*self._key, str(file)] if file else self._key
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        digest = hashlib.sha256(json.dumps(self._key_of(file)).encode()).hexdigest()[:32]
         return self._folder / f"{digest}.safetensors"
+
+    def _key_of(self, file: int) -> list[str]:
+        return [*self._key, str(file)] if file else self._key
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

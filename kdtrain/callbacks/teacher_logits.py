@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 Logits = npt.NDArray[np.float32]
 
 _LOGITS = ""  # the name of the answer that is no layer's
+_PROOFS = 16  # answers that are computed anew before those of files are believed
+_TOLERANCE = 1e-3  # of the largest answer: batches, threads and processors change the last bits
 _LARGE = 1 << 28  # bytes of a table; a larger one stays in its files, which are mapped into memory
 _SECONDS_LOST = 20.0  # of work that an interruption may cost, and between two lines about the progress
 
@@ -37,6 +41,15 @@ _SECONDS_LOST = 20.0  # of work that an interruption may cost, and between two l
 def weights_fingerprint(model: flow.nn.Module) -> str:
     """Returns the SHA-256 of a network's structure and of the bytes of all its weights, in hexadecimal."""
     return fingerprint(snapshot(model), repr(model))
+
+
+@functools.cache
+def code_version() -> str:
+    """Returns the SHA-256 (hex) of the code of kdtrain that answers are computed by."""
+    package, parts = Path(__file__).parents[1], ("data", "engine", "models", "deploy")
+    code = [path for part in parts for path in (package / part).rglob("*.py")]
+    code += [package / "runtime/kernels.py", package / "runtime/onednn.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code))).hexdigest()
 
 
 class AnswerTables(NamedTuple):
@@ -88,13 +101,35 @@ def _given_table(teacher: GivenLogits, train: Loader) -> AnswerTable:
     return builder.table(train.device)
 
 
+@dataclass
+class _Variant:
+    """The answers about one variant of some images.
+
+    Attributes:
+        number: the variant; None for the images as they are.
+        positions: (K,) int64, the loader's positions of the images, in the order of ``numbers``.
+        numbers: (K,) int64, their numbers in the source, rising.
+        files: the files of each answer, by its name.
+        known: (K,) bool, which images have the answer on all ranks, by its name.
+    """
+
+    number: int | None
+    positions: Positions
+    numbers: Positions
+    files: dict[str, AnswerFiles]
+    known: dict[str, npt.NDArray[np.bool_]]
+
+
 class AnswerCache:
     """The answers of one teacher, logits and layers' outputs, about the images that a loader's are a part of.
 
     Each answer about a variant has files of its own, named by a key that is made of the teacher's weights, of
-    the source's images and of all that the variant is drawn from. Loaders of one source share the files:
-    where others of its images are held out, only the missing ones are computed. One pass of the teacher
-    computes all answers that an image lacks.
+    kdtrain's code, of the source's images and of all that the variant is drawn from. Loaders of one source
+    share the files: where others of its images are held out, only the missing ones are computed. One pass of
+    the teacher computes all answers that an image lacks.
+
+    The key does not hold the code of a user's network. So some answers of the files are computed anew: where
+    they differ, the files are removed, and all answers are computed.
 
     Args:
         teacher: the network; or a recorder of it, whose layers are answers too.
@@ -120,7 +155,8 @@ class AnswerCache:
         """Returns the logits of the loader's images as they are, (N, C) float32."""
         positions = np.arange(len(self.train.inputs))
         with _Progress(len(positions)) as progress:
-            [rows] = self._variant(None, positions, progress)[_LOGITS].rows()
+            [variant] = self._answers([(None, positions)], progress)
+        [rows] = variant.files[_LOGITS].rows()
         of_loader: Logits = rows.values[np.searchsorted(rows.numbers, self._source.numbers)]
         return of_loader
 
@@ -135,17 +171,16 @@ class AnswerCache:
         images = sum(map(len, wanted))
         has_files = self.directory is not None and self.train.ranks.size == 1
         with _Progress(images) as progress:
-            for variant, positions in enumerate(wanted):
-                if not len(positions):
-                    continue
-                number = None if self.train.views is None else variant
-                for name, files in self._variant(number, positions, progress).items():
-                    answers = files.rows()
+            numbers = [None] if self.train.views is None else range(len(wanted))
+            pairs = [pair for pair in zip(numbers, wanted, strict=True) if len(pair[1])]
+            for variant in self._answers(pairs, progress):
+                for name, files in variant.files.items():
+                    rows = files.rows()
                     if name not in builders:
-                        size = 4 * images * math.prod(answers[0].values.shape[1:])
+                        size = 4 * images * math.prod(rows[0].values.shape[1:])
                         in_memory = not has_files or size <= _LARGE
                         builders[name] = TableBuilder(self._source.numbers, len(wanted), in_memory=in_memory)
-                    builders[name].add(variant, positions, answers)
+                    builders[name].add(variant.number or 0, variant.positions, rows)
         tables = {name: builder.table(self.train.device) for name, builder in builders.items()}
         return AnswerTables(tables.pop(_LOGITS), tables)
 
@@ -160,36 +195,80 @@ class AnswerCache:
                 number_of_files += files.number_of_files
         return missing, number_of_files
 
-    def _variant(self, variant: int | None, wanted: Positions, progress: _Progress) -> dict[str, AnswerFiles]:
-        """Returns the answers about a variant by name; those about ``wanted`` images are among them."""
-        numbers = self._source.numbers[wanted]
-        wanted = wanted[np.argsort(numbers)]  # so that one file is full before the next
-        numbers = np.sort(numbers)
-        answers = {name: self._files(variant, name) for name in (_LOGITS, *self.teacher.layers)}
-        lacking = {name: ~self._everywhere(files.known(numbers)) for name, files in answers.items()}
+    def _answers(
+        self, wanted: Sequence[tuple[int | None, Positions]], progress: _Progress
+    ) -> Iterator[_Variant]:
+        """Yields the answers about some variants of some images, after the proof of those in the files."""
+        variants = [self._open(*pair) for pair in wanted]
+        is_stale = any(self._is_stale(variant, -(-_PROOFS // len(variants))) for variant in variants)
+        if is_stale:
+            logger.warning(
+                f"The teacher's answers in {self.directory} are not those that it gives now, with the same "
+                "weights: the code of its network has changed. They are computed again."
+            )
+        for variant in variants:
+            for name, files in variant.files.items():
+                if is_stale:
+                    files.forget()
+                    variant.known[name][:] = False
+        while variants:  # removed one by one, because they may be large
+            variant = variants.pop(0)
+            self._complete(variant, progress, believed=not is_stale)
+            yield variant
+
+    def _open(self, number: int | None, positions: Positions) -> _Variant:
+        """Returns the answers that the files have about a variant."""
+        numbers = self._source.numbers[positions]
+        order = np.argsort(numbers)  # so that one file is full before the next
+        files = {name: self._files(number, name) for name in (_LOGITS, *self.teacher.layers)}
+        variant = _Variant(number, positions[order], numbers[order], files, {})
+        self._read(variant)
+        return variant
+
+    def _read(self, variant: _Variant) -> None:
+        for name, files in variant.files.items():
+            known = files.known(variant.numbers)
+            of_ranks = self.train.ranks.all_gather(known[None].astype(np.float32))  # may have other files
+            variant.known[name] = of_ranks.all(axis=0)
+
+    def _is_stale(self, variant: _Variant, most: int) -> bool:
+        """Returns whether the teacher's answers are not those of the files, by ``most`` of each kind."""
+        draws = np.random.default_rng(int(self._key(variant.number)[0][:16], 16) + (variant.number or 0))
+        order = draws.permutation(len(variant.numbers))
+        kinds = np.sum(list(variant.known.values()), axis=0)
+        order = order[np.argsort(-kinds[order], kind="stable")]  # so that few images prove all kinds
+        chosen = np.unique(np.concatenate([order[known[order]][:most] for known in variant.known.values()]))
+        if not len(chosen):
+            return False
+        differ = False
+        for name, values in self._compute(variant.number, variant.positions[chosen]).items():
+            known = variant.known[name][chosen]
+            if known.any():
+                kept = variant.files[name].values(variant.numbers[chosen[known]])
+                differ |= not _agree(values[known], kept)
+        return self.train.ranks.any_rank(differ)
+
+    def _complete(self, variant: _Variant, progress: _Progress, *, believed: bool) -> None:
+        """Computes the answers that a variant lacks, and writes them."""
+        if believed and not all(known.all() for known in variant.known.values()):
+            self._read(variant)  # another fit may have written some meanwhile
+        lacking = {name: ~known for name, known in variant.known.items()}
         missing = np.flatnonzero(np.any(list(lacking.values()), axis=0))
-        progress.found(len(wanted) - len(missing))
+        progress.found(len(variant.positions) - len(missing))
         at_once, saved = images_at_once(self.train), time.monotonic()
         for start in range(0, len(missing), at_once):
             chosen = missing[start : start + at_once]
-            computed = self._compute(variant, wanted[chosen])
-            for name, values in computed.items():
+            numbers = variant.numbers[chosen]
+            for name, values in self._compute(variant.number, variant.positions[chosen]).items():
                 new = lacking[name][chosen]
-                answers[name].add(Rows(numbers[chosen][new], values[new]))
+                variant.files[name].add(Rows(numbers[new], values[new]))
             progress.computed(len(chosen))
             is_late = time.monotonic() > saved + _SECONDS_LOST
-            for files in answers.values():
-                files.save(None if is_late else int(numbers[chosen[-1]]))
+            for files in variant.files.values():
+                files.save(None if is_late else int(numbers[-1]))
             saved = time.monotonic() if is_late else saved
-        for files in answers.values():
+        for files in variant.files.values():
             files.save()
-        return answers
-
-    def _everywhere(self, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Returns which images have an answer on all ranks, which may have other files."""
-        of_ranks = self.train.ranks.all_gather(known[None].astype(np.float32))
-        everywhere: npt.NDArray[np.bool_] = of_ranks.all(axis=0)
-        return everywhere
 
     def _compute(self, variant: int | None, positions: Positions) -> dict[str, Floats]:
         """Returns the answers about a variant of some images by name, (B, ...) float32 each."""
@@ -208,16 +287,26 @@ class AnswerCache:
 
     def _files(self, variant: int | None, name: str) -> AnswerFiles:
         """Returns the files of an answer: the same for the images as they are, with and without variants."""
-        views = self.train.views
-        text = "" if views is None or variant is None else views.describe(variant)
-        key = [self._fingerprint, self._source.fingerprint, text]
-        if text and views is not None and views.mixing is not None:
-            key.append(hashlib.sha256(self._source.numbers.tobytes()).hexdigest())  # partners are among them
+        key = self._key(variant)
         if name != _LOGITS:
             key.append(f"layer {name}")
         shape = self.teacher.shapes.get(name)
         writes = self.train.ranks.rank == 0
         return AnswerFiles(self.directory, key, shape, self._source.size, writes=writes)
+
+    def _key(self, variant: int | None) -> list[str]:
+        views = self.train.views
+        text = "" if views is None or variant is None else views.describe(variant)
+        key = [self._fingerprint, code_version(), self._source.fingerprint, text]
+        if text and views is not None and views.mixing is not None:
+            key.append(hashlib.sha256(self._source.numbers.tobytes()).hexdigest())  # partners are among them
+        return key
+
+
+def _agree(computed: Floats, kept: Floats) -> bool:
+    if computed.shape != kept.shape:
+        return False
+    return np.allclose(computed, kept, rtol=0.0, atol=_TOLERANCE * float(np.abs(kept).max()) + 1e-30)
 
 
 class _Progress:

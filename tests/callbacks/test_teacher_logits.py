@@ -19,17 +19,24 @@ from kdtrain.store.checkpoint import load_weights, snapshot
 from tests.engine.fits import mlp
 
 IMAGES = 300
+PROOFS = 16
 
 
 class Counted:
-    """A network that counts the images it has computed."""
+    """A network that counts the images it has computed.
+
+    Batches of a few images, by which answers of files are proved, are counted apart.
+    """
 
     def __init__(self, model: flow.nn.Module) -> None:
-        self.images = 0
+        self.images = self.proofs = 0
         model.register_forward_hook(self._count)
 
     def _count(self, module: flow.nn.Module, inputs: object, output: flow.Tensor) -> None:
-        self.images += len(output)
+        if len(output) not in {-(-PROOFS // variants) for variants in range(1, 9)}:
+            self.images += len(output)
+        else:
+            self.proofs += len(output)
 
     def taken(self) -> int:
         """The images since the last call."""
@@ -83,9 +90,9 @@ def test_logits_are_computed_once_and_then_read_bit_for_bit(
     directory: Path, student: flow.nn.Module, train: Loader, counted: Counted
 ) -> None:
     computed = AnswerCache(student, train, directory).plain()
-    assert counted.taken() == train.num_images
+    assert (counted.taken(), counted.proofs) == (train.num_images, 0)
     read = AnswerCache(student, train, directory).plain()
-    assert counted.taken() == 0
+    assert (counted.taken(), counted.proofs) == (0, PROOFS)
     assert read.dtype == computed.dtype == np.float32
     assert read.tobytes() == computed.tobytes() == predict_logits(student, train).tobytes()
     same = mlp(seed=1)
@@ -266,3 +273,56 @@ def test_a_line_tells_of_progress_where_there_is_no_terminal(
     caplog.set_level("INFO", "kdtrain")
     AnswerCache(student, loader_of(mnist, text="shift=2"), None).tables(9)
     assert "of 1,200 images, about" in caplog.text
+
+
+class Scaled(flow.nn.Module):
+    """A network whose code has a factor that neither its weights nor its text show."""
+
+    def __init__(self, model: flow.nn.Module, factor: float = 1.0) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, images: flow.Tensor) -> flow.Tensor:
+        return self.model(images) * self.factor
+
+
+@pytest.mark.parametrize("text", ["none", "shift=2"])
+def test_answers_of_other_code_with_the_same_weights_are_computed_anew(
+    directory: Path, student: flow.nn.Module, mnist: Dataset, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    caplog.set_level("WARNING")
+    few, more = (loader_of(mnist, text=text, held_out=held_out) for held_out in (100, 1))
+    AnswerCache(Scaled(student), few, directory).tables(epochs=4)
+    assert not caplog.messages
+    changed = Scaled(student, 1.5)
+    table = AnswerCache(changed, more, directory).tables(epochs=4).logits
+    assert_looked_up(table, changed, more, 4)
+    [line] = caplog.messages
+    assert str(directory) in line
+    assert "computed again" in line
+    again = AnswerCache(changed, more, directory).tables(epochs=4).logits
+    assert_looked_up(again, changed, more, 4)
+    assert len(caplog.messages) == 1
+
+
+def test_files_that_have_changed_places_are_not_believed(
+    directory: Path, student: flow.nn.Module, mnist: Dataset
+) -> None:
+    loader = loader_of(mnist, text="shift=2", count=2)
+    AnswerCache(student, loader, directory).tables(epochs=2)
+    first, second = directory.iterdir()
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    table = AnswerCache(student, loader, directory).tables(epochs=2).logits
+    assert_looked_up(table, student, loader, 2)
+
+
+def test_answers_of_another_version_of_the_code_are_not_read(
+    directory: Path, student: flow.nn.Module, train: Loader, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AnswerCache(student, train, directory).plain()
+    counted.taken()
+    monkeypatch.setattr(teacher_logits, "code_version", lambda: "another")
+    AnswerCache(student, train, directory).plain()
+    assert counted.taken() == train.num_images
