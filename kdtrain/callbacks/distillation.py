@@ -20,7 +20,7 @@ from kdtrain.engine.objective import Objective
 from kdtrain.engine.predict import batch_logits
 from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
-from kdtrain.engine.teacher_network import members_of
+from kdtrain.engine.teacher_network import GivenLogits, members_of
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.runtime import flow
 
@@ -84,6 +84,7 @@ class DistillationCallback(Callback):
         self.alpha = alpha
         self.cache_directory = None if cache_directory is None else Path(cache_directory)
         self._fingerprint = ""
+        self._probes: list[float] = []
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective with the teacher, and with the soft targets blended in as the term ``kd``."""
@@ -95,9 +96,18 @@ class DistillationCallback(Callback):
         """Computes the teacher's answers about the training images, unless each epoch has new variants.
 
         Raises:
-            CheckpointError: the teacher has another number of classes than the data.
+            CheckpointError: the teacher has another number of classes than the data; or it gives other
+                answers than at the begin of the run, which a change of its code does.
         """
         self._fingerprint = weights_fingerprint(self.network)
+        begun_with, self._probes = self._probes, self._probe(run.train)
+        if begun_with and not np.allclose(
+            begun_with, self._probes, rtol=0.0, atol=1e-3 * max(map(abs, begun_with))
+        ):
+            raise CheckpointError(
+                "the teacher is not the one that the run was begun with: its weights are the same, and its "
+                "answers are different. Put the first code of its network back, or start a new run."
+            )
         if run.train.is_endless:
             self._check_classes(run.train)
             logger.info(
@@ -134,8 +144,8 @@ class DistillationCallback(Callback):
             raise KdtrainError("the teacher's weights changed during the fit: the result cannot be trusted.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the fingerprint of the teacher's weights."""
-        return {"teacher": self._fingerprint}
+        """Returns the fingerprint of the teacher's weights, and some of its answers."""
+        return {"teacher": self._fingerprint, "probes": self._probes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Checks that the teacher is the one that the run was begun with.
@@ -148,6 +158,16 @@ class DistillationCallback(Callback):
                 "the teacher is not the one that the run was begun with: its weights are different. "
                 "Put the first one back, or start a new run."
             )
+        self._probes = list(state.get("probes", []))
+
+    def _probe(self, train: Loader) -> list[float]:
+        """Returns a number for each of 16 images, as they are, that shows a change of the teacher's code."""
+        if isinstance(self.network, GivenLogits):
+            return []
+        images = np.unique(np.linspace(0, train.num_images - 1, 16).astype(np.int64))
+        logits = batch_logits(self.network, train.batch(images))
+        # A sum with unequal weights: it changes with each logit, and where classes change places.
+        return [float(value) for value in logits @ np.cos(np.arange(logits.shape[1]))]
 
     def _kept_layers(self, train: Loader, epochs: int) -> AnswerTables | None:
         """Returns the teacher's answers if its layers are kept; logs why they are not, or what is new."""

@@ -175,6 +175,27 @@ def test_a_damaged_file_is_made_anew(directory: Path, mnist: Dataset, damage: st
     assert_live(tables, model, loader, 1)
 
 
+class Amplified(flow.nn.Module):
+    """A network whose code makes a layer's outputs larger, and whose answers do not show it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        flow.manual_seed(5)
+        self.factor, self.hidden, self.last = factor, flow.nn.Identity(), flow.nn.Linear(784, 10)
+
+    def forward(self, images: flow.Tensor) -> flow.Tensor:
+        return self.last(self.hidden(images.flatten(1) * self.factor) / self.factor)
+
+
+def test_a_layer_of_other_code_with_the_same_weights_is_computed_anew(
+    directory: Path, mnist: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader, before, after = loader_of(mnist), Amplified(1.0), Amplified(2.0)
+    AnswerCache(recorder_of(before, "hidden"), loader, directory).tables(1)
+    assert_live(AnswerCache(recorder_of(after, "hidden"), loader, directory).tables(1), after, loader, 1)
+    assert "computed again" in caplog.text
+
+
 def test_fits_side_by_side_write_the_same_files_and_each_has_its_answers(tmp_path: Path) -> None:
     """Each has images of its own, so each replaces files that the others have just written."""
     ends: dict[int, list[Rows]] = {}

@@ -194,3 +194,47 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_teacher_that_it_had(
     for run in {"student": ["."], "chain": ["generation_1", "generation_2"]}[kind]:
         assert_same_run(tmp_path / RUN / run, whole / RUN / run)
     assert not [name for name in files_in(tmp_path / RUN) if name.startswith("teacher/")]
+
+
+NET = """
+from kdtrain import flow
+
+class Net(flow.nn.Module):
+    def __init__(self, size, classes):
+        super().__init__()
+        self.fc = flow.nn.Linear(size, classes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)) * FACTOR
+
+def make(image_shape, classes):
+    channels, height, width = image_shape
+    return Net(channels * height * width, classes)
+"""
+
+
+def test_a_changed_forward_of_the_teacher_teaches_its_new_answers_and_a_resumed_run_refuses_it(
+    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
+) -> None:
+    def fit(logs: str, *flags: str) -> str:
+        words = ("fit", "--data-dir", tiles, *FLAGS, "--logdir", logs, *flags)
+        finished = call_kdtrain(*words, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stderr
+
+    own = ("--teacher-arch", "net.py:make")
+    student = ("--mode", "student_kd", "--teacher-checkpoint", "teacher.safetensors", "--allow-poor-teacher")
+    net = tmp_path / "net.py"
+    net.write_text(NET.replace("FACTOR", "1.0"))
+    fit("first", "--mode", "teacher", *own)
+    shutil.copy(tmp_path / "first/models/teacher.safetensors", tmp_path)
+    fit("kept", *student, *own)
+    net.write_text(NET.replace("FACTOR", "-1.0"))
+    assert "computed again" in fit("kept", *student, *own)
+    fit("fresh", *student, *own)
+    weights = "student_kd/version_{}/checkpoints/best.safetensors"
+    kept, fresh = (tmp_path / "kept" / weights.format(1)), (tmp_path / "fresh" / weights.format(0))
+    assert kept.read_bytes() == fresh.read_bytes()
+    refused = call_kdtrain("fit", "--resume", "kept/student_kd/version_0", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "its answers are different" in refused.stderr
