@@ -74,6 +74,11 @@ COMBINATIONS = {
     "student_kd: given teacher, mixup, shift": Combination(
         "student_kd", f"--augment mixup=0.4,shift=1 --early-stopping 1 {_GIVEN}"
     ),
+    "student_kd: few labels, kept layers of each view": Combination(
+        "student_kd",
+        f"--labels 80 --views 3 --augment shift=1 --plugin fitnet,student_layer=fc2,teacher_layer=fc1 {_GIVEN}",
+    ),
+    "student_kd: two teachers": Combination("student_kd", f"{_GIVEN} {_GIVEN}"),
     "student_kd: own teacher": Combination("student_kd"),
     "student_kd: own teacher, ema, early stopping, pictures": Combination(
         "student_kd", "--optimizer sgd --early-stopping 1 --plugin ema", _PICTURES
