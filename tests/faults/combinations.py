@@ -76,7 +76,8 @@ COMBINATIONS = {
     ),
     "student_kd: few labels, kept layers of each view": Combination(
         "student_kd",
-        f"--labels 80 --views 3 --augment shift=1 --plugin fitnet,student_layer=fc2,teacher_layer=fc1 {_GIVEN}",
+        "--labels 80 --views 3 --augment shift=1 --plugin fitnet,student_layer=fc2,teacher_layer=fc1 "
+        f"{_GIVEN}",
     ),
     "student_kd: two teachers": Combination("student_kd", f"{_GIVEN} {_GIVEN}"),
     "student_kd: own teacher": Combination("student_kd"),
