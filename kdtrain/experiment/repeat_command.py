@@ -12,6 +12,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, load_config, new_config
 from kdtrain.experiment.recipe import NO_RECIPE
 from kdtrain.experiment.settings import flag_of
+from kdtrain.runtime.locations import command_name
 
 _DATA = ("dataset", "data_dir", "labels", "transfer_data")
 """The settings that choose the recipe."""
@@ -21,7 +22,7 @@ def command(config: FitConfig) -> str:
     """Returns the ``kdtrain fit`` with the fewest flags that has the same settings but for the name."""
     unnamed = dataclasses.replace(config, name=None)
     given = _fewest_settings(load_config(unnamed.resolved()))  # every default is resolved
-    words = ["kdtrain", "fit"]
+    words = ["fit"]
     for name, value in given.items():
         if value is True:
             words.append(flag_of(name))
@@ -29,7 +30,7 @@ def command(config: FitConfig) -> str:
             for item in map(str, value if isinstance(value, tuple) else (value,)):
                 # Joined by "=", a value that begins with "-" is not parsed as a flag.
                 words += [f"{flag_of(name)}={item}"] if item.startswith("-") else [flag_of(name), item]
-    return shlex.join(words)
+    return f"{command_name()} {shlex.join(words)}"
 
 
 def _fewest_settings(config: FitConfig) -> dict[str, Any]:

@@ -86,7 +86,9 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
     """
     config = session.config
     if count_validation(session.dataset, config) == 0:
-        raise UsageError(f"kdtrain tune chooses by held-out images, and {session.dataset.name} leaves none.")
+        raise UsageError(
+            f"`kdtrain tune` chooses by held-out images, and {session.dataset.name} leaves none."
+        )
     began = time.monotonic()
     teacher = None
     if resume is None or config.has_teacher_files or not (resume / _TEACHER).is_dir():
