@@ -112,7 +112,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def top_parser() -> _Parser:
     """Returns the parser of what comes before a command."""
-    listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    listed = "\n".join(f"  {name:<10}  {text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="kdtrain",
         usage="%(prog)s COMMAND [flags]",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _FILE = re.compile(r"(?P<file>.+?\.py)(:[^/,:]*(,.*)?)?", re.DOTALL)
 _DATA = ("folder", "npz")
-_COMMAND = re.compile(r"`[^`\n]+`|(?<=: )(?<!^kdtrain: )kdtrain [a-z].*")
+_COMMAND = r"`[^`\n]+`|((?<=: )(?<!^kdtrain: )|(?<=^  ))(kdtrain|{begun}) [a-z].*"
 _PROGRAM = re.compile(r"(^|(?<=[`(]))kdtrain(?= )")
 
 
@@ -29,11 +29,12 @@ def with_commands(text: str, space: str = " ") -> str:
     """Returns a message whose commands of kdtrain begin as the user began.
 
     Args:
-        text: the message. Its commands are between backticks, or between a colon and the end of a line.
+        text: the message. Its commands are between backticks, or end lines behind a colon or an indentation.
         space: what stands for a space in a command.
     """
-    begun = command_name().replace("\\", r"\\")
-    return _COMMAND.sub(lambda match: _PROGRAM.sub(begun, match[0]).replace(" ", space), text)
+    begun = command_name()
+    command = re.compile(_COMMAND.format(begun=re.escape(begun)), re.MULTILINE)
+    return command.sub(lambda match: _PROGRAM.sub(lambda _: begun, match[0]).replace(" ", space), text)
 
 
 def absolute_name(name: str) -> str:

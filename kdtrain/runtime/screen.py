@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import sys
 import textwrap
 import time
@@ -27,6 +28,7 @@ _TEXTS = {"description": (64, 128), "unit": (192, 32), "postfix": (224, 64)}  # 
 _SIZE = 288
 _CLAIM_SECONDS = 1.0  # for the parent to leave the terminal
 
+_INDENTED = re.compile(r" *(?:\S{1,12}  +)?")
 _UNBROKEN = "\0"  # stands for a space at which no line is broken
 
 BAR_FORMAT = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -255,16 +257,17 @@ AnyScreen = Screen | NotebookScreen
 
 
 def wrapped(text: str, columns: int) -> str:
-    """Returns a message with its lines broken between words, but not within commands, and indented alike.
+    """Returns a message with its lines broken between words, but not within commands, and indented.
 
-    Commands begin as the user began. Names of files and flags stay whole.
+    Commands begin as the user began. Names of files and flags stay whole. What follows the first column of
+    a table is indented as the second.
     """
     lines = []
     for line in with_commands(text, _UNBROKEN).split("\n"):
-        indent = line[: len(line) - len(line.lstrip())]
-        lines += textwrap.wrap(
-            line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        ) or [""]
+        indent = re.sub(r"\S", " ", _INDENTED.findall(line)[0])
+        first = line[: len(line) - len(line.lstrip())]
+        fill = textwrap.TextWrapper(columns, first, indent, break_long_words=False, break_on_hyphens=False)
+        lines.append(fill.fill(line.lstrip()))
     return "\n".join(lines).replace(_UNBROKEN, " ")
 
 
