@@ -30,7 +30,8 @@ class Output(Console):
 
     def sentence(self, text: str | Text) -> None:
         """Prints text, wrapped between words on a terminal, and not wrapped elsewhere."""
-        self.print(text, soft_wrap=not self.is_terminal)
+        shown = with_commands(text) if isinstance(text, str) else text
+        self.print(shown, soft_wrap=not self.is_terminal)
 
     def on_broken_pipe(self) -> None:
         """Raises BrokenPipeError, which ``main`` handles: rich would exit with 1."""
