@@ -172,7 +172,7 @@ class _Search:
             self.tuning,
             dataset=short_name(self.session.dataset.name),
             settings=self._best_toml(without_folders),
-            command=next_command(Path(self.directory.name)),
+            command=next_command(Path()),
         )
         return self.tuning
 

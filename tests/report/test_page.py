@@ -271,8 +271,11 @@ def test_test_images_of_other_data_are_refused(compared: Compared, mnist: Datase
         write_page(elsewhere.directory, mnist)
 
 
-def test_page_has_names_of_folders_and_no_path_to_them(compared: Compared) -> None:
-    text = html.unescape(re.sub("<[^>]*>", "", compared.page.source))
+def test_page_has_names_of_folders_and_no_path_to_them(compared: Compared, tmp_path: Path) -> None:
+    again = compared.copy(tmp_path / "elsewhere")
+    write_page(again.directory, dataclasses.replace(again.dataset, name="folder:/home/ada/pictures"))
+    text = html.unescape(re.sub("<[^>]*>", "", again.page.source))
+    assert "300 test images of folder:pictures;" in text
     assert not re.search(r"""(^|[\s"'=:(])/\w""", text)
     assert 'data_dir = "tiles"' in text
     assert "--data-dir tiles" in text

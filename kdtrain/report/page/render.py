@@ -26,6 +26,7 @@ from kdtrain.report.page.size_chart import size_chart, size_text
 from kdtrain.report.style import LINES
 from kdtrain.report.verdict import p_value_text
 from kdtrain.runtime.files import write_text
+from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import load_tensors
 
@@ -139,7 +140,7 @@ def page_environment(figures: Mapping[str, Any]) -> Environment:
         return Markup('<data value="{}" data-of="{}">{}</data>').format(value, at, text)
 
     environment.globals["figure"] = figure
-    environment.filters |= {"code": code, "breakable": breakable, "words": words}
+    environment.filters |= {"code": code, "breakable": breakable, "words": words, "short_name": short_name}
     environment.filters["p_value"] = p_value_text
     return environment
 
