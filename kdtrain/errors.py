@@ -114,8 +114,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f" (did you mean {near[close[0]]!r}?)" if close else ""
 
 
-def unknown_name_message(kind: str, name: str, options: Iterable[str]) -> str:
-    """Returns the message for an unknown name, with the nearest option and all options."""
+def unknown_name_message(kind: str, name: str, options: Iterable[str], meant: str | None = None) -> str:
+    """Returns the message for an unknown name, with what is meant or the nearest option, and all options."""
     options = list(options)
     listed = ", ".join(options) or "none"
-    return f"there is no {kind} {clipped(name, repr)}{did_you_mean(name, options)}; there are: {listed}."
+    near = f" (did you mean {meant!r}?)" if meant else did_you_mean(name, options)
+    return f"there is no {kind} {clipped(name, repr)}{near}; there are: {listed}."

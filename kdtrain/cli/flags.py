@@ -26,7 +26,7 @@ def data_flags(parser: Parser) -> None:
         "--arch",
         metavar="ARCH",
         help="architecture that the model must have. MODULE:FACTORY and FILE.py:FACTORY need this flag: "
-        "without it, kdtrain runs no code that a model file names [the one that the model names]",
+        "without it, code that a model file names is not run [the one that the model names]",
     )
     parser.add_argument(
         "--dataset",

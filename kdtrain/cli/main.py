@@ -15,7 +15,7 @@ from typing import NoReturn
 from kdtrain.cli.parser import parse
 from kdtrain.errors import KdtrainError, Terminated, one_line
 from kdtrain.runtime import guard, launch
-from kdtrain.runtime.console import ignore_broken_pipe, log_to_stderr, set_level
+from kdtrain.runtime.console import ignore_broken_pipe, log_to_stderr, message_text, set_level
 from kdtrain.runtime.signals import defer_signals
 
 
@@ -80,12 +80,12 @@ def _run(words: list[str]) -> int:
             traceback.print_exc()
         terminated = isinstance(error, Terminated)
         parts = ["kdtrain: terminated." if terminated else "kdtrain: interrupted.", *map(str, error.args)]
-        print(" ".join(parts), file=sys.stderr)
+        print(message_text(" ".join(parts)), file=sys.stderr)
         return 143 if terminated else 130
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()
-        print(f"kdtrain: {_sentence(error)}", file=sys.stderr)
+        print(message_text(f"kdtrain: {_sentence(error)}"), file=sys.stderr)
         return error.exit_code if isinstance(error, KdtrainError) else 1
 
 

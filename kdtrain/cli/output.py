@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from kdtrain.runtime.locations import with_commands
+
 _WIDTH_ELSEWHERE = 120  # columns in a file or a pipe
 
 
@@ -23,12 +25,13 @@ class Output(Console):
         super().__init__(width=width, highlight=False, markup=False, emoji=False)
 
     def text(self, text: object) -> None:
-        """Prints one line without wrapping, so that a path in it can be copied."""
-        self.print(text, soft_wrap=True)
+        """Prints one line without wrapping, so that a path or a command in it can be copied."""
+        self.print(with_commands(str(text)), soft_wrap=True)
 
     def sentence(self, text: str | Text) -> None:
         """Prints text, wrapped between words on a terminal, and not wrapped elsewhere."""
-        self.print(text, soft_wrap=not self.is_terminal)
+        shown = with_commands(text) if isinstance(text, str) else text
+        self.print(shown, soft_wrap=not self.is_terminal)
 
     def on_broken_pipe(self) -> None:
         """Raises BrokenPipeError, which ``main`` handles: rich would exit with 1."""

@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 from kdtrain._version import __version__
 from kdtrain.cli.command_flags import FLAGS
 from kdtrain.cli.flags import message_flags
+from kdtrain.cli.setting_flags import HelpText
 from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
 from kdtrain.experiment.config import FitConfig
+from kdtrain.runtime.screen import terminal_size, wrapped
 
 COMMANDS = {
     "fit": "train a teacher, a student or a distilled student, or compare them",
@@ -37,13 +39,23 @@ COMMANDS = {
 _WITH_MESSAGES = ("fit", "tune", "eval", "bias", "infer", "export", "bench")
 """The commands that print messages or bars while they work."""
 
+_SYNONYMS = {
+    **dict.fromkeys(("train", "distil", "distill"), "fit"),
+    "compare": "fit --mode compare",
+    **dict.fromkeys(("classify", "predict"), "infer"),
+    "test": "eval",
+    "search": "tune",
+    "benchmark": "bench",
+}
+"""What others call the commands."""
+
 _DESCRIPTION = "kdtrain: a plugin-style trainer for knowledge distillation on OneFlow."
 _EXAMPLES = """examples:
-  kdtrain fit --mode compare                     compare student, KD and teacher
-  kdtrain fit --mode student_kd --temperature 4  distil a teacher into a student
-  kdtrain infer --picture-index 9999             classify a test image
-  kdtrain infer my_digit.jpg --model-type teacher
-  tensorboard --logdir logs                      show the curves
+  compare student, KD and teacher: kdtrain fit --mode compare
+  distil a teacher into a student: kdtrain fit --mode student_kd
+  classify a test image: kdtrain infer --picture-index 9999
+  classify an image file: kdtrain infer my_digit.jpg --model-type teacher
+  show the curves: tensorboard --logdir logs
 """
 
 
@@ -51,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that raises UsageError, and suggests the nearest flag for a mistyped one."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, exit_on_error=False, **options)
+        super().__init__(allow_abbrev=False, exit_on_error=False, formatter_class=HelpText, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. See `{self.prog} --help`.")
@@ -84,13 +96,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """
     top = top_parser()
     if not words:
-        top.print_help(sys.stderr)
+        print(wrapped(top.format_help(), terminal_size()[0]), file=sys.stderr)
         raise UsageError("give a command, such as `kdtrain fit`.")
+    if words[0] in ("help", "version"):
+        words = [*words[1:], f"--{words[0]}"]
     command, *rest = words
     if command not in COMMANDS:
         if command.startswith("-"):
             top.parse([command])  # prints the help or the version, or names the flag
-        raise UsageError(unknown_name_message("command", command, COMMANDS))
+        raise UsageError(unknown_name_message("command", command, COMMANDS, _SYNONYMS.get(command)))
     options = command_parser(command).parse([_dashed(word) for word in rest])
     options.command = command
     return options
@@ -98,13 +112,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def top_parser() -> _Parser:
     """Returns the parser of what comes before a command."""
-    listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    listed = "\n".join(f"  {name:<10}  {text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="kdtrain",
-        usage="kdtrain COMMAND [flags]",
+        usage="%(prog)s COMMAND [flags]",
         description=f"{_DESCRIPTION}\n\ncommands (`kdtrain COMMAND --help` for the flags of each):\n{listed}",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"kdtrain {__version__}")
     return parser

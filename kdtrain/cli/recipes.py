@@ -33,7 +33,7 @@ def _list(recipes: list[Recipe]) -> None:
     output = Output()
     output.print(table)
     output.sentence("\nWithout --recipe, fit takes mnist, fashion_mnist or pictures, by the data set.")
-    output.sentence("A copy to change: kdtrain recipes NAME > mine.toml, then fit --config mine.toml")
+    output.text("A copy to change: kdtrain recipes NAME > mine.toml")
 
 
 def _entry(recipe: Recipe) -> dict[str, Any]:

@@ -13,17 +13,32 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.recipe import RECIPE_SETTINGS, list_recipes, recipe_for
 from kdtrain.experiment.setting import GROUPS
 from kdtrain.experiment.settings import flag_of, kind_of
+from kdtrain.runtime.locations import command_name
+from kdtrain.runtime.screen import wrapped
 
 _TYPES = {int: whole_number, float: number}
 _METAVARS = {int: "N", float: "X"}
 _HELP_COLUMN = 23  # where the texts begin: after `--student-arch ARCH`
 
 
-class _FullHelp(argparse.HelpFormatter):
+class HelpText(argparse.HelpFormatter):
+    """Help whose commands begin as the user began, and whose lines are broken as those of messages."""
+
+    def __init__(self, prog: str, max_help_position: int = 24) -> None:
+        super().__init__(prog.replace("kdtrain", command_name(), 1), max_help_position=max_help_position)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(text, width).split("\n")
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return wrapped(text, width + 2)  # argparse keeps two columns free
+
+
+class _FullHelp(HelpText):
     """The help of all flags."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=_HELP_COLUMN)
+        super().__init__(prog, _HELP_COLUMN)
 
 
 class _ShortHelp(_FullHelp):
@@ -55,7 +70,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> Mapping[str, argparse.
     A flag that is not given leaves no trace in the namespace.
     """
     parser.formatter_class = _ShortHelp
-    parser.usage = f"{parser.prog} [flags]"
+    parser.usage = "%(prog)s [flags]"
     parser.epilog = f"`{parser.prog} --help-all` shows the other flags too, and longer texts."
     helps = [parser._option_string_actions["--help"]]
     helps.append(

@@ -45,20 +45,20 @@ def tune_config(
     config, resume = _config(settings, file, resume, "search", "tune")
     if config.nproc_per_node > 1 or launch.rank() is not None:
         raise UsageError(
-            "kdtrain tune trains its trials side by side, each in one process: leave --nproc-per-node and "
+            "`kdtrain tune` trains its trials side by side, each in one process: leave --nproc-per-node and "
             "the launcher out."
         )
     if config.mode != "compare":
         raise UsageError(
-            f"kdtrain tune is for the students of a comparison, not for --mode {config.mode}: "
+            f"`kdtrain tune` is for the students of a comparison, not for --mode {config.mode}: "
             "leave it out, or give --mode compare."
         )
     for name in ("grid", "teacher_per_seed"):
         if getattr(config, name):
-            raise UsageError(f"{flag_of(name)} is for kdtrain fit: leave it out here.")
+            raise UsageError(f"{flag_of(name)} is for `kdtrain fit`: leave it out here.")
     if config.val_size == 0:
         raise UsageError(
-            "kdtrain tune chooses by held-out images, but --val-size 0 holds none out: leave it out."
+            "`kdtrain tune` chooses by held-out images, but --val-size 0 holds none out: leave it out."
         )
     return config, resume
 

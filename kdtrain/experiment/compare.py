@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.experiment.config_file import absolute_paths, load_config
+from kdtrain.experiment.config_file import absolute_paths, load_config, without_folders
 from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import grid_trials, search_grid
@@ -281,7 +281,7 @@ def write_page(directory: Path, dataset: Dataset) -> Path:
     return write_report(
         directory,
         dataset,
-        settings=config.to_toml(),
+        settings=without_folders(config).to_toml(),
         command=command(config),
         test_chose=count_validation(dataset, config) == 0,
     )

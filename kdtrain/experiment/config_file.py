@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from kdtrain.experiment.grid import parse_grid
 from kdtrain.experiment.recipe import NO_RECIPE, recipe_for, recipe_settings
 from kdtrain.experiment.settings import flag_of, kind_of
 from kdtrain.runtime.limits import MOST_COMBINATIONS
-from kdtrain.runtime.locations import absolute_name, missing_path_text
+from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 from kdtrain.runtime.regular_files import read_text
 
 _LARGEST = 1 << 16  # bytes of a TOML file: tomli takes long for some large ones
 _WITHOUT_EFFECT = {"keep", "stall_timeout"}  # do not change what is trained: a resumed run may change them
 _MAY_NAME_FILES = ("dataset", "teacher_arch", "student_arch", "assistant_arch", "plugin")
+_PATH_ARGUMENT = re.compile(r"(?<==)/[^,]*/")  # the folders in an argument of a plugin
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 _DECIDED_BY = {"teacher_epochs": "epochs", "teacher_augment": "augment", "lr": "optimizer"}
 """Settings of a recipe that do not count where the user gives the setting on the right."""
@@ -104,16 +106,27 @@ def _configured(settings: Mapping[str, Any]) -> FitConfig:
 
 def absolute_paths(config: FitConfig) -> FitConfig:
     """Returns the configuration with absolute paths, so that it means the same in any working directory."""
+    return _with_paths(config, Path.absolute, absolute_name)
+
+
+def without_folders(config: FitConfig) -> FitConfig:
+    """Returns the configuration with the names of files and folders alone, for a page that others see."""
+    return _with_paths(
+        config, lambda path: Path(path.name), lambda name: _PATH_ARGUMENT.sub("", short_name(name))
+    )
+
+
+def _with_paths(
+    config: FitConfig, path_as: Callable[[Path], Path], name_as: Callable[[str], str]
+) -> FitConfig:
     changed: dict[str, Any] = {}
     for name, value in vars(config).items():
         if isinstance(value, Path):
-            changed[name] = value.absolute()
+            changed[name] = path_as(value)
         elif name == "teacher_checkpoint":
-            changed[name] = tuple(path.absolute() for path in value)
+            changed[name] = tuple(map(path_as, value))
         elif name in _MAY_NAME_FILES and value is not None:
-            changed[name] = (
-                absolute_name(value) if isinstance(value, str) else tuple(map(absolute_name, value))
-            )
+            changed[name] = name_as(value) if isinstance(value, str) else tuple(map(name_as, value))
     if config.image_save_dir is not None:
         changed.pop("image_save_name", None)  # it is relative to image_save_dir
     return dataclasses.replace(config, **changed)

@@ -9,27 +9,32 @@ from typing import Any
 
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import absolute_paths, load_config, new_config
+from kdtrain.experiment.config_file import absolute_paths, load_config, new_config, without_folders
 from kdtrain.experiment.recipe import NO_RECIPE
 from kdtrain.experiment.settings import flag_of
+from kdtrain.runtime.locations import command_name
 
 _DATA = ("dataset", "data_dir", "labels", "transfer_data")
 """The settings that choose the recipe."""
 
 
 def command(config: FitConfig) -> str:
-    """Returns the ``kdtrain fit`` with the fewest flags that has the same settings but for the name."""
+    """Returns the ``kdtrain fit`` with the fewest flags that has the same settings but for the name.
+
+    Files and folders have their names alone: the command is for a page that others see.
+    """
     unnamed = dataclasses.replace(config, name=None)
-    given = _fewest_settings(load_config(unnamed.resolved()))  # every default is resolved
-    words = ["kdtrain", "fit"]
-    for name, value in given.items():
+    config = load_config(unnamed.resolved())  # every default is resolved
+    words, shown = ["fit"], vars(without_folders(config))
+    for name, given in _fewest_settings(config).items():
+        value = given if name == "recipe" else shown[name]
         if value is True:
             words.append(flag_of(name))
         else:
             for item in map(str, value if isinstance(value, tuple) else (value,)):
                 # Joined by "=", a value that begins with "-" is not parsed as a flag.
                 words += [f"{flag_of(name)}={item}"] if item.startswith("-") else [flag_of(name), item]
-    return shlex.join(words)
+    return f"{command_name()} {shlex.join(words)}"
 
 
 def _fewest_settings(config: FitConfig) -> dict[str, Any]:

@@ -7,14 +7,14 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import absolute_paths
+from kdtrain.experiment.config_file import absolute_paths, without_folders
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.halving import (
     Pace,
@@ -86,7 +86,9 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
     """
     config = session.config
     if count_validation(session.dataset, config) == 0:
-        raise UsageError(f"kdtrain tune chooses by held-out images, and {session.dataset.name} leaves none.")
+        raise UsageError(
+            f"`kdtrain tune` chooses by held-out images, and {session.dataset.name} leaves none."
+        )
     began = time.monotonic()
     teacher = None
     if resume is None or config.has_teacher_files or not (resume / _TEACHER).is_dir():
@@ -169,8 +171,8 @@ class _Search:
             self.directory,
             self.tuning,
             dataset=short_name(self.session.dataset.name),
-            settings=self._best_toml(),
-            command=next_command(self.directory),
+            settings=self._best_toml(without_folders),
+            command=next_command(Path()),
         )
         return self.tuning
 
@@ -331,7 +333,7 @@ class _Search:
             models[model] = replace(result, settings=space.settings(result.best.values))
         return models
 
-    def _best_toml(self) -> str:
+    def _best_toml(self, with_paths: Callable[[FitConfig], FitConfig] = absolute_paths) -> str:
         """Returns the settings of the best student_kd, with a pointer to those of all students."""
         comments = [
             "# Settings that `kdtrain tune` has chosen by held-out images, for `kdtrain fit --config`.",
@@ -346,7 +348,7 @@ class _Search:
             name=None,
             **self.tuning.models["student_kd"].settings,
         )
-        return "\n".join(comments) + "\n\n" + absolute_paths(chosen).to_toml()
+        return "\n".join(comments) + "\n\n" + with_paths(chosen).to_toml()
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began

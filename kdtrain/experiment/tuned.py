@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def _chosen(file: Path) -> dict[str, dict[str, Any]]:
     content = _read(file)
     if not content.get("finished"):
         raise UsageError(
-            f"--tuned {file}: the search is not finished. Go on with: kdtrain tune --resume {file.parent}"
+            f"--tuned {file}: the search is not finished. "
+            f"Go on with: kdtrain tune --resume {shlex.quote(str(file.parent))}"
         )
     chosen = {}
     try:

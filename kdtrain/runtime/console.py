@@ -17,10 +17,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from kdtrain.runtime.locations import with_commands
 from kdtrain.runtime.screen import (
     BAR_FORMAT,
     AnyScreen,
@@ -29,6 +30,7 @@ from kdtrain.runtime.screen import (
     NotebookScreen,
     Screen,
     SharedBar,
+    terminal_size,
     wrapped,
 )
 
@@ -54,8 +56,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record and its line end in one piece."""
-        text = self.format(record)
-        tqdm.write(f"{wrapped(text) if is_terminal() else text}\n", file=sys.stderr, end="")
+        tqdm.write(f"{message_text(self.format(record))}\n", file=sys.stderr, end="")
 
 
 @contextlib.contextmanager
@@ -251,6 +252,23 @@ def claim_terminal() -> bool:
     return available
 
 
+class _TerminalBar(tqdm):
+    """A bar of this process on a terminal."""
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        """Returns the function that draws a line, and erases what another program has left of it.
+
+        The line is erased first: behind a character in the last column, terminals erase that character.
+        """
+
+        def draw(line: str) -> None:
+            file.write(f"\r\x1b[K{line}")
+            file.flush()
+
+        return draw
+
+
 class _NotebookBar(tqdm):
     """A bar of this process in a notebook."""
 
@@ -286,6 +304,11 @@ def is_drawn_by_parent() -> bool:
     return _shared is not None and _shows_bars()
 
 
+def message_text(text: str) -> str:
+    """Returns a message for stderr: commands begin as the user began, and lines are wrapped on a terminal."""
+    return wrapped(text, terminal_size()[0]) if is_terminal() else with_commands(text)
+
+
 def print_record(record: logging.LogRecord) -> None:
     """Prints a record of a child process, as this process's own."""
     logging.getLogger(record.name).handle(record)
@@ -307,7 +330,7 @@ def progress_bar(description: str, total: int, unit: str) -> Bar:
 def own_progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
     """Returns a progress bar that this process draws, as ``progress_bar`` does."""
     notebook = _is_notebook()
-    return (_NotebookBar if notebook else tqdm)(
+    return (_NotebookBar if notebook else _TerminalBar)(
         desc=description,
         total=total,
         unit=unit,

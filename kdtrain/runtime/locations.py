@@ -1,4 +1,4 @@
-"""Paths in flags, settings and printed commands: made absolute, shortened, or described in messages."""
+"""Paths and printed commands: paths are made absolute, shortened, or described in messages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 _FILE = re.compile(r"(?P<file>.+?\.py)(:[^/,:]*(,.*)?)?", re.DOTALL)
 _DATA = ("folder", "npz")
+_COMMAND = r"`[^`\n]+`|((?<=: )(?<!^kdtrain: )|(?<=^  ))(kdtrain|{begun}) [a-z].*"
+_PROGRAM = re.compile(r"(^|(?<=[`(]))kdtrain(?= )")
 
 
 def command_name() -> str:
@@ -21,6 +23,18 @@ def command_name() -> str:
     in_path = shutil.which("kdtrain")
     is_in_path = in_path is not None and os.path.abspath(in_path) == os.path.abspath(begun)
     return "kdtrain" if is_in_path else shlex.quote(begun)
+
+
+def with_commands(text: str, space: str = " ") -> str:
+    """Returns a message whose commands of kdtrain begin as the user began.
+
+    Args:
+        text: the message. Its commands are between backticks, or end lines behind a colon or an indentation.
+        space: what stands for a space in a command.
+    """
+    begun = command_name()
+    command = re.compile(_COMMAND.format(begun=re.escape(begun)), re.MULTILINE)
+    return command.sub(lambda match: _PROGRAM.sub(lambda _: begun, match[0]).replace(" ", space), text)
 
 
 def absolute_name(name: str) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from kdtrain.runtime.launch import LAUNCHER
+from kdtrain.runtime.locations import command_name
 from kdtrain.runtime.oneflow import import_oneflow
 
 
@@ -26,7 +27,8 @@ def launch_with_oneflow(settings: dict[str, str | int], words: Sequence[str]) ->
     import_oneflow()
     launcher = importlib.import_module("oneflow.distributed.launch")
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    sys.argv = ["kdtrain launch", *flags, "-m", "kdtrain", *words]
+    os.environ["KDTRAIN_COMMAND"] = begun = command_name()  # of sys.argv, which the processes do not have
+    sys.argv = [f"{begun} launch", *flags, "-m", "kdtrain", *words]
     os.environ[LAUNCHER] = str(os.getpid())
     try:
         with contextlib.redirect_stdout(sys.stderr):  # its messages; the processes keep stdout

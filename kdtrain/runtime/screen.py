@@ -10,21 +10,26 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import sys
 import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm
 from tqdm.utils import disp_trim
 
+from kdtrain.runtime.locations import with_commands
+
 _N, _TOTAL, _STARTED, _IS_SHOWN, _IS_CLAIMED, _IS_GRANTED = range(6)  # float64 numbers at the beginning
 _TEXTS = {"description": (64, 128), "unit": (192, 32), "postfix": (224, 64)}  # offset, bytes
 _SIZE = 288
 _CLAIM_SECONDS = 1.0  # for the parent to leave the terminal
+
+_INDENTED = re.compile(r" *(?:\S{1,12}  +)?")
+_UNBROKEN = "\0"  # stands for a space at which no line is broken
 
 BAR_FORMAT = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
 """The format of tqdm's bars: without count and rate, so that 80 columns have room for loss and accuracy."""
@@ -251,11 +256,19 @@ class NotebookScreen:
 AnyScreen = Screen | NotebookScreen
 
 
-def wrapped(text: str) -> str:
-    """Returns a message with its lines broken between words, at the width of the terminal of stderr."""
-    columns, _ = terminal_size()
-    fill = partial(textwrap.fill, width=columns, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(fill(line) for line in text.split("\n"))  # names of files and flags stay whole
+def wrapped(text: str, columns: int) -> str:
+    """Returns a message with its lines broken between words, but not within commands, and indented.
+
+    Commands begin as the user began. Names of files and flags stay whole. What follows the first column of
+    a table is indented as the second.
+    """
+    lines = []
+    for line in with_commands(text, _UNBROKEN).split("\n"):
+        indent = re.sub(r"\S", " ", _INDENTED.findall(line)[0])
+        first = line[: len(line) - len(line.lstrip())]
+        fill = textwrap.TextWrapper(columns, first, indent, break_long_words=False, break_on_hyphens=False)
+        lines.append(fill.fill(line.lstrip()))
+    return "\n".join(lines).replace(_UNBROKEN, " ")
 
 
 def terminal_size() -> tuple[int, int]:

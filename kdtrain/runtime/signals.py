@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 
 from kdtrain.errors import Terminated
+from kdtrain.runtime.console import message_text
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
@@ -158,7 +159,8 @@ def _force_exit(reader: int, seconds: float, thread: int) -> None:
         frame = sys._current_frames().get(thread)
         where = f" It stood at {frame.f_code.co_filename}, line {frame.f_lineno}." if frame else ""
         cause = "interrupted" if number[0] == signal.SIGINT else "terminated"
-        print(f"kdtrain: {cause}, and did not end by itself in {seconds:g} s.{where}", file=sys.stderr)
+        text = f"kdtrain: {cause}, and did not end by itself in {seconds:g} s.{where}"
+        print(message_text(text), file=sys.stderr)
         os._exit(128 + number[0])
 
 

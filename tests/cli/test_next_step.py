@@ -1,8 +1,10 @@
-"""The last lines of a command: they can be copied, and fit a terminal of 80 columns."""
+"""Printed commands: they can be copied, and the last lines of a command fit a terminal of 80 columns."""
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,9 +15,10 @@ import pytest
 
 from kdtrain.cli.next_step import after_comparison, after_fit
 from kdtrain.cli.output import Output
-from kdtrain.cli.parser import parse
+from kdtrain.cli.parser import COMMANDS, command_parser, parse, top_parser
 from kdtrain.experiment.config import FitConfig
 from kdtrain.runtime.locations import command_name
+from tests.cli.conftest import CallKdtrain
 from tests.tools import ROOT
 
 RUN = Path("logs/student_kd/version_0/checkpoints/best.safetensors")
@@ -106,3 +109,54 @@ def test_scripts_kdtrain_says_how_it_was_begun(tmp_path: Path) -> None:
         ["scripts/kdtrain", "fit"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert begun.stdout == "scripts/kdtrain fit\n"
+
+
+BARE = re.compile(rf"(?<![\w./-])kdtrain ({'|'.join(COMMANDS)}|COMMAND)\b")
+"""A command that does not begin as the user began."""
+
+PRINTED = {
+    "": "`scripts/kdtrain fit`",
+    "fit --moed x": "See `scripts/kdtrain fit --help`.",
+    "tune --mode student": "`scripts/kdtrain tune` is for the students",
+    "infer a.png": "Train one with `scripts/kdtrain fit --mode student_kd`",
+    "bench": "train one with `scripts/kdtrain fit`",
+    "serve model.safetensors": "`scripts/kdtrain export model.safetensors`",
+    "launch --nnodes 2": "`scripts/kdtrain launch --nnodes 2 fit --mode student`",
+    "runs": "The first one: scripts/kdtrain fit\n",
+    "plugins": "Hooks and sources: scripts/kdtrain plugins --json\n",
+    "recipes": "A copy to change: scripts/kdtrain recipes NAME > mine.toml\n",
+}
+
+
+@pytest.mark.parametrize("words", PRINTED)
+def test_every_printed_command_begins_as_the_user_began(
+    words: str, call_kdtrain: CallKdtrain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KDTRAIN_COMMAND", "scripts/kdtrain")
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "logs").mkdir()
+    finished = call_kdtrain(*words.split(), cwd=tmp_path)
+    assert PRINTED[words] in finished.stdout + finished.stderr
+    assert not BARE.search(finished.stdout + finished.stderr)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_in_the_help_begin_as_the_user_began(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDTRAIN_COMMAND", "50%/kdtrain")
+    text = command_parser(command).format_help()
+    assert text.startswith(f"usage: 50%/kdtrain {command} ")
+    text += top_parser().format_help()
+    assert "\n  compare student, KD and teacher: 50%/kdtrain fit --mode compare\n" in text
+    assert not BARE.search(text)
+
+
+def test_a_command_in_a_message_is_marked_as_one_by_backticks_or_by_a_colon() -> None:
+    """Otherwise it does not begin as the user began, and may be broken into two lines."""
+    unmarked = re.compile(rf"(?<!`)(?<!: )(?<!\()(?<![\w./-]){BARE.pattern}")
+    after_a_colon = "kdtrain fit --resume "  # in kept_models.py
+    for file in sorted((ROOT / "kdtrain").rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs]
+        found = {str(text.value) for text in texts if unmarked.search(str(text.value))}
+        assert found <= {after_a_colon}, file

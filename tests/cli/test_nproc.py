@@ -14,7 +14,7 @@ import pytest
 
 from kdtrain.runtime.launch import _free_port
 from kdtrain.store.checkpoint import load_tensors
-from tests.cli.conftest import EPOCH, MODES, Finished, assert_explained
+from tests.cli.conftest import EPOCH, MODES, Finished, assert_explained, run
 from tests.conftest import RunKdtrain
 from tests.runs import TIMES
 from tests.tools import ROOT, files_in, read_result, read_scalars, start_kdtrain, wait_until
@@ -120,6 +120,15 @@ def test_when_a_process_of_the_launcher_fails_there_is_no_traceback(
     assert (finished.returncode, finished.stdout) == (1, "")
     assert "did you mean 'student'?" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_commands_of_the_launchers_processes_begin_as_the_user_began(tmp_path: Path) -> None:
+    program = tmp_path / "bin/kdtrain"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nfrom kdtrain.cli import process\nprocess()\n")
+    program.chmod(0o755)
+    finished = run("bin/kdtrain", "launch", "fit", "--moed", "student", cwd=tmp_path)
+    assert "See `bin/kdtrain fit --help`." in finished.stderr
 
 
 def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain) -> None:

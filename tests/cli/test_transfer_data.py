@@ -113,7 +113,8 @@ def test_the_report_says_who_saw_how_many(compared: Compared, unlabelled: Path) 
     assert sentence in compared.process.stderr
     assert sentence in compared.process.stdout
     page = (compared.directory / "report.html").read_text().replace("&#39;", "'")
-    assert f"{sentence} A student without a teacher cannot use these images." in page
+    of_page = sentence.replace(str(unlabelled), unlabelled.name)
+    assert f"{of_page} A student without a teacher cannot use these images." in page
     assert "see the same labelled images in the same order" in page
 
 

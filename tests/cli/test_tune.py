@@ -96,6 +96,7 @@ def test_the_report_holds_the_trials_and_loads_nothing(tuned: Tuned) -> None:
         for trial in result["trials"]:
             assert f"models/{model}/trials/{trial['number']}/rungs/0/held_out_accuracy_fraction" in page
     assert "default-src 'none'" in page
+    assert str(tuned.directory.parents[2]) not in page
     assert not any(text in page for text in ("http://", "https://", "<script", "src="))
 
 
@@ -244,8 +245,8 @@ WRONG_WORDS = """
 --search temprature=1..8 | --search temprature=1..8 | did you mean 'temperature'
 --search dkd.beta=1..10 | there is no --plugin dkd in the command
 --mode student_kd | for the students of a comparison, not for --mode student_kd
---grid alpha=.5,.9 | --grid is for kdtrain fit
---teacher-per-seed | --teacher-per-seed is for kdtrain fit
+--grid alpha=.5,.9 | --grid is for `kdtrain fit`
+--teacher-per-seed | --teacher-per-seed is for `kdtrain fit`
 --val-size 0 | --val-size 0 holds none out
 --nproc-per-node 2 | leave --nproc-per-node
 --resume nowhere | no run directory

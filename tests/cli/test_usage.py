@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import termios
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from kdtrain.cli import main
 from kdtrain.cli.parser import COMMANDS, command_parser
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.recipe import list_recipes, read_recipe, recipe_for
@@ -33,6 +35,10 @@ KDTRAIN = (sys.executable, "-m", "kdtrain")
 
 WRONG_WORDS = """
 fitt | 'fitt' | did you mean 'fit'?
+train | 'train' | did you mean 'fit'?
+compare --seeds 2 | 'compare' | did you mean 'fit --mode compare'?
+predict a.png | 'predict' | did you mean 'infer'?
+help fitt | 'fitt' | did you mean 'fit'?
 --vresion | --vresion | did you mean '--version'?
 -- | there is no flag --
 fit --moed student | --moed | did you mean '--mode'? | kdtrain fit --help
@@ -106,6 +112,22 @@ def test_no_words_get_the_help(call_kdtrain: CallKdtrain, tmp_path: Path) -> Non
     assert last.startswith("kdtrain: ")
     assert max(map(len, lines)) <= 80
     assert set(COMMANDS) <= {line.split()[0] for line in lines if line}
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"), [("help", "--help"), ("version", "--version"), ("help eval", "eval --help")]
+)
+def test_help_and_version_are_commands_too(
+    words: str, flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for text in (flags, words):
+        with pytest.raises(SystemExit) as end:
+            main(text.split())
+        assert end.value.code == 0
+        printed.append(capsys.readouterr())
+    assert printed[1] == printed[0]
+    assert printed[0].out
 
 
 def test_help_and_config_import_nothing_slow() -> None:
@@ -296,11 +318,13 @@ def test_any_locale_will_do(
     assert all(EPOCH.fullmatch(line) for line in finished.stderr.splitlines())
 
 
-def show_on_terminal(*words: str | Path, cwd: Path) -> tuple[str, str]:
-    """Runs kdtrain with a terminal of 80 columns for stderr; returns what the terminal shows, and stdout."""
+def show_on_terminal(
+    *words: str | Path, cwd: Path, columns: int = 80, code: int = 0, program: Sequence[str] = KDTRAIN
+) -> tuple[str, str]:
+    """Runs kdtrain with a terminal for stderr; returns what the terminal shows, and stdout."""
     terminal, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command, shown = [*KDTRAIN, *map(str, words)], b""
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command, shown = [*program, *map(str, words)], b""
     with (
         tempfile.TemporaryFile("w+") as out,
         subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=out, stderr=end) as process,
@@ -309,7 +333,7 @@ def show_on_terminal(*words: str | Path, cwd: Path) -> tuple[str, str]:
         with contextlib.suppress(OSError):  # how Linux reports that nobody has the other end open any more
             while part := os.read(terminal, 4096):
                 shown += part
-        assert process.wait() == 0
+        assert process.wait() == code
         out.seek(0)
         answer = out.read()
     os.close(terminal)
@@ -325,8 +349,8 @@ def lines_left(shown: str) -> list[str]:
             rows += [""] * (row == len(rows))
         elif part == "\r":
             column = 0
-        elif part == "\x1b[J":
-            rows = [*rows[:row], rows[row][:column]]
+        elif part in ("\x1b[J", "\x1b[K"):
+            rows[row:] = [rows[row][:column], *(rows[row + 1 :] if part == "\x1b[K" else [])]
         elif part[0] == "\x1b":
             assert part[-1] == "A", part
             row -= int(part[2:-1])
@@ -387,6 +411,51 @@ def test_terminal_shows_the_last_epoch_of_a_stopped_fit_and_breaks_messages_betw
     assert " ".join(reason).endswith(
         "it is enough, and a reason of more words than a line of a terminal has room for"
     )
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+@pytest.mark.parametrize(
+    ("words", "commands"),
+    [
+        ("fit --moed student", ["kdtrain fit --help"]),
+        ("launch --nnodes 2", ["kdtrain launch --nnodes 2 fit --mode student"]),
+        (
+            "eval --device gpu a-folder-with-a-long-name/and-a-model-of-it.safetensors",
+            ["kdtrain eval --help"],
+        ),
+        ("", ["kdtrain fit", "kdtrain COMMAND --help"]),
+    ],
+)
+def test_terminal_breaks_errors_and_help_between_words_and_never_in_a_command(
+    words: str, commands: list[str], columns: int, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    in_pipe = call_kdtrain(*words.split(), cwd=tmp_path)
+    shown, _ = show_on_terminal(*words.split(), cwd=tmp_path, columns=columns, code=in_pipe.returncode)
+    lines = lines_left(shown)
+    assert " ".join(shown.split()) == " ".join(in_pipe.stderr.split())
+    assert all(len(line) <= columns or " " not in line for line in lines)
+    assert all(any(f"`{command}`" in line for line in lines) for command in commands)
+
+
+UNKNOWN_LENGTH = """
+import sys
+from kdtrain.runtime.console import log_to_stderr, own_progress_bar
+with log_to_stderr():
+    bar = own_progress_bar("cifar10", None, "B")
+    bar.update(1000)
+    sys.stderr.write("\\ra line of another program, longer than the bar, without an end")
+    bar.refresh()
+    sys.stderr.write("|\\n")
+    bar.refresh()
+    sys.stderr.write("\\ra line of another program, longer than the bar, without an end")
+    bar.close()
+"""
+
+
+def test_a_bar_of_one_line_erases_its_line_to_the_end(tmp_path: Path) -> None:
+    shown, _ = show_on_terminal(cwd=tmp_path, program=(sys.executable, "-c", UNKNOWN_LENGTH))
+    [line] = lines_left(shown)
+    assert re.fullmatch(r"cifar10: .*]\|", line), "nothing is left of the other program's line"
 
 
 def test_pipe_gets_a_line_for_each_tenth_of_the_way_and_all_with_verbose(

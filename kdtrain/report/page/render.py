@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os.path
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from kdtrain.report.page.size_chart import size_chart, size_text
 from kdtrain.report.style import LINES
 from kdtrain.report.verdict import p_value_text
 from kdtrain.runtime.files import write_text
+from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import load_tensors
 
@@ -104,7 +107,16 @@ def _read_figures(file: Path) -> dict[str, Any]:
         raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it when it ends.") from error
     if figures["version"] != VERSION:
         raise KdtrainError(f"{file} has version {figures['version']}; this kdtrain reads version {VERSION}.")
+    _name_folders(figures.get("conditions") or {})
     return figures
+
+
+def _name_folders(conditions: dict[str, Any]) -> None:
+    """Replaces paths by names in the sentences on the conditions: the page may be for others."""
+    for path in (conditions.get("student_checkpoint"), (conditions.get("transfer") or {}).get("source")):
+        if path is not None:
+            name = os.path.basename(path)
+            conditions["sentences"] = [text.replace(path, name) for text in conditions["sentences"]]
 
 
 def page_environment(figures: Mapping[str, Any]) -> Environment:
@@ -128,7 +140,7 @@ def page_environment(figures: Mapping[str, Any]) -> Environment:
         return Markup('<data value="{}" data-of="{}">{}</data>').format(value, at, text)
 
     environment.globals["figure"] = figure
-    environment.filters["code"] = code
+    environment.filters |= {"code": code, "breakable": breakable, "words": words, "short_name": short_name}
     environment.filters["p_value"] = p_value_text
     return environment
 
@@ -140,6 +152,17 @@ def code(text: str) -> Markup:
         for number, part in enumerate(text.split("`"))
     )
     return Markup("").join(parts)
+
+
+def breakable(name: str) -> Markup:
+    """Returns a name as HTML whose lines are broken behind its punctuation."""
+    return Markup("<wbr>").join(re.split(r"(?<=[-_/:,])", name))
+
+
+def words(command: str) -> Markup:
+    """Returns a command as HTML whose lines are broken between its words, without the path of kdtrain."""
+    command = re.sub(r"^('?)/.*?/kdtrain\1(?= )", "kdtrain", command)
+    return Markup(" ").join(Markup("<span>{}</span>").format(breakable(word)) for word in command.split(" "))
 
 
 def _best_epochs(figures: Mapping[str, Any]) -> dict[str, str]:
