@@ -101,6 +101,7 @@ class CardFacts:
         seconds: time of the training.
         test: figures on the test set.
         test_chose: whether the test set chose the epoch.
+        copies: a sentence on images that are in several parts of the data; None if none is.
         settings: settings of the training, by name.
         teachers: the teachers of a distilled student, as texts.
         compared: the models of the comparison that it was trained in.
@@ -124,6 +125,7 @@ class CardFacts:
     seconds: float | None = None
     test: TestFigures | None = None
     test_chose: bool = False
+    copies: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     teachers: Sequence[str] = ()
     compared: Sequence[ComparedModel] = ()
