@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kdtrain.data.images.model_input import shows_ink
 from kdtrain.store.card import ModelCard
 
 _MOST_CLASSES = 100  # listed by name
@@ -136,6 +137,11 @@ class CardFacts:
     def title(self) -> str:
         """The title of the card."""
         return f"{self.arch} for {self.dataset}"
+
+    @property
+    def shows_ink(self) -> bool:
+        """Whether the data show bright ink on black, as MNIST does."""
+        return shows_ink(self.card.dataset, self.card.image_shape)
 
     @property
     def listed_classes(self) -> tuple[str, ...]:
