@@ -162,6 +162,11 @@ class Unlabelled:
         """SHA-256 (hex) of shape and bytes."""
         return _digest([self])
 
+    @cached_property
+    def digests(self) -> NDArray[np.uint64]:
+        """(K,) uint64, as those of a ``Split``."""
+        return _image_digests(self)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
@@ -182,6 +187,11 @@ class Split:
 
     def __repr__(self) -> str:
         return f"<Split {_images_text(self.images.shape)}>"
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint64]:
+        """(N,) uint64, 64 bits of the SHA-256 of each image: equal for copies, pixel by pixel."""
+        return _image_digests(self.images)
 
     def take(self, indices: NDArray[np.int64]) -> Split:
         """Returns a new split of the images at ``indices``, (M,) int64, in that order."""
@@ -354,6 +364,14 @@ def _count_values(pixels: NDArray[np.uint8]) -> list[int]:
     for rows in in_slices(pixels.shape):  # bincount widens its input to 8 bytes a pixel
         counts += np.bincount(pixels[rows].ravel(), minlength=256)
     return counts.tolist()  # type: ignore[no-any-return]
+
+
+def _image_digests(images: NDArray[np.uint8] | Unlabelled) -> NDArray[np.uint64]:
+    digests = np.empty(len(images), np.uint64)
+    for rows in in_slices(images.shape):
+        packed = map(hashlib.sha256, np.ascontiguousarray(images[rows]))
+        digests[rows] = np.frombuffer(b"".join(image.digest()[:8] for image in packed), np.uint64)
+    return digests
 
 
 def _digest(arrays: Sequence[NDArray[np.generic] | Unlabelled]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.checks import check_logits
-from kdtrain.data.dataset import Dataset, Unlabelled, class_by_class
+from kdtrain.data.dataset import Dataset, Split, Unlabelled, class_by_class
 from kdtrain.data.folder import pictures_in, report_failures
 from kdtrain.data.idx import read_idx
 from kdtrain.data.images.decode_folder import decode
@@ -72,6 +72,7 @@ def load_unlabelled(
     image_size: int | None = None,
     skip_corrupt: bool = False,
     most_images: int | None = None,
+    allow_test_images: bool = False,
 ) -> Unlabelled:
     """Returns the images in a folder or a file, of the shape of a data set's images.
 
@@ -87,9 +88,10 @@ def load_unlabelled(
             size of the data set's images.
         skip_corrupt: leaves out image files that cannot be read.
         most_images: how many image files are read, evenly spread; all by default.
+        allow_test_images: whether test images of the data set may be among them.
 
     Raises:
-        DataError: the path cannot be read, or holds no images, or images of another shape.
+        DataError: the path cannot be read, or holds no images, images of another shape, or test images.
     """
     if os.path.isdir(path):
         images = _read_folder(path, dataset, cache, image_size, skip_corrupt, most_images)
@@ -102,7 +104,23 @@ def load_unlabelled(
             "that shape."
         )
     check_logits(len(dataset.train) + len(images), dataset.num_classes, str(path))
-    return Unlabelled(str(path), images)
+    unlabelled = Unlabelled(str(path), images)
+    if not allow_test_images:
+        _check_unseen(unlabelled, dataset.test)
+    return unlabelled
+
+
+def _check_unseen(unlabelled: Unlabelled, test: Split) -> None:
+    """Raises DataError if some of the images are test images."""
+    copies = unlabelled.digests[np.isin(unlabelled.digests, test.digests)]
+    if len(copies):
+        first = int(np.flatnonzero(test.digests == copies[0])[0])
+        name = test.names[first] if test.names else f"test image {first}"
+        raise DataError(
+            f"--transfer-data {unlabelled.name}: {len(copies):,} of its {len(unlabelled):,} images are test "
+            f"images (the first is {name}), so the test would not be one on new images: leave them out, or "
+            "allow them with --allow-test-images."
+        )
 
 
 def _checked(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:

@@ -121,6 +121,7 @@ def _facts_of_run(path: Path) -> dict[str, Any]:
         "seconds": number(result, "seconds"),
         "test": _test_figures(at(result, "test")),
         "test_chose": whole(config, "val_size") == 0,
+        "copies": text(result, "copies"),
     }
     return facts | _comparison_facts(comparison)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from pathlib import Path
 from typing import Any
 
 from kdtrain.data.dataset import Dataset
@@ -11,22 +13,26 @@ from kdtrain.data.download import default_cache_dir
 from kdtrain.data.unlabelled import load_unlabelled, without_most_labels
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import new_config
-from kdtrain.experiment.loaders import RunData, check_sizes, prepare
+from kdtrain.experiment.loaders import RunData, check_sizes, count_copies, prepare
 from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.python_settings import given_settings
 from kdtrain.experiment.recipe import NO_RECIPE
 from kdtrain.runtime.oneflow import resolve_device
 
+logger = logging.getLogger(__name__)
+
 DATA_SETTINGS = (
     *("mode", "recipe", "dataset", "data_dir", "image_size", "skip_corrupt", "labels"),
-    *("transfer_data", "transfer_share", "val_size", "omit_class", "limit_train", "seed"),
-    *("augment", "teacher_augment", "views", "data_seed", "batch_size", "device"),
+    *("transfer_data", "transfer_share", "allow_test_images", "val_size", "omit_class", "limit_train"),
+    *("seed", "augment", "teacher_augment", "views", "data_seed", "batch_size", "device"),
 )
 """Settings of ``kdtrain fit`` that ``load_data`` accepts."""
 
 
 def read_data(config: FitConfig, most_images: int | None = None) -> Dataset:
     """Returns the data set of a command, after a check of the sizes, with its images without labels.
+
+    Copies of images in several parts of the data are logged.
 
     Args:
         config: configuration of the command.
@@ -46,15 +52,23 @@ def read_data(config: FitConfig, most_images: int | None = None) -> Dataset:
     if config.labels is not None:
         dataset = without_most_labels(dataset, config.labels, config.shared_data_seed, config.limit_train)
     check_sizes(dataset, config)
-    if config.transfer_data is None:
-        return dataset
+    if config.transfer_data is not None:
+        dataset = _with_transfer(dataset, config, config.transfer_data, most_images)
+    copies = count_copies(dataset, config)
+    if copies is not None:
+        logger.warning(copies.sentence)
+    return dataset
+
+
+def _with_transfer(dataset: Dataset, config: FitConfig, path: Path, most_images: int | None) -> Dataset:
     transfer = load_unlabelled(
-        config.transfer_data,
+        path,
         dataset,
         default_cache_dir(),
         image_size=config.image_size,
         skip_corrupt=config.skip_corrupt,
         most_images=most_images,
+        allow_test_images=config.allow_test_images,
     )
     if dataset.transfer is not None:
         transfer = dataclasses.replace(dataset.transfer, more=transfer)
@@ -66,9 +80,10 @@ def load_data(**settings: Any) -> RunData:
 
     Args:
         settings: any of the settings mode, recipe, dataset, data_dir, image_size, skip_corrupt, labels,
-            transfer_data, transfer_share, val_size, omit_class, limit_train, augment, teacher_augment, views,
-            data_seed, batch_size, seed and device of ``kdtrain fit``, with the same meaning. The mode is
-            student_kd unless it is given, and the recipe none. A setting that is None counts as not given.
+            transfer_data, transfer_share, allow_test_images, val_size, omit_class, limit_train, augment,
+            teacher_augment, views, data_seed, batch_size, seed and device of ``kdtrain fit``, with the same
+            meaning. The mode is student_kd unless it is given, and the recipe none. A setting that is None
+            counts as not given.
 
     Returns:
         The loaders ``train``, ``validation`` and ``test``, and the ``dataset`` itself.

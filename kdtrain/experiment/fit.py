@@ -23,7 +23,7 @@ from kdtrain.errors import DataError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.loaders import test_loader, training_loader, validation_loader
+from kdtrain.experiment.loaders import count_copies, test_loader, training_loader, validation_loader
 from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimizer
 from kdtrain.experiment.result import FitResult, Member, Tested, TestedModel, file_results
 from kdtrain.experiment.teacher import TrainedTeacher, member_logits
@@ -109,7 +109,7 @@ class Fit:
             directory=self.spec.directory,
         )
         if ranks.rank == 0:
-            file_results(model, self.spec.directory, self.config)
+            file_results(model, self.spec.directory, self.config, count_copies(self.dataset, self.config))
         return model
 
     def train_and_test(self, ranks: Ranks) -> TestedModel:

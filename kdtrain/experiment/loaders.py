@@ -14,6 +14,7 @@ from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.config import FitConfig
+from kdtrain.report.conditions import Copies
 from kdtrain.runtime.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
@@ -97,11 +98,7 @@ def training_loader(
     Raises:
         UsageError: --val-size or --omit-class does not fit the data.
     """
-    training, _ = _divide(dataset, config, network, seed)
-    if config.labels is None:  # else the limit is that of all images, with and without labels
-        training = training[: config.limit_train]
-    distils = network == "student" and config.mode in ("student_kd", "compare")
-    transfer = dataset.transfer if distils else None
+    training, transfer = _training_images(dataset, config, network, seed)
     return _loader(
         dataset,
         dataset.train,
@@ -119,6 +116,32 @@ def training_loader(
         ),
         source=_source(dataset, training, transfer),
     )
+
+
+def _training_images(
+    dataset: Dataset, config: FitConfig, network: str, seed: int
+) -> tuple[npt.NDArray[np.int64], Unlabelled | None]:
+    """Returns the positions of a network's images with labels, (N,), and its images without."""
+    training, _ = _divide(dataset, config, network, seed)
+    if config.labels is None:  # else the limit is that of all images, with and without labels
+        training = training[: config.limit_train]
+    distils = network == "student" and config.mode in ("student_kd", "compare")
+    return training, dataset.transfer if distils else None
+
+
+def count_copies(dataset: Dataset, config: FitConfig) -> Copies | None:
+    """Returns how many images are in several parts of the data, for the first seed; None if none is."""
+    network = "teacher" if config.mode == "teacher" else "student"
+    training, transfer = _training_images(dataset, config, network, config.seed)
+    name, rows = validation_images(dataset, config, config.seed)
+    test = dataset.test.digests
+    held_out = test[:0] if name == "test" else dataset.split(name).digests[rows]
+    seen = dataset.train.digests[training]
+    if transfer is not None:
+        seen = np.concatenate([seen, transfer.digests])
+    pairs = ((test, seen), (test, held_out), (held_out, seen))
+    first, second, third = (int(np.isin(images, others).sum()) for images, others in pairs)
+    return Copies(first, second, third, len(test), len(held_out)) if first or second or third else None
 
 
 def validation_loader(

@@ -26,7 +26,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.loaders import count_training, count_validation
+from kdtrain.experiment.loaders import count_copies, count_training, count_validation
 from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.report.comparison import Model
 from kdtrain.report.conditions import Conditions, Labels, Transfer
@@ -144,6 +144,7 @@ def conditions_of(config: FitConfig, dataset: Dataset) -> Conditions:
         labels=labels,
         transfer=transfer,
         training_images=count_training(dataset, config),
+        copies=count_copies(dataset, config),
     )
 
 

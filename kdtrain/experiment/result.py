@@ -18,6 +18,7 @@ from kdtrain.experiment.modes import MODES
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.metrics.names import ACCURACY
+from kdtrain.report.conditions import Copies
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.ranks import Ranks
@@ -156,7 +157,7 @@ def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) ->
         logger.info(message)
 
 
-def file_results(model: TestedModel, directory: Path, config: FitConfig) -> None:
+def file_results(model: TestedModel, directory: Path, config: FitConfig, copies: Copies | None) -> None:
     """Adds the test figures to the run's result.json and to TensorBoard, unless they are there already.
 
     Training removes them. So those that are there belong to these weights, and to a run that was finished
@@ -182,6 +183,8 @@ def file_results(model: TestedModel, directory: Path, config: FitConfig) -> None
             "calibration_error": test.calibration_error,
         },
     }
+    if copies is not None:
+        result["copies"] = copies.sentence
     write_text(path, json.dumps(result, indent=2) + "\n")
     metrics = {
         "test/accuracy": test.accuracy,

@@ -112,10 +112,7 @@ class Settings:
         is_common=True,
     )
     student_arch: str = network_setting(
-        "student_mlp",
-        f"the student's network; {_NETWORKS}",
-        metavar="ARCH",
-        is_common=True,
+        "student_mlp", f"the student's network; {_NETWORKS}", metavar="ARCH", is_common=True
     )
     teacher_checkpoint: tuple[Path, ...] = teacher_setting(
         (),
@@ -246,6 +243,9 @@ class Settings:
         "share of images without labels in each batch, above 0 and below 1",
         metavar="SHARE",
         check=SHARE,
+    )
+    allow_test_images: bool = data_setting(
+        False, "take images of --transfer-data that are test images [refuse them]"
     )
     val_size: int | None = data_setting(
         None,

@@ -42,6 +42,36 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Images that are in several parts of the data, pixel by pixel.
+
+    Attributes:
+        test_in_training: number of test images that are also training images, with or without a label.
+        test_in_held_out: number of test images that are also held-out images.
+        held_out_in_training: number of held-out images that are also training images.
+        test_images: number of test images.
+        held_out_images: number of held-out images.
+    """
+
+    test_in_training: int
+    test_in_held_out: int
+    held_out_in_training: int
+    test_images: int
+    held_out_images: int
+
+    @property
+    def sentence(self) -> str:
+        """What is a copy, and what that means for the figures."""
+        counts = (
+            (self.test_in_training, self.test_images, "test images are also training images"),
+            (self.test_in_held_out, self.test_images, "test images are also held-out images"),
+            (self.held_out_in_training, self.held_out_images, "held-out images are also training images"),
+        )
+        parts = [f"{copies:,} of the {images:,} {which}" for copies, images, which in counts if copies]
+        return f"Copies, equal in each pixel: {', '.join(parts)}. A copy is not a test on a new image."
+
+
+@dataclass(frozen=True)
 class Conditions:
     """Conditions of the training of the students.
 
@@ -50,12 +80,14 @@ class Conditions:
         labels: the labels that are left; None where all training images have one.
         transfer: images without labels; None without any.
         training_images: number of training images with labels; 0 if unknown.
+        copies: images that are in several parts of the data; None if no image is.
     """
 
     student_checkpoint: str | None = None
     labels: Labels | None = None
     transfer: Transfer | None = None
     training_images: int = 0
+    copies: Copies | None = None
 
     @property
     def may_take_fewer_labels(self) -> bool:
@@ -70,7 +102,8 @@ def condition_sentences(conditions: Conditions) -> list[str]:
         sentences.append(
             f"Every student of every seed begins from the weights in {conditions.student_checkpoint}."
         )
-    return sentences + data_sentences(conditions)
+    copies = [] if conditions.copies is None else [conditions.copies.sentence]
+    return sentences + data_sentences(conditions) + copies
 
 
 def data_sentences(conditions: Conditions) -> list[str]:

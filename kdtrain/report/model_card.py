@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kdtrain.data.images.model_input import shows_ink
 from kdtrain.store.card import ModelCard
 
 _MOST_CLASSES = 100  # listed by name
@@ -101,6 +102,7 @@ class CardFacts:
         seconds: time of the training.
         test: figures on the test set.
         test_chose: whether the test set chose the epoch.
+        copies: a sentence on images that are in several parts of the data; None if none is.
         settings: settings of the training, by name.
         teachers: the teachers of a distilled student, as texts.
         compared: the models of the comparison that it was trained in.
@@ -124,6 +126,7 @@ class CardFacts:
     seconds: float | None = None
     test: TestFigures | None = None
     test_chose: bool = False
+    copies: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     teachers: Sequence[str] = ()
     compared: Sequence[ComparedModel] = ()
@@ -134,6 +137,11 @@ class CardFacts:
     def title(self) -> str:
         """The title of the card."""
         return f"{self.arch} for {self.dataset}"
+
+    @property
+    def shows_ink(self) -> bool:
+        """Whether the data show bright ink on black, as MNIST does."""
+        return shows_ink(self.card.dataset, self.card.image_shape)
 
     @property
     def listed_classes(self) -> tuple[str, ...]:

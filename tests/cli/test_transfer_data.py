@@ -109,7 +109,13 @@ def test_the_report_says_who_saw_how_many(compared: Compared, unlabelled: Path) 
         "with the teacher's outputs alone. They are 50 % of each batch, so an epoch has 2 times as many "
         "images."
     )
-    assert conditions["sentences"] == [sentence, "A student without a teacher cannot use these images."]
+    copies = conditions["copies"]["held_out_in_training"]  # some of the held-out images are among these
+    assert conditions["sentences"] == [
+        sentence,
+        "A student without a teacher cannot use these images.",
+        f"Copies, equal in each pixel: {copies} of the 300 held-out images are also training images. "
+        "A copy is not a test on a new image.",
+    ]
     assert sentence in compared.process.stderr
     assert sentence in compared.process.stdout
     page = (compared.directory / "report.html").read_text().replace("&#39;", "'")

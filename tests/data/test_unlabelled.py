@@ -22,7 +22,7 @@ COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 4, 3), np.uint8)
 
 
 def dataset_of(channels: int) -> Dataset:
-    images = np.zeros((8, channels, 5, 4), np.uint8)
+    images = np.full((8, channels, 5, 4), 7, np.uint8)
     split = Split(images, np.arange(8) % 2)
     return Dataset("small", split, split, ("a", "b"))
 

@@ -203,6 +203,7 @@ def test_data_take_every_setting(tiles: Path, digits: Path, tmp_path: Path, mnis
         omit_class=["3"],
         transfer_data=tmp_path / "more.npz",
         transfer_share=0.25,
+        allow_test_images=True,
     )
     assert data.train.transfer is not None
     assert 3 not in data.train.targets

@@ -173,6 +173,18 @@ def test_names_in_a_file_are_no_markup(logs: Path, tmp_path: Path) -> None:
     assert "/home/ada" not in text
 
 
+def test_card_says_what_image_files_become(logs: Path, tmp_path: Path) -> None:
+    """For pictures the filter, for digits in ink that they are looked for (as ``infer`` treats them)."""
+    saved = load_model(student(logs) / BEST)
+    assert "| image files | `kdtrain infer` looks for the ink in them" in kdtrain.card(student(logs) / BEST)
+    card = kdtrain.ModelCard(**{**vars(saved.card), "dataset": "folder:/home/ada/pets"})
+    save_model(tmp_path / "net.safetensors", saved.weights, card)
+    assert (
+        "| image files | upright, white where transparent, scaled with Pillow's `BILINEAR` filter until they "
+        "just cover 12 x 12, cropped equally at both ends"
+    ) in kdtrain.card(tmp_path / "net.safetensors")
+
+
 def test_wrong_files_and_licences_are_explained(logs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--license is 'a: b'"):
         kdtrain.card(student(logs) / BEST, license="a: b")

@@ -69,6 +69,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "teacher_checkpoint": st.lists(PATHS, max_size=2).map(tuple),
     "teacher_weight": st.lists(POSITIVE, max_size=2).map(tuple),
     "allow_poor_teacher": st.booleans(),
+    "allow_test_images": st.booleans(),
     "teachers": st.integers(1, 3),
     "student_arch": TEXTS,
     "temperature": POSITIVE,
