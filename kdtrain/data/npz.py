@@ -186,7 +186,8 @@ def _read_header(archive: zipfile.ZipFile, name: str, path: Path) -> Header:
             shape, fortran_order, dtype = npy.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
             header = Header(shape, fortran_order, dtype, file.tell())
         except Exception as error:  # NumPy's parser raises almost any exception for a damaged header
-            raise DataError(f"{source} is not an array that can be read: {error}.") from error
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise DataError(f"{source} is not an array that can be read: {reason}.") from error
     if header.dtype.hasobject or header.dtype.itemsize == 0:
         raise DataError(f"{source} is of type {header.dtype}: only plain numbers and texts are read.")
     if any(length < 0 for length in header.shape):

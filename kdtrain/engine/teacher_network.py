@@ -225,7 +225,7 @@ def check_views(path: Path, given: int, count: int) -> None:
         given: the number of its variants.
         count: the number of the students' variants; 0 for new ones in each epoch.
     """
-    if given == count > 0:
+    if given == count:
         return
     own, as_many = (f"have {count}", "logits of as many, or ") if count else ("are new in each epoch", "")
     remedy = "--augment none" if given == 1 else f"--augment and --views {given}"

@@ -29,7 +29,7 @@ from kdtrain.engine.teacher_network import (
     TeacherNetwork,
     check_views,
 )
-from kdtrain.errors import DataError, UsageError, size_text
+from kdtrain.errors import DataError, UsageError, clipped, size_text
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.settings import DEFAULT_TEACHER
 from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
@@ -233,7 +233,7 @@ def _read_tables(path: Path, config: FitConfig, dataset: Dataset) -> dict[str, L
 
     def check(headers: Headers) -> None:
         nonlocal chosen
-        views, _, number = (1, 1, *headers["logits"].shape)[-3:]
+        views, _, number = (1, 1, 1, *headers["logits"].shape)[-3:]
         for name, header in headers.items():
             split = dataset.train if name == "logits" else dataset.split(name)
             _check_form(name, path, header, len(split), number)
@@ -251,12 +251,12 @@ def _read_tables(path: Path, config: FitConfig, dataset: Dataset) -> dict[str, L
 
 def _check_form(name: str, path: Path, header: Header, images: int, classes: int) -> None:
     """Raises DataError if an array is not of floats, (images, classes); "logits" may be one of each view."""
-    dimensions, columns = ((2, 3), "") if name == "logits" else ((2,), f" and {classes} classes, as logits")
+    dimensions, columns = ((2, 3), "") if name == "logits" else ((2,), f", of {classes} classes as logits")
     is_table = len(header.shape) in dimensions and header.shape[-2:] == (images, classes)
-    if not is_table or not np.issubdtype(header.dtype, np.floating):
+    if not is_table or 0 in header.shape or not np.issubdtype(header.dtype, np.floating):
         raise DataError(
-            f"{name} in {path} has the shape {size_text(header.shape)} of {header.dtype}: it must be floats, "
-            f"a row for each of the {images:,} images{columns}."
+            f"{name} in {path} is {header.dtype} of shape {clipped(header.shape)}: it must be floats, a row "
+            f"for each of the {images:,} images{columns}."
         )
 
 

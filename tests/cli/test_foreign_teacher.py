@@ -159,7 +159,8 @@ def right(labels: np.ndarray, classes: int = 10) -> np.ndarray:  # type: ignore[
         (lambda logits: np.where(np.arange(len(logits))[:, None] == 7, np.nan, logits), "row 7 holds NaN"),
         (lambda logits: logits[:, :9], "has 9 classes, the data have 10"),
         (lambda logits: logits[::-1], "near chance.*in the order of the images"),
-        (lambda logits: logits[:, 0], "must be floats"),
+        (lambda logits: logits[0, 0], "must be floats"),
+        (lambda logits: logits[None][:0], r"shape \(0, 1500, 10\)"),
         (lambda logits: logits / 5 * (np.arange(len(logits))[:, None] != 7), "row 7 holds no probabilities"),
     ],
 )
@@ -196,11 +197,15 @@ def test_a_table_of_probabilities_teaches_as_their_logarithms_do(
         ({"logits": (2000, 1500, 10)}, {}, "2000 variants.* have 1 .*give logits of as many, or --augment"),
         ({"logits": (1, 1500, 10)}, {"augment": "flip", "views": 4}, "1 variant .* have 4 .*--augment none"),
         ({"logits": (1, 1500, 10)}, {"augment": "flip", "views": 0}, "images are new in each epoch"),
-        ({"logits": (1501, 9000)}, {}, "shape 1501x9000 of float32.* each of the 1,500 images"),
+        ({"logits": (1501, 9000)}, {}, r"float32 of shape \(1501, 9000\).* each of the 1,500 images"),
         ({"logits": (1500, 13000)}, {}, "has 13000 classes, the data have 10"),
         ({"logits": (1500, 13000)}, {"teacher_classes": "0,1,2,3,4,5,6,7,8,9"}, "64 MiB .* unzips from"),
-        ({"logits": (1500, 10), "test": (300, 60000)}, {}, "test .* shape 300x60000 .*300 images and 10 cla"),
-        ({"logits": (1500, 10), "test": (60000, 10)}, {}, "test .* shape 60000x10 .*the 300 images"),
+        (
+            {"logits": (1500, 10), "test": (300, 60000)},
+            {},
+            r"test .* shape \(300, 60000\).*300 images, of 10 classes as logits",
+        ),
+        ({"logits": (1500, 10), "test": (60000, 10)}, {}, r"test .* shape \(60000, 10\).*the 300 images"),
         ({"logits": (1500, 10), "validation": (300, 60000)}, {}, "near chance"),  # of no use: not read
     ],
 )

@@ -174,6 +174,7 @@ def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
         (header((-9, 5, -4)) + bytes(180), "its shape is (-9, 5, -4)"),
         (header((9, 5, 4), "|O") + bytes(180), "of type object"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(100), "2.0 instead of 1.0"),
+        (header((1,) * 4000), "not be safe to load securely."),
         (b"\x93NUMPY\x01\x00\x08\x00(((((((\n", "is not an array that can be read"),
         (b"GIF89a", "is not an array that can be read"),
         (b"", "is not an array that can be read"),
