@@ -109,7 +109,9 @@ def probability_rows(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 
     The sums of an int8 network's probabilities are up to a few per cent off.
     """
-    rows: npt.NDArray[np.bool_] = (outputs.min(axis=1) >= 0.0) & (np.abs(outputs.sum(axis=1) - 1.0) < 0.05)
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of logits may be infinite or NaN
+        is_one = np.abs(outputs.sum(axis=1) - 1.0) < 0.05
+    rows: npt.NDArray[np.bool_] = is_one & (outputs.min(axis=1) >= 0.0)
     return rows
 
 

@@ -203,7 +203,7 @@ def test_a_table_of_probabilities_teaches_as_their_logarithms_do(
         (
             {"logits": (1500, 10), "test": (300, 60000)},
             {},
-            r"test .* shape \(300, 60000\).*300 images, of 10 classes as logits",
+            r"test .* shape \(300, 60000\).*300 images, of 10 classes like `logits`",
         ),
         ({"logits": (1500, 10), "test": (60000, 10)}, {}, r"test .* shape \(60000, 10\).*the 300 images"),
         ({"logits": (1500, 10), "validation": (300, 60000)}, {}, "near chance"),  # of no use: not read
