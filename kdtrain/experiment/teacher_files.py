@@ -251,9 +251,10 @@ def _read_tables(path: Path, config: FitConfig, dataset: Dataset) -> dict[str, L
 
 def _check_form(name: str, path: Path, header: Header, images: int, classes: int) -> None:
     """Raises DataError if an array is not of floats, (images, classes); "logits" may be one of each view."""
-    dimensions, columns = ((2, 3), "") if name == "logits" else ((2,), f", of {classes} classes like `logits`")
-    is_table = len(header.shape) in dimensions and header.shape[-2:] == (images, classes)
+    has_views = name == "logits" and len(header.shape) == 3
+    is_table = header.shape[has_views:] == (images, classes)
     if not is_table or 0 in header.shape or not np.issubdtype(header.dtype, np.floating):
+        columns = "" if name == "logits" else f", of {classes} classes like `logits`"
         raise DataError(
             f"{name} in {path} is {header.dtype} of shape {clipped(header.shape)}: it must be floats, a row "
             f"for each of the {images:,} images{columns}."
