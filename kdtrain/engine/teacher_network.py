@@ -227,11 +227,11 @@ def check_views(path: Path, given: int, count: int) -> None:
     """
     if given == count:
         return
-    own, as_many = (f"have {count}", "logits of as many, or ") if count else ("are new in each epoch", "")
-    remedy = "--augment none" if given == 1 else f"--augment and --views {given}"
+    remedy = "--augment none" if given == 1 else f"--augment with --views {given}"
+    own, other = (f"have {count}", f", or logits of {count}") if count else ("are new in each epoch", "")
     raise UsageError(
         f"--teacher-logits {path} has logits of {given} variant{'s' * (given != 1)} of each image, and the "
-        f"students' images {own} (--augment and --views): give {as_many}{remedy}."
+        f"students' images {own} (--augment and --views): give {remedy}{other}."
     )
 
 
