@@ -195,7 +195,11 @@ def test_a_table_of_probabilities_teaches_as_their_logarithms_do(
     ("arrays", "settings", "reason"),
     [
         ({"logits": (2000, 1500, 10)}, {}, "2000 variants.* have 1 .*give --augment with --views 2000"),
-        ({"logits": (1, 1500, 10)}, {"augment": "flip", "views": 4}, "1 variant .* have 4 .*give --augment none, or logits of 4"),
+        (
+            {"logits": (1, 1500, 10)},
+            {"augment": "flip", "views": 4},
+            "have 4 .*give --augment none, or logits of 4",
+        ),
         ({"logits": (1, 1500, 10)}, {"augment": "flip", "views": 0}, "images are new in each epoch"),
         ({"logits": (1501, 9000)}, {}, r"float32 of shape \(1501, 9000\).* each of the 1,500 images"),
         ({"logits": (1500, 13000)}, {}, "has 13000 classes, the data have 10"),
