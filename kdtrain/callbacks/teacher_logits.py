@@ -20,7 +20,7 @@ from kdtrain.callbacks.answer_table import AnswerTable, TableBuilder
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import check_weights, images_at_once
 from kdtrain.engine.recorder import Recorder, evaluating
-from kdtrain.engine.teacher_network import GivenLogits
+from kdtrain.engine.teacher_network import GivenLogits, check_views
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import progress_bar
@@ -83,11 +83,7 @@ def logit_table(teacher: flow.nn.Module, train: Loader, directory: Path | None, 
 
 def _given_table(teacher: GivenLogits, train: Loader) -> AnswerTable:
     given, count = len(teacher.variants), 1 if train.views is None else train.views.count
-    if given != count:
-        raise UsageError(
-            f"--teacher-logits {teacher.path} has logits of {given} variant{'s' * (given != 1)} of each "
-            f"image, and the students' images have {count} (--augment and --views): give logits of as many."
-        )
+    check_views(teacher.path, given, count)
     source = train.source
     if len(teacher.variants[0]) != source.size:
         raise UsageError(

@@ -9,7 +9,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,8 @@ _TYPES = {
 _UNSIGNED_BYTES = 0x08
 _GZIP = b"\x1f\x8b"
 _LARGEST = 640 << 20  # bytes; EMNIST's largest file has 522 MiB
-_HARMLESS = 64 << 20  # bytes that any gzipped file may unzip to
-_HIGHEST_RATIO = 100  # of unzipped to gzipped size: 2 to 10 for images, 1,000 for a zip bomb
+_HARMLESS = 64 << 20  # bytes that any zipped file may unzip to
+_HIGHEST_RATIO = 100  # of unzipped to zipped size: 2 to 10 for images, 1,000 for a zip bomb
 _CHUNK = 1 << 20  # bytes
 
 
@@ -56,8 +56,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             if not gzipped:
                 return _read(file, path, _LARGEST)
             with gzip.open(file) as unzipped:
-                gzipped_size = os.fstat(file.fileno()).st_size
-                return _read(unzipped, path, min(_LARGEST, max(_HARMLESS, _HIGHEST_RATIO * gzipped_size)))
+                return _read(unzipped, path, min(_LARGEST, most_unzipped(file)))
     except FileNotFoundError as error:
         raise DataError(f"{missing_path_text(path)} does not exist.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -65,6 +64,19 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read: {reason}.") from error
+
+
+def most_unzipped(zipped: BinaryIO) -> int:
+    """Returns how many bytes a zipped file may unzip to."""
+    return max(_HARMLESS, _HIGHEST_RATIO * os.fstat(zipped.fileno()).st_size)
+
+
+def read_at_most(file: IO[bytes] | gzip.GzipFile, limit: int) -> bytearray:
+    """Reads up to ``limit`` bytes in pieces, so that a false header allocates no memory."""
+    content = bytearray()
+    while len(content) < limit and (piece := file.read(min(_CHUNK, limit - len(content)))):
+        content += piece
+    return content
 
 
 def content_sha256(array: NDArray[np.uint8]) -> str:
@@ -94,7 +106,7 @@ def _read(file: BinaryIO | gzip.GzipFile, path: Path, most: int) -> NDArray[np.u
             f"{reads}."
         )
     expected = math.prod(shape)
-    content = _read_at_most(file, expected + 1)
+    content = read_at_most(file, expected + 1)
     if len(content) != expected:
         size = f"{len(content)}" if len(content) < expected else "more"
         fault = "truncated" if len(content) < expected else "too long"
@@ -116,11 +128,3 @@ def _read_shape(file: BinaryIO | gzip.GzipFile, path: Path) -> tuple[int, ...]:
     if len(magic) < 4 or len(lengths) < 4 * magic[3]:
         raise DataError(f"{path} is truncated: it ends inside the IDX header.")
     return struct.unpack(f">{magic[3]}I", lengths)
-
-
-def _read_at_most(file: BinaryIO | gzip.GzipFile, limit: int) -> bytearray:
-    """Reads up to ``limit`` bytes in pieces, so that a false header allocates no memory."""
-    content = bytearray()
-    while len(content) < limit and (piece := file.read(min(_CHUNK, limit - len(content)))):
-        content += piece
-    return content

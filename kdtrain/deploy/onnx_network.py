@@ -100,11 +100,19 @@ class OnnxNetwork(flow.nn.Module):
 
 
 def are_probabilities(outputs: npt.NDArray[np.float32]) -> bool:
-    """Returns whether a network's outputs, (N, classes), are probabilities: no number below 0, sums of 1.
+    """Returns whether a network's outputs, (N, classes), are probabilities."""
+    return bool(probability_rows(outputs).all())
+
+
+def probability_rows(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Returns which rows, (N,) bool, of (N, classes) are probabilities: no number below 0, a sum of 1.
 
     The sums of an int8 network's probabilities are up to a few per cent off.
     """
-    return bool(outputs.min() >= 0.0 and np.abs(outputs.sum(axis=1) - 1.0).max() < 0.05)
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of logits may be infinite or NaN
+        is_one = np.abs(outputs.sum(axis=1) - 1.0) < 0.05
+    rows: npt.NDArray[np.bool_] = is_one & (outputs.min(axis=1) >= 0.0)
+    return rows
 
 
 def to_logits(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

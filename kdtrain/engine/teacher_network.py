@@ -171,7 +171,7 @@ class GivenLogits(flow.nn.Module):
     Args:
         path: the file that holds them, for messages.
         variants: the logits of each variant of the images, (N, classes) float32, in the data set's order.
-        digest: SHA-256 (hex) of the file.
+        digest: SHA-256 (hex) of all logits.
         validation: the logits of the data set's own validation images, if it has any and the file too.
         test: the logits of the test images, if the file has them.
     """
@@ -213,8 +213,26 @@ class GivenLogits(flow.nn.Module):
         return logits
 
     def extra_repr(self) -> str:
-        """Returns the file's digest."""
+        """Returns the digest of the logits."""
         return self.digest
+
+
+def check_views(path: Path, given: int, count: int) -> None:
+    """Raises UsageError if a table of logits has not as many variants of the images as the students have.
+
+    Args:
+        path: the file of the table.
+        given: the number of its variants.
+        count: the number of the students' variants; 0 for new ones in each epoch.
+    """
+    if given == count:
+        return
+    remedy = "--augment none" if given == 1 else f"--augment with --views {given}"
+    own, other = (f"have {count}", f", or logits of {count}") if count else ("are new in each epoch", "")
+    raise UsageError(
+        f"--teacher-logits {path} has logits of {given} variant{'s' * (given != 1)} of each image, and the "
+        f"students' images {own} (--augment and --views): give {remedy}{other}."
+    )
 
 
 def members_of(network: flow.nn.Module) -> tuple[flow.nn.Module, ...]:

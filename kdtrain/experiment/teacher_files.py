@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,24 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Normalization
-from kdtrain.data.npz import read_arrays
+from kdtrain.data.npz import Header, Headers, read_arrays
 from kdtrain.deploy.onnx_classifier import Assumed
-from kdtrain.deploy.onnx_network import OnnxClassifier, OnnxNetwork, are_probabilities
-from kdtrain.engine.teacher_network import GivenLogits, InputConversion, InputForm, Logits, TeacherNetwork
-from kdtrain.errors import DataError, UsageError, size_text
+from kdtrain.deploy.onnx_network import (
+    OnnxClassifier,
+    OnnxNetwork,
+    are_probabilities,
+    probability_rows,
+    to_logits,
+)
+from kdtrain.engine.teacher_network import (
+    GivenLogits,
+    InputConversion,
+    InputForm,
+    Logits,
+    TeacherNetwork,
+    check_views,
+)
+from kdtrain.errors import DataError, UsageError, clipped, size_text
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.settings import DEFAULT_TEACHER
 from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
@@ -25,7 +37,6 @@ from kdtrain.experiment.teacher_classes import match_classes
 from kdtrain.models.registry import count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import short_name
-from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.runtime.value_checks import channel_values
 from kdtrain.store.card import ModelCard, model_card, read_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
@@ -33,7 +44,7 @@ from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 logger = logging.getLogger(__name__)
 
 _PIXELS = Normalization((0.0,), (1 / 255,))  # of a network that takes pixels 0..255
-_LARGEST_TABLE = 1 << 31  # bytes of a file of logits
+_LARGEST_TABLE = 1 << 31  # bytes of all logits in a file
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,21 +196,13 @@ def load_given_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teach
     """Returns the teacher of a table of logits, after a first look at its accuracy.
 
     Raises:
-        UsageError: --teacher-classes does not fit the table.
+        UsageError: --teacher-classes does not fit the table, or the table has not the students' images.
         DataError: the file is missing or damaged, or its logits are not those of these images.
         CheckpointError: its classes do not match, or its accuracy is near chance.
     """
-    variants, others = _read_tables(path, dataset)
-    number = variants[0].shape[1]
-    classes = match_classes(dataset.classes, None, number, config.teacher_classes, str(path))
-    chosen: Any = slice(None) if classes is None else list(classes)
-    digest = hashlib.sha256(read_bytes(path, _LARGEST_TABLE)).hexdigest()
-    given = GivenLogits(
-        path,
-        [logits[:, chosen] for logits in variants],
-        f"{digest} {classes}",
-        **{name: logits[:, chosen] for name, logits in others.items()},
-    )
+    tables = _read_tables(path, config, dataset)
+    digest = fingerprint(tables, None)
+    given = GivenLogits(path, list(tables.pop("logits")), digest, **tables)
     look = FirstLook.at(dataset, config)
     if look.split == "train" or given.validation is not None:
         look.check(
@@ -211,36 +214,72 @@ def load_given_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teach
     return TeacherFile(path, path.name, lambda device: given, given.digest, is_table=True)
 
 
-def _read_tables(path: Path, dataset: Dataset) -> tuple[list[Logits], dict[str, Logits]]:
-    """Returns the logits of each variant of the training images, and those of other splits by name.
+def _read_tables(path: Path, config: FitConfig, dataset: Dataset) -> dict[str, Logits]:
+    """Returns the logits of the data's classes: (views, images, classes) as "logits", and of other splits.
+
+    Nothing but headers is read of a file that is not of these images, views and classes.
 
     Raises:
+        UsageError: --teacher-classes or the students' images do not fit the table.
         DataError: the file is missing or damaged, or its logits are not those of these images.
+        CheckpointError: its classes do not match.
     """
-    arrays = read_arrays(path, ("logits",), ("validation", "test"), lambda name: _LARGEST_TABLE)
-    logits = arrays.pop("logits")
-    variants = logits if logits.ndim == 3 else logits[None]
-    if not len(variants):
-        raise DataError(f"logits in {path} has no views.")
-    others = {
-        name: _table(f"{name} in {path}", table, len(dataset.split(name)))
-        for name, table in arrays.items()
-        if name == "test" or dataset.validation is not None
-    }
-    return [_table(f"logits in {path}", table, len(dataset.train)) for table in variants], others
-
-
-def _table(source: str, logits: npt.NDArray[Any], images: int) -> Logits:
-    """Returns logits as (images, classes) float32; raises DataError if they are not of this form."""
-    if logits.ndim != 2 or len(logits) != images or not np.issubdtype(logits.dtype, np.floating):
-        raise DataError(
-            f"{source} has the shape {size_text(logits.shape)} of {logits.dtype}: it must be floats, a row "
-            f"for each of the {images:,} images."
+    if dataset.transfer is not None:
+        raise UsageError(
+            f"--teacher-logits {path} has no answers about images without labels, which --labels and "
+            "--transfer-data add: leave them out, or give the teacher's network."
         )
-    table: Logits = logits.astype(np.float32)
-    if not np.isfinite(table).all():
-        wrong = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
-        raise DataError(f"{source} is not usable: row {wrong} holds NaN or infinity.")
+    chosen: Any = slice(None)
+
+    def check(headers: Headers) -> None:
+        nonlocal chosen
+        views, _, number = (1, 1, 1, *headers["logits"].shape)[-3:]
+        for name, header in headers.items():
+            split = dataset.train if name == "logits" else dataset.split(name)
+            _check_form(name, path, header, len(split), number)
+        check_views(path, views, 1 if config.augment_for("student") == "none" else config.views)
+        classes = match_classes(dataset.classes, None, number, config.teacher_classes, str(path))
+        chosen = chosen if classes is None else list(classes)
+
+    optional = ("test",) if dataset.validation is None else ("test", "validation")
+    arrays = read_arrays(path, ("logits",), optional, _LARGEST_TABLE, check)
+    tables = {name: _usable(f"{name} in {path}", array)[..., chosen] for name, array in arrays.items()}
+    if tables["logits"].ndim == 2:
+        tables["logits"] = tables["logits"][None]
+    return tables
+
+
+def _check_form(name: str, path: Path, header: Header, images: int, classes: int) -> None:
+    """Raises DataError if an array is not of floats, (images, classes); "logits" may be one of each view."""
+    has_views = name == "logits" and len(header.shape) == 3
+    is_table = header.shape[has_views:] == (images, classes)
+    if not is_table or 0 in header.shape or not np.issubdtype(header.dtype, np.floating):
+        columns = "" if name == "logits" else f", of {classes} classes like `logits`"
+        raise DataError(
+            f"{name} in {path} is {header.dtype} of shape {clipped(header.shape)}: it must be floats, a row "
+            f"for each of the {images:,} images{columns}."
+        )
+
+
+def _usable(source: str, array: npt.NDArray[Any]) -> Logits:
+    """Returns a table, (..., images, classes), as float32 logits: of probabilities their logarithms.
+
+    Raises:
+        DataError: it holds NaN or infinity, or only some of its rows are probabilities.
+    """
+    table: Logits = array.astype(np.float32, copy=False)
+    rows = table.reshape(-1, table.shape[-1])
+    finite, probable = np.isfinite(rows).all(axis=1), probability_rows(rows)
+    if probable.all():
+        logger.info(f"{source} holds probabilities, whose logarithms are taken as logits.")
+        return to_logits(table)
+    for usable, fault in (
+        (finite, "NaN or infinity"),
+        (probable | (probable.mean() < 0.5), "no probabilities, as most others do"),
+    ):
+        if not usable.all():
+            row = int(usable.argmin()) % table.shape[-2]
+            raise DataError(f"{source} is not usable: row {row} holds {fault}.")
     return table
 
 

@@ -63,7 +63,8 @@ def try_out(config: FitConfig) -> list[TrialResult]:
         KdtrainError: the errors of the fit itself.
     """
     with _without_resume_hint(), silence(), temporary_folder(Path(tempfile.gettempdir())) as folder:
-        session = Session(_elsewhere(config, folder), most_images=_PICTURES)
+        most = None if config.teacher_logits else _PICTURES  # a table has a row for each picture
+        session = Session(_elsewhere(config, folder), most_images=most)
         teacher = None
         if config.has_teacher_files or config.mode == "student_kd":
             teacher = find_teacher(config, session.dataset)

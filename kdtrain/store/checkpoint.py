@@ -151,7 +151,7 @@ def fingerprint(tensors: Mapping[str, npt.NDArray[np.generic]], header: object) 
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, array in sorted(tensors.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
@@ -187,3 +189,20 @@ def test_each_network_of_a_chain_is_the_next_ones_teacher(mnist: Dataset) -> Non
     rehearse(FitConfig(mode="student_kd", plugin=(plugin,)), mnist, None)
     with pytest.raises(CallbackError, match="conv2"):
         rehearse(FitConfig(mode="student_kd", plugin=(plugin,), generations=3), mnist, None)
+
+
+def test_a_table_of_logits_is_checked_against_all_pictures_of_a_folder(
+    call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    """Without a table, 2,000 pictures are read."""
+    for place in range(2102):
+        split, label = ("train" if place < 2002 else "test"), place % 2
+        (tmp_path / split / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 200 * label).save(tmp_path / split / str(label) / f"{place}.bmp")
+    logits = np.repeat(np.eye(2, dtype=np.float32), 1001, axis=0)
+    np.savez(tmp_path / "logits.npz", logits=5 * logits)
+    flags = ("--mode", "student_kd", "--dataset", f"folder:{tmp_path}", "--student-arch", "student_mlp")
+    table = ("--teacher-arch", "student_mlp", "--teacher-logits", tmp_path / "logits.npz")
+    done = call_kdtrain("fit", "--check", "--recipe=none", *flags, *table, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "student_kd" in done.stdout

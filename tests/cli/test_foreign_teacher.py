@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.datasets import load_dataset
 from kdtrain.deploy.oneflow_model import OneFlowModel
 from kdtrain.engine.predict import predict_logits
-from kdtrain.errors import CheckpointError, DataError, UsageError
+from kdtrain.engine.teacher_network import GivenLogits
+from kdtrain.errors import CheckpointError, DataError, KdtrainError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import test_loader as loader_of_test_images
 from kdtrain.experiment.teacher import find_teacher
 from kdtrain.store.checkpoint import load_model, save_model
 from tests.cli.conftest import CallKdtrain, Fitted, untrained_teacher
+from tests.faults.limits import limited
 from tests.tools import ROOT, files_in
 
 FOREIGN = ROOT / "tests" / "deploy" / "foreign"
@@ -156,6 +159,9 @@ def right(labels: np.ndarray, classes: int = 10) -> np.ndarray:  # type: ignore[
         (lambda logits: np.where(np.arange(len(logits))[:, None] == 7, np.nan, logits), "row 7 holds NaN"),
         (lambda logits: logits[:, :9], "has 9 classes, the data have 10"),
         (lambda logits: logits[::-1], "near chance.*in the order of the images"),
+        (lambda logits: logits[0, 0], "must be floats"),
+        (lambda logits: logits[None][:0], r"shape \(0, 1500, 10\)"),
+        (lambda logits: logits / 5 * (np.arange(len(logits))[:, None] != 7), "row 7 holds no probabilities"),
     ],
 )
 def test_a_table_that_is_not_of_these_images_is_refused(
@@ -166,6 +172,67 @@ def test_a_table_that_is_not_of_these_images_is_refused(
     path = table(tmp_path, logits=change(right(data.train.labels)))
     with pytest.raises((DataError, CheckpointError), match=reason):
         find_teacher(FitConfig("student_kd", teacher_logits=path), data)
+
+
+def test_a_table_of_probabilities_teaches_as_their_logarithms_do(
+    digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kdtrain")
+    data = load_dataset("mnist", digits)
+    odds = np.exp(right(data.train.labels))
+    probabilities = odds / odds.sum(axis=1, keepdims=True)
+    path = table(tmp_path, logits=probabilities, test=right(data.test.labels))
+    teacher = find_teacher(FitConfig("student_kd", teacher_logits=path), data)
+    assert teacher is not None
+    assert f"logits in {path} holds probabilities, whose logarithms are taken as logits" in caplog.text
+    given = teacher.build()
+    assert isinstance(given, GivenLogits)
+    np.testing.assert_allclose(np.exp(given.of_split("train")), probabilities, rtol=1e-5)
+    np.testing.assert_array_equal(given.of_split("test"), right(data.test.labels))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "settings", "reason"),
+    [
+        ({"logits": (2000, 1500, 10)}, {}, "2000 variants.* have 1 .*give --augment with --views 2000"),
+        (
+            {"logits": (1, 1500, 10)},
+            {"augment": "flip", "views": 4},
+            "have 4 .*give --augment none, or logits of 4",
+        ),
+        ({"logits": (1, 1500, 10)}, {"augment": "flip", "views": 0}, "images are new in each epoch"),
+        ({"logits": (1501, 9000)}, {}, r"float32 of shape \(1501, 9000\).* each of the 1,500 images"),
+        ({"logits": (1500, 13000)}, {}, "has 13000 classes, the data have 10"),
+        ({"logits": (1500, 13000)}, {"teacher_classes": "0,1,2,3,4,5,6,7,8,9"}, "64 MiB .* unzips from"),
+        (
+            {"logits": (1500, 10), "test": (300, 60000)},
+            {},
+            r"test .* shape \(300, 60000\).*300 images, of 10 classes like `logits`",
+        ),
+        ({"logits": (1500, 10), "test": (60000, 10)}, {}, r"test .* shape \(60000, 10\).*the 300 images"),
+        ({"logits": (1500, 10), "validation": (300, 60000)}, {}, "near chance"),  # of no use: not read
+    ],
+)
+def test_a_table_is_refused_by_what_its_headers_state(
+    arrays: dict[str, tuple[int, ...]], settings: dict[str, Any], reason: str, digits: Path, tmp_path: Path
+) -> None:
+    """Zeros are zipped to a thousandth."""
+    data, path = load_dataset("mnist", digits), tmp_path / "logits.npz"
+    np.savez_compressed(path, **{name: np.zeros(shape, np.float32) for name, shape in arrays.items()})
+    config = FitConfig("student_kd", teacher_logits=path, **settings)
+    with limited(seconds=2.0, megabytes=30.0), pytest.raises(KdtrainError, match=reason):
+        find_teacher(config, data)
+
+
+def test_a_table_that_lacks_images_without_labels_is_refused_before_any_training(
+    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    path = table(tmp_path, logits=right(load_dataset("mnist", digits).train.labels))
+    flags = ("--data-dir", digits, *SHORT[:-2], "--labels", "100", "--recipe=none", "--teacher-logits", path)
+    done = call_kdtrain("fit", "--mode", "compare", *flags, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert f"--teacher-logits {path} has no answers about images without labels" in done.stderr
+    assert not list((tmp_path / "logs").glob("compare/*"))
 
 
 def test_a_table_has_as_many_views_as_the_students(
@@ -179,6 +246,7 @@ def test_a_table_has_as_many_views_as_the_students(
     done = call_kdtrain(*flags, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "has logits of 3 variants of each image, and the students' images have 1" in done.stderr
+    assert [run.name for run in (tmp_path / "logs/student_kd").iterdir()] == ["version_0"]
 
 
 def test_a_comparison_needs_a_table_s_logits_of_the_test_images(

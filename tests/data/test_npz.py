@@ -19,8 +19,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from kdtrain.data.datasets import load_dataset
-from kdtrain.data.npz import load_npz
+from kdtrain.data.npz import load_npz, load_only_array
 from kdtrain.errors import DataError, UsageError
+from tests.faults.limits import limited
 from tests.refusals import Bomb, damaged, refusal_by
 
 Arrays = dict[str, NDArray[Any]]
@@ -173,6 +174,7 @@ def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
         (header((-9, 5, -4)) + bytes(180), "its shape is (-9, 5, -4)"),
         (header((9, 5, 4), "|O") + bytes(180), "of type object"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(100), "2.0 instead of 1.0"),
+        (header((1,) * 4000), "not be safe to load securely."),
         (b"\x93NUMPY\x01\x00\x08\x00(((((((\n", "is not an array that can be read"),
         (b"GIF89a", "is not an array that can be read"),
         (b"", "is not an array that can be read"),
@@ -185,6 +187,33 @@ def test_sizes_are_checked_before_memory_is_asked_for(tmp_path: Path, content: b
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert words in refusal(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_what_unzips_to_over_100_times_its_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    many = np.zeros((65 << 20, 1, 1), np.uint8)
+    images, data = tmp_path / "images.npz", write(tmp_path, {"y_train": np.arange(9), "y_test": np.zeros(1)})
+    np.savez_compressed(images, images=many)
+    with zipfile.ZipFile(data, "a") as archive:
+        archive.writestr("x_train.npy", header(many.shape))
+        archive.writestr("x_test.npy", header((1, 1, 1)))
+    for path, load in ((images, load_only_array), (data, load_npz)):
+        with limited(seconds=1.0, megabytes=20.0):
+            text = refusal_by(load, DataError)(path)
+        assert f"more than the 64 MiB that kdtrain unzips from {path.stat().st_size:,} bytes" in text
+        assert "numpy.savez" in text
+    np.savez(images, images=many)
+    with limited(megabytes=120.0):
+        assert load_only_array(images).shape == many.shape
+
+
+def test_all_arrays_of_a_file_have_one_limit_together(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    path.write_bytes(bytes(6 << 20))  # in front of the archive: the limit of ratio is above the one of size
+    shapes = {"x_train": ((1 << 26) + 1, 1, 1), "y_train": (1 << 27,), "x_test": (1 << 26, 1, 1)}
+    with zipfile.ZipFile(path, "a") as archive:
+        for name, shape in (shapes | {"y_test": (1 << 28,)}).items():
+            archive.writestr(f"{name}.npy", header(shape))
+    assert "536,870,913 bytes, more than the 512 MiB that kdtrain reads" in refusal(path)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
