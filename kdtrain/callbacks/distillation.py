@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +86,22 @@ class DistillationCallback(Callback):
         self.alpha = alpha
         self.cache_directory = None if cache_directory is None else Path(cache_directory)
         self._fingerprint = ""
+        self._soft_targets: Callable[[], SoftTargets | None] = lambda: None
+        self._was_read = False
+
+    @property
+    def temperature_is_read(self) -> bool:
+        """Whether a term or a callback has the temperature, while the objective of the fit exists."""
+        # A callback that makes a loss of the soft targets keeps them; one that replaces them does not.
+        return self._was_read or self._soft_targets() is not None
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective with the teacher, and with the soft targets blended in as the term ``kd``."""
         self.teacher = Teacher(self.network, objective.student.images)
         soft_targets = SoftTargets(self.teacher, self.temperature)
-        return objective.with_teacher(self.teacher).blend("kd", soft_targets, weight=self.alpha)
+        self._soft_targets, self._was_read = weakref.ref(soft_targets), False
+        objective = objective.with_teacher(self.teacher, self._read_temperature)
+        return objective.blend("kd", soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
         """Computes the teacher's answers about the training images, unless each epoch has new variants.
@@ -148,6 +160,10 @@ class DistillationCallback(Callback):
                 "the teacher is not the one that the run was begun with: its weights are different. "
                 "Put the first one back, or start a new run."
             )
+
+    def _read_temperature(self) -> float:
+        self._was_read = True
+        return self.temperature
 
     def _kept_layers(self, train: Loader, epochs: int) -> AnswerTables | None:
         """Returns the teacher's answers if its layers are kept; logs why they are not, or what is new."""
