@@ -71,9 +71,11 @@ def logit_table(teacher: flow.nn.Module, train: Loader, directory: Path | None, 
 def _given_table(teacher: GivenLogits, train: Loader) -> AnswerTable:
     given, count = len(teacher.variants), 1 if train.views is None else train.views.count
     if given != count:
+        own = "--augment none" if given == 1 else f"--augment with --views {given}"
         raise UsageError(
             f"--teacher-logits {teacher.path} has logits of {given} variant{'s' * (given != 1)} of each "
-            f"image, and the students' images have {count} (--augment and --views): give logits of as many."
+            f"image, and the students' images have {count} (--augment and --views): give {own}, or logits "
+            f"of {count}."
         )
     source = train.source
     if len(teacher.variants[0]) != source.size:
