@@ -177,8 +177,8 @@ def check_plugins(config: FitConfig) -> None:
         methods.insert(0, "--with-hard-labels")
     if len(methods) > 1:
         raise UsageError(
-            f"{' and '.join(methods)} both take the place of the soft targets (the term kd): "
-            "leave one of them out."
+            f"{' and '.join(methods)} take one place, that of the soft targets (the term kd): "
+            "give one of them."
         )
 
 

@@ -199,8 +199,8 @@ def test_two_methods_in_the_place_of_the_soft_targets_are_refused_before_data_ar
 ) -> None:
     (tmp_path / "mine.py").write_text(SILENT)
     words = ("fit", "--mode", "student_kd", "--data-dir", "missing", "--recipe=none", *flags.split())
-    place = "both take the place of the soft targets (the term kd)"
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, f"{said} {place}: leave one of them out.")
+    place = "take one place, that of the soft targets (the term kd): give one of them."
+    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, f"{said} {place}")
 
 
 @pytest.mark.parametrize(
