@@ -27,7 +27,7 @@ def files(page: Path) -> dict[str, str]:
     return {title: text for _, title, text in _BLOCK.findall(text_of(page)) if title}
 
 
-def commands(page: Path) -> list[list[str]]:
-    """Returns the words of each command in the ``sh`` blocks; a backslash continues a line."""
-    joined = [block.replace("\\\n", " ") for block in blocks(page, "sh")]
-    return [shlex.split(line) for block in joined for line in block.splitlines()]
+def commands(page: Path, kind: str = "sh") -> list[list[str]]:
+    """Returns the words of each command in the blocks of a kind; a backslash continues a line."""
+    joined = [block.replace("\\\n", " ") for block in blocks(page, kind)]
+    return [shlex.split(line, comments=True) for block in joined for line in block.splitlines() if line]

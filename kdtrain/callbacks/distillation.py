@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +87,22 @@ class DistillationCallback(Callback):
         self.cache_directory = None if cache_directory is None else Path(cache_directory)
         self._fingerprint = ""
         self._probes: list[float] = []
+        self._soft_targets: Callable[[], SoftTargets | None] = lambda: None
+        self._was_read = False
+
+    @property
+    def temperature_is_read(self) -> bool:
+        """Whether a term or a callback has the temperature, while the objective of the fit exists."""
+        # A callback that makes a loss of the soft targets keeps them; one that replaces them does not.
+        return self._was_read or self._soft_targets() is not None
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective with the teacher, and with the soft targets blended in as the term ``kd``."""
         self.teacher = Teacher(self.network, objective.student.images)
         soft_targets = SoftTargets(self.teacher, self.temperature)
-        return objective.with_teacher(self.teacher).blend("kd", soft_targets, weight=self.alpha)
+        self._soft_targets, self._was_read = weakref.ref(soft_targets), False
+        objective = objective.with_teacher(self.teacher, self._read_temperature)
+        return objective.blend("kd", soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
         """Computes the teacher's answers about the training images, unless each epoch has new variants.
@@ -168,6 +180,10 @@ class DistillationCallback(Callback):
         logits = batch_logits(self.network, train.batch(images))
         # A sum with unequal weights: it changes with each logit, and where classes change places.
         return [float(value) for value in logits @ np.cos(np.arange(logits.shape[1]))]
+
+    def _read_temperature(self) -> float:
+        self._was_read = True
+        return self.temperature
 
     def _kept_layers(self, train: Loader, epochs: int) -> AnswerTables | None:
         """Returns the teacher's answers if its layers are kept; logs why they are not, or what is new."""

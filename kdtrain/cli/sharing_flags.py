@@ -68,7 +68,7 @@ def completion_flags(parser: Parser) -> None:
     parser.description = (
         "Print a script that completes kdtrain's commands, flags and values in a shell. "
         "bash: `source <(kdtrain completion bash)` in ~/.bashrc. "
-        "zsh: `kdtrain completion zsh > DIR/_kdtrain`, with DIR in $fpath. "
+        'zsh: `eval "$(kdtrain completion zsh)"` in ~/.zshrc, after compinit. '
         "fish: `kdtrain completion fish > ~/.config/fish/completions/kdtrain.fish`."
     )
     parser.add_argument("shell", **choice(*SHELLS), help="the shell")

@@ -32,8 +32,8 @@ class Batch:
     Images of ``--transfer-data`` have no label. A batch with some of them has no ``targets``: to read these
     raises ValueError. ``label_loss`` leaves such images out.
 
-    A mixed image (``--augment mixup`` or ``cutmix``) has two labels. ``targets`` holds that of the image with
-    the larger share. Losses on labels take both by ``label_loss``.
+    A mixed image (``--augment mixup`` or ``cutmix``) has two labels. ``targets`` holds the image's
+    own. Losses on labels take both by ``label_loss``.
 
     Attributes:
         inputs: normalised images, (B, C, H, W) float32.
@@ -41,7 +41,8 @@ class Batch:
         indices: the position of each image in the loader's data, (B,) int64.
         variants: the variant of each image, (B,) int64; None if the images are as they are.
         mixup_targets: the labels of the images that were mixed in, (B,) int64; None without mixing.
-        mixup_lambda: each image's own share of ``inputs``, (B,) float32, 0.5 to 1; None without mixing.
+        mixup_lambda: each image's own share of ``inputs``, (B,) float32, 0.5 to 1, or a little less where
+            CutMix rounds to pixels; None without mixing.
         labelled: whether an image has a label, (B,) bool; None if all have one.
         label_count: the number of labelled images. Where processes share the batch, it is the number in the
             whole batch times this process's share of all images, so that averages over processes are exact.

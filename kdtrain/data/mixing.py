@@ -21,7 +21,9 @@ class Mixing:
     Regularization Strategy to Train Strong Classifiers with Localizable Features" (2019), section 3.1. With
     both, one of them is drawn for each image. The share of the image itself, lambda, is drawn from a Beta
     distribution, and replaced by 1 - lambda where that is larger, as Beyer et al. do in "Knowledge
-    distillation: A good teacher is patient and consistent" (2022): so an image is mostly itself.
+    distillation: A good teacher is patient and consistent" (2022): so an image is mostly itself. A
+    rectangle of CutMix has whole pixels: its area may be a little more than one half, and the share that is
+    returned is that of the pixels.
 
     Attributes:
         mixup: both parameters of the Beta distribution of mixup's lambda, above 0; None without mixup.

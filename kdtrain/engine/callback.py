@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -147,8 +148,12 @@ class CallbackList:
             raise errors[0]
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Returns every callback's state by the callback's name."""
-        return {name: _call(name, callback, "state_dict") for name, callback in self._named}
+        """Returns every callback's state by the callback's name.
+
+        Raises:
+            CallbackError: a callback's state is not a dict of plain values.
+        """
+        return {name: _state(name, callback) for name, callback in self._named}
 
     def load_state_dict(self, states: dict[str, dict[str, Any]]) -> None:
         """Restores every callback's state."""
@@ -191,6 +196,22 @@ def _call(name: str, callback: Callback, hook: str, *arguments: Any) -> Any:
         raise _failure(name, callback, hook, error) from error
 
 
+def _state(name: str, callback: Callback) -> dict[str, Any]:
+    """Returns a callback's state if a checkpoint can hold it; else raises CallbackError."""
+    state = _call(name, callback, "state_dict")
+    try:
+        if isinstance(state, dict):
+            json.dumps(state)
+            return state
+        reason = f"{'None' if state is None else type(state).__name__} is not a dict"
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = str(error).rstrip(".")
+    raise CallbackError(
+        f"{_origin(callback)}.state_dict returned what a checkpoint cannot hold ({reason}): return a dict of "
+        "plain values (numbers, texts, lists, dicts)."
+    )
+
+
 def _failure(name: str, callback: Callback, hook: str, error: BaseException) -> CallbackError:
     """Returns the error that names callback and hook in which ``error`` was raised.
 
@@ -201,7 +222,8 @@ def _failure(name: str, callback: Callback, hook: str, error: BaseException) -> 
         place = with_source_line(_origin(callback), error)
         before = f"{place}: " if place != type(callback).__name__ else ""
         return CallbackError(f"{before}{name}.{hook} raised {one_line(error)}.")
-    failure = CallbackError(f"{error} (in {name}.{hook})")
+    named = isinstance(error, CallbackError)  # such as by Checkpoint, which gets the states of all callbacks
+    failure = CallbackError(str(error) if named else f"{error} (in {name}.{hook})")
     failure.exit_code = error.exit_code
     return failure
 

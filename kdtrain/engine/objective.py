@@ -72,6 +72,7 @@ class Objective:
     constraints: tuple[Constraint, ...] = ()
     _student: Recorder | None = field(default=None, repr=False)
     _teacher: Teacher | None = field(default=None, repr=False)
+    _temperature: Callable[[], float] = field(default=lambda: 1.0, repr=False)
     _author: str = field(default="", repr=False)
     _authors: Mapping[str | int, str] = field(default_factory=dict, repr=False)
     """Authors for error messages, by a term's name or a constraint's number."""
@@ -115,6 +116,16 @@ class Objective:
             )
         return self._teacher
 
+    @property
+    def temperature(self) -> float:
+        """T of the soft targets, ``--temperature``, above 0, for a term that softens logits too.
+
+        Raises:
+            UsageError: the objective has no teacher.
+        """
+        _ = self.teacher
+        return self._temperature()
+
     def with_student(self, student: Recorder) -> Objective:
         """Returns this objective for a fit of ``student``."""
         return replace(self, _student=student)
@@ -123,9 +134,14 @@ class Objective:
         """Returns this objective; errors of terms and constraints that are added to it name ``author``."""
         return replace(self, _author=author)
 
-    def with_teacher(self, teacher: Teacher) -> Objective:
-        """Returns this objective with a teacher, which terms find as ``teacher``."""
-        return replace(self, _teacher=teacher)
+    def with_teacher(self, teacher: Teacher, temperature: Callable[[], float] = lambda: 1.0) -> Objective:
+        """Returns this objective with a teacher.
+
+        Args:
+            teacher: the teacher, which terms find as ``teacher``.
+            temperature: returns ``temperature``; it is called each time that a callback reads it.
+        """
+        return replace(self, _teacher=teacher, _temperature=temperature)
 
     def evaluate_with(self, network: flow.nn.Module) -> Objective:
         """Returns this objective with a network that is evaluated and kept instead of the student.

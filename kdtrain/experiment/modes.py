@@ -27,7 +27,7 @@ from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_copies, count_training, count_validation
-from kdtrain.experiment.plugin_loader import load_plugin
+from kdtrain.experiment.plugin_loader import load_plugin, replaces_soft_targets
 from kdtrain.report.comparison import Model
 from kdtrain.report.conditions import Conditions, Labels, Transfer
 from kdtrain.runtime import flow
@@ -152,7 +152,8 @@ def check_plugins(config: FitConfig) -> None:
     """Makes each plugin of a command once.
 
     Raises:
-        UsageError: a plugin cannot be made, or needs a teacher that the mode does not have.
+        UsageError: a plugin cannot be made, or needs a teacher that the mode does not have, or two of them
+            replace the soft targets.
     """
     names = [spec.split(",")[0] for spec in config.plugin]
     if config.with_label_smoothing and LABEL_SMOOTHING in names:
@@ -172,6 +173,14 @@ def check_plugins(config: FitConfig) -> None:
                 f"--plugin {spec}: it needs a teacher, and --mode {config.mode} has none: "
                 "choose student_kd or compare."
             )
+    methods = [f"--plugin {spec}" for spec in config.plugin if replaces_soft_targets(spec)]
+    if config.with_hard_labels:
+        methods.insert(0, "--with-hard-labels")
+    if len(methods) > 1:
+        raise UsageError(
+            f"{' and '.join(methods)} take one place, that of the soft targets (the term kd): "
+            "give one of them."
+        )
 
 
 def logit_cache(config: FitConfig) -> Path:

@@ -11,8 +11,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeGuard
 
-from kdtrain.engine.callback import HOOKS, Callback
+from kdtrain.engine.callback import HOOKS, Callback, CallbackList
+from kdtrain.engine.losses import cross_entropy
+from kdtrain.engine.objective import Objective
+from kdtrain.engine.recorder import Recorder, Teacher
 from kdtrain.errors import KdtrainError, UsageError, one_line, unknown_name_message
+from kdtrain.runtime import flow
 from kdtrain.runtime.locations import source_file
 from kdtrain.runtime.user_code import import_failure, import_file, with_source_line
 
@@ -87,6 +91,26 @@ def with_arguments(spec: str, values: Mapping[str, int | float]) -> str:
     target, words = _split(spec)
     kept = [word for word in words if word.partition("=")[0] not in values]
     return ",".join([target, *kept, *(f"{name}={value!r}" for name, value in values.items())])
+
+
+def replaces_soft_targets(spec: str) -> bool:
+    """Returns whether a plugin puts a loss of its own in the place of the term ``kd``.
+
+    No data are needed: ``configure`` gets networks without layers. An error of it, such as that a layer is
+    missing, is left to the rehearsal with the networks of the fit.
+
+    Raises:
+        UsageError: the plugin or an argument is unknown.
+        KdtrainError: the plugin cannot be imported.
+    """
+    callbacks = CallbackList([load_plugin(spec)])
+    network = flow.nn.Identity()
+    objective = Objective.task().add("kd", cross_entropy).with_teacher(Teacher(network))
+    try:
+        terms = callbacks.configure(objective.with_student(Recorder(network, "student"))).terms
+    except KdtrainError:
+        return False
+    return "kd" not in terms or terms["kd"].term is not cross_entropy
 
 
 def list_plugins() -> list[PluginInfo]:

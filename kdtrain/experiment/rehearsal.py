@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,18 +16,22 @@ from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import COMPARED, MODES, callbacks_for, controls_of
+from kdtrain.experiment.plugin_loader import numeric_arguments
 from kdtrain.experiment.teacher import TrainedTeacher
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
+
+logger = logging.getLogger(__name__)
 
 
 def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None) -> None:
     """Calls ``configure`` of every callback of every fit once, on networks with initial weights.
 
     ``configure`` has no side effects. Its errors, such as a plugin that is given twice, would otherwise
-    be raised only after the training of the previous networks. Where images have no labels, the losses of
-    students with a teacher are computed once, because some methods need a label for each image.
+    be raised only after the training of the previous networks. A temperature that no loss reads is said.
+    Where images have no labels, the losses of students with a teacher are computed once, because some
+    methods need a label for each image.
 
     Args:
         config: configuration of the command.
@@ -37,7 +42,7 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
         CallbackError: a callback's ``configure`` raised.
         KdtrainError: a loss cannot be computed for images without labels.
     """
-    next_teacher = None if teacher is None else teacher.build()
+    next_teacher, is_read = None if teacher is None else teacher.build(), True
     for mode, arch, plugins in _fits(config, has_teacher=teacher is not None):
         network = build_model(arch, dataset.image_shape, dataset.num_classes)
         of_fit = dataclasses.replace(config, plugin=(*config.plugin, *plugins))
@@ -48,8 +53,12 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
         objective = CallbackList(callbacks).configure(Objective.task().with_student(student))
         if dataset.transfer is not None and MODES[mode].has_teacher:
             _compute_losses(objective, dataset)
+        if not plugins:
+            is_read &= all(c.temperature_is_read for c in callbacks if isinstance(c, DistillationCallback))
         if config.mode == "student_kd" or mode == "teacher":
             next_teacher = network
+    if not is_read:
+        logger.info(_unread_sentence(config))
 
 
 def configured_distillation(
@@ -70,6 +79,13 @@ def configured_distillation(
     CallbackList(callbacks).configure(Objective.task().with_student(student))
     [distillation] = (callback for callback in callbacks if isinstance(callback, DistillationCallback))
     return distillation
+
+
+def _unread_sentence(config: FitConfig) -> str:
+    """Returns what is said of a temperature that no loss reads, because plugins have replaced those."""
+    own = {spec.partition(",")[0]: numeric_arguments(spec).get("temperature") for spec in config.plugin}
+    said = [f" {name} has temperature={value:g}." for name, value in own.items() if value is not None]
+    return f"--temperature {config.temperature:g} has no effect: no loss reads it.{''.join(said)}"
 
 
 def _compute_losses(objective: Objective, dataset: Dataset) -> None:

@@ -208,7 +208,7 @@ def _check_name(name: str, search: str, config: FitConfig, plugins: Sequence[str
     plugin, dot, argument = name.rpartition(".")
     if not dot:
         raise UsageError(
-            f"--search {search}: {unknown_name_message('setting to tune', name, [*_NUMBERS, VIEWS])}. "
+            f"--search {search}: {unknown_name_message('setting to tune', name, [*_NUMBERS, VIEWS])} "
             "An argument of a plugin is written PLUGIN.ARGUMENT."
         )
     if plugin not in map(plugin_name, plugins):

@@ -142,13 +142,29 @@ class Kd(Callback):
     def configure(self, objective):
         return objective.add("kd", lambda batch, output: output.logits.sum())
 """
+SILENT = """
+from kdtrain import NeedsTeacher
+
+class Silent(NeedsTeacher):
+    def configure(self, objective):
+        return objective.replace("kd", lambda batch, output: output.logits.sum())
+
+class Reads(NeedsTeacher):
+    def configure(self, objective):
+        self.temperature = objective.temperature
+        return objective.replace("kd", lambda batch, output: output.logits.sum() / self.temperature)
+
+class Calls(NeedsTeacher):
+    def configure(self, objective):
+        soft_targets = objective.terms["kd"].term
+        return objective.replace("kd", lambda batch, output: soft_targets(batch, output) / 2)
+"""
 REFUSED = {
     "an average twice": ("student", "ema", "ema"),
     "an average twice, differently": ("teacher", "ema", "ema,decay=0.9"),
     "one's own twice": ("compare", "mine.py:Twice", "mine.py:Twice"),
     "the name of a built-in term": ("student_kd", "mine.py:Kd"),
     "the name of a built-in term, in a comparison": ("compare", "mine.py:Kd"),
-    "a method twice": ("student_kd", "dkd", "dkd"),
     "a layer that the student lacks": ("compare", "fitnet,teacher_layer=conv2,student_layer=conv2"),
 }
 
@@ -169,6 +185,53 @@ def test_a_fit_that_cannot_be_configured_is_not_begun(
     assert ".configure" in done.stderr
     assert "1/" not in done.stderr  # no epoch was trained
     assert files_in(tmp_path / "logs") == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--plugin dkd --plugin fitnet --plugin nkd,gamma=1", "--plugin dkd and --plugin nkd,gamma=1"),
+        ("--plugin dkd --plugin dkd", "--plugin dkd and --plugin dkd"),
+        ("--plugin mine.py:Silent --plugin dist", "--plugin mine.py:Silent and --plugin dist"),
+        ("--mode compare --with-hard-labels --plugin dkd", "--with-hard-labels and --plugin dkd"),
+    ],
+)
+def test_two_methods_in_the_place_of_the_soft_targets_are_refused_before_data_are_read(
+    flags: str, said: str, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(SILENT)
+    words = ("fit", "--mode", "student_kd", "--data-dir", "missing", "--recipe=none", *flags.split())
+    place = "take one place, that of the soft targets (the term kd): give one of them."
+    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, f"{said} {place}")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        ("dkd,temperature=3", "--temperature 7 has no effect: no loss reads it. dkd has temperature=3."),
+        ("hard_labels", "--temperature 7 has no effect: no loss reads it."),
+        ("mine.py:Silent", "--temperature 7 has no effect: no loss reads it."),
+        ("mine.py:Reads", ""),
+        ("mine.py:Calls", ""),
+        ("fitnet", ""),
+    ],
+)
+def test_a_temperature_that_nothing_reads_is_said(
+    plugin: str,
+    said: str,
+    mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(SILENT)
+    for mode in ("student_kd", "compare"):
+        config = FitConfig(mode, temperature=7.0, plugin=(plugin,), student_arch="hinton_800")
+        caplog.clear()
+        with caplog.at_level("INFO", "kdtrain"):
+            rehearse(config, mnist, None)
+        assert [record.getMessage() for record in caplog.records] == [said] * bool(said)
 
 
 def test_the_teacher_that_is_there_counts_and_not_the_one_that_would_be_trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from kdtrain.cli.completion import completion_script
-from kdtrain.cli.parser import COMMANDS
+from kdtrain.cli.parser import COMMANDS, command_parser
 from tests.cli.conftest import CallKdtrain
+from tests.documents import DOCS, text_of
 
 CASES = {
     "kdtrain co": {"completion", "config"},
@@ -88,6 +90,14 @@ def test_bash_completes(folder: Path) -> None:
 
 def test_fish_completes(folder: Path) -> None:
     assert completions(folder, "fish", "--no-config", "-c", FISH) == CASES
+
+
+def test_help_and_page_name_the_same_way_to_complete() -> None:
+    help_text = " ".join(command_parser("completion").format_help().split())
+    page = text_of(DOCS / "sharing.md")
+    ways = re.findall(r"^\| (bash|zsh|fish) \| (.+) \|$", page, re.MULTILINE)
+    assert len(ways) == 3
+    assert [way for _, way in ways if way.replace("`", "") not in help_text.replace("`", "")] == []
 
 
 def test_zsh_completes(folder: Path) -> None:

@@ -243,10 +243,15 @@ def test_a_table_has_as_many_views_as_the_students(
     flags = ("fit", "--mode", "student_kd", "--data-dir", digits, *SHORT, "--teacher-logits", path)
     views = ("--augment=shift=1", "--views=3")
     assert call_kdtrain(*flags, *views, cwd=tmp_path).returncode == 0
-    done = call_kdtrain(*flags, cwd=tmp_path)
+    path = table(tmp_path, logits=right(labels))
+    done = call_kdtrain(*flags, *views, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "has logits of 3 variants of each image, and the students' images have 1" in done.stderr
+    assert "has logits of 1 variant of each image, and the students' images have 3" in done.stderr
+    assert "give --augment none, or logits of 3." in done.stderr
     assert [run.name for run in (tmp_path / "logs/student_kd").iterdir()] == ["version_0"]
+    path = table(tmp_path, logits=np.stack([right(labels)] * 2))
+    done = call_kdtrain(*flags, cwd=tmp_path)
+    assert "give --augment with --views 2, or logits of 1." in done.stderr
 
 
 def test_a_comparison_needs_a_table_s_logits_of_the_test_images(

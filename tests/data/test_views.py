@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
 from plugins.grad_norm import GradNorm
 from plugins.label_smoothing import LabelSmoothing
-from tests.tools import read_scalars
+from tests.tools import ROOT, read_scalars
 
 Floats = npt.NDArray[np.float32]
 
@@ -199,10 +200,24 @@ def test_cutmix_takes_a_rectangle_of_the_other_image() -> None:
     assert set(np.unique(mixed)) == {0.0, 1.0}
     np.testing.assert_array_equal(mixed[:, 0], mixed[:, 1])
     np.testing.assert_allclose(shares, 1 - mixed[:, 0].mean(axis=(1, 2)), atol=1e-6)
-    assert shares.min() > 0.4
+    assert shares.min() >= 1 - 9 * 7 / (12 * 9), "the largest rectangle of whole pixels"
     for image in mixed[:, 0]:
         rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
         assert image.sum() == len(rows) * len(columns), "what is mixed in is a rectangle"
+
+
+def test_the_smallest_shares_of_cutmix_are_those_of_the_page() -> None:
+    text = (ROOT / "docs" / "concepts" / "views.md").read_text(encoding="utf-8")
+    documented = re.findall(r"(0\.4\d+) for (\d+)x\d+", text)
+    assert len(documented) == 2
+    for smallest, size in documented:
+        pixels = np.zeros((20_000, 1, int(size), int(size)), np.float32)
+        draws = Draws(0, np.arange(20_000), np.zeros(20_000, np.int64))
+        _, shares = Mixing(None, 1.0)(pixels, pixels, draws)
+        assert f"{shares.min():.2f}" == smallest
+        assert 0 < (shares < 0.5).mean() < 0.01
+    _, shares = Mixing(1.0)(pixels, pixels, draws)
+    assert shares.min() >= 0.5, "mixup's shares are not rounded"
 
 
 def test_with_both_about_half_of_the_images_get_cutmix() -> None:

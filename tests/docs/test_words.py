@@ -42,6 +42,20 @@ def test_commits_are_in_the_benchmarks_alone(page: Path) -> None:
     assert hashes == [] or page in WITH_COMMITS
 
 
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_every_heading_has_text(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "block", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if line]
+    levels = [len(line) - len(line.lstrip("#")) for line in lines] + [1]
+    pairs = zip(lines, levels, levels[1:], strict=False)
+    assert [line for line, level, following in pairs if level and 0 < following <= level] == []
+
+
+def test_pages_have_the_names_that_figures_have_now() -> None:
+    """docs/concepts/runs.md alone says what the names were."""
+    assert [page.name for page in PAGES if "eval/" in text_of(page)] == ["runs.md"]
+
+
 def section(page: Path, heading: str) -> str:
     """Returns the text from a heading of any level to the next one."""
     (found,) = re.findall(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kdtrain import Callback, Checkpoint, EarlyStopping, Loader, Objective, Progress, Run, Trainer, flow
@@ -200,3 +201,23 @@ def test_an_error_in_configure_or_in_a_term_is_not_swallowed(fit: Fit) -> None:
     with pytest.raises(KdtrainError, match=message) as caught:
         fit(BadTerm())
     assert isinstance(caught.value.__cause__, CrashError)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (None, "None is not a dict"),
+        ([1], "list is not a dict"),
+        ({"best": np.zeros(2)}, "ndarray"),
+        ({(1, 2): 3}, "keys must be str"),
+    ],
+)
+def test_a_state_that_no_checkpoint_can_hold_names_the_plugin(
+    state: Any, reason: str, fit: Fit, card: ModelCard
+) -> None:
+    class Keeps(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return state  # type: ignore[no-any-return]
+
+    with pytest.raises(CallbackError, match=rf"^plugin .*:Keeps\.state_dict .*{reason}.*plain values.*\)\.$"):
+        fit(Keeps(), Checkpoint(card))

@@ -142,7 +142,7 @@ def test_a_plugin_in_a_file_is_named_by_its_class(tmp_path: Path) -> None:
     ("search", "message"),
     [
         ("temprature=1..8", "did you mean 'temperature'"),
-        ("epochs=1..8", "there is no setting to tune 'epochs'"),
+        ("epochs=1..8", "there are: temperature, alpha, lr, weight_decay, views. An argument of"),
         ("temperature", "'' is not a number; give values, such as"),
         ("temperature=", "'' is not a number"),
         ("temperature=hot", "'hot' is not a number"),

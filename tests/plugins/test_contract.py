@@ -160,6 +160,22 @@ def test_a_replaced_term_keeps_its_place_and_gets_another_name_and_weight() -> N
     assert list(objective.terms) == ["task", "kd", "extra"], "the first one is as it was"
 
 
+def test_the_temperature_and_the_soft_targets_are_there_for_a_term_to_use() -> None:
+    objective = objective_for(Convolutional(2), Convolutional(3))
+    batch = batch_of(images_of())
+    output, teacher = objective.student(batch.inputs), objective.teacher
+    assert objective.temperature == 4.0
+    loss = kdtrain.soft_target_loss(
+        output.logits, teacher.logits(batch, objective.temperature), objective.temperature
+    )
+    assert objective.terms["kd"].term(batch, output).item() == loss.item()
+    with pytest.raises(UsageError, match="needs a teacher"):
+        _ = Objective.task().temperature
+    reference = (ROOT / "docs" / "plugin-reference.md").read_text()
+    for text in ("objective.temperature", 'objective.terms["kd"].term(batch, output)', "soft_target_loss("):
+        assert f"`{text}" in reference
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
