@@ -244,10 +244,7 @@ class Settings:
         metavar="DIR|FILE",
     )
     transfer_share: float = data_setting(
-        0.5,
-        "share of images without labels in each batch, above 0 and at most 0.95",
-        metavar="SHARE",
-        check=SHARE,
+        0.5, "share of images without labels in each batch, up to 0.95", metavar="SHARE", check=SHARE
     )
     val_size: int | None = data_setting(
         None,
