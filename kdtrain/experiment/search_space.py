@@ -17,6 +17,7 @@ from kdtrain.experiment.modes import COMPARED, MODES, controls_of
 from kdtrain.experiment.plugin_loader import load_plugin, numeric_arguments, plugin_name, with_arguments
 from kdtrain.report.comparison import Model
 from kdtrain.report.tuning import Value
+from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.seeds import derive_seed
 
 VIEWS = "views"
@@ -171,7 +172,7 @@ def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
     for search in searches:
         name, _, text = search.partition("=")
         if name in given:
-            raise UsageError(f"--search {search}: {name} has its values already.")
+            raise UsageError(f"--search {clipped(search)}: {clipped(name)} has its values already.")
         _check_name(name, search, config, (*config.plugin, *own_plugins))
         given.add(name)
         texts[name] = text
@@ -227,9 +228,10 @@ def _dimension(name: str, text: str, config: FitConfig, plugins: Sequence[str]) 
     Raises:
         UsageError: the text spells none, or one that the setting cannot have.
     """
-    where = f"--search {name}={clipped(text)}"
+    where, words = f"--search {name}={clipped(text)}", text.split(",")
+    if len(words) > MOST_COMBINATIONS:
+        raise UsageError(f"{where} has {len(words):,} values; it may have at most {MOST_COMBINATIONS:,}.")
     if name == VIEWS:
-        words = text.split(",")
         if not set(words) <= {"on", "off"}:
             raise UsageError(f"{where}: views are on, off, or on,off.")
         return Dimension(tuple(dict.fromkeys(words)))
@@ -237,7 +239,7 @@ def _dimension(name: str, text: str, config: FitConfig, plugins: Sequence[str]) 
     if "." in name:
         spec, argument = _plugin_of(name, plugins)
         whole = isinstance(numeric_arguments(spec)[argument], int)
-    parts = tuple(_part(word, whole, where) for word in text.split(","))
+    parts = tuple(_part(word, whole, where) for word in words)
     for value in (end for part in parts for end in _ends(part)):
         try:
             if "." in name:
@@ -271,7 +273,7 @@ def _number(text: str, whole: bool, where: str) -> int | float:
         kind = "a whole number" if whole else "a number"
         raise UsageError(f"{where}: {clipped(text, repr)} is not {kind}; give values, {_EXAMPLE}.") from None
     if not math.isfinite(value):
-        raise UsageError(f"{where}: {text} is not a finite number.")
+        raise UsageError(f"{where}: {clipped(text)} is not a finite number.")
     return value
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from kdtrain.data.augment_spec import AUGMENT_FORMS, parse_augment
+from kdtrain.runtime.limits import LONGEST_NAME
 from kdtrain.runtime.value_checks import Check
 
 GROUPS = ("what to train", "teacher", "data", "augmentation", "training", "comparison", "output")
@@ -27,6 +28,12 @@ LABELS: Check = (
     "must be a whole number above 0, such as 1000, or a percentage below 100, such as 1%",
 )
 """The check of a number of labels."""
+
+CLASSES: Check = (
+    lambda value: value.endswith(".json") or max(map(len, value.split(","))) <= LONGEST_NAME,
+    f"must have names of at most {LONGEST_NAME} characters, or numbers",
+)
+"""The check of a teacher's classes."""
 
 RUN_NAME: Check = (
     lambda value: re.fullmatch(r"(?!version_\d)[^\W_][\w.+=,@-]{0,59}", value) is not None,

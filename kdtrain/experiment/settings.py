@@ -12,6 +12,7 @@ from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.experiment.recipe import NO_RECIPE, recipe_names
 from kdtrain.experiment.setting import (
     AUGMENTATION,
+    CLASSES,
     LABELS,
     RUN_NAME,
     augmentation_setting,
@@ -168,6 +169,7 @@ class Settings:
         "cat,dog,7, or a .json file that maps the data's names to the teacher's [matched by name, or by "
         "position where one side has no names]",
         metavar="CLASS,...|FILE",
+        check=CLASSES,
     )
     allow_poor_teacher: bool = teacher_setting(
         False,
@@ -239,10 +241,7 @@ class Settings:
         metavar="DIR|FILE",
     )
     transfer_share: float = data_setting(
-        0.5,
-        "share of images without labels in each batch, above 0 and below 1",
-        metavar="SHARE",
-        check=SHARE,
+        0.5, "share of images without labels in each batch, up to 0.95", metavar="SHARE", check=SHARE
     )
     allow_test_images: bool = data_setting(
         False, "take images of --transfer-data that are test images [refuse them]"

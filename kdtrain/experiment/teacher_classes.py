@@ -86,7 +86,7 @@ def _class_number(entry: str, names: Names | None, number: int) -> int:
     """Returns the position of a class that is given by name or by number."""
     if names is not None and entry in names:
         return list(names).index(entry)
-    if entry.isdecimal() and int(entry) < number:
+    if entry.isdecimal() and len(entry) < 10 and int(entry) < number:  # Python reads at most 4,300 digits
         return int(entry)
     if names is None:
         raise UsageError(

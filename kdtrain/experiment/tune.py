@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.errors import KdtrainError, UsageError, escape_controls
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, without_folders
 from kdtrain.experiment.fit_spec import FitSpec
@@ -24,17 +24,29 @@ from kdtrain.experiment.halving import (
     rung_epochs,
     rung_sizes,
 )
-from kdtrain.experiment.loaders import count_validation
+from kdtrain.experiment.loaders import count_training, count_validation
 from kdtrain.experiment.modes import COMPARED, MODES
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
-from kdtrain.experiment.tune_trial import Row, rows_until, rung_score, train_quietly
+from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.tune_trial import Row, is_trained, rows_until, rung_score, train_quietly
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page
-from kdtrain.report.tuning import FILE, RungScore, TunedModel, TunedTrial, Tuning, to_json, values_text
+from kdtrain.report.teacher_lead import TeacherLead
+from kdtrain.report.tuning import (
+    FILE,
+    RungScore,
+    TunedModel,
+    TunedTrial,
+    Tuning,
+    behind_text,
+    early_end_text,
+    to_json,
+    values_text,
+)
 from kdtrain.runtime import time_left
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_COMBINATIONS
@@ -138,20 +150,27 @@ class _Search:
         self.session, self.directory, self.tuning = session, directory, order
         self.config = session.config
         self.budget = parse_budget(order.budget)
-        self.ends = rung_epochs(self.config.epochs_for("student"))
+        self.whole = rung_epochs(self.config.epochs_for("student"))
+        last = min(order.last_epoch or self.whole[-1], self.whole[-1])
+        self.ends = (*(end for end in self.whole if end < last), last)
         self.seeds = range(self.config.seed, self.config.seed + order.seeds)
         self.spaces = spaces(self.config, order.searches)
         self.points: dict[Model, list[Values]] = {m: [s.current()] for m, s in self.spaces.items()}
         self.scores: dict[Model, dict[int, list[RungScore]]] = {model: {} for model in self.spaces}
-        self.pace = Pace(order.seconds_per_epoch, len(self.spaces) * order.seeds, 1)
+        slots = len(available_cores()) if session.device == "cpu" else 1
+        self.pace = Pace(order.seconds_per_epoch, len(self.spaces) * order.seeds, slots)
         self._began = began - order.seconds
         self.teacher: TrainedTeacher | None = None
+        self.lead: TeacherLead | None = None
+        self._is_behind = False  # whether the line about it has been printed
 
     def run(self, teacher: TrainedTeacher) -> Tuning:
         """Trains the trials, rung by rung, and returns the result."""
         self.teacher = teacher
-        self.config = teacher.named_in(self.config)
+        # A resumed search reads it, so all trials get it: their settings stay the same.
+        self.session.config = self.config = teacher.named_in(self.config)
         write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
+        self.lead = measure_lead(self.session, self.directory, teacher)
         self._prepare_soft_labels(teacher)
         trials = self._first_size()
         self.points = {model: space.points(trials, self.config.seed) for model, space in self.spaces.items()}
@@ -159,7 +178,6 @@ class _Search:
         for rung, wanted in enumerate(rung_sizes(trials, len(self.ends))):
             size = self._size(rung, wanted)
             if size == 0:
-                self._note_early_end(rung)
                 break
             self.tuning = replace(self.tuning, sizes=(*self.tuning.sizes[:rung], size))
             self.write()
@@ -205,6 +223,8 @@ class _Search:
             seconds_per_epoch=self.pace.seconds,
             models=self._models() if all(self.scores.values()) else {},
         )
+        notes = early_end_text(self.tuning, self.whole), behind_text(self.tuning, self.lead)
+        self.tuning = replace(self.tuning, note=" ".join(filter(None, notes)))
         if not (self.directory / "config.toml").exists():
             write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
         write_text(self.directory / FILE, json.dumps(to_json(self.tuning), indent=2) + "\n")
@@ -227,26 +247,33 @@ class _Search:
             return self.tuning.sizes[0]
         logger.info("The first trial, with the command's own settings, shows how many the time allows.")
         self._train({model: [0] for model in self.spaces}, self.ends[0])
+        self._write_scores()
         left = self._seconds_left() + self.pace.rung_seconds(1, self.ends[0])  # this trial is one of them
         return max(1, affordable_trials(MOST_COMBINATIONS, self.ends, 0, left, self.pace))
 
     def _size(self, rung: int, wanted: int) -> int:
-        """Returns the number of trials of a rung: as many as wanted, or as the time allows."""
+        """Returns the number of trials of a rung: as many as wanted, or as the time allows.
+
+        A rung that would not end in time is the last, and as long as the time left: 0 without an epoch.
+        """
+        if rung >= len(self.ends):
+            return 0
         if rung < len(self.tuning.sizes):
             return self.tuning.sizes[rung]
         if rung == 0 or self.budget.seconds is None or self.pace.seconds == 0:
             return wanted
         ends = self.ends[rung:]
-        return affordable_trials(wanted, ends, self.ends[rung - 1], self._seconds_left(), self.pace)
-
-    def _note_early_end(self, rung: int) -> None:
-        done, whole = self.ends[rung - 1], self.ends[-1]
-        note = (
-            f"The time of {self.tuning.budget} is over: after {done} of {whole} epochs, the best trials so "
-            "far are chosen."
-        )
-        logger.info(note)
-        self.tuning = replace(self.tuning, note=note)
+        done, left = self.ends[rung - 1], self._seconds_left()
+        if size := affordable_trials(wanted, ends, done, left, self.pace):
+            return size
+        epochs = max(0, int(left // self.pace.rung_seconds(1, 1)))
+        last = min(done + epochs, ends[0] - 1)
+        self.tuning = replace(self.tuning, last_epoch=last)
+        logger.info(early_end_text(self.tuning, self.whole))
+        if last == done:
+            return 0
+        self.ends = (*self.ends[:rung], last)
+        return max(1, affordable_trials(wanted, (last,), done, left, self.pace))
 
     def _train_rung(self, rung: int, size: int) -> None:
         end = self.ends[rung]
@@ -262,7 +289,14 @@ class _Search:
                     f"every trial of {model} has failed, because its loss became infinite or NaN. "
                     "Give lower values, such as --search lr=1e-4..1e-3."
                 )
+        self._write_scores()
+
+    def _write_scores(self) -> None:
+        """Writes tune.json after new scores, and says once that the teacher is behind the plain student."""
         self.write()
+        if (note := behind_text(self.tuning, self.lead)) and not self._is_behind:
+            self._is_behind = True
+            logger.info(note)
 
     def _order(self, model: Model, rung: int) -> list[int]:
         """Returns the trials that have finished the rungs before ``rung``, the best first."""
@@ -283,16 +317,14 @@ class _Search:
             for seed in self.seeds
         }
         rows = {key: rows_until(spec.directory, end) for key, spec in specs.items()}
-        waiting = [key for key in specs if not rows[key] or rows[key][-1]["epoch"] < end]
+        waiting = [key for key, spec in specs.items() if not is_trained(spec.directory, end)]
         jobs = [self._job(specs[key], f"{end}/{number}") for number, key in enumerate(waiting)]
         time_left.skip(f"{end}/{number}" for number in range(len(waiting), len(specs)))
         if jobs:
             began = time.monotonic()
             rows |= zip(waiting, self.session.run(jobs, peers=len(specs)), strict=True)
             begun = max((earlier for earlier in self.ends if earlier < end), default=0)
-            slots = min(len(available_cores()), len(specs)) if self.session.device == "cpu" else 1
-            pace = replace(self.pace, slots=slots)
-            self.pace = pace.measured(time.monotonic() - began, len(jobs), end - begun)
+            self.pace = self.pace.measured(time.monotonic() - began, len(jobs), end - begun)
         for model, numbers in going.items():
             for number in numbers:
                 of_seeds = [rows[model, number, seed] for seed in self.seeds]
@@ -335,8 +367,13 @@ class _Search:
 
     def _best_toml(self, with_paths: Callable[[FitConfig], FitConfig] = absolute_paths) -> str:
         """Returns the settings of the best student_kd, with a pointer to those of all students."""
+        dataset, images = self.session.dataset, count_training(self.session.dataset, self.config)
+        held_out = count_validation(dataset, self.config)
+        name = " ".join(escape_controls(dataset.name).split())  # a comment has one line
+        data = f"{name}: {images:,} training images, {held_out:,} held out"
         comments = [
             "# Settings that `kdtrain tune` has chosen by held-out images, for `kdtrain fit --config`.",
+            f"# They were chosen on {data}.",
             "# The values below are those of student_kd. `tuned` names the file with those of each student.",
         ]
         for model, result in self.tuning.models.items():

@@ -13,11 +13,9 @@ from kdtrain.experiment.halving import DEFAULT_BUDGET, parse_budget
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings import flag_of
 from kdtrain.experiment.tune import BEST, check_order, run_tuning
-from kdtrain.experiment.tuned import begun_tuning
+from kdtrain.experiment.tuned import TUNE_SEEDS, begun_tuning
 from kdtrain.report.tuning import CAVEAT, FILE, Tuning, verdict
-from kdtrain.runtime.value_checks import between, check_value
-
-_MOST_SEEDS = 100
+from kdtrain.runtime.value_checks import check_value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +53,7 @@ class TuneRun:
     @property
     def sentences(self) -> tuple[str, ...]:
         """What the search shows, as the command line prints it."""
-        return (f"{verdict(self.tuning)} {CAVEAT}",)
+        return (f"{verdict(self.tuning)} {CAVEAT}", *filter(None, [self.tuning.note]))
 
     def __repr__(self) -> str:
         return f"<TuneRun {verdict(self.tuning)[:-1]} ({self.directory})>"
@@ -82,7 +80,10 @@ def run_tune(
         UsageError: a value is not allowed, or does not go with a search that is resumed.
     """
     order = _order({"budget": budget, "search": search, "tune_seeds": tune_seeds}, resume)
-    check_order(config, order)
+    try:
+        check_order(config, order)
+    except UsageError as error:
+        raise error if resume is None else UsageError(f"{resume / FILE}: {error}") from error
     return TuneRun(*run_tuning(Session(config), order, resume))
 
 
@@ -97,7 +98,7 @@ def _order(given: Mapping[str, Any], resume: Path | None) -> Tuning:
                 )
         return begun_tuning(resume)
     seeds = 1 if given["tune_seeds"] is None else given["tune_seeds"]
-    check_value("--tune-seeds", seeds, between(1, _MOST_SEEDS))
+    check_value("--tune-seeds", seeds, TUNE_SEEDS)
     budget = DEFAULT_BUDGET if given["budget"] is None else str(given["budget"])
     parse_budget(budget)
     return Tuning(budget=budget, searches=tuple(given["search"] or ()), seeds=seeds)

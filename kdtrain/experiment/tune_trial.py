@@ -12,6 +12,7 @@ import numpy as np
 from kdtrain.errors import CallbackError, NonFiniteError
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import FitResult
+from kdtrain.experiment.run_files import RESULT, RunFiles, text
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.tuning import RungScore
 from kdtrain.runtime.console import silence
@@ -26,6 +27,17 @@ Row = Mapping[str, Any]
 def rows_until(directory: Path, end: int) -> list[Row]:
     """Returns the figures of a run's epochs up to ``end``; none if it has not begun."""
     return [row for row in read_metrics(directory) if row["epoch"] <= end]
+
+
+def is_trained(directory: Path, end: int) -> bool:
+    """Returns whether a run has finished the rung up to the epoch ``end``.
+
+    A kill may leave the figures of an epoch without its checkpoint, so the last epoch's do not suffice.
+    """
+    epochs = [row["epoch"] for row in read_metrics(directory)]
+    if max(epochs, default=0) > end:
+        return True
+    return end in epochs and text(RunFiles(directory).json(RESULT), "status") in ("completed", "stopped")
 
 
 def train_quietly(train: Callable[[], FitResult], spec: FitSpec) -> list[Row]:

@@ -7,15 +7,24 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.errors import KdtrainError, UsageError, clipped
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
+from kdtrain.experiment.halving import parse_budget
 from kdtrain.experiment.recipe import recipe_settings
 from kdtrain.experiment.settings import flag_of
 from kdtrain.report.tuning import FILE, VERSION, Tuning
+from kdtrain.runtime.limits import MOST_COMBINATIONS, MOST_SECONDS
 from kdtrain.runtime.regular_files import read_text
+from kdtrain.runtime.value_checks import EPOCHS, between, check_value
 
 _LARGEST = 1 << 24  # bytes; a trial has about 1,000
+TUNE_SEEDS = between(1, 100)
+"""The check of the number of seeds of a trial."""
+
+_RUNGS = 3
+_SIZES = between(1, MOST_COMBINATIONS)
+_TIMES = between(0, MOST_SECONDS)
 _SETTINGS = ("temperature", "alpha", "lr", "weight_decay", "augment", "plugin")
 
 
@@ -28,16 +37,51 @@ def begun_tuning(directory: Path) -> Tuning:
     file = directory / FILE
     content = _read(file)
     try:
-        return Tuning(
-            budget=str(content["budget"]),
-            searches=tuple(map(str, content["searches"])),
-            seeds=int(content["seeds"]),
-            sizes=tuple(map(int, content["trials_of_rungs"])),
-            seconds=float(content["seconds"]),
-            seconds_per_epoch=float(content["seconds_per_epoch"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise KdtrainError(f"{file} is damaged: {error!r}. Start a new search.") from error
+        return _order(content)
+    except (KeyError, UsageError) as error:
+        reason = f"it has no {error.args[0]}." if isinstance(error, KeyError) else error
+        raise KdtrainError(f"{file} is damaged: {reason} Start a new search.") from error
+
+
+def _order(content: dict[str, Any]) -> Tuning:
+    """Returns the search in the content of a file.
+
+    Raises:
+        KeyError: a value is missing.
+        UsageError: no search has such a value.
+    """
+    sizes, searches, budget = content["trials_of_rungs"], content["searches"], content["budget"]
+    if not isinstance(sizes, list) or len(sizes) > _RUNGS:
+        raise UsageError(f"trials_of_rungs is {clipped(sizes, repr)}: it must be a list of at most {_RUNGS}.")
+    for size in sizes:
+        check_value("trials_of_rungs", size, _SIZES)
+    if sizes != sorted(sizes, reverse=True):
+        raise UsageError(f"trials_of_rungs is {sizes}: it must not rise.")
+    texts = isinstance(searches, list) and all(isinstance(text, str) for text in searches)
+    if not texts or len(searches) > MOST_COMBINATIONS:
+        demand = f"a list of at most {MOST_COMBINATIONS:,} texts"
+        raise UsageError(f"searches is {clipped(searches, repr)}: it must be {demand}.")
+    try:
+        parse_budget(budget if isinstance(budget, str) else "")
+    except UsageError:
+        raise UsageError(f"budget is {clipped(budget, repr)}: `kdtrain tune` takes no such one.") from None
+    for name, check, kind in (
+        ("seeds", TUNE_SEEDS, int),
+        ("seconds", _TIMES, float),
+        ("seconds_per_epoch", _TIMES, float),
+    ):
+        check_value(name, content[name], check, kind)
+    if content["last_epoch"] is not None:
+        check_value("last_epoch", content["last_epoch"], EPOCHS)
+    return Tuning(
+        budget=budget,
+        searches=tuple(searches),
+        seeds=content["seeds"],
+        sizes=tuple(sizes),
+        seconds=float(content["seconds"]),
+        seconds_per_epoch=float(content["seconds_per_epoch"]),
+        last_epoch=content["last_epoch"],
+    )
 
 
 def tuned_settings(config: FitConfig) -> dict[str, dict[str, Any]]:

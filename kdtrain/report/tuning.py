@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kdtrain.report.comparison import Model
 from kdtrain.report.table import Column, Table
+from kdtrain.report.teacher_lead import TeacherLead
 
 Value = int | float | str
 """A value in a trial: a number, or ``on`` or ``off``."""
@@ -97,7 +98,8 @@ class Tuning:
         sizes: number of trials of each model that were begun in each rung.
         seconds: seconds that the search has taken.
         seconds_per_epoch: seconds that an epoch of a fit took in the last rung.
-        note: a sentence about an early end; empty otherwise.
+        last_epoch: the epoch at which the last rung ends, if not all of them end in time; None otherwise.
+        note: sentences about an early end, and about a teacher behind the plain student; empty otherwise.
         models: the trials by model; empty before the first rung has ended.
         finished: whether the choice is final.
     """
@@ -108,6 +110,7 @@ class Tuning:
     sizes: tuple[int, ...] = ()
     seconds: float = 0.0
     seconds_per_epoch: float = 0.0
+    last_epoch: int | None = None
     note: str = ""
     models: Mapping[Model, TunedModel] = field(default_factory=dict)
     finished: bool = False
@@ -128,6 +131,7 @@ def to_json(tuning: Tuning) -> dict[str, Any]:
         "trials_of_rungs": list(tuning.sizes),
         "seconds": tuning.seconds,
         "seconds_per_epoch": tuning.seconds_per_epoch,
+        "last_epoch": tuning.last_epoch,
         "note": tuning.note,
         "models": {model: _model(result) for model, result in tuning.models.items()},
     }
@@ -197,6 +201,39 @@ def verdict(tuning: Tuning) -> str:
     count = f"{min(trials)}" if len(trials) == 1 else f"{min(trials)} to {max(trials)}"
     return (
         f"Best held-out accuracy after {count} trial{'s' * (count != '1')} of each model: {', '.join(parts)}."
+    )
+
+
+def early_end_text(tuning: Tuning, ends: Sequence[int]) -> str:
+    """Returns a sentence about the epochs that would not end in time; empty if all rungs do.
+
+    Args:
+        tuning: the search.
+        ends: epochs at which the rungs of a search without a limit of time end.
+    """
+    last = tuning.last_epoch
+    if last is None or last >= ends[-1]:
+        return ""
+    done = max((end for end in ends if end <= last), default=0)
+    goal = min(end for end in ends if end > last)
+    epochs = f"Epoch {goal}" if goal == done + 1 else f"Epochs {done + 1} to {goal}"
+    rest = f"after epoch {last} are chosen" if last == done else f"are trained to epoch {last}"
+    return f"{epochs} would not end within {tuning.budget}: the best trials {rest}."
+
+
+def behind_text(tuning: Tuning, lead: TeacherLead | None) -> str:
+    """Returns sentences about a teacher that is behind a plain student; empty if it is not known to be."""
+    plain = tuning.models.get("student")
+    if lead is None or plain is None:
+        return ""
+    best = max((trial.rungs[-1] for trial in plain.trials if trial.rungs), key=lambda rung: rung.accuracy)
+    if best.accuracy <= lead.accuracy:
+        return ""
+    epochs = f"{best.epochs} epoch{'s' * (best.epochs != 1)}"
+    return (
+        f"The teacher has {100 * lead.accuracy:.2f} % of the held-out images, a plain student "
+        f"{100 * best.accuracy:.2f} % after {epochs}: there is nothing to copy. Give a better teacher, by "
+        "--teacher-epochs, --teacher-arch or --teacher-checkpoint."
     )
 
 

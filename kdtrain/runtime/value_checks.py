@@ -56,7 +56,7 @@ DEVICES = ("auto", "cpu", "cuda")
 EPOCHS = between(1, MOST_EPOCHS)
 IMAGES = between(1, MOST_IMAGES)
 SEED = between(0, LARGEST_SEED)
-SHARE: Check = (lambda value: 0 < value < 1, "must be above 0 and below 1")
+SHARE: Check = (lambda value: 0 < value <= 0.95, "must be above 0 and at most 0.95")  # 0.95: 20 times a batch
 
 
 def channel_values(text: str) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -15,8 +16,10 @@ import pytest
 import tomli
 
 from kdtrain.callbacks.schedule import learning_rate
+from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.halving import rung_sizes
-from tests.cli.conftest import CallKdtrain, assert_explained
+from kdtrain.runtime.processes import available_cores
+from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.conftest import RunKdtrain
 from tests.runs import count_points, metrics
 from tests.tools import files_in, start_kdtrain, wait_until
@@ -209,16 +212,112 @@ def test_a_result_that_cannot_be_used_is_refused(
     assert_explained(call_kdtrain(*words, cwd=tmp_path), code, str(file), message)
 
 
-def test_when_the_time_is_over_the_best_so_far_is_chosen(
-    tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
-    words = ("tune", "--data-dir", tiles, *SMALL, *TEACHER, "--epochs", "3", "--budget", "0.0001m")
-    finished = call_kdtrain(*words, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Tuned:
+    """A search whose time is over before its first trial."""
+    folder = tmp_path_factory.mktemp("late")
+    flags = ("--data-dir", tiles, *SMALL, *TEACHER, "--epochs", "3", "--budget", "0.0001m")
+    finished = run_kdtrain("tune", *flags, cwd=folder)
     assert finished.returncode == 0, finished.stderr
-    assert "The time of 0.0001m is over: after 1 of 3 epochs, the best trials so far" in finished.stderr
-    content = json.loads((tmp_path / "logs/tune/version_0/tune.json").read_text())
+    return Tuned(flags, folder, finished.stdout, finished.stderr)
+
+
+def test_when_the_time_is_over_the_best_so_far_is_chosen(late: Tuned) -> None:
+    message = "Epochs 2 to 3 would not end within 0.0001m: the best trials after epoch 1 are chosen."
+    assert message in " ".join(late.stderr.split())
+    assert message in " ".join(late.stdout.split())
+    content = late.content
     assert content["trials_of_rungs"] == [1]
     assert {result["chosen"] for result in content["models"].values()} == {0}
+
+
+def test_the_rest_of_the_time_is_for_the_best_trials(
+    late: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    shutil.copytree(late.folder, tmp_path, dirs_exist_ok=True)
+    directory = tmp_path / "logs/tune/version_0"
+    turns = math.ceil(2 / len(available_cores()))
+    begun = {"finished": False, "last_epoch": None, "budget": "10m", "seconds_per_epoch": 100.0}
+    left = {"seconds": 600 - 160.0 * turns}  # one more epoch of a trial ends in time, two do not
+    (directory / "tune.json").write_text(json.dumps(late.content | begun | left))
+    resumed = call_kdtrain("tune", "--resume", directory, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    message = "Epochs 2 to 3 would not end within 10m: the best trials are trained to epoch 2."
+    assert message in " ".join(resumed.stderr.split())
+    content = json.loads((directory / "tune.json").read_text())
+    assert (content["trials_of_rungs"], content["last_epoch"]) == ([1, 1], 2)
+    assert content["note"].startswith(message)
+    for result in content["models"].values():
+        chosen = result["trials"][result["chosen"]]
+        assert [rung["epochs"] for rung in chosen["rungs"]] == [1, 2]
+    again = call_kdtrain("tune", "--resume", directory, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert " epoch 3 " not in again.stderr
+    assert without_times(json.loads((directory / "tune.json").read_text())) == without_times(content)
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, run_kdtrain: RunKdtrain) -> Tuned:
+    """A search with a teacher that is worse than the plain student."""
+    folder = tmp_path_factory.mktemp("behind")
+    teacher = untrained_teacher(folder / "poor.safetensors", mnist, "student_mlp")
+    flags = (*SMALL, "--batch-size", "16", "--epochs", "2", "--budget", "1", "--allow-poor-teacher")
+    finished = run_kdtrain("tune", "--teacher-checkpoint", teacher, *flags, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return Tuned(flags, folder, finished.stdout, finished.stderr)
+
+
+def test_a_teacher_behind_the_plain_student_is_said_when_it_is_seen(behind: Tuned) -> None:
+    printed = " ".join(behind.stderr.split())
+    said = (
+        r"The teacher has \S+ % of the held-out images, a plain student \S+ % after 1 epoch: there is nothing"
+    )
+    assert re.search(said, printed), printed
+    assert printed.index("there is nothing to copy") < printed.index("Rung 2 of 2")
+    assert printed.count("there is nothing to copy") == 1
+    assert "there is nothing to copy" in behind.content["note"]
+    assert "there is nothing to copy" in " ".join(behind.stdout.split())
+
+
+def test_a_search_killed_between_metrics_and_checkpoint_leaves_no_trial_running(
+    behind: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    shutil.copytree(behind.folder, tmp_path, dirs_exist_ok=True)
+    directory = tmp_path / "logs/tune/version_0"
+    (directory / "tune.json").write_text(json.dumps(behind.content | {"finished": False}))
+    run = directory / "trials/student_0/seed_0"
+    shutil.rmtree(run / "checkpoints")
+    (run / "result.json").write_text('{"status": "running"}')
+    settings = (run / "config.toml").read_text()
+    resumed = call_kdtrain("tune", "--resume", directory, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((run / "result.json").read_text())["status"] == "completed"
+    assert (run / "checkpoints/last.safetensors").is_file()
+    changed = settings.replace(str(behind.folder), str(tmp_path))
+    assert (run / "config.toml").read_text() == changed, "teacher_arch is kept, too"
+    content = json.loads((directory / "tune.json").read_text())
+    assert without_times(content["models"]["student"]["trials"]) == without_times(
+        behind.content["models"]["student"]["trials"]
+    )
+
+
+def test_the_chosen_settings_name_their_data(tuned: Tuned, behind: Tuned) -> None:
+    comments = (tuned.directory / "best.toml").read_text()
+    assert (
+        f"# They were chosen on {Path(tuned.flags[1]).name}: 300 training images, 300 held out." in comments
+    )
+    comments = (behind.directory / "best.toml").read_text()
+    assert "# They were chosen on mnist: 300 training images, 300 held out." in comments
+
+
+def test_values_of_a_resumed_search_are_refused_with_the_files_name(
+    tuned: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    shutil.copytree(tuned.directory, tmp_path / "search")
+    file = tmp_path / "search/tune.json"
+    file.write_text(json.dumps(tuned.content | {"searches": ["lr=" + ",".join(["1"] * 100_000)]}))
+    finished = call_kdtrain("tune", "--resume", "search", cwd=tmp_path)
+    assert_explained(finished, 2, "search/tune.json: --search lr=1,1,", "has 100,000 values")
 
 
 def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(

@@ -78,7 +78,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "generations": st.integers(1, 1000),
     "dataset": TEXTS,
     "skip_corrupt": st.booleans(),
-    "transfer_share": st.floats(0, 1, exclude_min=True, exclude_max=True),
+    "transfer_share": st.floats(0, 0.95, exclude_min=True),
     "omit_class": st.lists(TEXTS, max_size=2).map(tuple),
     "seed": st.integers(0, 2**63 - 3),
     "stall_timeout": st.integers(0, 31_536_000),
@@ -184,12 +184,17 @@ def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConf
         (("--transfer-data", "more", "--mode", "teacher"), "--mode teacher has no teacher"),
         (("--transfer-data", "more", "--alpha", "0"), "--alpha 0 leaves the teacher's answers out"),
         (("--transfer-data", "more", "--grid", "alpha=0,1"), "--alpha 0 leaves the teacher's answers out"),
-        (("--transfer-data", "more", "--transfer-share", "1"), "must be above 0 and below 1"),
-        (("--transfer-data", "more", "--transfer-share", "0"), "must be above 0 and below 1"),
+        (("--transfer-data", "more", "--transfer-share", "0.96"), "must be above 0 and at most 0.95"),
+        (("--transfer-data", "more", "--transfer-share", "0.999999"), "must be above 0 and at most 0.95"),
+        (("--transfer-data", "more", "--transfer-share", "0"), "must be above 0 and at most 0.95"),
     ],
 )
 def test_images_without_labels_need_a_teacher(words: tuple[str, ...], reason: str) -> None:
     assert reason in refusal_of_words(*words)
+
+
+def test_a_class_of_thousands_of_digits_is_refused_before_data_are_read() -> None:
+    assert "names of at most 255 characters" in refusal_of_words("--teacher-classes", f"0,{'9' * 5000}")
 
 
 def test_file_of_a_run_leaves_nothing_to_be_decided() -> None:

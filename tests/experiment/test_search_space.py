@@ -172,3 +172,11 @@ def test_a_setting_is_searched_once() -> None:
 def test_any_text_is_a_search_or_refused(text: str) -> None:
     with contextlib.suppress(UsageError):
         spaces(FitConfig(), [text])
+
+
+@pytest.mark.parametrize("search", ["lr=", "views=on,", "max_norm.limit=", "lr=0.1..0.2,"])
+def test_more_values_than_can_be_tried_are_refused_at_once(search: str) -> None:
+    values = ",".join(["1"] * 100_000)
+    with pytest.raises(UsageError, match=r"has 100,00\d values; it may have at most 1,000") as caught:
+        space("student_kd", search + values, plugin=("max_norm",), augment="flip")
+    assert len(str(caught.value)) < 300

@@ -75,6 +75,7 @@ def test_a_list_or_a_mapping_chooses(tmp_path: Path) -> None:
         ('{"fish": "crap", "cat": 0, "dog": 1}', "carp"),
         ("[0, 1, 2]", "object"),
         ("{", "cannot be read"),
+        ('{"fish": "%s", "cat": 0, "dog": 1}' % ("9" * 5000), "no class|no 'class|there is no class"),
         ('{"fish": 1.5, "cat": 0, "dog": 1}', "names or numbers"),
     ],
 )
@@ -85,7 +86,7 @@ def test_a_mapping_that_does_not_fit_is_refused(tmp_path: Path, content: str, re
         match(PETS, ("tabby", "pug", "carp"), asked=str(file))
 
 
-@pytest.mark.parametrize("asked", ["0,1", "0,1,3", "0,1,-1", "a,b,c", "", "0,1,2,0"])
+@pytest.mark.parametrize("asked", ["0,1", "0,1,3", "0,1,-1", "a,b,c", "", "0,1,2,0", f"0,1,{'9' * 5000}"])
 def test_a_list_that_does_not_fit_is_refused(asked: str) -> None:
     with pytest.raises(UsageError, match="--teacher-classes"):
         match(PETS, None, 3, asked=asked)
