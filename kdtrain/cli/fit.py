@@ -36,7 +36,7 @@ SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains and prints the results; a closed stdout, as with ``| head``, or a full one does not end the fit."""
+    """Trains and prints the results; a closed or full stdout does not end the fit."""
     with ignore_write_errors("stdout"):
         return _run(options)
 
