@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from kdtrain.deploy.serve.app import make_app
-        from kdtrain.deploy.serve.connections import Server, connections, give_back_memory
+        from kdtrain.deploy.serve.connections import Server, give_back_memory
         from kdtrain.deploy.serve.limits import Limits
     except ImportError as error:
         raise KdtrainError(
@@ -50,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
     with _listen(options.host, options.port) as listener:
         config = uvicorn.Config(
             make_app(model, teacher, limits, threads, names),
-            http=connections(limits),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -60,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             timeout_notify=_SECONDS_TO_GIVE_BACK,
         )
         _announce(listener)
-        Server(config).run(sockets=[listener])  # reraises SIGINT or SIGTERM after the shutdown
+        Server(config, limits).run(sockets=[listener])  # reraises SIGINT or SIGTERM after the shutdown
     return 0
 
 

@@ -27,7 +27,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import to_onnx
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.deploy.serve.app import make_app
-from kdtrain.deploy.serve.connections import Server, connections
+from kdtrain.deploy.serve.connections import Server
 from kdtrain.deploy.serve.limits import Limits
 from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
@@ -107,8 +107,7 @@ def serve(*words: str | Path, files: int = 0) -> Iterator[Service]:
 def service_with(model: Path, limits: Limits) -> Iterator[int]:
     """Runs a service in a thread of this process, with limits that no flag sets; yields its port."""
     app = make_app(OnnxModel.load(model), None, limits, threads=1)
-    http = connections(limits)
-    server = Server(uvicorn.Config(app, http=http, lifespan="off", ws="none", log_level="critical"))
+    server = Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="critical"), limits)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the rest of a response is in the process
     thread = threading.Thread(target=server.run, args=([listener],))
