@@ -20,7 +20,7 @@ from kdtrain.errors import UsageError
 from kdtrain.experiment.command_config import fit_config
 from kdtrain.experiment.config import FitConfig
 from kdtrain.runtime import launch
-from kdtrain.runtime.console import ignore_broken_pipe
+from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.guard import run_guarded
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
@@ -36,8 +36,8 @@ SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains and prints the results; a closed stdout, as with ``| head``, does not end the fit."""
-    with ignore_broken_pipe("stdout"):
+    """Trains and prints the results; a closed or full stdout does not end the fit."""
+    with ignore_write_errors("stdout"):
         return _run(options)
 
 

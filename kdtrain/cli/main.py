@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import logging
@@ -15,8 +16,10 @@ from typing import NoReturn
 from kdtrain.cli.parser import parse
 from kdtrain.errors import KdtrainError, Terminated, one_line
 from kdtrain.runtime import guard, launch
-from kdtrain.runtime.console import ignore_broken_pipe, log_to_stderr, message_text, set_level
+from kdtrain.runtime.console import ignore_write_errors, log_to_stderr, message_text, set_level
 from kdtrain.runtime.signals import defer_signals
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done or stopped early, 1 failed, 2 wrong usage, 130 SIGINT, 143 SIGTERM.
     """
     _open_missing_streams()
-    with ignore_broken_pipe("stderr"), log_to_stderr():
+    with ignore_write_errors("stderr"), log_to_stderr():
         return guard.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -92,4 +95,6 @@ def _run(words: list[str]) -> int:
 def _sentence(error: Exception) -> str:
     if isinstance(error, KdtrainError):
         return str(error)
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        return f"stdout cannot be written: {error.strerror}."
     return f"unexpected {one_line(error)} (run again with --debug for the traceback)."

@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import resource
 import shlex
 import socket
 from pathlib import Path
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 _MOST_RATE = 1e6  # requests per second
 _MOST_BODY = 1000.0  # megabytes; a body is held in memory
 _SECONDS_TO_END = 5  # grace period for requests in flight
+_SECONDS_TO_GIVE_BACK = 5  # between two returns of freed memory to the system
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from kdtrain.deploy.serve.app import make_app
-        from kdtrain.deploy.serve.connections import connections
+        from kdtrain.deploy.serve.connections import Server, give_back_memory
         from kdtrain.deploy.serve.limits import Limits
     except ImportError as error:
         raise KdtrainError(
@@ -43,18 +45,21 @@ def run(options: argparse.Namespace) -> int:
     teacher = None if options.teacher is None else _teacher(options.teacher, model, threads)
     limits = Limits(rate=options.rate, body=round(options.max_body * 1e6))
     names = {options.host, socket.gethostname(), socket.getfqdn()}
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # each connection needs one
     with _listen(options.host, options.port) as listener:
         config = uvicorn.Config(
             make_app(model, teacher, limits, threads, names),
-            http=connections(limits.head),
             lifespan="off",
             ws="none",
             log_config=None,
             log_level="error" if options.debug else "critical",  # the service logs its failures itself
             timeout_graceful_shutdown=_SECONDS_TO_END,
+            callback_notify=give_back_memory,
+            timeout_notify=_SECONDS_TO_GIVE_BACK,
         )
         _announce(listener)
-        uvicorn.Server(config).run(sockets=[listener])  # reraises SIGINT or SIGTERM after the shutdown
+        Server(config, limits).run(sockets=[listener])  # reraises SIGINT or SIGTERM after the shutdown
     return 0
 
 

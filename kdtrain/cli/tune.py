@@ -12,7 +12,7 @@ from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
 from kdtrain.experiment.command_config import tune_config
 from kdtrain.experiment.config import FitConfig
-from kdtrain.runtime.console import ignore_broken_pipe
+from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
@@ -23,8 +23,8 @@ _OF_THE_SEARCH = ("budget", "search", "tune_seeds")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Searches and prints the results; a closed stdout, as with ``| head``, does not end the search."""
-    with ignore_broken_pipe("stdout"):
+    """Searches and prints the results; a closed or full stdout does not end the search."""
+    with ignore_write_errors("stdout"):
         resume: Path | None = getattr(options, "resume", None)
         config, resume = tune_config(settings_in(options), options.config, resume)
         raise_on_sigterm()

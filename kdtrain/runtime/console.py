@@ -50,7 +50,7 @@ class _StderrHandler(logging.Handler):
     """A handler that prints each record as a line above the progress bar.
 
     ``tqdm.contrib.logging`` is not used for two reasons. Its handler keeps the stream that it was made
-    with, but ``ignore_broken_pipe`` and the guard of a rank replace ``sys.stderr``. It writes a line and
+    with, but ``ignore_write_errors`` and the guard of a rank replace ``sys.stderr``. It writes a line and
     its end in two pieces, between which other processes may write to the same terminal.
     """
 
@@ -182,21 +182,28 @@ def silence(*, bars: bool = False) -> Iterator[None]:
 
 
 class _Descriptor(io.FileIO):
-    """A standard stream's descriptor, which becomes the null device when its pipe breaks."""
+    """A standard stream's descriptor, which becomes the null device when it cannot be written."""
 
     def write(self, data: Any) -> int:
-        """Writes ``data``. After a broken pipe, drops it and all later output, that of C libraries too."""
+        """Writes ``data``. After an error, drops it and all later output, that of C libraries too.
+
+        The reader of a pipe has exited, a terminal has gone away (EIO), or the disk of a log is full.
+        """
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
+            if not isinstance(error, BrokenPipeError) and self.fileno() == 1:
+                _LOGGER.warning(
+                    f"kdtrain: stdout cannot be written ({error.strerror}): its output stops here."
+                )
             return len(data)
 
 
 def open_stream(descriptor: int, like: io.TextIOWrapper) -> io.TextIOWrapper:
-    """Returns a text stream that drops output after a broken pipe.
+    """Returns a text stream that drops its output after an error of writing.
 
     Args:
         descriptor: the descriptor to write to.
@@ -213,8 +220,8 @@ def open_stream(descriptor: int, like: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 @contextlib.contextmanager
-def ignore_broken_pipe(name: str) -> Iterator[None]:
-    """Drops output to a stream after its pipe breaks, in the block and in processes forked from it.
+def ignore_write_errors(name: str) -> Iterator[None]:
+    """Drops output to a stream once it cannot be written, in the block and in processes forked from it.
 
     Args:
         name: ``stdout`` or ``stderr``.

@@ -8,16 +8,19 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain.errors import KdtrainError
 
-# .NAME.HOST-PID-START.tmp names the process that writes it, so that others can remove it once that has ended.
-_TEMPORARY = re.compile(r"\..+\.(?P<owner>[^/]+-\d+-\d+)\.tmp")
+# .NAME.RANDOM.SPACE-PID-START.tmp names its process, so that others can remove it once that has ended.
+_TEMPORARY = re.compile(r"\..+\.(?P<space>[^/]+-[0-9a-f]+-\d+)-(?P<pid>\d+)-(?P<start>\d+)\.tmp")
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_TIME = 19  # among the fields of /proc/PID/stat after the name: clock ticks since the machine's start
+_FOREIGN_SECONDS = 86_400  # without a change, after which what a process of another space has left is removed
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -34,7 +37,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         KdtrainError: the file cannot be written; ``path`` is unchanged.
     """
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.{_owner(os.getpid())}.tmp"
+    temporary = path.parent / _temporary_name(path.name)
     try:
         _sweep(path.parent)
         try:
@@ -71,7 +74,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     Temporary files and folders of killed processes in ``parent`` are removed first.
     """
     _sweep(parent)
-    folder = parent / f".kdtrain.{uuid.uuid4().hex[:8]}.{_owner(os.getpid())}.tmp"
+    folder = parent / _temporary_name("kdtrain")
     folder.mkdir(mode=0o700)
     try:
         yield folder
@@ -109,33 +112,58 @@ def ensure_writable(folder: Path) -> None:
         raise KdtrainError(f"cannot write in the directory {folder}: {error.strerror or error}.") from error
 
 
-def _owner(pid: int) -> str:
-    """Returns a name of a process on this machine that no later process has; "" if it has ended."""
+def _temporary_name(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex[:8]}.{_space()}-{os.getpid()}-{_start_time('self')}.tmp"
+
+
+def _space() -> str:
+    """Returns a name of this process's PID namespace, HOST-BOOT-INODE; "" if it cannot be read.
+
+    Containers may share a host name and a folder, but not their process numbers.
+    """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        return f"{socket.gethostname()}-{_BOOT_ID.read_text()[:8]}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _start_time(process: int | str) -> str:
+    """Returns the start time of a process in this PID namespace; "" if it has ended."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return ""
     if not fields or fields[0] in (b"Z", b"X"):  # a zombie: ended, but not waited for
         return ""
-    return f"{socket.gethostname()}-{pid}-{fields[_START_TIME].decode()}"
+    return fields[_START_TIME].decode()
 
 
 def _sweep(folder: Path) -> None:
-    """Removes temporary files and folders of this machine's ended processes, as far as possible."""
+    """Removes temporary files and folders of ended processes, as far as possible.
+
+    Whether a process of another PID namespace or machine has ended is not known: what it left is removed
+    after a day without a change.
+    """
     temporary = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        temporary = [
-            (entry, match["owner"]) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))
-        ]
-    for entry, owner in temporary:
-        host, pid, _ = owner.rsplit("-", 2)
-        if host == socket.gethostname() and _owner(int(pid)) != owner:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
+        temporary = [(Path(entry), match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
+    for path, owner in temporary:
+        with contextlib.suppress(OSError):
+            # /proc may show another namespace's processes.
+            if owner["space"] == _space() and os.readlink("/proc/self") == str(os.getpid()):
+                is_left = _start_time(owner["pid"]) != owner["start"]
             else:
-                with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+                is_left = time.time() - _last_change(path) > _FOREIGN_SECONDS
+            if is_left and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif is_left:
+                path.unlink()
+
+
+def _last_change(path: Path) -> float:
+    """Returns the time at which a file, or anything in a folder, was last written to."""
+    return max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
 
 
 def _flush_folder(folder: Path) -> None:

@@ -38,6 +38,7 @@ class Fit:
     def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
         self.process = process
         self.folder = folder
+        self._known = [process.pid]  # those of a launcher that has ended are no longer its children
 
     @property
     def said(self) -> list[str]:
@@ -55,28 +56,29 @@ class Fit:
         raise AssertionError((self.folder / "stderr").read_text())
 
     def processes(self) -> list[int]:
-        """Returns all processes of the fit, the one that was started first."""
-        found = [self.process.pid]
-        for number in found:
-            children = Path(f"/proc/{number}/task/{number}/children")
+        """Returns all running processes of the fit, the one that was started first."""
+        for number in self._known:
             try:
-                found += map(int, children.read_text().split())
+                children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
             except OSError:
                 continue
-        return found
+            self._known += [child for child in map(int, children) if child not in self._known]
+        return list(filter(_runs, self._known))
 
     def signal(self, number: signal.Signals, whom: str) -> None:
         """Sends a signal to the ``worker``, to ``all`` processes, or to the terminal's ``group``."""
+        processes = [self.worker()] if whom == "worker" else self.processes()
         if whom == "group":
             os.killpg(self.process.pid, number)
-        for process in [self.worker()] if whom == "worker" else self.processes() if whom == "all" else []:
+        for process in processes if whom != "group" else []:
             os.kill(process, number)
 
     def wait(self, seconds: float) -> int:
         """Waits until all processes have ended; returns the exit code of the one that was started."""
-        processes, deadline = self.processes(), time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
+        self.processes()
         code = self.process.wait(seconds)
-        while any(_runs(number) for number in processes):
+        while self.processes():
             assert time.monotonic() < deadline, "a process has been left behind"
             time.sleep(0.02)
         return code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shutil
 import signal
@@ -14,7 +16,7 @@ import pytest
 from kdtrain.engine.resume import load_state
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import EPOCH, CallKdtrain, Finished, assert_explained, run
-from tests.tools import files_in, read_result, start_kdtrain, wait_until
+from tests.tools import ROOT, files_in, read_result, start_kdtrain, wait_until
 
 RUN = Path("logs/student/version_0")
 MOUNTS = shutil.which("unshare") is not None and (
@@ -234,9 +236,33 @@ class Slow(Callback):
     assert err.splitlines()[-1].endswith(f"kdtrain fit --resume {tmp_path / RUN}")
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "</dev/null | head -1"])
-def test_output_may_be_closed(tmp_path: Path, tiles: Path, closed: str) -> None:
+FULL = "kdtrain: stdout cannot be written (No space left on device): its output stops here."
+
+
+@pytest.mark.parametrize(
+    "closed", [">&-", "2>&-", ">&- 2>&-", "</dev/null | head -1", "2>/dev/full", ">/dev/full", "&>/dev/full"]
+)
+def test_output_may_be_closed_or_full(tmp_path: Path, tiles: Path, closed: str) -> None:
     finished = fit(tmp_path, ["bash", "-c", f'set -o pipefail; "$@" {closed}', "bash", *words(tiles)])
     assert finished.returncode == 0, finished.stderr
-    assert all(EPOCH.fullmatch(line) for line in finished.stderr.splitlines())
+    lines = finished.stderr.splitlines()
+    assert lines[4:] == [FULL] * (closed == ">/dev/full")
+    assert all(EPOCH.fullmatch(line) for line in lines[:4])
     load_model(tmp_path / "logs/models/student.safetensors")
+
+
+def test_a_terminal_that_is_gone_ends_no_fit(tmp_path: Path, tiles: Path) -> None:
+    """As when a connection over ssh ends: each write to the terminal is an error (EIO)."""
+    terminal, stream = pty.openpty()
+    os.close(terminal)
+    process = subprocess.Popen(
+        words(tiles), cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=stream, stderr=stream
+    )
+    os.close(stream)
+    assert process.wait(60) == 0
+    load_model(tmp_path / "logs/models/student.safetensors")
+
+
+def test_results_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
+    finished = run("bash", "-c", f"{sys.executable} -m kdtrain config > /dev/full", cwd=tmp_path)
+    assert_explained(finished, 1, "stdout cannot be written: No space left on device")

@@ -35,12 +35,17 @@ def machines() -> Iterator[Machines]:
 
 
 def train(
-    machines: Machines, folder: Path, tiles: Path, epochs: int = 500, launcher: bool = False
+    machines: Machines,
+    folder: Path,
+    tiles: Path,
+    epochs: int = 500,
+    launcher: bool = False,
+    silence: str = SILENCE,
 ) -> list[Fit]:
     """Starts a slow fit that two machines share, on batches of 2 x 32, and waits until both train."""
     words = (*SGD, "--data-dir", tiles, "--batch-size", "32", "--epochs", str(epochs), "--plugin", PLUGIN)
     fits = [
-        machines.start(rank, folder / str(rank), *words, launcher=launcher, KDTRAIN_SILENCE=SILENCE)
+        machines.start(rank, folder / str(rank), *words, launcher=launcher, KDTRAIN_SILENCE=silence)
         for rank in (0, 1)
     ]
     for fit in fits:
@@ -139,6 +144,20 @@ def test_ctrl_c_ends_a_side_that_waits_for_a_stopped_one(
     time.sleep(0.5)
     fits[0].signal(signal.SIGINT, "group")
     assert fits[0].wait(5) == 130
+    assert status(fits[0]) == "interrupted"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_ctrl_c_ends_each_side_within_5_seconds_after_the_cable_was_cut(
+    machines: Machines, tmp_path: Path, tiles: Path, victim: int
+) -> None:
+    fits = train(machines, tmp_path, tiles, launcher=True, silence="40")
+    machines.cut(victim)
+    time.sleep(1)  # both sides wait for each other
+    for fit in (fits[victim], fits[1 - victim]):
+        fit.signal(signal.SIGINT, "group")
+        fit.wait(5)
+        assert any("interrupted" in line for line in fit.said)
     assert status(fits[0]) == "interrupted"
 
 

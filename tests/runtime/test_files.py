@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -125,25 +128,71 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) ->
     assert sorted(os.listdir(tmp_path)) == ["another", "file"]
 
 
-def test_what_belongs_to_others_is_left_alone(tmp_path: Path) -> None:
-    writer = python("import time; time.sleep(600)")
-    start = Path(f"/proc/{writer.pid}/stat").read_text().split()[21]
-    others = [
-        f".file.12345678.{socket.gethostname()}-{writer.pid}-{start}.tmp",  # its owner still lives
-        f".file.12345678.another-host-{writer.pid}-1.tmp",
-        ".file.tmp",
-        "file.tmp",
-    ]
+HOLD_A_FOLDER = """
+import sys, time
+from pathlib import Path
+from kdtrain.runtime.files import temporary_folder
+with temporary_folder(Path(sys.argv[1])) as folder:
+    print(folder.name, flush=True)
+    time.sleep(600)
+"""
+UNSHARE = ("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc")
+PID_NAMESPACES = shutil.which("unshare") is not None and (
+    subprocess.run([*UNSHARE, "true"], check=False, stderr=subprocess.DEVNULL).returncode == 0
+)
+
+
+@contextlib.contextmanager
+def held_folder(parent: Path) -> Iterator[Path]:
+    """Yields the temporary folder of another process; kills that process at the end."""
+    holder = python(HOLD_A_FOLDER, parent)
+    assert holder.stdout is not None
     try:
-        for name in others:
-            (tmp_path / name).touch()
-        write_bytes(tmp_path / "file", b"content")
-        assert sorted(os.listdir(tmp_path)) == sorted(["file", *others])
+        yield parent / holder.stdout.readline().strip()
     finally:
-        writer.kill()
-        writer.communicate()
+        holder.kill()
+        holder.communicate()
+
+
+def test_what_belongs_to_a_living_process_stays_until_it_has_ended(tmp_path: Path) -> None:
+    with held_folder(tmp_path) as folder:
+        write_bytes(tmp_path / "file", b"content")
+        assert folder.is_dir()
     write_bytes(tmp_path / "file", b"content")
-    assert sorted(os.listdir(tmp_path)) == sorted(["file", *others[1:]])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not PID_NAMESPACES, reason="making a PID namespace is not allowed here")
+@pytest.mark.parametrize("proc", [(), ("--mount-proc",)], ids=["the other's /proc", "a /proc of its own"])
+def test_a_process_in_another_pid_namespace_removes_nothing_of_a_living_one(
+    tmp_path: Path, proc: tuple[str, ...]
+) -> None:
+    code = "import sys; from pathlib import Path; from kdtrain.runtime.files import write_bytes\n"
+    code += "write_bytes(Path(sys.argv[1]), b'content')"
+    with held_folder(tmp_path) as folder:
+        for _ in range(2):
+            command = [*UNSHARE[:-1], *proc, sys.executable, "-c", code, str(tmp_path / "file")]
+            subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
+        assert folder.is_dir()
+        assert sorted(os.listdir(tmp_path)) == sorted(["file", folder.name])
+
+
+def test_what_a_foreign_process_left_is_removed_after_a_day_without_a_change(tmp_path: Path) -> None:
+    hour, now = 3600, time.time()
+    names = [f".file.12345678.{host}-0b1d-4026531836-17-1.tmp" for host in (socket.gethostname(), "another")]
+    for name, hours in ((names[0], 23), (names[1], 25), (".file.tmp", 99)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (now, now - hours * hour))
+    for name, hours in (("new", 23), ("old", 25)):
+        folder = tmp_path / f".{name}.12345678.another-0b1d-4026531836-17-1.tmp"
+        (folder / "inside").mkdir(parents=True)
+        (folder / "inside" / "file").touch()
+        os.utime(folder / "inside" / "file", (now, now - hours * hour))
+        for path in (folder / "inside", folder):
+            os.utime(path, (now, now - 99 * hour))
+        names.append(folder.name)
+    write_bytes(tmp_path / "file", b"content")
+    assert sorted(os.listdir(tmp_path)) == sorted(["file", ".file.tmp", names[0], names[2]])
 
 
 def test_temporary_folder_is_gone_afterwards(tmp_path: Path) -> None:

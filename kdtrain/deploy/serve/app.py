@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import ipaddress
@@ -65,7 +66,8 @@ def make_app(
         threads: requests that are prepared in parallel; each model computes one request at a time.
         names: host names that the service accepts, besides localhost and IP addresses.
     """
-    service = _Service(model, teacher, limits, anyio.CapacityLimiter(threads), RateLimit(limits.rate))
+    at_once, large = anyio.CapacityLimiter(threads), anyio.Semaphore(2 * threads)
+    service = _Service(model, teacher, limits, at_once, large, RateLimit(limits.rate))
     files = [Route(f"/{path.name}", _file(path)) for path in sorted(PAGE.iterdir())]
     routes = [
         Route("/", _file(PAGE / "index.html")),
@@ -88,6 +90,7 @@ class _Service:
     teacher: OnnxModel | None
     limits: Limits
     threads: anyio.CapacityLimiter
+    large: anyio.Semaphore
     rate_limit: RateLimit
 
     async def model_card(self, request: Request) -> Response:
@@ -110,9 +113,13 @@ class _Service:
                 {"Retry-After": str(math.ceil(wait))},
             )
         kind, temperature = content_type(request), temperature_in(request, self.model.card)
-        body = await read_body(request, self.limits)
-        answer = functools.partial(self._answer, kind, body, temperature, "pixels" in request.query_params)
-        content = await anyio.to_thread.run_sync(answer, limiter=self.threads)
+        async with contextlib.AsyncExitStack() as held:
+            large = functools.partial(held.enter_async_context, self.large)
+            body = await read_body(request, self.limits, large)
+            answer = functools.partial(
+                self._answer, kind, body, temperature, "pixels" in request.query_params
+            )
+            content = await anyio.to_thread.run_sync(answer, limiter=self.threads)
         return Response(content, media_type="application/json")
 
     def _answer(self, kind: str, body: bytes, temperature: float, with_pixels: bool) -> str:
@@ -121,9 +128,11 @@ class _Service:
         answer = _predictions(self.model, images, temperature) | {"classes": self.model.card.classes}
         if self.teacher is not None:
             answer["teacher"] = _predictions(self.teacher, images, temperature)
-        if with_pixels:
-            answer["pixels"] = images.tolist()
-        return json.dumps(answer, allow_nan=False)
+        content = json.dumps(answer, allow_nan=False)
+        if with_pixels:  # image by image: all as Python's numbers would take ten times the memory of the text
+            pixels = ", ".join(json.dumps(image.tolist()) for image in images)
+            content = f'{content[:-1]}, "pixels": [{pixels}]}}'
+        return content
 
 
 def _predictions(model: OnnxModel, images: npt.NDArray[Any], temperature: float) -> dict[str, Any]:

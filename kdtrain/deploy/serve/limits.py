@@ -1,10 +1,10 @@
-"""Limits of the service per client: rate of predictions, size of a body, time that a body may take."""
+"""Limits of the service: rate of predictions, size and time of a body, memory of unread responses."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 _MOST_CLIENTS = 10_000  # from this number on, those that are idle are dropped
 _CLOSE = {"Connection": "close"}  # the rest of a body is not read
 _DRAINED = 10  # times the longest body
+_SMALL = 100_000  # bytes of a body that are read at once
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class Limits:
         rate: predictions per second for each client; twice as many may arrive at once.
         body: the longest body in bytes.
         head: seconds in which the head of a request must arrive.
-        seconds: seconds in which a body must arrive.
+        seconds: seconds in which a body must arrive, and in which a client must read a part of a response.
+        unread: bytes of responses that all clients together may leave unread.
     """
 
     rate: float = 30.0
     body: int = 10_000_000
     head: float = 10.0
     seconds: float = 15.0
+    unread: int = 100_000_000
 
 
 class RateLimit:
@@ -61,8 +64,10 @@ class RateLimit:
         return 0.0
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+async def read_body(request: Request, limits: Limits, large: Callable[[], Awaitable[object]]) -> bytes:
     """Returns the body of a request.
+
+    After the first 100 KB, ``large`` is awaited, without a limit of time: it bounds the memory of all bodies.
 
     An oversized body is drained, up to 10 times the limit, because most clients read the response only
     after sending. ``Expect: 100-continue`` clients are refused at once.
@@ -76,23 +81,28 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     if announced > (limits.body if waits else _DRAINED * limits.body):
         raise too_long
 
-    async def read() -> bytes:
-        body, length = bytearray(), 0
-        async for part in request.stream():
+    parts, body, length = request.stream(), bytearray(), 0
+
+    async def read(most: int) -> None:
+        nonlocal length
+        async for part in parts:
             length += len(part)
             if length <= limits.body:
-                body += part
-            elif length > _DRAINED * limits.body:
+                body.extend(part)
+            if length > most:
                 break
-        if length > limits.body:
-            raise too_long
-        return bytes(body)
 
     try:
-        return await asyncio.wait_for(read(), limits.seconds)
+        await asyncio.wait_for(read(_SMALL), limits.seconds)
+        if length > _SMALL:
+            await large()
+            await asyncio.wait_for(read(_DRAINED * limits.body), limits.seconds)
     except ClientDisconnect as error:
         raise HTTPException(400, "the body is not complete.", _CLOSE) from error
     except asyncio.TimeoutError as error:
         raise HTTPException(
             408, f"the body had not arrived after {limits.seconds:g} seconds.", _CLOSE
         ) from error
+    if length > limits.body:
+        raise too_long
+    return bytes(body)

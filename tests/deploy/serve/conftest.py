@@ -6,8 +6,10 @@ import http.client
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,10 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import uvicorn
 from PIL import Image
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import to_onnx
+from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.serve.app import make_app
+from kdtrain.deploy.serve.connections import Server
+from kdtrain.deploy.serve.limits import Limits
 from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
@@ -70,10 +77,16 @@ Serve = Callable[..., AbstractContextManager[Service]]
 
 
 @contextmanager
-def serve(*words: str | Path) -> Iterator[Service]:
-    """Runs ``kdtrain serve`` on a free port; kills it at the end if it still runs."""
+def serve(*words: str | Path, files: int = 0) -> Iterator[Service]:
+    """Runs ``kdtrain serve`` on a free port; kills it at the end if it still runs.
+
+    Args:
+        words: the flags.
+        files: the hard limit of open files; 0 sets none.
+    """
+    limit = ["prlimit", f"--nofile={files}"] if files else []
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdtrain", "serve", *map(str, words), "--port", "0"],
+        [*limit, sys.executable, "-m", "kdtrain", "serve", *map(str, words), "--port", "0"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -88,6 +101,22 @@ def serve(*words: str | Path) -> Iterator[Service]:
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def service_with(model: Path, limits: Limits) -> Iterator[int]:
+    """Runs a service in a thread of this process, with limits that no flag sets; yields its port."""
+    app = make_app(OnnxModel.load(model), None, limits, threads=1)
+    server = Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="critical"), limits)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the rest of a response is in the process
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="session")

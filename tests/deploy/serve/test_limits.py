@@ -7,7 +7,6 @@ import http.client
 import json
 import select
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,37 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.deploy.serve.app import make_app
-from kdtrain.deploy.serve.connections import connections
 from kdtrain.deploy.serve.limits import Limits, RateLimit
 from kdtrain.deploy.serve.requests import images_in
 from kdtrain.store.card import ModelCard
-from tests.deploy.serve.conftest import JSON, Service, as_json, serve
+from tests.deploy.serve.conftest import JSON, Service, as_json, serve, service_with
 
 CARD = ModelCard("student", "student_mlp", "mnist", (1, 3, 2), ("a", "b"), (0.5,), (0.2,))
-
-
-@contextmanager
-def service_with(model: Path, limits: Limits) -> Iterator[int]:
-    """Runs a service in a thread of this process, with limits that no flag sets; yields its port."""
-    app = make_app(OnnxModel.load(model), None, limits, threads=1)
-    http = connections(limits.head)
-    server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", ws="none", log_level="critical"))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @contextmanager
