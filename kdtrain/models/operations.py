@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,7 +32,12 @@ class Operation:
 
     ``flow.autograd.Function`` holds it in a context instead, whose attributes lose a reference each
     time they are read, until their memory is freed while it is in use.
+
+    Attributes:
+        observer: is called with each operation that keeps something for its backward pass.
     """
+
+    observer: ClassVar[Callable[[Operation], None] | None] = None
 
     def apply(self, *inputs: flow.Tensor) -> Any:
         """Returns the result, or several, as a node of autograd's graph."""
@@ -43,7 +49,10 @@ class Operation:
             return self.backward(*gradients)
 
         function = flow._oneflow_internal.autograd.AutogradFunctionBase
-        return function.apply(type(self).__name__, forward, backward, *inputs)
+        result = function.apply(type(self).__name__, forward, backward, *inputs)
+        if Operation.observer is not None and flow.is_grad_enabled():
+            Operation.observer(self)
+        return result
 
     def forward(self, *inputs: Any) -> Any:
         """Returns the result, float32; the subclass states the shapes of inputs and result."""
@@ -136,7 +145,7 @@ class Convolution(ImageOperation):
         )
         y = self.kernel.forward(images, self.weight, *(b.to_numpy() for b in bias))
         if self.relu:
-            self.y = y
+            self.positive = y > 0  # the network may change the result
         del images  # before another copy is made
         return self.result(y)
 
@@ -144,7 +153,7 @@ class Convolution(ImageOperation):
         """Returns the gradients of images (None if they need none), weights and bias."""
         gradient = self.read(dy)
         if self.relu:
-            gradient = kernels.Activation.of(self.y.shape, onednn.RELU).backward(gradient, self.y)
+            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.positive)
         others = self.kernel.gradients_of_weights(gradient, self.as_last(self.x))
         dx = self.kernel.gradient_of_images(gradient, self.weight) if self.image_wanted else None
         del gradient
@@ -219,7 +228,7 @@ class Activation(ImageOperation):
         numbers = x.to_numpy()
         self.kernel = kernels.Activation.of(numbers.shape, self.kind)
         y = self.kernel.forward(numbers)
-        self.known = y if self.kernel.by_result else numbers
+        self.known = y > 0 if self.kind == onednn.RELU else numbers
         return flow.from_numpy(y)
 
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
@@ -259,14 +268,16 @@ class Sum(ImageOperation):
     def forward(self, a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
         """Returns the sum, in the shape of both."""
         x, y = self.read(a), self.read(b)
-        self.y = kernels.Elementwise.of(x.shape, onednn.ADD, self.relu)(x, y)
-        return self.result(self.y)
+        total = kernels.Elementwise.of(x.shape, onednn.ADD, self.relu)(x, y)
+        if self.relu:
+            self.positive = total > 0
+        return self.result(total)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
         """Returns the gradient of both, which is the same."""
         gradient = self.read(dy)
         if self.relu:
-            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.y)
+            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.positive)
         shared = self.result(gradient)
         return shared, shared.detach()
 

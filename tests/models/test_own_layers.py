@@ -212,7 +212,7 @@ def test_hooks_before_the_layers_of_a_sequence_are_called_and_may_change_the_arg
     for network in (model, reference):
         network[watched].register_forward_pre_hook(lambda layer, inputs: (2 * inputs[0] - 1,))
         results.append(network.train()(x).numpy())
-    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
 def test_convolutions_and_large_linear_layers_gain_by_cores() -> None:

@@ -207,8 +207,8 @@ def test_a_convolution_larger_than_its_image_is_named(file: Path) -> None:
     with pytest.raises(UsageError) as caught:
         build_model("my_net.py:make", (1, 5, 4), 3)
     assert str(caught.value) == (
-        "the architecture my_net.py:make, layer '0.1' (Conv2d): the network raised ValueError: this convolution "
-        "spans 5x5 pixels, more than its images have, 4x3 with the padding."
+        "the architecture my_net.py:make, layer '0.1' (Conv2d): the network raised ValueError: this "
+        "convolution spans 5x5 pixels, more than its images have, 4x3 with the padding."
     )
 
 
