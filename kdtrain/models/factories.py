@@ -27,7 +27,7 @@ def check_factory(arch: str) -> None:
 
 
 def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
-    """Imports a factory, calls it, and returns its network, with kdtrain's layers, after a check on two images of zeros.
+    """Returns a factory's network, with kdtrain's layers, after a check on two images of zeros.
 
     Args:
         arch: FILE.py:FACTORY or MODULE:FACTORY.

@@ -32,12 +32,9 @@ class Operation:
 
     ``flow.autograd.Function`` holds it in a context instead, whose attributes lose a reference each
     time they are read, until their memory is freed while it is in use.
-
-    Attributes:
-        observer: is called with each operation that keeps something for its backward pass.
     """
 
-    observer: ClassVar[Callable[[Operation], None] | None] = None
+    observer: ClassVar[Callable[[Operation], None] | None] = None  # is called with each that has a gradient
 
     def apply(self, *inputs: flow.Tensor) -> Any:
         """Returns the result, or several, as a node of autograd's graph."""
@@ -144,15 +141,14 @@ class Convolution(ImageOperation):
             images.shape, self.weight.shape, *self.geometry, bool(bias), self.relu
         )
         y = self.kernel.forward(images, self.weight, *(b.to_numpy() for b in bias))
-        if self.relu:
-            self.positive = y > 0  # the network may change the result
+        self.positive = y > 0 if self.relu else None  # the network may change the result
         del images  # before another copy is made
         return self.result(y)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, ...]:
         """Returns the gradients of images (None if they need none), weights and bias."""
         gradient = self.read(dy)
-        if self.relu:
+        if self.positive is not None:
             gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.positive)
         others = self.kernel.gradients_of_weights(gradient, self.as_last(self.x))
         dx = self.kernel.gradient_of_images(gradient, self.weight) if self.image_wanted else None
@@ -269,14 +265,13 @@ class Sum(ImageOperation):
         """Returns the sum, in the shape of both."""
         x, y = self.read(a), self.read(b)
         total = kernels.Elementwise.of(x.shape, onednn.ADD, self.relu)(x, y)
-        if self.relu:
-            self.positive = total > 0
+        self.positive = total > 0 if self.relu else None
         return self.result(total)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
         """Returns the gradient of both, which is the same."""
         gradient = self.read(dy)
-        if self.relu:
+        if self.positive is not None:
             gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.positive)
         shared = self.result(gradient)
         return shared, shared.detach()
@@ -326,10 +321,8 @@ class Interleaving(ImageOperation):
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
         """Returns the gradient of both."""
         gradient = self.read(dy)
-        return (
-            self.result(np.ascontiguousarray(gradient[..., 0::2])),
-            self.result(np.ascontiguousarray(gradient[..., 1::2])),
-        )
+        a, b = (self.result(np.ascontiguousarray(gradient[..., start::2])) for start in (0, 1))
+        return a, b
 
 
 class Subsampling(ImageOperation):

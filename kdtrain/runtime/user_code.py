@@ -167,10 +167,11 @@ def with_place(what: str, calls: Sequence[Call], at: Callable[..., Any] | None =
     """Returns ``what`` with the innermost line of user code of some calls, and the layer of a network.
 
     Args:
-        what: as in ``with_source_line``, as is ``at``.
+        what: as in ``with_source_line``.
         calls: from the outermost to the innermost.
+        at: as in ``with_source_line``.
     """
-    places = [(file, line) for file, line in (*_definition(at), *(call[:2] for call in calls))]
+    places = [*_definition(at), *((call.file, call.line) for call in calls)]
     for file, line in [place for place in places if is_user_code(place[0])][-1:]:
         is_named = re.search(rf"(^|[\s/]){re.escape(display_path(file))}([:,\s]|$)", what)
         what += f", line {line}" if is_named else f", {display_path(file)} line {line}"
