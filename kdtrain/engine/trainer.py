@@ -20,6 +20,7 @@ from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.recorder import Recorder
 from kdtrain.engine.resume import FitState
 from kdtrain.engine.run import FitProgress, Run
+from kdtrain.engine.saved_values import SavedValues
 from kdtrain.errors import error_text
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.names import Metrics
@@ -138,7 +139,7 @@ class Trainer:
 
     def _train(self, run: Run, progress: FitProgress) -> None:
         """Runs the epochs."""
-        batches = len(run.train)
+        batches, saved = len(run.train), [SavedValues()]  # the first step is checked
         while progress.epoch < run.epochs and not _stopping(run):
             progress.epoch += 1
             flow.manual_seed(derive_seed(self.seed, "dropout", progress.epoch, run.train.ranks.rank))
@@ -147,7 +148,7 @@ class Trainer:
             rate, started = run.learning_rate, time.perf_counter()
             for batch in run.train.epoch(progress.epoch):
                 rate = run.learning_rate
-                losses = self._step(run, batch, progress.step / batches)
+                losses = self._step(run, batch, progress.step / batches, saved.pop() if saved else None)
                 progress.step += 1
                 seen.append(losses)
                 self.callbacks.emit(
@@ -168,13 +169,18 @@ class Trainer:
             end = EpochEnd(run.epoch, run.step, metrics, sum(sizes), trained - started, seconds, rate)
             self.callbacks.emit("on_epoch_end", run, end)
 
-    def _step(self, run: Run, batch: Batch, epochs_done: float) -> Mapping[str, flow.Tensor]:
+    def _step(
+        self, run: Run, batch: Batch, epochs_done: float, saved: SavedValues | None
+    ) -> Mapping[str, flow.Tensor]:
         """Makes one optimizer step; returns the losses before it, means over the whole batch."""
         run.optimizer.zero_grad(set_to_none=True)
-        output = run.objective.student(batch.inputs)
-        zero_upper_avx()
-        losses = run.objective(batch, output, epochs_done)
-        losses["total"].backward()
+        with saved or contextlib.nullcontext():
+            output = run.objective.student(batch.inputs)
+            zero_upper_avx()
+            losses = run.objective(batch, output, epochs_done)
+            if saved is not None:
+                saved.check(losses["total"], run.optimizer)
+            losses["total"].backward()
         zero_upper_avx()
         batch_losses = run.train.ranks.average_gradients(run.optimizer, _detached(losses), batch)
         if self.clip_grad_norm is not None:

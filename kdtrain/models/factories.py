@@ -8,6 +8,7 @@ from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, one_line, size_text
 from kdtrain.models.networks import ImageShape
+from kdtrain.models.own_layers import with_own_layers
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.user_code import load_callable, with_source_line
@@ -26,7 +27,7 @@ def check_factory(arch: str) -> None:
 
 
 def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
-    """Imports a factory, calls it, and returns its network after a check on two images of zeros.
+    """Returns a factory's network, with kdtrain's layers, after a check on two images of zeros.
 
     Args:
         arch: FILE.py:FACTORY or MODULE:FACTORY.
@@ -42,7 +43,7 @@ def build_from_factory(arch: str, image_shape: ImageShape, num_classes: int) -> 
     model = _call(arch, "the factory", factory, image_shape, num_classes)
     if not isinstance(model, flow.nn.Module):
         raise UsageError(f"the architecture {arch}: its factory returned {_kind(model)}, not an nn.Module.")
-    training = model.training
+    training = with_own_layers(model).training
     with flow.no_grad():
         logits = _call(arch, "the network", model.eval(), flow.zeros(2, *image_shape))
     model.train(training)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.errors import UsageError
+from kdtrain.errors import UsageError, size_text
 from kdtrain.models import operations
 from kdtrain.models.operations import is_channels_last, runs_in_numpy, runs_in_onednn
 from kdtrain.runtime import flow, onednn
@@ -40,9 +40,13 @@ def channels_first(x: flow.Tensor) -> flow.Tensor:
 
 def relu(x: flow.Tensor) -> flow.Tensor:
     """Returns the positive part of each number, (...) float32."""
-    if (is_channels_last(x) or x.numel() >= _LARGE_TENSOR) and runs_in_onednn(x):
+    if _has_own_relu(x):
         return operations.Activation(onednn.RELU).apply(x)
     return F.relu(x)
+
+
+def _has_own_relu(x: flow.Tensor) -> bool:
+    return (is_channels_last(x) or x.numel() >= _LARGE_TENSOR) and runs_in_onednn(x)
 
 
 def relu_of(layer: flow.nn.Module, x: flow.Tensor) -> flow.Tensor:
@@ -131,10 +135,17 @@ class Conv2d(ImageLayer, flow.nn.Conv2d):
 
     def forward(self, x: flow.Tensor, relu: bool = False) -> flow.Tensor:
         """Returns the convolved images, (N, C, H, W) to (N, C', H', W'), or their positive part."""
+        stride, padding, dilation = map(_pair, (self.stride, self.padding, self.dilation))
+        padded = [size + 2 * pad for size, pad in zip(x.shape[2:], padding, strict=False)]
+        spanned = [gap * (size - 1) + 1 for size, gap in zip(_pair(self.kernel_size), dilation, strict=True)]
+        if any(span > size for span, size in zip(spanned, padded, strict=False)):
+            raise ValueError(
+                f"this convolution spans {size_text(spanned)} pixels, more than its images have, "
+                f"{size_text(padded)} with the padding"
+            )
         if not runs_in_onednn(x) or x.shape[1] != self.in_channels:  # OneFlow says what is wrong
             y = super().forward(channels_first(x))
             return F.relu(y) if relu else y
-        stride, padding, dilation = map(_pair, (self.stride, self.padding, self.dilation))
         bias = [] if self.bias is None else [self.bias]
         return operations.Convolution(stride, padding, dilation, self.groups, relu).apply(
             x, self.weight, *bias
@@ -223,12 +234,13 @@ class ReLU(ImageLayer, flow.nn.ReLU):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the positive parts, in the shape of ``x``."""
-        return relu(x)
+        y = relu(x)  # the network may change the result, which OneFlow's own ReLU needs for its gradient
+        return y.clone() if y.requires_grad and runs_in_numpy(y) and not _has_own_relu(x) else y
 
 
 def is_plain_relu(layer: flow.nn.Module) -> bool:
-    """Returns whether a layer is a ReLU whose result no hook watches, so that it may be fused."""
-    return isinstance(layer, ReLU) and not layer._forward_hooks
+    """Returns whether a layer is a ReLU that no hook watches, so that it may be fused."""
+    return isinstance(layer, ReLU) and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class Hardswish(ImageLayer, flow.nn.Hardswish):
@@ -262,7 +274,8 @@ class Sequential(ImageLayer, flow.nn.Sequential):
             layer = layers.pop(0)
             if _is_images(x):
                 x = channels_last(x) if isinstance(layer, ImageLayer) else channels_first(x)
-            if layers and is_plain_relu(layers[0]):
+            is_fusable = len(layers) > 1 or isinstance(layer, (Conv2d, BatchNorm2d))
+            if layers and is_plain_relu(layers[0]) and is_fusable:
                 layers.pop(0)
                 x = relu_of(layer, x)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +34,8 @@ class Operation:
     time they are read, until their memory is freed while it is in use.
     """
 
+    observer: ClassVar[Callable[[Operation], None] | None] = None  # is called with each that has a gradient
+
     def apply(self, *inputs: flow.Tensor) -> Any:
         """Returns the result, or several, as a node of autograd's graph."""
 
@@ -43,7 +46,10 @@ class Operation:
             return self.backward(*gradients)
 
         function = flow._oneflow_internal.autograd.AutogradFunctionBase
-        return function.apply(type(self).__name__, forward, backward, *inputs)
+        result = function.apply(type(self).__name__, forward, backward, *inputs)
+        if Operation.observer is not None and flow.is_grad_enabled():
+            Operation.observer(self)
+        return result
 
     def forward(self, *inputs: Any) -> Any:
         """Returns the result, float32; the subclass states the shapes of inputs and result."""
@@ -135,16 +141,15 @@ class Convolution(ImageOperation):
             images.shape, self.weight.shape, *self.geometry, bool(bias), self.relu
         )
         y = self.kernel.forward(images, self.weight, *(b.to_numpy() for b in bias))
-        if self.relu:
-            self.y = y
+        self.positive = y > 0 if self.relu else None  # the network may change the result
         del images  # before another copy is made
         return self.result(y)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, ...]:
         """Returns the gradients of images (None if they need none), weights and bias."""
         gradient = self.read(dy)
-        if self.relu:
-            gradient = kernels.Activation.of(self.y.shape, onednn.RELU).backward(gradient, self.y)
+        if self.positive is not None:
+            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.positive)
         others = self.kernel.gradients_of_weights(gradient, self.as_last(self.x))
         dx = self.kernel.gradient_of_images(gradient, self.weight) if self.image_wanted else None
         del gradient
@@ -219,7 +224,7 @@ class Activation(ImageOperation):
         numbers = x.to_numpy()
         self.kernel = kernels.Activation.of(numbers.shape, self.kind)
         y = self.kernel.forward(numbers)
-        self.known = y if self.kernel.by_result else numbers
+        self.known = y > 0 if self.kind == onednn.RELU else numbers
         return flow.from_numpy(y)
 
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
@@ -259,14 +264,15 @@ class Sum(ImageOperation):
     def forward(self, a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
         """Returns the sum, in the shape of both."""
         x, y = self.read(a), self.read(b)
-        self.y = kernels.Elementwise.of(x.shape, onednn.ADD, self.relu)(x, y)
-        return self.result(self.y)
+        total = kernels.Elementwise.of(x.shape, onednn.ADD, self.relu)(x, y)
+        self.positive = total > 0 if self.relu else None
+        return self.result(total)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
         """Returns the gradient of both, which is the same."""
         gradient = self.read(dy)
-        if self.relu:
-            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.y)
+        if self.positive is not None:
+            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.positive)
         shared = self.result(gradient)
         return shared, shared.detach()
 
@@ -315,10 +321,8 @@ class Interleaving(ImageOperation):
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
         """Returns the gradient of both."""
         gradient = self.read(dy)
-        return (
-            self.result(np.ascontiguousarray(gradient[..., 0::2])),
-            self.result(np.ascontiguousarray(gradient[..., 1::2])),
-        )
+        a, b = (self.result(np.ascontiguousarray(gradient[..., start::2])) for start in (0, 1))
+        return a, b
 
 
 class Subsampling(ImageOperation):

@@ -47,7 +47,7 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
     if arch.startswith(PREFIX):
         return with_own_layers(build_classifier(arch, image_shape, num_classes))
     if runs_code(arch):
-        return with_own_layers(build_from_factory(arch, image_shape, num_classes))
+        return build_from_factory(arch, image_shape, num_classes)
     if arch == "teacher_cnn" and min(image_shape[1:]) < 6:
         raise UsageError(
             f"teacher_cnn needs images of at least 6x6 pixels, these are {size_text(image_shape[1:])}: "

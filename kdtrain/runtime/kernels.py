@@ -250,16 +250,15 @@ class Activation(Kernel):
         self.shape, size = tuple(shape), math.prod(shape)
         x, work = Description((size,), (0,)), _passes(shape, 2)
         factors = (1 / 6, 0.5) if kind == dnn.HARDSWISH else (0.0, 0.0)
-        if kind == dnn.RELU:  # its gradient needs the result only
-            kind, known = dnn.RELU_BY_RESULT, dnn.DST
-        else:
-            known = dnn.SRC
-        self.by_result = known == dnn.DST
         self._forward = Primitive(
             "eltwise_forward", (dnn.SRC, dnn.DST), dnn.TRAINING, kind, x, x, *factors, work=work
         )
-        arguments, parameters = (known, dnn.DIFF_DST, dnn.DIFF_SRC), (kind, x, x, x, *factors, self._forward)
-        self._backward = Primitive("eltwise_backward", arguments, *parameters, work=work)
+        if kind == dnn.RELU:
+            arguments, mask = (dnn.SRC, dnn.SRC_1, dnn.DST), Description((size,), (0,), dnn.BYTE)
+            self._backward = Primitive("binary", arguments, dnn.MULTIPLY, x, mask, x, work=work)
+        else:
+            arguments, parameters = (dnn.DIFF_DST, dnn.SRC, dnn.DIFF_SRC), (kind, x, x, x, *factors)
+            self._backward = Primitive("eltwise_backward", arguments, *parameters, self._forward, work=work)
 
     def forward(self, x: Array) -> Array:
         """Returns the activations."""
@@ -267,15 +266,15 @@ class Activation(Kernel):
         self._forward(x, y)
         return y
 
-    def backward(self, dy: Array, known: Array) -> Array:
+    def backward(self, dy: Array, known: npt.NDArray[Any]) -> Array:
         """Returns the gradient of the numbers.
 
         Args:
             dy: the gradient of the result.
-            known: the result of a ReLU, the argument of a hard swish.
+            known: for a ReLU, which numbers are positive, bool; for a hard swish, its argument.
         """
         dx = new_array(self.shape)
-        self._backward(known, dy, dx)
+        self._backward(dy, known, dx)
         return dx
 
 

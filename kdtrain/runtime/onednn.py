@@ -29,12 +29,13 @@ logger = logging.getLogger(__name__)
 # The constants of dnnl_types.h that the operations need.
 TRAINING, BACKWARD = 64, 128
 DIRECT, MAX, AVERAGE, AVERAGE_WITH_PADDING = 1, 0x1FF, 0x3FF, 0x2FF
-RELU, RELU_BY_RESULT, HARDSWISH, ADD, MULTIPLY = 0x20, 0x100, 0x34, 0x1FFF0, 0x1FFF1
+RELU, HARDSWISH, ADD, MULTIPLY = 0x20, 0x34, 0x1FFF0, 0x1FFF1
 GLOBAL_STATISTICS, SCALE_AND_SHIFT, WITH_RELU = 1, 2 | 4, 8
 SRC, SRC_1, DST, WEIGHTS, BIAS = 1, 2, 17, 33, 41
 MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 49, 50, 51, 52, 64
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS, DIFF_SCALE, DIFF_SHIFT = 129, 145, 161, 169, 255, 256
-_CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _OF_ARGUMENT = 1, 1, 3, 1, 255
+FLOAT32, BYTE = 3, 6
+_CPU, _IN_ORDER, _ANY_LAYOUT, _OF_ARGUMENT = 1, 1, 1, 255
 
 _STATUS = {1: "memory ran out", 2: "invalid arguments", 3: "not implemented", 5: "an error at run time"}
 _INSTRUCTIONS = {0x20: "AVX-512", 0x4: "AVX2", 0: "no AVX2: expect slow runs"}
@@ -51,15 +52,18 @@ class OneDnnError(KdtrainError):
 
 
 class Description:
-    """The shape and the layout of a float32 array.
+    """The shape, the layout and the type of an array.
 
     Args:
         shape: in oneDNN's order of axes, whatever the layout: images are (N, C, H, W).
         order: the axes from the slowest to the fastest in memory; None lets a primitive choose.
+        dtype: of its numbers: ``FLOAT32``, or ``BYTE`` (unsigned).
     """
 
-    def __init__(self, shape: Sequence[int], order: Sequence[int] | None = None) -> None:
-        self.handle = ctypes.c_void_p()
+    def __init__(
+        self, shape: Sequence[int], order: Sequence[int] | None = None, dtype: int = FLOAT32
+    ) -> None:
+        self.handle, self._dtype = ctypes.c_void_p(), dtype
         if order is None:
             self._create("with_tag", shape, ctypes.c_int(_ANY_LAYOUT))
             return
@@ -79,7 +83,7 @@ class Description:
         return copy
 
     def _create(self, how: str, shape: Sequence[int], layout: Any) -> None:
-        arguments = ctypes.byref(self.handle), len(shape), _numbers(shape), _FLOAT32, layout
+        arguments = ctypes.byref(self.handle), len(shape), _numbers(shape), self._dtype, layout
         library().call(f"memory_desc_create_{how}", *arguments)
         _destroy_with(self, ("memory_desc", self.handle))
 

@@ -9,11 +9,11 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple
 
 from kdtrain.errors import KdtrainError, UsageError, one_line, unknown_name_message
 from kdtrain.runtime.locations import display_path, missing_path_text
@@ -23,6 +23,14 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _KDTRAIN = os.path.join(_PACKAGE, "")
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
 _LIBRARIES = {"matplotlib", "numpy", "oneflow", "scipy", "tensorboardX", "tqdm"}  # called by user code
+
+
+class Call(NamedTuple):
+    """A call on the stack: file and line, and the network or the layer whose method runs, or None."""
+
+    file: str
+    line: int
+    module: Any
 
 
 def load_callable(spec: str, kind: str, noun: str, asked: str) -> Callable[..., Any]:
@@ -143,13 +151,34 @@ def with_source_line(what: str, error: BaseException, at: Callable[..., Any] | N
         error: the error.
         at: a function whose first line is named if no frame is user code.
     """
-    calls = [(call.filename, call.lineno) for call in traceback.extract_tb(error.__traceback__)]
-    places = [place for place in (*_definition(at), *calls) if is_user_code(place[0])]
-    if not places:
-        return what
-    file, line = places[-1]
-    is_named = re.search(rf"(^|[\s/]){re.escape(display_path(file))}([:,\s]|$)", what)
-    return f"{what}, line {line}" if is_named else f"{what}, {display_path(file)} line {line}"
+    return with_place(what, calls_of(traceback.walk_tb(error.__traceback__)), at)
+
+
+def calls_of(frames: Iterable[tuple[FrameType, int]]) -> list[Call]:
+    """Returns the calls of a stack, in its order."""
+    owners = ((frame, line, frame.f_locals.get("self")) for frame, line in frames)
+    return [
+        Call(frame.f_code.co_filename, line, owner if hasattr(type(owner), "named_modules") else None)
+        for frame, line, owner in owners
+    ]
+
+
+def with_place(what: str, calls: Sequence[Call], at: Callable[..., Any] | None = None) -> str:
+    """Returns ``what`` with the innermost line of user code of some calls, and the layer of a network.
+
+    Args:
+        what: as in ``with_source_line``.
+        calls: from the outermost to the innermost.
+        at: as in ``with_source_line``.
+    """
+    places = [*_definition(at), *((call.file, call.line) for call in calls)]
+    for file, line in [place for place in places if is_user_code(place[0])][-1:]:
+        is_named = re.search(rf"(^|[\s/]){re.escape(display_path(file))}([:,\s]|$)", what)
+        what += f", line {line}" if is_named else f", {display_path(file)} line {line}"
+    modules = [call.module for call in calls if call.module is not None]
+    names = {id(layer): name for module in modules[:1] for name, layer in module.named_modules()}
+    name = names.get(id(modules[-1])) if modules else None
+    return f"{what}, layer {name!r} ({type(modules[-1]).__name__})" if name else what
 
 
 def _definition(function: Any) -> list[tuple[str, int]]:

@@ -204,6 +204,17 @@ def test_layers_of_a_sequence_before_a_relu_and_the_relu_show_their_results_to_h
     assert len(seen[0]) == 2
 
 
+@pytest.mark.parametrize("watched", [0, 1, 2])
+def test_hooks_before_the_layers_of_a_sequence_are_called_and_may_change_the_argument(watched: int) -> None:
+    reference = flow.nn.Sequential(flow.nn.Conv2d(3, 4, 3), flow.nn.BatchNorm2d(4), flow.nn.ReLU())
+    model, x = with_own_layers(copy.deepcopy(reference)), flow.tensor(normal(2, 3, 7, 8))
+    results = []
+    for network in (model, reference):
+        network[watched].register_forward_pre_hook(lambda layer, inputs: (2 * inputs[0] - 1,))
+        results.append(network.train()(x).numpy())
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
+
+
 def test_convolutions_and_large_linear_layers_gain_by_cores() -> None:
     assert gains_by_cores(with_own_layers(flow.nn.Sequential(flow.nn.Linear(512, 512))))
     assert gains_by_cores(with_own_layers(flow.nn.Conv2d(1, 1, 1)))

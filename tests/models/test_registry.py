@@ -197,6 +197,21 @@ def test_what_is_no_factory_is_refused(file: Path, arch: str, expected: str) -> 
     assert not text.endswith("..")
 
 
+def test_a_convolution_larger_than_its_image_is_named(file: Path) -> None:
+    file.write_text(
+        "from kdtrain import flow\nnn = flow.nn\n"
+        "def make(image_shape, num_classes):\n"
+        "    body = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.Conv2d(2, 2, 3, dilation=2, padding=1))\n"
+        "    return nn.Sequential(body, nn.Flatten(), nn.Linear(2, num_classes))\n"
+    )
+    with pytest.raises(UsageError) as caught:
+        build_model("my_net.py:make", (1, 5, 4), 3)
+    assert str(caught.value) == (
+        "the architecture my_net.py:make, layer '0.1' (Conv2d): the network raised ValueError: this "
+        "convolution spans 5x5 pixels, more than its images have, 4x3 with the padding."
+    )
+
+
 @pytest.mark.parametrize(
     ("arch", "reason"),
     [
