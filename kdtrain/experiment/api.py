@@ -183,7 +183,7 @@ def load_teacher(data: RunData, **settings: Any) -> flow.nn.Module:
             f"load_teacher: there is no teacher of {data.dataset.name} in {chosen.models}. Train one with "
             'kdtrain.fit("teacher"), or name a file with teacher_checkpoint.'
         )
-    logger.info(describe_teacher(teacher, chosen, data.dataset))
+    logger.info(describe_teacher(teacher, chosen, data.dataset, in_run=False))
     return teacher.build(data.train.device)
 
 

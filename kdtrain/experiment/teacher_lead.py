@@ -11,7 +11,8 @@ from pathlib import Path
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.loaders import count_training, count_validation, validation_images, validation_loader
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import TrainedTeacher, combined, is_of, member_logits
+from kdtrain.experiment.teacher import TrainedTeacher, combined, member_logits
+from kdtrain.experiment.teacher_files import is_of
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.teacher_lead import (
     Baseline,

@@ -84,8 +84,8 @@ def test_an_onnx_file_teaches_as_its_logits_do(
     config = FitConfig(
         "student_kd",
         teacher_checkpoint=(FOREIGN / "torch.onnx",),
-        teacher_mean="0.1307",
-        teacher_std="0.3081",
+        teacher_mean=("0.1307",),
+        teacher_std=("0.3081",),
         val_size=200,
     )
     data = load_dataset("mnist", digits)
@@ -118,7 +118,7 @@ def test_the_answers_of_an_onnx_file_are_kept(
 def test_probabilities_are_recognised_and_said(
     name: str, mnist: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
-    std = "0.00392157" if name == "keras.onnx" else None
+    std = ("0.00392157",) if name == "keras.onnx" else ()
     config = FitConfig("student_kd", teacher_checkpoint=(FOREIGN / name,), teacher_std=std)
     with caplog.at_level("INFO", "kdtrain"):
         assert find_teacher(config, mnist) is not None
