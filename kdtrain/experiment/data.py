@@ -13,7 +13,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import new_config
 from kdtrain.experiment.loaders import RunData, check_sizes, prepare
 from kdtrain.experiment.modes import MODES
-from kdtrain.experiment.python_settings import given_settings
+from kdtrain.experiment.python_settings import given_settings, naming_arguments
 from kdtrain.experiment.recipe import NO_RECIPE
 from kdtrain.runtime.oneflow import resolve_device
 
@@ -61,6 +61,7 @@ def read_data(config: FitConfig, most_images: int | None = None) -> Dataset:
     return dataclasses.replace(dataset, transfer=transfer)
 
 
+@naming_arguments
 def load_data(**settings: Any) -> RunData:
     """Returns the loaders that ``kdtrain fit`` uses with these settings.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.dataset import Dataset
+from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import Ensemble, GivenLogits, Logits, mean_logits, members_of
@@ -109,7 +109,12 @@ def trained_here(*saved: SavedModel) -> TrainedTeacher:
     """Returns the teacher made of networks that this command has trained, on the data of its students."""
     files = [
         TeacherFile(
-            model.path, model.card.arch, model.build, fingerprint(model.weights, model.card.arch), model
+            model.path,
+            model.card.arch,
+            model.build,
+            fingerprint(model.weights, model.card.arch),
+            model,
+            normalization=Normalization(model.card.mean, model.card.std),
         )
         for model in saved
     ]

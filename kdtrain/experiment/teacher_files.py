@@ -136,18 +136,7 @@ def load_saved_teacher(path: Path, request: Request) -> TeacherFile:
             return network
         return TeacherNetwork(network, conversion, classes).eval()
 
-    outputs = request.look.logits(TeacherNetwork(network, conversion).eval())
-    seen = outputs if classes is None else outputs[:, classes]
-    by_name = not needs_classes(dataset.classes, card.classes)
-
-    def remedy() -> str:
-        order = None if by_name else request.look.better_order(outputs)
-        matched = "by name" if by_name else "by --teacher-classes" if asked else "by position"
-        return (
-            order or f"It was trained on {short_name(card.dataset)}, and its classes are matched {matched}."
-        )
-
-    request.look.check(path, seen, remedy, allowed=config.allow_poor_teacher or is_of(card, dataset))
+    seen = _look_at_saved(path, TeacherNetwork(network, conversion).eval(), card, classes, request)
     return TeacherFile(
         path,
         card.arch,
@@ -159,6 +148,30 @@ def load_saved_teacher(path: Path, request: Request) -> TeacherFile:
         normalization=form.normalization,
         seen=seen,
     )
+
+
+def _look_at_saved(
+    path: Path, network: TeacherNetwork, card: ModelCard, classes: tuple[int, ...] | None, request: Request
+) -> Logits:
+    """Logs how much a checkpoint's network recognises; returns its logits for the images of the first look.
+
+    Raises:
+        CheckpointError: it is of other data, and its accuracy is near chance.
+    """
+    outputs = request.look.logits(network)
+    seen = outputs if classes is None else outputs[:, classes]
+
+    def remedy() -> str:
+        by_name = not needs_classes(request.dataset.classes, card.classes)
+        order = None if by_name else request.look.better_order(outputs)
+        matched = "by name" if by_name else "by position or --teacher-classes"
+        return (
+            order or f"It was trained on {short_name(card.dataset)}, and its classes are matched {matched}."
+        )
+
+    allowed = request.config.allow_poor_teacher or is_of(card, request.dataset)
+    request.look.check(path, seen, remedy, allowed=allowed)
+    return seen
 
 
 def load_onnx_teacher(path: Path, request: Request) -> TeacherFile:

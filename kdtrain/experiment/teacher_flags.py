@@ -60,6 +60,6 @@ class TeacherFlags:
                 count = f"{len(values)} time{'s' * (len(values) > 1)}"
                 teachers = f"{takers or 'no'} teacher{'s' * (takers > 1)} need{'s' * (takers < 2)}"
                 raise UsageError(
-                    f"{flag_of(name)} is given {count}, and {teachers} it, because kdtrain's files and graphs "
-                    f"tell what they can: leave {flag_of(name)} {values[takers]} out."
+                    f"{flag_of(name)} is given {count}, and {teachers} it, because kdtrain's files and "
+                    f"graphs tell what they can: leave {flag_of(name)} {values[takers]} out."
                 )
