@@ -93,11 +93,12 @@ def _texts_of_channels(value: Any) -> Any:
 def _texts_of_classes(value: Any) -> Any:
     """Returns the texts of flags for classes: a list or mapping of one teacher, or a list of those.
 
-    A list of texts is that of one teacher's names, unless all of them are texts of flags.
+    A list of several texts is that of one teacher's names, unless all of them are texts of flags.
     """
     if isinstance(value, list) and (
         any(isinstance(item, (list, Mapping)) for item in value)
-        or all(re.search(r"^\S+,\S+$|\.json$", str(item)) for item in value or [""])
+        or (len(value) == 1 and isinstance(value[0], str))
+        or all(re.search(r"^\S+,\S+$|\.json$|^\{", clipped(item)) for item in value or [""])
     ):
         return [_text(item, _quoted) for item in value]
     return _text(value, _quoted)
