@@ -174,26 +174,32 @@ class FirstLook:
         orders = [self._best_order(each) for each in outputs]
         ordered = max(range(len(orders)), key=lambda index: orders[index][1])
         if orders[ordered][1] > accuracies[best] + _MOST_BELOW_BEST:
-            hint = self.better_order(outputs[ordered], flags[ordered])
+            hint = self.better_order(outputs[ordered], flags=flags[ordered])
             if hint is not None:
                 return hint
         if self._is_poor(accuracies[best]):
             return "No usual normalisation helps: check its classes (--teacher-classes) and --teacher-layout."
         return f"With {flags[best]} it recognises {accuracies[best]:.2%}."
 
-    def better_order(self, outputs: Outputs, flags: str = "") -> str | None:
+    def better_order(
+        self, outputs: Outputs, names: Sequence[str] | None = None, flags: str = ""
+    ) -> str | None:
         """Returns a sentence that names the order of a teacher's classes in which it recognises most.
 
         None is returned if it does not recognise much in any order.
 
         Args:
             outputs: the teacher's outputs for the images, (N, its classes) float32.
+            names: the names of its classes; None if its file has none.
             flags: further flags that the sentence names.
         """
         order, accuracy = self._best_order(outputs)
         if self._is_poor(accuracy, _ORDERED):
             return None
-        words = f"{flags} --teacher-classes {','.join(map(str, order))}".lstrip()
+        # A number that is the name of a class means this class.
+        are_names = names is not None and any(name.isdecimal() for name in names)
+        classes = ",".join(names[index] if names and are_names else str(index) for index in order)
+        words = f"{flags} --teacher-classes {classes}".lstrip()
         return f"Its classes seem to be in another order: {words} gives {accuracy:.2%}."
 
     def _best_order(self, outputs: Outputs) -> tuple[tuple[int, ...], float]:

@@ -94,6 +94,15 @@ class Request:
         asked: str | None = self.flags.take("teacher_classes", path)
         return asked
 
+    def remedy(self, outputs: Logits, card: ModelCard) -> str:
+        """Returns a sentence about what to do with a network of kdtrain's whose accuracy is near chance."""
+        by_name = not needs_classes(self.dataset.classes, card.classes)
+        order = None if by_name else self.look.better_order(outputs, card.classes)
+        matched = "by name" if by_name else "by position or --teacher-classes"
+        return (
+            order or f"It was trained on {short_name(card.dataset)}, and its classes are matched {matched}."
+        )
+
 
 def is_of(card: ModelCard, dataset: Dataset) -> bool:
     """Returns whether a model was trained on this data set."""
@@ -160,17 +169,8 @@ def _look_at_saved(
     """
     outputs = request.look.logits(network)
     seen = outputs if classes is None else outputs[:, classes]
-
-    def remedy() -> str:
-        by_name = not needs_classes(request.dataset.classes, card.classes)
-        order = None if by_name else request.look.better_order(outputs)
-        matched = "by name" if by_name else "by position or --teacher-classes"
-        return (
-            order or f"It was trained on {short_name(card.dataset)}, and its classes are matched {matched}."
-        )
-
     allowed = request.config.allow_poor_teacher or is_of(card, request.dataset)
-    request.look.check(path, seen, remedy, allowed=allowed)
+    request.look.check(path, seen, lambda: request.remedy(outputs, card), allowed=allowed)
     return seen
 
 
@@ -197,7 +197,7 @@ def load_onnx_teacher(path: Path, request: Request) -> TeacherFile:
     else:
         normalization = _PIXELS if form.raw else Normalization(card.mean, card.std)
     normalization = for_channels(normalization, form.shape[0])
-    probabilities, seen = _look_at(classifier, normalization, classes, request)
+    probabilities, seen = _look_at(classifier, normalization, classes, card, request)
     conversion = InputConversion(own_form(dataset), InputForm(form.shape, normalization))
 
     def build(device: str) -> flow.nn.Module:
@@ -221,6 +221,7 @@ def _look_at(
     classifier: OnnxClassifier,
     normalization: Normalization,
     classes: tuple[int, ...] | None,
+    card: ModelCard | None,
     request: Request,
 ) -> tuple[bool, Logits]:
     """Logs what a network takes and how much it recognises.
@@ -244,7 +245,9 @@ def _look_at(
     look.check(
         path,
         seen,
-        lambda: look.better_input(classifier, normalization, classes),
+        lambda: (
+            request.remedy(outputs, card) if card else look.better_input(classifier, normalization, classes)
+        ),
         allowed=request.config.allow_poor_teacher,
     )
     return probabilities, seen

@@ -16,6 +16,9 @@ import pytest
 import kdtrain
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.datasets import load_dataset
+from kdtrain.deploy.onnx_classifier import Assumed
+from kdtrain.deploy.onnx_network import OnnxClassifier
+from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.teacher import TrainedTeacher, find_teacher, trained_here
@@ -25,6 +28,7 @@ from kdtrain.models.registry import build_model
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import load_model, save_model, snapshot
 from tests.cli.conftest import untrained_teacher
+from tests.deploy.test_onnx_classifier import linear, saved
 from tests.tools import ROOT, write_digits
 
 FOREIGN = ROOT / "tests" / "deploy" / "foreign"
@@ -109,7 +113,20 @@ def test_flags_of_foreign_files_are_never_for_those_of_kdtrain(
     assert alone[0] > 0.7
     assert of_torch > 0.9
     assert [sorted(member.given) for member in both.members] == [[], sorted(settings), []]
-    assert both.members[0].given == both.members[2].given == {}
+    form = OnnxClassifier(exported, Assumed(1, 28, 28, "nhwc", 5)).form
+    assert (form.layout, form.shape, form.left_open) == ("nchw", (1, 28, 28), ())
+
+
+def test_a_size_is_for_files_that_leave_it_open(few: Dataset, tmp_path: Path) -> None:
+    rows = saved(tmp_path, linear(("N", 4)))
+    orders = tuple(map(",".join, ("0123456789", "0120120120", "0123456789")))
+    settings: dict[str, Any] = {"teacher_classes": orders, "allow_poor_teacher": True}
+    teacher = found(few, TORCH, rows, TORCH, teacher_input_size=(2,), **settings)
+    assert [member.given.get("teacher_input_size") for member in teacher.members] == [None, 2, None]
+    network = teacher.members[1].build("cpu")
+    assert isinstance(network, TeacherNetwork)
+    assert network.conversion is not None
+    assert network.conversion.target.shape == (1, 2, 2)
 
 
 @pytest.mark.parametrize(
