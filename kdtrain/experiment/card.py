@@ -190,10 +190,11 @@ def _teachers(config: Mapping[str, Any], comparison: Mapping[str, Any], run: Pat
         arch = text(own.toml(CONFIG), "teacher_arch")
         yield _teacher(arch and short_name(arch), number(own.json(RESULT), "test", "accuracy"))
     else:
-        paths = at(config, "teacher_checkpoint") or at(config, "teacher_logits") or []
-        for path in paths if isinstance(paths, list) else [paths]:
-            arch = text(config, "teacher_arch")
-            yield f"{Path(str(path)).name}{f' ({short_name(arch)})' if arch else ''}"
+        arch = text(config, "teacher_arch")
+        for path in _paths(config, "teacher_checkpoint"):
+            yield f"{Path(path).name}{f' ({short_name(arch)})' if arch else ''}"
+        for path in _paths(config, "teacher_logits"):
+            yield Path(path).name
 
 
 def _with_figures(teachers: list[str], config: Mapping[str, Any], lead: Any) -> Iterator[str]:
@@ -203,8 +204,7 @@ def _with_figures(teachers: list[str], config: Mapping[str, Any], lead: Any) -> 
     """
     members = at(lead, "members")
     if not isinstance(members, list):
-        paths = at(config, "teacher_checkpoint")
-        members = list(map(_own_figures, paths if isinstance(paths, list) else [paths]))
+        members = list(map(_own_figures, _paths(config, "teacher_checkpoint")))
     for index, teacher in enumerate(teachers):
         member = members[index] if len(members) == len(teachers) else None
         accuracy = number(member, "held_out_accuracy_fraction")
@@ -214,10 +214,16 @@ def _with_figures(teachers: list[str], config: Mapping[str, Any], lead: Any) -> 
         yield teacher + (f"; it takes pixels scaled to 0..1, minus {mean}, divided by {std}" * bool(mean))
 
 
-def _own_figures(path: Any) -> dict[str, Any]:
+def _paths(config: Mapping[str, Any], name: str) -> list[str]:
+    """Returns the paths in a setting, which may be one path or a list of them; empty if it is not there."""
+    value = at(config, name) or []
+    return list(map(str, value if isinstance(value, list) else [value]))
+
+
+def _own_figures(path: str) -> dict[str, Any]:
     """Returns what a teacher's checkpoint tells, as in teacher_lead.json; empty if it cannot be read."""
     try:
-        own = load_card(Path(str(path)))
+        own = load_card(Path(path))
     except (CheckpointError, ValueError):
         return {}
     accuracy = {} if math.isnan(own.accuracy) else {"held_out_accuracy_fraction": own.accuracy}
