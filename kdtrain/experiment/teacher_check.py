@@ -107,13 +107,13 @@ class FirstLook:
         """
         return float((outputs.argmax(axis=1) == self._labels()).mean())
 
-    def check(self, path: Path, outputs: Outputs, remedy: Callable[[], str], *, allowed: bool) -> None:
+    def check(self, path: Path, outputs: Outputs, remedy: Callable[[], str | None], *, allowed: bool) -> None:
         """Logs the accuracy of a teacher, and refuses one whose accuracy is near chance.
 
         Args:
             path: the teacher's file.
             outputs: its outputs for the images, (N, classes of the data) float32.
-            remedy: returns a sentence about what to do.
+            remedy: returns a sentence about what to do; None if the teacher is as good as it can be.
             allowed: whether it is taken all the same, as with --allow-poor-teacher.
 
         Raises:
@@ -123,11 +123,12 @@ class FirstLook:
         is_poor = self._is_poor(accuracy)
         near_chance = ", which is near chance" if is_poor else ""
         logger.info(f"{path} {self._recognises(accuracy)}{near_chance}.")
-        if not is_poor or allowed:
+        sentence = remedy() if is_poor and not allowed else None
+        if sentence is None:
             return
         raise CheckpointError(
             f"{path} recognises {accuracy:.2%} of the {self.kind} images, which is near chance: it probably "
-            f"gets other images than it was trained on. {remedy()} --allow-poor-teacher takes it as it is."
+            f"gets other images than it was trained on. {sentence} --allow-poor-teacher takes it as it is."
         )
 
     def check_mean(self, files: Sequence[tuple[Path, Logits]], mean: Logits, *, allowed: bool) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,9 @@ class Request:
         asked: str | None = self.flags.take("teacher_classes", path)
         return asked
 
-    def remedy(self, outputs: Logits, card: ModelCard) -> str:
-        """Returns a sentence about what to do with a network of kdtrain's whose accuracy is near chance."""
-        by_name = not needs_classes(self.dataset.classes, card.classes)
-        order = None if by_name else self.look.better_order(outputs, card.classes)
-        matched = "by name" if by_name else "by position or --teacher-classes"
-        return (
-            order or f"It was trained on {short_name(card.dataset)}, and its classes are matched {matched}."
-        )
+    def better_order(self, outputs: Logits, names: Sequence[str]) -> str | None:
+        """Returns a sentence with the order of classes that helps, unless the names of classes decide it."""
+        return self.look.better_order(outputs, names) if needs_classes(self.dataset.classes, names) else None
 
 
 def is_of(card: ModelCard, dataset: Dataset) -> bool:
@@ -112,13 +108,12 @@ def is_of(card: ModelCard, dataset: Dataset) -> bool:
 def load_saved_teacher(path: Path, request: Request) -> TeacherFile:
     """Returns the teacher in a checkpoint of kdtrain's or OneFlow's, after a first look at its accuracy.
 
-    It gets images of the form that its card names. A checkpoint of these data is as good as its training has
-    made it: it is taken even if its accuracy is near chance.
+    It gets images of the form that its card names. It is as good as its training has made it, so it is taken
+    even if its accuracy is near chance, unless another order of its classes helps.
 
     Raises:
         UsageError: --teacher-classes names classes that it does not have.
-        CheckpointError: the checkpoint cannot be read, does not fit data or flags, its classes do not match,
-            or it is of other data and its accuracy is near chance.
+        CheckpointError: the checkpoint cannot be read, or does not fit data or flags.
     """
     config, dataset = request.config, request.dataset
     saved = load_model(
@@ -165,12 +160,12 @@ def _look_at_saved(
     """Logs how much a checkpoint's network recognises; returns its logits for the images of the first look.
 
     Raises:
-        CheckpointError: it is of other data, and its accuracy is near chance.
+        CheckpointError: its accuracy is near chance, and better with its classes in another order.
     """
     outputs = request.look.logits(network)
     seen = outputs if classes is None else outputs[:, classes]
-    allowed = request.config.allow_poor_teacher or is_of(card, request.dataset)
-    request.look.check(path, seen, lambda: request.remedy(outputs, card), allowed=allowed)
+    remedy = partial(request.better_order, outputs, card.classes)
+    request.look.check(path, seen, remedy, allowed=request.config.allow_poor_teacher)
     return seen
 
 
@@ -246,7 +241,9 @@ def _look_at(
         path,
         seen,
         lambda: (
-            request.remedy(outputs, card) if card else look.better_input(classifier, normalization, classes)
+            request.better_order(outputs, card.classes) or f"It was trained on {short_name(card.dataset)}."
+            if card
+            else look.better_input(classifier, normalization, classes)
         ),
         allowed=request.config.allow_poor_teacher,
     )

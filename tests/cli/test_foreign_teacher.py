@@ -45,8 +45,7 @@ def test_a_teacher_of_other_data_has_through_the_student_s_loader_the_accuracy_t
     card = dataclasses.replace(own.card, mean=(0.9,), std=(0.05,))
     save_model(path, own.weights, card)
     saved = load_model(path)
-    config = FitConfig("student_kd", teacher_checkpoint=(path,), allow_poor_teacher=True)
-    teacher = find_teacher(config, mnist)
+    teacher = find_teacher(FitConfig("student_kd", teacher_checkpoint=(path,)), mnist)
     assert teacher is not None
     few = dataclasses.replace(mnist, test=mnist.test.take(np.arange(500)))
     loader = loader_of_test_images(few, FitConfig(), "cpu", None)
@@ -68,7 +67,6 @@ def test_a_teacher_of_larger_pictures_in_colour_teaches_small_grey_ones(
     path = untrained_teacher(tmp_path / "teacher.safetensors", large, "hinton_800")
     done = call_kdtrain(
         *("fit", "--mode", "student_kd", "--data-dir", digits, "--teacher-checkpoint", path, *SHORT),
-        "--allow-poor-teacher",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

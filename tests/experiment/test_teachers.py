@@ -290,7 +290,7 @@ def test_an_untrained_network_has_no_better_order_of_classes(few: Dataset, tmp_p
         assert look.better_order(look.logits(load_model(path).build())) is None
 
 
-def test_a_checkpoint_of_these_data_is_said_and_taken_whatever_it_recognises(
+def test_an_untrained_checkpoint_is_said_to_be_near_chance_and_taken(
     few: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = untrained_teacher(tmp_path / "teacher.safetensors", few, "student_mlp")
