@@ -87,6 +87,7 @@ class DistillationCallback(Callback):
         self.cache_directory = None if cache_directory is None else Path(cache_directory)
         self._fingerprint = ""
         self._probes: list[float] = []
+        self._begun_with: list[float] = []
         self._soft_targets: Callable[[], SoftTargets | None] = lambda: None
         self._was_read = False
 
@@ -112,10 +113,10 @@ class DistillationCallback(Callback):
                 answers than at the begin of the run, which a change of its code does.
         """
         self._fingerprint = weights_fingerprint(self.network)
-        begun_with, self._probes = self._probes, self._probe(run.train)
-        if begun_with and not np.allclose(
-            begun_with, self._probes, rtol=0.0, atol=1e-3 * max(map(abs, begun_with))
-        ):
+        self._probes, begun_with = self._probe(run.train), self._begun_with
+        self._begun_with = []
+        tolerance = 1e-3 * max(map(abs, begun_with), default=0.0)
+        if begun_with and not np.allclose(begun_with, self._probes, rtol=0.0, atol=tolerance):
             raise CheckpointError(
                 "the teacher is not the one that the run was begun with: its weights are the same, and its "
                 "answers are different. Put the first code of its network back, or start a new run."
@@ -170,16 +171,18 @@ class DistillationCallback(Callback):
                 "the teacher is not the one that the run was begun with: its weights are different. "
                 "Put the first one back, or start a new run."
             )
-        self._probes = list(state.get("probes", []))
+        self._begun_with = list(state.get("probes", []))
 
     def _probe(self, train: Loader) -> list[float]:
-        """Returns a number for each of 16 images, as they are, that shows a change of the teacher's code."""
-        if isinstance(self.network, GivenLogits):
-            return []
+        """Returns numbers of 16 images, as they are, that show a change of the networks' code."""
         images = np.unique(np.linspace(0, train.num_images - 1, 16).astype(np.int64))
-        logits = batch_logits(self.network, train.batch(images))
-        # A sum with unequal weights: it changes with each logit, and where classes change places.
-        return [float(value) for value in logits @ np.cos(np.arange(logits.shape[1]))]
+        probes: list[float] = []
+        for member in members_of(self.network):
+            if not isinstance(member, GivenLogits):
+                logits = batch_logits(member, train.batch(images))
+                # A sum with unequal weights: it changes with each logit, and where classes change places.
+                probes += (logits @ np.cos(np.arange(logits.shape[1]))).tolist()
+        return probes
 
     def _read_temperature(self) -> float:
         self._was_read = True

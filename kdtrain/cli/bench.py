@@ -14,7 +14,7 @@ from kdtrain.deploy.benchmark_table import benchmark_table, to_json
 from kdtrain.deploy.opening import is_named, open_data
 from kdtrain.deploy.predictor import Predictor
 from kdtrain.errors import CheckpointError
-from kdtrain.experiment.teacher import is_of
+from kdtrain.experiment.teacher_files import is_of
 from kdtrain.runtime.locations import missing_path_text
 
 logger = logging.getLogger(__name__)

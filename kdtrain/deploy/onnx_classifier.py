@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ NCHW, NHWC, NHW, FLAT = "nchw", "nhwc", "nhw", "flat"
 LAYOUTS = (NCHW, NHWC)
 """Values of --teacher-layout. The graph tells the others apart."""
 
+SIZE, LAYOUT = "teacher_input_size", "teacher_layout"
+"""The settings that decide what a graph leaves open."""
+
 MOST_IN_BATCH = 1024
 """Largest batch that a graph may fix."""
 
@@ -44,15 +47,17 @@ class Assumed:
 
     Attributes:
         channels: 1 or 3.
-        height: in pixels.
-        width: in pixels.
+        height: that of the caller's images, in pixels.
+        width: that of the caller's images, in pixels.
         layout: NCHW, NHWC, or "" if the graph has to tell.
+        side: height and width, in pixels, that take the place of the caller's; 0: none.
     """
 
     channels: int
     height: int
     width: int
     layout: str = ""
+    side: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class ClassifierForm:
         raw: whether it takes pixels 0..255; only for a file of kdtrain's.
         parameters: the number of values of its weights.
         multiply_adds: multiply-adds of its convolutions and matrix products for one image.
+        left_open: SIZE, LAYOUT or both, where the graph does not tell them.
     """
 
     shape: tuple[int, int, int]
@@ -84,6 +90,7 @@ class ClassifierForm:
     raw: bool
     parameters: int
     multiply_adds: int
+    left_open: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values, which ``ClassifierForm(**values)`` takes."""
@@ -114,7 +121,9 @@ def read_classifier(path: Path, assumed: Assumed) -> tuple[bytes, ClassifierForm
         _prune(model, output)
         _read_weights(model, path, digest)
         value = _input(model)
-        shape, layout, batch = _form(value, assumed)
+        if about:  # kdtrain's files leave nothing open
+            assumed = replace(assumed, layout=NCHW, side=0)
+        shape, layout, batch, left_open = _form(value, assumed)
         pixels = shape[1] * shape[2]
         cost = graph_cost(onnx, model, value.name, pixels, batch or 1)
     except GraphError as error:
@@ -133,6 +142,7 @@ def read_classifier(path: Path, assumed: Assumed) -> tuple[bytes, ClassifierForm
         raw=bool(about) and value.name == PIXELS,
         parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
         multiply_adds=cost.multiply_adds,
+        left_open=() if about else left_open,
     )
     return model.SerializeToString(), form, cost
 
@@ -182,8 +192,11 @@ def _input(model: Any) -> Any:
     return inputs[0]
 
 
-def _form(value: Any, assumed: Assumed) -> tuple[tuple[int, int, int], str, int]:
-    """Returns shape and layout of the images, and the size of a batch (0: any); fixes free lengths."""
+def _form(value: Any, assumed: Assumed) -> tuple[tuple[int, int, int], str, int, tuple[str, ...]]:
+    """Returns shape and layout of the images, the size of a batch (0: any), and what the graph leaves open.
+
+    Free lengths are fixed.
+    """
     dims = value.type.tensor_type.shape.dim
     lengths = [dimension.dim_value if dimension.HasField("dim_value") else 0 for dimension in dims]
     if len(lengths) not in (2, 3, 4):
@@ -193,7 +206,7 @@ def _form(value: Any, assumed: Assumed) -> tuple[tuple[int, int, int], str, int]
     batch, *rest = lengths
     if not 0 <= batch <= MOST_IN_BATCH:
         raise GraphError(f"takes batches of {batch:,} images; at most {MOST_IN_BATCH:,} are allowed")
-    shape, layout = _shape(rest, assumed)
+    shape, layout, left_open = _shape(rest, assumed)
     channels, height, width = shape
     if channels not in CHANNELS or not all(1 <= side <= LARGEST_SIDE for side in (height, width)):
         raise GraphError(
@@ -203,32 +216,39 @@ def _form(value: Any, assumed: Assumed) -> tuple[tuple[int, int, int], str, int]
     expected = {NCHW: shape, NHWC: (height, width, channels), NHW: (height, width)}
     for dimension, length in zip(dims[1:], expected.get(layout, (height * width * channels,)), strict=True):
         dimension.dim_value = length
-    return shape, layout, batch
+    return shape, layout, batch, left_open
 
 
-def _shape(rest: list[int], assumed: Assumed) -> tuple[tuple[int, int, int], str]:
-    """Returns shape and layout of images whose lengths, 0 where they are free, are those of ``rest``."""
-    own = (assumed.channels, assumed.height, assumed.width)
+def _shape(rest: list[int], assumed: Assumed) -> tuple[tuple[int, int, int], str, tuple[str, ...]]:
+    """Returns shape and layout of images with the lengths ``rest``, 0 where they are free, and what is open.
+
+    What the graph tells wins over what the caller assumes.
+    """
+    height, width = (assumed.side or side for side in (assumed.height, assumed.width))
     if len(rest) == 1:
-        for channels in dict.fromkeys((assumed.channels, *CHANNELS)):
-            shape = (channels, assumed.height, assumed.width)
-            if rest[0] in (0, channels * assumed.height * assumed.width):
-                return shape, FLAT
+        own, asked = (assumed.height, assumed.width), (height, width)
+        for size in (own, asked) if rest[0] else (asked,):
+            for channels in dict.fromkeys((assumed.channels, *CHANNELS)):
+                if rest[0] in (0, channels * size[0] * size[1]):
+                    return (channels, *size), FLAT, (SIZE,) if size != own or not rest[0] else ()
+        shape = (assumed.channels, height, width)
         raise GraphError(
-            f"takes rows of {rest[0]:,} values, and images of {size_text(own)} have another number: "
+            f"takes rows of {rest[0]:,} values, and images of {size_text(shape)} have another number: "
             "give the size of its images with --teacher-input-size"
         )
     if len(rest) == 2:
-        return (1, rest[0] or assumed.height, rest[1] or assumed.width), NHW
+        return (1, rest[0] or height, rest[1] or width), NHW, () if all(rest) else (SIZE,)
     first, last = rest[0] in CHANNELS, rest[2] in CHANNELS
-    layout = assumed.layout or (NCHW if first and not last else NHWC if last and not first else "")
+    left_open: tuple[str, ...] = (LAYOUT,) if first == last else ()
+    layout = assumed.layout if left_open else NCHW if first else NHWC
     if not layout:
         raise GraphError(
             "does not tell whether channels come first or last in its input "
             f"({', '.join(str(length or 'free') for length in rest)}): give --teacher-layout {NCHW} or {NHWC}"
         )
-    channels, height, width = rest if layout == NCHW else (rest[2], *rest[:2])
-    return (channels or assumed.channels, height or assumed.height, width or assumed.width), layout
+    channels, rows, columns = rest if layout == NCHW else (rest[2], *rest[:2])
+    left_open += () if rows and columns else (SIZE,)
+    return (channels or assumed.channels, rows or height, columns or width), layout, left_open
 
 
 def _read_weights(model: Any, path: Path, digest: Any) -> None:

@@ -42,7 +42,8 @@ class OnnxClassifier:
         self._process = OnnxProcess(path, len(available_cores()), assumed)
         about: dict[str, Any] = self._process.about
         form = about["form"]
-        self.form = ClassifierForm(**{**form, "shape": tuple(form["shape"])})
+        tuples = {name: tuple(form[name]) for name in ("shape", "left_open")}
+        self.form = ClassifierForm(**{**form, **tuples})
         self.classes: int = about["classes"]
 
     def outputs(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -17,7 +17,7 @@ from kdtrain.experiment.comparison_run import ComparisonRun
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import new_config
 from kdtrain.experiment.loaders import RunData, count_training
-from kdtrain.experiment.python_settings import as_path, given_settings
+from kdtrain.experiment.python_settings import as_path, given_settings, naming_arguments
 from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.run import run_compare, run_fit
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
@@ -35,6 +35,7 @@ _OF_A_TEACHER = (
 """Settings of ``kdtrain fit`` that ``load_teacher`` accepts."""
 
 
+@naming_arguments
 def fit(
     mode: str,
     *,
@@ -67,6 +68,7 @@ def fit(
     return model
 
 
+@naming_arguments
 def compare(
     *, config: Path | str | None = None, resume: Path | str | bool | None = None, **settings: Any
 ) -> ComparisonRun:
@@ -88,6 +90,7 @@ def compare(
     return run_compare(chosen, directory)
 
 
+@naming_arguments
 def tune(
     *,
     budget: str | int | None = None,
@@ -117,6 +120,7 @@ def tune(
     return run_tune(chosen, directory, budget=order, search=searches, tune_seeds=tune_seeds)
 
 
+@naming_arguments
 def check(mode: str = "compare", *, config: Path | str | None = None, **settings: Any) -> list[TrialResult]:
     """Tries out a fit on two batches, as ``kdtrain fit --check`` does, and leaves no file.
 
@@ -137,6 +141,7 @@ def check(mode: str = "compare", *, config: Path | str | None = None, **settings
     return try_out(chosen)
 
 
+@naming_arguments
 def config(*, config: Path | str | None = None, **settings: Any) -> FitConfig:
     """Returns the settings of a fit with its recipe, as ``kdtrain config`` prints them.
 
@@ -153,6 +158,7 @@ def config(*, config: Path | str | None = None, **settings: Any) -> FitConfig:
     return new_config(given_settings("config", settings), as_path(config))
 
 
+@naming_arguments
 def load_teacher(data: RunData, **settings: Any) -> flow.nn.Module:
     """Returns the teacher that ``kdtrain fit`` takes with these settings, for ``DistillationCallback``.
 
@@ -183,7 +189,7 @@ def load_teacher(data: RunData, **settings: Any) -> flow.nn.Module:
             f"load_teacher: there is no teacher of {data.dataset.name} in {chosen.models}. Train one with "
             'kdtrain.fit("teacher"), or name a file with teacher_checkpoint.'
         )
-    logger.info(describe_teacher(teacher, chosen, data.dataset))
+    logger.info(describe_teacher(teacher, chosen, data.dataset, in_run=False))
     return teacher.build(data.train.device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,18 @@ from typing import Any
 from kdtrain.data.datasets import BUILT_IN
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, UsageError, clipped
-from kdtrain.experiment.run_files import COMPARISON, CONFIG, RESULT, RunFiles, at, is_run, number, text, whole
+from kdtrain.experiment.run_files import (
+    COMPARISON,
+    CONFIG,
+    LEAD,
+    RESULT,
+    RunFiles,
+    at,
+    is_run,
+    number,
+    text,
+    whole,
+)
 from kdtrain.experiment.run_info import MODES
 from kdtrain.experiment.runs import run_directories
 from kdtrain.metrics.statistics import proportion_interval
@@ -112,7 +124,9 @@ def _facts_of_run(path: Path) -> dict[str, Any]:
     comparison = _comparison_of(run)
     facts: dict[str, Any] = {"settings": _settings(config), "seed": whole(config, "seed")}
     if text(config, "mode") == "student_kd":
-        facts["teachers"] = tuple(_teachers(config, comparison, run))
+        teachers = list(_teachers(config, comparison, run))
+        lead = at(comparison, "teacher_lead") or files.json(LEAD)
+        facts["teachers"] = tuple(_with_figures(teachers, config, lead))
     if _header(path) != _header(run / _BEST):
         return facts  # other weights than those of the figures, such as those of `kdtrain bias`
     facts |= {
@@ -177,10 +191,51 @@ def _teachers(config: Mapping[str, Any], comparison: Mapping[str, Any], run: Pat
         arch = text(own.toml(CONFIG), "teacher_arch")
         yield _teacher(arch and short_name(arch), number(own.json(RESULT), "test", "accuracy"))
     else:
-        paths = at(config, "teacher_checkpoint") or at(config, "teacher_logits") or []
-        for path in paths if isinstance(paths, list) else [paths]:
-            arch = text(config, "teacher_arch")
-            yield f"{Path(str(path)).name}{f' ({short_name(arch)})' if arch else ''}"
+        arch = text(config, "teacher_arch")
+        for path in _paths(config, "teacher_checkpoint"):
+            yield f"{Path(path).name}{f' ({short_name(arch)})' if arch else ''}"
+        for path in _paths(config, "teacher_logits"):
+            yield Path(path).name
+
+
+def _with_figures(teachers: list[str], config: Mapping[str, Any], lead: Any) -> Iterator[str]:
+    """Yields the texts of teachers with their held-out accuracy and normalisation.
+
+    These are what the run has measured, or else what a teacher's own checkpoint tells.
+    """
+    members = at(lead, "members")
+    if not isinstance(members, list):
+        members = list(map(_own_figures, _paths(config, "teacher_checkpoint")))
+    for index, teacher in enumerate(teachers):
+        member = members[index] if len(members) == len(teachers) else None
+        accuracy = number(member, "held_out_accuracy_fraction")
+        if accuracy is not None and "accuracy" not in teacher:
+            teacher += f", held-out accuracy {accuracy:.2%}"
+        mean, std = (_numbers(at(member, name)) for name in ("mean", "std"))
+        yield teacher + (f"; it takes pixels scaled to 0..1, minus {mean}, divided by {std}" * bool(mean))
+
+
+def _paths(config: Mapping[str, Any], name: str) -> list[str]:
+    """Returns the paths in a setting, which may be one path or a list of them; empty if it is not there."""
+    value = at(config, name) or []
+    return list(map(str, value if isinstance(value, list) else [value]))
+
+
+def _own_figures(path: str) -> dict[str, Any]:
+    """Returns what a teacher's checkpoint tells, as in teacher_lead.json; empty if it cannot be read."""
+    try:
+        own = load_card(Path(path))
+    except (CheckpointError, ValueError):
+        return {}
+    accuracy = {} if math.isnan(own.accuracy) else {"held_out_accuracy_fraction": own.accuracy}
+    return {"mean": list(own.mean), "std": list(own.std), **accuracy}
+
+
+def _numbers(values: Any) -> str:
+    """Returns the numbers of channels as a text; empty if they are none."""
+    if not isinstance(values, list) or not all(isinstance(value, (int, float)) for value in values):
+        return ""
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _teacher(arch: str | None, accuracy: float | None) -> str:

@@ -15,7 +15,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import new_config
 from kdtrain.experiment.loaders import RunData, check_sizes, count_copies, prepare
 from kdtrain.experiment.modes import MODES
-from kdtrain.experiment.python_settings import given_settings
+from kdtrain.experiment.python_settings import given_settings, naming_arguments
 from kdtrain.experiment.recipe import NO_RECIPE
 from kdtrain.runtime.oneflow import resolve_device
 
@@ -75,6 +75,7 @@ def _with_transfer(dataset: Dataset, config: FitConfig, path: Path, most_images:
     return dataclasses.replace(dataset, transfer=transfer)
 
 
+@naming_arguments
 def load_data(**settings: Any) -> RunData:
     """Returns the loaders that ``kdtrain fit`` uses with these settings.
 

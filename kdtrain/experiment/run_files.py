@@ -17,6 +17,7 @@ from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.metrics_file import read_metrics
 
 RESULT, CONFIG, COMPARISON, SEARCH = "result.json", "config.toml", "compare.json", "tune.json"
+LEAD = "teacher_lead.json"
 FILES = (RESULT, CONFIG, COMPARISON, SEARCH, "metrics.jsonl")
 """The files by which a directory is known as that of a run."""
 

@@ -132,29 +132,30 @@ class Settings:
         check=positive(MOST_NUMBER),
         max_values=limits.MOST_TEACHERS,
     )
-    teacher_mean: str | None = teacher_setting(
-        None,
+    teacher_mean: tuple[str, ...] = teacher_setting(
+        (),
         "mean per channel that an .onnx teacher subtracts from pixels scaled to 0..1, such as "
-        "0.485,0.456,0.406 [as kdtrain noted it in the file, or 0]",
+        "0.485,0.456,0.406 (repeatable: the n-th for the n-th that needs it; one for all) [0]",
         metavar="M,...",
         check=MEANS,
     )
-    teacher_std: str | None = teacher_setting(
-        None,
+    teacher_std: tuple[str, ...] = teacher_setting(
+        (),
         "number per channel that an .onnx teacher divides by after that; with the mean 0 and 0.00392 (1/255) "
-        "it takes pixels 0..255 [as kdtrain noted it in the file, or 1]",
+        "it takes pixels 0..255 (repeatable, as --teacher-mean) [1]",
         metavar="S,...",
         check=STDS,
     )
-    teacher_input_size: int | None = teacher_setting(
-        None,
-        "height and width, in pixels, of the images that an .onnx teacher takes "
-        "[as the file says, or those of the data]",
+    teacher_input_size: tuple[int, ...] = teacher_setting(
+        (),
+        "height and width, in pixels, of the images that an .onnx teacher takes whose file leaves them open "
+        "(repeatable, as --teacher-mean) [those of the data]",
         check=between(1, limits.LARGEST_SIDE),
     )
-    teacher_layout: str | None = teacher_setting(
-        None,
-        "whether channels come first or last in an .onnx teacher's images [as the file says]",
+    teacher_layout: tuple[str, ...] = teacher_setting(
+        (),
+        "whether channels come first or last in the images of an .onnx teacher whose file leaves it open "
+        "(repeatable, as --teacher-mean) [as the file says]",
         choices=("nchw", "nhwc"),
     )
     teacher_logits: Path | None = teacher_setting(
@@ -163,17 +164,17 @@ class Settings:
         "(views, images, classes), of all training images in the data's order [none]",
         metavar="FILE",
     )
-    teacher_classes: str | None = teacher_setting(
-        None,
+    teacher_classes: tuple[str, ...] = teacher_setting(
+        (),
         "the teacher's class for each class of the data, in their order; names or numbers, such as "
-        "cat,dog,7, or a .json file that maps the data's names to the teacher's [matched by name, or by "
-        "position where one side has no names]",
+        "cat,dog,7, or a .json file with all its names or a map from the data's to them; for a teacher whose "
+        "own names do not decide (repeatable, as --teacher-mean) [by name, or by position without names]",
         metavar="CLASS,...|FILE",
         check=CLASSES,
     )
     allow_poor_teacher: bool = teacher_setting(
         False,
-        "take a teacher whose accuracy on held-out images is near chance [refuse an .onnx file or a table]",
+        "take a teacher that is near chance on held-out images, or a mean far below its best member [refuse]",
     )
     teachers: int = comparison_setting(
         1,

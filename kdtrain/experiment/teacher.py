@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.dataset import Dataset
+from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import Ensemble, GivenLogits, Logits, mean_logits, members_of
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
+from kdtrain.experiment.teacher_check import FirstLook
 from kdtrain.experiment.teacher_files import (
+    Request,
     TeacherFile,
+    is_of,
     load_given_teacher,
     load_onnx_teacher,
     load_saved_teacher,
 )
+from kdtrain.experiment.teacher_flags import DESCRIBING, TeacherFlags
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import absolute_name, short_name
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.store.card import ModelCard, model_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
 from kdtrain.store.kept_models import kept_models
 
@@ -80,20 +84,37 @@ class TrainedTeacher:
         """Returns a configuration that names this teacher."""
         files = [member for member in self.members if not member.is_table]
         only = files[0].saved if len(files) == 1 else None
+        changed: dict[str, Any] = {}
+        for name in DESCRIBING:
+            given = tuple(member.given[name] for member in self.members if name in member.given)
+            changed[name] = getattr(config, name) if set(given) == set(getattr(config, name)) else given
         return dataclasses.replace(
             config,
             teacher_checkpoint=tuple(member.path for member in files),
             teacher_arch=config.teacher_arch if only is None else only.card.arch,
+            teacher_logits=config.teacher_logits if len(files) < len(self.members) else None,
+            teacher_weight=config.teacher_weight if len(config.teacher_weight) == len(self.members) else (),
             teachers=1,
             teacher_per_seed=False,
+            **changed,
         )
+
+    def without_table(self) -> TrainedTeacher:
+        """Returns the members that are networks."""
+        pairs = [pair for pair in zip(self.members, self.weights, strict=True) if not pair[0].is_table]
+        return TrainedTeacher(tuple(file for file, _ in pairs), tuple(weight for _, weight in pairs))
 
 
 def trained_here(*saved: SavedModel) -> TrainedTeacher:
     """Returns the teacher made of networks that this command has trained, on the data of its students."""
     files = [
         TeacherFile(
-            model.path, model.card.arch, model.build, fingerprint(model.weights, model.card.arch), model
+            model.path,
+            model.card.arch,
+            model.build,
+            fingerprint(model.weights, model.card.arch),
+            model,
+            normalization=Normalization(model.card.mean, model.card.std),
         )
         for model in saved
     ]
@@ -118,14 +139,33 @@ def find_teacher(config: FitConfig, dataset: Dataset, ranks: Ranks | None = None
     if not config.has_teacher_files:
         kept = _kept_teacher(config, dataset)
         paths = () if kept is None else (kept,)
-    files = [_load(path, config, dataset) for path in paths]
+    flags = TeacherFlags(config)
+    request = Request(config, dataset, flags, FirstLook.at(dataset, config))
+    loads = [(path, _loader_of(path)) for path in paths]
     if config.teacher_logits is not None:
-        files.append(load_given_teacher(config.teacher_logits, config, dataset))
+        loads.append((config.teacher_logits, load_given_teacher))
+    files = [dataclasses.replace(load(path, request), given=flags.taken()) for path, load in loads]
+    flags.check_used()
     if ranks is not None:
         ranks.check_same("the teachers", "".join(file.digest for file in files).encode())
     if not files:
         return None
-    return TrainedTeacher(tuple(files), config.teacher_weight or (1.0,) * len(files))
+    teacher = TrainedTeacher(tuple(files), config.teacher_weight or (1.0,) * len(files))
+    _check_mean(teacher, request)
+    return teacher
+
+
+def _check_mean(teacher: TrainedTeacher, request: Request) -> None:
+    """Logs what the mean of several teachers recognises.
+
+    Raises:
+        CheckpointError: it is far less than the best of them.
+    """
+    seen = [(member.path, member.seen) for member in teacher.members if member.seen is not None]
+    if 1 < len(seen) == len(teacher.members):
+        shares = [weight / sum(teacher.weights) for weight in teacher.weights]
+        mean = mean_logits([logits for _, logits in seen], shares)
+        request.look.check_mean(seen, mean, allowed=request.config.allow_poor_teacher)
 
 
 def member_logits(
@@ -156,19 +196,28 @@ def combined(network: flow.nn.Module, logits: Sequence[Logits]) -> Logits:
     return mean_logits(logits, network.shares) if isinstance(network, Ensemble) else logits[0]
 
 
-def describe_teacher(teacher: TrainedTeacher, config: FitConfig, dataset: Dataset) -> str:
-    """Returns sentences that name each teacher, and how its training differs from one in this run."""
+def describe_teacher(
+    teacher: TrainedTeacher, config: FitConfig, dataset: Dataset, *, in_run: bool = True
+) -> str:
+    """Returns sentences that name each teacher, and how its training differs from one in this run.
+
+    Args:
+        teacher: the teacher.
+        config: configuration of the command.
+        dataset: the images of the student.
+        in_run: whether there is a run, which would train a teacher if there were none.
+    """
     if len(teacher.members) == 1:
-        return _describe(teacher.members[0], config, dataset)
+        return _describe(teacher.members[0], config, dataset, in_run)
     weights = (
         "" if len(set(teacher.weights)) == 1 else ", weights " + ", ".join(f"{w:g}" for w in teacher.weights)
     )
-    sentences = [_describe(member, config, dataset) for member in teacher.members]
+    sentences = [_describe(member, config, dataset, in_run) for member in teacher.members]
     number = len(teacher.members)
     return " ".join([f"{number} teachers; the mean of their probabilities teaches{weights}.", *sentences])
 
 
-def _describe(member: TeacherFile, config: FitConfig, dataset: Dataset) -> str:
+def _describe(member: TeacherFile, config: FitConfig, dataset: Dataset, in_run: bool) -> str:
     """Returns a sentence that names a teacher, and how its training differs from one in this run.
 
     Differences are other data, fewer epochs and fewer images. The training is not recorded in a checkpoint
@@ -185,16 +234,11 @@ def _describe(member: TeacherFile, config: FitConfig, dataset: Dataset) -> str:
         return f"{sentence}."
     same_name = absolute_name(card.dataset) == absolute_name(dataset.name)
     other_images = " (other images)" if other_data and same_name else ""
+    here = f" This run would train one on {dataset.name}, {_training(epochs, images)}." * in_run
     return (
         f"{sentence}: trained on {card.dataset}{other_images}, {_training(card.epochs, card.images)}, "
-        f"held-out accuracy {card.accuracy_text}. "
-        f"This run would train one on {dataset.name}, {_training(epochs, images)}."
+        f"held-out accuracy {card.accuracy_text}.{here}"
     )
-
-
-def is_of(card: ModelCard, dataset: Dataset) -> bool:
-    """Returns whether a model was trained on this data set."""
-    return card.data == model_card(card.mode, card.arch, dataset).data
 
 
 def networks_to_train(config: FitConfig, dataset: Dataset) -> list[str]:
@@ -222,11 +266,11 @@ def _training(epochs: int, images: int) -> str:
     return f"{epochs:,} epoch{'s' * (epochs != 1)}, {images:,} image{'s' * (images != 1)}"
 
 
-def _load(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
-    """Returns the teacher in a file, whose name tells its kind.
+def _loader_of(path: Path) -> Callable[[Path, Request], TeacherFile]:
+    """Returns the function that loads a teacher's file, whose name tells its kind.
 
     Raises:
-        CheckpointError: the file is another framework's own, or cannot be used.
+        CheckpointError: the file is another framework's own.
     """
     framework = _FRAMEWORKS.get(path.suffix.lower())
     if framework is not None and path.is_file():
@@ -234,5 +278,4 @@ def _load(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
             f"{path} is a file of {framework}: export the network there as ONNX, and give the .onnx file "
             "(docs/teachers.md shows how)."
         )
-    load = load_onnx_teacher if path.suffix.lower() == ".onnx" else load_saved_teacher
-    return load(path, config, dataset)
+    return load_onnx_teacher if path.suffix.lower() == ".onnx" else load_saved_teacher

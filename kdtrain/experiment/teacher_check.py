@@ -1,21 +1,28 @@
-"""A first look at a teacher that kdtrain did not train: whether it recognises the images that it gets."""
+"""A first look at teachers: whether each, and the mean of several, recognises the images that it gets."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
 
 from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.data.loader import Loader
 from kdtrain.deploy.onnx_network import OnnxClassifier
-from kdtrain.engine.teacher_network import InputConversion, InputForm
+from kdtrain.engine.predict import predict_logits
+from kdtrain.engine.teacher_network import InputConversion, InputForm, Logits
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import validation_images
+from kdtrain.runtime import flow, launch
+from kdtrain.runtime.oneflow import resolve_device
+from kdtrain.runtime.processes import Job, available_cores, run_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +30,8 @@ Outputs = npt.NDArray[np.float32]
 
 _IMAGES = 1000
 _NEAR_CHANCE = 0.1  # of the way from chance to no error
+_ORDERED = 0.3  # of this way: an untrained network stays below it in the best order of its classes
+_MOST_BELOW_BEST = 0.05  # that the mean of several may recognise less than the best of them
 _USUAL = (
     Normalization((0.0,), (1.0,)),
     Normalization((0.0,), (1 / 255,)),
@@ -40,12 +49,14 @@ class FirstLook:
         kind: ``held-out`` or ``training``.
         split: the split of the images.
         numbers: (N,) int64, their positions in the split.
+        in_child: whether kdtrain's networks are computed in a child process, as the jobs of a session are.
     """
 
     dataset: Dataset
     kind: str
     split: str
     numbers: npt.NDArray[np.int64]
+    in_child: bool
 
     @classmethod
     def at(cls, dataset: Dataset, config: FitConfig) -> FirstLook:
@@ -60,7 +71,22 @@ class FirstLook:
             "training" if is_training else "held-out",
             "train" if is_training else split,
             numbers[chosen],
+            launch.rank() is None and resolve_device(config.device) == "cpu",
         )
+
+    def logits(self, network: flow.nn.Module) -> Logits:
+        """Returns the logits of one of kdtrain's networks for the images, (N, classes) float32.
+
+        Args:
+            network: takes the images as students get them, on the CPU.
+        """
+        inputs = self.dataset.split(self.split).normalized(self.dataset.normalization, self.numbers)
+        images = Loader(inputs, self._labels(), len(inputs), num_classes=self.dataset.num_classes)
+        work = partial(predict_logits, network, images)
+        if not self.in_child:
+            return work()
+        [logits] = run_jobs([Job("the first look at a teacher", work, len(available_cores()))])
+        return logits
 
     def outputs(self, classifier: OnnxClassifier, normalization: Normalization) -> Outputs:
         """Returns the outputs of a network for the images, (N, classes) float32.
@@ -81,50 +107,123 @@ class FirstLook:
         """
         return float((outputs.argmax(axis=1) == self._labels()).mean())
 
-    def check(self, path: Path, outputs: Outputs, remedy: Callable[[], str], *, allowed: bool) -> None:
+    def check(self, path: Path, outputs: Outputs, remedy: Callable[[], str | None], *, allowed: bool) -> None:
         """Logs the accuracy of a teacher, and refuses one whose accuracy is near chance.
 
         Args:
             path: the teacher's file.
             outputs: its outputs for the images, (N, classes of the data) float32.
-            remedy: returns a sentence about what to do.
-            allowed: --allow-poor-teacher.
+            remedy: returns a sentence about what to do; None if the teacher is as good as it can be.
+            allowed: whether it is taken all the same, as with --allow-poor-teacher.
 
         Raises:
             CheckpointError: its accuracy is near chance.
         """
         accuracy = self.accuracy(outputs)
-        logger.info(f"{path} recognises {accuracy:.2%} of {len(self.numbers):,} {self.kind} images.")
-        if not self._is_poor(accuracy) or allowed:
+        is_poor = self._is_poor(accuracy)
+        near_chance = ", which is near chance" if is_poor else ""
+        logger.info(f"{path} {self._recognises(accuracy)}{near_chance}.")
+        sentence = remedy() if is_poor and not allowed else None
+        if sentence is None:
             return
         raise CheckpointError(
             f"{path} recognises {accuracy:.2%} of the {self.kind} images, which is near chance: it probably "
-            f"gets other images than it was trained on. {remedy()} --allow-poor-teacher takes it as it is."
+            f"gets other images than it was trained on. {sentence} --allow-poor-teacher takes it as it is."
         )
 
-    def better_normalization(self, classifier: OnnxClassifier, classes: tuple[int, ...] | None) -> str:
-        """Returns a sentence that names the usual normalisation with which a network recognises most."""
+    def check_mean(self, files: Sequence[tuple[Path, Logits]], mean: Logits, *, allowed: bool) -> None:
+        """Logs the accuracy of the mean of several teachers, and refuses one far below the best of them.
+
+        Args:
+            files: each one's file and its logits for the images, (N, classes of the data) float32.
+            mean: the logarithms of the mean of their probabilities, (N, classes of the data) float32.
+            allowed: --allow-poor-teacher.
+
+        Raises:
+            CheckpointError: the mean recognises over 5 points less than the best teacher.
+        """
+        accuracy = self.accuracy(mean)
+        logger.info(f"The mean of their probabilities {self._recognises(accuracy)}.")
+        highest, best = max((self.accuracy(logits), path) for path, logits in files)
+        if highest - accuracy > _MOST_BELOW_BEST and not allowed:
+            raise CheckpointError(
+                f"The mean of the teachers' probabilities recognises {accuracy:.2%} of the {self.kind} "
+                f"images, and {best} alone {highest:.2%}: check images and classes of the others, give them "
+                "less --teacher-weight, or leave them out. --allow-poor-teacher takes the mean as it is."
+            )
+
+    def better_input(
+        self, classifier: OnnxClassifier, given: Normalization, classes: tuple[int, ...] | None
+    ) -> str:
+        """Returns a sentence with the usual normalisation or the order of classes that helps a network most.
+
+        Args:
+            classifier: the network.
+            given: the normalisation with which its accuracy is near chance.
+            classes: its class for each class of the data; None if they are the same.
+        """
         channels = classifier.form.shape[0]
-        candidates = [*_USUAL, self.dataset.normalization]
+        candidates = [given, *_USUAL, self.dataset.normalization]
         fitting = [candidate for candidate in candidates if len(candidate.mean) in (1, channels)]
-        accuracies = []
-        for candidate in fitting:
-            outputs = self.outputs(classifier, for_channels(candidate, channels))
-            accuracies.append(self.accuracy(outputs if classes is None else outputs[:, classes]))
+        outputs = [self.outputs(classifier, for_channels(candidate, channels)) for candidate in fitting]
+        flags = [""] + [
+            f"--teacher-mean {_numbers(candidate.mean)} --teacher-std {_numbers(candidate.std)}"
+            for candidate in fitting[1:]
+        ]
+        accuracies = [self.accuracy(each if classes is None else each[:, classes]) for each in outputs]
         best = int(np.argmax(accuracies))
+        orders = [self._best_order(each) for each in outputs]
+        ordered = max(range(len(orders)), key=lambda index: orders[index][1])
+        if orders[ordered][1] > accuracies[best] + _MOST_BELOW_BEST:
+            hint = self.better_order(outputs[ordered], flags=flags[ordered])
+            if hint is not None:
+                return hint
         if self._is_poor(accuracies[best]):
             return "No usual normalisation helps: check its classes (--teacher-classes) and --teacher-layout."
-        mean, std = (_numbers(values) for values in (fitting[best].mean, fitting[best].std))
-        return f"With --teacher-mean {mean} --teacher-std {std} it recognises {accuracies[best]:.2%}."
+        return f"With {flags[best]} it recognises {accuracies[best]:.2%}."
+
+    def better_order(
+        self, outputs: Outputs, names: Sequence[str] | None = None, flags: str = ""
+    ) -> str | None:
+        """Returns a sentence that names the order of a teacher's classes in which it recognises most.
+
+        None is returned if it does not recognise much in any order.
+
+        Args:
+            outputs: the teacher's outputs for the images, (N, its classes) float32.
+            names: the names of its classes; None if its file has none.
+            flags: further flags that the sentence names.
+        """
+        order, accuracy = self._best_order(outputs)
+        if self._is_poor(accuracy, _ORDERED):
+            return None
+        # A number that is the name of a class means this class.
+        are_names = names is not None and any(name.isdecimal() for name in names)
+        classes = ",".join(names[index] if names and are_names else str(index) for index in order)
+        words = f"{flags} --teacher-classes {classes}".lstrip()
+        return f"Its classes seem to be in another order: {words} gives {accuracy:.2%}."
+
+    def _best_order(self, outputs: Outputs) -> tuple[tuple[int, ...], float]:
+        """Returns the teacher's class for each class of the data, and its accuracy in this order.
+
+        The order maximises the sum of the confusion matrix at the pairs of classes.
+        """
+        confusion = np.zeros((self.dataset.num_classes, outputs.shape[1]), np.int64)
+        np.add.at(confusion, (self._labels(), outputs.argmax(axis=1)), 1)
+        _, order = linear_sum_assignment(confusion, maximize=True)
+        return tuple(map(int, order)), self.accuracy(outputs[:, order])
 
     def _labels(self) -> npt.NDArray[np.int64]:
         labels: npt.NDArray[np.int64] = self.dataset.split(self.split).labels[self.numbers]
         return labels
 
-    def _is_poor(self, accuracy: float) -> bool:
-        """Returns whether an accuracy is less than a tenth of the way from chance to no error."""
+    def _is_poor(self, accuracy: float, share: float = _NEAR_CHANCE) -> bool:
+        """Returns whether an accuracy is less than this share of the way from chance to no error."""
         chance = np.bincount(self._labels()).max() / len(self.numbers)
-        return bool(accuracy < chance + _NEAR_CHANCE * (1.0 - chance))
+        return bool(accuracy < chance + share * (1.0 - chance))
+
+    def _recognises(self, accuracy: float) -> str:
+        return f"recognises {accuracy:.2%} of {len(self.numbers):,} {self.kind} images"
 
 
 def own_form(dataset: Dataset) -> InputForm:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdtrain.errors import CheckpointError, UsageError, clipped, unknown_name_message
 from kdtrain.runtime.regular_files import read_text
@@ -23,22 +25,26 @@ def match_classes(
 ) -> tuple[int, ...] | None:
     """Returns the teacher's class for each class of the data; None if they are the same in the same order.
 
-    Without ``asked``, classes are matched by their names where both sides have names, and otherwise by their
-    position. What does not match is logged.
+    Without ``asked``, classes are matched by their names where both sides have names. They are matched by
+    their position if no name is on both sides. What does not match is logged.
 
     Args:
         wanted: the names of the data's classes.
         names: the names of the teacher's classes; None if its file has none.
         number: the number of the teacher's classes.
-        asked: value of --teacher-classes.
+        asked: value of --teacher-classes: a class for each of ``wanted``, or a JSON file with such a mapping
+            or with the teacher's own names.
         teacher: names the teacher in messages.
 
     Raises:
         UsageError: --teacher-classes names other classes than there are.
         CheckpointError: the classes do not match; the text lists those that do not.
     """
-    if asked is not None:
-        chosen = _asked_classes(wanted, names, number, asked)
+    given = None if asked is None else _read_json(asked)
+    if isinstance(given, list):
+        names = _own_names(given, number, teacher)
+    elif asked is not None:
+        chosen = _asked_classes(wanted, names, number, asked, given)
         logger.info(f"{teacher}: {len(set(chosen))} of its {number} classes teach.")
         return chosen
     if names is not None and list(names) == list(wanted):
@@ -48,32 +54,43 @@ def match_classes(
         rest = f"; the data have no {_listed(others)}" if others else ""
         logger.info(f"{teacher}: its classes are matched to those of the data by name{rest}.")
         return tuple(list(names).index(name) for name in wanted)
-    if number == len(wanted):
+    shared = [name for name in wanted if name in (names or ())]
+    if number == len(wanted) and not shared:
         if names is not None and not _are_numbers(names) and not _are_numbers(wanted):
             pairs = [f"{name} for {own}" for own, name in zip(wanted, names, strict=True) if own != name]
             logger.info(f"{teacher}: its classes are matched by position: it has {_listed(pairs)}.")
         return None
-    missing = [name for name in wanted if name not in (names or ())]
+    missing = [name for name in wanted if name not in shared]
     reason = "its file does not name them" if names is None else f"it has no {_listed(missing)}"
+    if shared:
+        reason += f", but {_listed(shared)}"
     raise CheckpointError(
         f"{teacher} has {number} classes, the data have {len(wanted)}, and {reason}. "
         "Say with --teacher-classes which of its classes answers to each of the data's."
     )
 
 
-def _asked_classes(wanted: Names, names: Names | None, number: int, asked: str) -> tuple[int, ...]:
+def needs_classes(wanted: Names, names: Names | None) -> bool:
+    """Returns whether --teacher-classes is for a teacher: its own names lack a class of the data."""
+    return names is None or not set(wanted) <= set(names)
+
+
+def _asked_classes(
+    wanted: Names, names: Names | None, number: int, asked: str, mapping: Mapping[str, Any] | None
+) -> tuple[int, ...]:
     """Returns the teacher's class for each class of the data, as --teacher-classes has it."""
-    if asked.endswith(".json"):
-        mapping = _read_mapping(Path(asked))
+    if mapping is not None:
         for name in mapping:
             if name not in wanted:
-                raise UsageError(f"--teacher-classes {asked}: {unknown_name_message('class', name, wanted)}")
+                raise UsageError(
+                    f"--teacher-classes {clipped(asked)}: {unknown_name_message('class', name, wanted)}"
+                )
         missing = [name for name in wanted if name not in mapping]
         if missing:
-            raise UsageError(f"--teacher-classes {asked} has no entry for {_listed(missing)}.")
-        entries = [mapping[name] for name in wanted]
+            raise UsageError(f"--teacher-classes {clipped(asked)} has no entry for {_listed(missing)}.")
+        entries = [str(mapping[name]) for name in wanted]
     else:
-        entries = [entry.strip() for entry in asked.split(",")]
+        entries = _listed_entries(asked)
         if len(entries) != len(wanted):
             raise UsageError(
                 f"--teacher-classes has {len(entries)} classes, and the data have {len(wanted)}: give one "
@@ -96,18 +113,44 @@ def _class_number(entry: str, names: Names | None, number: int) -> int:
     raise UsageError(f"--teacher-classes: {unknown_name_message('class of the teacher', entry, names)}")
 
 
-def _read_mapping(file: Path) -> Mapping[str, str]:
-    """Returns the mapping in a JSON file, from the data's names to the teacher's names or numbers."""
+def _listed_entries(asked: str) -> list[str]:
+    """Returns the entries of a text, divided by commas; an entry with a comma is in double quotes."""
     try:
-        mapping = json.loads(read_text(file, _LARGEST))
+        return [entry.strip() for entry in next(csv.reader([asked], skipinitialspace=True), [])]
+    except csv.Error as error:
+        raise UsageError(f"--teacher-classes {clipped(asked, repr)} cannot be read: {error}.") from error
+
+
+def _own_names(names: list[str], number: int, teacher: str) -> list[str]:
+    """Returns the teacher's names in a JSON list; raises UsageError if they are not one for each class."""
+    if len(names) != number or len(set(names)) != number:
+        raise UsageError(
+            f"--teacher-classes: the list has {len(names)} names, {len(set(names))} of them different, and "
+            f"{teacher} has {number} classes: give the name of each, in the order of its outputs."
+        )
+    return names
+
+
+def _read_json(asked: str) -> dict[str, str | int] | list[str] | None:
+    """Returns the value of a JSON file, or of a text that is an object; None for another text.
+
+    An object maps the data's names to the teacher's names or numbers; a list holds the teacher's own names.
+    """
+    if not asked.endswith(".json") and not asked.startswith("{"):
+        return None
+    try:
+        value = json.loads(asked if asked.startswith("{") else read_text(Path(asked), _LARGEST))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"--teacher-classes {file} cannot be read: {reason}.") from error
-    if not isinstance(mapping, dict) or not all(type(value) in (str, int) for value in mapping.values()):
+        raise UsageError(f"--teacher-classes {clipped(asked)} cannot be read: {reason}.") from error
+    if isinstance(value, list) and all(type(name) is str for name in value):
+        return value
+    if not isinstance(value, dict) or not all(type(entry) in (str, int) for entry in value.values()):
         raise UsageError(
-            f'--teacher-classes {file}: it must be an object of names or numbers, such as {{"cat": "tabby"}}.'
+            f"--teacher-classes {clipped(asked)}: it must be an object of names or numbers, such as "
+            '{"cat": "tabby"}, or a list of the names of all the teacher\'s classes.'
         )
-    return {name: str(value) for name, value in mapping.items()}
+    return value
 
 
 def _are_numbers(names: Names) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.npz import Header, Headers, read_arrays
-from kdtrain.deploy.onnx_classifier import Assumed
+from kdtrain.deploy.onnx_classifier import LAYOUT, SIZE, Assumed
 from kdtrain.deploy.onnx_network import (
     OnnxClassifier,
     OnnxNetwork,
@@ -31,9 +32,10 @@ from kdtrain.engine.teacher_network import (
 )
 from kdtrain.errors import DataError, UsageError, clipped, size_text
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.settings import DEFAULT_TEACHER
+from kdtrain.experiment.settings import DEFAULT_TEACHER, flag_of
 from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
-from kdtrain.experiment.teacher_classes import match_classes
+from kdtrain.experiment.teacher_classes import match_classes, needs_classes
+from kdtrain.experiment.teacher_flags import TeacherFlags
 from kdtrain.models.registry import count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import short_name
@@ -60,6 +62,9 @@ class TeacherFile:
         is_table: whether it is a table of logits.
         parameters: number of its trainable values; 0 if unknown.
         multiply_adds: multiply-adds for one image; 0 if unknown.
+        normalization: mean and standard deviation of the images that it takes; None for a table.
+        seen: its logits for the images of the first look, (N, classes of the data) float32; None without one.
+        given: the values of the settings in ``DESCRIBING`` that are for it.
     """
 
     path: Path
@@ -70,28 +75,73 @@ class TeacherFile:
     is_table: bool = False
     parameters: int = 0
     multiply_adds: int = 0
+    normalization: Normalization | None = None
+    seen: Logits | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<TeacherFile {short_name(self.arch)} ({self.path})>"
 
 
-def saved_teacher(saved: SavedModel, config: FitConfig, dataset: Dataset) -> TeacherFile:
-    """Returns the teacher in a checkpoint, which gets images of the form that its card names.
+@dataclass(frozen=True)
+class Request:
+    """What a teacher is for.
+
+    Attributes:
+        config: configuration of the command.
+        dataset: the images of the students.
+        flags: the settings that describe teachers.
+        look: the images of the first look.
+    """
+
+    config: FitConfig
+    dataset: Dataset
+    flags: TeacherFlags
+    look: FirstLook
+
+    def asked_classes(self, names: Sequence[str] | None, path: Path) -> str | None:
+        """Returns the value of --teacher-classes that is for a teacher with these names of classes."""
+        if not needs_classes(self.dataset.classes, names):
+            return None
+        asked: str | None = self.flags.take("teacher_classes", path)
+        return asked
+
+    def better_order(self, outputs: Logits, names: Sequence[str]) -> str | None:
+        """Returns a sentence with the order of classes that helps, unless the names of classes decide it."""
+        return self.look.better_order(outputs, names) if needs_classes(self.dataset.classes, names) else None
+
+
+def is_of(card: ModelCard, dataset: Dataset) -> bool:
+    """Returns whether a model was trained on this data set."""
+    return card.data == model_card(card.mode, card.arch, dataset).data
+
+
+def load_saved_teacher(path: Path, request: Request) -> TeacherFile:
+    """Returns the teacher in a checkpoint of kdtrain's or OneFlow's, after a first look at its accuracy.
+
+    It gets images of the form that its card names. It is as good as its training has made it, so it is taken
+    even if its accuracy is near chance, unless another order of its classes helps.
 
     Raises:
         UsageError: --teacher-classes names classes that it does not have.
-        CheckpointError: its weights do not fit its architecture, or its classes do not match the data's.
+        CheckpointError: the checkpoint cannot be read, or does not fit data or flags.
     """
+    config, dataset = request.config, request.dataset
+    saved = load_model(
+        path,
+        fallback=model_card("teacher", config.teacher_arch or DEFAULT_TEACHER, dataset),
+        arch=config.teacher_arch,
+        flag="--teacher-arch",
+    )
     card = saved.card
     form = InputForm(card.image_shape, Normalization(card.mean, card.std))
     conversion = None if form == own_form(dataset) else InputConversion(own_form(dataset), form)
-    classes = match_classes(
-        dataset.classes, card.classes, len(card.classes), config.teacher_classes, str(saved.path)
-    )
+    asked = request.asked_classes(card.classes, path)
+    classes = match_classes(dataset.classes, card.classes, len(card.classes), asked, str(path))
     network = saved.build("cpu")  # raises if the weights are not those of this architecture
     if conversion is not None:
         logger.info(
-            f"{saved.path} was trained on images of {size_text(card.image_shape)}, "
+            f"{path} was trained on images of {size_text(card.image_shape)}, "
             f"{normalization_text(form.normalization)}: it gets the students' images in this form."
         )
 
@@ -101,34 +151,36 @@ def saved_teacher(saved: SavedModel, config: FitConfig, dataset: Dataset) -> Tea
             return network
         return TeacherNetwork(network, conversion, classes).eval()
 
+    seen = _look_at_saved(path, TeacherNetwork(network, conversion).eval(), card, classes, request)
     return TeacherFile(
-        saved.path,
+        path,
         card.arch,
         build,
         fingerprint(saved.weights, [card.arch, repr(conversion), classes]),
         saved,
         parameters=count_parameters(network),
         multiply_adds=count_multiply_adds(network, card.image_shape),
+        normalization=form.normalization,
+        seen=seen,
     )
 
 
-def load_saved_teacher(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
-    """Returns the teacher in a checkpoint of kdtrain's or OneFlow's.
+def _look_at_saved(
+    path: Path, network: TeacherNetwork, card: ModelCard, classes: tuple[int, ...] | None, request: Request
+) -> Logits:
+    """Logs how much a checkpoint's network recognises; returns its logits for the images of the first look.
 
     Raises:
-        UsageError: --teacher-classes names classes that it does not have.
-        CheckpointError: the checkpoint cannot be read, or does not fit data or flags.
+        CheckpointError: its accuracy is near chance, and better with its classes in another order.
     """
-    saved = load_model(
-        path,
-        fallback=model_card("teacher", config.teacher_arch or DEFAULT_TEACHER, dataset),
-        arch=config.teacher_arch,
-        flag="--teacher-arch",
-    )
-    return saved_teacher(saved, config, dataset)
+    outputs = request.look.logits(network)
+    seen = outputs if classes is None else outputs[:, classes]
+    remedy = partial(request.better_order, outputs, card.classes)
+    request.look.check(path, seen, remedy, allowed=request.config.allow_poor_teacher)
+    return seen
 
 
-def load_onnx_teacher(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
+def load_onnx_teacher(path: Path, request: Request) -> TeacherFile:
     """Returns the teacher in an ONNX file, after a first look at its accuracy.
 
     Raises:
@@ -136,16 +188,22 @@ def load_onnx_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teache
         CheckpointError: the file cannot be used, its classes do not match, or its accuracy is near chance.
         KdtrainError: onnx is not installed.
     """
-    channels, *sides = dataset.image_shape
-    height, width = [config.teacher_input_size or side for side in sides]
-    assumed = Assumed(channels, height, width, config.teacher_layout or "")
+    dataset, flags = request.dataset, request.flags
+    assumed = Assumed(*dataset.image_shape, flags.next(LAYOUT) or "", flags.next(SIZE) or 0)
     classifier = OnnxClassifier(path, assumed)
     form = classifier.form
+    taken = {name: flags.take(name, path) for name in form.left_open}
+    assumed = replace(assumed, layout=taken.get(LAYOUT) or "", side=taken.get(SIZE) or 0)
     card = read_card(form.about, path) if form.about else None
     names = None if card is None else card.classes
-    classes = match_classes(dataset.classes, names, classifier.classes, config.teacher_classes, str(path))
-    normalization = _normalization(config, form.shape[0], _PIXELS if form.raw else card)
-    probabilities = _look_at(classifier, normalization, classes, config, dataset)
+    asked = request.asked_classes(names, path)
+    classes = match_classes(dataset.classes, names, classifier.classes, asked, str(path))
+    if card is None:
+        normalization = _given_normalization(flags, path, form.shape[0])
+    else:
+        normalization = _PIXELS if form.raw else Normalization(card.mean, card.std)
+    normalization = for_channels(normalization, form.shape[0])
+    probabilities, seen = _look_at(classifier, normalization, classes, card, request)
     conversion = InputConversion(own_form(dataset), InputForm(form.shape, normalization))
 
     def build(device: str) -> flow.nn.Module:
@@ -160,6 +218,8 @@ def load_onnx_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teache
         digest,
         parameters=form.parameters,
         multiply_adds=form.multiply_adds,
+        normalization=normalization,
+        seen=seen,
     )
 
 
@@ -167,15 +227,18 @@ def _look_at(
     classifier: OnnxClassifier,
     normalization: Normalization,
     classes: tuple[int, ...] | None,
-    config: FitConfig,
-    dataset: Dataset,
-) -> bool:
-    """Logs what a network takes and how much it recognises; returns whether it gives probabilities.
+    card: ModelCard | None,
+    request: Request,
+) -> tuple[bool, Logits]:
+    """Logs what a network takes and how much it recognises.
+
+    Returns:
+        Whether it gives probabilities, and its logits for the images of the first look, (N, classes) float32.
 
     Raises:
         CheckpointError: its accuracy is near chance.
     """
-    look, path, form = FirstLook.at(dataset, config), classifier.path, classifier.form
+    look, path, form = request.look, classifier.path, classifier.form
     outputs = look.outputs(classifier, normalization)
     probabilities = are_probabilities(outputs)
     given = "; it gives probabilities, whose logarithms are taken as logits" if probabilities else ""
@@ -183,16 +246,22 @@ def _look_at(
         f"{path} takes images of {size_text(form.shape)} ({form.layout}), {normalization_text(normalization)}"
         f"{given}."
     )
+    logits = to_logits(outputs) if probabilities else outputs
+    seen = logits if classes is None else logits[:, classes]
     look.check(
         path,
-        outputs if classes is None else outputs[:, classes],
-        lambda: look.better_normalization(classifier, classes),
-        allowed=config.allow_poor_teacher,
+        seen,
+        lambda: (
+            request.better_order(outputs, card.classes) or f"It was trained on {short_name(card.dataset)}."
+            if card
+            else look.better_input(classifier, normalization, classes)
+        ),
+        allowed=request.config.allow_poor_teacher,
     )
-    return probabilities
+    return probabilities, seen
 
 
-def load_given_teacher(path: Path, config: FitConfig, dataset: Dataset) -> TeacherFile:
+def load_given_teacher(path: Path, request: Request) -> TeacherFile:
     """Returns the teacher of a table of logits, after a first look at its accuracy.
 
     Raises:
@@ -200,22 +269,26 @@ def load_given_teacher(path: Path, config: FitConfig, dataset: Dataset) -> Teach
         DataError: the file is missing or damaged, or its logits are not those of these images.
         CheckpointError: its classes do not match, or its accuracy is near chance.
     """
-    tables = _read_tables(path, config, dataset)
-    digest = fingerprint(tables, None)
-    given = GivenLogits(path, list(tables.pop("logits")), digest, **tables)
-    look = FirstLook.at(dataset, config)
+    look = request.look
+    tables, chosen = _read_tables(path, request)
+    used = {name: table[..., chosen] for name, table in tables.items()}
+    digest = fingerprint(used, None)
+    given = GivenLogits(path, list(used.pop("logits")), digest, **used)
+    seen = None
     if look.split == "train" or given.validation is not None:
+        seen = given.of_split(look.split)[look.numbers]
+        outputs = (tables["logits"][0] if look.split == "train" else tables[look.split])[look.numbers]
         look.check(
             path,
-            given.of_split(look.split)[look.numbers],
-            lambda: "Its rows have to be in the order of the images.",
-            allowed=config.allow_poor_teacher,
+            seen,
+            lambda: look.better_order(outputs) or "Its rows have to be in the order of the images.",
+            allowed=request.config.allow_poor_teacher,
         )
-    return TeacherFile(path, path.name, lambda device: given, given.digest, is_table=True)
+    return TeacherFile(path, path.name, lambda device: given, given.digest, is_table=True, seen=seen)
 
 
-def _read_tables(path: Path, config: FitConfig, dataset: Dataset) -> dict[str, Logits]:
-    """Returns the logits of the data's classes: (views, images, classes) as "logits", and of other splits.
+def _read_tables(path: Path, request: Request) -> tuple[dict[str, Logits], Any]:
+    """Returns the logits, (views, images, classes) as "logits" and of other splits, and the data's classes.
 
     Nothing but headers is read of a file that is not of these images, views and classes.
 
@@ -224,6 +297,7 @@ def _read_tables(path: Path, config: FitConfig, dataset: Dataset) -> dict[str, L
         DataError: the file is missing or damaged, or its logits are not those of these images.
         CheckpointError: its classes do not match.
     """
+    config, dataset = request.config, request.dataset
     if dataset.transfer is not None:
         raise UsageError(
             f"--teacher-logits {path} has no answers about images without labels, which --labels and "
@@ -238,15 +312,16 @@ def _read_tables(path: Path, config: FitConfig, dataset: Dataset) -> dict[str, L
             split = dataset.train if name == "logits" else dataset.split(name)
             _check_form(name, path, header, len(split), number)
         check_views(path, views, 1 if config.augment_for("student") == "none" else config.views)
-        classes = match_classes(dataset.classes, None, number, config.teacher_classes, str(path))
+        asked = request.asked_classes(None, path)
+        classes = match_classes(dataset.classes, None, number, asked, str(path))
         chosen = chosen if classes is None else list(classes)
 
     optional = ("test",) if dataset.validation is None else ("test", "validation")
     arrays = read_arrays(path, ("logits",), optional, _LARGEST_TABLE, check)
-    tables = {name: _usable(f"{name} in {path}", array)[..., chosen] for name, array in arrays.items()}
+    tables = {name: _usable(f"{name} in {path}", array) for name, array in arrays.items()}
     if tables["logits"].ndim == 2:
         tables["logits"] = tables["logits"][None]
-    return tables
+    return tables, chosen
 
 
 def _check_form(name: str, path: Path, header: Header, images: int, classes: int) -> None:
@@ -283,20 +358,16 @@ def _usable(source: str, array: npt.NDArray[Any]) -> Logits:
     return table
 
 
-def _normalization(
-    config: FitConfig, channels: int, noted: Normalization | ModelCard | None
-) -> Normalization:
-    """Returns the normalisation of an ONNX teacher's images: of the flags, or else as its file notes it."""
-    noted = noted or Normalization((0.0,), (1.0,))
+def _given_normalization(flags: TeacherFlags, path: Path, channels: int) -> Normalization:
+    """Returns the normalisation of the images of an ONNX teacher of another program, as flags have it."""
     numbers = []
-    for name, own in (("teacher_mean", noted.mean), ("teacher_std", noted.std)):
-        text = getattr(config, name)
-        values = own if text is None else channel_values(text)
+    for name, default in (("teacher_mean", 0.0), ("teacher_std", 1.0)):
+        text = flags.take(name, path)
+        values = (default,) if text is None else channel_values(text)
         if len(values) not in (1, channels):
-            flag = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{flag} {text} has {len(values)} numbers, and the teacher's images have {channels} channel"
-                f"{'s' * (channels != 1)}."
+                f"{flag_of(name)} {text} has {len(values)} numbers, and the images of {path} have {channels} "
+                f"channel{'s' * (channels != 1)}."
             )
         numbers.append(values if len(values) == channels else values * channels)
-    return for_channels(Normalization(*numbers), channels)
+    return Normalization(*numbers)

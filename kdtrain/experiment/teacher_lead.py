@@ -8,13 +8,17 @@ import logging
 from functools import partial
 from pathlib import Path
 
+from kdtrain.data.dataset import Normalization
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.loaders import count_training, count_validation, validation_images, validation_loader
+from kdtrain.experiment.run_files import LEAD
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import TrainedTeacher, combined, is_of, member_logits
+from kdtrain.experiment.teacher import TrainedTeacher, combined, member_logits
+from kdtrain.experiment.teacher_files import TeacherFile, is_of
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.teacher_lead import (
     Baseline,
+    LeadMember,
     TeacherLead,
     lead_from_json,
     lead_sentences,
@@ -29,7 +33,7 @@ from kdtrain.store.kept_models import kept_models
 
 logger = logging.getLogger(__name__)
 
-FILE = "teacher_lead.json"
+FILE = LEAD
 """Name of the file in the run directory."""
 
 _LARGEST = 1 << 20  # bytes; the file has about 1,000
@@ -57,7 +61,7 @@ def measure_lead(session: Session, directory: Path, teacher: TrainedTeacher) -> 
     if session.ranks.any_rank(lead is not None):
         return lead
     work = partial(_evaluate, session, teacher)
-    [(evaluation, held_out)] = session.run(
+    [(evaluation, accuracies, held_out)] = session.run(
         [Job("the teacher on held-out images", work, session.teacher_cores(teacher))]
     )
     if not first:
@@ -70,6 +74,7 @@ def measure_lead(session: Session, directory: Path, teacher: TrainedTeacher) -> 
             member.saved is None or member.saved.card.held_out != held_out for member in teacher.members
         ),
         baseline=_kept_student(session, held_out),
+        members=tuple(map(_member, teacher.members, accuracies)),
     )
     for sentence in lead_sentences(lead):
         logger.info(sentence)
@@ -85,15 +90,24 @@ def _read(path: Path) -> TeacherLead | None:
         return None
 
 
-def _evaluate(session: Session, teacher: TrainedTeacher) -> tuple[Evaluation, str]:
-    """Returns the teacher's figures on the held-out images, and the images' fingerprint as in a card."""
+def _member(file: TeacherFile, accuracy: float) -> LeadMember:
+    normalization = file.normalization or Normalization((), ())  # a table takes no images
+    return LeadMember(file.path.name, accuracy, normalization.mean, normalization.std)
+
+
+def _evaluate(session: Session, teacher: TrainedTeacher) -> tuple[Evaluation, list[float], str]:
+    """Returns the teacher's figures on the held-out images, its members' accuracies, and a fingerprint.
+
+    The fingerprint is that of the images, as in a card.
+    """
     config = session.config
     images = validation_loader(session.dataset, config, config.seed, session.device, session.ranks)
     split, numbers = validation_images(session.dataset, config, config.seed)
     network = teacher.build(session.device)
     of_members = member_logits(network, images, split, numbers, "teacher on held-out images")
     held_out = fingerprint({"labels": images.targets}, images.fingerprint)
-    return Evaluation.from_logits(combined(network, of_members), images.targets), held_out
+    accuracies = [float((logits.argmax(axis=1) == images.targets).mean()) for logits in of_members]
+    return Evaluation.from_logits(combined(network, of_members), images.targets), accuracies, held_out
 
 
 def _kept_student(session: Session, held_out: str) -> Baseline | None:

@@ -21,7 +21,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import COMPARED, MODES
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.single import run_single
-from kdtrain.experiment.teacher import find_teacher
+from kdtrain.experiment.teacher import TrainedTeacher, find_teacher
 from kdtrain.runtime.console import silence
 from kdtrain.runtime.files import temporary_folder
 from kdtrain.store.checkpoint import load_tensors
@@ -62,40 +62,51 @@ def try_out(config: FitConfig) -> list[TrialResult]:
     Raises:
         KdtrainError: the errors of the fit itself.
     """
-    with _without_resume_hint(), silence(), temporary_folder(Path(tempfile.gettempdir())) as folder:
-        most = None if config.teacher_logits else _PICTURES  # a table has a row for each picture
-        session = Session(_elsewhere(config, folder), most_images=most)
+    most = None if config.teacher_logits else _PICTURES  # a table has a row for each picture
+    with _without_resume_hint(), temporary_folder(Path(tempfile.gettempdir())) as folder:
+        with silence():
+            session = Session(_elsewhere(config, folder), most_images=most)
         teacher = None
         if config.has_teacher_files or config.mode == "student_kd":
-            teacher = find_teacher(config, session.dataset)
-        size = config.batch_size * session.ranks.size
-        session.dataset = _few(session.dataset, config, size)
-        session.config = dataclasses.replace(
-            session.config if teacher is None else teacher.named_in(session.config),
-            teacher_logits=None,  # a table has no answers about a part of the images
-            teacher_weight=(),
-            allow_poor_teacher=True,
-            teachers=min(config.teachers, _TEACHERS),
-            epochs=1,
-            teacher_epochs=1,
-            seeds=1,
-            grid=(),
-            generations=min(config.generations, _GENERATIONS),
-            val_size=_val_size(session.dataset, config, size),
-            limit_train=None,
-        )
-        if config.mode == "compare":
-            run_comparison(session)
-        elif config.is_chain:
-            run_chain(session)
-        else:
-            run_single(session)
-        states = folder.rglob("checkpoints/last.safetensors")
-        results = [_result(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
-        if config.mode == "compare":  # its students are trained side by side
-            order = list[str](COMPARED)
-            results.sort(key=lambda result: order.index(result.name))
-        return results
+            sizes = {name: getattr(session.config, name) for name in ("limit_train", "val_size", "labels")}
+            # Not silenced: it says what teachers recognise.
+            teacher = find_teacher(dataclasses.replace(config, **sizes), session.dataset)
+        with silence():
+            return _tried(config, session, teacher, folder)
+
+
+def _tried(
+    config: FitConfig, session: Session, teacher: TrainedTeacher | None, folder: Path
+) -> list[TrialResult]:
+    """Returns the networks of a fit after their trial in a folder, each after its teacher."""
+    size = config.batch_size * session.ranks.size
+    session.dataset = _few(session.dataset, config, size)
+    session.config = dataclasses.replace(
+        session.config if teacher is None else teacher.without_table().named_in(session.config),
+        teacher_logits=None,  # a table has no answers about a part of the images
+        teacher_weight=(),
+        allow_poor_teacher=True,
+        teachers=min(config.teachers, _TEACHERS),
+        epochs=1,
+        teacher_epochs=1,
+        seeds=1,
+        grid=(),
+        generations=min(config.generations, _GENERATIONS),
+        val_size=_val_size(session.dataset, config, size),
+        limit_train=None,
+    )
+    if config.mode == "compare":
+        run_comparison(session)
+    elif config.is_chain:
+        run_chain(session)
+    else:
+        run_single(session)
+    states = folder.rglob("checkpoints/last.safetensors")
+    results = [_result(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
+    if config.mode == "compare":  # its students are trained side by side
+        order = list[str](COMPARED)
+        results.sort(key=lambda result: order.index(result.name))
+    return results
 
 
 @contextlib.contextmanager

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from kdtrain.errors import UsageError, size_text, unknown_name_message
+from kdtrain.errors import UsageError, clipped, did_you_mean, size_text
 from kdtrain.models.factories import build_from_factory, check_factory
 from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
 from kdtrain.models.own_layers import with_own_layers
 from kdtrain.models.resnet import ResNet
 from kdtrain.models.student_cnn import SMALLEST_SIDE, StudentCnn
-from kdtrain.models.zoo import LARGE, PREFIX, build_classifier, check_classifier
+from kdtrain.models.zoo import CLASSIFIERS, LARGE, PREFIX, build_classifier, check_classifier
 from kdtrain.runtime import flow
 
 Factory = Callable[[ImageShape, int], "flow.nn.Module"]
@@ -89,7 +89,13 @@ def check_architecture(arch: str) -> None:
     elif runs_code(arch):
         check_factory(arch)
     elif arch not in ARCHITECTURES:
-        raise UsageError(unknown_name_message("architecture", arch, ARCHITECTURES))
+        names = ", ".join((*ARCHITECTURES, f"{PREFIX}NAME", "MODULE:FACTORY", "FILE.py:FACTORY"))
+        nearest = (
+            f" (did you mean {PREFIX + arch!r}?)"
+            if arch in CLASSIFIERS
+            else did_you_mean(arch, ARCHITECTURES)
+        )
+        raise UsageError(f"there is no architecture {clipped(arch, repr)}{nearest}; there are: {names}.")
 
 
 def count_parameters(model: flow.nn.Module) -> int:

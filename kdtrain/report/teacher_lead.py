@@ -34,6 +34,23 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class LeadMember:
+    """One of the teachers whose mean teaches, or the only one.
+
+    Attributes:
+        name: its file's name.
+        accuracy: its own accuracy on the held-out images, 0..1.
+        mean: that it subtracts from pixels scaled to 0..1, per channel; empty for a table of logits.
+        std: that it divides by after that, per channel; empty for a table.
+    """
+
+    name: str
+    accuracy: float
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class TeacherLead:
     """A teacher's figures on the held-out images of the run that it teaches in.
 
@@ -44,6 +61,7 @@ class TeacherLead:
         may_have_seen: the teacher may have been trained on these images, because its own held-out
             images were others or are unknown.
         baseline: the student that it is compared with; None if there is none.
+        members: the teachers of the mean, or the only one.
     """
 
     images: int
@@ -51,6 +69,7 @@ class TeacherLead:
     calibration_error: float
     may_have_seen: bool
     baseline: Baseline | None
+    members: tuple[LeadMember, ...]
 
     @property
     def points(self) -> float | None:
@@ -125,6 +144,15 @@ def lead_to_json(lead: TeacherLead) -> dict[str, Any]:
             "training_images": baseline.images,
             "held_out_accuracy_fraction": baseline.accuracy,
         },
+        "members": [
+            {
+                "name": member.name,
+                "held_out_accuracy_fraction": member.accuracy,
+                "mean": list(member.mean),
+                "std": list(member.std),
+            }
+            for member in lead.members
+        ],
     }
 
 
@@ -147,6 +175,15 @@ def lead_from_json(values: Mapping[str, Any]) -> TeacherLead:
             epochs=int(student["epochs"]),
             images=int(student["training_images"]),
             accuracy=float(student["held_out_accuracy_fraction"]),
+        ),
+        members=tuple(
+            LeadMember(
+                name=str(member["name"]),
+                accuracy=float(member["held_out_accuracy_fraction"]),
+                mean=tuple(map(float, member["mean"])),
+                std=tuple(map(float, member["std"])),
+            )
+            for member in values["members"]
         ),
     )
 

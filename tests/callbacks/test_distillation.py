@@ -201,3 +201,15 @@ def test_impossible_temperatures_and_alphas_are_refused(
     for value in values:
         with pytest.raises(UsageError, match=f"{name} {value}"):
             DistillationCallback(teacher, **{name: value}, cache_directory=tmp_path)
+
+
+def test_one_callback_teaches_fits_of_other_images(
+    fit: Fit, tmp_path: Path, teacher: flow.nn.Module, train: Loader, make_loader: Callable[..., Loader]
+) -> None:
+    distillation = DistillationCallback(teacher, cache_directory=tmp_path / "cache")
+    fit(distillation, epochs=1)
+    others = make_loader(512, start=2000)
+    again = fit(distillation, train=others, epochs=1)
+    alone = fit(DistillationCallback(teacher), train=others, epochs=1)
+    for name, weights in alone.items():
+        np.testing.assert_array_equal(again[name], weights)

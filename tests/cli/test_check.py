@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from kdtrain.experiment.teacher import trained_here
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.faults.limits import limited
-from tests.tools import files_in, write_tiles
+from tests.tools import ROOT, files_in, write_tiles
+
+TORCH = ROOT / "tests/deploy/foreign/torch.onnx"
 
 WATCH = """
 from pathlib import Path
@@ -104,6 +107,24 @@ def test_a_teacher_that_is_there_is_the_one_that_teaches(
     teacher = untrained_teacher(tmp_path / "t.safetensors", load_dataset(data_dir=tiles))
     words = ("--recipe=none", "--mode", "student_kd", "--data-dir", tiles, "--teacher-checkpoint", teacher)
     assert shown(call_kdtrain("fit", "--check", *words, cwd=tmp_path).stdout) == ["student_kd"]
+
+
+@pytest.mark.parametrize("mode", ["student_kd", "compare"])
+def test_it_says_what_teachers_recognise(
+    mode: str, digits: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+) -> None:
+    answers = np.eye(10, dtype=np.float32)[load_dataset(data_dir=digits).train.labels] * 100
+    np.savez(tmp_path / "t.npz", logits=answers[:, ::-1], test=np.zeros((300, 10), np.float32))
+    words = ("--recipe=none", "--mode", mode, "--data-dir", digits, "--teacher-mean=0.1307")
+    teachers = ("--teacher-checkpoint", TORCH, "--teacher-std=0.3081", "--teacher-logits=t.npz")
+    orders = ("--teacher-classes=0,1,2,3,4,5,6,7,8,9", "--teacher-classes=9,8,7,6,5,4,3,2,1,0")
+    done = call_kdtrain("fit", "--check", *words, *teachers, *orders, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"torch\.onnx recognises 9\d\.\d\d% of 250 held-out images\.\n", done.stderr)
+    assert done.stderr.splitlines()[-2:] == [
+        "t.npz recognises 100.00% of 250 held-out images.",
+        "The mean of their probabilities recognises 100.00% of 250 held-out images.",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -199,11 +199,12 @@ def test_a_teacher_of_a_quick_try_is_said_to_be_one(
     assert call_kdtrain("fit", "--mode", "teacher", *data, *QUICK, cwd=tmp_path).returncode == 0
     words = ("fit", "--mode", "student_kd", *data)
     for flags in (("--teacher-epochs", "2", "--epochs", "1"), ("--limit-train", "200", "--epochs", "1")):
-        note, *_ = notes(call_kdtrain(*words, *flags, cwd=tmp_path))
+        look, note, *_ = notes(call_kdtrain(*words, *flags, cwd=tmp_path))
+        assert "logs/models/teacher.safetensors recognises" in look
         assert "logs/models/teacher.safetensors" in note
         for word in ("1 epoch,", "100 images", accuracy_of(run_of(tmp_path, "teacher"))):
             assert word in note
-    note, *_ = notes(call_kdtrain(*words, *QUICK, cwd=tmp_path))
+    _, note, *_ = notes(call_kdtrain(*words, *QUICK, cwd=tmp_path))
     assert "logs/models/teacher.safetensors" in note
     assert "100" not in note, "it is what this run would train"
 
@@ -213,8 +214,9 @@ def test_a_given_teacher_of_other_data_is_said_to_be_one(
 ) -> None:
     teacher = untrained_teacher(tmp_path / "t.safetensors", mnist, "hinton_800")
     words = ("fit", "--mode", "student_kd", "--data-dir", digits, "--teacher-checkpoint", teacher)
-    form, note, *_ = notes(call_kdtrain(*words, *QUICK, cwd=tmp_path))
+    form, look, note, *_ = notes(call_kdtrain(*words, *QUICK, cwd=tmp_path))
     assert "it gets the students' images in this form" in form
+    assert f"{teacher} recognises" in look
     for word in (str(teacher), "mnist", "digits"):
         assert word in note
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdtrain import flow
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.onnx_classifier import Assumed
+from kdtrain.deploy.onnx_classifier import LAYOUT, SIZE, Assumed
 from kdtrain.deploy.onnx_network import OnnxClassifier, OnnxNetwork, are_probabilities, to_logits
 from kdtrain.errors import CheckpointError
 from tests.tools import ROOT
@@ -152,6 +152,28 @@ def test_the_form_of_the_images_is_that_of_the_graph(
     images = np.arange(12, dtype=np.float32).reshape(3, *expected[1])
     weight = np.arange(12, dtype=np.float32).reshape(4, 3)
     np.testing.assert_allclose(classifier.outputs(images), images.reshape(3, 4) @ weight)
+
+
+@pytest.mark.parametrize(
+    ("shape", "assumed", "expected", "left_open"),
+    [
+        (("N", 1, 2, 2), Assumed(1, 9, 9, "nhwc", 5), ("nchw", (1, 2, 2)), ()),
+        (("N", 1, "h", "w"), Assumed(1, 9, 9, "nhwc", 2), ("nchw", (1, 2, 2)), (SIZE,)),
+        (("N", "c", "h", "w"), Assumed(1, 9, 9, "nhwc", 2), ("nhwc", (1, 2, 2)), (LAYOUT, SIZE)),
+        (("N", 2, "w"), Assumed(1, 9, 9, "", 2), ("nhw", (1, 2, 2)), (SIZE,)),
+        (("N", 4), Assumed(1, 2, 2, "", 7), ("flat", (1, 2, 2)), ()),
+        (("N", 4), Assumed(1, 9, 9, "", 2), ("flat", (1, 2, 2)), (SIZE,)),
+    ],
+)
+def test_what_a_graph_tells_wins_and_what_it_leaves_open_is_named(
+    shape: tuple[int | str, ...],
+    assumed: Assumed,
+    expected: tuple[str, tuple[int, int, int]],
+    left_open: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    form = OnnxClassifier(saved(tmp_path, linear(shape)), assumed).form
+    assert ((form.layout, form.shape), form.left_open) == (expected, left_open)
 
 
 def test_bytes_are_rounded_pixels(tmp_path: Path) -> None:

@@ -13,10 +13,15 @@ import scipy.stats
 
 import kdtrain
 from kdtrain.cli import main
+from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError, UsageError
+from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.teacher import find_teacher
 from kdtrain.store.checkpoint import load_card, load_model, save_model
 from tests.cli.conftest import CallKdtrain
+from tests.tools import ROOT
 
+TORCH = ROOT / "tests/deploy/foreign/torch.onnx"
 BEST = "checkpoints/best.safetensors"
 FEW = ("--val-size", "60", "--limit-train", "200", "--recipe", "none", "--teacher-arch", "student_cnn")
 
@@ -72,6 +77,53 @@ def test_figures_are_those_of_the_run_and_of_its_comparison(logs: Path, tiles: P
     assert (settings["seed"], settings["epochs"], settings["limit_train"]) == ("1", "1", "200")
     assert str(tiles.parent) not in text, "paths are nobody's business"
     assert str(logs) not in text
+
+
+def test_teachers_have_their_accuracy_and_normalisation(logs: Path, digits: Path, tmp_path: Path) -> None:
+    own = load_card(logs / "compare/version_0/seed_0/teacher" / BEST)
+    mean, std = (f"{values[0]:.4g}" for values in (own.mean, own.std))
+    takes = f"; it takes pixels scaled to 0..1, minus {mean}, divided by {std}"
+    assert re.search(
+        rf"^student_cnn, test accuracy [\d.]+%{takes}$", kdtrain.card(student(logs) / BEST), re.M
+    )
+    labels = kdtrain.load_data(data_dir=digits).dataset.train.labels
+    np.savez(tmp_path / "t.npz", logits=np.eye(10, dtype=np.float32)[labels])
+    words = (
+        "--data-dir",
+        str(digits),
+        "--val-size",
+        "60",
+        "--recipe",
+        "none",
+        "--logdir",
+        str(tmp_path / "logs"),
+    )
+    onnx = ("--teacher-checkpoint", str(TORCH), "--teacher-mean", "0.2", "--teacher-std", "0.3")
+    table = ("--teacher-logits", str(tmp_path / "t.npz"))
+    assert main(["fit", "--mode", "student_kd", "--epochs", "1", *words, *onnx, *table]) == 0
+    run = tmp_path / "logs/student_kd/version_0"
+    config = FitConfig(
+        "student_kd", val_size=60, teacher_checkpoint=(TORCH,), teacher_mean=("0.2",), teacher_std=("0.3",)
+    )
+    data = kdtrain.load_data(data_dir=digits, val_size=60)
+    teacher = find_teacher(config, data.dataset)
+    assert teacher is not None
+    right = predict_logits(teacher.build(), data.validation).argmax(axis=1) == data.validation.targets
+    form = "it takes pixels scaled to 0..1, minus 0.2, divided by 0.3"
+    said = f"- torch.onnx, held-out accuracy {right.mean():.2%}; {form}\n"
+    assert f"{said}- t.npz, held-out accuracy 100.00%\n" in kdtrain.card(run / BEST)
+
+
+def test_the_teacher_in_a_chain_has_the_figures_of_its_own_checkpoint(tiles: Path, tmp_path: Path) -> None:
+    words = ("--data-dir", str(tiles), "--generations", "2", "--epochs", "1", "--logdir", str(tmp_path), *FEW)
+    assert main(["fit", "--mode", "student_kd", *words]) == 0
+    run = tmp_path / "student_kd/version_0"
+    first = load_card(run / "generation_1" / BEST)
+    text = kdtrain.card(run / "generation_2" / BEST)
+    assert (
+        f"held-out accuracy {first.accuracy:.2%}; it takes pixels scaled to 0..1, minus {first.mean[0]:.4g}"
+        in text
+    )
 
 
 def test_front_matter_has_the_fields_of_the_hubs(logs: Path) -> None:

@@ -35,8 +35,8 @@ def test_data_are_those_of_a_fit_with_the_same_settings(mnist: Dataset, tmp_path
     [
         ({"batchsize": 64}, r"load_data: there is no setting 'batchsize' \(did you mean 'batch_size'\?\)"),
         ({"epochs": 3}, "there is no setting 'epochs'"),
-        ({"batch_size": 0}, "batch-size is 0: it must be from 1 to 100,000,000"),
-        ({"val_size": 60_000}, "val-size 60000: give 0 to 59999"),
+        ({"batch_size": 0}, "batch_size is 0: it must be from 1 to 100,000,000"),
+        ({"val_size": 60_000}, "val_size 60000: give 0 to 59999"),
         ({"dataset": "mnits"}, "did you mean 'mnist'"),
         ({"seed": "three"}, "seed is 'three': it must be a whole number"),
     ],

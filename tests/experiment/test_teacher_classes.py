@@ -33,6 +33,7 @@ def match(
         (PETS, DIGITS, 3, None),
         (DIGITS, PETS, 3, None),
         (PETS, ("Katze", "Hund", "Fisch"), 3, None),
+        (DIGITS, ("2", "1", "0"), 3, (2, 1, 0)),
     ],
 )
 def test_names_win_where_both_sides_have_them_and_else_the_position(
@@ -44,10 +45,10 @@ def test_names_win_where_both_sides_have_them_and_else_the_position(
 def test_what_does_not_match_is_listed(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "kdtrain"):
         match(PETS, ("ant", "fish", "bee", "cat", "dog"))
-        match(PETS, ("cat", "Hund", "Fisch"))
+        match(PETS, ("Katze", "Hund", "Fisch"))
     by_name, by_position = caplog.messages
     assert "the data have no ant, bee" in by_name
-    assert "by position: it has Hund for dog, Fisch for fish" in by_position
+    assert "by position: it has Katze for cat, Hund for dog, Fisch for fish" in by_position
     with pytest.raises(
         CheckpointError, match=r"has 4 classes, the data have 3, and it has no dog, fish.*--teacher-c"
     ):
@@ -56,6 +57,36 @@ def test_what_does_not_match_is_listed(caplog: pytest.LogCaptureFixture) -> None
         CheckpointError, match="has 1000 classes, the data have 3, and its file does not name them"
     ):
         match(PETS, None, 1000)
+
+
+@pytest.mark.parametrize("names", [("bird", "cat", "dog"), ("cat", "dog", "bird"), ("x", "cat", "y")])
+def test_a_name_on_both_sides_contradicts_positions(names: tuple[str, ...]) -> None:
+    with pytest.raises(CheckpointError, match=r"it has no .*fish, but .*cat.*--teacher-classes"):
+        match(PETS, names)
+    assert match(PETS, names, asked="1,2,0") == (1, 2, 0)
+
+
+def test_a_json_list_is_the_teacher_s_own_names_in_its_order(tmp_path: Path) -> None:
+    file = tmp_path / "names.json"
+    file.write_text('["ant", "fish", "cat, small", "dog", "cat"]')
+    assert match(PETS, None, 5, asked=str(file)) == (4, 3, 1)
+    assert match(PETS, (*DIGITS, "3", "4"), asked=str(file)) == (4, 3, 1)
+    for content, number, reason in (
+        ('["fish", "dog", "cat"]', 4, "the list has 3 names, 3 of them different, and teacher.onnx has 4"),
+        ('["fish", "dog", "fish"]', 3, "the list has 3 names, 2 of them different"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UsageError, match=reason):
+            match(PETS, None, number, asked=str(file))
+    file.write_text('["bird", "cat", "dog"]')
+    with pytest.raises(CheckpointError, match="it has no fish, but cat, dog"):
+        match(PETS, None, 3, asked=str(file))
+
+
+def test_a_name_with_a_comma_is_in_quotes() -> None:
+    names = ("tench, Tinca", "pug", "carp")
+    assert match(PETS, names, asked='pug, "tench, Tinca",2') == (1, 0, 2)
+    assert match(PETS, names, asked='{"cat": "tench, Tinca", "dog": 1, "fish": "carp"}') == (0, 1, 2)
 
 
 def test_a_list_or_a_mapping_chooses(tmp_path: Path) -> None:

@@ -229,3 +229,12 @@ def test_code_is_run_to_build_only_and_what_cannot_be_imported_says_why(
     check_architecture(arch)
     with pytest.raises(KdtrainError, match=reason):
         build_model(arch, (1, 5, 6), 3)
+
+
+def test_an_unknown_name_gets_the_nearest_one_and_all_spellings() -> None:
+    with pytest.raises(
+        UsageError, match=r"did you mean 'flowvision:resnet18'\?.*flowvision:NAME.*FILE\.py:FACTORY"
+    ):
+        check_architecture("resnet18")
+    with pytest.raises(UsageError, match=r"did you mean 'resnet8'\?"):
+        check_architecture("resnet9")

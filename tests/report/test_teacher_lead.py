@@ -9,6 +9,7 @@ import pytest
 
 from kdtrain.report.teacher_lead import (
     Baseline,
+    LeadMember,
     TeacherLead,
     far_apart_sentence,
     lead_from_json,
@@ -17,7 +18,8 @@ from kdtrain.report.teacher_lead import (
 )
 
 KEPT = Baseline("student_mlp", 60, 55_000, 0.9784)
-LEAD = TeacherLead(5000, 0.9914, 0.0031, may_have_seen=False, baseline=KEPT)
+MEMBERS = (LeadMember("a.onnx", 0.98, (0.5,), (0.25,)), LeadMember("table.npz", 0.97))
+LEAD = TeacherLead(5000, 0.9914, 0.0031, may_have_seen=False, baseline=KEPT, members=MEMBERS)
 
 
 def lead_over_kept(points: float) -> str:
