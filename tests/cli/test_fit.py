@@ -39,6 +39,7 @@ def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: s
     assert (fitted.folder / rows["best weights"]).samefile(fitted.run(mode) / "checkpoints/best.safetensors")
     lines = finished.stderr.splitlines()
     if mode == "student_kd":
+        assert f"{LOGDIR}/models/teacher.safetensors recognises " in lines.pop(0)
         assert f"{LOGDIR}/models/teacher.safetensors" in lines.pop(0)
         figures = r"Teacher: [\d.]+ % of 300 held-out images, calibration error [\d.]+ %\."
         assert re.fullmatch(figures, lines.pop(0))
