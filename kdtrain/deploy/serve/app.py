@@ -122,7 +122,7 @@ class _Service:
             content = await anyio.to_thread.run_sync(answer, limiter=self.threads)
         return Response(content, media_type="application/json")
 
-    def _answer(self, kind: str, body: bytes, temperature: float, with_pixels: bool) -> str:
+    def _answer(self, kind: str, body: bytes, temperature: float, with_pixels: bool) -> bytes:
         """Returns the JSON of the response. Runs in a thread: decoding and computing would block the loop."""
         images = images_in(kind, body, self.model.card)
         answer = _predictions(self.model, images, temperature) | {"classes": self.model.card.classes}
@@ -132,7 +132,7 @@ class _Service:
         if with_pixels:  # image by image: all as Python's numbers would take ten times the memory of the text
             pixels = ", ".join(json.dumps(image.tolist()) for image in images)
             content = f'{content[:-1]}, "pixels": [{pixels}]}}'
-        return content
+        return content.encode()
 
 
 def _predictions(model: OnnxModel, images: npt.NDArray[Any], temperature: float) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Limits:
     body: int = 10_000_000
     head: float = 10.0
     seconds: float = 15.0
-    unread: int = 100_000_000
+    unread: int = 50_000_000
 
 
 class RateLimit:
