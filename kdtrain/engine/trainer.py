@@ -139,7 +139,8 @@ class Trainer:
 
     def _train(self, run: Run, progress: FitProgress) -> None:
         """Runs the epochs."""
-        batches, saved = len(run.train), [SavedValues()]  # the first step is checked
+        batches = len(run.train)
+        saved: SavedValues | None = SavedValues()  # those of the first step are checked
         while progress.epoch < run.epochs and not _stopping(run):
             progress.epoch += 1
             flow.manual_seed(derive_seed(self.seed, "dropout", progress.epoch, run.train.ranks.rank))
@@ -148,7 +149,8 @@ class Trainer:
             rate, started = run.learning_rate, time.perf_counter()
             for batch in run.train.epoch(progress.epoch):
                 rate = run.learning_rate
-                losses = self._step(run, batch, progress.step / batches, saved.pop() if saved else None)
+                losses = self._step(run, batch, progress.step / batches, saved)
+                saved = None
                 progress.step += 1
                 seen.append(losses)
                 self.callbacks.emit(
