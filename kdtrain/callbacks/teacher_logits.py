@@ -24,6 +24,7 @@ from kdtrain.engine.teacher_network import GivenLogits, check_views
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.console import progress_bar
+from kdtrain.runtime.regular_files import read_bytes
 from kdtrain.runtime.screen import Bar
 from kdtrain.store.checkpoint import fingerprint, snapshot
 
@@ -34,6 +35,7 @@ Logits = npt.NDArray[np.float32]
 _LOGITS = ""  # the name of the answer that is no layer's
 _PROOFS = 16  # answers that are computed anew before those of files are believed
 _TOLERANCE = 1e-3  # of the largest answer: batches, threads and processors change the last bits
+_LARGEST_CODE = 1 << 20  # bytes of a file of kdtrain's own
 _LARGE = 1 << 28  # bytes of a table; a larger one stays in its files, which are mapped into memory
 _SECONDS_LOST = 20.0  # of work that an interruption may cost, and between two lines about the progress
 
@@ -49,7 +51,7 @@ def code_version() -> str:
     package, parts = Path(__file__).parents[1], ("data", "engine", "models", "deploy")
     code = [path for part in parts for path in (package / part).rglob("*.py")]
     code += [package / "runtime/kernels.py", package / "runtime/onednn.py"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code))).hexdigest()
+    return hashlib.sha256(b"".join(read_bytes(path, _LARGEST_CODE) for path in sorted(code))).hexdigest()
 
 
 class AnswerTables(NamedTuple):

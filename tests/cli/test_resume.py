@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.conftest import MODES, CallKdtrain, Fitted, assert_explained, signal_when_ready
@@ -188,7 +189,7 @@ def test_other_training_images_are_refused(fitted: Fitted, tmp_path: Path, call_
     config.write_text(config.read_text().replace(str(fitted.flags[1]), str(data)))
     images = data / "train-images-idx3-ubyte.gz"
     content = bytearray(gzip.decompress(images.read_bytes()))
-    content[16:5000] = bytes(5000 - 16)
+    content[16:5000] = np.random.default_rng(0).bytes(5000 - 16)
     images.write_bytes(gzip.compress(bytes(content)))
     assert_explained(call_kdtrain("fit", "--resume", run, cwd=tmp_path), 1, "training images", str(run))
 

@@ -274,7 +274,7 @@ def test_a_teacher_is_asked_once_a_step_about_endless_mixed_images(
     loader = _loader(images, mnist, "mixup", count=0)
     trainer = Trainer(student, partial(flow.optim.Adam, lr=1e-3), [DistillationCallback(teacher), Watch()])
     trainer.fit(loader, loader.sequential(64), epochs=1, directory=tmp_path)
-    assert len(seen) == 2 + len(loader)  # one image to count the classes with, and a batch to time
+    assert len(seen) == 3 + len(loader)  # images to know it again, one to count classes, a batch to time
 
 
 def test_gradient_norms_of_terms_count_both_labels(images: Floats, mnist: Dataset, tmp_path: Path) -> None:

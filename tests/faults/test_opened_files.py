@@ -164,6 +164,7 @@ def test_every_file_is_opened_in_one_place() -> None:
         # /proc:
         "kdtrain/cli/doctor.py",
         "kdtrain/deploy/onnx_worker.py",
+        "kdtrain/runtime/files.py",
         "kdtrain/runtime/launch.py",
         "kdtrain/runtime/processor.py",
         "kdtrain/runtime/watchdog.py",
