@@ -76,7 +76,7 @@ COMBINATIONS = {
     ),
     "student_kd: few labels, kept layers of each view": Combination(
         "student_kd",
-        "--labels 80 --views 3 --augment shift=1 --plugin fitnet,student_layer=fc2,teacher_layer=fc1 "
+        "--labels 280 --views 3 --augment shift=1 --plugin fitnet,student_layer=fc2,teacher_layer=fc1 "
         f"{_GIVEN}",
     ),
     "student_kd: two teachers": Combination("student_kd", f"{_GIVEN} {_GIVEN}"),
