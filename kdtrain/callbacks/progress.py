@@ -63,12 +63,13 @@ class Progress(Callback):
             self._bar.set_description_str(self._description(event.epoch + 1, run), refresh=False)
             self._show(self._bar, loss)
         self._seconds += event.seconds + event.eval_seconds
+        seconds = f"{self._seconds:.{0 if self._seconds >= 10 else 1}f} s"
         left = "" if is_redrawn() else time_left.fit_text()
         self._line = (
             f"{self.name:<12} {event.epoch:>{len(str(run.epochs))}}/{run.epochs}"
             f"  loss {loss:.4f}  {self._accuracy}"
             f"  cross-entropy {event.metrics[CROSS_ENTROPY]:.4f}"
-            f"  {self._seconds:.1f} s{left and f'  {left}'}"
+            f"  {seconds}{left and f'  {left}'}"
         )
         is_tenth = event.epoch * _LINES // run.epochs > (event.epoch - 1) * _LINES // run.epochs
         if is_last or (is_tenth and not is_redrawn()) or logger.isEnabledFor(logging.DEBUG):
