@@ -88,8 +88,9 @@ def read_scalars(directory: Path) -> Scalars:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Returns the content of all files below ``folder`` by path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Returns the content of all files below ``folder`` by path, but for what Python keeps of modules."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def _first(split: Split, count: int) -> Split:
