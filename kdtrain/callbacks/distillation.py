@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from kdtrain.callbacks.teacher_features import describe_size, reason_to_run
-from kdtrain.callbacks.teacher_logits import AnswerCache, AnswerTables, logit_table, weights_fingerprint
+from kdtrain.callbacks.teacher_logits import (
+    PROOFS,
+    AnswerCache,
+    AnswerTables,
+    logit_table,
+    outputs_agree,
+    weights_fingerprint,
+)
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import FitEnd, Status
@@ -113,10 +120,10 @@ class DistillationCallback(Callback):
                 answers than at the begin of the run, which a change of its code does.
         """
         self._fingerprint = weights_fingerprint(self.network)
-        self._probes, begun_with = self._probe(run.train), self._begun_with
+        begun_with, self._probes = self._begun_with, self._probe(run.train)
         self._begun_with = []
-        tolerance = 1e-3 * max(map(abs, begun_with), default=0.0)
-        if begun_with and not np.allclose(begun_with, self._probes, rtol=0.0, atol=tolerance):
+        now, before = (np.array(probes, np.float32) for probes in (self._probes, begun_with))
+        if begun_with and not outputs_agree(now, before):
             raise CheckpointError(
                 "the teacher is not the one that the run was begun with: its weights are the same, and its "
                 "answers are different. Put the first code of its network back, or start a new run."
@@ -174,8 +181,8 @@ class DistillationCallback(Callback):
         self._begun_with = list(state.get("probes", []))
 
     def _probe(self, train: Loader) -> list[float]:
-        """Returns numbers of 16 images, as they are, that show a change of the networks' code."""
-        images = np.unique(np.linspace(0, train.num_images - 1, 16).astype(np.int64))
+        """Returns a number of each network about some images as they are, which show a change of its code."""
+        images = np.unique(np.linspace(0, train.num_images - 1, PROOFS).astype(np.int64))
         probes: list[float] = []
         for member in members_of(self.network):
             if not isinstance(member, GivenLogits):

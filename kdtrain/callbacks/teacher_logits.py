@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 Logits = npt.NDArray[np.float32]
 
 _LOGITS = ""  # the name of the answer that is no layer's
-_PROOFS = 16  # answers that are computed anew before those of files are believed
+PROOFS = 16
+"""The number of a teacher's answers that show whether it is the same as before."""
+
 _TOLERANCE = 1e-3  # of the largest answer: batches, threads and processors change the last bits
 _LARGEST_CODE = 1 << 20  # bytes of a file of kdtrain's own
 _LARGE = 1 << 28  # bytes of a table; a larger one stays in its files, which are mapped into memory
@@ -198,7 +200,7 @@ class AnswerCache:
     ) -> Iterator[_Variant]:
         """Yields the answers about some variants of some images, after the proof of those in the files."""
         variants = [self._open(*pair) for pair in wanted]
-        is_stale = any(self._is_stale(variant, -(-_PROOFS // len(variants))) for variant in variants)
+        is_stale = any(self._is_stale(variant, -(-PROOFS // len(variants))) for variant in variants)
         if is_stale:
             logger.warning(
                 f"The teacher's answers in {self.directory} are not those that it gives now, with the same "
@@ -243,7 +245,7 @@ class AnswerCache:
             known = variant.known[name][chosen]
             if known.any():
                 kept = variant.files[name].values(variant.numbers[chosen[known]])
-                differ |= not _agree(values[known], kept)
+                differ |= not outputs_agree(values[known], kept)
         return self.train.ranks.any_rank(differ)
 
     def _complete(self, variant: _Variant, progress: _Progress, *, believed: bool) -> None:
@@ -301,7 +303,8 @@ class AnswerCache:
         return key
 
 
-def _agree(computed: Floats, kept: Floats) -> bool:
+def outputs_agree(computed: Floats, kept: Floats) -> bool:
+    """Returns whether outputs of a network, (K, ...) each, are those that it gave before."""
     if computed.shape != kept.shape:
         return False
     return np.allclose(computed, kept, rtol=0.0, atol=_TOLERANCE * float(np.abs(kept).max()) + 1e-30)
