@@ -274,7 +274,7 @@ class Sequential(ImageLayer, flow.nn.Sequential):
             layer = layers.pop(0)
             if _is_images(x):
                 x = channels_last(x) if isinstance(layer, ImageLayer) else channels_first(x)
-            # The network may change the result of a last ReLU. The gradient needs it, but not after these two.
+            # A network may change the result of a last ReLU. The gradient needs it, except after these two.
             is_fusable = len(layers) > 1 or isinstance(layer, (Conv2d, BatchNorm2d))
             if layers and is_plain_relu(layers[0]) and is_fusable:
                 layers.pop(0)
