@@ -54,7 +54,6 @@ from .experiment.bias import RaisedBiases as RaisedBiases
 from .experiment.bias import bias as bias
 from .experiment.card import card as card
 from .experiment.comparison_run import ComparisonRun as ComparisonRun
-from .experiment.config import FitConfig as FitConfig
 from .experiment.data import load_data as load_data
 from .experiment.infer import Prediction as Prediction
 from .experiment.infer import infer as infer
@@ -64,14 +63,15 @@ from .experiment.loaders import RunData as RunData
 from .experiment.plugin_loader import PluginInfo as PluginInfo
 from .experiment.plugin_loader import list_plugins as list_plugins
 from .experiment.plugin_loader import load_plugin as load_plugin
-from .experiment.recipe import Recipe as Recipe
-from .experiment.recipe import list_recipes as list_recipes
 from .experiment.result import TestedModel as TestedModel
 from .experiment.run_info import Gain as Gain
 from .experiment.run_info import RunInfo as RunInfo
 from .experiment.runs import BestRun as BestRun
 from .experiment.runs import best_runs as best_runs
 from .experiment.runs import list_runs as list_runs
+from .experiment.settings.config import FitConfig as FitConfig
+from .experiment.settings.recipe import Recipe as Recipe
+from .experiment.settings.recipe import list_recipes as list_recipes
 from .experiment.trial import TrialResult as TrialResult
 from .experiment.tune_run import TuneRun as TuneRun
 from .metrics.calibration import Reliability as Reliability

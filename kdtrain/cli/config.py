@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from kdtrain.cli.parser import settings_in
-from kdtrain.experiment.config_file import new_config
+from kdtrain.experiment.settings.load import new_config
 
 
 def run(options: argparse.Namespace) -> int:

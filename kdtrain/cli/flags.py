@@ -7,8 +7,8 @@ import logging
 
 from kdtrain.cli.flag_types import choice
 from kdtrain.cli.setting_flags import add_setting_flag
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.settings import DATA_SETS, flag_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.schema import DATA_SETS, flag_of
 from kdtrain.runtime.value_checks import DEVICES, Check, check_value
 
 Parser = argparse.ArgumentParser

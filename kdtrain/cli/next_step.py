@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kdtrain.cli.output import Output
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.settings import flag_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.schema import flag_of
 from kdtrain.runtime.locations import command_name
 
 _OF_THE_DATA = ("dataset", "data_dir", "image_size", "skip_corrupt", "labels", "limit_train", "seed")

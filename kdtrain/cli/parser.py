@@ -13,7 +13,7 @@ from kdtrain.cli.command_flags import FLAGS
 from kdtrain.cli.flags import message_flags
 from kdtrain.cli.setting_flags import HelpText
 from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.screen import terminal_size, wrapped
 
 COMMANDS = {

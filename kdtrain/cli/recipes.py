@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from kdtrain.cli.output import Output
-from kdtrain.experiment.recipe import Recipe, list_recipes, read_recipe
+from kdtrain.experiment.settings.recipe import Recipe, list_recipes, read_recipe
 from kdtrain.report.table import Column, Table
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdtrain.cli.flag_types import number, whole_number
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.recipe import RECIPE_SETTINGS, list_recipes, recipe_for
-from kdtrain.experiment.setting import GROUPS
-from kdtrain.experiment.settings import flag_of, kind_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.recipe import RECIPE_SETTINGS, list_recipes, recipe_for
+from kdtrain.experiment.settings.schema import flag_of, kind_of
+from kdtrain.experiment.settings.setting import GROUPS
 from kdtrain.runtime.locations import command_name
 from kdtrain.runtime.screen import wrapped
 

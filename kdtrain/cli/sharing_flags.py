@@ -7,8 +7,8 @@ from pathlib import Path
 from kdtrain.cli.flag_types import choice
 from kdtrain.cli.flags import Parser, json_flag
 from kdtrain.cli.setting_flags import add_setting_flag
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.runs import SORTS
+from kdtrain.experiment.settings.config import FitConfig
 
 SHELLS = ("bash", "zsh", "fish")
 """The shells that ``kdtrain completion`` writes a script for."""

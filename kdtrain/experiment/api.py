@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.command_config import LATEST, fit_config, tune_config
 from kdtrain.experiment.comparison_run import ComparisonRun
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import new_config
 from kdtrain.experiment.loaders import RunData, count_training
-from kdtrain.experiment.python_settings import as_path, given_settings, naming_arguments
 from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.run import run_compare, run_fit
+from kdtrain.experiment.settings.command_config import LATEST, fit_config, tune_config
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.keywords import as_path, given_settings, naming_arguments
+from kdtrain.experiment.settings.load import new_config
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
 from kdtrain.experiment.trial import TrialResult, try_out
 from kdtrain.experiment.tune_run import TuneRun, run_tune

@@ -14,10 +14,10 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.class_bias import raise_biases, shift_by_labels, shift_by_teacher
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.loaders import RunData, prepare
 from kdtrain.experiment.modes import logit_cache
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import load_config
 from kdtrain.experiment.teacher import find_teacher
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY

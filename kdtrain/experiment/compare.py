@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.experiment.config_file import absolute_paths, load_config, without_folders
 from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import grid_trials, search_grid
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import COMPARED, MODES, conditions_of, controls_of
-from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.load import absolute_paths, load_config, without_folders
+from kdtrain.experiment.settings.recipe import named_recipe
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.experiment.warm_start import announce_first_weights

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdtrain.errors import UsageError, unknown_name_message
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.report.comparison import Comparison, Difference, ModelResult
 from kdtrain.report.comparison_file import FILES
 from kdtrain.report.conditions import condition_sentences

@@ -11,12 +11,12 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.download import default_cache_dir
 from kdtrain.data.unlabelled import load_unlabelled, without_most_labels
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import new_config
 from kdtrain.experiment.loaders import RunData, check_sizes, count_copies, prepare
 from kdtrain.experiment.modes import MODES
-from kdtrain.experiment.python_settings import given_settings, naming_arguments
-from kdtrain.experiment.recipe import NO_RECIPE
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.keywords import given_settings, naming_arguments
+from kdtrain.experiment.settings.load import new_config
+from kdtrain.experiment.settings.recipe import NO_RECIPE
 from kdtrain.runtime.oneflow import resolve_device
 
 logger = logging.getLogger(__name__)

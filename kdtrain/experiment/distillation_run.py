@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from kdtrain.experiment.config_file import absolute_paths
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.load import absolute_paths
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.experiment.warm_start import announce_first_weights

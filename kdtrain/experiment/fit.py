@@ -20,12 +20,12 @@ from kdtrain.engine.resume import load_state
 from kdtrain.engine.teacher_network import mean_logits
 from kdtrain.engine.trainer import Trainer
 from kdtrain.errors import DataError
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import absolute_paths
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import count_copies, test_loader, training_loader, validation_loader
 from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimizer
 from kdtrain.experiment.result import FitResult, Member, Tested, TestedModel, file_results
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import absolute_paths
 from kdtrain.experiment.teacher import TrainedTeacher, member_logits
 from kdtrain.experiment.warm_start import first_weights
 from kdtrain.metrics.evaluation import Evaluation

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid import choose, combinations, parse_grid
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.comparison import Model
 from kdtrain.report.grid_result import Candidate, GridResult, Settings, settings_text

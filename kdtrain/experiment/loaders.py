@@ -13,7 +13,7 @@ from kdtrain.data.loader import Loader, Source
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.report.conditions import Copies
 from kdtrain.runtime.ranks import Ranks
 

@@ -25,9 +25,9 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_copies, count_training, count_validation
 from kdtrain.experiment.plugin_loader import load_plugin, replaces_soft_targets
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.report.comparison import Model
 from kdtrain.report.conditions import Conditions, Labels, Transfer
 from kdtrain.runtime import flow

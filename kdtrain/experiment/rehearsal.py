@@ -14,9 +14,9 @@ from kdtrain.data.loader import Batch
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import COMPARED, MODES, callbacks_for, controls_of
 from kdtrain.experiment.plugin_loader import numeric_arguments
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teacher import TrainedTeacher
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow

@@ -8,10 +8,10 @@ import shlex
 from typing import Any
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import absolute_paths, load_config, new_config, without_folders
-from kdtrain.experiment.recipe import NO_RECIPE
-from kdtrain.experiment.settings import flag_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import absolute_paths, load_config, new_config, without_folders
+from kdtrain.experiment.settings.recipe import NO_RECIPE
+from kdtrain.experiment.settings.schema import flag_of
 from kdtrain.runtime.locations import command_name
 
 _DATA = ("dataset", "data_dir", "labels", "transfer_data")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import MODES
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.metrics.names import ACCURACY

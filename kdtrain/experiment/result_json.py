@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.experiment.comparison_run import ComparisonRun
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.result import TestedModel
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.comparison import ModelResult
 from kdtrain.report.comparison_file import to_json

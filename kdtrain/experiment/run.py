@@ -7,10 +7,10 @@ from pathlib import Path
 from kdtrain.experiment.chain import run_chain
 from kdtrain.experiment.compare import run_comparison
 from kdtrain.experiment.comparison_run import ComparisonRun, place_picture
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.single import run_single
 from kdtrain.report.teacher_lead import far_apart_sentence
 

@@ -21,7 +21,7 @@ from kdtrain.experiment.run_files import (
     text,
     whole,
 )
-from kdtrain.experiment.settings import DEFAULT_TEACHER
+from kdtrain.experiment.settings.schema import DEFAULT_TEACHER
 from kdtrain.store.run_directory import is_active
 
 STATUSES = ("finished", "running", "interrupted", "failed", "damaged")

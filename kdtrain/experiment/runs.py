@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UsageError, unknown_name_message
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.run_files import is_run
 from kdtrain.experiment.run_info import MODES, SINGLE_MODES, RunInfo, read_run
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.locations import missing_path_text, short_name
 
 _NOT_RUNS = {"cache", "models", "images"}  # folders of the log directory

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, UsageError
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.data import read_data
 from kdtrain.experiment.fit import Fit, test_teacher
 from kdtrain.experiment.fit_spec import FitSpec
@@ -22,9 +21,10 @@ from kdtrain.experiment.loaders import (
     training_loader,
 )
 from kdtrain.experiment.modes import MODES, check_plugins, conditions_of
-from kdtrain.experiment.recipe import NO_RECIPE, describe_recipe, read_recipe
 from kdtrain.experiment.rehearsal import configured_distillation
 from kdtrain.experiment.result import FitResult, Tested, TestedModel
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.recipe import NO_RECIPE, describe_recipe, read_recipe
 from kdtrain.experiment.teacher import TrainedTeacher, networks_to_train
 from kdtrain.experiment.teacher_files import TeacherFile
 from kdtrain.experiment.tuned import tuned_settings

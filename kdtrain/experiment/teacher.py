@@ -17,8 +17,8 @@ from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import Ensemble, GivenLogits, Logits, mean_logits, members_of
 from kdtrain.errors import CheckpointError
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_training
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teacher_check import FirstLook
 from kdtrain.experiment.teacher_files import (
     Request,

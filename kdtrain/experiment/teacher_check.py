@@ -18,8 +18,8 @@ from kdtrain.deploy.onnx_network import OnnxClassifier
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import InputConversion, InputForm, Logits
 from kdtrain.errors import CheckpointError
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import validation_images
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime import flow, launch
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs

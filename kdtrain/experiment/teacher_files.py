@@ -31,8 +31,8 @@ from kdtrain.engine.teacher_network import (
     check_views,
 )
 from kdtrain.errors import DataError, UsageError, clipped, size_text
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.settings import DEFAULT_TEACHER, flag_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.schema import DEFAULT_TEACHER, flag_of
 from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
 from kdtrain.experiment.teacher_classes import match_classes, needs_classes
 from kdtrain.experiment.teacher_flags import TeacherFlags

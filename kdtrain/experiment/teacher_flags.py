@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.settings import flag_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.schema import flag_of
 
 DESCRIBING = ("teacher_mean", "teacher_std", "teacher_input_size", "teacher_layout", "teacher_classes")
 """The settings that say what a teacher's file does not."""

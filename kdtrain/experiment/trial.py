@@ -17,9 +17,9 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.experiment.chain import run_chain
 from kdtrain.experiment.compare import run_comparison
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import COMPARED, MODES
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.single import run_single
 from kdtrain.experiment.teacher import TrainedTeacher, find_teacher
 from kdtrain.runtime.console import silence

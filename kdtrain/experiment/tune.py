@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from kdtrain.errors import KdtrainError, UsageError, escape_controls
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import absolute_paths, without_folders
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.halving import (
     Pace,
@@ -29,6 +27,8 @@ from kdtrain.experiment.modes import COMPARED, MODES
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import absolute_paths, without_folders
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.experiment.tune_trial import Row, is_trained, rows_until, rung_score, train_quietly

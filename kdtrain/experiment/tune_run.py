@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.halving import DEFAULT_BUDGET, parse_budget
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.settings import flag_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.schema import flag_of
 from kdtrain.experiment.tune import BEST, check_order, run_tuning
 from kdtrain.experiment.tuned import TUNE_SEEDS, begun_tuning
 from kdtrain.report.tuning import CAVEAT, FILE, Tuning, verdict

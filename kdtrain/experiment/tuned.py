@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, clipped
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.halving import parse_budget
-from kdtrain.experiment.recipe import recipe_settings
-from kdtrain.experiment.settings import flag_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import load_config
+from kdtrain.experiment.settings.recipe import recipe_settings
+from kdtrain.experiment.settings.schema import flag_of
 from kdtrain.report.tuning import FILE, VERSION, Tuning
 from kdtrain.runtime.limits import MOST_COMBINATIONS, MOST_SECONDS
 from kdtrain.runtime.regular_files import read_text

@@ -6,7 +6,7 @@ import logging
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, size_text
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model

@@ -11,8 +11,8 @@ import numpy as np
 from tools import answer, kdtrain
 
 from kdtrain.data.datasets import load_dataset
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import RunData, prepare
+from kdtrain.experiment.settings.config import FitConfig
 
 HERE = Path(__file__).parent
 

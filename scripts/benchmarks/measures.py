@@ -12,9 +12,9 @@ from pathlib import Path
 from bench import HERE, Bench, run_data
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teacher import trained_here
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.store.checkpoint import load_model

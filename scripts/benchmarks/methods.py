@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools import ROOT
 
 from kdtrain.data.datasets import load_dataset
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.recipe import recipe_for, recipe_settings
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
 from kdtrain.experiment.teacher import trained_here
 from kdtrain.metrics.statistics import Interval, t_interval
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kdtrain.data.npz import ARRAYS
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard

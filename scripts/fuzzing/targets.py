@@ -27,8 +27,8 @@ from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.resume import load_state, save_state
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.experiment.config_file import load_config, resumed_config
 from kdtrain.experiment.plugin_loader import load_plugin
+from kdtrain.experiment.settings.load import load_config, resumed_config
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import Weights, fingerprint, load_model
 from kdtrain.store.metrics_file import NAME, read_metrics

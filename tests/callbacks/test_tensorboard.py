@@ -23,8 +23,8 @@ from PIL import Image
 from kdtrain import EventFile, KdtrainError
 from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.compare import run_comparison
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
 from tests.tools import read_scalars, wait_until, write_tiles
 
 RUNS = {mode: f"compare/version_0/seed_0/{mode}" for mode in ("teacher", "student_kd", "student")}

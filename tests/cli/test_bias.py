@@ -10,9 +10,9 @@ import pytest
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.loaders import prepare
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import load_config
 from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
 from tests.conftest import RunKdtrain

@@ -10,9 +10,9 @@ import pytest
 from kdtrain.cli import main
 from kdtrain.cli.parser import parse, settings_in
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config
-from kdtrain.experiment.settings import flag_of, kind_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import load_config
+from kdtrain.experiment.settings.schema import flag_of, kind_of
 from kdtrain.runtime.limits import LARGEST_SEED
 from tests.faults.limits import limited
 

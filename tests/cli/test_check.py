@@ -13,8 +13,8 @@ from PIL import Image
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import CallbackError
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.rehearsal import rehearse
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teacher import trained_here
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher

@@ -19,9 +19,9 @@ from PIL import Image
 from kdtrain.data.datasets import load_dataset
 from kdtrain.engine.predict import predict_logits
 from kdtrain.experiment import fit, grid_search
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.grid import choose
 from kdtrain.experiment.loaders import prepare
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teacher import member_logits
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow

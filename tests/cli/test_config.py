@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tomli
 
-from kdtrain.experiment.config_file import absolute_paths, load_config
+from kdtrain.experiment.settings.load import absolute_paths, load_config
 from kdtrain.store.checkpoint import Weights, load_tensors
 from tests.cli.conftest import CallKdtrain, assert_explained
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.store.checkpoint import load_card, load_model, save_model
 from tests.cli.conftest import LOGDIR, MODES, CallKdtrain, Finished, Fitted, assert_explained
 from tests.conftest import RunKdtrain

@@ -16,7 +16,7 @@ import pytest
 from kdtrain.cli.next_step import after_comparison, after_fit
 from kdtrain.cli.output import Output
 from kdtrain.cli.parser import COMMANDS, command_parser, parse, top_parser
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.locations import command_name
 from tests.cli.conftest import CallKdtrain
 from tests.tools import ROOT

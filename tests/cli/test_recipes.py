@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tomli
 
-from kdtrain.experiment.recipe import read_recipe, recipe_names
+from kdtrain.experiment.settings.recipe import read_recipe, recipe_names
 from tests.cli.conftest import CallKdtrain, assert_explained, run_python
 from tests.tools import ROOT
 

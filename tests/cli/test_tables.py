@@ -29,7 +29,7 @@ from kdtrain.deploy.benchmark_table import benchmark_table
 from kdtrain.deploy.oneflow_model import OneFlowModel
 from kdtrain.experiment.list_models import NetworkInfo
 from kdtrain.experiment.plugin_loader import list_plugins
-from kdtrain.experiment.recipe import recipe_names
+from kdtrain.experiment.settings.recipe import recipe_names
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model
 from kdtrain.report.comparison import compare

@@ -17,8 +17,8 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.data.images import decode_folder
 from kdtrain.data.images.decode_folder import decode
 from kdtrain.errors import DataError, UsageError
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import check_sizes, count_validation, prepare
+from kdtrain.experiment.settings.config import FitConfig
 from tests.refusals import refusal_by
 
 Pixels = NDArray[np.uint8]

@@ -15,7 +15,7 @@ import kdtrain
 from kdtrain.cli import main
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError, UsageError
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teacher import find_teacher
 from kdtrain.store.checkpoint import load_card, load_model, save_model
 from tests.cli.conftest import CallKdtrain

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from kdtrain.cli.parser import parse, settings_in
 from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config, resumed_config
-from kdtrain.experiment.recipe import recipe_names
-from kdtrain.experiment.settings import OPTIMIZERS
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import load_config, resumed_config
+from kdtrain.experiment.settings.recipe import recipe_names
+from kdtrain.experiment.settings.schema import OPTIMIZERS
 from tests.refusals import refusal_by
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)

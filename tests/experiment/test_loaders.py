@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from kdtrain import UsageError, load_data
 from kdtrain.data.dataset import Dataset, Split, Unlabelled
 from kdtrain.data.datasets import load_dataset
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_copies, prepare, validation_images
+from kdtrain.experiment.settings.config import FitConfig
 from tests.tools import write_tiles
 
 

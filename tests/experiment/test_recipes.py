@@ -16,12 +16,18 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import DATASETS, FILES
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config, new_config, resumed_config
-from kdtrain.experiment.epochs import epochs_for_size
-from kdtrain.experiment.recipe import RECIPE_SETTINGS, describe_recipe, read_recipe, recipe_for, recipe_names
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.epochs import epochs_for_size
+from kdtrain.experiment.settings.load import load_config, new_config, resumed_config
+from kdtrain.experiment.settings.recipe import (
+    RECIPE_SETTINGS,
+    describe_recipe,
+    read_recipe,
+    recipe_for,
+    recipe_names,
+)
 from kdtrain.models.registry import check_architecture
 from tests.tools import write_digits
 

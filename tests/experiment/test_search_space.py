@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.search_space import Space, spaces
+from kdtrain.experiment.settings.config import FitConfig
 
 
 def space(model: Any = "student_kd", *searches: str, **settings: Any) -> Space:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pytest
 
 from kdtrain.data.dataset import Dataset, Normalization, Normalized, Split
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.modes import logit_cache
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import load_config
 from kdtrain.experiment.teacher import TrainedTeacher, trained_here
 from kdtrain.runtime.processes import Job, available_cores
 from kdtrain.store.checkpoint import SavedModel, load_model

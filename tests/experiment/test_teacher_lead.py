@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from kdtrain.data.dataset import Dataset, hold_out
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.single import run_single
 from kdtrain.experiment.teacher import find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import FILE, measure_lead

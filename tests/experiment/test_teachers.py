@@ -20,7 +20,7 @@ from kdtrain.deploy.onnx_classifier import Assumed
 from kdtrain.deploy.onnx_network import OnnxClassifier
 from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teacher import TrainedTeacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_check import FirstLook
 from kdtrain.metrics.names import ACCURACY

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.models.layers import Conv2d, Dropout
 from kdtrain.models.registry import (
     ARCHITECTURES,

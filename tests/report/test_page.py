@@ -21,8 +21,8 @@ from PIL import Image
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.experiment.compare import run_comparison, write_page
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.store.checkpoint import load_tensors, save_tensors
 from tests.browser import Browser
 from tests.tools import write_tiles

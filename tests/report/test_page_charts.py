@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from kdtrain import reliability
 from kdtrain.cli.parser import parse, settings_in
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import new_config
 from kdtrain.experiment.repeat_command import command
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import new_config
 from kdtrain.report.page.charts import Axis, curves, differences, reliability_chart
 from kdtrain.report.page.confusion import confusions
 

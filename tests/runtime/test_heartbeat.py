@@ -16,7 +16,7 @@ import pytest
 
 from kdtrain.cli.rank import shared_facts
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.heartbeat import Address, Heartbeat, News
 from kdtrain.runtime.launch import _free_port
 from kdtrain.runtime.rendezvous import Facts, join_group

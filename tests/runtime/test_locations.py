@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import absolute_paths, load_config, resumed_config
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import absolute_paths, load_config, resumed_config
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdtrain.data.augment_spec import AUGMENT_FORMS
-from kdtrain.experiment.recipe import NO_RECIPE, recipe_names
-from kdtrain.experiment.setting import (
+from kdtrain.experiment.settings.recipe import NO_RECIPE, recipe_names
+from kdtrain.experiment.settings.setting import (
     AUGMENTATION,
     CLASSES,
     LABELS,

@@ -14,10 +14,10 @@ from typing import Any
 import tomli
 
 from kdtrain.errors import UsageError, clipped, unknown_name_message
-from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.grid import parse_grid
-from kdtrain.experiment.recipe import NO_RECIPE, recipe_for, recipe_settings
-from kdtrain.experiment.settings import flag_of, kind_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.recipe import NO_RECIPE, recipe_for, recipe_settings
+from kdtrain.experiment.settings.schema import flag_of, kind_of
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 from kdtrain.runtime.regular_files import read_text

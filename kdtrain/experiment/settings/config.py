@@ -9,10 +9,10 @@ from typing import Any
 
 import tomli_w
 
-from kdtrain.experiment.config_checks import check_together
-from kdtrain.experiment.epochs import epochs_for_size
-from kdtrain.experiment.recipe import recipe_for, recipe_settings
-from kdtrain.experiment.settings import DEFAULT_TEACHER, OPTIMIZERS, Settings
+from kdtrain.experiment.settings.config_checks import check_together
+from kdtrain.experiment.settings.epochs import epochs_for_size
+from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
+from kdtrain.experiment.settings.schema import DEFAULT_TEACHER, OPTIMIZERS, Settings
 
 
 @dataclass(frozen=True, repr=False)

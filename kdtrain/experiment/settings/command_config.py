@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.config_file import load_config, new_config, resumed_config
-from kdtrain.experiment.settings import flag_of
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import load_config, new_config, resumed_config
+from kdtrain.experiment.settings.schema import flag_of
 from kdtrain.runtime import launch
 from kdtrain.store.run_directory import check_name, latest_run
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdtrain.data.augment_spec import mixes
 from kdtrain.errors import UsageError
-from kdtrain.experiment.settings import Settings, flag_of
+from kdtrain.experiment.settings.schema import Settings, flag_of
 from kdtrain.runtime.limits import LARGEST_SEED
 from kdtrain.runtime.value_checks import SEED
 

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from kdtrain.errors import KdtrainError, UsageError, clipped, unknown_name_message
-from kdtrain.experiment.config import FitConfig
+from kdtrain.experiment.settings.config import FitConfig
 
 P = ParamSpec("P")
 T = TypeVar("T")
