@@ -383,8 +383,6 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     }
     recipe_folder = ROOT / "kdtrain/experiment/settings/recipes"
     recipes = {str(file.relative_to(ROOT)) for file in recipe_folder.iterdir()}
-        str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain/experiment/settings/recipes").iterdir()
-    }
     others = {"kdtrain/data/mnist/README.md", "kdtrain/py.typed", "kdtrain/__init__.pyi"}
     assert names == code | plugins | data | page | templates | recipes | stubs | others
 

@@ -17,8 +17,8 @@ from kdtrain.cli.output import Output, only_json
 from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
 from kdtrain.errors import UsageError
-from kdtrain.experiment.settings.command_config import fit_config
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import fit_config
 from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.guard import run_guarded

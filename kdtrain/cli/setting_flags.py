@@ -11,8 +11,7 @@ from typing import Any
 from kdtrain.cli.flag_types import number, whole_number
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import RECIPE_SETTINGS, list_recipes, recipe_for
-from kdtrain.experiment.settings.schema import flag_of, kind_of
-from kdtrain.experiment.settings.setting import GROUPS
+from kdtrain.experiment.settings.schema import GROUPS, flag_of, kind_of
 from kdtrain.runtime.locations import command_name
 from kdtrain.runtime.screen import wrapped
 

@@ -10,8 +10,8 @@ from kdtrain.cli.fit import SECONDS_TO_END
 from kdtrain.cli.next_step import print_next
 from kdtrain.cli.output import Output
 from kdtrain.cli.parser import settings_in
-from kdtrain.experiment.settings.command_config import tune_config
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import tune_config
 from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 

@@ -24,8 +24,7 @@ from kdtrain.cli import main
 from kdtrain.cli.parser import COMMANDS, command_parser
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import list_recipes, read_recipe, recipe_for
-from kdtrain.experiment.settings.schema import flag_of
-from kdtrain.experiment.settings.setting import GROUPS
+from kdtrain.experiment.settings.schema import GROUPS, flag_of
 from tests.cli.conftest import EPOCH, CallKdtrain, Fitted, assert_explained, run, run_python
 from tests.conftest import RunKdtrain
 from tests.tools import ROOT, files_in

@@ -18,8 +18,7 @@ from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.errors import UsageError
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.epochs import epochs_for_size
+from kdtrain.experiment.settings.config import FitConfig, epochs_for_size
 from kdtrain.experiment.settings.load import load_config, new_config, resumed_config
 from kdtrain.experiment.settings.recipe import (
     RECIPE_SETTINGS,

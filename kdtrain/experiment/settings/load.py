@@ -1,4 +1,4 @@
-"""Configurations from flags and TOML files: reading, checking, and the rules of a resumed run."""
+"""Configurations from flags and TOML files: of a new run, and of one that is resumed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from kdtrain.experiment.grid import parse_grid
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import NO_RECIPE, recipe_for, recipe_settings
 from kdtrain.experiment.settings.schema import flag_of, kind_of
+from kdtrain.runtime import launch
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 from kdtrain.runtime.regular_files import read_text
+from kdtrain.store.run_directory import check_name, latest_run
 
 _LARGEST = 1 << 16  # bytes of a TOML file: tomli takes long for some large ones
 _WITHOUT_EFFECT = {"keep", "stall_timeout"}  # do not change what is trained: a resumed run may change them
@@ -34,6 +36,73 @@ _RESOLVED = {"mode", "epochs", "teacher_epochs", "lr", "augment", "teacher_augme
 """Settings that the config.toml of a run always has, of whatever version, and a user's file hardly ever."""
 
 _FIELDS = {field.name: field for field in dataclasses.fields(FitConfig)}
+
+
+LATEST = Path()
+"""The value of ``--resume`` that stands for the latest run."""
+
+
+def fit_config(
+    settings: Mapping[str, Any], file: Path | None, resume: Path | None
+) -> tuple[FitConfig, Path | None]:
+    """Returns the configuration of a fit, and the directory of the run that is resumed.
+
+    Args:
+        settings: values by the name of their setting.
+        file: a TOML file; None without one.
+        resume: the directory of the run to resume, or ``LATEST``; None for a new one.
+
+    Raises:
+        UsageError: a value is not allowed, or contradicts the run that is resumed.
+    """
+    return _config(settings, file, resume, "run", None)
+
+
+def tune_config(
+    settings: Mapping[str, Any], file: Path | None, resume: Path | None
+) -> tuple[FitConfig, Path | None]:
+    """Returns the configuration of a search, as ``fit_config`` does.
+
+    Raises:
+        UsageError: a value is not allowed, or nothing can be tuned with it.
+    """
+    config, resume = _config(settings, file, resume, "search", "tune")
+    if config.nproc_per_node > 1 or launch.rank() is not None:
+        raise UsageError(
+            "`kdtrain tune` trains its trials side by side, each in one process: leave --nproc-per-node and "
+            "the launcher out."
+        )
+    if config.mode != "compare":
+        raise UsageError(
+            f"`kdtrain tune` is for the students of a comparison, not for --mode {config.mode}: "
+            "leave it out, or give --mode compare."
+        )
+    for name in ("grid", "teacher_per_seed"):
+        if getattr(config, name):
+            raise UsageError(f"{flag_of(name)} is for `kdtrain fit`: leave it out here.")
+    if config.val_size == 0:
+        raise UsageError(
+            "`kdtrain tune` chooses by held-out images, but --val-size 0 holds none out: leave it out."
+        )
+    return config, resume
+
+
+def _config(
+    settings: Mapping[str, Any], file: Path | None, resume: Path | None, what: str, folder: str | None
+) -> tuple[FitConfig, Path | None]:
+    """Returns configuration and directory; runs are in ``folder``, or in one named after the mode."""
+    if resume is None:
+        config = new_config(settings, file)
+        if config.name is not None and launch.rank() is None:  # another rank may have begun this run
+            check_name(config.logdir, folder or config.mode, config.name)
+        return (config if folder is None else dataclasses.replace(config, tuned=None)), None
+    if file is not None:
+        raise UsageError(f"--resume reads the configuration of the {what}: leave --config out.")
+    if resume == LATEST:
+        wanted = load_config(settings)
+        of_mode = wanted.logdir / (folder or wanted.mode)
+        resume = of_mode / wanted.name if wanted.name else latest_run(wanted.logdir, of_mode.name)
+    return resumed_config(settings, resume), resume
 
 
 def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
