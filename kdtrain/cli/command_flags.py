@@ -11,9 +11,9 @@ from kdtrain.cli.flags import Parser, data_flags, device_flag, json_flag, model_
 from kdtrain.cli.setting_flags import add_setting_flag, add_setting_flags
 from kdtrain.cli.sharing_flags import card_flags, completion_flags, runs_flags
 from kdtrain.experiment.halving import DEFAULT_BUDGET
-from kdtrain.experiment.settings.schema import MODE_CHOICES
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE
+from kdtrain.store.record import SINGLE_MODES
 
 
 def _fit(parser: Parser) -> None:
@@ -161,7 +161,7 @@ def _infer(parser: Parser) -> None:
     )
     parser.add_argument(
         "--model-type",
-        **choice(*(mode for mode in MODE_CHOICES if mode != "compare")),
+        **choice(*SINGLE_MODES),
         default="student_kd",
         help="mode of the trained model to use [student_kd]",
     )

@@ -25,7 +25,7 @@ from kdtrain.experiment.run_files import (
     text,
     whole,
 )
-from kdtrain.experiment.run_info import MODES
+from kdtrain.experiment.run_info import RUN_FOLDERS
 from kdtrain.experiment.runs import run_directories
 from kdtrain.metrics.statistics import proportion_interval
 from kdtrain.models.zoo import PREFIX
@@ -295,7 +295,7 @@ def find_run(path: Path) -> Path | None:
     if folder.name == "checkpoints" and is_run(folder.parent):
         return folder.parent
     root, header = folder.parent, _header(path)
-    if not any((root / mode).is_dir() for mode in MODES):
+    if not any((root / mode).is_dir() for mode in RUN_FOLDERS):
         return None
     for run in run_directories(root):
         for directory in (run, *RunFiles(run).parts()):

@@ -15,7 +15,7 @@ from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.grid_search import grid_trials, search_grid
 from kdtrain.experiment.loaders import count_validation
-from kdtrain.experiment.modes import COMPARED, MODES, conditions_of, controls_of
+from kdtrain.experiment.modes import MODES, conditions_of, controls_of
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity, keep_best
@@ -27,7 +27,7 @@ from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
-from kdtrain.report.comparison import Comparison, EnsembleMember, EpochPoint, Model, ModelResult, compare
+from kdtrain.report.comparison import Comparison, EnsembleMember, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.grid_result import GridResult
@@ -39,6 +39,7 @@ from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import save_tensors
 from kdtrain.store.event_file import write_image
+from kdtrain.store.record import MODELS, SINGLE_MODES, Model
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         training = _Training(session, directory)
         models, grid = training.run(teacher)
-        for mode in MODES:
+        for mode in SINGLE_MODES:
             trained = [
                 model
                 for (name, _), tested in models.items()
@@ -143,7 +144,7 @@ class _Training:
             members = [tested.pop(key) for key in list(tested) if key[0] == "teacher"]
             labels = self.session.dataset.test.labels
             tested["teacher", first] = together(members, teachers[first], labels)
-        order = [(model, seed) for seed in self.seeds for model in COMPARED]
+        order = [(model, seed) for seed in self.seeds for model in MODELS]
         return {key: tested[key] for key in order if key in tested}, grid
 
     def _plan(self, *, has_teacher: bool) -> None:
@@ -203,16 +204,16 @@ class _Training:
             settings: values that the grid or `kdtrain tune` chose, or that the grid tries.
             folder: the run directory within the comparison's, ``seed_N/MODEL`` by default.
         """
-        mode, plugins = COMPARED[model]
+        mode = MODES[model]
         directory = self.directory / (folder or f"seed_{seed}/{model}")
         alone = len(self.seeds) == self.config.teachers == 1
         return FitSpec(
-            mode=mode,
+            mode=mode.fit,
             seed=seed,
             directory=directory,
-            teacher=teacher if MODES[mode].has_teacher else None,
+            teacher=teacher if mode.has_teacher else None,
             label=directory.name if alone else f"{directory.name}/{seed}",
-            settings={"plugin": (*self.config.plugin, *plugins), **(settings or {})},
+            settings={"plugin": (*self.config.plugin, *mode.plugins), **(settings or {})},
         )
 
 

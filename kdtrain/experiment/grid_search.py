@@ -11,8 +11,8 @@ from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
-from kdtrain.report.comparison import Model
 from kdtrain.report.grid_result import Candidate, GridResult, Settings, settings_text
+from kdtrain.store.record import Model
 
 logger = logging.getLogger(__name__)
 

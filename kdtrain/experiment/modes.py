@@ -28,47 +28,49 @@ from kdtrain.errors import UsageError
 from kdtrain.experiment.loaders import count_copies, count_training, count_validation
 from kdtrain.experiment.plugin_loader import load_plugin, replaces_soft_targets
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.report.comparison import Model
 from kdtrain.report.conditions import Conditions, Labels, Transfer
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
+from kdtrain.store.record import CONTROLS, Model
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way of training a network.
+    """How a model is trained.
 
     Attributes:
-        network: ``teacher`` or ``student``; decides architecture, epochs and augmentation.
+        fit: the value of ``--mode`` that trains it.
         has_teacher: the network is distilled.
+        plugins: plugins besides those of the command.
+        setting: the setting that adds it to a comparison; without one it always takes part.
     """
 
-    network: str
+    fit: str
     has_teacher: bool = False
+    plugins: tuple[str, ...] = ()
+    setting: str | None = None
 
+    @property
+    def network(self) -> str:
+        """``teacher`` or ``student``; decides architecture, epochs and augmentation."""
+        return "teacher" if self.fit == "teacher" else "student"
 
-MODES = {
-    "teacher": Mode("teacher"),
-    "student": Mode("student"),
-    "student_kd": Mode("student", has_teacher=True),
-}
 
 LABEL_SMOOTHING = "label_smoothing"
 """Entry-point name of the plugin for label smoothing."""
 HARD_LABELS = "hard_labels"
 """Entry-point name of the plugin for hard labels of the teacher."""
 
-COMPARED: Mapping[Model, tuple[str, tuple[str, ...]]] = {
-    "teacher": ("teacher", ()),
-    "student_kd": ("student_kd", ()),
-    "student": ("student", ()),
-    "student_ls": ("student", (LABEL_SMOOTHING,)),
-    "student_hard": ("student_kd", (HARD_LABELS,)),
+MODES: Mapping[str, Mode] = {
+    "teacher": Mode("teacher"),
+    "student_kd": Mode("student_kd", has_teacher=True),
+    "student": Mode("student"),
+    "student_ls": Mode("student", plugins=(LABEL_SMOOTHING,), setting="with_label_smoothing"),
+    "student_hard": Mode("student_kd", True, (HARD_LABELS,), "with_hard_labels"),
 }
-"""Mode and additional plugins of each model of a comparison, in its order.
+"""The models that a fit or a comparison trains, by name.
 
-The students of a seed start from the same weights and see the same batches. ``student_ls`` takes part
-only with --with-label-smoothing, ``student_hard`` only with --with-hard-labels.
+The students of a seed start from the same weights and see the same batches.
 """
 
 
@@ -120,11 +122,7 @@ def callbacks_for(
 
 def controls_of(config: FitConfig) -> tuple[Model, ...]:
     """Returns the students that take part in a comparison as further controls, in its order."""
-    asked: dict[Model, bool] = {
-        "student_ls": config.with_label_smoothing,
-        "student_hard": config.with_hard_labels,
-    }
-    return tuple(model for model in COMPARED if asked.get(model))
+    return tuple(model for model in CONTROLS if getattr(config, str(MODES[model].setting)))
 
 
 def conditions_of(config: FitConfig, dataset: Dataset) -> Conditions:
@@ -136,7 +134,7 @@ def conditions_of(config: FitConfig, dataset: Dataset) -> Conditions:
         labels = Labels(len(dataset.train), len(dataset.train) + dataset.without_labels, held_out)
     if dataset.transfer is not None and config.mode in ("student_kd", "compare"):
         students = ("student_kd", *controls_of(config))
-        with_teacher = tuple(model for model in students if MODES[COMPARED[model][0]].has_teacher)
+        with_teacher = tuple(model for model in students if MODES[model].has_teacher)
         path = None if config.transfer_data is None else os.path.abspath(config.transfer_data)
         transfer = Transfer(path, len(dataset.transfer), config.transfer_share, with_teacher)
     return Conditions(
@@ -166,7 +164,7 @@ def check_plugins(config: FitConfig) -> None:
             f"--plugin {HARD_LABELS} replaces the soft targets of student_kd, so --with-hard-labels has "
             "nothing to compare with: leave one of them out."
         )
-    controls = [plugin for model in controls_of(config) for plugin in COMPARED[model][1]]
+    controls = [plugin for model in controls_of(config) for plugin in MODES[model].plugins]
     for spec in (*controls, *config.plugin):
         if load_plugin(spec).needs_teacher and config.mode in ("teacher", "student"):
             raise UsageError(

@@ -14,7 +14,7 @@ from kdtrain.data.loader import Batch
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
-from kdtrain.experiment.modes import COMPARED, MODES, callbacks_for, controls_of
+from kdtrain.experiment.modes import MODES, callbacks_for, controls_of
 from kdtrain.experiment.plugin_loader import numeric_arguments
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teacher import TrainedTeacher
@@ -119,5 +119,4 @@ def _fits(config: FitConfig, *, has_teacher: bool) -> Iterator[tuple[str, str, t
     if config.mode in ("student", "compare"):
         yield "student", student, ()
     for model in controls_of(config):
-        mode, plugins = COMPARED[model]
-        yield mode, student, plugins
+        yield MODES[model].fit, student, MODES[model].plugins

@@ -22,15 +22,14 @@ from kdtrain.experiment.run_files import (
     whole,
 )
 from kdtrain.experiment.settings.schema import DEFAULT_TEACHER
+from kdtrain.store.record import CONTROLS, FIT_MODES
 from kdtrain.store.run_directory import is_active
 
 STATUSES = ("finished", "running", "interrupted", "failed", "damaged")
 """``damaged``: a file of the run cannot be read, or the directory holds no file of a run."""
 
-SINGLE_MODES = ("teacher", "student", "student_kd")
-MODES = (*SINGLE_MODES, "compare", "tune")
-CONTROLS = ("student_ls", "student_hard")
-"""Models of a comparison that have another name than their mode."""
+RUN_FOLDERS = (*FIT_MODES, "tune")
+"""Folders of the log directory that hold runs."""
 
 _DISTILLED = "student_kd"
 
@@ -295,7 +294,7 @@ class _Reader:
 def _mode_in(directory: Path) -> str | None:
     """Returns the mode by the place of a run directory, LOGDIR/MODE/version_N."""
     mode = directory.parent.name
-    return mode if mode in MODES else None
+    return mode if mode in RUN_FOLDERS else None
 
 
 def _gain(figures: Mapping[str, Any]) -> Gain | None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.run_files import is_run
-from kdtrain.experiment.run_info import MODES, SINGLE_MODES, RunInfo, read_run
+from kdtrain.experiment.run_info import RUN_FOLDERS, RunInfo, read_run
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.locations import missing_path_text, short_name
+from kdtrain.store.record import SINGLE_MODES
 
 _NOT_RUNS = {"cache", "models", "images"}  # folders of the log directory
 
@@ -98,7 +99,7 @@ def run_directories(root: Path) -> list[Path]:
             names = _folders(group)
         except OSError:  # such as a folder that its owner alone may read
             continue
-        directories += [group / name for name in names if group.name in MODES or is_run(group / name)]
+        directories += [group / name for name in names if group.name in RUN_FOLDERS or is_run(group / name)]
     return directories
 
 

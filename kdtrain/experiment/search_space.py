@@ -11,14 +11,14 @@ from typing import Any
 from scipy.stats import qmc
 
 from kdtrain.errors import UsageError, clipped, unknown_name_message
-from kdtrain.experiment.modes import COMPARED, MODES, controls_of
+from kdtrain.experiment.modes import MODES, controls_of
 from kdtrain.experiment.plugin_loader import load_plugin, numeric_arguments, plugin_name, with_arguments
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
-from kdtrain.report.comparison import Model
 from kdtrain.report.tuning import Value
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.seeds import derive_seed
+from kdtrain.store.record import Model
 
 VIEWS = "views"
 """The name in a search of a choice: ``on`` for the command's augmentation, ``off`` for none."""
@@ -92,7 +92,7 @@ class Space:
     @property
     def plugins(self) -> tuple[str, ...]:
         """The plugins of the model, as --plugin takes them."""
-        return (*self.config.plugin, *COMPARED[self.model][1])
+        return (*self.config.plugin, *MODES[self.model].plugins)
 
     def current(self) -> Values:
         """Returns the values that the command's own configuration has."""
@@ -162,7 +162,7 @@ def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
         UsageError: a text names no setting that can be tuned, or values that it cannot have.
     """
     models: list[Model] = ["student_kd", "student", *controls_of(config)]
-    own_plugins = tuple(spec for model in models for spec in COMPARED[model][1])
+    own_plugins = tuple(spec for model in models for spec in MODES[model].plugins)
     texts = _DEFAULTS | {"lr": f"{config.peak_lr / _LR_FACTOR:.3g}..{config.peak_lr * _LR_FACTOR:.3g}"}
     if config.augment_for("student") == "none":
         del texts[VIEWS]
@@ -189,15 +189,15 @@ def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
 
 def _affects(name: str, model: Model, config: FitConfig) -> bool:
     """Returns whether a setting has an effect on a model."""
-    mode, own_plugins = COMPARED[model]
+    mode = MODES[model]
     if name == "temperature":
         return model == "student_kd"  # hard labels have none
     if name == "alpha":
-        return MODES[mode].has_teacher
+        return mode.has_teacher
     if "." not in name:
         return True
-    specs = [spec for spec in (*config.plugin, *own_plugins) if plugin_name(spec) == name.rpartition(".")[0]]
-    return any(MODES[mode].has_teacher or not load_plugin(spec).needs_teacher for spec in specs)
+    specs = [spec for spec in (*config.plugin, *mode.plugins) if plugin_name(spec) == name.rpartition(".")[0]]
+    return any(mode.has_teacher or not load_plugin(spec).needs_teacher for spec in specs)
 
 
 def _check_name(name: str, search: str, config: FitConfig, plugins: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.experiment.chain import run_chain
 from kdtrain.experiment.compare import run_comparison
-from kdtrain.experiment.modes import COMPARED, MODES
+from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.single import run_single
@@ -104,7 +104,7 @@ def _tried(
     states = folder.rglob("checkpoints/last.safetensors")
     results = [_result(state) for state in sorted(states, key=lambda path: path.stat().st_mtime_ns)]
     if config.mode == "compare":  # its students are trained side by side
-        order = list[str](COMPARED)
+        order = list(MODES)
         results.sort(key=lambda result: order.index(result.name))
     return results
 

@@ -23,7 +23,7 @@ from kdtrain.experiment.halving import (
     rung_sizes,
 )
 from kdtrain.experiment.loaders import count_training, count_validation
-from kdtrain.experiment.modes import COMPARED, MODES
+from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
@@ -33,7 +33,6 @@ from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_te
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.experiment.tune_trial import Row, is_trained, rows_until, rung_score, train_quietly
 from kdtrain.experiment.warm_start import announce_first_weights
-from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page
 from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.report.tuning import (
@@ -52,6 +51,7 @@ from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job, available_cores
+from kdtrain.store.record import Model
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
@@ -334,14 +334,14 @@ class _Search:
 
     def _spec(self, model: Model, number: int, seed: int, end: int) -> FitSpec:
         """Returns the fit of a trial up to the epoch ``end``."""
-        mode, _ = COMPARED[model]
+        mode = MODES[model]
         directory = self.directory / "trials" / f"{model}_{number}" / f"seed_{seed}"
         of_trial = self.spaces[model].settings(self.points[model][number])
         return FitSpec(
-            mode=mode,
+            mode=mode.fit,
             seed=seed,
             directory=directory,
-            teacher=self.teacher if MODES[mode].has_teacher else None,
+            teacher=self.teacher if mode.has_teacher else None,
             label=f"{model} trial {number}" + (f"/{seed}" if len(self.seeds) > 1 else ""),
             settings={**of_trial, "epochs": end, "early_stopping": None},
             restarts=self.ends,

@@ -23,13 +23,10 @@ from kdtrain.metrics.statistics import (
 from kdtrain.report.conditions import Conditions
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.teacher_lead import TeacherLead
+from kdtrain.store.record import CONTROLS, MODELS, Model
 
-Model = Literal["teacher", "student_kd", "student", "student_ls", "student_hard"]
 Outcome = Literal["helped", "hurt", "undecided"]
 
-MODELS: tuple[Model, ...] = ("teacher", "student_kd", "student", "student_ls", "student_hard")
-_CONTROLS = ("student_ls", "student_hard")
-"""Models that need not take part."""
 PAIRS: tuple[tuple[Model, Model], ...] = (
     ("student_kd", "student"),
     ("student_ls", "student"),
@@ -256,7 +253,7 @@ def compare(
             tested on different numbers of images, or a cross-entropy is not finite.
     """
     trained = {result.model for result in results}
-    models = [model for model in MODELS if model not in _CONTROLS or model in trained]
+    models = [model for model in MODELS if model not in CONTROLS or model in trained]
     by_model = {model: _of_model(results, model) for model in models}
     images = _test_images(results)
     summaries = {model: _summary(by_model[model]) for model in models}

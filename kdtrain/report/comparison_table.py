@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from kdtrain.metrics.calibration import BINS
 from kdtrain.metrics.statistics import CONFIDENCE, Interval
-from kdtrain.report.comparison import Comparison, Difference, Model
+from kdtrain.report.comparison import Comparison, Difference
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.table import Column, Table
 from kdtrain.report.verdict import count_text, difference_bounds, difference_text, gain_text, p_value_text
+from kdtrain.store.record import Model
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:

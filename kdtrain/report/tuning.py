@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdtrain.report.comparison import Model
 from kdtrain.report.table import Column, Table
 from kdtrain.report.teacher_lead import TeacherLead
+from kdtrain.store.record import Model
 
 Value = int | float | str
 """A value in a trial: a number, or ``on`` or ``off``."""

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 
 from kdtrain.metrics.statistics import CONFIDENCE, MOST_SEEDS, POWER, Interval, McNemar, t_interval
-from kdtrain.report.comparison import Comparison, Difference, Model
+from kdtrain.report.comparison import Comparison, Difference
 from kdtrain.report.teacher_lead import LITTLE_LEAD, far_apart_sentence
 from kdtrain.runtime.processes import available_cores
+from kdtrain.store.record import Model
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SEEDS = 5  # what the verdict on one training of each suggests

@@ -6,7 +6,8 @@ import numpy as np
 
 from kdtrain import Fidelity
 from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.report.comparison import MODELS, EpochPoint, Model, ModelResult
+from kdtrain.report.comparison import EpochPoint, ModelResult
+from kdtrain.store.record import MODELS, Model
 
 IMAGES = 10_000
 

@@ -30,6 +30,7 @@ from kdtrain.runtime.value_checks import (
     between,
     positive,
 )
+from kdtrain.store.record import FIT_MODES
 
 GROUPS = ("what to train", "teacher", "data", "augmentation", "training", "comparison", "output")
 """The headings of the help, in their order."""
@@ -104,7 +105,6 @@ _training_setting = partial(_setting, group="training")
 _comparison_setting = partial(_setting, group="comparison")
 _output_setting = partial(_setting, group="output")
 
-MODE_CHOICES = ("teacher", "student_kd", "student", "compare")
 OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 """The default (highest) learning rate of each optimizer."""
 
@@ -122,7 +122,7 @@ class Settings:
     mode: str = _network_setting(
         "compare",
         "student_kd: a student that a teacher teaches; student: one without; compare: all three networks",
-        choices=MODE_CHOICES,
+        choices=FIT_MODES,
         aliases=("--model-type",),
         is_common=True,
     )
