@@ -6,22 +6,61 @@ import argparse
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kdtrain.cli.flag_types import whole_number
+from kdtrain.cli.flags import data_flags, json_flag, model_folder_flag
 from kdtrain.cli.output import Output
-from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.bench import bench_models, check_numbers, open_all
-from kdtrain.deploy.benchmark_table import benchmark_table, to_json
-from kdtrain.deploy.opening import is_named, open_data
-from kdtrain.deploy.predictor import Predictor
 from kdtrain.errors import CheckpointError
-from kdtrain.experiment.teacher_files import is_of
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.locations import missing_path_text
+from kdtrain.runtime.signals import defer_signals
+
+if TYPE_CHECKING:  # the help needs this file, but no OneFlow
+    from kdtrain.data.dataset import Dataset
+    from kdtrain.deploy.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.description = (
+        "Compare models, checkpoints as well as .onnx files: size, accuracy on the test set, latency of one "
+        "image, and throughput in batches. Every model has a turn in every round, so a disturbance of the "
+        "machine affects all of them."
+    )
+    parser.add_argument(
+        "models", nargs="*", type=Path, metavar="MODEL", help="model files [all in the model folder]"
+    )
+    model_folder_flag(parser)
+    parser.add_argument(
+        "--rounds", type=whole_number, default=20, metavar="N", help="number of rounds of measurements [20]"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number,
+        default=IMAGES_AT_ONCE,
+        metavar="N",
+        help=f"images per batch when throughput is measured [{IMAGES_AT_ONCE}]",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="threads of onnxruntime; oneflow always has one [1]",
+    )
+    data_flags(parser)
+    json_flag(parser, "a JSON list")
+
+
 def run(options: argparse.Namespace) -> int:
     """Tests and times models side by side, and prints a row for each."""
+    with defer_signals():  # an interrupted import may come out as another error
+        from kdtrain.deploy.bench import bench_models, check_numbers, open_all
+        from kdtrain.deploy.benchmark_table import benchmark_table, to_json
+        from kdtrain.deploy.opening import is_named, open_data
     check_numbers(options.rounds, options.batch_size, options.threads)
     paths = options.models or _kept_models(options.model_save_dir)
     models = open_all(paths, options.arch, options.threads)
@@ -59,6 +98,8 @@ def _kept_models(folder: Path) -> list[Path]:
 
 def _trained_on(data: Dataset, models: list[Predictor]) -> list[Predictor]:
     """Returns the models that were trained on the data, and logs the others; all models if none was."""
+    from kdtrain.experiment.teacher_files import is_of
+
     kept = [model for model in models if is_of(model.card, data)]
     omitted = [model.path.name for model in models if not is_of(model.card, data)]
     if kept and omitted:

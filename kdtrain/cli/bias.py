@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
+from kdtrain.cli.flag_types import choice
+from kdtrain.cli.flags import device_flag, json_flag
 from kdtrain.cli.output import Output
-from kdtrain.experiment.bias import bias
 from kdtrain.report.table import Column, Table
+from kdtrain.runtime.signals import defer_signals
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN_DIR",
+        help="run directory of a student that was trained with `kdtrain fit --omit-class`",
+    )
+    parser.add_argument(
+        "--by",
+        **choice("transfer", "validation", "labels"),
+        default="validation",
+        help="what the biases are fitted to: the teacher's mean probability of these classes on the "
+        "student's training images (transfer) or on the validation images (validation), or the labels of "
+        "the validation images (labels) [validation]",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint to write [RUN_DIR/checkpoints/bias_BY.safetensors]",
+    )
+    device_flag(parser)
+    json_flag(parser, "one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
     """Raises the biases of a student's omitted classes, and prints the accuracy before and after."""
+    with defer_signals():  # an interrupted import may come out as another error
+        from kdtrain.experiment.bias import bias
     raised = bias(options.run, by=options.by, output=options.output, device=options.device)
     before, after = raised.before, raised.after
     if options.json:

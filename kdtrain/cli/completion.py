@@ -9,15 +9,27 @@ from pathlib import Path
 
 import shtab
 
+from kdtrain.cli.flag_types import choice
 from kdtrain.cli.parser import COMMANDS, command_parser, top_parser
-from kdtrain.data.datasets import BUILT_IN
-from kdtrain.experiment.plugin_loader import list_plugins
 from kdtrain.experiment.runs import SORTS
 from kdtrain.experiment.settings.recipe import NO_RECIPE, list_recipes
-from kdtrain.models.registry import ARCHITECTURES
+from kdtrain.runtime.signals import defer_signals
+
+SHELLS = ("bash", "zsh", "fish")
 
 _FIRST_PHRASE = re.compile(r"[;,.(\[]")
 _FOLDERS = re.compile(r"(.*_)?DIR")  # what is shown for the value of a flag that takes a folder
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.description = (
+        "Print a script that completes kdtrain's commands, flags and values in a shell. "
+        "bash: `source <(kdtrain completion bash)` in ~/.bashrc. "
+        'zsh: `eval "$(kdtrain completion zsh)"` in ~/.zshrc, after compinit. '
+        "fish: `kdtrain completion fish > ~/.config/fish/completions/kdtrain.fish`."
+    )
+    parser.add_argument("shell", **choice(*SHELLS), help="the shell")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,6 +72,10 @@ def _add_values(parser: argparse.ArgumentParser) -> None:
 @functools.cache
 def _names() -> dict[str, list[str]]:
     """Returns the names that there are for the values of some settings, by setting."""
+    with defer_signals():  # an interrupted import may come out as another error
+        from kdtrain.data.datasets import BUILT_IN
+        from kdtrain.experiment.plugin_loader import list_plugins
+        from kdtrain.models.registry import ARCHITECTURES
     networks = list(ARCHITECTURES)
     return {
         "dataset": list(BUILT_IN),

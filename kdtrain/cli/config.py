@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kdtrain.cli.parser import settings_in
+from kdtrain.cli.flags import config_flags
+from kdtrain.cli.setting_flags import settings_in
 from kdtrain.experiment.settings.load import new_config
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    config_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:

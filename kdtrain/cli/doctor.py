@@ -22,6 +22,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from rich.text import Text
 
+from kdtrain.cli.flags import json_flag
 from kdtrain.cli.output import Output
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.cuda_libraries import REMEDY
@@ -55,6 +56,11 @@ except Exception as error:
     answer["error"] = f"{type(error).__name__}: {error}"
 print(json.dumps(answer))
 """
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    json_flag(parser, "one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:

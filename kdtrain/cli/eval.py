@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
+from kdtrain.cli.flags import data_flags, device_flag, json_flag
 from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
-from kdtrain.deploy.evaluate import evaluate
-from kdtrain.report.evaluation import evaluation_report, to_json
 from kdtrain.runtime.locations import short_name
+from kdtrain.runtime.signals import defer_signals
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, a OneFlow checkpoint directory, or an .onnx file from `kdtrain export`",
+    )
+    data_flags(parser)
+    device_flag(parser)
+    json_flag(parser, "one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
     """Tests a model on the test set, and prints its figures."""
+    with defer_signals():  # an interrupted import may come out as another error
+        from kdtrain.deploy.evaluate import evaluate
+        from kdtrain.report.evaluation import evaluation_report, to_json
     evaluated = evaluate(
         options.checkpoint,
         arch=options.arch,

@@ -5,20 +5,69 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from kdtrain.cli.flag_types import choice, whole_number
+from kdtrain.cli.flags import data_flags, json_flag
 from kdtrain.cli.next_step import command_line, print_next
 from kdtrain.cli.output import Output
-from kdtrain.deploy.benchmark import ROUNDS, BenchmarkResult, run_benchmark
-from kdtrain.deploy.benchmark_table import benchmark_table
-from kdtrain.deploy.benchmark_table import to_json as benchmark_to_json
-from kdtrain.deploy.export_model import ExportedModel, export
-from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
+from kdtrain.runtime.signals import defer_signals
+
+if TYPE_CHECKING:  # the help needs this file, but no OneFlow
+    from kdtrain.deploy.benchmark import BenchmarkResult
+    from kdtrain.deploy.export_model import ExportedModel
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.description = (
+        "Write a checkpoint as an ONNX file that runs without oneflow. Before the file gets its name, "
+        "onnxruntime must give oneflow's predictions for every test image. The file's input `pixels` takes "
+        "images with values from 0 to 255."
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, or a OneFlow checkpoint directory",
+    )
+    text = "file to write [CHECKPOINT with the ending .onnx]"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=text)
+    parser.add_argument(
+        "--normalized-input",
+        action="store_true",
+        help="leave the normalisation out of the file: its input is then called `inputs`, and takes "
+        "normalised images",
+    )
+    parser.add_argument(
+        "--quantize",
+        **choice("int8"),
+        help="also write FILE.int8.onnx, in 8-bit integers, calibrated on training images [not written]",
+    )
+    parser.add_argument(
+        "--calibration-images",
+        type=whole_number,
+        default=512,
+        metavar="N",
+        help="number of training images that --quantize calibrates with [512]",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="seed of the choice of calibration images [0]",
+    )
+    data_flags(parser)
+    json_flag(parser, "one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
     """Writes a checkpoint as an ONNX file, after checking that onnxruntime computes the same logits."""
+    with defer_signals():  # an interrupted import may come out as another error
+        from kdtrain.deploy.export_model import export
     exported = export(
         options.checkpoint,
         options.output,
@@ -45,12 +94,17 @@ def _compare(exported: ExportedModel) -> list[BenchmarkResult]:
     """Returns the figures of both files; none without a file in 8-bit integers."""
     if exported.quantized is None:
         return []
+    from kdtrain.deploy.benchmark import ROUNDS, run_benchmark
+    from kdtrain.deploy.onnx_model import OnnxModel
+
     models = [OnnxModel.load(exported.path), OnnxModel.load(exported.quantized)]
     test = exported.dataset.test
     return run_benchmark(models, test, batch_size=min(IMAGES_AT_ONCE, len(test)), rounds=ROUNDS)
 
 
 def _print(exported: ExportedModel, results: Sequence[BenchmarkResult]) -> None:
+    from kdtrain.deploy.benchmark_table import benchmark_table
+
     path, agreement = exported.path, exported.agreement
     output = Output()
     output.text(f"{path}: {path.stat().st_size:,} bytes")
@@ -69,6 +123,8 @@ def _to_json(
     exported: ExportedModel, results: Sequence[BenchmarkResult], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Returns plain values for ``--json``; docs/deployment.md explains them."""
+    from kdtrain.deploy.benchmark_table import to_json
+
     path, quantized, agreement = exported.path, exported.quantized, exported.agreement
     return {
         "checkpoint": str(options.checkpoint),
@@ -85,5 +141,5 @@ def _to_json(
             "size_bytes": quantized.stat().st_size,
             "calibration_images": exported.calibration_images,
         },
-        "benchmark": [benchmark_to_json(result) for result in results],
+        "benchmark": [to_json(result) for result in results],
     }

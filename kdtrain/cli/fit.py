@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
+from kdtrain.cli.flags import config_flags, json_flag, resume_flag
 from kdtrain.cli.next_step import after_comparison, after_fit
 from kdtrain.cli.output import Output, only_json
-from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
+from kdtrain.cli.setting_flags import settings_in
 from kdtrain.errors import UsageError
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import fit_config
@@ -33,6 +34,20 @@ _NEEDED = (
 )
 
 SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    groups = config_flags(parser)
+    networks, output = groups["what to train"], groups["output"]
+    resume_flag(networks, "continue an interrupted run [the latest of the mode]")
+    networks.add_argument(
+        "--check",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="try it on two batches, in seconds, and leave no file",
+    )
+    json_flag(output, "the result as one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:

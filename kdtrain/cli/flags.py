@@ -1,23 +1,42 @@
-"""Flags that several commands share, and the check of their numbers."""
+"""Flags that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 
 from kdtrain.cli.flag_types import choice
-from kdtrain.cli.setting_flags import add_setting_flag
+from kdtrain.cli.setting_flags import add_setting_flag, add_setting_flags
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.schema import DATA_SETS, flag_of
-from kdtrain.runtime.value_checks import DEVICES, Check, check_value
+from kdtrain.experiment.settings.load import LATEST
+from kdtrain.experiment.settings.schema import DATA_SETS
+from kdtrain.runtime.value_checks import DEVICES
 
 Parser = argparse.ArgumentParser
 
 
-def check_flags(options: argparse.Namespace, **checks: Check) -> None:
-    """Raises UsageError if a flag's number fails its check."""
-    for name, check in checks.items():
-        check_value(flag_of(name), getattr(options, name), check, float)
+def config_flags(parser: Parser) -> Mapping[str, argparse._ArgumentGroup]:
+    """Adds the flags of all settings, and ``--config``; returns the groups of the help by heading."""
+    groups = add_setting_flags(parser)
+    groups["what to train"].add_argument(
+        "--config", type=Path, metavar="FILE", help="read settings from a TOML file; flags win over it"
+    )
+    return groups
+
+
+def resume_flag(parser: argparse._ActionsContainer, help: str) -> None:
+    """Adds ``--resume``, whose directory may be left out."""
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const=LATEST,
+        default=argparse.SUPPRESS,
+        metavar="RUN_DIR",
+        help=help,
+    )
 
 
 def data_flags(parser: Parser) -> None:

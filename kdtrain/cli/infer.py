@@ -10,35 +10,98 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.padding import Padding
 from rich.text import Text
 
+from kdtrain.cli.flag_types import choice, number, whole_number
+from kdtrain.cli.flags import data_flags, device_flag, json_flag, model_folder_flag
 from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
-from kdtrain.deploy.opening import open_model
 from kdtrain.errors import UsageError
-from kdtrain.experiment.comparison_run import picture_path
-from kdtrain.experiment.find_model import find_model, model_in
-from kdtrain.experiment.infer import (
-    FailedImage,
-    Prediction,
-    check_images,
-    image_files,
-    predict_files,
-    predict_test_image,
-)
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.files import make_folder, write_bytes
-from kdtrain.runtime.oneflow import resolve_device
+from kdtrain.runtime.signals import defer_signals
+from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE
+from kdtrain.store.record import SINGLE_MODES
+
+if TYPE_CHECKING:  # the help needs this file, but no OneFlow
+    from kdtrain.experiment.infer import FailedImage, Prediction
 
 logger = logging.getLogger(__name__)
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE",
+        help="image files to classify, or folders of image files, in order of name; for a model of MNIST, "
+        "photos or scans of one digit each",
+    )
+    parser.add_argument(
+        "--picture-index",
+        type=whole_number,
+        metavar="N",
+        help="classify image N of the test set, counted from 0, in place of files",
+    )
+    parser.add_argument(
+        "--model-type",
+        **choice(*SINGLE_MODES),
+        default="student_kd",
+        help="mode of the trained model to use [student_kd]",
+    )
+    model_folder_flag(parser)
+    parser.add_argument(
+        "--checkpoint",
+        "--model-load-dir",
+        type=Path,
+        metavar="MODEL",
+        help="use this model: a .safetensors file, a OneFlow checkpoint directory, an .onnx file from "
+        "`kdtrain export`, or a folder with the model of --model-type [the folder --model-save-dir]",
+    )
+    _figure_flags(parser)
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write a table with a row for each image: path, prediction, probability, the probabilities of "
+        "all classes, warning and error [not written]",
+    )
+    data_flags(parser)
+    device_flag(parser)
+    json_flag(parser, "a JSON list")
+
+
+def _figure_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the figure that ``kdtrain infer`` draws."""
+    parser.add_argument(
+        "--temperature",
+        type=number,
+        metavar="T",
+        help="temperature, above 0, of the softened probabilities in the third panel of the figure [the one "
+        f"that the model was distilled with, or {DEFAULT_TEMPERATURE:g}]",
+    )
+    parser.add_argument("--no-picture", action="store_true", help="draw no figure")
+    parser.add_argument(
+        "--image-save-dir", type=Path, metavar="DIR", help="folder for the figures [logs/images]"
+    )
+    parser.add_argument(
+        "--image-save-name",
+        type=Path,
+        metavar="FILE",
+        help="file name of the figure, in --image-save-dir if that is given [MODEL_IMAGE.png]",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Classifies images; prints the predictions, and draws each. Returns 1 if an image cannot be read."""
+    with defer_signals():  # an interrupted import may come out as another error
+        from kdtrain.experiment.infer import check_images, image_files
     check_images(options.images, options.picture_index, options.temperature)
     _check_pictures(options)
     files = image_files(options.images)
@@ -79,6 +142,11 @@ def _check_pictures(options: argparse.Namespace) -> None:
 
 
 def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Prediction | FailedImage]:
+    from kdtrain.deploy.opening import open_model
+    from kdtrain.experiment.find_model import find_model, model_in
+    from kdtrain.experiment.infer import predict_files, predict_test_image
+    from kdtrain.runtime.oneflow import resolve_device
+
     find = model_in if options.checkpoint is None else find_model
     path = find(
         options.checkpoint or options.model_save_dir,
@@ -106,6 +174,9 @@ def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Pre
 
 def _entry(prediction: Prediction | FailedImage, options: argparse.Namespace) -> dict[str, Any]:
     """Saves the drawing of a prediction; returns the entries to print."""
+    from kdtrain.experiment.comparison_run import picture_path
+    from kdtrain.experiment.infer import FailedImage
+
     if isinstance(prediction, FailedImage):
         return {"image": prediction.image, "error": str(prediction.error)}
     entry = {

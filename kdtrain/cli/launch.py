@@ -4,7 +4,30 @@ from __future__ import annotations
 
 import argparse
 
+from kdtrain.cli.flag_types import whole_number
 from kdtrain.errors import UsageError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.description = (
+        "Start this machine's processes of one fit by OneFlow's launcher. Give the command on each machine, "
+        "with its --node-rank: `kdtrain launch --nnodes 2 --node-rank 0 --master-addr ADDRESS fit ...`."
+    )
+    numbers = {
+        "--nnodes": ("number of machines", 1),
+        "--node-rank": ("number of this machine, from 0 on", 0),
+        "--nproc-per-node": ("number of processes on each machine", 1),
+        "--master-port": ("free port of machine 0, at which the processes connect", 29500),
+    }
+    for flag, (text, default) in numbers.items():
+        parser.add_argument(flag, type=whole_number, default=default, metavar="N", help=f"{text} [{default}]")
+    parser.add_argument(
+        "--master-addr", default="127.0.0.1", metavar="ADDRESS", help="address of machine 0 [127.0.0.1]"
+    )
+    parser.add_argument(
+        "fit", nargs=argparse.REMAINDER, metavar="fit ...", help="`fit` with its flags, for every process"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

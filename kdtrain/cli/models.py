@@ -6,16 +6,53 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from kdtrain.cli.flags import json_flag
 from kdtrain.cli.output import Output
+from kdtrain.cli.setting_flags import add_setting_flag
 from kdtrain.errors import size_text
-from kdtrain.experiment.list_models import NetworkInfo, images_for, measure
-from kdtrain.models.zoo import CLASSIFIERS, PREFIX
 from kdtrain.report.table import Column, Table
+from kdtrain.runtime.signals import defer_signals
+
+if TYPE_CHECKING:  # the help needs this file, but no OneFlow
+    from kdtrain.experiment.list_models import NetworkInfo
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.description = (
+        "List networks with their trainable parameters and their multiply-adds for one image. Only "
+        "multiply-adds of linear layers and convolutions are counted; there are twice as many FLOPs."
+    )
+    parser.add_argument(
+        "archs",
+        nargs="*",
+        metavar="ARCH",
+        help="networks to list: names, MODULE:FACTORY or FILE.py:FACTORY, or patterns such as "
+        "'flowvision:resnet*' [kdtrain's own]",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="mnist",
+        metavar="NAME",
+        help="data set whose image shape and number of classes the networks are built for [mnist]",
+    )
+    add_setting_flag(parser, "data_dir", default=None)
+    parser.add_argument(
+        "--image-shape",
+        metavar="C,H,W",
+        help="channels, height and width in pixels, in place of a data set's; with 10 classes. "
+        "Such as 3,32,32",
+    )
+    json_flag(parser, "a JSON list")
 
 
 def run(options: argparse.Namespace) -> int:
     """Lists networks with their parameters and multiply-adds."""
+    with defer_signals():  # an interrupted import may come out as another error
+        from kdtrain.experiment.list_models import images_for, measure
+        from kdtrain.models.zoo import CLASSIFIERS, PREFIX
     wanted = None if options.image_shape is None else _numbers(options.image_shape)
     shape, classes = images_for(options.dataset, options.data_dir, wanted)
     rows = measure(options.archs, shape, classes)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kdtrain._version import __version__
-from kdtrain.cli.command_flags import FLAGS
 from kdtrain.cli.flags import message_flags
 from kdtrain.cli.setting_flags import HelpText
 from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
-from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.screen import terminal_size, wrapped
 
 COMMANDS = {
@@ -126,18 +124,12 @@ def top_parser() -> _Parser:
 def command_parser(command: str) -> _Parser:
     """Returns the parser of one command."""
     parser = _Parser(prog=f"kdtrain {command}", description=f"{COMMANDS[command].capitalize()}.")
-    FLAGS[command](parser)
+    importlib.import_module(f"kdtrain.cli.{command}").add_flags(parser)
     output = next((group for group in parser._action_groups if group.title == "output"), parser)
     if command in _WITH_MESSAGES:
         message_flags(output)
     output.add_argument("--debug", action="store_true", help="print the Python traceback of an error")
     return parser
-
-
-def settings_in(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings that flags of ``add_setting_flags`` have given."""
-    names = {field.name for field in dataclasses.fields(FitConfig)}
-    return {name: value for name, value in vars(options).items() if name in names}
 
 
 def _dashed(word: str) -> str:

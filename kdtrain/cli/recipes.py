@@ -7,9 +7,18 @@ import json
 import sys
 from typing import Any
 
+from kdtrain.cli.flags import json_flag
 from kdtrain.cli.output import Output
 from kdtrain.experiment.settings.recipe import Recipe, list_recipes, read_recipe
 from kdtrain.report.table import Column, Table
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="print this recipe's file, which --config reads [list all]"
+    )
+    json_flag(parser, "a JSON list")
 
 
 def run(options: argparse.Namespace) -> int:

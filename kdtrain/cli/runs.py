@@ -12,15 +12,47 @@ from typing import Any
 
 from rich.text import Text
 
+from kdtrain.cli.flag_types import choice
+from kdtrain.cli.flags import json_flag
 from kdtrain.cli.output import Output
+from kdtrain.cli.setting_flags import add_setting_flag
 from kdtrain.experiment.run_info import Gain, RunInfo
-from kdtrain.experiment.runs import BestRun, best_runs, data_text, list_runs
+from kdtrain.experiment.runs import SORTS, BestRun, best_runs, data_text, list_runs
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.locations import short_name
 
 _GAIN = "A comparison's figures are means of the distilled student; gain ± half of the 95 % interval."
 _MOST_REASONS = 10
 _COLOURS = {"running": "cyan", "interrupted": "yellow", "failed": "red", "damaged": "red"}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.description = (
+        "List the runs in the log directory with status and figures, the newest first. A comparison is one "
+        "row: its figures are those of the distilled student, and its gain is over the plain student."
+    )
+    add_setting_flag(parser, "logdir", default=FitConfig.logdir, help="folder of the runs [logs]")
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument(
+        "--sort",
+        **choice(*SORTS) | {"metavar": "COLUMN"},
+        default="changed",
+        help=f"column to sort by: {', '.join(SORTS)}; figures and times from the highest, names from the "
+        "first [changed]",
+    )
+    order.add_argument(
+        "--best",
+        action="store_true",
+        help="list the best run of each network and mode, data set by data set; held-out figures choose it",
+    )
+    parser.add_argument(
+        "--parts",
+        action="store_true",
+        help="also list the runs inside of comparisons, searches and chains, indented",
+    )
+    json_flag(parser, "a JSON list")
 
 
 def run(options: argparse.Namespace) -> int:

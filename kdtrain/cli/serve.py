@@ -10,12 +10,15 @@ import resource
 import shlex
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdtrain.cli.flags import check_flags
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.cli.flag_types import number, whole_number
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
 from kdtrain.runtime.signals import raise_on_sigterm
-from kdtrain.runtime.value_checks import positive
+from kdtrain.runtime.value_checks import check_value, positive
+
+if TYPE_CHECKING:  # the help needs this file, but no NumPy
+    from kdtrain.deploy.onnx_model import OnnxModel
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,40 @@ _SECONDS_TO_END = 5  # grace period for requests in flight
 _SECONDS_TO_GIVE_BACK = 5  # between two returns of freed memory to the system
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.description = (
+        "Serve an exported model over HTTP: a page to draw a digit on or to drop an image file on, and an "
+        "endpoint, POST /predict. Needs no oneflow."
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="a file from `kdtrain export`")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="a second file from `kdtrain export`, whose predictions are shown beside the model's",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on [127.0.0.1: only this machine can connect]",
+    )
+    parser.add_argument(
+        "--port",
+        type=whole_number,
+        default=8000,
+        metavar="N",
+        help="TCP port to listen on; 0 takes any free one [8000]",
+    )
+    parser.add_argument(
+        "--max-body", type=number, default=10.0, metavar="MB", help="largest request body in megabytes [10]"
+    )
+    parser.add_argument(
+        "--rate", type=number, default=30.0, metavar="N", help="requests per second for each client [30]"
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Serves requests until SIGINT or SIGTERM."""
     _check(options)
@@ -32,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         import uvicorn
 
+        from kdtrain.deploy.onnx_model import OnnxModel
         from kdtrain.deploy.serve.app import make_app
         from kdtrain.deploy.serve.connections import Server, give_back_memory
         from kdtrain.deploy.serve.limits import Limits
@@ -66,7 +104,8 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port is {clipped(options.port)}: it must be from 0 (any that is free) to 65535.")
-    check_flags(options, rate=positive(_MOST_RATE), max_body=positive(_MOST_BODY))
+    check_value("--rate", options.rate, positive(_MOST_RATE), float)
+    check_value("--max-body", options.max_body, positive(_MOST_BODY), float)
     for path in filter(None, (options.model, options.teacher)):
         if path.suffix == ".safetensors" and path.is_file():
             exported = path.with_suffix(".onnx")
@@ -77,6 +116,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _teacher(path: Path, model: OnnxModel, threads: int) -> OnnxModel:
+    from kdtrain.deploy.onnx_model import OnnxModel
+
     teacher = OnnxModel.load(path, threads)
     if teacher.card.image_shape != model.card.image_shape:
         raise CheckpointError(f"{path} has other images than {model.path}.")

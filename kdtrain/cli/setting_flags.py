@@ -86,6 +86,12 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> Mapping[str, argparse.
     return groups
 
 
+def settings_in(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings that flags of ``add_setting_flags`` have given."""
+    names = {field.name for field in dataclasses.fields(FitConfig)}
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
 def add_setting_flag(parser: argparse._ActionsContainer, name: str, **options: Any) -> None:
     """Adds the flag of one setting, and its hidden aliases.
 

@@ -7,9 +7,12 @@ import importlib
 from pathlib import Path
 
 from kdtrain.cli.fit import SECONDS_TO_END
+from kdtrain.cli.flag_types import whole_number
+from kdtrain.cli.flags import config_flags, resume_flag
 from kdtrain.cli.next_step import print_next
 from kdtrain.cli.output import Output
-from kdtrain.cli.parser import settings_in
+from kdtrain.cli.setting_flags import settings_in
+from kdtrain.experiment.halving import DEFAULT_BUDGET
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import tune_config
 from kdtrain.runtime.console import ignore_write_errors
@@ -20,6 +23,38 @@ from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, rais
 _NEEDED = ("kdtrain.experiment.tune", "tensorboardX.summary")
 
 _OF_THE_SEARCH = ("budget", "search", "tune_seeds")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
+    parser.description = (
+        "Choose settings of the students of a comparison on held-out images, by successive halving: a ninth "
+        "of the epochs for all trials, a third for the best third of them, all epochs for the best of these. "
+        "The plain student gets as many trials as the distilled one. The test set is not read."
+    )
+    parser.add_argument(
+        "--budget",
+        default=argparse.SUPPRESS,
+        metavar="20m|N",
+        help=f"minutes for everything, such as 20m, or number of trials of each student [{DEFAULT_BUDGET}]",
+    )
+    parser.add_argument(
+        "--search",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="NAME=LOW..HIGH|V,V",
+        help="values to choose from, for temperature, alpha, lr, weight_decay, views (on,off) or an argument "
+        "of a plugin, such as dkd.beta=1..10 (repeatable) [sensible ranges; plugins keep their arguments]",
+    )
+    parser.add_argument(
+        "--tune-seeds",
+        type=whole_number,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="number of seeds that each trial is trained with [1]",
+    )
+    resume_flag(parser, "continue an interrupted search [the latest one in the log directory]")
+    config_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -133,7 +133,8 @@ def test_help_and_config_import_nothing_slow() -> None:
     program = """
 import sys
 from kdtrain.cli import main
-for words in (["--help"], ["--version"], ["fit", "--help"], ["fit", "--help-all"], ["infer", "--help"]):
+from kdtrain.cli.parser import COMMANDS
+for words in (["--help"], ["--version"], ["fit", "--help-all"], *([name, "--help"] for name in COMMANDS)):
     try:
         main(words)
     except SystemExit as end:
