@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from kdtrain.cli.flags import add_setting_flags
 from kdtrain.cli.parser import COMMANDS
-from kdtrain.cli.setting_flags import add_setting_flags
 from kdtrain.errors import DataError, did_you_mean, one_line
 from kdtrain.runtime import flow
 

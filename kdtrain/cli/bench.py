@@ -8,8 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.flag_types import whole_number
-from kdtrain.cli.flags import data_flags, json_flag, model_folder_flag
+from kdtrain.cli.flags import data_flags, json_flag, model_folder_flag, whole_number
 from kdtrain.cli.output import Output
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime.limits import IMAGES_AT_ONCE

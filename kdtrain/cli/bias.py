@@ -6,8 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from kdtrain.cli.flag_types import choice
-from kdtrain.cli.flags import device_flag, json_flag
+from kdtrain.cli.flags import choice, device_flag, json_flag
 from kdtrain.cli.output import Output
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.signals import defer_signals

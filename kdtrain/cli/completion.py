@@ -9,7 +9,7 @@ from pathlib import Path
 
 import shtab
 
-from kdtrain.cli.flag_types import choice
+from kdtrain.cli.flags import choice
 from kdtrain.cli.parser import COMMANDS, command_parser, top_parser
 from kdtrain.experiment.runs import SORTS
 from kdtrain.experiment.settings.recipe import NO_RECIPE, list_recipes

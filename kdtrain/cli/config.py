@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kdtrain.cli.flags import config_flags
-from kdtrain.cli.setting_flags import settings_in
+from kdtrain.cli.flags import config_flags, settings_in
 from kdtrain.experiment.settings.load import new_config
 
 

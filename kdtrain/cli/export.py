@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdtrain.cli.flag_types import choice, whole_number
-from kdtrain.cli.flags import data_flags, json_flag
+from kdtrain.cli.flags import choice, data_flags, json_flag, whole_number
 from kdtrain.cli.next_step import command_line, print_next
 from kdtrain.cli.output import Output
 from kdtrain.runtime.limits import IMAGES_AT_ONCE

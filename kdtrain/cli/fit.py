@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
-from kdtrain.cli.flags import config_flags, json_flag, resume_flag
+from kdtrain.cli.flags import config_flags, json_flag, resume_flag, settings_in
 from kdtrain.cli.next_step import after_comparison, after_fit
 from kdtrain.cli.output import Output, only_json
 from kdtrain.cli.rank import as_rank, shared_facts
-from kdtrain.cli.setting_flags import settings_in
 from kdtrain.errors import UsageError
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import fit_config

@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING, Any
 from rich.padding import Padding
 from rich.text import Text
 
-from kdtrain.cli.flag_types import choice, number, whole_number
-from kdtrain.cli.flags import data_flags, device_flag, json_flag, model_folder_flag
+from kdtrain.cli.flags import (
+    choice,
+    data_flags,
+    device_flag,
+    json_flag,
+    model_folder_flag,
+    number,
+    whole_number,
+)
 from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
 from kdtrain.errors import UsageError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kdtrain.cli.flag_types import whole_number
+from kdtrain.cli.flags import whole_number
 from kdtrain.errors import UsageError
 
 

@@ -8,9 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.flags import json_flag
+from kdtrain.cli.flags import add_setting_flag, json_flag
 from kdtrain.cli.output import Output
-from kdtrain.cli.setting_flags import add_setting_flag
 from kdtrain.errors import size_text
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.signals import defer_signals

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kdtrain._version import __version__
-from kdtrain.cli.flags import message_flags
-from kdtrain.cli.setting_flags import HelpText
+from kdtrain.cli.flags import HelpText, message_flags
 from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
 from kdtrain.runtime.screen import terminal_size, wrapped
 

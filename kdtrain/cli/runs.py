@@ -12,10 +12,8 @@ from typing import Any
 
 from rich.text import Text
 
-from kdtrain.cli.flag_types import choice
-from kdtrain.cli.flags import json_flag
+from kdtrain.cli.flags import add_setting_flag, choice, json_flag
 from kdtrain.cli.output import Output
-from kdtrain.cli.setting_flags import add_setting_flag
 from kdtrain.experiment.run_info import Gain, RunInfo
 from kdtrain.experiment.runs import SORTS, BestRun, best_runs, data_text, list_runs
 from kdtrain.experiment.settings.config import FitConfig

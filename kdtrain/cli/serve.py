@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.flag_types import number, whole_number
+from kdtrain.cli.flags import number, whole_number
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
 from kdtrain.runtime.signals import raise_on_sigterm
 from kdtrain.runtime.value_checks import check_value, positive

@@ -7,11 +7,9 @@ import importlib
 from pathlib import Path
 
 from kdtrain.cli.fit import SECONDS_TO_END
-from kdtrain.cli.flag_types import whole_number
-from kdtrain.cli.flags import config_flags, resume_flag
+from kdtrain.cli.flags import config_flags, resume_flag, settings_in, whole_number
 from kdtrain.cli.next_step import print_next
 from kdtrain.cli.output import Output
-from kdtrain.cli.setting_flags import settings_in
 from kdtrain.experiment.halving import DEFAULT_BUDGET
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import tune_config

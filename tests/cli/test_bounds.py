@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kdtrain.cli import main
+from kdtrain.cli.flags import settings_in
 from kdtrain.cli.parser import parse
-from kdtrain.cli.setting_flags import settings_in
 from kdtrain.errors import UsageError
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config

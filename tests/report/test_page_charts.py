@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrain import reliability
+from kdtrain.cli.flags import settings_in
 from kdtrain.cli.parser import parse
-from kdtrain.cli.setting_flags import settings_in
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import new_config

@@ -13,8 +13,8 @@ import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kdtrain.cli.flags import settings_in
 from kdtrain.cli.parser import parse
-from kdtrain.cli.setting_flags import settings_in
 from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.errors import UsageError
 from kdtrain.experiment.settings.config import FitConfig
