@@ -52,9 +52,14 @@ from .experiment.api import load_teacher as load_teacher
 from .experiment.api import tune as tune
 from .experiment.bias import RaisedBiases as RaisedBiases
 from .experiment.bias import bias as bias
-from .experiment.card import card as card
 from .experiment.comparison_run import ComparisonRun as ComparisonRun
 from .experiment.data import load_data as load_data
+from .experiment.history.model_card import card as card
+from .experiment.history.run import Gain as Gain
+from .experiment.history.run import RunInfo as RunInfo
+from .experiment.history.runs import BestRun as BestRun
+from .experiment.history.runs import best_runs as best_runs
+from .experiment.history.runs import list_runs as list_runs
 from .experiment.infer import Prediction as Prediction
 from .experiment.infer import infer as infer
 from .experiment.list_models import NetworkInfo as NetworkInfo
@@ -64,11 +69,6 @@ from .experiment.plugin_loader import PluginInfo as PluginInfo
 from .experiment.plugin_loader import list_plugins as list_plugins
 from .experiment.plugin_loader import load_plugin as load_plugin
 from .experiment.result import TestedModel as TestedModel
-from .experiment.run_info import Gain as Gain
-from .experiment.run_info import RunInfo as RunInfo
-from .experiment.runs import BestRun as BestRun
-from .experiment.runs import best_runs as best_runs
-from .experiment.runs import list_runs as list_runs
 from .experiment.settings.config import FitConfig as FitConfig
 from .experiment.settings.recipe import Recipe as Recipe
 from .experiment.settings.recipe import list_recipes as list_recipes

@@ -97,7 +97,7 @@ def _kept_models(folder: Path) -> list[Path]:
 
 def _trained_on(data: Dataset, models: list[Predictor]) -> list[Predictor]:
     """Returns the models that were trained on the data, and logs the others; all models if none was."""
-    from kdtrain.experiment.teacher_files import is_of
+    from kdtrain.experiment.teachers.files import is_of
 
     kept = [model for model in models if is_of(model.card, data)]
     omitted = [model.path.name for model in models if not is_of(model.card, data)]

@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes a model card to a file, or prints it."""
     with defer_signals():  # an interrupted import may come out as another error
-        from kdtrain.experiment.card import card
+        from kdtrain.experiment.history.model_card import card
     text = card(options.model, license=options.license, output=options.output)
     if options.output is None:
         sys.stdout.write(text)

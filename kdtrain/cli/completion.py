@@ -11,7 +11,7 @@ import shtab
 
 from kdtrain.cli.flags import choice
 from kdtrain.cli.parser import COMMANDS, command_parser, top_parser
-from kdtrain.experiment.runs import SORTS
+from kdtrain.experiment.history.runs import SORTS
 from kdtrain.experiment.settings.recipe import NO_RECIPE, list_recipes
 from kdtrain.runtime.signals import defer_signals
 

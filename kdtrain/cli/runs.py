@@ -14,8 +14,8 @@ from rich.text import Text
 
 from kdtrain.cli.flags import add_setting_flag, choice, json_flag
 from kdtrain.cli.output import Output
-from kdtrain.experiment.run_info import Gain, RunInfo
-from kdtrain.experiment.runs import SORTS, BestRun, best_runs, data_text, list_runs
+from kdtrain.experiment.history.run import Gain, RunInfo
+from kdtrain.experiment.history.runs import SORTS, BestRun, best_runs, data_text, list_runs
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.locations import short_name

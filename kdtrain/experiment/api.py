@@ -19,7 +19,7 @@ from kdtrain.experiment.run import run_compare, run_fit
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.keywords import as_path, given_settings, naming_arguments
 from kdtrain.experiment.settings.load import LATEST, fit_config, new_config, tune_config
-from kdtrain.experiment.teacher import describe_teacher, find_teacher
+from kdtrain.experiment.teachers.find import describe_teacher, find_teacher
 from kdtrain.experiment.trial import TrialResult, try_out
 from kdtrain.experiment.tune_run import TuneRun, run_tune
 from kdtrain.runtime import flow, launch

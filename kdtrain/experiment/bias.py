@@ -18,7 +18,7 @@ from kdtrain.experiment.loaders import RunData, prepare
 from kdtrain.experiment.modes import logit_cache
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
-from kdtrain.experiment.teacher import find_teacher
+from kdtrain.experiment.teachers.find import find_teacher
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime import flow

@@ -10,7 +10,7 @@ from kdtrain.experiment.distillation_run import distillation_run
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import trained_here
+from kdtrain.experiment.teachers.find import trained_here
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.load import absolute_paths, load_config, without_folders
 from kdtrain.experiment.settings.recipe import named_recipe
-from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY

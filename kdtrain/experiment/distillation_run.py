@@ -12,8 +12,8 @@ from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.load import absolute_paths
-from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.run_directory import run_directory

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teacher import TrainedTeacher
+from kdtrain.experiment.teachers.find import TrainedTeacher
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from kdtrain.engine.recorder import Recorder
 from kdtrain.experiment.modes import MODES, callbacks_for, controls_of
 from kdtrain.experiment.plugin_loader import numeric_arguments
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teacher import TrainedTeacher
+from kdtrain.experiment.teachers.find import TrainedTeacher
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card

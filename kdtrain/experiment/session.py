@@ -25,8 +25,8 @@ from kdtrain.experiment.rehearsal import configured_distillation
 from kdtrain.experiment.result import FitResult, Tested, TestedModel
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import NO_RECIPE, describe_recipe, read_recipe
-from kdtrain.experiment.teacher import TrainedTeacher, networks_to_train
-from kdtrain.experiment.teacher_files import TeacherFile
+from kdtrain.experiment.teachers.files import TeacherFile
+from kdtrain.experiment.teachers.find import TrainedTeacher, networks_to_train
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture

@@ -11,7 +11,7 @@ from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import TrainedTeacher
+from kdtrain.experiment.teachers.find import TrainedTeacher
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.store.run_directory import run_directory
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from kdtrain.data.dataset import Normalization
 from kdtrain.errors import CheckpointError
+from kdtrain.experiment.history.files import LEAD
 from kdtrain.experiment.loaders import count_training, count_validation, validation_images, validation_loader
-from kdtrain.experiment.run_files import LEAD
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import TrainedTeacher, combined, member_logits
-from kdtrain.experiment.teacher_files import TeacherFile, is_of
+from kdtrain.experiment.teachers.files import TeacherFile, is_of
+from kdtrain.experiment.teachers.find import TrainedTeacher, combined, member_logits
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.teacher_lead import (
     Baseline,

@@ -21,7 +21,7 @@ from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.single import run_single
-from kdtrain.experiment.teacher import TrainedTeacher, find_teacher
+from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher
 from kdtrain.runtime.console import silence
 from kdtrain.runtime.files import temporary_folder
 from kdtrain.store.checkpoint import load_tensors

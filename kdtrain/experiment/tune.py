@@ -29,8 +29,8 @@ from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, without_folders
-from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.tune_trial import Row, is_trained, rows_until, rung_score, train_quietly
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.page.tuning import write_tuning_page

@@ -11,8 +11,8 @@ import numpy as np
 
 from kdtrain.errors import CallbackError, NonFiniteError
 from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.history.files import RESULT, RunFiles, text
 from kdtrain.experiment.result import FitResult
-from kdtrain.experiment.run_files import RESULT, RunFiles, text
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.tuning import RungScore
 from kdtrain.runtime.console import silence

@@ -22,7 +22,7 @@ from kdtrain.experiment import fit, grid_search
 from kdtrain.experiment.grid import choose
 from kdtrain.experiment.loaders import prepare
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teacher import member_logits
+from kdtrain.experiment.teachers.find import member_logits
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import available_cores

@@ -17,8 +17,8 @@ from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.single import run_single
-from kdtrain.experiment.teacher import find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import FILE, measure_lead
+from kdtrain.experiment.teachers.find import find_teacher, trained_here
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import SavedModel, load_model
 from tests.cli.conftest import untrained_teacher

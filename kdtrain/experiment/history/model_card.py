@@ -13,7 +13,7 @@ from typing import Any
 from kdtrain.data.datasets import BUILT_IN
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, UsageError, clipped
-from kdtrain.experiment.run_files import (
+from kdtrain.experiment.history.files import (
     COMPARISON,
     CONFIG,
     LEAD,
@@ -25,8 +25,8 @@ from kdtrain.experiment.run_files import (
     text,
     whole,
 )
-from kdtrain.experiment.run_info import RUN_FOLDERS
-from kdtrain.experiment.runs import run_directories
+from kdtrain.experiment.history.run import RUN_FOLDERS
+from kdtrain.experiment.history.runs import run_directories
 from kdtrain.metrics.statistics import proportion_interval
 from kdtrain.models.zoo import PREFIX
 from kdtrain.report.conditions import Conditions, Labels, Transfer, condition_sentences

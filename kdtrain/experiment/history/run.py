@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from kdtrain.errors import escape_controls
-from kdtrain.experiment.run_files import (
+from kdtrain.experiment.history.files import (
     COMPARISON,
     CONFIG,
     RESULT,

@@ -17,8 +17,8 @@ import pytest
 
 from kdtrain.cli import main
 from kdtrain.errors import UsageError
-from kdtrain.experiment.run_info import RunInfo
-from kdtrain.experiment.runs import SORTS, best_runs, list_runs
+from kdtrain.experiment.history.run import RunInfo
+from kdtrain.experiment.history.runs import SORTS, best_runs, list_runs
 from kdtrain.store.run_directory import is_active, run_directory
 from tests.cli.conftest import CallKdtrain
 from tests.documents import DOCS, text_of

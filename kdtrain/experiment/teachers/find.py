@@ -19,8 +19,8 @@ from kdtrain.engine.teacher_network import Ensemble, GivenLogits, Logits, mean_l
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.loaders import count_training
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teacher_check import FirstLook
-from kdtrain.experiment.teacher_files import (
+from kdtrain.experiment.teachers.check import FirstLook
+from kdtrain.experiment.teachers.files import (
     Request,
     TeacherFile,
     is_of,
@@ -28,7 +28,7 @@ from kdtrain.experiment.teacher_files import (
     load_onnx_teacher,
     load_saved_teacher,
 )
-from kdtrain.experiment.teacher_flags import DESCRIBING, TeacherFlags
+from kdtrain.experiment.teachers.flags import DESCRIBING, TeacherFlags
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import absolute_name, short_name
 from kdtrain.runtime.ranks import Ranks

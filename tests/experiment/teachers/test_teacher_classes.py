@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.errors import CheckpointError, UsageError
-from kdtrain.experiment.teacher_classes import match_classes
+from kdtrain.experiment.teachers.classes import match_classes
 
 PETS = ("cat", "dog", "fish")
 DIGITS = ("0", "1", "2")

@@ -33,9 +33,9 @@ from kdtrain.engine.teacher_network import (
 from kdtrain.errors import DataError, UsageError, clipped, size_text
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.schema import DEFAULT_TEACHER, flag_of
-from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
-from kdtrain.experiment.teacher_classes import match_classes, needs_classes
-from kdtrain.experiment.teacher_flags import TeacherFlags
+from kdtrain.experiment.teachers.check import FirstLook, for_channels, normalization_text, own_form
+from kdtrain.experiment.teachers.classes import match_classes, needs_classes
+from kdtrain.experiment.teachers.flags import TeacherFlags
 from kdtrain.models.registry import count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import short_name

@@ -21,8 +21,8 @@ from kdtrain.deploy.onnx_network import OnnxClassifier
 from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teacher import TrainedTeacher, find_teacher, trained_here
-from kdtrain.experiment.teacher_check import FirstLook
+from kdtrain.experiment.teachers.check import FirstLook
+from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher, trained_here
 from kdtrain.metrics.names import ACCURACY
 from kdtrain.models.registry import build_model
 from kdtrain.store.card import model_card

@@ -1,0 +1,1 @@
+"""What runs have left on disk: their list, and the model card of one."""
