@@ -1,1 +1,1 @@
-"""What runs have left on disk: their list, and the model card of one."""
+"""The runs on disk: their list, what the files of each tell, and the model card of one."""
