@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import io
 import os
 import pickle
 import pkgutil
@@ -239,14 +240,25 @@ def _become(request: _Request, descriptors: Sequence[int], kept: set[str]) -> No
 
 
 def _open_stream(number: int, name: str) -> None:
-    before: Any = getattr(sys, name)
-    mode = "r" if number == 0 else "w"
-    stream: Any = open(  # noqa: SIM115
-        number, mode, encoding=before.encoding, errors=before.errors, newline="\n", closefd=False
+    """Opens a standard stream as Python does at its start: with PYTHONUNBUFFERED, writers have no buffer."""
+    before = getattr(sys, name)
+    buffer: Any = open(  # noqa: SIM115
+        number,
+        "wb" if number else "rb",
+        buffering=0 if number and before.write_through else -1,
+        closefd=False,
     )
-    stream.buffer.raw.name = f"<{name}>"
-    if number == 2:
-        stream.reconfigure(line_buffering=True)
+    getattr(buffer, "raw", buffer).name = f"<{name}>"
+    by_line = not before.write_through and (number == 2 or buffer.isatty())
+    stream = io.TextIOWrapper(
+        buffer,
+        before.encoding,
+        before.errors,
+        "\n",
+        line_buffering=by_line,
+        write_through=before.write_through,
+    )
+    stream.mode = "w" if number else "r"  # type: ignore[misc]
     setattr(sys, name, stream)
     setattr(sys, f"__{name}__", stream)
 
@@ -275,11 +287,12 @@ def _execute(request: _Request, path: Sequence[str]) -> NoReturn:
         code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            code = 120
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"Exception ignored in: {sys.stdout!r}\n{type(error).__name__}: {error}", file=sys.stderr)
+        code = 120
+    sys.stderr.flush()
     if code == -signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
