@@ -79,9 +79,9 @@ from .metrics.calibration import reliability as reliability
 from .metrics.evaluation import Evaluation as Evaluation
 from .metrics.fidelity import Fidelity as Fidelity
 from .metrics.fidelity import measure_fidelity as measure_fidelity
-from .models.layers import Conv2d as Conv2d
-from .models.layers import Dropout as Dropout
 from .models.registry import build_model as build_model
+from .nn.layers import Conv2d as Conv2d
+from .nn.layers import Dropout as Dropout
 from .report.comparison import Comparison as Comparison
 from .report.comparison import Difference as Difference
 from .runtime import flow as flow

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import KdtrainError
-from kdtrain.models.operations import Operation
+from kdtrain.nn.operations import Operation
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import Call, calls_of, with_place
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdtrain.models.layers import (
+from kdtrain.nn.layers import (
     Conv2d,
     Dropout,
     Linear,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdtrain.models.layers import (
+from kdtrain.models.networks import ImageShape
+from kdtrain.nn.layers import (
     BatchNorm2d,
     Conv2d,
     Linear,
@@ -12,7 +13,6 @@ from kdtrain.models.layers import (
     channels_last,
     mean_over_pixels,
 )
-from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
 
 SMALLEST_SIDE = 4

@@ -1,4 +1,4 @@
-"""The kernels of ``runtime/kernels.py`` as nodes of OneFlow's autograd graph, and dropout in NumPy."""
+"""The kernels of ``nn/kernels.py`` as nodes of OneFlow's autograd graph, and dropout in NumPy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kdtrain.runtime import flow, kernels, onednn
-from kdtrain.runtime.kernels import Pair
-from kdtrain.runtime.onednn import Array
+from kdtrain.nn import kernels, onednn
+from kdtrain.nn.kernels import Pair
+from kdtrain.nn.onednn import Array
+from kdtrain.runtime import flow
 
 
 def runs_in_numpy(x: flow.Tensor) -> bool:

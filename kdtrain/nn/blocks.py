@@ -5,7 +5,7 @@ flowvision's own blocks use operations of OneFlow's that are slow in that layout
 
 from __future__ import annotations
 
-from kdtrain.models.layers import (
+from kdtrain.nn.layers import (
     ImageLayer,
     add,
     fork,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from kdtrain.models import layers
-from kdtrain.models.blocks import BLOCKS
+from kdtrain.nn import layers
+from kdtrain.nn.blocks import BLOCKS
 from kdtrain.runtime import flow
 
 _OWN: dict[type, type] = {

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from kdtrain.errors import UsageError, size_text
-from kdtrain.models import operations
-from kdtrain.models.operations import is_channels_last, runs_in_numpy, runs_in_onednn
-from kdtrain.runtime import flow, onednn
+from kdtrain.nn import onednn, operations
+from kdtrain.nn.operations import is_channels_last, runs_in_numpy, runs_in_onednn
+from kdtrain.runtime import flow
 
 F = flow.nn.functional
 

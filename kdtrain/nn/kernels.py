@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.runtime import onednn as dnn
-from kdtrain.runtime.onednn import Array, Description, Primitive, new_array
+from kdtrain.nn import onednn as dnn
+from kdtrain.nn.onednn import Array, Description, Primitive, new_array
 
 K = TypeVar("K", bound="Kernel")
 Pair = tuple[int, int]

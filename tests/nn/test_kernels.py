@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kdtrain.runtime import kernels, onednn
-from kdtrain.runtime.kernels import channels_first, channels_last
-from kdtrain.runtime.onednn import Array
-from tests.runtime import definitions
-from tests.runtime.definitions import Pair, Windows
+from kdtrain.nn import kernels, onednn
+from kdtrain.nn.kernels import channels_first, channels_last
+from kdtrain.nn.onednn import Array
+from tests.nn import definitions
+from tests.nn.definitions import Pair, Windows
 
 Shape = tuple[int, int, int, int]
 

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pytest
 
 from kdtrain.errors import KdtrainError
-from kdtrain.runtime import kernels, onednn
-from kdtrain.runtime.kernels import MOST_KERNELS
-from kdtrain.runtime.onednn import OneDnnError
+from kdtrain.nn import kernels, onednn
+from kdtrain.nn.kernels import MOST_KERNELS
+from kdtrain.nn.onednn import OneDnnError
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from tests.cli.conftest import CallKdtrain, run, run_python
 from tests.conftest import RunKdtrain
@@ -163,7 +163,7 @@ def test_the_environment_stays_as_it_was() -> None:
     """OpenMP reads variables when it is loaded; other libraries and child processes read them too."""
     code = """
 import os
-from kdtrain.runtime import onednn
+from kdtrain.nn import onednn
 before = dict(os.environ)
 onednn.library()
 print(dict(os.environ) == before, os.environ.get("GOMP_SPINCOUNT"))
@@ -240,7 +240,7 @@ def without_openmp(folder: Path) -> Variables:
 def test_a_library_that_cannot_be_loaded_is_named_in_one_warning(
     tmp_path: Path, variables: Callable[[Path], Variables], reason: str
 ) -> None:
-    code = "from kdtrain.runtime import onednn; print(onednn.is_usable(), onednn.is_usable())"
+    code = "from kdtrain.nn import onednn; print(onednn.is_usable(), onednn.is_usable())"
     finished = run(sys.executable, "-c", code, **variables(tmp_path))
     assert finished.stdout.split() == ["False", "False"]
     (warning,) = finished.stderr.splitlines()
