@@ -1,4 +1,8 @@
-"""The replacement of OneFlow's and flowvision's layers by kdtrain's own."""
+"""The replacement of OneFlow's and flowvision's layers and blocks by kdtrain's own.
+
+flowvision's own blocks use operations of OneFlow's that are slow on images that are channels last, or in
+general. kdtrain's have layers of the same names.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,81 @@ import functools
 from typing import Any
 
 from kdtrain.nn import layers
-from kdtrain.nn.blocks import BLOCKS
 from kdtrain.runtime import flow
+
+
+def _activated(relu: flow.nn.Module, layer: flow.nn.Module, x: flow.Tensor) -> flow.Tensor:
+    """Returns ``relu(layer(x))``, computed at once unless a hook watches the ReLU or it is no ReLU."""
+    return layers.relu_of(layer, x) if layers.is_plain_relu(relu) else relu(layer(x))
+
+
+def _sum(relu: flow.nn.Module, x: flow.Tensor, shortcut: flow.Tensor) -> flow.Tensor:
+    """Returns ``relu(x + shortcut)``, computed at once unless a hook watches the ReLU or it is no ReLU."""
+    return layers.add(x, shortcut, relu=True) if layers.is_plain_relu(relu) else relu(layers.add(x, shortcut))
+
+
+class BasicBlock(layers.ImageLayer, flow.nn.Module):
+    """The block of ``resnet18`` and ``resnet34``: two convolutions, whose result is added to their input."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns feature maps (N, C', H', W') of feature maps (N, C, H, W)."""
+        x, shortcut = layers.fork(x)
+        x = self.bn2(self.conv2(_activated(self.relu, self.bn1, self.conv1(x))))
+        return _sum(self.relu, x, shortcut if self.downsample is None else self.downsample(shortcut))
+
+
+class Bottleneck(layers.ImageLayer, flow.nn.Module):
+    """The block of ``resnet50`` and larger ones: three convolutions, whose result is added to their input."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns feature maps (N, C', H', W') of feature maps (N, C, H, W)."""
+        x, shortcut = layers.fork(x)
+        x = _activated(self.relu, self.bn1, self.conv1(x))
+        x = self.bn3(self.conv3(_activated(self.relu, self.bn2, self.conv2(x))))
+        return _sum(self.relu, x, shortcut if self.downsample is None else self.downsample(shortcut))
+
+
+class MobileNetBlock(layers.ImageLayer, flow.nn.Module):
+    """The block of ``mobilenet_v3``: a sequence of layers, whose result may be added to their input."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns feature maps (N, C', H', W') of feature maps (N, C, H, W)."""
+        if not self.use_res_connect:
+            return self.block(x)
+        x, shortcut = layers.fork(x)
+        return layers.add(self.block(x), shortcut)
+
+
+class SqueezeExcitation(layers.ImageLayer, flow.nn.Module):
+    """The layer of ``mobilenet_v3`` that multiplies each channel by a factor, computed from all means."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns the scaled feature maps, (N, C, H, W)."""
+        x, means = layers.fork(x)
+        factors = self.fc2(self.relu(self.fc1(self.adaptive_avg_pool2d(means))))
+        return layers.scale(x, self.hardsigmoid(factors))
+
+
+class ShuffleBlock(layers.ImageLayer, flow.nn.Module):
+    """The block of ``shufflenet_v2``: one half of the channels, or all, through each of two branches."""
+
+    def forward(self, x: flow.Tensor) -> flow.Tensor:
+        """Returns feature maps (N, C', H', W') of (N, C, H, W): the branches' channels in turn."""
+        if self.stride == 1:
+            kept, x = layers.halves(x)
+            return layers.interleave(kept, self.branch2(x))
+        first, second = layers.fork(x)
+        return layers.interleave(self.branch1(first), self.branch2(second))
+
+
+BLOCKS: dict[str, type[flow.nn.Module]] = {
+    "flowvision.models.resnet.BasicBlock": BasicBlock,
+    "flowvision.models.resnet.Bottleneck": Bottleneck,
+    "flowvision.models.mobilenet_v3.InvertedResidual": MobileNetBlock,
+    "flowvision.models.mobilenet_v3.SqueezeExcitation": SqueezeExcitation,
+    "flowvision.models.shufflenet_v2.InvertedResidual": ShuffleBlock,
+}
+"""kdtrain's block for each of flowvision's, by the full name of its class."""
 
 _OWN: dict[type, type] = {
     flow.nn.Conv2d: layers.Conv2d,
@@ -58,7 +135,7 @@ def _own(kind: Any) -> Any:
     if own is not None:
         return own
     if kind in _ELEMENTWISE:
-        return type(kind.__name__, (layers.Elementwise, kind), {})
+        return type(kind.__name__, (layers.ElementwiseLayer, kind), {})
     if issubclass(kind, flow.nn.Sequential) and kind.forward is flow.nn.Sequential.forward:
         return (
             layers.Sequential

@@ -36,8 +36,8 @@ def draw(*shape: int) -> Array:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def convolution() -> kernels.Convolution:
-    return kernels.Convolution.of(IMAGES, WEIGHTS, (1, 1), (1, 1), (1, 1), 1, True, False)
+def convolution() -> kernels.ConvolutionKernel:
+    return kernels.ConvolutionKernel.of(IMAGES, WEIGHTS, (1, 1), (1, 1), (1, 1), 1, True, False)
 
 
 def compute() -> list[Array]:
@@ -179,7 +179,9 @@ def test_kernels_for_many_shapes_take_bounded_memory() -> None:
         sizes, weight = [], draw(4, 3, 3, 3)
         for height in range(3, MOST_KERNELS + 430):
             x = draw(1, height, 5, 3)
-            kernel = kernels.Convolution.of(x.shape, weight.shape, (1, 1), (1, 1), (1, 1), 1, False, False)
+            kernel = kernels.ConvolutionKernel.of(
+                x.shape, weight.shape, (1, 1), (1, 1), (1, 1), 1, False, False
+            )
             y = kernel.forward(x, weight)
             kernel.gradient_of_images(y, weight)
             kernel.gradients_of_weights(y, x)
@@ -195,10 +197,10 @@ def test_a_refused_operation_is_an_error_with_the_librarys_status() -> None:
     assert issubclass(OneDnnError, KdtrainError)
     geometry = (2, 2), (1, 1), (0, 0), (1, 1)
     with pytest.raises(OneDnnError, match=r"oneDNN's pooling_forward.* failed: invalid arguments\."):
-        kernels.Pooling.of((1, 4, 4, 1), 0x7777, *geometry)
+        kernels.PoolingKernel.of((1, 4, 4, 1), 0x7777, *geometry)
     with pytest.raises(OneDnnError, match=r"oneDNN's convolution_forward.* failed: invalid arguments\."):
-        kernels.Convolution.of((1, 4, 4, 3), (2, 4, 2, 2), *geometry[1:], 1, False, False)
-    (y,) = kernels.Activation.of((1,), onednn.RELU).forward(np.ones(1, np.float32))
+        kernels.ConvolutionKernel.of((1, 4, 4, 3), (2, 4, 2, 2), *geometry[1:], 1, False, False)
+    (y,) = kernels.ActivationKernel.of((1,), onednn.RELU).forward(np.ones(1, np.float32))
     assert y == 1
 
 
