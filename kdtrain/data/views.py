@@ -82,7 +82,7 @@ class Views:
     ) -> tuple[Images, MixedLabels | None]:
         """Returns the variants of some images.
 
-        An image with a label is mixed with one that has a label, and one without with one without.
+        Labelled images are mixed with labelled ones, unlabelled with unlabelled.
 
         Args:
             inputs: all N training images, (N, C, H, W) float32, normalised.
