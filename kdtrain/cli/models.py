@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from kdtrain.cli.output import Output
 from kdtrain.errors import size_text
-from kdtrain.experiment.list_models import NetworkInfo, images_for, measure
+from kdtrain.models.list_models import NetworkInfo, images_for, measure_networks
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX
 from kdtrain.report.table import Column, Table
 
@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> int:
     """Lists networks with their parameters and multiply-adds."""
     wanted = None if options.image_shape is None else _numbers(options.image_shape)
     shape, classes = images_for(options.dataset, options.data_dir, wanted)
-    rows = measure(options.archs, shape, classes)
+    rows = measure_networks(options.archs, shape, classes)
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return 0
