@@ -1,4 +1,4 @@
-"""Networks, and the registry of their names.
+"""Networks, the registry of their names, and their list.
 
-Training and files of weights do not belong here. Imports ``errors``, ``runtime`` and ``nn``.
+Training and files of weights do not belong here. Imports ``errors``, ``runtime``, ``data`` and ``nn``.
 """
