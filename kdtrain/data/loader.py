@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.dataset import Joined, Normalized
+from kdtrain.data.dataset import Joined, Normalized, array_digest
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views
 from kdtrain.errors import DataError, size_text
 from kdtrain.runtime import flow
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
-from kdtrain.runtime.slices import in_slices
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -283,10 +281,7 @@ class Loader:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape and values of the normalised images, in order."""
-        digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        for rows in in_slices(self.inputs.shape):
-            digest.update(self.inputs[rows].data)
-        return digest.hexdigest()
+        return array_digest([self.inputs])
 
     @functools.cached_property
     def batch_sizes(self) -> list[int]:

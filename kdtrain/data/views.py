@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.augment_spec import parse_augment
-from kdtrain.data.augmentation import Augmentation, Images, augmentation
+from kdtrain.data.augmentation import Augmentation, Images, Mixing, augmentation, mixing
 from kdtrain.data.dataset import Normalized
 from kdtrain.data.draws import Draws
-from kdtrain.data.mixing import Mixing, mixing
 
 Positions = NDArray[np.int64]
 
