@@ -62,8 +62,6 @@ from .experiment.history.runs import best_runs as best_runs
 from .experiment.history.runs import list_runs as list_runs
 from .experiment.infer import Prediction as Prediction
 from .experiment.infer import infer as infer
-from .experiment.list_models import NetworkInfo as NetworkInfo
-from .experiment.list_models import list_models as list_models
 from .experiment.loaders import RunData as RunData
 from .experiment.plugin_loader import PluginInfo as PluginInfo
 from .experiment.plugin_loader import list_plugins as list_plugins
@@ -79,9 +77,11 @@ from .metrics.calibration import reliability as reliability
 from .metrics.evaluation import Evaluation as Evaluation
 from .metrics.fidelity import Fidelity as Fidelity
 from .metrics.fidelity import measure_fidelity as measure_fidelity
-from .models.layers import Conv2d as Conv2d
-from .models.layers import Dropout as Dropout
+from .models.list_models import NetworkInfo as NetworkInfo
+from .models.list_models import list_models as list_models
 from .models.registry import build_model as build_model
+from .nn.layers import Conv2d as Conv2d
+from .nn.layers import Dropout as Dropout
 from .report.comparison import Comparison as Comparison
 from .report.comparison import Difference as Difference
 from .runtime import flow as flow

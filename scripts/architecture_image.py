@@ -55,12 +55,13 @@ PLACES = {
     "engine": Place(3, 0, 0),
     "deploy": Place(3, 1, 2),
     "report": Place(4, 1, 2),
-    "metrics": Place(6, 0, 0),
     "store": Place(5, 0, 2),
-    "data": Place(6, 1, 1),
-    "models": Place(6, 2, 2),
-    "runtime": Place(7, 0, 2),
-    "errors": Place(8, 0, 2),
+    "models": Place(6, 1, 2),
+    "metrics": Place(7, 0, 0),
+    "data": Place(7, 1, 1),
+    "nn": Place(7, 2, 2),
+    "runtime": Place(8, 0, 2),
+    "errors": Place(9, 0, 2),
 }
 
 

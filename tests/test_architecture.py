@@ -15,7 +15,7 @@ PACKAGE = sorted((ROOT / "kdtrain").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 ROOMS = [
     "errors",
-    *("runtime", "metrics", "data", "models", "store"),
+    *("runtime", "metrics", "data", "nn", "models", "store"),
     *("engine", "report", "deploy", "callbacks", "experiment", "cli"),
 ]
 """Each may import those before it."""
@@ -136,7 +136,7 @@ def test_nothing_needs_a_display(path: Path) -> None:
 @pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)
 def test_nothing_relies_on_the_context_of_an_autograd_function(path: Path) -> None:
     names = [node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
-    assert "Function" not in names, "its context frees what is kept there: see models/layers.py"
+    assert "Function" not in names, "its context frees what is kept there: see nn/layers.py"
 
 
 @pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)

@@ -50,9 +50,8 @@ def weights_fingerprint(model: flow.nn.Module) -> str:
 @functools.cache
 def code_version() -> str:
     """Returns the SHA-256 (hex) of the code of kdtrain that answers are computed by."""
-    package, parts = Path(__file__).parents[1], ("data", "engine", "models", "deploy")
+    package, parts = Path(__file__).parents[1], ("nn", "data", "engine", "models", "deploy")
     code = [path for part in parts for path in (package / part).rglob("*.py")]
-    code += [package / "runtime/kernels.py", package / "runtime/onednn.py"]
     return hashlib.sha256(b"".join(read_bytes(path, _LARGEST_CODE) for path in sorted(code))).hexdigest()
 
 

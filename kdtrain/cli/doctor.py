@@ -38,7 +38,7 @@ _FAST_KERNELS = {"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids"}
 # With OPENBLAS_VERBOSE=2, OpenBLAS prints its kernel to stderr when it is loaded.
 _PROBE = """
 import json
-from kdtrain.runtime import onednn
+from kdtrain.nn import onednn
 from kdtrain.runtime.cuda_libraries import load_stubs
 from kdtrain.runtime.oneflow import with_openblas_coretype, prepare_environment, resolve_device
 from kdtrain.runtime.thread_pool import thread_pool_obstacle

@@ -15,7 +15,7 @@ from kdtrain.report.table import Column, Table
 from kdtrain.runtime.signals import defer_signals
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
-    from kdtrain.experiment.list_models import NetworkInfo
+    from kdtrain.models.list_models import NetworkInfo
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,11 +50,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Lists networks with their parameters and multiply-adds."""
     with defer_signals():  # an interrupted import may come out as another error
-        from kdtrain.experiment.list_models import images_for, measure
+        from kdtrain.models.list_models import images_for, measure_networks
         from kdtrain.models.zoo import CLASSIFIERS, PREFIX
     wanted = None if options.image_shape is None else _numbers(options.image_shape)
     shape, classes = images_for(options.dataset, options.data_dir, wanted)
-    rows = measure(options.archs, shape, classes)
+    rows = measure_networks(options.archs, shape, classes)
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return 0

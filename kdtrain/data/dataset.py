@@ -100,20 +100,19 @@ class Joined(Normalized):
         return Normalized(self.images, self.rows, self.normalization)
 
     @property
+    def _all(self) -> Unlabelled:
+        return Unlabelled("", self.images, self.rows, self.others)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(N + K, C, H, W)."""
-        return (len(self), *self.images.shape[1:])
+        return self._all.shape
 
     def __len__(self) -> int:
-        return len(self.rows) + len(self.others)
+        return len(self._all)
 
     def __getitem__(self, indices: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        positions = np.arange(len(self))[indices]
-        selected = positions < len(self.rows)
-        images = np.empty((len(positions), *self.images.shape[1:]), np.uint8)
-        images[selected] = self.images[self.rows[positions[selected]]]
-        images[~selected] = self.others[positions[~selected] - len(self.rows)]
-        return self.normalization.apply(images)
+        return self.normalization.apply(self._all[indices])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,7 +159,7 @@ class Unlabelled:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape and bytes."""
-        return _digest([self])
+        return array_digest([self])
 
     @cached_property
     def digests(self) -> NDArray[np.uint64]:
@@ -302,7 +301,9 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shapes and bytes of the training and the test split."""
         splits = (self.train, self.test)
-        return _digest([array for split in splits for array in (split.images, split.labels.astype("<i8"))])
+        return array_digest(
+            [array for split in splits for array in (split.images, split.labels.astype("<i8"))]
+        )
 
 
 def hold_out(
@@ -374,7 +375,7 @@ def _image_digests(images: NDArray[np.uint8] | Unlabelled) -> NDArray[np.uint64]
     return digests
 
 
-def _digest(arrays: Sequence[NDArray[np.generic] | Unlabelled]) -> str:
+def array_digest(arrays: Sequence[NDArray[np.generic] | Normalized | Unlabelled]) -> str:
     """Returns the SHA-256 (hex) of shapes and bytes."""
     digest = hashlib.sha256()
     for array in arrays:

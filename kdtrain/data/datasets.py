@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data import fashion
 from kdtrain.data.checks import assemble
 from kdtrain.data.cifar import ARCHIVES, load_cifar
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.download import default_cache_dir
+from kdtrain.data.download import default_cache_dir, download
 from kdtrain.data.factory import load_factory
 from kdtrain.data.folder import load_image_folder
 from kdtrain.data.idx import content_sha256, read_idx
@@ -37,10 +36,14 @@ class IdxDataset(NamedTuple):
     Attributes:
         classes: the classes' names.
         sha256: of the unzipped files (hex), in the order of FILES.
+        zipped_sha256: of the gzipped files that are downloaded (hex), in the same order.
+        mirrors: addresses that the names of the gzipped files are appended to.
     """
 
     classes: tuple[str, ...]
     sha256: tuple[str, ...]
+    zipped_sha256: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()
 
 
 DATASETS = {
@@ -53,7 +56,28 @@ DATASETS = {
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
     ),
-    "fashion_mnist": IdxDataset(classes=fashion.CLASSES, sha256=fashion.CONTENT_SHA256),
+    "fashion_mnist": IdxDataset(
+        classes=(
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+        sha256=(
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+        zipped_sha256=(
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+        mirrors=(
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",  # the authors' server
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        ),
+    ),
 }
 BUILT_IN = (*DATASETS, *ARCHIVES)
 """The plain names: the only data sets that are read because a file names them."""
@@ -156,10 +180,11 @@ def _load_mnist(name: str, options: _Options) -> Dataset:
 def _load_fashion_mnist(name: str, options: _Options) -> Dataset:
     if options.data_dir is not None:
         return _load_idx_folder(options.data_dir)
-    folder = fashion.fetch_fashion_mnist(options.cache)
+    published, folder = DATASETS[name], options.cache / name
+    files = [f"{file}.gz" for file in FILES]
+    download(name, dict(zip(files, published.zipped_sha256, strict=True)), published.mirrors, folder)
     remedy = f"Delete {folder} and run again."
-    published = DATASETS[name]
-    paths = [folder / f"{file}.gz" for file in FILES]
+    paths = [folder / file for file in files]
     arrays = [
         _read_checked(path, sha256, remedy) for path, sha256 in zip(paths, published.sha256, strict=True)
     ]

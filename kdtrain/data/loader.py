@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +11,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.dataset import Joined, Normalized
+from kdtrain.data.dataset import Joined, Normalized, array_digest
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views
 from kdtrain.errors import DataError, size_text
 from kdtrain.runtime import flow
-from kdtrain.runtime.old_names import OldName
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
-from kdtrain.runtime.slices import in_slices
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -29,15 +26,14 @@ _Value = TypeVar("_Value", bound=np.generic)
 class Batch:
     """The input of one training step.
 
-    Images of ``--transfer-data`` have no label. A batch with some of them has no ``targets``: to read these
-    raises ValueError. ``label_loss`` leaves such images out.
+    Images of ``--transfer-data`` have no label. ``label_loss`` leaves them out.
 
     A mixed image (``--augment mixup`` or ``cutmix``) has two labels. ``targets`` holds the image's
     own. Losses on labels take both by ``label_loss``.
 
     Attributes:
         inputs: normalised images, (B, C, H, W) float32.
-        targets: class labels, (B,) int64.
+        labels: class labels, (B,) int64, with 0 for an image without one: read ``targets`` instead.
         indices: the position of each image in the loader's data, (B,) int64.
         variants: the variant of each image, (B,) int64; None if the images are as they are.
         mixup_targets: the labels of the images that were mixed in, (B,) int64; None without mixing.
@@ -49,7 +45,7 @@ class Batch:
     """
 
     inputs: flow.Tensor
-    targets: flow.Tensor
+    labels: flow.Tensor
     indices: flow.Tensor
     variants: flow.Tensor | None = None
     mixup_targets: flow.Tensor | None = None
@@ -63,6 +59,20 @@ class Batch:
     def __repr__(self) -> str:
         return f"<Batch of {len(self)} images of {size_text(tuple(self.inputs.shape[1:]))}>"
 
+    @property
+    def targets(self) -> flow.Tensor:
+        """Class labels, (B,) int64.
+
+        Raises:
+            ValueError: some images have none. A loss would take them for images of class 0.
+        """
+        if self.labelled is None:
+            return self.labels
+        raise ValueError(
+            "some images of the batch have no label (--labels, --transfer-data), and this needs one for "
+            "each; batch.label_loss leaves such images out"
+        )
+
     def label_loss(self, losses: Callable[[flow.Tensor], flow.Tensor]) -> flow.Tensor:
         """Returns the mean of a loss on labels over the images that have one: a scalar tensor.
 
@@ -73,33 +83,12 @@ class Batch:
             losses: returns the loss of each image, (B,), under the labels that it gets, (B,) int64. An image
                 without a label gets the label 0, and its loss counts for nothing.
         """
-        result = losses(vars(self)["targets"])
+        result = losses(self.labels)
         if self.mixup_targets is not None and self.mixup_lambda is not None:
             result = result * self.mixup_lambda + losses(self.mixup_targets) * (1.0 - self.mixup_lambda)
         if self.labelled is None:
             return result.mean()
         return (result * self.labelled.to(result.dtype)).sum() / self.label_count
-
-
-def _targets(batch: Batch) -> flow.Tensor:
-    """Returns the labels of a batch, (B,) int64.
-
-    Raises:
-        ValueError: some images have none. A loss would take them for images of class 0.
-    """
-    if batch.labelled is not None:
-        raise ValueError(
-            "some images of the batch have no label (--labels, --transfer-data), and this needs one for "
-            "each; batch.label_loss leaves such images out"
-        )
-    return vars(batch)["targets"]
-
-
-def _set_targets(batch: Batch, targets: flow.Tensor) -> None:
-    vars(batch)["targets"] = targets
-
-
-Batch.targets = property(_targets, _set_targets)
 
 
 @dataclass(frozen=True)
@@ -203,9 +192,6 @@ class Loader:
         """The number of images with labels, each of which is in an epoch once."""
         return len(self.targets)
 
-    changes_images = OldName("augments")
-    in_order = OldName("sequential")
-
     @property
     def augments(self) -> bool:
         """Whether the batches hold changed images."""
@@ -295,10 +281,7 @@ class Loader:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape and values of the normalised images, in order."""
-        digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        for rows in in_slices(self.inputs.shape):
-            digest.update(self.inputs[rows].data)
-        return digest.hexdigest()
+        return array_digest([self.inputs])
 
     @functools.cached_property
     def batch_sizes(self) -> list[int]:
@@ -351,7 +334,7 @@ class Loader:
             label_count = float(labelled.sum())
         return Batch(
             inputs=self._tensor(images),
-            targets=self._tensor(self._labels[indices]),
+            labels=self._tensor(self._labels[indices]),
             indices=_to(flow.tensor(indices), self.device),
             variants=None if variants is None else _to(flow.tensor(variants), self.device),
             mixup_targets=None if mixed is None else self._tensor(self._labels[mixed.partners]),

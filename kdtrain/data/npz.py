@@ -121,7 +121,7 @@ def load_only_array(path: Path) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, zipfile.ZipFile]]:
-    """Yields the file and its archive; raises DataError for all errors meanwhile."""
+    """Yields the file and its archive; errors inside the block become DataError."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             yield file, archive

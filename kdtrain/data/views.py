@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.augment_spec import parse_augment
-from kdtrain.data.augmentation import Augmentation, Images, augmentation
+from kdtrain.data.augmentation import Augmentation, Images, Mixing, augmentation, mixing
 from kdtrain.data.dataset import Normalized
 from kdtrain.data.draws import Draws
-from kdtrain.data.mixing import Mixing, mixing
 
 Positions = NDArray[np.int64]
 
@@ -82,7 +81,7 @@ class Views:
     ) -> tuple[Images, MixedLabels | None]:
         """Returns the variants of some images.
 
-        An image with a label is mixed with one that has a label, and one without with one without.
+        Labelled images are mixed with labelled ones, unlabelled with unlabelled.
 
         Args:
             inputs: all N training images, (N, C, H, W) float32, normalised.

@@ -12,7 +12,7 @@ import numpy as np
 from kdtrain.data.loader import Batch
 from kdtrain.engine.teacher_network import Ensemble, TeacherNetwork, members_of
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
-from kdtrain.models.layers import channels_first, fork
+from kdtrain.nn.layers import channels_first, fork
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import call_network
 

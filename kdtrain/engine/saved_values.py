@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import KdtrainError
-from kdtrain.models.operations import Operation
+from kdtrain.nn.operations import Node
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import Call, calls_of, with_place
 
@@ -36,12 +36,12 @@ class SavedValues:
     def __enter__(self) -> SavedValues:
         hooks = flow._oneflow_internal.autograd.graph
         hooks.append_new_hooks(self._pack, self._unpack)
-        Operation.observer = self._add_arrays
+        Node.observer = self._add_arrays
         return self
 
     def __exit__(self, *error: object) -> None:
         flow._oneflow_internal.autograd.graph.pop_hooks()
-        Operation.observer = None
+        Node.observer = None
         self._values.clear()
 
     def check(self, loss: flow.Tensor, optimizer: flow.optim.Optimizer) -> None:
@@ -72,8 +72,8 @@ class SavedValues:
     def _unpack(self, number: int) -> Any:
         return self._values[number].value
 
-    def _add_arrays(self, operation: Operation) -> None:
-        for value in vars(operation).values():
+    def _add_arrays(self, node: Node) -> None:
+        for value in vars(node).values():
             if isinstance(value, np.ndarray):
                 self._add(value)
 

@@ -1,84 +1,20 @@
-"""Trained networks as teachers: each has its own form of images and its own classes; several are averaged."""
+"""Trained networks as teachers: each converts images to its own input and maps its classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from kdtrain.data.dataset import Normalization
+from kdtrain.data.images.resize import InputConversion
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import call_network
 
-Shape = tuple[int, int, int]
-"""Channels, height, width."""
-
-Images = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]
-Matrix = npt.NDArray[np.float32]
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as data/images/resize.py
-
-
-@dataclass(frozen=True)
-class InputForm:
-    """The form in which a network takes images.
-
-    Attributes:
-        shape: channels, height, width.
-        normalization: mean and standard deviation per channel, of pixels scaled to 0..1.
-    """
-
-    shape: Shape
-    normalization: Normalization
-
-
-class InputConversion:
-    """Brings images from the form of one network to that of another.
-
-    Grey images get three equal channels, and colours become their luma (ITU-R BT.601). Sizes are changed by
-    linear interpolation; a smaller image averages over the pixels that it leaves out.
-
-    Args:
-        source: the form of the images.
-        target: the form that is wanted.
-    """
-
-    def __init__(self, source: InputForm, target: InputForm) -> None:
-        self.source, self.target = source, target
-        (channels, *size), (wanted, *wanted_size) = source.shape, target.shape
-        before, after = source.normalization, target.normalization
-        mixing = _channel_matrix(channels, wanted)
-        self._mixing = (mixing * before.std / np.array(after.std)[:, None]).astype(np.float32)
-        offset = (mixing @ before.mean - after.mean) / np.array(after.std)
-        self._offset = offset.astype(np.float32).reshape(-1, 1, 1)
-        self._resizing = (
-            None
-            if size == wanted_size
-            else (resize_matrix(size[0], wanted_size[0]), resize_matrix(size[1], wanted_size[1]).T)
-        )
-
-    def __call__(self, images: Images) -> Images:
-        """Returns images in the target's form, (B, C', H', W') float32, from (B, C, H, W) float32."""
-        if self._resizing is not None:
-            rows, columns = self._resizing
-            images = rows @ images @ columns
-        batch, channels, height, width = images.shape
-        if self._mixing.shape == (1, 1):
-            mixed = images * self._mixing[0, 0]
-        else:
-            flat = images.reshape(batch, channels, height * width)
-            mixed = (self._mixing @ flat).reshape(batch, -1, height, width)
-        converted: Images = mixed + self._offset
-        return converted
-
-    def __repr__(self) -> str:
-        return f"InputConversion({self.source}, {self.target})"
 
 
 class TeacherNetwork(flow.nn.Module):
@@ -120,7 +56,7 @@ class TeacherNetwork(flow.nn.Module):
         return logits.index_select(1, flow.tensor(self.classes, dtype=flow.int64).to(logits.device))
 
     def extra_repr(self) -> str:
-        """Returns the conversion and the classes; a network's text is a part of its fingerprint."""
+        """Returns the conversion and the classes. The fingerprint includes ``repr(network)``."""
         return f"{self.conversion}, classes={self.classes}"
 
 
@@ -258,28 +194,3 @@ def mean_logits(
     log_p += np.log(shares)[:, None, None]
     mean: npt.NDArray[np.float32] = (temperature * logsumexp(log_p, axis=0)).astype(np.float32)
     return mean
-
-
-def resize_matrix(size: int, wanted: int) -> Matrix:
-    """Returns the matrix, (wanted, size) float32, that resizes a row of pixels by linear interpolation.
-
-    Each new pixel is a mean of old ones whose weights fall linearly to 0, at the distance of one old pixel
-    where the row grows, and of one new pixel where it shrinks, as Pillow's BILINEAR has it.
-
-    Args:
-        size: pixels of the row.
-        wanted: pixels of the new row.
-    """
-    scale = size / wanted
-    centres = (np.arange(wanted) + 0.5) * scale
-    distance = np.abs(np.arange(size) + 0.5 - centres[:, None]) / max(scale, 1.0)
-    weights = np.maximum(1.0 - distance, 0.0)
-    matrix: Matrix = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return matrix
-
-
-def _channel_matrix(channels: int, wanted: int) -> npt.NDArray[np.float64]:
-    """Returns the matrix, (wanted, channels) float64, between 1 and 3 channels."""
-    if channels == wanted:
-        return np.eye(channels)
-    return np.array([_LUMA]) if wanted == 1 else np.ones((3, 1))

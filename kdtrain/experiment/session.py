@@ -28,10 +28,11 @@ from kdtrain.experiment.settings.recipe import NO_RECIPE, describe_recipe, read_
 from kdtrain.experiment.teachers.files import TeacherFile
 from kdtrain.experiment.teachers.find import TrainedTeacher, networks_to_train
 from kdtrain.experiment.tuned import tuned_settings
-from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
+from kdtrain.nn import onednn
+from kdtrain.nn.own_layers import gains_by_cores
 from kdtrain.report.conditions import data_sentences
-from kdtrain.runtime import launch, onednn, time_left
+from kdtrain.runtime import launch, time_left
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs

@@ -1,4 +1,4 @@
-"""Networks, the registry of their names, and the layers they are made of.
+"""Networks, the registry of their names, and their list.
 
-Training and files of weights do not belong here. Imports ``errors`` and ``runtime``.
+Training and files of weights do not belong here. Imports ``errors``, ``runtime``, ``data`` and ``nn``.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, one_line, size_text
 from kdtrain.models.networks import ImageShape
-from kdtrain.models.own_layers import with_own_layers
+from kdtrain.nn.own_layers import with_own_layers
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.user_code import load_callable, with_source_line

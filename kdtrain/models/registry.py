@@ -8,11 +8,10 @@ from functools import partial
 
 from kdtrain.errors import UsageError, clipped, did_you_mean, size_text
 from kdtrain.models.factories import build_from_factory, check_factory
-from kdtrain.models.networks import HintonMlp, ImageShape, StudentMlp, TeacherCnn
-from kdtrain.models.own_layers import with_own_layers
+from kdtrain.models.networks import SMALLEST_SIDE, HintonMlp, ImageShape, StudentCnn, StudentMlp, TeacherCnn
 from kdtrain.models.resnet import ResNet
-from kdtrain.models.student_cnn import SMALLEST_SIDE, StudentCnn
 from kdtrain.models.zoo import CLASSIFIERS, LARGE, PREFIX, build_classifier, check_classifier
+from kdtrain.nn.own_layers import with_own_layers
 from kdtrain.runtime import flow
 
 Factory = Callable[[ImageShape, int], "flow.nn.Module"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdtrain.models.layers import (
+from kdtrain.models.networks import ImageShape
+from kdtrain.nn.layers import (
     BatchNorm2d,
     Conv2d,
     add,
@@ -12,7 +13,6 @@ from kdtrain.models.layers import (
     relu_of,
     subsample,
 )
-from kdtrain.models.networks import ImageShape
 from kdtrain.runtime import flow
 
 

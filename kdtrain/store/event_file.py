@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError
-from kdtrain.store.event_records import read_records
+from kdtrain.runtime.regular_files import open_regular
+
+_LARGEST = 1 << 28  # bytes of a file; an hour of training writes less than a million
+_HEAD, _FOOT = 12, 4  # bytes: length and its checksum before a record, the record's checksum after it
 
 
 class EventFile:
@@ -116,11 +120,33 @@ def _events(file: Path) -> Iterator[tuple[Any, bytes]]:
     from tensorboardX.proto.event_pb2 import Event
 
     try:
-        for record in read_records(file):
+        for record in _records_in(file):
             yield Event.FromString(record), record
     except (OSError, DecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise KdtrainError(f"{file} cannot be read: {reason}. Move it away.") from error
+
+
+def _records_in(path: Path) -> Iterator[bytes]:
+    """Yields the content of each record, up to the first that is damaged or cut off.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file, or is larger than 256 MiB.
+    """
+    from tensorboardX.record_writer import masked_crc32c
+
+    with open_regular(path, _LARGEST) as file:
+        left = os.fstat(file.fileno()).st_size
+        while left >= _HEAD + _FOOT:
+            head = file.read(_HEAD)
+            length, check = struct.unpack("<QI", head)
+            left -= _HEAD + length + _FOOT
+            if left < 0 or check != masked_crc32c(head[:8]):
+                return
+            record = file.read(length)
+            if file.read(_FOOT) != struct.pack("<I", masked_crc32c(record)):
+                return
+            yield record
 
 
 def _suffix(path: Path) -> str:

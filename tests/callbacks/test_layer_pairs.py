@@ -11,7 +11,8 @@ import pytest
 from kdtrain import DistillationCallback, FeatureMethod, Objective, Recorder, Trainer, UsageError, flow
 from kdtrain.callbacks.layer_pairs import layer_pairs
 from kdtrain.data.dataset import Normalization
-from kdtrain.engine.teacher_network import InputConversion, InputForm, TeacherNetwork
+from kdtrain.data.images.resize import InputConversion, InputForm
+from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.models.registry import build_model
 from plugins.attention import Attention
 from plugins.fitnet import FitNet

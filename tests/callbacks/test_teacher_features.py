@@ -16,7 +16,8 @@ from kdtrain.callbacks import answer_files, teacher_features, teacher_logits
 from kdtrain.callbacks.answer_files import AnswerFiles, Rows
 from kdtrain.callbacks.teacher_logits import AnswerCache, AnswerTables
 from kdtrain.data.dataset import Dataset, Normalization
-from kdtrain.engine.teacher_network import Ensemble, InputConversion, InputForm, TeacherNetwork
+from kdtrain.data.images.resize import InputConversion, InputForm
+from kdtrain.engine.teacher_network import Ensemble, TeacherNetwork
 from kdtrain.models.registry import build_model
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import snapshot

@@ -27,10 +27,10 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.deploy.benchmark import run_benchmark
 from kdtrain.deploy.benchmark_table import benchmark_table
 from kdtrain.deploy.oneflow_model import OneFlowModel
-from kdtrain.experiment.list_models import NetworkInfo
 from kdtrain.experiment.plugin_loader import list_plugins
 from kdtrain.experiment.settings.recipe import recipe_names
 from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.models.list_models import NetworkInfo
 from kdtrain.models.registry import build_model
 from kdtrain.report.comparison import compare
 from kdtrain.report.comparison_table import comparison_tables

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.data import datasets, fashion
+from kdtrain.data import datasets
 from kdtrain.data.cifar import ARCHIVES
-from kdtrain.data.datasets import FILES, IdxDataset, load_dataset
+from kdtrain.data.datasets import FILES, load_dataset
 from kdtrain.errors import DataError
 from tests.data.small_data import idx_bytes
 from tests.mirror import (
@@ -51,11 +51,14 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     with serving(GZIPPED) as mirror:
         for name in ARCHIVES:
             publish_cifar(mirror, monkeypatch, name, cifar_members(name))
-        content_sha256 = tuple(hashlib.sha256(content).hexdigest() for content in FASHION.values())
-        sha256 = {name: hashlib.sha256(body).hexdigest() for name, body in GZIPPED.items()}
-        monkeypatch.setitem(datasets.DATASETS, "fashion_mnist", IdxDataset(fashion.CLASSES, content_sha256))
-        monkeypatch.setattr(fashion, "SHA256", sha256)
-        monkeypatch.setattr(fashion, "MIRRORS", (mirror.address,))
+        sha256, zipped = (
+            tuple(hashlib.sha256(content).hexdigest() for content in files.values())
+            for files in (FASHION, GZIPPED)
+        )
+        fashion = datasets.DATASETS["fashion_mnist"]._replace(
+            sha256=sha256, zipped_sha256=zipped, mirrors=(mirror.address,)
+        )
+        monkeypatch.setitem(datasets.DATASETS, "fashion_mnist", fashion)
         yield mirror
 
 

@@ -13,10 +13,10 @@ import scipy.special
 import scipy.stats
 
 from kdtrain.callbacks.distillation import DistillationCallback
+from kdtrain.data.augmentation import Mixing, mixing
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.draws import Draws
 from kdtrain.data.loader import Batch, Loader, Source
-from kdtrain.data.mixing import Mixing, mixing
 from kdtrain.data.views import views
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd

@@ -12,7 +12,7 @@ import pytest
 from kdtrain import Loader, Trainer, flow
 from kdtrain.engine.saved_values import SavedValues
 from kdtrain.errors import KdtrainError
-from kdtrain.models.own_layers import with_own_layers
+from kdtrain.nn.own_layers import with_own_layers
 from kdtrain.store.checkpoint import snapshot
 from tests.conftest import ADAM
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.models.layers import Dropout
 from kdtrain.models.registry import build_model, count_parameters
+from kdtrain.nn.layers import Dropout
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import snapshot
-from tests.models.convolution import Array, convolve
+from tests.nn.convolution import Array, convolve
 
 
 def linear_layers(*sizes: int) -> dict[str, tuple[int, ...]]:

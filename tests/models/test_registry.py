@@ -11,7 +11,6 @@ import pytest
 
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.models.layers import Conv2d, Dropout
 from kdtrain.models.registry import (
     ARCHITECTURES,
     build_model,
@@ -19,6 +18,7 @@ from kdtrain.models.registry import (
     count_multiply_adds,
     count_parameters,
 )
+from kdtrain.nn.layers import Conv2d, Dropout
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import snapshot
 

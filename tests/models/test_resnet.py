@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdtrain.models.layers import Conv2d
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import build_model, count_parameters
+from kdtrain.nn.layers import Conv2d
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import Weights, load_weights, snapshot
-from tests.models.convolution import Array, convolve
+from tests.nn.convolution import Array, convolve
 
 
 def convolve_padded(x: Array, weight: Array, stride: int) -> Array:

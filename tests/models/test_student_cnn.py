@@ -12,12 +12,12 @@ from kdtrain.deploy.export.quantization import quantize
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import UsageError
 from kdtrain.models.networks import ImageShape
-from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
+from kdtrain.nn.own_layers import gains_by_cores
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_weights, snapshot
-from tests.models.convolution import Array, convolve
+from tests.nn.convolution import Array, convolve
 
 SHAPES: list[ImageShape] = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
 

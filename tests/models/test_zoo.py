@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kdtrain.errors import UsageError
-from kdtrain.models.layers import Conv2d, Dropout
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.models.zoo import CLASSIFIERS
+from kdtrain.nn.layers import Conv2d, Dropout
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import snapshot
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.data.loader import Loader
 from kdtrain.deploy.onnx_network import OnnxClassifier
 from kdtrain.engine.predict import predict_logits
-from kdtrain.engine.teacher_network import InputConversion, InputForm, Logits
+from kdtrain.engine.teacher_network import Logits
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.loaders import validation_images
 from kdtrain.experiment.settings.config import FitConfig

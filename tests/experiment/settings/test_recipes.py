@@ -11,7 +11,7 @@ import pytest
 import tomli
 
 from kdtrain import load_data
-from kdtrain.data import fashion
+from kdtrain.data import datasets
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import DATASETS, FILES
 from kdtrain.data.idx import content_sha256, read_idx
@@ -31,7 +31,7 @@ from kdtrain.models.registry import check_architecture
 from tests.tools import write_digits
 
 NAMES = recipe_names()
-MNIST = Path(fashion.__file__).parent / "mnist"
+MNIST = Path(datasets.__file__).parent / "mnist"
 OLDER = """
 mode = "student_kd"
 epochs = 60

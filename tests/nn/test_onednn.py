@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pytest
 
 from kdtrain.errors import KdtrainError
-from kdtrain.runtime import kernels, onednn
-from kdtrain.runtime.kernels import MOST_KERNELS
-from kdtrain.runtime.onednn import OneDnnError
+from kdtrain.nn import kernels, onednn
+from kdtrain.nn.kernels import MOST_KERNELS
+from kdtrain.nn.onednn import OneDnnError
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from tests.cli.conftest import CallKdtrain, run, run_python
 from tests.conftest import RunKdtrain
@@ -36,8 +36,8 @@ def draw(*shape: int) -> Array:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def convolution() -> kernels.Convolution:
-    return kernels.Convolution.of(IMAGES, WEIGHTS, (1, 1), (1, 1), (1, 1), 1, True, False)
+def convolution() -> kernels.ConvolutionKernel:
+    return kernels.ConvolutionKernel.of(IMAGES, WEIGHTS, (1, 1), (1, 1), (1, 1), 1, True, False)
 
 
 def compute() -> list[Array]:
@@ -163,7 +163,7 @@ def test_the_environment_stays_as_it_was() -> None:
     """OpenMP reads variables when it is loaded; other libraries and child processes read them too."""
     code = """
 import os
-from kdtrain.runtime import onednn
+from kdtrain.nn import onednn
 before = dict(os.environ)
 onednn.library()
 print(dict(os.environ) == before, os.environ.get("GOMP_SPINCOUNT"))
@@ -179,7 +179,9 @@ def test_kernels_for_many_shapes_take_bounded_memory() -> None:
         sizes, weight = [], draw(4, 3, 3, 3)
         for height in range(3, MOST_KERNELS + 430):
             x = draw(1, height, 5, 3)
-            kernel = kernels.Convolution.of(x.shape, weight.shape, (1, 1), (1, 1), (1, 1), 1, False, False)
+            kernel = kernels.ConvolutionKernel.of(
+                x.shape, weight.shape, (1, 1), (1, 1), (1, 1), 1, False, False
+            )
             y = kernel.forward(x, weight)
             kernel.gradient_of_images(y, weight)
             kernel.gradients_of_weights(y, x)
@@ -195,10 +197,10 @@ def test_a_refused_operation_is_an_error_with_the_librarys_status() -> None:
     assert issubclass(OneDnnError, KdtrainError)
     geometry = (2, 2), (1, 1), (0, 0), (1, 1)
     with pytest.raises(OneDnnError, match=r"oneDNN's pooling_forward.* failed: invalid arguments\."):
-        kernels.Pooling.of((1, 4, 4, 1), 0x7777, *geometry)
+        kernels.PoolingKernel.of((1, 4, 4, 1), 0x7777, *geometry)
     with pytest.raises(OneDnnError, match=r"oneDNN's convolution_forward.* failed: invalid arguments\."):
-        kernels.Convolution.of((1, 4, 4, 3), (2, 4, 2, 2), *geometry[1:], 1, False, False)
-    (y,) = kernels.Activation.of((1,), onednn.RELU).forward(np.ones(1, np.float32))
+        kernels.ConvolutionKernel.of((1, 4, 4, 3), (2, 4, 2, 2), *geometry[1:], 1, False, False)
+    (y,) = kernels.ActivationKernel.of((1,), onednn.RELU).forward(np.ones(1, np.float32))
     assert y == 1
 
 
@@ -240,7 +242,7 @@ def without_openmp(folder: Path) -> Variables:
 def test_a_library_that_cannot_be_loaded_is_named_in_one_warning(
     tmp_path: Path, variables: Callable[[Path], Variables], reason: str
 ) -> None:
-    code = "from kdtrain.runtime import onednn; print(onednn.is_usable(), onednn.is_usable())"
+    code = "from kdtrain.nn import onednn; print(onednn.is_usable(), onednn.is_usable())"
     finished = run(sys.executable, "-c", code, **variables(tmp_path))
     assert finished.stdout.split() == ["False", "False"]
     (warning,) = finished.stderr.splitlines()

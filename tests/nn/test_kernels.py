@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kdtrain.runtime import kernels, onednn
-from kdtrain.runtime.kernels import channels_first, channels_last
-from kdtrain.runtime.onednn import Array
-from tests.runtime import definitions
-from tests.runtime.definitions import Pair, Windows
+from kdtrain.nn import kernels, onednn
+from kdtrain.nn.kernels import to_channels_first, to_channels_last
+from kdtrain.nn.onednn import Array
+from tests.nn import definitions
+from tests.nn.definitions import Pair, Windows
 
 Shape = tuple[int, int, int, int]
 
@@ -68,7 +68,7 @@ def check_convolution(
 ) -> None:
     """Compares a convolution and its gradients with the definition."""
     weights = out, shape[3] // geometry[3], *window
-    kernel = kernels.Convolution.of(shape, weights, *geometry, bias, relu)
+    kernel = kernels.ConvolutionKernel.of(shape, weights, *geometry, bias, relu)
     x, weight, added, dy = draw(seed, shape, weights, (out,), kernel.out_shape)
     y, dx, dweight = definitions.convolution(x, weight, dy, *geometry)
     y += added if bias else 0
@@ -170,7 +170,7 @@ def test_max_pooling_is_its_definition_also_for_equal_pixels(
     assume(fits(images, window, padding, dilation))
     windows = Windows(images, window, stride, padding, dilation)
     assume(windows.inside.any((2, 3)).all())  # no maximum of nothing
-    kernel = kernels.Pooling.of(images, onednn.MAX, window, stride, padding, dilation)
+    kernel = kernels.PoolingKernel.of(images, onednn.MAX, window, stride, padding, dilation)
     x = np.random.default_rng(seed).integers(-levels, levels, images).astype(np.float32)
     (dy,) = draw(seed, kernel.out_shape)
     y, dx = definitions.max_pooling(windows, x, dy)
@@ -193,7 +193,7 @@ def test_mean_pooling_is_its_definition(
     assume(all(pad <= width // 2 for pad, width in zip(padding, window, strict=True)))
     assume(fits(images, window, padding))
     kind = onednn.AVERAGE_WITH_PADDING if with_padding else onednn.AVERAGE
-    kernel = kernels.Pooling.of(images, kind, window, stride, padding, (1, 1))
+    kernel = kernels.PoolingKernel.of(images, kind, window, stride, padding, (1, 1))
     x, dy = draw(seed, images, kernel.out_shape)
     windows = Windows(images, window, stride, padding)
     y, dx = definitions.mean_pooling(windows, x, dy, with_padding=with_padding)
@@ -204,7 +204,7 @@ def test_mean_pooling_is_its_definition(
 
 def check_normalization(shape: Shape, *, of_images: bool, relu: bool, epsilon: float, seed: int) -> None:
     """Compares a batch normalisation and its gradients with the definition."""
-    kernel = kernels.BatchNormalization.of(shape, epsilon, of_images, relu)
+    kernel = kernels.BatchNormalizationKernel.of(shape, epsilon, of_images, relu)
     x, dy, scale, shift, mean, variance = draw(seed, shape, shape, *[(shape[3],)] * 4)
     x, variance = 3 * x + 2, variance**2 + np.float32(0.1)
     exact = x.astype(np.float64)
@@ -256,7 +256,7 @@ def test_batch_normalization_of_images_larger_than_the_cache(of_images: bool) ->
 def test_activations_are_their_definitions(shape: tuple[int, ...], kind: int, seed: int) -> None:
     x, dy = draw(seed, shape, shape)
     x *= 3  # hard swish bends at -3 and 3
-    kernel = kernels.Activation.of(shape, kind)
+    kernel = kernels.ActivationKernel.of(shape, kind)
     y = kernel.forward(x)
     if kind == onednn.RELU:
         expected, slope = np.maximum(x, 0), x > 0
@@ -280,7 +280,7 @@ def test_sums_and_products_of_images_are_numpys(
 ) -> None:
     count, _, _, channels = images
     x, y = draw(seed, images, (count, 1, 1, channels) if by_channel else images)
-    result = kernels.Elementwise.of(images, kind, relu, by_channel)(x, y)
+    result = kernels.ElementwiseKernel.of(images, kind, relu, by_channel)(x, y)
     expected = x + y if kind == onednn.ADD else x * y
     np.testing.assert_array_equal(result, np.maximum(expected, 0) if relu else expected)
 
@@ -312,7 +312,7 @@ def check_product(
     a, b, row = draw(seed, (rows, inner), (inner, columns), (columns,))
     expected = a.astype(np.float64) @ b + (row if bias else 0)
     given = (np.ascontiguousarray(m.T) if turn else m for m, turn in zip((a, b), transposed, strict=True))
-    product = kernels.Product.of(*sizes, transposed, bias)
+    product = kernels.ProductKernel.of(*sizes, transposed, bias)
     assert_close(product(*given, *([row] if bias else [])), expected, largest(a, b))
 
 
@@ -325,20 +325,20 @@ def test_layouts_change_and_numbers_stay(images: Shape, order: list[int], seed: 
     """Arrays of any strides are taken, and a copy is made only where it is needed."""
     (array,) = draw(seed, tuple(images[axis] for axis in order))
     x = array.transpose(np.argsort(order))
-    last = channels_last(x)
-    first = channels_first(last)
+    last = to_channels_last(x)
+    first = to_channels_first(last)
     for result, expected in ((last, x.transpose(0, 2, 3, 1)), (first, x)):
         np.testing.assert_array_equal(result, expected)
         assert result.flags.c_contiguous
-    assert channels_last(last.transpose(0, 3, 1, 2)).base is not None
+    assert to_channels_last(last.transpose(0, 3, 1, 2)).base is not None
 
 
 @pytest.mark.parametrize("shape", [(64, 48, 33, 33), (1, 3, 1000, 1001)])
 def test_layouts_of_images_larger_than_the_cache(shape: Shape) -> None:
     (x,) = draw(0, shape)
-    last = channels_last(x)
+    last = to_channels_last(x)
     np.testing.assert_array_equal(last, x.transpose(0, 2, 3, 1))
-    np.testing.assert_array_equal(channels_first(last), x)
+    np.testing.assert_array_equal(to_channels_first(last), x)
 
 
 def test_large_results_begin_at_a_line_of_the_cache() -> None:

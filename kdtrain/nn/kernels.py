@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.runtime import onednn as dnn
-from kdtrain.runtime.onednn import Array, Description, Primitive, new_array
+from kdtrain.nn import onednn as dnn
+from kdtrain.nn.onednn import Array, Description, Primitive, new_array
 
 K = TypeVar("K", bound="Kernel")
 Pair = tuple[int, int]
@@ -43,7 +43,7 @@ def _kept(kind: Any, threads: int, *arguments: Any) -> Any:
     return kind(*arguments)
 
 
-class Convolution(Kernel):
+class ConvolutionKernel(Kernel):
     """A convolution, and its gradients.
 
     Args:
@@ -111,7 +111,7 @@ class Convolution(Kernel):
         self._from_weights(chosen, gradients[0])
         return gradients
 
-    # A kernel that only answers, such as a teacher's, makes none of the following.
+    # Inference-only kernels do not create the following.
 
     @functools.cached_property
     def _for_images(self) -> Primitive:
@@ -142,7 +142,7 @@ def _reordered(weight: Array, reordering: Primitive, user: Primitive) -> Array:
     return chosen
 
 
-class Pooling(Kernel):
+class PoolingKernel(Kernel):
     """The maximum or the mean of the pixels under a window, and its gradient.
 
     Args:
@@ -181,7 +181,7 @@ class Pooling(Kernel):
         return dx
 
 
-class BatchNormalization(Kernel):
+class BatchNormalizationKernel(Kernel):
     """The normalisation of each channel by a mean and a variance, then times a scale, plus a shift.
 
     Args:
@@ -238,7 +238,7 @@ class BatchNormalization(Kernel):
         return dx, dscale, dshift
 
 
-class Activation(Kernel):
+class ActivationKernel(Kernel):
     """ReLU or hard swish of each number, and its gradient.
 
     Args:
@@ -278,7 +278,7 @@ class Activation(Kernel):
         return dx
 
 
-class Elementwise(Kernel):
+class ElementwiseKernel(Kernel):
     """The sum or the product of images and images, or of images and one number for each channel.
 
     Args:
@@ -304,7 +304,7 @@ class Elementwise(Kernel):
         return result
 
 
-class Product(Kernel):
+class ProductKernel(Kernel):
     """A product of two matrices, of which either may lie in memory as its transpose.
 
     Args:
@@ -347,7 +347,7 @@ class _Reordering(Kernel):
         return out
 
 
-def channels_last(x: Array) -> Array:
+def to_channels_last(x: Array) -> Array:
     """Returns images (N, C, H, W), of any strides, as a contiguous array (N, H, W, C); a copy if need be."""
     view = x.transpose(0, 2, 3, 1)
     if view.flags.c_contiguous:
@@ -355,7 +355,7 @@ def channels_last(x: Array) -> Array:
     return _Reordering.of(x.shape, True)(np.ascontiguousarray(x))
 
 
-def channels_first(x: Array) -> Array:
+def to_channels_first(x: Array) -> Array:
     """Returns contiguous images (N, H, W, C) as a contiguous array (N, C, H, W); a copy if need be."""
     view = x.transpose(0, 3, 1, 2)
     return view if view.flags.c_contiguous else _Reordering.of(view.shape, False)(x)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from kdtrain.errors import UsageError, size_text
-from kdtrain.models import operations
-from kdtrain.models.operations import is_channels_last, runs_in_numpy, runs_in_onednn
-from kdtrain.runtime import flow, onednn
+from kdtrain.nn import onednn, operations
+from kdtrain.nn.operations import is_channels_last, runs_in_numpy, runs_in_onednn
+from kdtrain.runtime import flow
 
 F = flow.nn.functional
 
@@ -253,7 +253,7 @@ class Hardswish(ImageLayer, flow.nn.Hardswish):
         return operations.Activation(onednn.HARDSWISH).apply(x)
 
 
-class Elementwise(ImageLayer):
+class ElementwiseLayer(ImageLayer):
     """A base class beside a layer of OneFlow's that treats each number alone, so in any layout."""
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
@@ -293,7 +293,7 @@ class Linear(flow.nn.Linear):
         if not (is_large and runs_in_onednn(x)):
             return super().forward(x)
         bias = [] if self.bias is None else [self.bias]
-        return operations.Linear().apply(x, self.weight, *bias)
+        return operations.LinearProduct().apply(x, self.weight, *bias)
 
 
 class Dropout(ImageLayer, flow.nn.Module):

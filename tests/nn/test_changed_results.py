@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdtrain.models.layers import BatchNorm2d, Conv2d, add, channels_last, relu, relu_of
-from kdtrain.models.operations import is_channels_last
-from kdtrain.models.own_layers import with_own_layers
+from kdtrain.nn.layers import BatchNorm2d, Conv2d, add, channels_last, relu, relu_of
+from kdtrain.nn.operations import is_channels_last
+from kdtrain.nn.own_layers import with_own_layers
 from kdtrain.runtime import flow
-from tests.models.convolution import convolve
+from tests.nn.convolution import convolve
 
 Array = npt.NDArray[np.float64]
 SMALL, LARGE = (3, 4, 5, 6), (8, 16, 24, 25)

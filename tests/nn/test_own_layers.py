@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdtrain.models import layers
-from kdtrain.models.layers import channels_last
-from kdtrain.models.operations import is_channels_last
-from kdtrain.models.own_layers import gains_by_cores, with_own_layers
+from kdtrain.nn import layers
+from kdtrain.nn.layers import channels_last
+from kdtrain.nn.operations import is_channels_last
+from kdtrain.nn.own_layers import gains_by_cores, with_own_layers
 from kdtrain.runtime import flow
 
 Array = npt.NDArray[np.float32]

@@ -11,11 +11,10 @@ import numpy.typing as npt
 import pytest
 
 from kdtrain.engine.recorder import Recorder
-from kdtrain.models.blocks import BLOCKS
 from kdtrain.models.networks import ImageShape
-from kdtrain.models.operations import is_channels_last
-from kdtrain.models.own_layers import with_own_layers
 from kdtrain.models.zoo import build_classifier
+from kdtrain.nn.operations import is_channels_last
+from kdtrain.nn.own_layers import BLOCKS, with_own_layers
 from kdtrain.runtime import flow
 
 Array = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kdtrain.models.layers import (
+from kdtrain.nn.layers import (
     BatchNorm2d,
     Conv2d,
     Dropout,
@@ -31,7 +31,7 @@ from kdtrain.models.layers import (
     scale,
     subsample,
 )
-from kdtrain.models.operations import is_channels_last, runs_in_onednn
+from kdtrain.nn.operations import is_channels_last, runs_in_onednn
 from kdtrain.runtime import flow
 
 Array = npt.NDArray[Any]

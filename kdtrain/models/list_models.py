@@ -53,10 +53,10 @@ def list_models(
         KdtrainError: there is no such network or data set.
     """
     shape, classes = images_for(dataset, None if data_dir is None else Path(data_dir), image_shape)
-    return measure(archs, shape, classes)
+    return measure_networks(archs, shape, classes)
 
 
-def measure(archs: Sequence[str], shape: ImageShape, classes: int) -> list[NetworkInfo]:
+def measure_networks(archs: Sequence[str], shape: ImageShape, classes: int) -> list[NetworkInfo]:
     """Returns networks for images of a shape; the arguments are those of ``list_models``."""
     names = _expand(archs or tuple(ARCHITECTURES))
     bar = with_progress_bar(names, "networks", len(names), "network")

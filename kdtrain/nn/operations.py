@@ -1,4 +1,4 @@
-"""The kernels of ``runtime/kernels.py`` as nodes of OneFlow's autograd graph, and dropout in NumPy."""
+"""Operations as nodes of OneFlow's autograd graph: the kernels of ``kernels.py``, and dropout in NumPy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from kdtrain.runtime import flow, kernels, onednn
-from kdtrain.runtime.kernels import Pair
-from kdtrain.runtime.onednn import Array
+from kdtrain.nn import kernels, onednn
+from kdtrain.nn.kernels import Pair
+from kdtrain.nn.onednn import Array
+from kdtrain.runtime import flow
 
 
 def runs_in_numpy(x: flow.Tensor) -> bool:
@@ -27,14 +29,14 @@ def is_channels_last(x: flow.Tensor) -> bool:
     return bool(x.ndim == 4 and x.stride()[1] == 1 and x.shape[2] * x.shape[3] > 1)
 
 
-class Operation:
+class Node:
     """An operation with its own backward pass, for one call; attributes hold what that pass needs.
 
     ``flow.autograd.Function`` holds it in a context instead, whose attributes lose a reference each
     time they are read, until their memory is freed while it is in use.
     """
 
-    observer: ClassVar[Callable[[Operation], None] | None] = None  # is called with each that has a gradient
+    observer: ClassVar[Callable[[Node], None] | None] = None  # is called with each that has a gradient
 
     def apply(self, *inputs: flow.Tensor) -> Any:
         """Returns the result, or several, as a node of autograd's graph."""
@@ -47,8 +49,8 @@ class Operation:
 
         function = flow._oneflow_internal.autograd.AutogradFunctionBase
         result = function.apply(type(self).__name__, forward, backward, *inputs)
-        if Operation.observer is not None and flow.is_grad_enabled():
-            Operation.observer(self)
+        if Node.observer is not None and flow.is_grad_enabled():
+            Node.observer(self)
         return result
 
     def forward(self, *inputs: Any) -> Any:
@@ -60,7 +62,7 @@ class Operation:
         raise NotImplementedError
 
 
-class ImageOperation(Operation):
+class ImageNode(Node):
     """An operation on images (N, C, H, W), whose results have the layout of the first argument.
 
     OneFlow copies an argument of such an operation that is not contiguous, and it takes long. So images
@@ -73,7 +75,7 @@ class ImageOperation(Operation):
     images: ClassVar[int] = 1
 
     def apply(self, *inputs: flow.Tensor) -> Any:
-        """As in ``Operation``."""
+        """As in ``Node``."""
         self.last = is_channels_last(inputs[0])
         if not self.last:
             return super().apply(*inputs)
@@ -89,38 +91,38 @@ class ImageOperation(Operation):
 
     def as_last(self, x: Array) -> Array:
         """Returns an argument's array so; a backward pass makes the copy again rather than keep it."""
-        return kernels.channels_last(x.transpose(0, 3, 1, 2) if self.last else x)
+        return kernels.to_channels_last(x.transpose(0, 3, 1, 2) if self.last else x)
 
     def result(self, y: Array) -> flow.Tensor:
         """Returns a result, or the gradient of an argument, given as such an array."""
-        return flow.from_numpy(y if self.last else kernels.channels_first(y))
+        return flow.from_numpy(y if self.last else kernels.to_channels_first(y))
 
 
-class ToChannelsLast(Operation):
+class ToChannelsLast(Node):
     """Images (N, C, H, W) as (N, H, W, C)."""
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the copy."""
-        return flow.from_numpy(kernels.channels_last(x.to_numpy()))
+        return flow.from_numpy(kernels.to_channels_last(x.to_numpy()))
 
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
         """Returns the gradient, (N, C, H, W)."""
-        return flow.from_numpy(kernels.channels_first(np.ascontiguousarray(dy.to_numpy())))
+        return flow.from_numpy(kernels.to_channels_first(np.ascontiguousarray(dy.to_numpy())))
 
 
-class ToChannelsFirst(Operation):
+class ToChannelsFirst(Node):
     """Images (N, H, W, C) as (N, C, H, W)."""
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the copy."""
-        return flow.from_numpy(kernels.channels_first(x.to_numpy()))
+        return flow.from_numpy(kernels.to_channels_first(x.to_numpy()))
 
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
         """Returns the gradient, (N, H, W, C)."""
-        return flow.from_numpy(kernels.channels_last(dy.to_numpy()))
+        return flow.from_numpy(kernels.to_channels_last(dy.to_numpy()))
 
 
-class Convolution(ImageOperation):
+class Convolution(ImageNode):
     """A convolution of images (N, C, H, W) with weights (C', C / groups, kh, kw), plus a bias (C',) or none.
 
     Args:
@@ -137,7 +139,7 @@ class Convolution(ImageOperation):
         """Returns the convolved images."""
         self.x, self.weight, self.image_wanted = x.to_numpy(), weight.to_numpy(), x.requires_grad
         images = self.as_last(self.x)
-        self.kernel = kernels.Convolution.of(
+        self.kernel = kernels.ConvolutionKernel.of(
             images.shape, self.weight.shape, *self.geometry, bool(bias), self.relu
         )
         y = self.kernel.forward(images, self.weight, *(b.to_numpy() for b in bias))
@@ -147,20 +149,18 @@ class Convolution(ImageOperation):
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, ...]:
         """Returns the gradients of images (None if they need none), weights and bias."""
-        gradient = self.read(dy)
-        if self.positive is not None:
-            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.positive)
+        gradient = _through_relu(self.read(dy), self.positive)
         others = self.kernel.gradients_of_weights(gradient, self.as_last(self.x))
         dx = self.kernel.gradient_of_images(gradient, self.weight) if self.image_wanted else None
         del gradient
         return (None if dx is None else self.result(dx), *map(flow.from_numpy, others))
 
 
-class Pooling(ImageOperation):
+class Pooling(ImageNode):
     """The maximum or the mean of the pixels under a window.
 
     Args:
-        kind: as in ``kernels.Pooling``.
+        kind: as in ``kernels.PoolingKernel``.
         window, stride, padding, dilation: for rows and columns.
     """
 
@@ -170,7 +170,7 @@ class Pooling(ImageOperation):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the pooled images, (N, C, H', W')."""
         images = self.read(x)
-        self.kernel = kernels.Pooling.of(images.shape, *self.parameters)
+        self.kernel = kernels.PoolingKernel.of(images.shape, *self.parameters)
         y, self.workspace = self.kernel.forward(images)
         return self.result(y)
 
@@ -179,7 +179,7 @@ class Pooling(ImageOperation):
         return self.result(self.kernel.backward(self.read(dy), self.workspace))
 
 
-class BatchNormalization(ImageOperation):
+class BatchNormalization(ImageNode):
     """The normalisation of each channel.
 
     Args:
@@ -198,7 +198,7 @@ class BatchNormalization(ImageOperation):
         """Returns the normalised images, times a scale (C,), plus a shift (C,)."""
         self.x, self.scale = x.to_numpy(), scale.to_numpy()
         images = self.as_last(self.x)
-        self.kernel = kernels.BatchNormalization.of(images.shape, *self.parameters)
+        self.kernel = kernels.BatchNormalizationKernel.of(images.shape, *self.parameters)
         y, self.workspace = self.kernel.forward(images, self.scale, shift.to_numpy(), *self.moments)
         return self.result(y)
 
@@ -209,7 +209,7 @@ class BatchNormalization(ImageOperation):
         return self.result(dx), flow.from_numpy(dscale), flow.from_numpy(dshift)
 
 
-class Activation(ImageOperation):
+class Activation(ImageNode):
     """ReLU or hard swish of a tensor of any shape.
 
     Args:
@@ -222,7 +222,7 @@ class Activation(ImageOperation):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the activations."""
         numbers = x.to_numpy()
-        self.kernel = kernels.Activation.of(numbers.shape, self.kind)
+        self.kernel = kernels.ActivationKernel.of(numbers.shape, self.kind)
         y = self.kernel.forward(numbers)
         self.known = y > 0 if self.kind == onednn.RELU else numbers
         return flow.from_numpy(y)
@@ -232,7 +232,7 @@ class Activation(ImageOperation):
         return flow.from_numpy(self.kernel.backward(np.ascontiguousarray(dy.to_numpy()), self.known))
 
 
-class Fork(ImageOperation):
+class Fork(ImageNode):
     """Images twice, for two branches of a network.
 
     OneFlow adds the gradients of two users of images by itself, but makes slow copies of both if they are
@@ -246,10 +246,10 @@ class Fork(ImageOperation):
     def backward(self, da: flow.Tensor, db: flow.Tensor) -> flow.Tensor:
         """Returns the sum of the gradients."""
         a, b = self.read(da), self.read(db)
-        return self.result(kernels.Elementwise.of(a.shape, onednn.ADD)(a, b))
+        return self.result(kernels.ElementwiseKernel.of(a.shape, onednn.ADD)(a, b))
 
 
-class Sum(ImageOperation):
+class Sum(ImageNode):
     """The sum of images.
 
     Args:
@@ -264,20 +264,18 @@ class Sum(ImageOperation):
     def forward(self, a: flow.Tensor, b: flow.Tensor) -> flow.Tensor:
         """Returns the sum, in the shape of both."""
         x, y = self.read(a), self.read(b)
-        total = kernels.Elementwise.of(x.shape, onednn.ADD, self.relu)(x, y)
+        total = kernels.ElementwiseKernel.of(x.shape, onednn.ADD, self.relu)(x, y)
         self.positive = total > 0 if self.relu else None
         return self.result(total)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
         """Returns the gradient of both, which is the same."""
-        gradient = self.read(dy)
-        if self.positive is not None:
-            gradient = kernels.Activation.of(gradient.shape, onednn.RELU).backward(gradient, self.positive)
+        gradient = _through_relu(self.read(dy), self.positive)
         shared = self.result(gradient)
         return shared, shared.detach()
 
 
-class ChannelScaling(ImageOperation):
+class ChannelScaling(ImageNode):
     """Images (N, C, H, W) times a factor for each channel (N, C, 1, 1)."""
 
     images = 2
@@ -285,7 +283,7 @@ class ChannelScaling(ImageOperation):
     def forward(self, x: flow.Tensor, factors: flow.Tensor) -> flow.Tensor:
         """Returns the products, (N, C, H, W)."""
         self.x, self.factors = self.read(x), self.read(factors)
-        self.kernel = kernels.Elementwise.of(self.x.shape, onednn.MULTIPLY, False, True)
+        self.kernel = kernels.ElementwiseKernel.of(self.x.shape, onednn.MULTIPLY, False, True)
         return self.result(self.kernel(self.x, self.factors))
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
@@ -295,7 +293,7 @@ class ChannelScaling(ImageOperation):
         return self.result(self.kernel(gradient, self.factors)), self.result(dfactors)
 
 
-class Halves(ImageOperation):
+class Halves(ImageNode):
     """The first half of the channels, and the second."""
 
     def forward(self, x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
@@ -308,7 +306,7 @@ class Halves(ImageOperation):
         return self.result(np.concatenate([self.read(da), self.read(db)], axis=3))
 
 
-class Interleaving(ImageOperation):
+class Interleaving(ImageNode):
     """The channels of two images in turn: the first of each, the second of each, and so on."""
 
     images = 2
@@ -325,7 +323,7 @@ class Interleaving(ImageOperation):
         return a, b
 
 
-class Subsampling(ImageOperation):
+class Subsampling(ImageNode):
     """Every other pixel, and new channels of zeros after those of the images.
 
     Args:
@@ -351,7 +349,7 @@ class Subsampling(ImageOperation):
         return self.result(dx)
 
 
-class Linear(Operation):
+class LinearProduct(Node):
     """A product of rows (..., D) with weights (D', D), and with a bias (D',) or none."""
 
     def forward(self, x: flow.Tensor, weight: flow.Tensor, *bias: flow.Tensor) -> flow.Tensor:
@@ -359,7 +357,7 @@ class Linear(Operation):
         self.x, self.weight = x.to_numpy(), weight.to_numpy()
         self.rows, self.has_bias, self.x_wanted = self.x.reshape(-1, x.shape[-1]), bool(bias), x.requires_grad
         size = *self.rows.shape, len(self.weight)
-        product = kernels.Product.of(*size, (False, True), self.has_bias)
+        product = kernels.ProductKernel.of(*size, (False, True), self.has_bias)
         y = product(self.rows, self.weight, *(b.to_numpy() for b in bias))
         return flow.from_numpy(y.reshape(*self.x.shape[:-1], -1))
 
@@ -368,13 +366,13 @@ class Linear(Operation):
         gradient = np.ascontiguousarray(dy.to_numpy()).reshape(len(self.rows), -1)
         (count, inner), out, dx = self.rows.shape, len(self.weight), None
         if self.x_wanted:
-            drows = kernels.Product.of(count, out, inner, (False, False))(gradient, self.weight)
+            drows = kernels.ProductKernel.of(count, out, inner, (False, False))(gradient, self.weight)
             dx = flow.from_numpy(drows.reshape(self.x.shape))
-        dweight = kernels.Product.of(out, count, inner, (True, False))(gradient, self.rows)
+        dweight = kernels.ProductKernel.of(out, count, inner, (True, False))(gradient, self.rows)
         return (dx, flow.from_numpy(dweight), *([flow.from_numpy(gradient.sum(0))] if self.has_bias else []))
 
 
-class DropoutMask(Operation):
+class DropoutMask(Node):
     """Dropout: OneFlow's default generator gives a seed, from which NumPy draws 16 bits a unit.
 
     It takes a third of the time of OneFlow's own.
@@ -397,3 +395,10 @@ class DropoutMask(Operation):
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
         """Returns the gradient of ``x``: that of the result, times the same factors."""
         return flow.from_numpy(dy.numpy() * self.factors)
+
+
+def _through_relu(gradient: Array, positive: npt.NDArray[np.bool_] | None) -> Array:
+    """Returns the gradient before a ReLU, whose result is positive there; unchanged without a ReLU."""
+    if positive is None:
+        return gradient
+    return kernels.ActivationKernel.of(gradient.shape, onednn.RELU).backward(gradient, positive)

@@ -14,10 +14,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
-from kdtrain.models import layers
-from kdtrain.models.layers import Conv2d, Dropout, channels_last
 from kdtrain.models.networks import TeacherCnn
-from kdtrain.models.operations import is_channels_last
+from kdtrain.nn import layers
+from kdtrain.nn.layers import Conv2d, Dropout, channels_last
+from kdtrain.nn.operations import is_channels_last
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
 
