@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,12 @@ class Dimension:
 
     parts: tuple[Value | Range, ...]
 
+    @property
+    def values(self) -> list[Value]:
+        """The values, each once; empty if one of the parts is a range."""
+        values = [part for part in dict.fromkeys(self.parts) if not isinstance(part, Range)]
+        return values if len(values) == len(set(self.parts)) else []
+
     def at(self, share: float) -> Value:
         """Returns the value at ``share``, 0 to below 1."""
         number, rest = divmod(share * len(self.parts), 1.0)
@@ -98,19 +105,33 @@ class Space:
         """Returns the values that the command's own configuration has."""
         return {name: self._current(name) for name in self.dimensions}
 
+    def combinations(self, most: int) -> list[Values] | None:
+        """Returns the configuration itself and all combinations of the values, each once.
+
+        Returns:
+            None if a value is a range, or if there are more than ``most``.
+        """
+        lists = [dimension.values for dimension in self.dimensions.values()]
+        if not all(lists) or math.prod(map(len, lists)) > most:
+            return None
+        current = self.current()
+        points = [dict(zip(self.dimensions, values, strict=True)) for values in itertools.product(*lists)]
+        points = [current, *(point for point in points if point != current)]
+        return points if len(points) <= most else None
+
     def points(self, trials: int, seed: int) -> list[Values]:
         """Returns the values of so many trials, the configuration itself first, and none twice.
 
-        The others are a scrambled Halton sequence, so fewer trials are the first ones of more. There are
-        fewer if the space has fewer values.
+        They are all combinations if there are so few. The others are a scrambled Halton sequence, so fewer
+        trials are the first ones of more.
 
         Args:
             trials: number of trials.
             seed: seed of the sequence.
         """
+        if (combinations := self.combinations(trials)) is not None:
+            return combinations
         points = [self.current()]
-        if not self.dimensions:
-            return points
         sequence = qmc.Halton(len(self.dimensions), seed=derive_seed(seed, "tune", self.model) % 2**32)
         draws: list[list[float]] = sequence.random(_DRAWS * trials).tolist()
         for shares in draws:
@@ -152,7 +173,8 @@ class Space:
 def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
     """Returns the search space of each student of a comparison.
 
-    Every model is tuned over all settings that affect it.
+    Every model is tuned over all settings that affect it. Searches that list values, without a range, are
+    the whole space: the other settings keep the command's values.
 
     Args:
         config: configuration of the command.
@@ -179,6 +201,9 @@ def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
     dimensions = {
         name: _dimension(name, text, config, (*config.plugin, *own_plugins)) for name, text in texts.items()
     }
+    lengths = [len(dimensions[name].values) for name in given]
+    if all(lengths) and max(lengths, default=1) > 1:
+        dimensions = {name: dimension for name, dimension in dimensions.items() if name in given}
     return {
         model: Space(
             model, config, {name: d for name, d in dimensions.items() if _affects(name, model, config)}

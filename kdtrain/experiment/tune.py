@@ -144,17 +144,22 @@ class _Search:
 
     Attributes:
         tuning: what is known so far; ``write`` writes it.
+        is_finite: the space of each student has at most as many combinations as there are trials, so that
+            all are trained to the end.
     """
 
     def __init__(self, session: Session, order: Tuning, directory: Path, began: float) -> None:
         self.session, self.directory, self.tuning = session, directory, order
         self.config = session.config
         self.budget = parse_budget(order.budget)
-        self.whole = rung_epochs(self.config.epochs_for("student"))
+        self.spaces = spaces(self.config, order.searches)
+        most = self.budget.trials or 0  # with a limit of time, it decides how long trials are trained
+        self.is_finite = all(space.combinations(most) for space in self.spaces.values())
+        epochs = self.config.epochs_for("student")
+        self.whole = (epochs,) if self.is_finite else rung_epochs(epochs)
         last = min(order.last_epoch or self.whole[-1], self.whole[-1])
         self.ends = (*(end for end in self.whole if end < last), last)
         self.seeds = range(self.config.seed, self.config.seed + order.seeds)
-        self.spaces = spaces(self.config, order.searches)
         self.points: dict[Model, list[Values]] = {m: [s.current()] for m, s in self.spaces.items()}
         self.scores: dict[Model, dict[int, list[RungScore]]] = {model: {} for model in self.spaces}
         slots = len(available_cores()) if session.device == "cpu" else 1
@@ -174,6 +179,8 @@ class _Search:
         self._prepare_soft_labels(teacher)
         trials = self._first_size()
         self.points = {model: space.points(trials, self.config.seed) for model, space in self.spaces.items()}
+        if self.is_finite:
+            trials = max(map(len, self.points.values()))
         self.plan(trials)
         for rung, wanted in enumerate(rung_sizes(trials, len(self.ends))):
             size = self._size(rung, wanted)
@@ -277,10 +284,15 @@ class _Search:
 
     def _train_rung(self, rung: int, size: int) -> None:
         end = self.ends[rung]
-        logger.info(
-            f"Rung {rung + 1} of {len(self.ends)}, to epoch {end}: {size} trial{'s' * (size != 1)} of each "
-            f"of {', '.join(self.spaces)}."
-        )
+        if self.is_finite:
+            for model, points in self.points.items():
+                count = f"{len(points)} combinations, each" if len(points) > 1 else "no choice,"
+                logger.info(f"{model}: {count} trained to the end.")
+        else:
+            logger.info(
+                f"Rung {rung + 1} of {len(self.ends)}, to epoch {end}: {size} trial{'s' * (size != 1)} of "
+                f"each of {', '.join(self.spaces)}."
+            )
         going = {model: self._order(model, rung)[:size] for model in self.spaces}
         self._train(going, end)
         for model in self.spaces:
