@@ -10,7 +10,6 @@ from typing import Any
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, new_config, resumed_config
-from kdtrain.experiment.settings import flag_of
 from kdtrain.runtime import launch
 from kdtrain.store.run_directory import check_name, latest_run
 
@@ -53,9 +52,8 @@ def tune_config(
             f"`kdtrain tune` is for the students of a comparison, not for --mode {config.mode}: "
             "leave it out, or give --mode compare."
         )
-    for name in ("grid", "teacher_per_seed"):
-        if getattr(config, name):
-            raise UsageError(f"{flag_of(name)} is for `kdtrain fit`: leave it out here.")
+    if config.teacher_per_seed:
+        raise UsageError("--teacher-per-seed is for `kdtrain fit`: leave it out here.")
     if config.val_size == 0:
         raise UsageError(
             "`kdtrain tune` chooses by held-out images, but --val-size 0 holds none out: leave it out."

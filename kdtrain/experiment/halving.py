@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdtrain.errors import UsageError, clipped
-from kdtrain.runtime.limits import MOST_COMBINATIONS, MOST_SECONDS
+from kdtrain.runtime.limits import MOST_SECONDS, MOST_TRIALS
 
 if TYPE_CHECKING:  # the help of the command line needs this file, but no tables
     from kdtrain.report.tuning import RungScore
@@ -45,15 +45,13 @@ def parse_budget(text: str) -> Budget:
     Raises:
         UsageError: the text is neither, or out of range.
     """
-    demand = (
-        f"it must be minutes, such as 20m, or a number of trials from 1 to {MOST_COMBINATIONS:,}, such as 27"
-    )
+    demand = f"it must be minutes, such as 20m, or a number of trials from 1 to {MOST_TRIALS:,}, such as 27"
     minutes = text.endswith("m")
     try:
         value = float(text[:-1]) if minutes else int(text)
     except ValueError:
         raise UsageError(f"--budget is {clipped(text, repr)}: {demand}.") from None
-    if not 0 < value <= (MOST_SECONDS / 60 if minutes else MOST_COMBINATIONS):
+    if not 0 < value <= (MOST_SECONDS / 60 if minutes else MOST_TRIALS):
         raise UsageError(f"--budget is {clipped(text, repr)}: {demand}.")
     return Budget(seconds=60.0 * value) if minutes else Budget(trials=int(value))
 

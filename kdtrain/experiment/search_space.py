@@ -18,7 +18,7 @@ from kdtrain.experiment.modes import COMPARED, MODES, controls_of
 from kdtrain.experiment.plugin_loader import load_plugin, numeric_arguments, plugin_name, with_arguments
 from kdtrain.report.comparison import Model
 from kdtrain.report.tuning import Value
-from kdtrain.runtime.limits import MOST_COMBINATIONS
+from kdtrain.runtime.limits import MOST_TRIALS
 from kdtrain.runtime.seeds import derive_seed
 
 VIEWS = "views"
@@ -254,8 +254,8 @@ def _dimension(name: str, text: str, config: FitConfig, plugins: Sequence[str]) 
         UsageError: the text spells none, or one that the setting cannot have.
     """
     where, words = f"--search {name}={clipped(text)}", text.split(",")
-    if len(words) > MOST_COMBINATIONS:
-        raise UsageError(f"{where} has {len(words):,} values; it may have at most {MOST_COMBINATIONS:,}.")
+    if len(words) > MOST_TRIALS:
+        raise UsageError(f"{where} has {len(words):,} values; it may have at most {MOST_TRIALS:,}.")
     if name == VIEWS:
         if not set(words) <= {"on", "off"}:
             raise UsageError(f"{where}: views are on, off, or on,off.")

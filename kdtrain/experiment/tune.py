@@ -49,7 +49,7 @@ from kdtrain.report.tuning import (
 )
 from kdtrain.runtime import time_left
 from kdtrain.runtime.files import make_folder, write_text
-from kdtrain.runtime.limits import MOST_COMBINATIONS
+from kdtrain.runtime.limits import MOST_TRIALS
 from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job, available_cores
 from kdtrain.store.run_directory import run_directory
@@ -72,7 +72,7 @@ def check_order(config: FitConfig, order: Tuning) -> None:
     Raises:
         UsageError: a search names nothing that can be tuned, or values that do not go together.
     """
-    trials = parse_budget(order.budget).trials or MOST_COMBINATIONS
+    trials = parse_budget(order.budget).trials or MOST_TRIALS
     for model, space in spaces(config, order.searches).items():
         for values in space.points(trials, config.seed):
             try:
@@ -256,7 +256,7 @@ class _Search:
         self._train({model: [0] for model in self.spaces}, self.ends[0])
         self._write_scores()
         left = self._seconds_left() + self.pace.rung_seconds(1, self.ends[0])  # this trial is one of them
-        return max(1, affordable_trials(MOST_COMBINATIONS, self.ends, 0, left, self.pace))
+        return max(1, affordable_trials(MOST_TRIALS, self.ends, 0, left, self.pace))
 
     def _size(self, rung: int, wanted: int) -> int:
         """Returns the number of trials of a rung: as many as wanted, or as the time allows.

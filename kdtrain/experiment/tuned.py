@@ -14,7 +14,7 @@ from kdtrain.experiment.halving import parse_budget
 from kdtrain.experiment.recipe import recipe_settings
 from kdtrain.experiment.settings import flag_of
 from kdtrain.report.tuning import FILE, VERSION, Tuning
-from kdtrain.runtime.limits import MOST_COMBINATIONS, MOST_SECONDS
+from kdtrain.runtime.limits import MOST_SECONDS, MOST_TRIALS
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.runtime.value_checks import EPOCHS, between, check_value
 
@@ -23,7 +23,7 @@ TUNE_SEEDS = between(1, 100)
 """The check of the number of seeds of a trial."""
 
 _RUNGS = 3
-_SIZES = between(1, MOST_COMBINATIONS)
+_SIZES = between(1, MOST_TRIALS)
 _TIMES = between(0, MOST_SECONDS)
 _SETTINGS = ("temperature", "alpha", "lr", "weight_decay", "augment", "plugin")
 
@@ -58,8 +58,8 @@ def _order(content: dict[str, Any]) -> Tuning:
     if sizes != sorted(sizes, reverse=True):
         raise UsageError(f"trials_of_rungs is {sizes}: it must not rise.")
     texts = isinstance(searches, list) and all(isinstance(text, str) for text in searches)
-    if not texts or len(searches) > MOST_COMBINATIONS:
-        demand = f"a list of at most {MOST_COMBINATIONS:,} texts"
+    if not texts or len(searches) > MOST_TRIALS:
+        demand = f"a list of at most {MOST_TRIALS:,} texts"
         raise UsageError(f"searches is {clipped(searches, repr)}: it must be {demand}.")
     try:
         parse_budget(budget if isinstance(budget, str) else "")

@@ -398,7 +398,6 @@ WRONG_WORDS = """
 --search temprature=1..8 | --search temprature=1..8 | did you mean 'temperature'
 --search dkd.beta=1..10 | there is no --plugin dkd in the command
 --mode student_kd | for the students of a comparison, not for --mode student_kd
---grid alpha=.5,.9 | --grid is for `kdtrain fit`
 --teacher-per-seed | --teacher-per-seed is for `kdtrain fit`
 --val-size 0 | --val-size 0 holds none out
 --nproc-per-node 2 | leave --nproc-per-node
