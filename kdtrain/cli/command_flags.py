@@ -10,8 +10,8 @@ from kdtrain.cli.flag_types import choice, number, whole_number
 from kdtrain.cli.flags import Parser, data_flags, device_flag, json_flag, model_folder_flag
 from kdtrain.cli.setting_flags import add_setting_flag, add_setting_flags
 from kdtrain.cli.sharing_flags import card_flags, completion_flags, runs_flags
-from kdtrain.experiment.halving import DEFAULT_BUDGET
 from kdtrain.experiment.settings import MODE_CHOICES
+from kdtrain.experiment.tune.halving import DEFAULT_BUDGET
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE
 

@@ -17,7 +17,7 @@ from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, rais
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
-_NEEDED = ("kdtrain.experiment.tune", "tensorboardX.summary")
+_NEEDED = ("kdtrain.experiment.tune.search", "tensorboardX.summary")
 
 _OF_THE_SEARCH = ("budget", "search", "tune_seeds")
 
@@ -37,8 +37,8 @@ def _tune(config: FitConfig, options: argparse.Namespace, resume: Path | None) -
     with defer_signals():
         for module in _NEEDED:
             importlib.import_module(module)
-    from kdtrain.experiment.tune import next_command
-    from kdtrain.experiment.tune_run import run_tune
+    from kdtrain.experiment.tune.run import run_tune
+    from kdtrain.experiment.tune.search import next_command
     from kdtrain.report.tuning import tuning_table
 
     order = {name: getattr(options, name, None) for name in _OF_THE_SEARCH}

@@ -10,9 +10,9 @@ from typing import Any
 from kdtrain.errors import KdtrainError, UsageError, clipped
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
-from kdtrain.experiment.halving import parse_budget
 from kdtrain.experiment.recipe import recipe_settings
 from kdtrain.experiment.settings import flag_of
+from kdtrain.experiment.tune.halving import parse_budget
 from kdtrain.report.tuning import FILE, VERSION, Tuning
 from kdtrain.runtime.limits import MOST_SECONDS, MOST_TRIALS
 from kdtrain.runtime.regular_files import read_text

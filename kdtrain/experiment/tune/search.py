@@ -16,7 +16,13 @@ from kdtrain.errors import KdtrainError, UsageError, escape_controls
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, without_folders
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.halving import (
+from kdtrain.experiment.loaders import count_training, count_validation
+from kdtrain.experiment.modes import COMPARED, MODES
+from kdtrain.experiment.rehearsal import rehearse
+from kdtrain.experiment.session import Session
+from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
+from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.tune.halving import (
     Pace,
     affordable_trials,
     best_first,
@@ -24,14 +30,8 @@ from kdtrain.experiment.halving import (
     rung_epochs,
     rung_sizes,
 )
-from kdtrain.experiment.loaders import count_training, count_validation
-from kdtrain.experiment.modes import COMPARED, MODES
-from kdtrain.experiment.rehearsal import rehearse
-from kdtrain.experiment.search_space import VIEWS, Values, spaces
-from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
-from kdtrain.experiment.teacher_lead import measure_lead
-from kdtrain.experiment.tune_trial import Row, is_trained, rows_until, rung_score, train_quietly
+from kdtrain.experiment.tune.space import VIEWS, Values, spaces
+from kdtrain.experiment.tune.trial import Row, is_trained, rows_until, rung_score, train_quietly
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page

@@ -9,10 +9,10 @@ from typing import Any
 
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.halving import DEFAULT_BUDGET, parse_budget
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings import flag_of
-from kdtrain.experiment.tune import BEST, check_order, run_tuning
+from kdtrain.experiment.tune.halving import DEFAULT_BUDGET, parse_budget
+from kdtrain.experiment.tune.search import BEST, check_order, run_tuning
 from kdtrain.experiment.tuned import TUNE_SEEDS, begun_tuning
 from kdtrain.report.tuning import CAVEAT, FILE, Tuning, verdict
 from kdtrain.runtime.value_checks import check_value

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.experiment.search_space import Space, spaces
+from kdtrain.experiment.tune.space import Space, spaces
 
 
 def space(model: Any = "student_kd", *searches: str, **settings: Any) -> Space:
