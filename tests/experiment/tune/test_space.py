@@ -193,7 +193,7 @@ def test_a_plugin_in_a_file_is_named_by_its_class(tmp_path: Path) -> None:
         ("temperature", "'' is not a number; give values, such as"),
         ("temperature=", "'' is not a number"),
         ("temperature=hot", "'hot' is not a number"),
-        ("temperature=8..1", "8..1 is no range, because it does not rise"),
+        ("temperature=8..1", "8..1: the lower limit must be below the upper one"),
         ("temperature=0..8", "--temperature is 0.0: it must be above 0"),
         ("alpha=0.5..1.5", "--alpha is 1.5: it must be from 0 to 1"),
         ("lr=nan", "nan is not a finite number"),
