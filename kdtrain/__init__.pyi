@@ -73,7 +73,7 @@ from .experiment.runs import BestRun as BestRun
 from .experiment.runs import best_runs as best_runs
 from .experiment.runs import list_runs as list_runs
 from .experiment.trial import TrialResult as TrialResult
-from .experiment.tune.run import TuneRun as TuneRun
+from .experiment.tune.search import TuneRun as TuneRun
 from .metrics.calibration import Reliability as Reliability
 from .metrics.calibration import reliability as reliability
 from .metrics.evaluation import Evaluation as Evaluation

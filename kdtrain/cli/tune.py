@@ -37,12 +37,11 @@ def _tune(config: FitConfig, options: argparse.Namespace, resume: Path | None) -
     with defer_signals():
         for module in _NEEDED:
             importlib.import_module(module)
-    from kdtrain.experiment.tune.run import run_tune
-    from kdtrain.experiment.tune.search import next_command
+    from kdtrain.experiment.tune.search import next_command, run_tune
     from kdtrain.report.tuning import tuning_table
 
-    order = {name: getattr(options, name, None) for name in _OF_THE_SEARCH}
-    result = run_tune(config, resume, **order)
+    given = {name: getattr(options, name, None) for name in _OF_THE_SEARCH}
+    result = run_tune(config, resume, **given)
     output = Output()
     output.print(tuning_table(result.tuning), "")
     for sentence in result.sentences:

@@ -22,7 +22,7 @@ from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.run import run_compare, run_fit
 from kdtrain.experiment.teacher import describe_teacher, find_teacher
 from kdtrain.experiment.trial import TrialResult, try_out
-from kdtrain.experiment.tune.run import TuneRun, run_tune
+from kdtrain.experiment.tune.search import TuneRun, run_tune
 from kdtrain.runtime import flow, launch
 
 logger = logging.getLogger(__name__)

@@ -191,7 +191,7 @@ def test_a_single_student_is_trained_with_its_own_settings(
     ("change", "code", "message"),
     [
         ({"finished": False}, 2, "the search is not finished. Go on with: kdtrain tune --resume"),
-        ({"version": 99}, 1, "no result of `kdtrain tune`, or of another version"),
+        ({"version": 99}, 1, "was not written by this version of `kdtrain tune`"),
         ({"models": {"student": {"settings": {"lr": -1}}}}, 2, "--lr is -1"),
         ({"models": {"student": {"settings": {"seed": 1}}}}, 1, "student has seed"),
         ({"models": []}, 1, "is damaged"),
