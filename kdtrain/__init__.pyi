@@ -71,7 +71,7 @@ from .experiment.settings.config import FitConfig as FitConfig
 from .experiment.settings.recipe import Recipe as Recipe
 from .experiment.settings.recipe import list_recipes as list_recipes
 from .experiment.trial import TrialResult as TrialResult
-from .experiment.tune_run import TuneRun as TuneRun
+from .experiment.tune.search import TuneRun as TuneRun
 from .metrics.calibration import Reliability as Reliability
 from .metrics.calibration import reliability as reliability
 from .metrics.evaluation import Evaluation as Evaluation

@@ -48,7 +48,7 @@ def assert_same_run(first: Path, second: Path) -> None:
             assert header.get(entry) == expected.get(entry)
         assert _callback_states(header) == _callback_states(expected)
     result, expected = read_result(first), read_result(second)
-    for entry in ("status", "reason", "epochs", "steps", "test", "best"):  # a grid tests the chosen one only
+    for entry in ("status", "reason", "epochs", "steps", "test", "best"):
         assert result.get(entry) == expected.get(entry)
 
 

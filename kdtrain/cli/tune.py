@@ -10,15 +10,15 @@ from kdtrain.cli.fit import SECONDS_TO_END
 from kdtrain.cli.flags import config_flags, resume_flag, settings_in, whole_number
 from kdtrain.cli.next_step import print_next
 from kdtrain.cli.output import Output
-from kdtrain.experiment.halving import DEFAULT_BUDGET
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import tune_config
+from kdtrain.experiment.tune.halving import DEFAULT_BUDGET
 from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
-_NEEDED = ("kdtrain.experiment.tune", "tensorboardX.summary")
+_NEEDED = ("kdtrain.experiment.tune.search", "tensorboardX.summary")
 
 _OF_THE_SEARCH = ("budget", "search", "tune_seeds")
 
@@ -28,7 +28,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Choose settings of the students of a comparison on held-out images, by successive halving: a ninth "
         "of the epochs for all trials, a third for the best third of them, all epochs for the best of these. "
-        "The plain student gets as many trials as the distilled one. The test set is not read."
+        "The plain student gets as many trials as the distilled one. If every --search lists values, all "
+        "combinations are trained to the end. The test set is not read."
     )
     parser.add_argument(
         "--budget",
@@ -70,12 +71,11 @@ def _tune(config: FitConfig, options: argparse.Namespace, resume: Path | None) -
     with defer_signals():
         for module in _NEEDED:
             importlib.import_module(module)
-    from kdtrain.experiment.tune import next_command
-    from kdtrain.experiment.tune_run import run_tune
+    from kdtrain.experiment.tune.search import next_command, run_tune
     from kdtrain.report.tuning import tuning_table
 
-    order = {name: getattr(options, name, None) for name in _OF_THE_SEARCH}
-    result = run_tune(config, resume, **order)
+    given = {name: getattr(options, name, None) for name in _OF_THE_SEARCH}
+    result = run_tune(config, resume, **given)
     output = Output()
     output.print(tuning_table(result.tuning), "")
     for sentence in result.sentences:

@@ -21,7 +21,7 @@ from kdtrain.experiment.settings.keywords import as_path, given_settings, naming
 from kdtrain.experiment.settings.load import LATEST, fit_config, new_config, tune_config
 from kdtrain.experiment.teachers.find import describe_teacher, find_teacher
 from kdtrain.experiment.trial import TrialResult, try_out
-from kdtrain.experiment.tune_run import TuneRun, run_tune
+from kdtrain.experiment.tune.search import TuneRun, run_tune
 from kdtrain.runtime import flow, launch
 
 logger = logging.getLogger(__name__)

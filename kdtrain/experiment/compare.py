@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.grid_search import grid_trials, search_grid
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import MODES, conditions_of, controls_of
 from kdtrain.experiment.rehearsal import rehearse
@@ -30,7 +27,6 @@ from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.comparison import Comparison, EnsembleMember, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
-from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.report.teacher_lead import TeacherLead
@@ -71,7 +67,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         training = _Training(session, directory)
-        models, grid = training.run(teacher)
+        models = training.run(teacher)
         for mode in SINGLE_MODES:
             trained = [
                 model
@@ -84,7 +80,6 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
                 keep_best(trained, config, session.ranks)
         comparison = compare(
             _results(models, directory),
-            grid,
             training.teacher_lead,
             named_recipe(config.recipe),
             conditions_of(config, session.dataset),
@@ -97,9 +92,9 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
 
 
 class _Training:
-    """The training of a comparison: teachers, the grid if there is one, then the students.
+    """The training of a comparison: teachers, then the students.
 
-    The test set is read after all choices. The models of one seed see the same images in the same order.
+    The models of one seed see the same images in the same order.
 
     Attributes:
         teacher_lead: the lead of the first seed's teacher, once ``run`` has measured it.
@@ -114,8 +109,8 @@ class _Training:
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
         self.students: list[Model] = ["student_kd", "student", *controls_of(self.config)]
 
-    def run(self, existing_teacher: TrainedTeacher | None) -> tuple[Models, dict[Model, GridResult]]:
-        """Returns the tested models, seed by seed, and the results of the grid by model."""
+    def run(self, existing_teacher: TrainedTeacher | None) -> Models:
+        """Returns the tested models, seed by seed."""
         if len(self.seeds) > 1:
             logger.info(
                 f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
@@ -125,42 +120,24 @@ class _Training:
         first = self.seeds[0]
         self.teacher_lead = measure_lead(self.session, self.directory, teachers[first])
         self.session.run(self.session.soft_label_jobs(teachers))
-        grid, best_fits = search_grid(
-            self.session,
-            self.students,
-            lambda model, settings, folder: self._spec(model, first, teachers[first], settings, folder),
-        )
-        best = {model: result.best for model, result in grid.items()}
         for seed in self.seeds:
             for model in self.students:
-                if seed == first and model in best:
-                    jobs[model, seed] = self.session.test_fitted_job(*best_fits[model])
-                else:
-                    settings = best[model].settings if model in best else self.session.tuned.get(model, {})
-                    spec = self._spec(model, seed, teachers[seed], settings)
-                    jobs[model, seed] = self.session.fit_and_test_job(spec)
+                spec = self._spec(model, seed, teachers[seed])
+                jobs[model, seed] = self.session.fit_and_test_job(spec)
         tested = dict(zip(jobs, self.session.run(list(jobs.values())), strict=True))
         if self.config.teachers > 1:
             members = [tested.pop(key) for key in list(tested) if key[0] == "teacher"]
             labels = self.session.dataset.test.labels
             tested["teacher", first] = together(members, teachers[first], labels)
         order = [(model, seed) for seed in self.seeds for model in MODELS]
-        return {key: tested[key] for key in order if key in tested}, grid
+        return {key: tested[key] for key in order if key in tested}
 
     def _plan(self, *, has_teacher: bool) -> None:
         """Announces all fits, for the time left."""
-        first, trials = self.seeds[0], grid_trials(self.config, self.students)
-        chosen = {model for model, _, _ in trials}  # the best fit of the grid is not trained again
         self.session.plan(
             [
                 [] if has_teacher else [self._spec("teacher", seed) for seed in self._teacher_seeds()],
-                [self._spec(model, first, None, settings, folder) for model, settings, folder in trials],
-                [
-                    self._spec(model, seed, None, self.session.tuned.get(model))
-                    for seed in self.seeds
-                    for model in self.students
-                    if seed != first or model not in chosen
-                ],
+                [self._spec(model, seed) for seed in self.seeds for model in self.students],
             ]
         )
 
@@ -187,33 +164,23 @@ class _Training:
             return {seed: trained_here(fits[seed].saved) for seed in self.seeds}, jobs
         return dict.fromkeys(self.seeds, trained_here(*(fitted.saved for fitted in fits.values()))), jobs
 
-    def _spec(
-        self,
-        model: Model,
-        seed: int,
-        teacher: TrainedTeacher | None = None,
-        settings: Mapping[str, Any] | None = None,
-        folder: str | None = None,
-    ) -> FitSpec:
-        """Returns the fit of a model.
+    def _spec(self, model: Model, seed: int, teacher: TrainedTeacher | None = None) -> FitSpec:
+        """Returns the fit of a model, with the settings that `kdtrain tune` chose for it.
 
         Args:
             model: its name in the comparison.
             seed: its seed.
             teacher: teacher of the seed, used by a distilled student only.
-            settings: values that the grid or `kdtrain tune` chose, or that the grid tries.
-            folder: the run directory within the comparison's, ``seed_N/MODEL`` by default.
         """
         mode = MODES[model]
-        directory = self.directory / (folder or f"seed_{seed}/{model}")
         alone = len(self.seeds) == self.config.teachers == 1
         return FitSpec(
             mode=mode.fit,
             seed=seed,
-            directory=directory,
+            directory=self.directory / f"seed_{seed}/{model}",
             teacher=teacher if mode.has_teacher else None,
-            label=directory.name if alone else f"{directory.name}/{seed}",
-            settings={"plugin": (*self.config.plugin, *mode.plugins), **(settings or {})},
+            label=model if alone else f"{model}/{seed}",
+            settings={"plugin": (*self.config.plugin, *mode.plugins), **self.session.tuned.get(model, {})},
         )
 
 

@@ -56,7 +56,6 @@ class FitSpec:
             "teachers": 1,
             "with_label_smoothing": False,
             "with_hard_labels": False,
-            "grid": (),
             "name": command.name if self.directory.name == command.name else None,
             "tuned": None,
             "omit_class": () if self.mode == "teacher" else command.omit_class,

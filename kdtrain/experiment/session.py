@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.errors import DataError, UsageError
+from kdtrain.errors import DataError
 from kdtrain.experiment.data import read_data
 from kdtrain.experiment.fit import Fit, test_teacher
 from kdtrain.experiment.fit_spec import FitSpec
@@ -92,8 +92,6 @@ class Session:
         for arch in (*archs, *config.assistant_arch):
             self._cores(arch)
         if count_validation(self.dataset, config) == 0:
-            if config.grid:
-                raise UsageError(f"--grid chooses by held-out images, and {self.dataset.name} leaves none.")
             logger.info(
                 "--val-size 0: the test set chooses the best epoch, so the test accuracy is optimistic."
             )

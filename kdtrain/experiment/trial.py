@@ -90,7 +90,6 @@ def _tried(
         epochs=1,
         teacher_epochs=1,
         seeds=1,
-        grid=(),
         generations=min(config.generations, _GENERATIONS),
         val_size=_val_size(session.dataset, config, size),
         limit_train=None,

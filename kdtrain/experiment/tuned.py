@@ -1,4 +1,4 @@
-"""The file of ``kdtrain tune``: its order for a resumed search, and the settings that it has chosen."""
+"""The file of ``kdtrain tune``: the state of a resumed search, and the settings that it has chosen."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, clipped
-from kdtrain.experiment.halving import parse_budget
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
 from kdtrain.experiment.settings.recipe import recipe_settings
 from kdtrain.experiment.settings.schema import flag_of
-from kdtrain.report.tuning import FILE, VERSION, Tuning
-from kdtrain.runtime.limits import MOST_COMBINATIONS, MOST_SECONDS
+from kdtrain.experiment.tune.halving import parse_budget
+from kdtrain.report.tuning import FILE, VERSION, SearchSettings, Tuning
+from kdtrain.runtime.limits import MOST_SECONDS, MOST_TRIALS
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.runtime.value_checks import EPOCHS, between, check_value
 
@@ -23,7 +23,7 @@ TUNE_SEEDS = between(1, 100)
 """The check of the number of seeds of a trial."""
 
 _RUNGS = 3
-_SIZES = between(1, MOST_COMBINATIONS)
+_SIZES = between(1, MOST_TRIALS)
 _TIMES = between(0, MOST_SECONDS)
 _SETTINGS = ("temperature", "alpha", "lr", "weight_decay", "augment", "plugin")
 
@@ -37,34 +37,25 @@ def begun_tuning(directory: Path) -> Tuning:
     file = directory / FILE
     content = _read(file)
     try:
-        return _order(content)
+        return _begun(content)
     except (KeyError, UsageError) as error:
         reason = f"it has no {error.args[0]}." if isinstance(error, KeyError) else error
         raise KdtrainError(f"{file} is damaged: {reason} Start a new search.") from error
 
 
-def _order(content: dict[str, Any]) -> Tuning:
+def _begun(content: dict[str, Any]) -> Tuning:
     """Returns the search in the content of a file.
 
     Raises:
         KeyError: a value is missing.
         UsageError: no search has such a value.
     """
-    sizes, searches, budget = content["trials_of_rungs"], content["searches"], content["budget"]
-    if not isinstance(sizes, list) or len(sizes) > _RUNGS:
-        raise UsageError(f"trials_of_rungs is {clipped(sizes, repr)}: it must be a list of at most {_RUNGS}.")
+    sizes = _list_of(content, "trials_of_rungs", int, "whole numbers", _RUNGS)
     for size in sizes:
         check_value("trials_of_rungs", size, _SIZES)
     if sizes != sorted(sizes, reverse=True):
         raise UsageError(f"trials_of_rungs is {sizes}: it must not rise.")
-    texts = isinstance(searches, list) and all(isinstance(text, str) for text in searches)
-    if not texts or len(searches) > MOST_COMBINATIONS:
-        demand = f"a list of at most {MOST_COMBINATIONS:,} texts"
-        raise UsageError(f"searches is {clipped(searches, repr)}: it must be {demand}.")
-    try:
-        parse_budget(budget if isinstance(budget, str) else "")
-    except UsageError:
-        raise UsageError(f"budget is {clipped(budget, repr)}: `kdtrain tune` takes no such one.") from None
+    parse_budget(content["budget"], "budget")
     for name, check, kind in (
         ("seeds", TUNE_SEEDS, int),
         ("seconds", _TIMES, float),
@@ -73,15 +64,21 @@ def _order(content: dict[str, Any]) -> Tuning:
         check_value(name, content[name], check, kind)
     if content["last_epoch"] is not None:
         check_value("last_epoch", content["last_epoch"], EPOCHS)
+    searches = _list_of(content, "searches", str, "texts", MOST_TRIALS)
     return Tuning(
-        budget=budget,
-        searches=tuple(searches),
-        seeds=content["seeds"],
+        SearchSettings(content["budget"], tuple(searches), content["seeds"]),
         sizes=tuple(sizes),
         seconds=float(content["seconds"]),
         seconds_per_epoch=float(content["seconds_per_epoch"]),
         last_epoch=content["last_epoch"],
     )
+
+
+def _list_of(content: dict[str, Any], name: str, kind: type, what: str, most: int) -> list[Any]:
+    values = content[name]
+    if not isinstance(values, list) or len(values) > most or any(type(value) is not kind for value in values):
+        raise UsageError(f"{name} is {clipped(values, repr)}: it must be a list of at most {most:,} {what}.")
+    return values
 
 
 def tuned_settings(config: FitConfig) -> dict[str, dict[str, Any]]:
@@ -135,5 +132,5 @@ def _read(file: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise KdtrainError(f"{file} cannot be read: {reason}. `kdtrain tune` writes this file.") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise KdtrainError(f"{file} is no result of `kdtrain tune`, or of another version of kdtrain.")
+        raise KdtrainError(f"{file} was not written by this version of `kdtrain tune`.")
     return content

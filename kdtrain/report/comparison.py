@@ -21,7 +21,6 @@ from kdtrain.metrics.statistics import (
     t_interval,
 )
 from kdtrain.report.conditions import Conditions
-from kdtrain.report.grid_result import GridResult
 from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.store.record import CONTROLS, MODELS, Model
 
@@ -202,7 +201,6 @@ class Comparison:
         differences: differences between students, student_kd against student first.
         gap_closed: errors that student_kd removes as a fraction of those that separate student from
             teacher; None if the teacher is no better than the student.
-        grid: result of --grid, by model.
         teacher_lead: lead of the first seed's teacher on held-out images; None if it was not measured.
         recipe: name of the recipe that the settings started from; None if there was none.
         conditions: conditions of the students' training.
@@ -213,7 +211,6 @@ class Comparison:
     test_images: int
     differences: tuple[Difference, ...]
     gap_closed: float | None
-    grid: Mapping[Model, GridResult] = field(default_factory=dict)
     teacher_lead: TeacherLead | None = None
     recipe: str | None = None
     conditions: Conditions = field(default_factory=Conditions)
@@ -234,7 +231,6 @@ class Comparison:
 
 def compare(
     results: Sequence[ModelResult],
-    grid: Mapping[Model, GridResult] | None = None,
     teacher_lead: TeacherLead | None = None,
     recipe: str | None = None,
     conditions: Conditions | None = None,
@@ -243,7 +239,6 @@ def compare(
 
     Args:
         results: results of teacher, student_kd and student, and optionally of student_ls and student_hard.
-        grid: result of --grid, by model.
         teacher_lead: lead of the first seed's teacher, if it was measured.
         recipe: name of the recipe, if there is one.
         conditions: conditions of the students' training; the usual ones by default.
@@ -269,7 +264,6 @@ def compare(
         test_images=images,
         differences=differences,
         gap_closed=differences[0].errors_removed / gap if gap > 0 else None,
-        grid=grid or {},
         teacher_lead=teacher_lead,
         recipe=recipe,
         conditions=conditions or Conditions(),

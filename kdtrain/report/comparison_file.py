@@ -8,7 +8,6 @@ from typing import Any
 from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, ModelResult, ModelSummary
 from kdtrain.report.conditions import conditions_to_json
-from kdtrain.report.grid_result import Candidate, GridResult
 from kdtrain.report.teacher_lead import lead_to_json
 from kdtrain.report.verdict import (
     contradicts_verdict,
@@ -56,7 +55,6 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "gap_closed_fraction": comparison.gap_closed,
         "differences": [_difference(difference) for difference in comparison.differences],
         "models": {model: _summary(summary) for model, summary in comparison.summaries.items()},
-        "grid": {model: _grid_result(result) for model, result in comparison.grid.items()},
         "results": [_result(result) for result in comparison.results],
         "files": FILES,
     }
@@ -109,22 +107,6 @@ def _difference(difference: Difference) -> dict[str, Any]:
             "low_percentage_points": one_seed.low,
             "high_percentage_points": one_seed.high,
         },
-    }
-
-
-def _grid_result(result: GridResult) -> dict[str, Any]:
-    return {
-        "chosen": dict(result.best.settings),
-        "candidates": [_candidate(candidate) for candidate in result.candidates],
-    }
-
-
-def _candidate(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "settings": dict(candidate.settings),
-        "held_out_accuracy_fraction": candidate.accuracy,
-        "held_out_cross_entropy_nats": candidate.cross_entropy,
-        "directory": candidate.directory,
     }
 
 

@@ -1,24 +1,21 @@
-"""The tables of a comparison: the grid, the test figures, the cost and the differences."""
+"""The tables of a comparison: the teachers, the test figures, the cost and the differences."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from kdtrain.metrics.calibration import BINS
 from kdtrain.metrics.statistics import CONFIDENCE, Interval
 from kdtrain.report.comparison import Comparison, Difference
-from kdtrain.report.grid_result import GridResult
 from kdtrain.report.table import Column, Table
 from kdtrain.report.verdict import count_text, difference_bounds, difference_text, gain_text, p_value_text
-from kdtrain.store.record import Model
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Returns the tables of the grid, of the test figures, of the cost and of the differences."""
-    grid = [_grid_table(comparison.grid)] if comparison.grid else []
+    """Returns the tables of several teachers, of the test figures, of the cost and of the differences."""
     teachers = [_teacher_table(comparison)] if comparison.teachers else []
     figures = [_test_table(comparison), _cost_table(comparison), _difference_table(comparison)]
-    return [*grid, *teachers, *figures]
+    return [*teachers, *figures]
 
 
 def _test_table(comparison: Comparison) -> Table:
@@ -136,27 +133,6 @@ def _difference_row(difference: Difference) -> list[str]:
     if difference.one_seed is not None:
         row.append(p_value_text(difference.one_seed.mcnemar.p_value).removeprefix("= "))
     return row
-
-
-def _grid_table(grid: Mapping[Model, GridResult]) -> Table:
-    names = list(dict.fromkeys(name for result in grid.values() for name in result.best.settings))
-    table = Table(
-        Column("model", words=True),
-        *(Column(name) for name in names),
-        Column("held-out\naccuracy %"),
-        Column("cross-\nentropy", drop=1),
-        Column("", words=True),
-        title="Grid, chosen by held-out images",
-    )
-    for position, (model, result) in enumerate(grid.items()):
-        if position:
-            table.section()
-        for candidate in result.candidates:
-            settings = candidate.settings
-            values = [f"{settings[name]:g}" if name in settings else "-" for name in names]
-            figures = [f"{100 * candidate.accuracy:.2f}", f"{candidate.cross_entropy:.4f}"]
-            table.row(model, *values, *figures, "chosen" if candidate is result.best else "")
-    return table
 
 
 def _mean_and_sd(interval: Interval | None, digits: int) -> str:

@@ -87,14 +87,27 @@ class TunedModel:
         )
 
 
-@dataclass(frozen=True, repr=False)
-class Tuning:
-    """A search, finished or under way.
+@dataclass(frozen=True)
+class SearchSettings:
+    """The settings of a search.
 
     Attributes:
         budget: the text of --budget.
         searches: the texts of --search.
         seeds: number of seeds of each trial.
+    """
+
+    budget: str
+    searches: tuple[str, ...] = ()
+    seeds: int = 1
+
+
+@dataclass(frozen=True, repr=False)
+class Tuning:
+    """A search, finished or under way.
+
+    Attributes:
+        settings: its settings.
         sizes: number of trials of each model that were begun in each rung.
         seconds: seconds that the search has taken.
         seconds_per_epoch: seconds that an epoch of a fit took in the last rung.
@@ -104,9 +117,7 @@ class Tuning:
         finished: whether the choice is final.
     """
 
-    budget: str
-    searches: tuple[str, ...] = ()
-    seeds: int = 1
+    settings: SearchSettings
     sizes: tuple[int, ...] = ()
     seconds: float = 0.0
     seconds_per_epoch: float = 0.0
@@ -117,7 +128,9 @@ class Tuning:
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "not finished"
-        return f"<Tuning of {', '.join(self.models) or 'no model yet'}, budget {self.budget}, {state}>"
+        return (
+            f"<Tuning of {', '.join(self.models) or 'no model yet'}, budget {self.settings.budget}, {state}>"
+        )
 
 
 def to_json(tuning: Tuning) -> dict[str, Any]:
@@ -125,9 +138,9 @@ def to_json(tuning: Tuning) -> dict[str, Any]:
     return {
         "version": VERSION,
         "finished": tuning.finished,
-        "budget": tuning.budget,
-        "searches": list(tuning.searches),
-        "seeds": tuning.seeds,
+        "budget": tuning.settings.budget,
+        "searches": list(tuning.settings.searches),
+        "seeds": tuning.settings.seeds,
         "trials_of_rungs": list(tuning.sizes),
         "seconds": tuning.seconds,
         "seconds_per_epoch": tuning.seconds_per_epoch,
@@ -168,7 +181,8 @@ def values_text(values: Mapping[str, Value]) -> str:
 
 def tuning_table(tuning: Tuning) -> Table:
     """Returns the best trials of each model, and their values."""
-    over = f", mean of {tuning.seeds} seeds" if tuning.seeds > 1 else ""
+    seeds = tuning.settings.seeds
+    over = f", mean of {seeds} seeds" if seeds > 1 else ""
     table = Table(
         Column("model", words=True),
         Column("trial", drop=2),
@@ -218,7 +232,7 @@ def early_end_text(tuning: Tuning, ends: Sequence[int]) -> str:
     goal = min(end for end in ends if end > last)
     epochs = f"Epoch {goal}" if goal == done + 1 else f"Epochs {done + 1} to {goal}"
     rest = f"after epoch {last} are chosen" if last == done else f"are trained to epoch {last}"
-    return f"{epochs} would not end within {tuning.budget}: the best trials {rest}."
+    return f"{epochs} would not end within {tuning.settings.budget}: the best trials {rest}."
 
 
 def behind_text(tuning: Tuning, lead: TeacherLead | None) -> str:

@@ -41,8 +41,8 @@ MOST_TEACHERS = 100
 MOST_GENERATIONS = 1000
 """Students of a chain."""
 
-MOST_COMBINATIONS = 1000
-"""Combinations of a grid, which trains a network for each."""
+MOST_TRIALS = 1000
+"""Trials of each student in a search, and values of a setting."""
 
 MOST_PROCESSES = 256
 """Processes of a command on one machine, or threads of onnxruntime."""

@@ -72,13 +72,10 @@ def test_the_seeds_of_a_comparison_stay_within_the_bound() -> None:
 
 
 def test_what_can_be_repeated_is_counted() -> None:
-    for flag in ("--plugin", "--assistant-arch", "--grid"):
+    for flag in ("--plugin", "--assistant-arch"):
         message = refusal("--mode", "student_kd", *[flag, "x"] * 101)
         assert message.startswith(flag)
         assert "101" in message
-    values = ",".join(str(number) for number in range(1, 40))
-    words = [f"--grid={name}={values}" for name in ("temperature", "lr")]
-    assert "1,521" in refusal("--mode", "compare", *words)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +99,7 @@ def test_what_can_be_repeated_is_counted() -> None:
         "fit --dataset " + "mnist" * 10_000,
         "fit --student-arch " + "student_mlp" * 10_000,
         "fit --logdir " + "x" * 10_000,
-        "fit --grid temperature=" + "2," * 10_000,
+        "tune --search temperature=" + "2," * 10_000,
     ],
     ids=lambda words: words[:40],
 )

@@ -18,8 +18,7 @@ from PIL import Image
 
 from kdtrain.data.datasets import load_dataset
 from kdtrain.engine.predict import predict_logits
-from kdtrain.experiment import fit, grid_search
-from kdtrain.experiment.grid import choose
+from kdtrain.experiment import fit
 from kdtrain.experiment.loaders import prepare
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.find import member_logits
@@ -62,7 +61,7 @@ def two_seeds(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
-    """A comparison with all that can be asked for: teachers of their own, both controls, a grid."""
+    """A comparison with all that can be asked for: teachers of their own and both controls."""
     folder = tmp_path_factory.mktemp("chosen")
     flags = (
         f"--data-dir={tiles}",
@@ -72,8 +71,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: R
         "--batch-size=64",
         "--seeds=2",
     )
-    grid = ("--grid", "alpha=.5,.9", "--grid", "lr=1e-4,3e-3")
-    words = ("--teacher-per-seed", "--with-label-smoothing", "--with-hard-labels", *grid)
+    words = ("--teacher-per-seed", "--with-label-smoothing", "--with-hard-labels")
     quick = run_kdtrain("fit", "--mode", "teacher", *flags[:-1], "--limit-train", "100", cwd=folder)
     assert quick.returncode == 0, quick.stderr
     finished = run_kdtrain("fit", "--mode", "compare", *flags, *words, cwd=folder)
@@ -206,10 +204,8 @@ def test_a_student_with_smoothed_labels_differs_in_the_labels_only(chosen: Compa
 def test_a_student_with_hard_labels_differs_from_the_distilled_one_in_the_targets_only(
     chosen: Compared,
 ) -> None:
-    candidates = chosen.figures["grid"]["student_hard"]["candidates"]
-    for settings in (candidate["settings"] for candidate in candidates):
-        name = f"alpha={settings['alpha']:g},lr={settings['lr']!r}"
-        runs = [chosen.directory / f"grid/{model},{name}" for model in ("student_hard", "student_kd")]
+    for seed in (0, 1):
+        runs = [chosen.directory / f"seed_{seed}/{model}" for model in ("student_hard", "student_kd")]
         configs = [tomli.loads((run / "config.toml").read_text()) for run in runs]
         assert configs[0].pop("plugin") == ["hard_labels"]
         assert configs[1].pop("plugin") == []
@@ -239,74 +235,36 @@ def test_models_of_the_best_seed_are_kept(two_seeds: Compared, chosen: Compared)
         assert kept.read_bytes() == best_by_held_out_images(compared, mode).read_bytes()
 
 
-def test_grid_chooses_by_the_held_out_images(chosen: Compared) -> None:
-    grid = chosen.figures["grid"]
-    assert {model: len(grid[model]["candidates"]) for model in grid} == {
-        "student_kd": 4, "student": 2, "student_ls": 2, "student_hard": 4
-    }  # fmt: skip
-    assert list(grid["student"]["chosen"]) == ["lr"]
-    for model in grid:
-        found = []
-        for candidate in grid[model]["candidates"]:
-            run = chosen.directory / candidate["directory"]
-            config = tomli.loads((run / "config.toml").read_text())
-            assert config["grid"] == []
-            assert candidate["settings"].items() <= config.items()
-            (row,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            figures = (row["val/accuracy"], row["val/cross_entropy"])
-            assert figures == (
-                candidate["held_out_accuracy_fraction"], candidate["held_out_cross_entropy_nats"]
-            )  # fmt: skip
-            found.append((-figures[0], figures[1]))
-            # Only the one that was chosen was ever tested.
-            is_chosen = candidate["settings"] == grid[model]["chosen"]
-            assert ("test" in result(run)) == is_chosen
-            if is_chosen:
-                assert rows_of(chosen, model, 0)[0]["directory"] == candidate["directory"]
-        settings = [one["settings"] for one in grid[model]["candidates"]]
-        assert min(found) == found[settings.index(grid[model]["chosen"])]
-        second = chosen.directory / rows_of(chosen, model, 1)[0]["directory"]
-        assert grid[model]["chosen"].items() <= tomli.loads((second / "config.toml").read_text()).items()
-    assert tomli.loads((chosen.directory / "config.toml").read_text())["grid"] == [
-        "alpha=.5,.9",
-        "lr=1e-4,3e-3",
-    ]
-    lines = chosen.process.stdout.splitlines()
-    assert [line.split()[0] for line in lines if line.endswith("  chosen")] == list(grid)
-
-
-def test_a_comparison_with_a_grid_resumes(chosen: Compared, call_kdtrain: CallKdtrain) -> None:
+def test_a_finished_comparison_keeps_its_figures_when_it_is_resumed(
+    chosen: Compared, call_kdtrain: CallKdtrain
+) -> None:
     before = chosen.figures
     finished = call_kdtrain("fit", "--resume", "logs/compare/version_0", cwd=chosen.folder)
     assert finished.returncode == 0, finished.stderr
     assert not [line for line in finished.stderr.splitlines() if EPOCH.fullmatch(line)]
-    assert chosen.figures["grid"] == before["grid"]
     for ours, theirs in zip(chosen.figures["results"], before["results"], strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
-def test_the_test_set_is_read_once_per_model_and_after_every_choice(
+def test_the_test_set_is_read_once_per_model(
     fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"  # a file, because every fit is in a process of its own
 
-    def logged(name: str, function: Any) -> Any:
+    def logged(function: Any) -> Any:
         def wrapper(*arguments: Any, **options: Any) -> Any:
             with log.open("a") as file:
-                file.write(f"{name}\n")
+                file.write("test\n")
             return function(*arguments, **options)
 
         return wrapper
 
-    monkeypatch.setattr(fit, "predict_logits", logged("test", predict_logits))
-    monkeypatch.setattr(fit, "member_logits", logged("test", member_logits))
-    monkeypatch.setattr(grid_search, "choose", logged("choose", choose))
+    monkeypatch.setattr(fit, "predict_logits", logged(predict_logits))
+    monkeypatch.setattr(fit, "member_logits", logged(member_logits))
     flags = (*fitted.flags, "--teacher-checkpoint", fitted.model("teacher"), "--epochs", "1")
-    finished = call_kdtrain("fit", "--mode", "compare", *flags, "--grid", "temperature=2,8", cwd=tmp_path)
+    finished = call_kdtrain("fit", "--mode", "compare", *flags, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    calls = log.read_text().split()
-    # Of the students only the distilled one has a temperature to choose.
-    assert calls == ["choose"] + ["test"] * 3
+    assert log.read_text().split() == ["test"] * 3
 
 
 def test_figures_agree_with_the_runs(two_seeds: Compared) -> None:

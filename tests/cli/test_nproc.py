@@ -133,8 +133,7 @@ def test_commands_of_the_launchers_processes_begin_as_the_user_began(tmp_path: P
 
 def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain) -> None:
     flags = ("--data-dir", tiles, *FEW, "--epochs", "1", "--batch-size", "32")
-    grid = ("--grid", "lr=1e-4,3e-3")
-    finished = run_kdtrain("fit", "--mode", "compare", *flags, *grid, *TWO, cwd=tmp_path)
+    finished = run_kdtrain("fit", "--mode", "compare", *flags, *TWO, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("logs/compare/version_0/compare.json\n") == 1, "one rank prints"
     results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["results"]

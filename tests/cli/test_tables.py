@@ -40,7 +40,7 @@ from kdtrain.report.tuning import tuning_table
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import load_model, save_model, snapshot
 from tests.report.drawings import printed
-from tests.report.test_comparison import GRID, with_controls
+from tests.report.test_comparison import with_controls
 from tests.report.test_tuning import a_tuning
 
 WIDE = 1000
@@ -147,7 +147,7 @@ def _table(name: str, pictures: Dataset, file: Path) -> tuple[Action, Sequence[s
         table = evaluation_report(Evaluation.from_logits(logits, labels), classes)
         return printing(table), classes, ["100.00", "0.00"]
     if name == "compare":
-        comparison = compare(with_controls(), {"student_kd": GRID})
+        comparison = compare(with_controls())
         accuracies = [f"{summary.accuracy.mean:.2f}" for summary in comparison.summaries.values()]
         return printing(*comparison_tables(comparison)), list(comparison.summaries), accuracies
     if name == "tune":

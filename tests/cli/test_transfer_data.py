@@ -205,8 +205,6 @@ def test_tuning_checks_and_chains_take_them(
     assert checked.returncode == 0, checked.stderr
     chained = call_kdtrain("fit", "--mode", "student_kd", *words, "--generations", "2", cwd=tmp_path)
     assert chained.returncode == 0, chained.stderr
-    grid = call_kdtrain("fit", *words, "--grid", "alpha=.5,.9", cwd=tmp_path)
-    assert grid.returncode == 0, grid.stderr
 
 
 def test_a_missing_or_wrong_file_is_named(tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain) -> None:

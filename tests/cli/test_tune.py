@@ -17,7 +17,7 @@ import tomli
 
 from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.data.dataset import Dataset
-from kdtrain.experiment.halving import rung_sizes
+from kdtrain.experiment.tune.halving import rung_sizes
 from kdtrain.runtime.processes import available_cores
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.conftest import RunKdtrain
@@ -191,7 +191,7 @@ def test_a_single_student_is_trained_with_its_own_settings(
     ("change", "code", "message"),
     [
         ({"finished": False}, 2, "the search is not finished. Go on with: kdtrain tune --resume"),
-        ({"version": 99}, 1, "no result of `kdtrain tune`, or of another version"),
+        ({"version": 99}, 1, "was not written by this version of `kdtrain tune`"),
         ({"models": {"student": {"settings": {"lr": -1}}}}, 2, "--lr is -1"),
         ({"models": {"student": {"settings": {"seed": 1}}}}, 1, "student has seed"),
         ({"models": []}, 1, "is damaged"),
@@ -320,6 +320,60 @@ def test_values_of_a_resumed_search_are_refused_with_the_files_name(
     assert_explained(finished, 2, "search/tune.json: --search lr=1,1,", "has 100,000 values")
 
 
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Tuned:
+    """A search of a few values."""
+    folder = tmp_path_factory.mktemp("listed")
+    values = ("--search", "temperature=1,4", "--search", "lr=0.001,0.003")
+    flags = ("--data-dir", tiles, *SMALL, *TEACHER, "--epochs", "3", *values)
+    finished = run_kdtrain("tune", *flags, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return Tuned(flags, folder, finished.stdout, finished.stderr)
+
+
+def test_each_combination_of_a_few_values_is_trained_to_the_end(listed: Tuned) -> None:
+    assert "student_kd: 4 combinations, each trained to the end." in listed.stderr
+    assert "student: 2 combinations, each trained to the end." in listed.stderr
+    assert listed.content["trials_of_rungs"] == [4]
+    for model, names in (("student_kd", ("temperature", "lr")), ("student", ("lr",))):
+        result = listed.content["models"][model]
+        trials = result["trials"]
+        assert [list(trial["values"]) for trial in trials] == [list(names)] * 2 ** len(names)
+        assert all([rung["epochs"] for rung in trial["rungs"]] == [3] for trial in trials)
+        errors = [-trial["rungs"][0]["held_out_accuracy_fraction"] for trial in trials]
+        assert min(errors) == errors[result["chosen"]]
+    assert "Successive halving" not in (listed.directory / "report.html").read_text()
+
+
+def test_a_trial_of_a_few_values_is_the_fit_with_these_values(
+    listed: Tuned, tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
+) -> None:
+    words = ("--mode", "student", "--data-dir", tiles, *SMALL, "--epochs", "3", "--lr", "0.001")
+    finished = call_kdtrain("fit", *words, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    trials = listed.content["models"]["student"]["trials"]
+    [number] = [trial["number"] for trial in trials if trial["values"]["lr"] == 0.001]
+    runs = listed.directory / f"trials/student_{number}/seed_0", tmp_path / "logs/student/version_0"
+    [trained, expected] = [
+        [(row["loss/total"], row["val/cross_entropy"]) for row in metrics(run)] for run in runs
+    ]
+    assert trained == expected
+
+
+def test_a_search_of_a_few_values_is_resumed(
+    listed: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+) -> None:
+    shutil.copytree(listed.directory, tmp_path / "search")
+    shutil.rmtree(tmp_path / "search/trials/student_kd_2")
+    file = tmp_path / "search/tune.json"
+    file.write_text(json.dumps(listed.content | {"finished": False, "models": {}}))
+    resumed = call_kdtrain("tune", "--resume", "search", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.findall(r"^(\S+ trial \d)", resumed.stderr, re.MULTILINE) == ["student_kd trial 2"]
+    models = without_times(json.loads(file.read_text())["models"])
+    assert models["student_kd"]["trials"] == without_times(listed.content)["models"]["student_kd"]["trials"]
+
+
 def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(
     tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
@@ -344,7 +398,6 @@ WRONG_WORDS = """
 --search temprature=1..8 | --search temprature=1..8 | did you mean 'temperature'
 --search dkd.beta=1..10 | there is no --plugin dkd in the command
 --mode student_kd | for the students of a comparison, not for --mode student_kd
---grid alpha=.5,.9 | --grid is for `kdtrain fit`
 --teacher-per-seed | --teacher-per-seed is for `kdtrain fit`
 --val-size 0 | --val-size 0 holds none out
 --nproc-per-node 2 | leave --nproc-per-node

@@ -16,12 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from kdtrain import KdtrainError
-from kdtrain.experiment.grid import choose
 from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.comparison_table import comparison_tables
-from kdtrain.report.grid_result import Candidate
 from kdtrain.report.style import save_figure
 from kdtrain.report.verdict import evidence, gap_sentence, headline, verdict
 from tests.report.comparisons import HELPED, IMAGES, evaluation, result, three
@@ -143,32 +141,11 @@ def test_hard_labels_are_compared_with_the_plain_and_the_distilled_student() -> 
         compare(with_controls()[:-1])
 
 
-GRID = choose(
-    [
-        Candidate({"temperature": 2.0, "alpha": 0.5}, 0.981, 0.07, "grid/a"),
-        Candidate({"temperature": 2.0, "alpha": 0.9}, 0.983, 0.06, "grid/b"),
-        Candidate({"temperature": 5.0, "alpha": 0.5}, 0.983, 0.05, "grid/c"),
-    ]
-)
-
-
-def test_grid_is_in_table_and_file() -> None:
-    comparison = compare(HELPED, {"student_kd": GRID})
-    rows = [line.split() for line in rendered(comparison).splitlines() if "98.30" in line]
-    assert rows == [
-        ["student_kd", "2", "0.9", "98.30", "0.0600"],
-        ["student_kd", "5", "0.5", "98.30", "0.0500", "chosen"],
-    ]
-    grid = json.loads(json.dumps(to_json(comparison)))["grid"]["student_kd"]
-    assert grid["chosen"] == {"temperature": 5, "alpha": 0.5}
-    assert [candidate["directory"] for candidate in grid["candidates"]] == ["grid/a", "grid/b", "grid/c"]
-
-
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_tables_fit_a_terminal(width: int, seeds: int) -> None:
     few = [model for model in with_controls() if model.seed < seeds]
-    text = rendered(compare(few, {"student_kd": GRID, "student_hard": GRID}), width)
+    text = rendered(compare(few), width)
     assert all(len(line) <= width for line in text.splitlines())
     assert not {"\x1b", "…"} & set(text)
 
@@ -238,7 +215,6 @@ def test_json_is_plain_and_exact() -> None:
     assert back["models"]["teacher"]["test_agreement_percent"] is None
     assert back["models"]["student"]["test_calibration_error_percent"]["mean"] == pytest.approx(0.513)
     assert back["differences"][0]["one_seed"] is None
-    assert back["grid"] == {}
     assert len(back["results"]) == 15
     for written, given in zip(back["results"], HELPED, strict=True):
         assert (written["model"], written["seed"]) == (given.model, given.seed)

@@ -77,7 +77,7 @@ class Compared:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Compared:
-    """Two seeds, five models, and a choice among temperatures."""
+    """Two seeds, five models."""
     folder = tmp_path_factory.mktemp("page")
     config = FitConfig(
         epochs=2,
@@ -87,7 +87,6 @@ def compared(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Compar
         seeds=2,
         with_label_smoothing=True,
         with_hard_labels=True,
-        grid=("temperature=2,4",),
         data_dir=write_tiles(folder / "tiles", mnist),
         logdir=folder / "logs",
     )
@@ -183,14 +182,6 @@ def test_page_states_which_images_chose_the_best_epochs(one_seed: Compared, comp
     assert "optimistic" in one_seed.page.source
     assert "held-out" not in one_seed.page.source
     assert "optimistic" not in compared.page.source
-
-
-def test_candidates_of_the_grid_are_listed(compared: Compared) -> None:
-    tried = compared.figures["grid"]["student_kd"]["candidates"]
-    assert len(tried) == 2
-    for number in range(2):
-        assert f"grid/student_kd/candidates/{number}/held_out_accuracy_fraction" in compared.page.figures
-    assert compared.page.source.count(">chosen<") == 1
 
 
 def test_page_can_be_written_again_from_the_directory_alone(compared: Compared, tmp_path: Path) -> None:

@@ -6,7 +6,16 @@ import io
 
 from rich.console import Console
 
-from kdtrain.report.tuning import SHOWN, RungScore, TunedModel, TunedTrial, Tuning, tuning_table, verdict
+from kdtrain.report.tuning import (
+    SHOWN,
+    RungScore,
+    SearchSettings,
+    TunedModel,
+    TunedTrial,
+    Tuning,
+    tuning_table,
+    verdict,
+)
 
 VALUES: dict[str, int | float | str] = {
     "temperature": 2.01,
@@ -36,7 +45,10 @@ def a_tuning() -> Tuning:
         trial(4, 0.94, 0.96),
     )
     students = (trial(0, 0.99), trial(1, 0.9, 0.98, 0.98))
-    return Tuning("5", models={"student_kd": TunedModel(trials, {}), "student": TunedModel(students, {})})
+    return Tuning(
+        SearchSettings("5"),
+        models={"student_kd": TunedModel(trials, {}), "student": TunedModel(students, {})},
+    )
 
 
 def test_the_best_of_the_last_rung_is_chosen_even_if_an_earlier_score_was_higher() -> None:

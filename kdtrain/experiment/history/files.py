@@ -22,7 +22,7 @@ FILES = (RESULT, CONFIG, COMPARISON, SEARCH, "metrics.jsonl")
 """The files by which a directory is known as that of a run."""
 
 _LARGEST = 1 << 28  # bytes; compare.json takes about 50,000 for each seed
-_DEEPEST = 3  # folders between a run and one inside of it: compare/version_0/grid/student_kd/NUMBER
+_DEEPEST = 3  # folders between a run and one inside of it: tune/version_0/trials/MODEL_NUMBER/seed_0
 _OTHERS = {"checkpoints", "cache", "models", "images"}  # folders that hold no runs
 
 

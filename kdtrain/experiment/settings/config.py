@@ -180,19 +180,13 @@ def _check_together(config: FitConfig) -> None:
     if config.is_chain and config.mode != "student_kd":
         flag = "--generations" if config.generations > 1 else "--assistant-arch"
         raise UsageError(f"{flag} is for --mode student_kd, not for {config.mode}.")
-    for name in ("with_label_smoothing", "with_hard_labels", "grid"):
+    for name in ("with_label_smoothing", "with_hard_labels"):
         if getattr(config, name) and config.mode != "compare":
             raise UsageError(f"{flag_of(name)} is for --mode compare, not for {config.mode}.")
     if config.weight_decay * config.peak_lr >= 1.0:
         raise UsageError(
             f"--weight-decay {config.weight_decay:g} with the learning rate {config.peak_lr:g}: a step takes "
             "away all of a weight. Their product must be below 1."
-        )
-    if config.grid and config.tuned is not None:
-        raise UsageError("--grid and --tuned both choose settings: leave one of them out.")
-    if config.grid and config.val_size == 0:
-        raise UsageError(
-            "--grid chooses by held-out images, but --val-size 0 holds none out: leave one of them out."
         )
     _check_teachers(config)
     _check_images(config)

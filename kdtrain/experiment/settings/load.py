@@ -14,12 +14,10 @@ from typing import Any
 import tomli
 
 from kdtrain.errors import UsageError, clipped, unknown_name_message
-from kdtrain.experiment.grid import parse_grid
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import NO_RECIPE, recipe_for, recipe_settings
 from kdtrain.experiment.settings.schema import flag_of, kind_of
 from kdtrain.runtime import launch
-from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.run_directory import check_name, latest_run
@@ -77,9 +75,8 @@ def tune_config(
             f"`kdtrain tune` is for the students of a comparison, not for --mode {config.mode}: "
             "leave it out, or give --mode compare."
         )
-    for name in ("grid", "teacher_per_seed"):
-        if getattr(config, name):
-            raise UsageError(f"{flag_of(name)} is for `kdtrain fit`: leave it out here.")
+    if config.teacher_per_seed:
+        raise UsageError("--teacher-per-seed is for `kdtrain fit`: leave it out here.")
     if config.val_size == 0:
         raise UsageError(
             "`kdtrain tune` chooses by held-out images, but --val-size 0 holds none out: leave it out."
@@ -115,7 +112,7 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
     Raises:
         UsageError: the file cannot be read, or a value in it or in a flag is not allowed.
     """
-    return _configured(_settings_of(file) | _settings_in(flags))
+    return FitConfig(**(_settings_of(file) | _settings_in(flags)))
 
 
 def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
@@ -149,28 +146,7 @@ def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
         settings.pop("seeds", None)
     if not few_labels and "labels" not in settings:
         settings.pop("transfer_share", None)
-    return _configured(settings | given)
-
-
-def _configured(settings: Mapping[str, Any]) -> FitConfig:
-    """Returns the configuration of checked values.
-
-    Raises:
-        UsageError: they do not go together, or --grid has a value that is not allowed.
-    """
-    config = FitConfig(**settings)
-    grid = parse_grid(config.grid)
-    combinations = math.prod(map(len, grid.values()))
-    if combinations > MOST_COMBINATIONS:
-        raise UsageError(
-            f"--grid has {combinations:,} combinations; at most {MOST_COMBINATIONS:,} can be tried."
-        )
-    for name, values in grid.items():
-        for value in values:
-            _checked(name, value, f"--grid {name}={value:g}: {name}")
-            changed: dict[str, Any] = {name: value}
-            dataclasses.replace(config, **changed)  # raises if it does not go with another setting
-    return config
+    return FitConfig(**(settings | given))
 
 
 def absolute_paths(config: FitConfig) -> FitConfig:

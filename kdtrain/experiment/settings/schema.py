@@ -385,12 +385,6 @@ class Settings:
         "add a student that learns the teacher's classes only; its name is student_hard",
         is_common=True,
     )
-    grid: tuple[str, ...] = _comparison_setting(
-        (),
-        "values to choose from, for temperature, alpha or lr, such as alpha=.5,.7,.9; held-out images of the "
-        "first seed choose (repeatable: all combinations) [no choice]",
-        metavar="NAME=V,V,...",
-    )
     tuned: Path | None = _comparison_setting(
         None,
         "results of `kdtrain tune` (tune.json); each student is trained with what was chosen for it "

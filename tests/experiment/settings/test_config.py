@@ -31,7 +31,6 @@ POSITIVE = st.floats(0, 1e6, exclude_min=True)
 AUGMENTATIONS = st.sampled_from(
     ["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180", "mixup,flip", "mixup=0.2"]
 )
-GRIDS = ["temperature=2,5,10", "temperature=.5", "alpha=.5,.7,.9", "alpha=0", "lr=1e-3,3e-3"]
 OPTIONAL = {
     "recipe": st.sampled_from([*recipe_names(), "none"]),
     "epochs": EPOCHS,
@@ -88,7 +87,6 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "teacher_per_seed": st.booleans(),
     "with_label_smoothing": st.booleans(),
     "with_hard_labels": st.booleans(),
-    "grid": st.lists(st.sampled_from(GRIDS), unique_by=lambda text: text[0], max_size=3).map(tuple),
     "plugin": st.lists(TEXTS, max_size=3).map(tuple),
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
     "nproc_per_node": st.integers(1, 256),
@@ -104,12 +102,12 @@ def config_of(values: dict[str, Any]) -> FitConfig:
     if values["mode"] == "teacher":
         others["omit_class"] = ()
     if values["mode"] != "compare":
-        others |= {"teacher_per_seed": False, "teachers": 1, "grid": ()}
+        others |= {"teacher_per_seed": False, "teachers": 1}
         others |= {"with_label_smoothing": False, "with_hard_labels": False}
     chain = values["mode"] == "student_kd" and (values["generations"] > 1 or values["assistant_arch"])
     if values["mode"] == "teacher" or chain:
         others["student_checkpoint"] = None
-    zero = values["alpha"] == 0.0 or (values["mode"] == "compare" and "alpha=0" in values["grid"])
+    zero = values["alpha"] == 0.0
     if zero:
         others["labels"] = None
     if values["labels"] is not None:
@@ -126,8 +124,6 @@ def config_of(values: dict[str, Any]) -> FitConfig:
         values["teacher_logits"] is not None
     ):
         others["teacher_weight"] = ()
-    if values["val_size"] == 0 or values["tuned"] is not None:
-        others["grid"] = ()
     return FitConfig(**(values | others))
 
 
@@ -184,7 +180,6 @@ def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConf
         (("--transfer-data", "more", "--mode", "student"), "--mode student has no teacher"),
         (("--transfer-data", "more", "--mode", "teacher"), "--mode teacher has no teacher"),
         (("--transfer-data", "more", "--alpha", "0"), "--alpha 0 leaves the teacher's answers out"),
-        (("--transfer-data", "more", "--grid", "alpha=0,1"), "--alpha 0 leaves the teacher's answers out"),
         (("--transfer-data", "more", "--transfer-share", "0.96"), "must be above 0 and at most 0.95"),
         (("--transfer-data", "more", "--transfer-share", "0.999999"), "must be above 0 and at most 0.95"),
         (("--transfer-data", "more", "--transfer-share", "0"), "must be above 0 and at most 0.95"),
@@ -279,24 +274,9 @@ BAD_FLAGS = """
 --weight-decay 1.5 | --weight-decay is 1.5 | from 0 to 1
 --weight-decay 0.5 --lr 2 | --weight-decay 0.5 | 2 | below 1
 --weight-decay 1 --optimizer adadelta | --weight-decay 1 | below 1
---weight-decay 0.5 --grid lr=1,2 | --weight-decay 0.5 | below 1
 --clip-grad-norm 0 | --clip-grad-norm is 0 | above 0
 --clip-grad-norm nan | --clip-grad-norm is nan | above 0
---grid alpha=.5 --mode student_kd | --mode compare | student_kd
 --teacher-per-seed --teacher-checkpoint t | --teacher-checkpoint | leave one of them out
---grid alpha=.5 --val-size 0 | --val-size 0 | leave one of them out
---grid alhpa=.5 | alhpa=.5 | did you mean 'alpha'?
---grid epochs=5 | 'epochs' | temperature, alpha, lr
---grid= | '' | temperature, alpha, lr
---grid alpha | such as alpha=0.5,0.9
---grid alpha= | such as alpha=0.5,0.9
---grid lr= | such as lr=0.001,0.003
---grid alpha=.5,half | 'half'
---grid alpha=.5,,.7 | alpha=.5,,.7 | ''
---grid alpha=.5,1.5 | alpha is 1.5 | from 0 to 1
---grid temperature=0 | temperature is 0.0 | above 0
---grid lr=nan | lr is nan | above 0
---grid alpha=.5 --grid alpha=.7 | --grid alpha=.7
 --mode studnet | 'studnet' | did you mean 'student'? | compare
 --optimizer Adam | 'Adam' | did you mean 'adam'?
 --schedule onecycle | 'onecycle' | did you mean 'one_cycle'?

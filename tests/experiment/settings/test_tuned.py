@@ -11,14 +11,14 @@ import pytest
 
 from kdtrain.errors import KdtrainError
 from kdtrain.experiment.tuned import begun_tuning
-from kdtrain.report.tuning import FILE, Tuning, to_json
+from kdtrain.report.tuning import FILE, SearchSettings, Tuning, to_json
 
-ORDER = Tuning("27", ("lr=1e-3..1e-2",), 2, (27, 9, 3), 12.5, 0.25, last_epoch=13)
+BEGUN = Tuning(SearchSettings("27", ("lr=1e-3..1e-2",), 2), (27, 9, 3), 12.5, 0.25, last_epoch=13)
 
 
 def test_a_search_is_read_as_it_was_written(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(json.dumps(to_json(ORDER)))
-    assert begun_tuning(tmp_path) == ORDER
+    (tmp_path / FILE).write_text(json.dumps(to_json(BEGUN)))
+    assert begun_tuning(tmp_path) == BEGUN
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_search_is_read_as_it_was_written(tmp_path: Path) -> None:
     ids=lambda value: repr(value)[:24],
 )
 def test_a_value_that_no_search_has_is_refused(name: str, value: Any, tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(json.dumps(to_json(ORDER) | {name: value}))
+    (tmp_path / FILE).write_text(json.dumps(to_json(BEGUN) | {name: value}))
     with pytest.raises(KdtrainError) as caught:
         begun_tuning(tmp_path)
     message = str(caught.value)
@@ -46,7 +46,7 @@ def test_a_value_that_no_search_has_is_refused(name: str, value: Any, tmp_path: 
 
 
 def test_a_missing_value_is_named(tmp_path: Path) -> None:
-    content = to_json(ORDER)
+    content = to_json(BEGUN)
     del content["seeds"]
     (tmp_path / FILE).write_text(json.dumps(content))
     with pytest.raises(KdtrainError, match="is damaged: it has no seeds"):

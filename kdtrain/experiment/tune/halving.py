@@ -12,10 +12,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdtrain.errors import UsageError, clipped
-from kdtrain.runtime.limits import MOST_COMBINATIONS, MOST_SECONDS
+from kdtrain.runtime.limits import MOST_SECONDS, MOST_TRIALS
 
 if TYPE_CHECKING:  # the help of the command line needs this file, but no tables
     from kdtrain.report.tuning import RungScore
@@ -39,22 +39,25 @@ class Budget:
     seconds: float | None = None
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: Any, name: str = "--budget") -> Budget:
     """Returns the budget that ``27`` (trials of each model) or ``20m`` (minutes) spells.
+
+    Args:
+        text: the text; a file may have another value in its place.
+        name: beginning of the message of an error.
 
     Raises:
         UsageError: the text is neither, or out of range.
     """
-    demand = (
-        f"it must be minutes, such as 20m, or a number of trials from 1 to {MOST_COMBINATIONS:,}, such as 27"
-    )
-    minutes = text.endswith("m")
+    demand = f"it must be minutes, such as 20m, or a number of trials from 1 to {MOST_TRIALS:,}, such as 27"
+    spelt = text if isinstance(text, str) else ""
+    minutes = spelt.endswith("m")
     try:
-        value = float(text[:-1]) if minutes else int(text)
+        value = float(spelt[:-1]) if minutes else int(spelt)
     except ValueError:
-        raise UsageError(f"--budget is {clipped(text, repr)}: {demand}.") from None
-    if not 0 < value <= (MOST_SECONDS / 60 if minutes else MOST_COMBINATIONS):
-        raise UsageError(f"--budget is {clipped(text, repr)}: {demand}.")
+        value = 0
+    if not 0 < value <= (MOST_SECONDS / 60 if minutes else MOST_TRIALS):
+        raise UsageError(f"{name} is {clipped(text, repr)}: {demand}.")
     return Budget(seconds=60.0 * value) if minutes else Budget(trials=int(value))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from kdtrain.experiment.plugin_loader import load_plugin, numeric_arguments, plu
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
 from kdtrain.report.tuning import Value
-from kdtrain.runtime.limits import MOST_COMBINATIONS
+from kdtrain.runtime.limits import MOST_TRIALS
 from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.record import Model
 
@@ -68,6 +69,12 @@ class Dimension:
 
     parts: tuple[Value | Range, ...]
 
+    @property
+    def values(self) -> list[Value]:
+        """The values, each once; empty if one of the parts is a range."""
+        values = [part for part in dict.fromkeys(self.parts) if not isinstance(part, Range)]
+        return values if len(values) == len(set(self.parts)) else []
+
     def at(self, share: float) -> Value:
         """Returns the value at ``share``, 0 to below 1."""
         number, rest = divmod(share * len(self.parts), 1.0)
@@ -98,19 +105,33 @@ class Space:
         """Returns the values that the command's own configuration has."""
         return {name: self._current(name) for name in self.dimensions}
 
+    def combinations(self, most: int) -> list[Values] | None:
+        """Returns the configuration itself and all combinations of the values, each once.
+
+        Returns:
+            None if a value is a range, or if there are more than ``most``.
+        """
+        lists = [dimension.values for dimension in self.dimensions.values()]
+        if not all(lists) or math.prod(map(len, lists)) > most:
+            return None
+        current = self.current()
+        points = [dict(zip(self.dimensions, values, strict=True)) for values in itertools.product(*lists)]
+        points = [current, *(point for point in points if point != current)]
+        return points if len(points) <= most else None
+
     def points(self, trials: int, seed: int) -> list[Values]:
         """Returns the values of so many trials, the configuration itself first, and none twice.
 
-        The others are a scrambled Halton sequence, so fewer trials are the first ones of more. There are
-        fewer if the space has fewer values.
+        They are all combinations if there are so few. The others are a scrambled Halton sequence, so fewer
+        trials are the first ones of more.
 
         Args:
             trials: number of trials.
             seed: seed of the sequence.
         """
+        if (combinations := self.combinations(trials)) is not None:
+            return combinations
         points = [self.current()]
-        if not self.dimensions:
-            return points
         sequence = qmc.Halton(len(self.dimensions), seed=derive_seed(seed, "tune", self.model) % 2**32)
         draws: list[list[float]] = sequence.random(_DRAWS * trials).tolist()
         for shares in draws:
@@ -145,14 +166,15 @@ class Space:
             return self.config.peak_lr
         if name in _NUMBERS:
             return float(getattr(self.config, name))
-        spec, argument = _plugin_of(name, self.plugins)
+        spec, argument = _plugin_of(name, self.plugins, name)
         return numeric_arguments(spec)[argument]
 
 
 def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
     """Returns the search space of each student of a comparison.
 
-    Every model is tuned over all settings that affect it.
+    Every model is tuned over all settings that affect it. Searches that list values, without a range, are
+    the whole space: the other settings keep the command's values.
 
     Args:
         config: configuration of the command.
@@ -162,7 +184,7 @@ def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
         UsageError: a text names no setting that can be tuned, or values that it cannot have.
     """
     models: list[Model] = ["student_kd", "student", *controls_of(config)]
-    own_plugins = tuple(spec for model in models for spec in MODES[model].plugins)
+    plugins = (*config.plugin, *(spec for model in models for spec in MODES[model].plugins))
     texts = _DEFAULTS | {"lr": f"{config.peak_lr / _LR_FACTOR:.3g}..{config.peak_lr * _LR_FACTOR:.3g}"}
     if config.augment_for("student") == "none":
         del texts[VIEWS]
@@ -173,12 +195,14 @@ def spaces(config: FitConfig, searches: Sequence[str]) -> dict[Model, Space]:
         name, _, text = search.partition("=")
         if name in given:
             raise UsageError(f"--search {clipped(search)}: {clipped(name)} has its values already.")
-        _check_name(name, search, config, (*config.plugin, *own_plugins))
+        if name == VIEWS and VIEWS not in texts:
+            raise UsageError(f"--search {search}: without --augment there are no views to turn on or off.")
         given.add(name)
         texts[name] = text
-    dimensions = {
-        name: _dimension(name, text, config, (*config.plugin, *own_plugins)) for name, text in texts.items()
-    }
+    dimensions = {name: _dimension(name, text, plugins) for name, text in texts.items()}
+    lengths = [len(dimensions[name].values) for name in given]
+    if all(lengths) and max(lengths, default=1) > 1:
+        dimensions = {name: dimension for name, dimension in dimensions.items() if name in given}
     return {
         model: Space(
             model, config, {name: d for name, d in dimensions.items() if _affects(name, model, config)}
@@ -200,55 +224,53 @@ def _affects(name: str, model: Model, config: FitConfig) -> bool:
     return any(mode.has_teacher or not load_plugin(spec).needs_teacher for spec in specs)
 
 
-def _check_name(name: str, search: str, config: FitConfig, plugins: Sequence[str]) -> None:
-    """Raises UsageError if there is nothing of this name to tune."""
-    if name == VIEWS and config.augment_for("student") == "none":
-        raise UsageError(f"--search {search}: without --augment there are no views to turn on or off.")
-    if name in (*_NUMBERS, VIEWS):
-        return
-    plugin, dot, argument = name.rpartition(".")
-    if not dot:
-        raise UsageError(
-            f"--search {search}: {unknown_name_message('setting to tune', name, [*_NUMBERS, VIEWS])} "
-            "An argument of a plugin is written PLUGIN.ARGUMENT."
-        )
-    if plugin not in map(plugin_name, plugins):
-        raise UsageError(f"--search {search}: there is no --plugin {plugin} in the command.")
-    spec = next(spec for spec in plugins if plugin_name(spec) == plugin)
-    if argument not in numeric_arguments(spec):
-        message = unknown_name_message(
-            f"number among the arguments of {plugin}", argument, numeric_arguments(spec)
-        )
-        raise UsageError(f"--search {search}: {message}")
-
-
-def _dimension(name: str, text: str, config: FitConfig, plugins: Sequence[str]) -> Dimension:
+def _dimension(name: str, text: str, plugins: Sequence[str]) -> Dimension:
     """Returns the values that a text spells, each checked as a flag is.
 
     Raises:
-        UsageError: the text spells none, or one that the setting cannot have.
+        UsageError: there is nothing of this name to tune, or the setting cannot have one of the values.
     """
     where, words = f"--search {name}={clipped(text)}", text.split(",")
-    if len(words) > MOST_COMBINATIONS:
-        raise UsageError(f"{where} has {len(words):,} values; it may have at most {MOST_COMBINATIONS:,}.")
+    spec, argument = ("", "") if name in (*_NUMBERS, VIEWS) else _plugin_of(name, plugins, where)
+    if len(words) > MOST_TRIALS:
+        raise UsageError(f"{where} has {len(words):,} values; it may have at most {MOST_TRIALS:,}.")
     if name == VIEWS:
         if not set(words) <= {"on", "off"}:
             raise UsageError(f"{where}: views are on, off, or on,off.")
         return Dimension(tuple(dict.fromkeys(words)))
-    whole = False
-    if "." in name:
-        spec, argument = _plugin_of(name, plugins)
-        whole = isinstance(numeric_arguments(spec)[argument], int)
+    whole = bool(spec) and isinstance(numeric_arguments(spec)[argument], int)
     parts = tuple(_part(word, whole, where) for word in words)
     for value in (end for part in parts for end in _ends(part)):
         try:
-            if "." in name:
+            if spec:
                 load_plugin(with_arguments(spec, {argument: value}))
             else:
                 load_config({name: value})
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
     return Dimension(parts)
+
+
+def _plugin_of(name: str, plugins: Sequence[str], where: str) -> tuple[str, str]:
+    """Returns the plugin that ``PLUGIN.ARGUMENT`` names, as --plugin takes it, and the argument.
+
+    Raises:
+        UsageError: there is no such plugin, or no such number among its arguments.
+    """
+    plugin, dot, argument = name.rpartition(".")
+    if not dot:
+        raise UsageError(
+            f"{where}: {unknown_name_message('setting to tune', name, [*_NUMBERS, VIEWS])} "
+            "An argument of a plugin is written PLUGIN.ARGUMENT."
+        )
+    spec = next((spec for spec in plugins if plugin_name(spec) == plugin), None)
+    if spec is None:
+        raise UsageError(f"{where}: there is no --plugin {plugin} in the command.")
+    if argument not in (numbers := numeric_arguments(spec)):
+        raise UsageError(
+            f"{where}: {unknown_name_message(f'number among the arguments of {plugin}', argument, numbers)}"
+        )
+    return spec, argument
 
 
 def _ends(part: int | float | Range) -> tuple[int | float, ...]:
@@ -262,7 +284,7 @@ def _part(word: str, whole: bool, where: str) -> int | float | Range:
         return numbers[0]
     low, high = numbers
     if not low < high:
-        raise UsageError(f"{where}: {low:g}..{high:g} is no range, because it does not rise.")
+        raise UsageError(f"{where}: {low:g}..{high:g}: the lower limit must be below the upper one.")
     return Range(low, high, whole)
 
 
@@ -275,9 +297,3 @@ def _number(text: str, whole: bool, where: str) -> int | float:
     if not math.isfinite(value):
         raise UsageError(f"{where}: {clipped(text)} is not a finite number.")
     return value
-
-
-def _plugin_of(name: str, plugins: Sequence[str]) -> tuple[str, str]:
-    """Returns the plugin that ``PLUGIN.ARGUMENT`` names, as --plugin takes it, and the argument."""
-    plugin, _, argument = name.rpartition(".")
-    return next(spec for spec in plugins if plugin_name(spec) == plugin), argument

@@ -1,4 +1,4 @@
-"""The search of ``kdtrain tune``: a teacher, then trials of every student by successive halving."""
+"""The search of ``kdtrain tune``: a teacher, then trials of every student, rung by rung; and its result."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, escape_controls
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.halving import (
+from kdtrain.experiment.loaders import count_training, count_validation
+from kdtrain.experiment.modes import MODES
+from kdtrain.experiment.rehearsal import rehearse
+from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import absolute_paths, without_folders
+from kdtrain.experiment.settings.schema import flag_of
+from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
+from kdtrain.experiment.tune.halving import (
+    DEFAULT_BUDGET,
     Pace,
     affordable_trials,
     best_first,
@@ -22,22 +33,17 @@ from kdtrain.experiment.halving import (
     rung_epochs,
     rung_sizes,
 )
-from kdtrain.experiment.loaders import count_training, count_validation
-from kdtrain.experiment.modes import MODES
-from kdtrain.experiment.rehearsal import rehearse
-from kdtrain.experiment.search_space import VIEWS, Values, spaces
-from kdtrain.experiment.session import Session
-from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.load import absolute_paths, without_folders
-from kdtrain.experiment.teacher_lead import measure_lead
-from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
-from kdtrain.experiment.tune_trial import Row, is_trained, rows_until, rung_score, train_quietly
+from kdtrain.experiment.tune.space import VIEWS, Values, spaces
+from kdtrain.experiment.tune.trial import Row, is_trained, rows_until, rung_score, train_quietly
+from kdtrain.experiment.tuned import TUNE_SEEDS, begun_tuning
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.page.tuning import write_tuning_page
 from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.report.tuning import (
+    CAVEAT,
     FILE,
     RungScore,
+    SearchSettings,
     TunedModel,
     TunedTrial,
     Tuning,
@@ -45,12 +51,14 @@ from kdtrain.report.tuning import (
     early_end_text,
     to_json,
     values_text,
+    verdict,
 )
 from kdtrain.runtime import time_left
 from kdtrain.runtime.files import make_folder, write_text
-from kdtrain.runtime.limits import MOST_COMBINATIONS
+from kdtrain.runtime.limits import MOST_TRIALS
 from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job, available_cores
+from kdtrain.runtime.value_checks import check_value
 from kdtrain.store.record import Model
 from kdtrain.store.run_directory import run_directory
 
@@ -62,40 +70,78 @@ BEST = "best.toml"
 _TEACHER = "teacher"  # folder of the search's own teacher
 
 
-def check_order(config: FitConfig, order: Tuning) -> None:
-    """Checks the order of a search before any work is done.
+@dataclass(frozen=True, eq=False, repr=False)
+class TuneRun:
+    """A finished search and its files.
 
-    Args:
-        config: configuration of the command.
-        order: budget and searches.
-
-    Raises:
-        UsageError: a search names nothing that can be tuned, or values that do not go together.
+    Attributes:
+        tuning: trials and choice of each model.
+        directory: the run directory.
     """
-    trials = parse_budget(order.budget).trials or MOST_COMBINATIONS
-    for model, space in spaces(config, order.searches).items():
-        for values in space.points(trials, config.seed):
-            try:
-                replace(config, **space.settings(values))
-            except UsageError as error:
-                raise UsageError(f"{model} with {values_text(values)}: {error}") from error
+
+    tuning: Tuning
+    directory: Path
+
+    @property
+    def best(self) -> Path:
+        """The settings that were chosen, as the argument ``config`` of ``compare`` takes them."""
+        return self.directory / BEST
+
+    @property
+    def settings(self) -> dict[str, Mapping[str, Any]]:
+        """The settings that were chosen, by model."""
+        return {model: result.settings for model, result in self.tuning.models.items()}
+
+    @property
+    def report(self) -> Path:
+        """The page with all trials."""
+        return self.directory / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The trials as JSON."""
+        return self.directory / FILE
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What the search shows, as the command line prints it."""
+        return (f"{verdict(self.tuning)} {CAVEAT}", *filter(None, [self.tuning.note]))
+
+    def __repr__(self) -> str:
+        return f"<TuneRun {verdict(self.tuning)[:-1]} ({self.directory})>"
 
 
-def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> tuple[Tuning, Path]:
-    """Chooses the settings of every student on held-out images; returns the result and its directory.
+def run_tune(
+    config: FitConfig,
+    resume: Path | None,
+    *,
+    budget: str | None = None,
+    search: Sequence[str] | None = None,
+    tune_seeds: int | None = None,
+) -> TuneRun:
+    """Chooses settings for every student on held-out images; the test set is not read.
 
-    The test set is not read. The directory gets ``tune.json``, ``best.toml``, ``report.html``, and a run
-    directory for each trial and seed.
+    The run directory gets ``tune.json``, ``best.toml``, ``report.html``, and a run directory for each trial
+    and seed.
 
     Args:
-        session: configuration, data and jobs.
-        order: budget, searches and seeds; of a resumed search, also its state.
-        resume: directory of a search to resume.
+        config: configuration of the search.
+        resume: directory of the search to resume; None for a new one.
+        budget: minutes for everything or number of trials, as ``--budget`` takes them.
+        search: values to choose from, as ``--search`` takes them.
+        tune_seeds: number of seeds that each trial is trained with.
 
     Raises:
-        UsageError: no images are held out.
+        UsageError: a value is not allowed, or does not go with a search that is resumed; or no images are
+            held out.
         KdtrainError: every trial of a model has failed.
     """
+    begun = _begun({"budget": budget, "search": search, "tune_seeds": tune_seeds}, resume)
+    try:
+        _check_values(config, begun.settings)
+    except UsageError as error:
+        raise error if resume is None else UsageError(f"{resume / FILE}: {error}") from error
+    session = Session(config)
     config = session.config
     if count_validation(session.dataset, config) == 0:
         raise UsageError(
@@ -111,14 +157,48 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
     with run_directory(config.logdir, "tune", resume, config.name, command="tune") as directory:
-        search = _Search(session, order, directory, began)
-        search.write()
+        if resume is None:
+            write_text(directory / "config.toml", absolute_paths(config).to_toml())
+        under_way = _Search(session, begun, directory, began)
+        under_way.write()
         try:
-            search.plan(has_teacher=teacher is not None)
-            return search.run(teacher or _train_teacher(session, directory)), directory
+            under_way.plan(has_teacher=teacher is not None)
+            return TuneRun(under_way.run(teacher or _train_teacher(session, directory)), directory)
         except BaseException:
-            search.write()  # the time that it has taken
+            under_way.write()  # the time that it has taken
             raise
+
+
+def _begun(given: Mapping[str, Any], resume: Path | None) -> Tuning:
+    """Returns a new search, or the one that is resumed, with its state."""
+    if resume is not None:
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(
+                    f"{flag_of(name)}: a resumed search keeps its own. Leave the flag out, or start a new "
+                    "search."
+                )
+        return begun_tuning(resume)
+    seeds = 1 if given["tune_seeds"] is None else given["tune_seeds"]
+    check_value("--tune-seeds", seeds, TUNE_SEEDS)
+    budget = DEFAULT_BUDGET if given["budget"] is None else str(given["budget"])
+    parse_budget(budget)
+    return Tuning(SearchSettings(budget, tuple(given["search"] or ()), seeds))
+
+
+def _check_values(config: FitConfig, settings: SearchSettings) -> None:
+    """Checks the values of all trials before any work is done.
+
+    Raises:
+        UsageError: a search names nothing that can be tuned, or values that do not go together.
+    """
+    trials = parse_budget(settings.budget).trials or MOST_TRIALS
+    for model, space in spaces(config, settings.searches).items():
+        for values in space.points(trials, config.seed):
+            try:
+                replace(config, **space.settings(values))
+            except UsageError as error:
+                raise UsageError(f"{model} with {values_text(values)}: {error}") from error
 
 
 def _train_teacher(session: Session, directory: Path) -> TrainedTeacher:
@@ -144,22 +224,27 @@ class _Search:
 
     Attributes:
         tuning: what is known so far; ``write`` writes it.
+        is_finite: the space of each student has at most as many combinations as there are trials, so that
+            all are trained to the end.
     """
 
-    def __init__(self, session: Session, order: Tuning, directory: Path, began: float) -> None:
-        self.session, self.directory, self.tuning = session, directory, order
+    def __init__(self, session: Session, begun: Tuning, directory: Path, began: float) -> None:
+        self.session, self.directory, self.tuning = session, directory, begun
         self.config = session.config
-        self.budget = parse_budget(order.budget)
-        self.whole = rung_epochs(self.config.epochs_for("student"))
-        last = min(order.last_epoch or self.whole[-1], self.whole[-1])
+        self.budget = parse_budget(begun.settings.budget)
+        self.spaces = spaces(self.config, begun.settings.searches)
+        most = self.budget.trials or 0  # with a limit of time, it decides how long trials are trained
+        self.is_finite = all(space.combinations(most) for space in self.spaces.values())
+        epochs = self.config.epochs_for("student")
+        self.whole = (epochs,) if self.is_finite else rung_epochs(epochs)
+        last = min(begun.last_epoch or self.whole[-1], self.whole[-1])
         self.ends = (*(end for end in self.whole if end < last), last)
-        self.seeds = range(self.config.seed, self.config.seed + order.seeds)
-        self.spaces = spaces(self.config, order.searches)
+        self.seeds = range(self.config.seed, self.config.seed + begun.settings.seeds)
         self.points: dict[Model, list[Values]] = {m: [s.current()] for m, s in self.spaces.items()}
         self.scores: dict[Model, dict[int, list[RungScore]]] = {model: {} for model in self.spaces}
         slots = len(available_cores()) if session.device == "cpu" else 1
-        self.pace = Pace(order.seconds_per_epoch, len(self.spaces) * order.seeds, slots)
-        self._began = began - order.seconds
+        self.pace = Pace(begun.seconds_per_epoch, len(self.spaces) * len(self.seeds), slots)
+        self._began = began - begun.seconds
         self.teacher: TrainedTeacher | None = None
         self.lead: TeacherLead | None = None
         self._is_behind = False  # whether the line about it has been printed
@@ -174,6 +259,8 @@ class _Search:
         self._prepare_soft_labels(teacher)
         trials = self._first_size()
         self.points = {model: space.points(trials, self.config.seed) for model, space in self.spaces.items()}
+        if self.is_finite:
+            trials = max(map(len, self.points.values()))
         self.plan(trials)
         for rung, wanted in enumerate(rung_sizes(trials, len(self.ends))):
             size = self._size(rung, wanted)
@@ -197,7 +284,7 @@ class _Search:
     def plan(self, trials: int | None = None, *, has_teacher: bool = True) -> None:
         """Announces the fits, for the time left; ``trials`` is the number in the first rung, if known.
 
-        Their keys are numbers within a rung, because nobody knows yet which trials go on.
+        Their keys are numbers within a rung, because the promoted trials are not known yet.
         """
         seconds, trials = self.budget.seconds, trials or self.budget.trials
         stages = [] if has_teacher else [[_teacher_spec(self.session, self.directory)]]
@@ -216,18 +303,20 @@ class _Search:
         self.session.plan(stages, begun, None if seconds is None else self._began + seconds)
 
     def write(self) -> None:
-        """Writes tune.json, which a resumed search begins with."""
+        """Writes tune.json, which a resumed search begins with; says once that the teacher is behind."""
         self.tuning = replace(
             self.tuning,
             seconds=self._seconds(),
             seconds_per_epoch=self.pace.seconds,
             models=self._models() if all(self.scores.values()) else {},
         )
-        notes = early_end_text(self.tuning, self.whole), behind_text(self.tuning, self.lead)
+        behind = behind_text(self.tuning, self.lead)
+        notes = early_end_text(self.tuning, self.whole), behind
         self.tuning = replace(self.tuning, note=" ".join(filter(None, notes)))
-        if not (self.directory / "config.toml").exists():
-            write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
         write_text(self.directory / FILE, json.dumps(to_json(self.tuning), indent=2) + "\n")
+        if behind and not self._is_behind:
+            self._is_behind = True
+            logger.info(behind)
 
     def _prepare_soft_labels(self, teacher: TrainedTeacher) -> None:
         """Computes the teacher's soft labels over the images that trials see, with views and without."""
@@ -247,9 +336,9 @@ class _Search:
             return self.tuning.sizes[0]
         logger.info("The first trial, with the command's own settings, shows how many the time allows.")
         self._train({model: [0] for model in self.spaces}, self.ends[0])
-        self._write_scores()
+        self.write()
         left = self._seconds_left() + self.pace.rung_seconds(1, self.ends[0])  # this trial is one of them
-        return max(1, affordable_trials(MOST_COMBINATIONS, self.ends, 0, left, self.pace))
+        return max(1, affordable_trials(MOST_TRIALS, self.ends, 0, left, self.pace))
 
     def _size(self, rung: int, wanted: int) -> int:
         """Returns the number of trials of a rung: as many as wanted, or as the time allows.
@@ -277,10 +366,15 @@ class _Search:
 
     def _train_rung(self, rung: int, size: int) -> None:
         end = self.ends[rung]
-        logger.info(
-            f"Rung {rung + 1} of {len(self.ends)}, to epoch {end}: {size} trial{'s' * (size != 1)} of each "
-            f"of {', '.join(self.spaces)}."
-        )
+        if self.is_finite:
+            for model, points in self.points.items():
+                count = f"{len(points)} combinations, each" if len(points) > 1 else "no choice,"
+                logger.info(f"{model}: {count} trained to the end.")
+        else:
+            logger.info(
+                f"Rung {rung + 1} of {len(self.ends)}, to epoch {end}: {size} trial{'s' * (size != 1)} of "
+                f"each of {', '.join(self.spaces)}."
+            )
         going = {model: self._order(model, rung)[:size] for model in self.spaces}
         self._train(going, end)
         for model in self.spaces:
@@ -289,14 +383,7 @@ class _Search:
                     f"every trial of {model} has failed, because its loss became infinite or NaN. "
                     "Give lower values, such as --search lr=1e-4..1e-3."
                 )
-        self._write_scores()
-
-    def _write_scores(self) -> None:
-        """Writes tune.json after new scores, and says once that the teacher is behind the plain student."""
         self.write()
-        if (note := behind_text(self.tuning, self.lead)) and not self._is_behind:
-            self._is_behind = True
-            logger.info(note)
 
     def _order(self, model: Model, rung: int) -> list[int]:
         """Returns the trials that have finished the rungs before ``rung``, the best first."""

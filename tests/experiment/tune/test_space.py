@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.search_space import Space, spaces
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.tune.space import Space, spaces
 
 
 def space(model: Any = "student_kd", *searches: str, **settings: Any) -> Space:
@@ -99,13 +102,57 @@ def test_fewer_trials_are_the_first_of_more_and_the_seed_decides_them() -> None:
     assert len({tuple(point.items()) for point in points}) == 20
 
 
-def test_a_small_space_is_tried_whole() -> None:
-    tuned = space("student", "lr=0.001,0.003", "weight_decay=0,0.01")
-    points = tuned.points(27, seed=0)
-    assert len(points) == 4
-    assert {(point["lr"], point["weight_decay"]) for point in points} == {
-        (lr, decay) for lr in (0.001, 0.003) for decay in (0, 0.01)
+@given(
+    st.lists(st.floats(0.5, 100), min_size=2, max_size=4, unique=True),
+    st.lists(st.floats(0, 1), min_size=1, max_size=4),
+)
+def test_each_combination_of_listed_values_is_a_point_once(
+    temperatures: list[float], alphas: list[float]
+) -> None:
+    listed = {"temperature": temperatures, "alpha": alphas}
+    tuned = space("student_kd", *(f"{name}={','.join(map(repr, values))}" for name, values in listed.items()))
+    points = [(point["temperature"], point["alpha"]) for point in tuned.points(27, seed=0)]
+    assert points[0] == (4.0, 0.9)
+    assert len(points) == len(set(points))
+    assert set(points) == {points[0], *itertools.product(temperatures, alphas)}
+
+
+def test_listed_values_alone_are_the_whole_space() -> None:
+    by_model = spaces(FitConfig(with_hard_labels=True), ["alpha=0.5,0.9", "temperature=2"])
+    assert {model: list(space.dimensions) for model, space in by_model.items()} == {
+        "student_kd": ["temperature", "alpha"],
+        "student_hard": ["alpha"],
+        "student": [],
     }
+    assert by_model["student"].points(27, seed=0) == [{}]
+    assert "lr" in space("student_kd", "temperature=2").dimensions, "a fixed value is no list"
+    assert "lr" in space("student_kd", "temperature=2,4", "alpha=0.5..0.9").dimensions
+
+
+def test_more_combinations_than_trials_are_sampled() -> None:
+    tuned = space("student_kd", "temperature=1,2,3", "alpha=0.5,0.9")
+    assert tuned.combinations(6) is None, "the configuration itself is one more"
+    assert tuned.points(7, seed=0) == tuned.combinations(7)
+    points = tuned.points(6, seed=0)
+    assert points[:4] == tuned.points(4, seed=0)
+    assert len({tuple(point.items()) for point in points}) == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "searches", "digest"),
+    [
+        ("student_kd", [], "f4862c5c8aa9b4cc"),
+        ("student", [], "e9e8c82fcf01333b"),
+        ("student_ls", [], "ebd5e417060270e6"),
+        ("student_hard", [], "331a07d2ea59657b"),
+        ("student_kd", ["lr=1e-4..1e-2", "temperature=1,2,4"], "14e32601675405b0"),
+        ("student_hard", ["dkd.warmup=1..5"], "95b8b2368f4815ae"),
+    ],
+)
+def test_the_points_of_ranges_are_golden(model: Any, searches: list[str], digest: str) -> None:
+    config = FitConfig(with_label_smoothing=True, with_hard_labels=True, augment="shift=1", plugin=("dkd",))
+    points = json.dumps(spaces(config, searches)[model].points(60, seed=3))
+    assert hashlib.sha256(points.encode()).hexdigest()[:16] == digest
 
 
 def test_wide_ranges_are_sampled_on_a_log_scale_and_narrow_ones_evenly() -> None:
@@ -146,7 +193,7 @@ def test_a_plugin_in_a_file_is_named_by_its_class(tmp_path: Path) -> None:
         ("temperature", "'' is not a number; give values, such as"),
         ("temperature=", "'' is not a number"),
         ("temperature=hot", "'hot' is not a number"),
-        ("temperature=8..1", "8..1 is no range, because it does not rise"),
+        ("temperature=8..1", "8..1: the lower limit must be below the upper one"),
         ("temperature=0..8", "--temperature is 0.0: it must be above 0"),
         ("alpha=0.5..1.5", "--alpha is 1.5: it must be from 0 to 1"),
         ("lr=nan", "nan is not a finite number"),
