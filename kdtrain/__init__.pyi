@@ -13,6 +13,9 @@ from .callbacks import WeightDecay as WeightDecay
 from .callbacks.event_file_observer import EventFileObserver as EventFileObserver
 from .callbacks.features import FeatureLoss as FeatureLoss
 from .callbacks.features import FeatureMethod as FeatureMethod
+from .callbacks.plugins import PluginInfo as PluginInfo
+from .callbacks.plugins import list_plugins as list_plugins
+from .callbacks.plugins import load_plugin as load_plugin
 from .data.dataset import Dataset as Dataset
 from .data.loader import Batch as Batch
 from .data.loader import Loader as Loader
@@ -61,9 +64,6 @@ from .experiment.infer import infer as infer
 from .experiment.list_models import NetworkInfo as NetworkInfo
 from .experiment.list_models import list_models as list_models
 from .experiment.loaders import RunData as RunData
-from .experiment.plugin_loader import PluginInfo as PluginInfo
-from .experiment.plugin_loader import list_plugins as list_plugins
-from .experiment.plugin_loader import load_plugin as load_plugin
 from .experiment.recipe import Recipe as Recipe
 from .experiment.recipe import list_recipes as list_recipes
 from .experiment.result import TestedModel as TestedModel

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdtrain.callbacks.teacher_features import describe_size, reason_to_run
-from kdtrain.callbacks.teacher_logits import (
+from kdtrain.callbacks.teacher_outputs.cache import (
     PROOFS,
     AnswerCache,
     AnswerTables,

@@ -7,7 +7,7 @@ import resource
 import shutil
 from pathlib import Path
 
-from kdtrain.callbacks.teacher_logits import AnswerCache
+from kdtrain.callbacks.teacher_outputs.cache import AnswerCache
 from kdtrain.engine.teacher_network import Ensemble
 from kdtrain.errors import size_text
 

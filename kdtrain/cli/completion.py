@@ -9,9 +9,9 @@ from pathlib import Path
 
 import shtab
 
+from kdtrain.callbacks.plugins import list_plugins
 from kdtrain.cli.parser import COMMANDS, command_parser, top_parser
 from kdtrain.data.datasets import BUILT_IN
-from kdtrain.experiment.plugin_loader import list_plugins
 from kdtrain.experiment.recipe import NO_RECIPE, list_recipes
 from kdtrain.experiment.runs import SORTS
 from kdtrain.models.registry import ARCHITECTURES

@@ -8,8 +8,8 @@ import json
 import re
 from collections.abc import Sequence
 
+from kdtrain.callbacks.plugins import PluginInfo, list_plugins
 from kdtrain.cli.output import Output
-from kdtrain.experiment.plugin_loader import PluginInfo, list_plugins
 from kdtrain.report.table import Column, Table
 
 _TITLES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtrain.callbacks.teacher_logits import AnswerCache
+from kdtrain.callbacks.teacher_outputs.cache import AnswerCache
 from kdtrain.data.datasets import load_dataset
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import UsageError, unknown_name_message

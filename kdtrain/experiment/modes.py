@@ -20,6 +20,7 @@ from kdtrain.callbacks import (
     TensorBoard,
     WeightDecay,
 )
+from kdtrain.callbacks.plugins import load_plugin, replaces_soft_targets
 from kdtrain.data.augment_spec import mixes
 from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import Callback
@@ -27,7 +28,6 @@ from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import count_copies, count_training, count_validation
-from kdtrain.experiment.plugin_loader import load_plugin, replaces_soft_targets
 from kdtrain.report.comparison import Model
 from kdtrain.report.conditions import Conditions, Labels, Transfer
 from kdtrain.runtime import flow

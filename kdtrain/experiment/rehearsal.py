@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kdtrain.callbacks import DistillationCallback
+from kdtrain.callbacks.plugins import numeric_arguments
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Batch
 from kdtrain.engine.callback import CallbackList
@@ -16,7 +17,6 @@ from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import COMPARED, MODES, callbacks_for, controls_of
-from kdtrain.experiment.plugin_loader import numeric_arguments
 from kdtrain.experiment.teacher import TrainedTeacher
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow

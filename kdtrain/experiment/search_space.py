@@ -10,11 +10,11 @@ from typing import Any
 
 from scipy.stats import qmc
 
+from kdtrain.callbacks.plugins import load_plugin, numeric_arguments, plugin_name, with_arguments
 from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config
 from kdtrain.experiment.modes import COMPARED, MODES, controls_of
-from kdtrain.experiment.plugin_loader import load_plugin, numeric_arguments, plugin_name, with_arguments
 from kdtrain.report.comparison import Model
 from kdtrain.report.tuning import Value
 from kdtrain.runtime.limits import MOST_COMBINATIONS

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.callbacks.answer_files import AnswerFiles, Floats, Positions, Rows
-from kdtrain.callbacks.answer_table import AnswerTable, TableBuilder
+from kdtrain.callbacks.teacher_outputs.files import AnswerFiles, Floats, Positions, Rows
+from kdtrain.callbacks.teacher_outputs.table import AnswerTable, TableBuilder
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import check_weights, images_at_once
 from kdtrain.engine.recorder import Recorder, evaluating
@@ -50,7 +50,7 @@ def weights_fingerprint(model: flow.nn.Module) -> str:
 @functools.cache
 def code_version() -> str:
     """Returns the SHA-256 (hex) of the code of kdtrain that answers are computed by."""
-    package, parts = Path(__file__).parents[1], ("data", "engine", "models", "deploy")
+    package, parts = Path(__file__).parents[2], ("data", "engine", "models", "deploy")
     code = [path for part in parts for path in (package / part).rglob("*.py")]
     code += [package / "runtime/kernels.py", package / "runtime/onednn.py"]
     return hashlib.sha256(b"".join(read_bytes(path, _LARGEST_CODE) for path in sorted(code))).hexdigest()

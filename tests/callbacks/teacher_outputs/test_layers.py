@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from kdtrain import Callback, DistillationCallback, FeatureMethod, Loader, Recorder, Teacher, Trainer, flow
-from kdtrain.callbacks import answer_files, teacher_features, teacher_logits
-from kdtrain.callbacks.answer_files import AnswerFiles, Rows
-from kdtrain.callbacks.teacher_logits import AnswerCache, AnswerTables
+from kdtrain.callbacks import teacher_features
+from kdtrain.callbacks.teacher_outputs import cache as teacher_logits
+from kdtrain.callbacks.teacher_outputs import files as answer_files
+from kdtrain.callbacks.teacher_outputs.cache import AnswerCache, AnswerTables
+from kdtrain.callbacks.teacher_outputs.files import AnswerFiles, Rows
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.engine.teacher_network import Ensemble, InputConversion, InputForm, TeacherNetwork
 from kdtrain.models.registry import build_model
@@ -25,7 +27,7 @@ from plugins.fitnet import FitNet
 from plugins.pkt import Pkt
 from plugins.rkd import Rkd
 from plugins.similarity import Similarity
-from tests.callbacks.test_teacher_logits import IMAGES, Counted, loader_of
+from tests.callbacks.teacher_outputs.test_cache import IMAGES, Counted, loader_of
 from tests.engine.fits import Notes, mlp
 
 LAYERS = ("fc1", "fc2")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.callbacks.answer_files import Floats, Positions, Rows
+from kdtrain.callbacks.teacher_outputs.files import Floats, Positions, Rows
 from kdtrain.data.loader import Batch
 from kdtrain.runtime import flow
 

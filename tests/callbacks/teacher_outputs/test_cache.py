@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kdtrain import Loader, Teacher, build_model, flow, predict_logits
-from kdtrain.callbacks import teacher_logits
-from kdtrain.callbacks.answer_table import AnswerTable
-from kdtrain.callbacks.teacher_logits import AnswerCache, weights_fingerprint
+from kdtrain.callbacks.teacher_outputs import cache as teacher_logits
+from kdtrain.callbacks.teacher_outputs.cache import AnswerCache, weights_fingerprint
+from kdtrain.callbacks.teacher_outputs.table import AnswerTable
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Source
 from kdtrain.data.views import views
