@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.callbacks.teacher_features import describe_size, reason_to_run
 from kdtrain.callbacks.teacher_outputs.cache import (
     PROOFS,
-    AnswerCache,
-    AnswerTables,
+    OutputCache,
+    OutputTables,
     logit_table,
     outputs_agree,
     weights_fingerprint,
@@ -113,11 +112,11 @@ class DistillationCallback(Callback):
         return objective.blend("kd", soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
-        """Computes the teacher's answers about the training images, unless each epoch has new variants.
+        """Computes the teacher's outputs for the training images, unless each epoch has new variants.
 
         Raises:
-            CheckpointError: the teacher has another number of classes than the data; or it gives other
-                answers than at the begin of the run, which a change of its code does.
+            CheckpointError: the teacher has another number of classes than the data; or its outputs
+                are not those of the begin of the run, which a change of its code does.
         """
         self._fingerprint = weights_fingerprint(self.network)
         begun_with, self._probes = self._begun_with, self._probe(run.train)
@@ -126,7 +125,7 @@ class DistillationCallback(Callback):
         if begun_with and not outputs_agree(now, before):
             raise CheckpointError(
                 "the teacher is not the one that the run was begun with: its weights are the same, and its "
-                "answers are different. Put the first code of its network back, or start a new run."
+                "outputs are different. Put the first code of its network back, or start a new run."
             )
         if run.train.is_endless:
             self._check_classes(run.train)
@@ -135,11 +134,11 @@ class DistillationCallback(Callback):
                 f"about {self._minutes(run):.1f} minutes in all. With fixed ones (--views) it runs once."
             )
             return
-        self.answer(run.train, run.epochs)
+        self.compute_outputs(run.train, run.epochs)
         self._check_classes(run.train)
 
-    def answer(self, train: Loader, epochs: int) -> None:
-        """Computes the teacher's answers, or reads those that the cache has; the teacher then uses them.
+    def compute_outputs(self, train: Loader, epochs: int) -> None:
+        """Computes the teacher's outputs, or reads those that the cache has; the teacher then uses them.
 
         Args:
             train: the training images, as they are or in fixed variants.
@@ -164,7 +163,7 @@ class DistillationCallback(Callback):
             raise KdtrainError("the teacher's weights changed during the fit: the result cannot be trusted.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the fingerprint of the teacher's weights, and some of its answers."""
+        """Returns the fingerprint of the teacher's weights, and some of its outputs."""
         return {"teacher": self._fingerprint, "probes": self._probes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -195,17 +194,17 @@ class DistillationCallback(Callback):
         self._was_read = True
         return self.temperature
 
-    def _kept_layers(self, train: Loader, epochs: int) -> AnswerTables | None:
-        """Returns the teacher's answers if its layers are kept; logs why they are not, or what is new."""
+    def _kept_layers(self, train: Loader, epochs: int) -> OutputTables | None:
+        """Returns the teacher's outputs if its layers are kept; logs why they are not, or what is new."""
         if not self.teacher.layers:
             return None
-        cache = AnswerCache(self.teacher, train, self.cache_directory)
-        reason = reason_to_run(cache, epochs)
+        cache = OutputCache(self.teacher, train, self.cache_directory)
+        reason = cache.reason_to_run(epochs)
         if reason is not None:
             logger.info(f"The teacher runs at every step, which is slow: {reason}.")
             return None
         if cache.cost_of_layers(epochs)[0]:
-            logger.info(f"The teacher's layers are computed once and kept: {describe_size(cache, epochs)}.")
+            logger.info(f"The teacher's layers are computed once and kept: {cache.describe_layers(epochs)}.")
         return cache.tables(epochs)
 
     def _check_classes(self, train: Loader) -> None:
