@@ -10,6 +10,7 @@ from .callbacks import RunLog as RunLog
 from .callbacks import StopOnNonFinite as StopOnNonFinite
 from .callbacks import TensorBoard as TensorBoard
 from .callbacks import WeightDecay as WeightDecay
+from .callbacks.distillation import LogitMethod as LogitMethod
 from .callbacks.event_file_observer import EventFileObserver as EventFileObserver
 from .callbacks.features import FeatureLoss as FeatureLoss
 from .callbacks.features import FeatureMethod as FeatureMethod
@@ -88,6 +89,8 @@ from .runtime import flow as flow
 from .runtime.console import claim_terminal as claim_terminal
 from .runtime.files import write_text as write_text
 from .runtime.regular_files import read_text as read_text
+from .runtime.value_checks import at_least as at_least
+from .runtime.value_checks import positive as positive
 from .store.card import ModelCard as ModelCard
 from .store.card import model_card as model_card
 from .store.checkpoint import SavedModel as SavedModel

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kdtrain import EpochEnd, EventFileObserver, Reliability, Run, UsageError, predict_logits, reliability
+from kdtrain import EpochEnd, EventFileObserver, Reliability, Run, at_least, predict_logits, reliability
 
 
 class Calibration(EventFileObserver):
@@ -25,11 +25,8 @@ class Calibration(EventFileObserver):
     suffix = ".calibration"
 
     def __init__(self, bins: int = 15, every: int = 5) -> None:
-        for name, value in (("bins", bins), ("every", every)):
-            if value < 1:
-                raise UsageError(f"{name}={value}: it must be at least 1.")
-        self.bins = bins
-        self.every = every
+        self.bins = at_least("bins", bins, 1)
+        self.every = at_least("every", every, 1)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Measures the error; draws the diagram if it is due."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kdtrain import EpochEnd, EventFileObserver, Run, UsageError, predict_logits
+from kdtrain import EpochEnd, EventFileObserver, Run, at_least, predict_logits
 
 Image = npt.NDArray[np.uint8]
 _MOST_CLASSES = 30  # with more, their names cannot be read in the matrix
@@ -29,9 +29,7 @@ class Confusion(EventFileObserver):
     suffix = ".confusion"
 
     def __init__(self, every: int = 5) -> None:
-        if every < 1:
-            raise UsageError(f"every={every}: it must be at least 1.")
-        self.every = every
+        self.every = at_least("every", every, 1)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Draws if it is due."""

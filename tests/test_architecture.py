@@ -19,7 +19,7 @@ ROOMS = [
     *("engine", "report", "deploy", "callbacks", "experiment", "cli"),
 ]
 """Each may import those before it."""
-MOST_LINES = 400
+MOST_LINES = 500
 """Raise it for a longer file that holds one idea; split a file that holds two."""
 MOST_LINES_OF_A_FUNCTION = 40
 
@@ -153,7 +153,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 
 def test_public_names_are_there() -> None:
-    assert len(kdtrain.__all__) == 92
+    assert len(kdtrain.__all__) == 95
     for name in kdtrain.__all__:
         assert getattr(kdtrain, name) is not None
     with pytest.raises(AttributeError, match="Nonsense"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import weakref
 from collections.abc import Callable
@@ -21,16 +22,17 @@ from kdtrain.callbacks.teacher_outputs.cache import (
     weights_fingerprint,
 )
 from kdtrain.data.loader import Batch, Loader
-from kdtrain.engine.callback import Callback
+from kdtrain.engine.callback import Callback, NeedsTeacher
 from kdtrain.engine.events import FitEnd, Status
 from kdtrain.engine.losses import soft_target_loss
-from kdtrain.engine.objective import Objective
+from kdtrain.engine.objective import Objective, Weight
 from kdtrain.engine.predict import batch_logits
 from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
 from kdtrain.engine.teacher_network import GivenLogits, members_of
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.runtime import flow
+from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE, positive
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +80,15 @@ class DistillationCallback(Callback):
     def __init__(
         self,
         teacher: flow.nn.Module,
-        temperature: float = 4.0,
+        temperature: float = DEFAULT_TEMPERATURE,
         alpha: float = 0.9,
         *,
         cache_directory: Path | str | None = None,
     ) -> None:
-        if not 0.0 < temperature < float("inf"):
-            raise UsageError(f"temperature {temperature}: it must be above 0.")
         if not 0.0 <= alpha <= 1.0:
-            raise UsageError(f"alpha {alpha}: it must be from 0 to 1.")
+            raise UsageError(f"alpha={alpha}: it must be from 0 to 1.")
         self.network = teacher
-        self.temperature = temperature
+        self.temperature = positive("temperature", temperature)
         self.alpha = alpha
         self.cache_directory = None if cache_directory is None else Path(cache_directory)
         self._fingerprint = ""
@@ -221,3 +221,32 @@ class DistillationCallback(Callback):
         first, began = next(iter(run.train.epoch(1))), time.perf_counter()
         batch_logits(self.network, first)
         return (time.perf_counter() - began) * len(run.train) * (run.epochs - run.epoch) / 60
+
+
+class LogitMethod(NeedsTeacher):
+    """Puts a loss on logits in the place of the soft targets, under their weight.
+
+    A method overrides ``loss``. The term is named after the class: ``logit_std`` for ``LogitStd``.
+
+    Attributes:
+        weight: multiplies the loss; a number or a schedule, see ``Objective.add``.
+        teacher: the teacher, from ``configure`` on.
+    """
+
+    weight: Weight = 1.0
+    teacher: Teacher
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective with the method's term instead of ``kd``."""
+        self.teacher = objective.teacher
+        name = re.sub(r"\B([A-Z])", r"_\1", type(self).__name__).lower()
+        return objective.replace("kd", self.loss, rename=name, factor=self.weight)
+
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the loss of a batch: a float32 scalar, the mean over the images.
+
+        Args:
+            batch: images and labels, see ``Batch``.
+            output: the student's output, with its logits, (B, classes) float32.
+        """
+        raise NotImplementedError

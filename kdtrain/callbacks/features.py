@@ -12,6 +12,7 @@ from kdtrain.engine.recorder import Output, Recorder, Shape, Teacher
 from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError, size_text
 from kdtrain.runtime import flow
+from kdtrain.runtime.value_checks import positive
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +51,9 @@ class FeatureMethod(NeedsTeacher):
     _chosen = ""
 
     def __init__(self, student_layer: str = AUTO, teacher_layer: str = AUTO, weight: float = 1.0) -> None:
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer
-        self.weight = weight
+        self.weight = positive("weight", weight)
 
     def make_loss(self, student: Shape, teacher: Shape) -> FeatureLoss:
         """Returns the loss; every method overrides this.

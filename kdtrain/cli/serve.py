@@ -15,7 +15,7 @@ from kdtrain.cli.flags import check_flags
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
 from kdtrain.runtime.signals import raise_on_sigterm
-from kdtrain.runtime.value_checks import positive
+from kdtrain.runtime.value_checks import above_0
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port is {clipped(options.port)}: it must be from 0 (any that is free) to 65535.")
-    check_flags(options, rate=positive(_MOST_RATE), max_body=positive(_MOST_BODY))
+    check_flags(options, rate=above_0(_MOST_RATE), max_body=above_0(_MOST_BODY))
     for path in filter(None, (options.model, options.teacher)):
         if path.suffix == ".safetensors" and path.is_file():
             exported = path.with_suffix(".onnx")

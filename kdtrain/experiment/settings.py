@@ -34,8 +34,8 @@ from kdtrain.runtime.value_checks import (
     SEED,
     SHARE,
     STDS,
+    above_0,
     between,
-    positive,
 )
 
 MODE_CHOICES = ("teacher", "student_kd", "student", "compare")
@@ -87,7 +87,7 @@ class Settings:
     lr: float | None = training_setting(
         None,
         "highest learning rate; above 0; --optimizer alone brings its own [adam 0.003, adadelta 1, sgd 0.1]",
-        check=positive(MOST_NUMBER),
+        check=above_0(MOST_NUMBER),
         is_common=True,
     )
     schedule: str = training_setting(
@@ -104,7 +104,7 @@ class Settings:
         None,
         "largest norm of the gradient, above 0; longer gradients are shortened to it [no limit]",
         metavar="NORM",
-        check=positive(MOST_NUMBER),
+        check=above_0(MOST_NUMBER),
     )
     teacher_arch: str | None = teacher_setting(
         None,
@@ -129,7 +129,7 @@ class Settings:
         "weight, above 0, of a teacher in the mean; one for each --teacher-checkpoint, in their order "
         "(repeatable) [equal weights]",
         metavar="W",
-        check=positive(MOST_NUMBER),
+        check=above_0(MOST_NUMBER),
         max_values=limits.MOST_TEACHERS,
     )
     teacher_mean: tuple[str, ...] = teacher_setting(
@@ -191,7 +191,7 @@ class Settings:
         DEFAULT_TEMPERATURE,
         "temperature of the soft targets; above 0; it divides the logits of teacher and student",
         metavar="T",
-        check=positive(MOST_NUMBER),
+        check=above_0(MOST_NUMBER),
         is_common=True,
     )
     alpha: float = teacher_setting(
