@@ -68,7 +68,16 @@ def positive(name: str, value: float) -> float:
 
 
 def at_least(name: str, value: Number, low: Number) -> Number:
-    """Returns an argument of a callback, which must be finite and at least ``low``; see ``positive``."""
+    """Returns an argument of a callback, which must be finite and not below a limit.
+
+    Args:
+        name: the argument, for an error to begin with.
+        value: its value.
+        low: the limit.
+
+    Raises:
+        UsageError: the value is below the limit, infinite or NaN.
+    """
     if not low <= value < math.inf:
         raise UsageError(f"{name}={value}: it must be at least {low}.")
     return value
