@@ -10,9 +10,13 @@ from .callbacks import RunLog as RunLog
 from .callbacks import StopOnNonFinite as StopOnNonFinite
 from .callbacks import TensorBoard as TensorBoard
 from .callbacks import WeightDecay as WeightDecay
+from .callbacks.distillation import LogitMethod as LogitMethod
 from .callbacks.event_file_observer import EventFileObserver as EventFileObserver
 from .callbacks.features import FeatureLoss as FeatureLoss
 from .callbacks.features import FeatureMethod as FeatureMethod
+from .callbacks.plugins import PluginInfo as PluginInfo
+from .callbacks.plugins import list_plugins as list_plugins
+from .callbacks.plugins import load_plugin as load_plugin
 from .data.dataset import Dataset as Dataset
 from .data.loader import Batch as Batch
 from .data.loader import Loader as Loader
@@ -63,9 +67,6 @@ from .experiment.history.runs import list_runs as list_runs
 from .experiment.infer import Prediction as Prediction
 from .experiment.infer import infer as infer
 from .experiment.loaders import RunData as RunData
-from .experiment.plugin_loader import PluginInfo as PluginInfo
-from .experiment.plugin_loader import list_plugins as list_plugins
-from .experiment.plugin_loader import load_plugin as load_plugin
 from .experiment.result import TestedModel as TestedModel
 from .experiment.settings.config import FitConfig as FitConfig
 from .experiment.settings.recipe import Recipe as Recipe
@@ -88,6 +89,8 @@ from .runtime import flow as flow
 from .runtime.console import claim_terminal as claim_terminal
 from .runtime.files import write_text as write_text
 from .runtime.regular_files import read_text as read_text
+from .runtime.value_checks import at_least as at_least
+from .runtime.value_checks import positive as positive
 from .store.card import ModelCard as ModelCard
 from .store.card import model_card as model_card
 from .store.checkpoint import SavedModel as SavedModel

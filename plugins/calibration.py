@@ -7,7 +7,16 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kdtrain import EpochEnd, EventFileObserver, Reliability, Run, UsageError, predict_logits, reliability
+from kdtrain import (
+    EpochEnd,
+    EvalEnd,
+    EventFileObserver,
+    Reliability,
+    Run,
+    at_least,
+    predict_logits,
+    reliability,
+)
 
 
 class Calibration(EventFileObserver):
@@ -25,16 +34,22 @@ class Calibration(EventFileObserver):
     suffix = ".calibration"
 
     def __init__(self, bins: int = 15, every: int = 5) -> None:
-        for name, value in (("bins", bins), ("every", every)):
-            if value < 1:
-                raise UsageError(f"{name}={value}: it must be at least 1.")
-        self.bins = bins
-        self.every = every
+        self.bins = at_least("bins", bins, 1)
+        self.every = at_least("every", every, 1)
+
+    def on_fit_start(self, run: Run) -> None:
+        """Computes the logits of a resumed run's last epoch again, and opens the file."""
+        if run.resumed is not None:
+            self.logits = predict_logits(run.evaluated, run.validation)
+        super().on_fit_start(run)
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        """Keeps the logits, (N, C) float32."""
+        self.logits = event.logits
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Measures the error; draws the diagram if it is due."""
-        logits = predict_logits(run.evaluated, run.validation)
-        measured = reliability(logits, run.validation.targets, self.bins)
+        measured = reliability(self.logits, run.validation.targets, self.bins)
         self.add_scalars({"calibration/ece": measured.error}, event.step)
         if event.epoch % self.every == 0 or event.epoch == run.epochs or run.stop_reason:
             self.add_image("calibration/reliability", diagram(measured), event.step)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kdtrain import EpochEnd, EventFileObserver, Run, UsageError, predict_logits
+from kdtrain import EpochEnd, EvalEnd, EventFileObserver, Run, at_least, predict_logits
 
 Image = npt.NDArray[np.uint8]
 _MOST_CLASSES = 30  # with more, their names cannot be read in the matrix
@@ -29,17 +29,23 @@ class Confusion(EventFileObserver):
     suffix = ".confusion"
 
     def __init__(self, every: int = 5) -> None:
-        if every < 1:
-            raise UsageError(f"every={every}: it must be at least 1.")
-        self.every = every
+        self.every = at_least("every", every, 1)
+
+    def on_fit_start(self, run: Run) -> None:
+        """Computes the logits of a resumed run's last epoch again, and opens the file."""
+        if run.resumed is not None:
+            self.logits = predict_logits(run.evaluated, run.validation)
+        super().on_fit_start(run)
+
+    def on_eval(self, run: Run, event: EvalEnd) -> None:
+        """Keeps the logits, (N, C) float32."""
+        self.logits = event.logits
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Draws if it is due."""
-        if event.epoch % self.every and event.epoch != run.epochs and not run.stop_reason:
-            return
-        logits = predict_logits(run.evaluated, run.validation)
-        matrix = confusion_matrix(logits, run.validation.targets)
-        self.add_image("confusion/matrix", draw_matrix(matrix, run.validation.classes), event.step)
+        if event.epoch % self.every == 0 or event.epoch == run.epochs or run.stop_reason:
+            matrix = confusion_matrix(self.logits, run.validation.targets)
+            self.add_image("confusion/matrix", draw_matrix(matrix, run.validation.classes), event.step)
 
 
 def confusion_matrix(

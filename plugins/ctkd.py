@@ -15,8 +15,9 @@ from kdtrain import (
     Output,
     Run,
     Teacher,
-    UsageError,
+    at_least,
     flow,
+    positive,
 )
 
 F = flow.nn.functional
@@ -46,15 +47,9 @@ class Ctkd(NeedsTeacher):
     """
 
     def __init__(self, lowest: float = 1.0, span: float = 20.0, epochs: int = 10) -> None:
-        if not 0.0 < lowest < float("inf"):
-            raise UsageError(f"lowest={lowest}: it must be above 0.")
-        if not 0.0 < span < float("inf"):
-            raise UsageError(f"span={span}: it must be above 0.")
-        if epochs < 1:
-            raise UsageError(f"epochs={epochs}: it must be at least 1.")
-        self.lowest = lowest
-        self.span = span
-        self.epochs = epochs
+        self.lowest = positive("lowest", lowest)
+        self.span = positive("span", span)
+        self.epochs = at_least("epochs", epochs, 1)
         self.epochs_done = 0
 
     def configure(self, objective: Objective) -> Objective:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Batch, LogitMethod, Output, flow, positive
 
 _EPSILON = 1e-8
 
 
-class Dist(NeedsTeacher):
+class Dist(LogitMethod):
     """Makes the student's probabilities correlate with the teacher's, along rows and along columns.
 
     Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), section 4. Both correlations
@@ -23,17 +23,8 @@ class Dist(NeedsTeacher):
     """
 
     def __init__(self, weight: float = 2.0, temperature: float = 1.0) -> None:
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
-        if not 0.0 < temperature < float("inf"):
-            raise UsageError(f"temperature={temperature}: it must be above 0.")
-        self.weight = weight
-        self.temperature = temperature
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``dist`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="dist", factor=self.weight)
+        self.weight = positive("weight", weight)
+        self.temperature = positive("temperature", temperature)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the loss of ``dist_loss`` for a batch: a float32 scalar from 0 to 4 T^2."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Batch, LogitMethod, Output, UsageError, at_least, flow, positive
 
 F = flow.nn.functional
 
 
-class Dkd(NeedsTeacher):
+class Dkd(LogitMethod):
     """Weighs the teacher's probability of the label apart from those of the other classes.
 
     Zhao et al., "Decoupled Knowledge Distillation" (2022), sections 3.1 and 3.3; defaults and warm-up
@@ -26,19 +26,11 @@ class Dkd(NeedsTeacher):
     ) -> None:
         if not (min(alpha, beta) >= 0.0 and 0.0 < alpha + beta < float("inf")):
             raise UsageError(f"alpha={alpha}, beta={beta}: neither may be below 0, nor both be 0.")
-        if not 0.0 < temperature < float("inf"):
-            raise UsageError(f"temperature={temperature}: it must be above 0.")
-        if warmup < 0:
-            raise UsageError(f"warmup={warmup}: it must not be negative.")
         self.alpha = alpha
         self.beta = beta
-        self.temperature = temperature
-        self.warmup = warmup
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``dkd`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="dkd", factor=self.ramp)
+        self.temperature = positive("temperature", temperature)
+        self.warmup = at_least("warmup", warmup, 0)
+        self.weight = self.ramp
 
     def ramp(self, epochs_done: float) -> float:
         """Returns the fraction of the weight after ``epochs_done`` epochs: 1/warmup in the first epoch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdtrain import BatchEnd, EventFileObserver, Run, UsageError, flow
+from kdtrain import BatchEnd, EventFileObserver, Run, at_least, flow
 
 
 class GradNorm(EventFileObserver):
@@ -21,9 +21,7 @@ class GradNorm(EventFileObserver):
     suffix = ".grad_norm"
 
     def __init__(self, every: int = 50) -> None:
-        if every < 1:
-            raise UsageError(f"every={every}: it must be at least 1.")
-        self.every = every
+        self.every = at_least("every", every, 1)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Measures every few steps."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, flow
+from kdtrain import Batch, LogitMethod, Output, flow
 
 
-class HardLabels(NeedsTeacher):
+class HardLabels(LogitMethod):
     """Trains on the class that the teacher finds most probable, beside the label.
 
     Touvron et al., "Training data-efficient image transformers & distillation through attention" (DeiT,
@@ -13,11 +13,6 @@ class HardLabels(NeedsTeacher):
     replaces the soft targets, under their weight, which is ``--alpha``; the paper has ``--alpha 0.5``. There
     is no temperature.
     """
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``hard_labels`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="hard_labels")
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the mean cross-entropy against the teacher's classes: a float32 scalar, in nats per image.

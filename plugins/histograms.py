@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdtrain import EpochEnd, EventFileObserver, Run, UsageError
+from kdtrain import EpochEnd, EventFileObserver, Run, at_least
 
 
 class Histograms(EventFileObserver):
@@ -17,9 +17,7 @@ class Histograms(EventFileObserver):
     suffix = ".histograms"
 
     def __init__(self, every: int = 5) -> None:
-        if every < 1:
-            raise UsageError(f"every={every}: it must be at least 1.")
-        self.every = every
+        self.every = at_least("every", every, 1)
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Writes the histograms if they are due."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Batch, LogitMethod, Output, flow, positive
 
 
-class LogitMse(NeedsTeacher):
+class LogitMse(LogitMethod):
     """Moves the student's logits to the teacher's, up to a constant per image.
 
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.1: the limit
@@ -17,14 +17,7 @@ class LogitMse(NeedsTeacher):
     """
 
     def __init__(self, weight: float = 1.0) -> None:
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
-        self.weight = weight
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``logit_mse`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="logit_mse", factor=self.weight)
+        self.weight = positive("weight", weight)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns half the squared distance of centred logits per class: a float32 scalar.

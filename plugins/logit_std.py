@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow, soft_target_loss
+from kdtrain import Batch, LogitMethod, Output, flow, positive, soft_target_loss
 
 _EPSILON = 1e-7
 
 
-class LogitStd(NeedsTeacher):
+class LogitStd(LogitMethod):
     """Standardises each image's logits, the student's and the teacher's, before the softmax.
 
     Sun et al., "Logit Standardization in Knowledge Distillation" (2024), algorithm 1. The defaults, with
@@ -22,17 +22,8 @@ class LogitStd(NeedsTeacher):
     """
 
     def __init__(self, temperature: float = 2.0, weight: float = 10.0) -> None:
-        if not 0.0 < temperature < float("inf"):
-            raise UsageError(f"temperature={temperature}: it must be above 0.")
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
-        self.temperature = temperature
-        self.weight = weight
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``logit_std`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="logit_std", factor=self.weight)
+        self.temperature = positive("temperature", temperature)
+        self.weight = positive("weight", weight)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns ``soft_target_loss`` of standardised logits: a float32 scalar, in nats times T^2."""

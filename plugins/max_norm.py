@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdtrain import Callback, Objective, UsageError, flow
+from kdtrain import Callback, Objective, flow, positive
 
 
 class MaxNorm(Callback):
@@ -19,9 +19,7 @@ class MaxNorm(Callback):
     """
 
     def __init__(self, limit: float = 3.0) -> None:
-        if not 0.0 < limit < float("inf"):
-            raise UsageError(f"limit={limit}: it must be above 0, and finite.")
-        self.limit = limit
+        self.limit = positive("limit", limit)
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective under the constraint."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Batch, LogitMethod, Output, flow, positive
 
 F = flow.nn.functional
 
 
-class Nkd(NeedsTeacher):
+class Nkd(LogitMethod):
     """Weighs the label's loss by the teacher's probability of it, and compares the other classes' shares.
 
     Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
@@ -23,17 +23,8 @@ class Nkd(NeedsTeacher):
     """
 
     def __init__(self, gamma: float = 1.5, temperature: float = 1.0) -> None:
-        if not 0.0 < gamma < float("inf"):
-            raise UsageError(f"gamma={gamma}: it must be above 0.")
-        if not 0.0 < temperature < float("inf"):
-            raise UsageError(f"temperature={temperature}: it must be above 0.")
-        self.gamma = gamma
-        self.temperature = temperature
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``nkd`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="nkd")
+        self.gamma = positive("gamma", gamma)
+        self.temperature = positive("temperature", temperature)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the mean of ``nkd_losses`` over the images: a float32 scalar, in nats."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Batch, LogitMethod, Output, flow, positive
 
 F = flow.nn.functional
 
 _EPSILON = 1e-7
 
 
-class NormKd(NeedsTeacher):
+class NormKd(LogitMethod):
     """Softens each image's logits by a temperature in proportion to their standard deviation.
 
     Chi et al., "NormKD: Normalized Logits for Knowledge Distillation" (2023, arXiv:2308.00520). Student and
@@ -25,14 +25,7 @@ class NormKd(NeedsTeacher):
     """
 
     def __init__(self, temperature: float = 2.0) -> None:
-        if not 0.0 < temperature < float("inf"):
-            raise UsageError(f"temperature={temperature}: it must be above 0.")
-        self.temperature = temperature
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``norm_kd`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="norm_kd")
+        self.temperature = positive("temperature", temperature)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the loss of ``norm_kd_loss`` for a batch: a float32 scalar, in nats times T^2."""

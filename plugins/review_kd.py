@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdtrain import Batch, Conv2d, NeedsTeacher, Objective, Output, Recorder, Shape, Teacher, UsageError, flow
+from kdtrain import (
+    Batch,
+    Conv2d,
+    NeedsTeacher,
+    Objective,
+    Output,
+    Recorder,
+    Shape,
+    Teacher,
+    UsageError,
+    at_least,
+    flow,
+    positive,
+)
 
 F = flow.nn.functional
 
@@ -41,12 +54,8 @@ class ReviewKd(NeedsTeacher):
                 f"student_layers={student_layers}, teacher_layers={teacher_layers}: give the same number of "
                 "names, at least 2, with + between them."
             )
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
-        if warmup < 0:
-            raise UsageError(f"warmup={warmup}: it must not be negative.")
-        self.weight = weight
-        self.warmup = warmup
+        self.weight = positive("weight", weight)
+        self.warmup = at_least("warmup", warmup, 0)
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective with the term ``review_kd``.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdtrain import Conv2d, FeatureLoss, FeatureMethod, Objective, Shape, Teacher, UsageError, flow
+from kdtrain import Conv2d, FeatureLoss, FeatureMethod, Objective, Shape, Teacher, UsageError, at_least, flow
 
 F = flow.nn.functional
 
@@ -46,9 +46,7 @@ class Srrl(FeatureMethod):
         judge: float = 1.0,
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
-        if not 0.0 <= judge < float("inf"):
-            raise UsageError(f"judge={judge}: it must be 0 or more.")
-        self.judge = judge
+        self.judge = at_least("judge", judge, 0.0)
 
     def configure(self, objective: Objective) -> Objective:
         """Returns the objective with the loss as one more term.

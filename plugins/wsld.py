@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Batch, LogitMethod, Output, flow, positive
 
 F = flow.nn.functional
 
 _EPSILON = 1e-7
 
 
-class Wsld(NeedsTeacher):
+class Wsld(LogitMethod):
     """Weighs each image's soft targets by the losses that student and teacher have on its label.
 
     Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective"
@@ -26,17 +26,8 @@ class Wsld(NeedsTeacher):
     """
 
     def __init__(self, temperature: float = 4.0, weight: float = 2.25) -> None:
-        if not 0.0 < temperature < float("inf"):
-            raise UsageError(f"temperature={temperature}: it must be above 0.")
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
-        self.temperature = temperature
-        self.weight = weight
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``wsld`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="wsld", factor=self.weight)
+        self.temperature = positive("temperature", temperature)
+        self.weight = positive("weight", weight)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the weighted mean over the images: a float32 scalar, in nats times T^2."""

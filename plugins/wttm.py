@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kdtrain import Batch, NeedsTeacher, Objective, Output, UsageError, flow
+from kdtrain import Batch, LogitMethod, Output, UsageError, flow, positive
 
 F = flow.nn.functional
 
 
-class Wttm(NeedsTeacher):
+class Wttm(LogitMethod):
     """Softens the teacher's probabilities only, and gives images with softer ones more weight.
 
     Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching" (ICLR 2024), section 4, its
@@ -25,15 +25,8 @@ class Wttm(NeedsTeacher):
     def __init__(self, gamma: float = 0.2, weight: float = 4.0) -> None:
         if not 0.0 < gamma <= 1.0:
             raise UsageError(f"gamma={gamma}: it must be above 0 and at most 1.")
-        if not 0.0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: it must be above 0.")
         self.gamma = gamma
-        self.weight = weight
-
-    def configure(self, objective: Objective) -> Objective:
-        """Returns the objective with the term ``wttm`` instead of ``kd``."""
-        self.teacher = objective.teacher
-        return objective.replace("kd", self.loss, rename="wttm", factor=self.weight)
+        self.weight = positive("weight", weight)
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:
         """Returns the loss of ``wttm_loss`` for a batch: a float32 scalar, in nats."""

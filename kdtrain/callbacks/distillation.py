@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import weakref
 from collections.abc import Callable
@@ -12,26 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.callbacks.teacher_features import describe_size, reason_to_run
-from kdtrain.callbacks.teacher_logits import (
+from kdtrain.callbacks.teacher_outputs.cache import (
     PROOFS,
-    AnswerCache,
-    AnswerTables,
+    OutputCache,
+    OutputTables,
     logit_table,
     outputs_agree,
     weights_fingerprint,
 )
 from kdtrain.data.loader import Batch, Loader
-from kdtrain.engine.callback import Callback
+from kdtrain.engine.callback import Callback, NeedsTeacher
 from kdtrain.engine.events import FitEnd, Status
 from kdtrain.engine.losses import soft_target_loss
-from kdtrain.engine.objective import Objective
+from kdtrain.engine.objective import Objective, Weight
 from kdtrain.engine.predict import batch_logits
 from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
 from kdtrain.engine.teacher_network import GivenLogits, members_of
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.runtime import flow
+from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE, positive
 
 logger = logging.getLogger(__name__)
 
@@ -79,17 +80,15 @@ class DistillationCallback(Callback):
     def __init__(
         self,
         teacher: flow.nn.Module,
-        temperature: float = 4.0,
+        temperature: float = DEFAULT_TEMPERATURE,
         alpha: float = 0.9,
         *,
         cache_directory: Path | str | None = None,
     ) -> None:
-        if not 0.0 < temperature < float("inf"):
-            raise UsageError(f"temperature {temperature}: it must be above 0.")
         if not 0.0 <= alpha <= 1.0:
-            raise UsageError(f"alpha {alpha}: it must be from 0 to 1.")
+            raise UsageError(f"alpha={alpha}: it must be from 0 to 1.")
         self.network = teacher
-        self.temperature = temperature
+        self.temperature = positive("temperature", temperature)
         self.alpha = alpha
         self.cache_directory = None if cache_directory is None else Path(cache_directory)
         self._fingerprint = ""
@@ -113,11 +112,11 @@ class DistillationCallback(Callback):
         return objective.blend("kd", soft_targets, weight=self.alpha)
 
     def on_fit_start(self, run: Run) -> None:
-        """Computes the teacher's answers about the training images, unless each epoch has new variants.
+        """Computes the teacher's outputs for the training images, unless each epoch has new variants.
 
         Raises:
-            CheckpointError: the teacher has another number of classes than the data; or it gives other
-                answers than at the begin of the run, which a change of its code does.
+            CheckpointError: the teacher has another number of classes than the data; or its outputs
+                are not those of the begin of the run, which a change of its code does.
         """
         self._fingerprint = weights_fingerprint(self.network)
         begun_with, self._probes = self._begun_with, self._probe(run.train)
@@ -126,7 +125,7 @@ class DistillationCallback(Callback):
         if begun_with and not outputs_agree(now, before):
             raise CheckpointError(
                 "the teacher is not the one that the run was begun with: its weights are the same, and its "
-                "answers are different. Put the first code of its network back, or start a new run."
+                "outputs are different. Put the first code of its network back, or start a new run."
             )
         if run.train.is_endless:
             self._check_classes(run.train)
@@ -135,11 +134,11 @@ class DistillationCallback(Callback):
                 f"about {self._minutes(run):.1f} minutes in all. With fixed ones (--views) it runs once."
             )
             return
-        self.answer(run.train, run.epochs)
+        self.compute_outputs(run.train, run.epochs)
         self._check_classes(run.train)
 
-    def answer(self, train: Loader, epochs: int) -> None:
-        """Computes the teacher's answers, or reads those that the cache has; the teacher then uses them.
+    def compute_outputs(self, train: Loader, epochs: int) -> None:
+        """Computes the teacher's outputs, or reads those that the cache has; the teacher then uses them.
 
         Args:
             train: the training images, as they are or in fixed variants.
@@ -164,7 +163,7 @@ class DistillationCallback(Callback):
             raise KdtrainError("the teacher's weights changed during the fit: the result cannot be trusted.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the fingerprint of the teacher's weights, and some of its answers."""
+        """Returns the fingerprint of the teacher's weights, and some of its outputs."""
         return {"teacher": self._fingerprint, "probes": self._probes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -195,17 +194,17 @@ class DistillationCallback(Callback):
         self._was_read = True
         return self.temperature
 
-    def _kept_layers(self, train: Loader, epochs: int) -> AnswerTables | None:
-        """Returns the teacher's answers if its layers are kept; logs why they are not, or what is new."""
+    def _kept_layers(self, train: Loader, epochs: int) -> OutputTables | None:
+        """Returns the teacher's outputs if its layers are kept; logs why they are not, or what is new."""
         if not self.teacher.layers:
             return None
-        cache = AnswerCache(self.teacher, train, self.cache_directory)
-        reason = reason_to_run(cache, epochs)
+        cache = OutputCache(self.teacher, train, self.cache_directory)
+        reason = cache.reason_to_run(epochs)
         if reason is not None:
             logger.info(f"The teacher runs at every step, which is slow: {reason}.")
             return None
         if cache.cost_of_layers(epochs)[0]:
-            logger.info(f"The teacher's layers are computed once and kept: {describe_size(cache, epochs)}.")
+            logger.info(f"The teacher's layers are computed once and kept: {cache.describe_layers(epochs)}.")
         return cache.tables(epochs)
 
     def _check_classes(self, train: Loader) -> None:
@@ -222,3 +221,32 @@ class DistillationCallback(Callback):
         first, began = next(iter(run.train.epoch(1))), time.perf_counter()
         batch_logits(self.network, first)
         return (time.perf_counter() - began) * len(run.train) * (run.epochs - run.epoch) / 60
+
+
+class LogitMethod(NeedsTeacher):
+    """Puts a loss on logits in the place of the soft targets, under their weight.
+
+    A method overrides ``loss``. The term is named after the class: ``logit_std`` for ``LogitStd``.
+
+    Attributes:
+        weight: multiplies the loss; a number or a schedule, see ``Objective.add``.
+        teacher: the teacher, from ``configure`` on.
+    """
+
+    weight: Weight = 1.0
+    teacher: Teacher
+
+    def configure(self, objective: Objective) -> Objective:
+        """Returns the objective with the method's term instead of ``kd``."""
+        self.teacher = objective.teacher
+        name = re.sub(r"\B([A-Z])", r"_\1", type(self).__name__).lower()
+        return objective.replace("kd", self.loss, rename=name, factor=self.weight)
+
+    def loss(self, batch: Batch, output: Output) -> flow.Tensor:
+        """Returns the loss of a batch: a float32 scalar, the mean over the images.
+
+        Args:
+            batch: images and labels, see ``Batch``.
+            output: the student's output, with its logits, (B, classes) float32.
+        """
+        raise NotImplementedError

@@ -73,8 +73,8 @@ def _add_values(parser: argparse.ArgumentParser) -> None:
 def _names() -> dict[str, list[str]]:
     """Returns the names that there are for the values of some settings, by setting."""
     with defer_signals():  # an interrupted import may come out as another error
+        from kdtrain.callbacks.plugins import list_plugins
         from kdtrain.data.datasets import BUILT_IN
-        from kdtrain.experiment.plugin_loader import list_plugins
         from kdtrain.models.registry import ARCHITECTURES
     networks = list(ARCHITECTURES)
     return {

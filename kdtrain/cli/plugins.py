@@ -9,13 +9,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kdtrain.callbacks.plugins import PluginInfo
 from kdtrain.cli.flags import json_flag
 from kdtrain.cli.output import Output
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.signals import defer_signals
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
-    from kdtrain.experiment.plugin_loader import PluginInfo
+    from kdtrain.callbacks.plugins import PluginInfo
 
 _TITLES = {
     "soft targets": "Methods that replace the soft targets",
@@ -34,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Lists the callbacks that can be plugged in, by kind, with their options."""
     with defer_signals():  # an interrupted import may come out as another error
-        from kdtrain.experiment.plugin_loader import list_plugins
+        from kdtrain.callbacks.plugins import list_plugins
     plugins = list_plugins()
     if options.json:
         print(json.dumps([dataclasses.asdict(plugin) for plugin in plugins], indent=2))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kdtrain.cli.flags import number, whole_number
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
 from kdtrain.runtime.signals import raise_on_sigterm
-from kdtrain.runtime.value_checks import check_value, positive
+from kdtrain.runtime.value_checks import above_0, check_value
 
 if TYPE_CHECKING:  # the help needs this file, but no NumPy
     from kdtrain.deploy.onnx_model import OnnxModel
@@ -104,8 +104,8 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port is {clipped(options.port)}: it must be from 0 (any that is free) to 65535.")
-    check_value("--rate", options.rate, positive(_MOST_RATE), float)
-    check_value("--max-body", options.max_body, positive(_MOST_BODY), float)
+    check_value("--rate", options.rate, above_0(_MOST_RATE), float)
+    check_value("--max-body", options.max_body, above_0(_MOST_BODY), float)
     for path in filter(None, (options.model, options.teacher)):
         if path.suffix == ".safetensors" and path.is_file():
             exported = path.with_suffix(".onnx")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtrain.callbacks.teacher_logits import AnswerCache
+from kdtrain.callbacks.teacher_outputs.cache import OutputCache
 from kdtrain.data.datasets import load_dataset
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import UsageError, unknown_name_message
@@ -125,6 +125,6 @@ def _shift_by_teacher(
     if by == "validation":
         teacher_logits = predict_logits(teacher, data.validation)
         return shift_by_teacher(predict_logits(student, data.validation), teacher_logits, classes)
-    teacher_logits = AnswerCache(teacher, data.train, logit_cache(config)).plain()
+    teacher_logits = OutputCache(teacher, data.train, logit_cache(config)).plain()
     student_logits = predict_logits(student, data.train, description="transfer set")
     return shift_by_teacher(student_logits, teacher_logits, classes)

@@ -27,7 +27,7 @@ from kdtrain.report.prediction import ORIGINAL_PIXELS, percent, prediction_figur
 from kdtrain.report.style import save_figure
 from kdtrain.runtime.locations import missing_path_text, short_name
 from kdtrain.runtime.oneflow import resolve_device
-from kdtrain.runtime.value_checks import MOST_NUMBER, check_value, positive
+from kdtrain.runtime.value_checks import MOST_NUMBER, above_0, check_value
 from kdtrain.store.card import ModelCard
 
 
@@ -194,7 +194,7 @@ def check_images(images: Sequence[Path | str], picture_index: int | None, temper
     if (picture_index is None) == (not images):
         raise UsageError("name image files, or an image of the test set with --picture-index N.")
     if temperature is not None:
-        check_value("--temperature", temperature, positive(MOST_NUMBER), float)
+        check_value("--temperature", temperature, above_0(MOST_NUMBER), float)
 
 
 def image_files(images: Sequence[Path | str]) -> list[Path]:

@@ -20,13 +20,13 @@ from kdtrain.callbacks import (
     TensorBoard,
     WeightDecay,
 )
+from kdtrain.callbacks.plugins import load_plugin, replaces_soft_targets
 from kdtrain.data.augment_spec import mixes
 from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.loaders import count_copies, count_training, count_validation
-from kdtrain.experiment.plugin_loader import load_plugin, replaces_soft_targets
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.report.conditions import Conditions, Labels, Transfer
 from kdtrain.runtime import flow

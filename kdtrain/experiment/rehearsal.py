@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from kdtrain.callbacks import DistillationCallback
+from kdtrain.callbacks.plugins import numeric_arguments
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Batch
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
 from kdtrain.experiment.modes import MODES, callbacks_for, controls_of
-from kdtrain.experiment.plugin_loader import numeric_arguments
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.find import TrainedTeacher
 from kdtrain.models.registry import build_model

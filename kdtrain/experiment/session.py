@@ -215,7 +215,7 @@ class Session:
             distillation = configured_distillation(config, arch, self.dataset, network, self.device)
             for seed in seeds:
                 train = training_loader(self.dataset, config, "student", seed, self.device, self.ranks)
-                distillation.answer(train, config.epochs_for("student"))
+                distillation.compute_outputs(train, config.epochs_for("student"))
 
         if config.augment_for("student") != "none" and config.views == 0:
             return []

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from kdtrain.errors import UsageError, clipped
 from kdtrain.runtime.limits import LARGEST_SEED, MOST_EPOCHS, MOST_IMAGES
 
 Check = tuple[Callable[[Any], bool], str]
 """A predicate, and what an error says that the value must be."""
+
+Number = TypeVar("Number", int, float)
 
 _NAMES = {int: "whole number", float: "number"}
 
@@ -26,7 +28,7 @@ def between(low: int, high: int) -> Check:
     return lambda value: low <= value <= high, f"must be from {low:,} to {high:,}"
 
 
-def positive(high: float) -> Check:
+def above_0(high: float) -> Check:
     """Returns the check of a number above 0 and up to ``high``."""
     return lambda value: 0 < value <= high, f"must be above 0, and at most {high:,.0f}"
 
@@ -48,6 +50,37 @@ def check_value(flag: str, value: Any, check: Check, kind: type = int) -> None:
         raise UsageError(f"{flag} is {clipped(value, repr)}: it must be a {_NAMES[kind]}.")
     if not is_allowed(value):
         raise UsageError(f"{flag} is {clipped(value)}: it {demand}.")
+
+
+def positive(name: str, value: float) -> float:
+    """Returns an argument of a callback, which must be above 0 and finite.
+
+    Args:
+        name: the argument, for an error to begin with.
+        value: its value.
+
+    Raises:
+        UsageError: the value is 0 or less, infinite or NaN.
+    """
+    if not 0.0 < value < math.inf:
+        raise UsageError(f"{name}={value}: it must be above 0, and finite.")
+    return value
+
+
+def at_least(name: str, value: Number, low: Number) -> Number:
+    """Returns an argument of a callback, which must be finite and not below a limit.
+
+    Args:
+        name: the argument, for an error to begin with.
+        value: its value.
+        low: the limit.
+
+    Raises:
+        UsageError: the value is below the limit, infinite or NaN.
+    """
+    if not low <= value < math.inf:
+        raise UsageError(f"{name}={value}: it must be at least {low}.")
+    return value
 
 
 DEVICES = ("auto", "cpu", "cuda")

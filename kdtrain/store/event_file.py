@@ -25,7 +25,9 @@ class EventFile:
     disk the thread ends with a traceback, and the next events block for ever.
 
     The directory of a resumed run holds a file already, perhaps with points of an epoch that is now
-    repeated. The new file copies the points before that epoch, and replaces the old file.
+    repeated. The new file copies the points before that epoch, and replaces the old file. A
+    ``SessionLog.START`` event, by which TensorBoard drops later points, would do so with the points of all
+    files in the directory, also of those that the resumed run has written just before.
 
     Args:
         directory: the folder of the file; TensorBoard shows it as the run.
@@ -111,42 +113,31 @@ class EventFile:
 
 
 def _events(file: Path) -> Iterator[tuple[Any, bytes]]:
-    """Yields a file's events, each with its record.
+    """Yields a file's events, each with its record, up to the first record that is damaged or cut off.
 
     Raises:
-        KdtrainError: the file cannot be read, or a record is no event.
+        KdtrainError: the file cannot be read, is larger than 256 MiB, or a record is no event.
     """
     from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
     try:
-        for record in _records_in(file):
-            yield Event.FromString(record), record
+        with open_regular(file, _LARGEST) as opened:
+            left = os.fstat(opened.fileno()).st_size
+            while left >= _HEAD + _FOOT:
+                head = opened.read(_HEAD)
+                length, check = struct.unpack("<QI", head)
+                left -= _HEAD + length + _FOOT
+                if left < 0 or check != masked_crc32c(head[:8]):
+                    return
+                record = opened.read(length)
+                if opened.read(_FOOT) != struct.pack("<I", masked_crc32c(record)):
+                    return
+                yield Event.FromString(record), record
     except (OSError, DecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise KdtrainError(f"{file} cannot be read: {reason}. Move it away.") from error
-
-
-def _records_in(path: Path) -> Iterator[bytes]:
-    """Yields the content of each record, up to the first that is damaged or cut off.
-
-    Raises:
-        OSError: the file cannot be read, is no regular file, or is larger than 256 MiB.
-    """
-    from tensorboardX.record_writer import masked_crc32c
-
-    with open_regular(path, _LARGEST) as file:
-        left = os.fstat(file.fileno()).st_size
-        while left >= _HEAD + _FOOT:
-            head = file.read(_HEAD)
-            length, check = struct.unpack("<QI", head)
-            left -= _HEAD + length + _FOOT
-            if left < 0 or check != masked_crc32c(head[:8]):
-                return
-            record = file.read(length)
-            if file.read(_FOOT) != struct.pack("<I", masked_crc32c(record)):
-                return
-            yield record
 
 
 def _suffix(path: Path) -> str:

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from kdtrain.callbacks.checkpoint import Checkpoint
 from kdtrain.callbacks.early_stopping import EarlyStopping
+from kdtrain.callbacks.plugins import load_plugin
 from kdtrain.data import cifar
 from kdtrain.data.idx import read_idx
 from kdtrain.data.images.digit_photo import to_mnist
@@ -27,7 +28,6 @@ from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.resume import load_state, save_state
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.experiment.settings.load import load_config, resumed_config
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import Weights, fingerprint, load_model

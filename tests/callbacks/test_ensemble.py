@@ -77,7 +77,7 @@ def test_other_weights_ask_no_teacher_again(train: Loader, validation: Loader, t
         Trainer(mlp(), SGD, [callback]).fit(train, validation, epochs=1, directory=tmp_path)
         counts.append(sum(asked))
         asked.clear()
-    few = 2 * 16  # by which a resumed run recognises the teacher, or by which kept answers are proved
+    few = 2 * 16  # by which a resumed run recognises the teacher, or by which kept outputs are proved
     assert counts == [2 * train.num_images + few, 2 * few]
     for member, weights_before in zip(members, before, strict=True):
         assert all(np.array_equal(weights_before[name], array) for name, array in snapshot(member).items())

@@ -50,8 +50,8 @@ class TensorBoard:
         self.address = address
 
     def raw(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"{self.address}data/{path}", timeout=30) as answer:
-            content: bytes = answer.read()
+        with urllib.request.urlopen(f"{self.address}data/{path}", timeout=30) as response:
+            content: bytes = response.read()
         return content
 
     def get(self, path: str, **query: str) -> Any:
@@ -61,8 +61,8 @@ class TensorBoard:
         request = urllib.request.Request(
             f"{self.address}data/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.loads(response.read())
 
     def has_read_everything(self) -> bool:
         scalars = self.get("plugin/scalars/tags")

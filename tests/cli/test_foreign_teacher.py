@@ -115,7 +115,7 @@ def test_the_answers_of_an_onnx_file_are_kept(
         assert len(files_in(cache)) == 2
     done = call_kdtrain(*flags, *onnx[:2], "--teacher-mean", "0.2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(files_in(cache)) == 4, "another normalisation has other answers"
+    assert len(files_in(cache)) == 4, "another normalisation has other outputs"
 
 
 @pytest.mark.parametrize("name", ["keras.onnx", "sklearn.onnx"])

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.cells import cell_len
 from rich.console import RenderableType
 
+from kdtrain.callbacks.plugins import list_plugins
 from kdtrain.cli.doctor import Check, report
 from kdtrain.cli.infer import class_table
 from kdtrain.cli.models import networks_table
@@ -27,7 +28,6 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.deploy.benchmark import run_benchmark
 from kdtrain.deploy.benchmark_table import benchmark_table
 from kdtrain.deploy.oneflow_model import OneFlowModel
-from kdtrain.experiment.plugin_loader import list_plugins
 from kdtrain.experiment.settings.recipe import recipe_names
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.list_models import NetworkInfo

@@ -19,9 +19,9 @@ import tomli
 from PIL import Image
 
 from kdtrain import KdtrainError, Loader, Status, Trainer, UsageError, flow
+from kdtrain.callbacks.plugins import GROUP, load_plugin
 from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import HOOKS, Callback
-from kdtrain.experiment.plugin_loader import GROUP, load_plugin
 from kdtrain.models.registry import ARCHITECTURES
 from tests.cli.conftest import CallKdtrain, Finished, run
 from tests.deploy.serve.conftest import serve

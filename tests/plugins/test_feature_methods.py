@@ -311,7 +311,7 @@ def test_a_method_adds_a_term_that_trains_the_student_and_runs_the_teacher_once(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_wrong_layer_name_is_answered_with_those_that_there_are(name: str) -> None:
+def test_the_error_about_a_wrong_layer_name_lists_those_that_there_are(name: str) -> None:
     there = "there are: conv1, conv2, fc1, fc2, unused."
     plugin, networks = NAMES[name], (Convolutional(2), Convolutional(3))
     with pytest.raises(UsageError) as wrong:

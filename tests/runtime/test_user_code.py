@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kdtrain.callbacks.plugins import load_plugin
 from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.experiment.plugin_loader import load_plugin
 from kdtrain.models.registry import build_model
 from kdtrain.runtime.user_code import load_callable
 

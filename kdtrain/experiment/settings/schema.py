@@ -27,8 +27,8 @@ from kdtrain.runtime.value_checks import (
     SHARE,
     STDS,
     Check,
+    above_0,
     between,
-    positive,
 )
 from kdtrain.store.record import FIT_MODES
 
@@ -153,7 +153,7 @@ class Settings:
     lr: float | None = _training_setting(
         None,
         "highest learning rate; above 0; --optimizer alone brings its own [adam 0.003, adadelta 1, sgd 0.1]",
-        check=positive(MOST_NUMBER),
+        check=above_0(MOST_NUMBER),
         is_common=True,
     )
     schedule: str = _training_setting(
@@ -170,7 +170,7 @@ class Settings:
         None,
         "largest norm of the gradient, above 0; longer gradients are shortened to it [no limit]",
         metavar="NORM",
-        check=positive(MOST_NUMBER),
+        check=above_0(MOST_NUMBER),
     )
     teacher_arch: str | None = _teacher_setting(
         None,
@@ -195,7 +195,7 @@ class Settings:
         "weight, above 0, of a teacher in the mean; one for each --teacher-checkpoint, in their order "
         "(repeatable) [equal weights]",
         metavar="W",
-        check=positive(MOST_NUMBER),
+        check=above_0(MOST_NUMBER),
         max_values=limits.MOST_TEACHERS,
     )
     teacher_mean: tuple[str, ...] = _teacher_setting(
@@ -257,7 +257,7 @@ class Settings:
         DEFAULT_TEMPERATURE,
         "temperature of the soft targets; above 0; it divides the logits of teacher and student",
         metavar="T",
-        check=positive(MOST_NUMBER),
+        check=above_0(MOST_NUMBER),
         is_common=True,
     )
     alpha: float = _teacher_setting(

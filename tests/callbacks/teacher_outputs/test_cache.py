@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kdtrain import Loader, Teacher, build_model, flow, predict_logits
-from kdtrain.callbacks import teacher_logits
-from kdtrain.callbacks.answer_table import AnswerTable
-from kdtrain.callbacks.teacher_logits import AnswerCache, weights_fingerprint
+from kdtrain.callbacks.teacher_outputs import cache
+from kdtrain.callbacks.teacher_outputs.cache import OutputCache, weights_fingerprint
+from kdtrain.callbacks.teacher_outputs.table import OutputTable
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Source
 from kdtrain.data.views import views
@@ -25,7 +25,7 @@ PROOFS = 16
 class Counted:
     """A network that counts the images it has computed.
 
-    Batches of a few images, by which answers of files are proved, are counted apart.
+    Batches of a few images, by which outputs of files are proved, are counted apart.
     """
 
     def __init__(self, model: flow.nn.Module) -> None:
@@ -78,7 +78,7 @@ def loader_of(
     )
 
 
-def assert_looked_up(table: AnswerTable, model: flow.nn.Module, loader: Loader, epochs: int) -> None:
+def assert_looked_up(table: OutputTable, model: flow.nn.Module, loader: Loader, epochs: int) -> None:
     """Checks the table against the network itself, for every batch of a fit."""
     live = Teacher(model)
     for epoch in range(1, epochs + 1):
@@ -89,27 +89,27 @@ def assert_looked_up(table: AnswerTable, model: flow.nn.Module, loader: Loader, 
 def test_logits_are_computed_once_and_then_read_bit_for_bit(
     directory: Path, student: flow.nn.Module, train: Loader, counted: Counted
 ) -> None:
-    computed = AnswerCache(student, train, directory).plain()
+    computed = OutputCache(student, train, directory).plain()
     assert (counted.taken(), counted.proofs) == (train.num_images, 0)
-    read = AnswerCache(student, train, directory).plain()
+    read = OutputCache(student, train, directory).plain()
     assert (counted.taken(), counted.proofs) == (0, PROOFS)
     assert read.dtype == computed.dtype == np.float32
     assert read.tobytes() == computed.tobytes() == predict_logits(student, train).tobytes()
     same = mlp(seed=1)
     load_weights(same, snapshot(student), "here")
     counted = Counted(same)
-    AnswerCache(same, train.sequential(7), directory).plain()
+    OutputCache(same, train.sequential(7), directory).plain()
     assert counted.images == 0, "another object, but the same weights and images"
 
 
 def test_another_teacher_gets_logits_of_its_own(
     directory: Path, student: flow.nn.Module, train: Loader
 ) -> None:
-    before = AnswerCache(student, train, directory).plain()
+    before = OutputCache(student, train, directory).plain()
     weights = snapshot(student)
     weights["fc3.bias"][0] = np.nextafter(weights["fc3.bias"][0], np.float32(9))
     load_weights(student, weights, "here")
-    after = AnswerCache(student, train, directory).plain()  # one bit of one weight has changed
+    after = OutputCache(student, train, directory).plain()  # one bit of one weight has changed
     assert np.array_equal(after, predict_logits(student, train))
     assert not np.array_equal(after, before)
     models = [build_model(arch, (1, 28, 28), 10) for arch in ("hinton_800", "hinton_1200")]
@@ -136,31 +136,31 @@ def test_other_images_and_other_normalisation_are_told_apart(
         loader_of(mnist, Normalization(normalization.mean, (0.3081,))),
     ]
     for loader in loaders:
-        logits = AnswerCache(student, loader, directory).plain()
+        logits = OutputCache(student, loader, directory).plain()
         assert np.array_equal(logits, predict_logits(student, loader))
     assert len(os.listdir(directory)) == 4
 
 
 @pytest.mark.parametrize("text", ["shift=2", "mixup", "shift=1,cutmix"])
 @pytest.mark.parametrize("kept", [True, False])
-def test_each_variant_of_each_image_is_answered_once(
+def test_each_variant_of_each_image_is_computed_once(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted, text: str, kept: bool
 ) -> None:
     loader = loader_of(mnist, text=text)
-    table = AnswerCache(student, loader, directory if kept else None).tables(epochs=9).logits
+    table = OutputCache(student, loader, directory if kept else None).tables(epochs=9).logits
     assert counted.taken() == 4 * IMAGES
     assert_looked_up(table, student, loader, 9)
     counted.taken()
-    AnswerCache(student, loader, directory).tables(epochs=9)
+    OutputCache(student, loader, directory).tables(epochs=9)
     assert counted.taken() == (0 if kept else 4 * IMAGES)
 
 
 def test_the_images_as_they_are_share_a_file_with_variant_0(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
 ) -> None:
-    AnswerCache(student, loader_of(mnist), directory).plain()
+    OutputCache(student, loader_of(mnist), directory).plain()
     counted.taken()
-    AnswerCache(student, loader_of(mnist, text="shift=2"), directory).tables(epochs=9)
+    OutputCache(student, loader_of(mnist, text="shift=2"), directory).tables(epochs=9)
     assert counted.taken() == 3 * IMAGES
 
 
@@ -169,11 +169,11 @@ def test_more_variants_and_more_epochs_only_add(
 ) -> None:
     for count, epochs, computed in ((2, 9, 2), (5, 9, 3), (5, 2, 0)):
         loader = loader_of(mnist, text="shift=2", count=count)
-        AnswerCache(student, loader, directory).tables(epochs)
+        OutputCache(student, loader, directory).tables(epochs)
         assert counted.taken() == computed * IMAGES
     short = loader_of(mnist, text="shift=2", views_seed=1)
     for epochs, computed in ((1, 1), (3, 2), (4, 1), (5, 0)):
-        table = AnswerCache(student, short, directory).tables(epochs).logits
+        table = OutputCache(student, short, directory).tables(epochs).logits
         taken = counted.taken()
         # Variant 0 is in the cache already: it does not depend on the seed.
         assert computed * IMAGES * 0.6 <= taken <= computed * IMAGES
@@ -186,17 +186,17 @@ def test_a_variant_that_no_image_takes_is_no_obstacle(
     directory: Path, student: flow.nn.Module, mnist: Dataset, kept: bool
 ) -> None:
     few = loader_of(mnist, text="shift=2", count=50, held_out=IMAGES - 5)
-    table = AnswerCache(student, few, directory if kept else None).tables(epochs=2).logits
+    table = OutputCache(student, few, directory if kept else None).tables(epochs=2).logits
     assert_looked_up(table, student, few, 2)
 
 
 def test_with_other_held_out_images_only_the_missing_ones_are_computed(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
 ) -> None:
-    AnswerCache(student, loader_of(mnist, text="shift=2", held_out=100), directory).tables(9)
+    OutputCache(student, loader_of(mnist, text="shift=2", held_out=100), directory).tables(9)
     assert counted.taken() == 4 * 200
     more = loader_of(mnist, text="shift=2", held_out=60)
-    table = AnswerCache(student, more, directory).tables(9).logits
+    table = OutputCache(student, more, directory).tables(9).logits
     assert counted.taken() == 4 * 40
     assert_looked_up(table, student, more, 5)
 
@@ -207,7 +207,7 @@ def test_partners_of_mixes_are_never_held_out_images(
     """So other held-out images make other mixes, which have files of their own."""
     for held_out in (100, 60):
         loader = loader_of(mnist, text="mixup", held_out=held_out)
-        table = AnswerCache(student, loader, directory).tables(9).logits
+        table = OutputCache(student, loader, directory).tables(9).logits
         assert counted.taken() == 4 * (IMAGES - held_out)
         assert_looked_up(table, student, loader, 4)
         counted.taken()
@@ -216,8 +216,8 @@ def test_partners_of_mixes_are_never_held_out_images(
 def test_an_interrupted_computation_is_resumed(
     directory: Path, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_logits, "_SECONDS_LOST", 0.0)
-    monkeypatch.setattr(teacher_logits, "images_at_once", lambda loader: 50)
+    monkeypatch.setattr(cache, "_SECONDS_LOST", 0.0)
+    monkeypatch.setattr(cache, "images_at_once", lambda loader: 50)
     model, loader = mlp(seed=3), loader_of(mnist, text="shift=2")
     calls = iter(range(9))
 
@@ -227,10 +227,10 @@ def test_an_interrupted_computation_is_resumed(
 
     model.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        AnswerCache(model, loader, directory).tables(9)
+        OutputCache(model, loader, directory).tables(9)
     model._forward_hooks.clear()  # OneFlow returns no handle to remove a hook by
     counted = Counted(model)
-    table = AnswerCache(model, loader, directory).tables(9).logits
+    table = OutputCache(model, loader, directory).tables(9).logits
     assert counted.taken() == 4 * IMAGES - 9 * 50
     assert_looked_up(table, model, loader, 4)
 
@@ -239,9 +239,9 @@ def test_a_large_table_stays_in_its_files(
     directory: Path, student: flow.nn.Module, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = loader_of(mnist, text="shift=2", held_out=30)
-    small = AnswerCache(student, loader, directory).tables(9).logits
-    monkeypatch.setattr(teacher_logits, "_LARGE", 4 * 270 * 10 * 4 - 1)
-    large = AnswerCache(student, loader, directory).tables(9).logits
+    small = OutputCache(student, loader, directory).tables(9).logits
+    monkeypatch.setattr(cache, "_LARGE", 4 * 270 * 10 * 4 - 1)
+    large = OutputCache(student, loader, directory).tables(9).logits
     for epoch in range(1, 5):
         for batch in loader.epoch(epoch):
             assert large(batch).numpy().tobytes() == small(batch).numpy().tobytes()
@@ -251,7 +251,7 @@ def test_a_large_table_stays_in_its_files(
 def test_damaged_file_is_replaced(
     directory: Path, student: flow.nn.Module, train: Loader, counted: Counted, damage: str
 ) -> None:
-    expected = AnswerCache(student, train, directory).plain()
+    expected = OutputCache(student, train, directory).plain()
     (name,) = os.listdir(directory)
     content = bytearray((directory / name).read_bytes())
     content[-3] ^= 64
@@ -259,7 +259,7 @@ def test_damaged_file_is_replaced(
     (directory / name).write_bytes(bytes(contents[damage]))
     counted.taken()
     for computed in (train.num_images, 0):
-        assert np.array_equal(AnswerCache(student, train, directory).plain(), expected)
+        assert np.array_equal(OutputCache(student, train, directory).plain(), expected)
         assert counted.taken() == computed
 
 
@@ -269,9 +269,9 @@ def test_a_line_tells_of_progress_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(teacher_logits, "_SECONDS_LOST", 0.0)
+    monkeypatch.setattr(cache, "_SECONDS_LOST", 0.0)
     caplog.set_level("INFO", "kdtrain")
-    AnswerCache(student, loader_of(mnist, text="shift=2"), None).tables(9)
+    OutputCache(student, loader_of(mnist, text="shift=2"), None).tables(9)
     assert "of 1,200 images, about" in caplog.text
 
 
@@ -287,20 +287,20 @@ class Scaled(flow.nn.Module):
 
 
 @pytest.mark.parametrize("text", ["none", "shift=2"])
-def test_answers_of_other_code_with_the_same_weights_are_computed_anew(
+def test_outputs_of_other_code_with_the_same_weights_are_computed_anew(
     directory: Path, student: flow.nn.Module, mnist: Dataset, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     caplog.set_level("WARNING")
     few, more = (loader_of(mnist, text=text, held_out=held_out) for held_out in (100, 1))
-    AnswerCache(Scaled(student), few, directory).tables(epochs=4)
+    OutputCache(Scaled(student), few, directory).tables(epochs=4)
     assert not caplog.messages
     changed = Scaled(student, 1.5)
-    table = AnswerCache(changed, more, directory).tables(epochs=4).logits
+    table = OutputCache(changed, more, directory).tables(epochs=4).logits
     assert_looked_up(table, changed, more, 4)
     [line] = caplog.messages
     assert str(directory) in line
     assert "computed again" in line
-    again = AnswerCache(changed, more, directory).tables(epochs=4).logits
+    again = OutputCache(changed, more, directory).tables(epochs=4).logits
     assert_looked_up(again, changed, more, 4)
     assert len(caplog.messages) == 1
 
@@ -309,20 +309,20 @@ def test_files_that_have_changed_places_are_not_believed(
     directory: Path, student: flow.nn.Module, mnist: Dataset
 ) -> None:
     loader = loader_of(mnist, text="shift=2", count=2)
-    AnswerCache(student, loader, directory).tables(epochs=2)
+    OutputCache(student, loader, directory).tables(epochs=2)
     first, second = directory.iterdir()
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    table = AnswerCache(student, loader, directory).tables(epochs=2).logits
+    table = OutputCache(student, loader, directory).tables(epochs=2).logits
     assert_looked_up(table, student, loader, 2)
 
 
-def test_answers_of_another_version_of_the_code_are_not_read(
+def test_outputs_of_another_version_of_the_code_are_not_read(
     directory: Path, student: flow.nn.Module, train: Loader, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    AnswerCache(student, train, directory).plain()
+    OutputCache(student, train, directory).plain()
     counted.taken()
-    monkeypatch.setattr(teacher_logits, "code_version", lambda: "another")
-    AnswerCache(student, train, directory).plain()
+    monkeypatch.setattr(cache, "code_version", lambda: "another")
+    OutputCache(student, train, directory).plain()
     assert counted.taken() == train.num_images

@@ -1,4 +1,4 @@
-"""Files that keep a teacher's answers about the training images, mapped into memory."""
+"""Files that keep a teacher's outputs for the training images, mapped into memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Floats = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
 Shape = tuple[int, ...]
 
-_FILE_SIZE = 1 << 26  # bytes of a layer's answers; such a file is held in memory while it is written
+_FILE_SIZE = 1 << 26  # bytes of a layer's outputs; such a file is held in memory while it is written
 _ATTEMPTS = 10  # to write a file that other fits replace at the same time
 
 
 class Rows(NamedTuple):
-    """Answers about some images.
+    """Outputs for some images.
 
     Attributes:
         numbers: (K,) int64, the images' numbers in the source, rising.
@@ -36,8 +36,8 @@ class Rows(NamedTuple):
     values: Floats
 
 
-class AnswerFiles:
-    """The answers of one kind, logits or a layer's output, about one variant of a source's images.
+class OutputFiles:
+    """The outputs of one kind, logits or a layer, for one variant of a source's images.
 
     Each file is for a range of the images' numbers and has only the images that were asked for. It is
     written whole and has its key and a checksum; a damaged one, or one of another key, is made anew. Several
@@ -45,10 +45,10 @@ class AnswerFiles:
     that has all of its own.
 
     Args:
-        folder: the folder of the files; None keeps the answers in memory.
-        key: everything that the answers depend on.
-        shape: the shape of an answer, such as (channels, height, width); None for logits, which are in one
-            file, because their number is known only from the first answer on.
+        folder: the folder of the files; None keeps the outputs in memory.
+        key: everything that the outputs depend on.
+        shape: the shape of an output, such as (channels, height, width); None for logits, which are in one
+            file, because their number is known only from the first output on.
         size: the number of images in the source.
         writes: whether this process writes files.
     """
@@ -67,11 +67,11 @@ class AnswerFiles:
 
     @property
     def number_of_files(self) -> int:
-        """The number of files if there is an answer about every image of the source."""
+        """The number of files if there is an output for every image of the source."""
         return -(-self._size // self._per_file)
 
     def known(self, numbers: Positions) -> npt.NDArray[np.bool_]:
-        """Returns which of some images, (K,) int64, have an answer in the files: (K,) bool."""
+        """Returns which of some images, (K,) int64, have an output in the files: (K,) bool."""
         known = np.zeros(len(numbers), bool)
         files = numbers // self._per_file
         for file in np.unique(files).tolist():
@@ -81,14 +81,14 @@ class AnswerFiles:
         return known
 
     def add(self, rows: Rows) -> None:
-        """Adds answers about images that have none yet; ``save`` writes them."""
+        """Adds outputs for images that have none yet; ``save`` writes them."""
         files = rows.numbers // self._per_file
         for file in np.unique(files).tolist():
             chosen = files == file
             self._new.setdefault(file, []).append(Rows(rows.numbers[chosen], rows.values[chosen]))
 
     def save(self, below: int | None = None) -> None:
-        """Writes the files that have new answers.
+        """Writes the files that have new outputs.
 
         Args:
             below: the least number of an image that is still to come; only files that it cannot be in are
@@ -99,16 +99,16 @@ class AnswerFiles:
                 self._save(file)
 
     def rows(self) -> list[Rows]:
-        """Returns the answers of each file, all of which are saved."""
+        """Returns the outputs of each file, all of which are saved."""
         return [rows for _, rows in sorted(self._files.items()) if len(rows.numbers)]
 
     def values(self, numbers: Positions) -> Floats:
-        """Returns the answers about some images that have one, (K,) int64, rising: (K, ...) float32."""
+        """Returns the outputs for some images that have one, (K,) int64, rising: (K, ...) float32."""
         chosen = [rows.values[np.isin(rows.numbers, numbers)] for rows in self.rows()]
         return np.concatenate(chosen)
 
     def forget(self) -> None:
-        """Removes all files, so that every answer is made anew."""
+        """Removes all files, so that every output is computed anew."""
         self._files = {}
         for file in range(self.number_of_files if self._writes else 0):
             path = self._path(file)
@@ -135,11 +135,11 @@ class AnswerFiles:
             rows = _joined([own, stored])
             known = np.zeros(min(self._per_file, self._size - file * self._per_file), bool)
             known[rows.numbers - file * self._per_file] = True
-            save_tensors(path, {"known": known, "values": rows.values}, {"answers": self._key_of(file)})
+            save_tensors(path, {"known": known, "values": rows.values}, {"outputs": self._key_of(file)})
             stored = self._mapped(file, path)
 
     def _read(self, file: int) -> Rows:
-        """Returns the answers in a file; none if there is no such file, or it is damaged."""
+        """Returns the outputs in a file; none if there is no such file, or it is damaged."""
         path = self._path(file)
         if path is None or not path.exists():
             return self._nothing()
@@ -147,11 +147,11 @@ class AnswerFiles:
             header = load_tensors(path)[1]  # compares the checksum
         except CheckpointError:
             return self._nothing()
-        is_own = header.get("answers") == self._key_of(file)  # the name alone may be that of a copy
+        is_own = header.get("outputs") == self._key_of(file)  # the name alone may be that of a copy
         return self._mapped(file, path) if is_own else self._nothing()
 
     def _mapped(self, file: int, path: Path) -> Rows:
-        """Returns the answers in an undamaged file; the file may be replaced afterwards."""
+        """Returns the outputs in an undamaged file; the file may be replaced afterwards."""
         try:
             with open(path, "rb") as opened:
                 length = int.from_bytes(opened.read(8), "little")
@@ -184,7 +184,7 @@ class AnswerFiles:
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
-    """Returns the answers of several parts; of an image that is in several, that of the first of them."""
+    """Returns the outputs of several parts; of an image that is in several, that of the first of them."""
     parts = [part for part in parts if len(part.numbers)] or list(parts[:1])
     numbers, first = np.unique(np.concatenate([part.numbers for part in parts]), return_index=True)
     return Rows(numbers, np.concatenate([part.values for part in parts])[first])

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import tomli
 
+from kdtrain.callbacks.plugins import list_plugins, load_plugin
 from kdtrain.cli import main
 from kdtrain.engine.callback import Callback
 from kdtrain.errors import KdtrainError
-from kdtrain.experiment.plugin_loader import list_plugins, load_plugin
 from tests.tools import ROOT
 
 PLUGIN = '''

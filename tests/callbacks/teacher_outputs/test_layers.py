@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from kdtrain import Callback, DistillationCallback, FeatureMethod, Loader, Recorder, Teacher, Trainer, flow
-from kdtrain.callbacks import answer_files, teacher_features, teacher_logits
-from kdtrain.callbacks.answer_files import AnswerFiles, Rows
-from kdtrain.callbacks.teacher_logits import AnswerCache, AnswerTables
+from kdtrain.callbacks.teacher_outputs import cache, files
+from kdtrain.callbacks.teacher_outputs.cache import OutputCache, OutputTables
+from kdtrain.callbacks.teacher_outputs.files import OutputFiles, Rows
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.engine.teacher_network import Ensemble, TeacherNetwork
@@ -26,7 +26,7 @@ from plugins.fitnet import FitNet
 from plugins.pkt import Pkt
 from plugins.rkd import Rkd
 from plugins.similarity import Similarity
-from tests.callbacks.test_teacher_logits import IMAGES, Counted, loader_of
+from tests.callbacks.teacher_outputs.test_cache import IMAGES, Counted, loader_of
 from tests.engine.fits import Notes, mlp
 
 LAYERS = ("fc1", "fc2")
@@ -41,8 +41,8 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the files of a layer of 128 values hold 70 images, and each table stay in its files."""
-    monkeypatch.setattr(answer_files, "_FILE_SIZE", 70 * 4 * 128)
-    monkeypatch.setattr(teacher_logits, "_LARGE", 0)
+    monkeypatch.setattr(files, "_FILE_SIZE", 70 * 4 * 128)
+    monkeypatch.setattr(cache, "_LARGE", 0)
 
 
 def recorder_of(model: flow.nn.Module, *layers: str) -> Recorder:
@@ -52,7 +52,7 @@ def recorder_of(model: flow.nn.Module, *layers: str) -> Recorder:
     return recorder
 
 
-def assert_live(tables: AnswerTables, model: flow.nn.Module, loader: Loader, epochs: int) -> None:
+def assert_live(tables: OutputTables, model: flow.nn.Module, loader: Loader, epochs: int) -> None:
     """Checks the tables against the network itself, for every batch of a fit."""
     live = Teacher(model, flow.zeros(1, 1, 28, 28))
     for layer in tables.features:
@@ -68,20 +68,20 @@ def assert_live(tables: AnswerTables, model: flow.nn.Module, loader: Loader, epo
 
 @pytest.mark.parametrize("text", ["none", "shift=2", "mixup"])
 @pytest.mark.parametrize("kept", [True, False])
-def test_one_pass_answers_everything_and_the_next_fit_reads_it(
+def test_one_pass_computes_everything_and_the_next_fit_reads_it(
     directory: Path, mnist: Dataset, text: str, kept: bool
 ) -> None:
     model, loader = mlp(seed=3), loader_of(mnist, text=text)
     recorder, counted = recorder_of(model), Counted(model)
     folder = directory if kept else None
-    tables = AnswerCache(recorder, loader, folder).tables(epochs=9)
-    answers = IMAGES if text == "none" else 4 * IMAGES
-    assert counted.taken() == answers
+    tables = OutputCache(recorder, loader, folder).tables(epochs=9)
+    outputs = IMAGES if text == "none" else 4 * IMAGES
+    assert counted.taken() == outputs
     assert list(tables.features) == list(LAYERS)
     assert_live(tables, model, loader, 5)
     counted.taken()
-    again = AnswerCache(recorder, loader, folder).tables(epochs=9)
-    assert counted.taken() == (0 if kept else answers)
+    again = OutputCache(recorder, loader, folder).tables(epochs=9)
+    assert counted.taken() == (0 if kept else outputs)
     for batch in loader.epoch(2):
         for layer in LAYERS:
             assert (
@@ -96,10 +96,10 @@ def test_a_large_table_stays_in_several_files_and_gives_the_same_bits(
 ) -> None:
     model, loader = mlp(seed=3), loader_of(mnist, text="shift=2", held_out=30)
     recorder = recorder_of(model)
-    in_files = AnswerCache(recorder, loader, directory).tables(9)
+    in_files = OutputCache(recorder, loader, directory).tables(9)
     assert len(os.listdir(directory)) == 4 * (1 + 5 + 3), "logits, 300 / 70 files of fc1, 300 / 140 of fc2"
-    monkeypatch.setattr(teacher_logits, "_LARGE", 1 << 28)
-    in_memory = AnswerCache(recorder, loader, directory).tables(9)
+    monkeypatch.setattr(cache, "_LARGE", 1 << 28)
+    in_memory = OutputCache(recorder, loader, directory).tables(9)
     assert_live(in_files, model, loader, 5)
     for batch in loader.epoch(3):
         for layer in LAYERS:
@@ -111,17 +111,17 @@ def test_logits_that_are_there_already_are_not_computed_for_a_new_layer_and_laye
     directory: Path, mnist: Dataset
 ) -> None:
     model, loader = mlp(seed=3), loader_of(mnist)
-    before = AnswerCache(model, loader, directory).plain()
+    before = OutputCache(model, loader, directory).plain()
     [logits] = os.listdir(directory)
     content = (directory / logits).read_bytes()
     counted = Counted(model)
     for layers, images in ((("fc1",), IMAGES), (("fc1",), 0), (("fc2", "fc1"), IMAGES), (("fc2",), 0)):
         recorder = recorder_of(model, *layers)
         counted.taken()
-        AnswerCache(recorder, loader, directory).tables(1)
+        OutputCache(recorder, loader, directory).tables(1)
         assert counted.taken() == images
     assert (directory / logits).read_bytes() == content
-    assert np.array_equal(AnswerCache(model, loader, directory).plain(), before)
+    assert np.array_equal(OutputCache(model, loader, directory).plain(), before)
     assert len(os.listdir(directory)) == 3
 
 
@@ -131,7 +131,7 @@ def test_more_views_and_other_held_out_images_only_add(directory: Path, mnist: D
     recorder, counted = recorder_of(model), Counted(model)
     for count, held_out, computed in ((2, 100, 400), (3, 100, 200), (3, 60, 120), (3, 100, 0)):
         loader = loader_of(mnist, text="shift=2", count=count, held_out=held_out)
-        tables = AnswerCache(recorder, loader, directory).tables(9)
+        tables = OutputCache(recorder, loader, directory).tables(9)
         assert counted.taken() == computed
         assert_live(tables, model, loader, 3)
         counted.taken()
@@ -141,7 +141,7 @@ def test_more_views_and_other_held_out_images_only_add(directory: Path, mnist: D
 def test_an_interruption_costs_one_file_at_most(
     directory: Path, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_logits, "images_at_once", lambda loader: 50)
+    monkeypatch.setattr(cache, "images_at_once", lambda loader: 50)
     model, loader = mlp(seed=3), loader_of(mnist)
     recorder = recorder_of(model, "fc1")
     calls = iter(range(4))
@@ -152,11 +152,11 @@ def test_an_interruption_costs_one_file_at_most(
 
     model.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        AnswerCache(recorder, loader, directory).tables(1)
+        OutputCache(recorder, loader, directory).tables(1)
     model._forward_hooks.clear()  # OneFlow returns no handle to remove a hook by
-    files = AnswerCache(recorder, loader, directory)._files(None, "fc1")
-    assert files.known(np.arange(IMAGES)).sum() == 140, "two of its files of 70 were full"
-    assert_live(AnswerCache(recorder, loader, directory).tables(1), model, loader, 2)
+    kept = OutputCache(recorder, loader, directory)._files(None, "fc1")
+    assert kept.known(np.arange(IMAGES)).sum() == 140, "two of its files of 70 were full"
+    assert_live(OutputCache(recorder, loader, directory).tables(1), model, loader, 2)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "text"])
@@ -164,20 +164,20 @@ def test_an_interruption_costs_one_file_at_most(
 def test_a_damaged_file_is_made_anew(directory: Path, mnist: Dataset, damage: str) -> None:
     model, loader = mlp(seed=3), loader_of(mnist)
     recorder = recorder_of(model, "fc1")
-    AnswerCache(recorder, loader, directory).tables(1)
+    OutputCache(recorder, loader, directory).tables(1)
     path = max(directory.iterdir(), key=lambda file: file.stat().st_size)
     content = bytearray(path.read_bytes())
     content[-300] ^= 64
     contents = {"truncated": content[:-100], "empty": b"", "flipped": content, "text": b"no features"}
     path.write_bytes(bytes(contents[damage]))
     counted = Counted(model)
-    tables = AnswerCache(recorder, loader, directory).tables(1)
+    tables = OutputCache(recorder, loader, directory).tables(1)
     assert counted.taken() == 70
     assert_live(tables, model, loader, 1)
 
 
 class Amplified(flow.nn.Module):
-    """A network whose code makes a layer's outputs larger, and whose answers do not show it."""
+    """A network whose code makes a layer's outputs larger, and whose logits do not show it."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -192,26 +192,26 @@ def test_a_layer_of_other_code_with_the_same_weights_is_computed_anew(
     directory: Path, mnist: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     loader, before, after = loader_of(mnist), Amplified(1.0), Amplified(2.0)
-    AnswerCache(recorder_of(before, "hidden"), loader, directory).tables(1)
-    assert_live(AnswerCache(recorder_of(after, "hidden"), loader, directory).tables(1), after, loader, 1)
+    OutputCache(recorder_of(before, "hidden"), loader, directory).tables(1)
+    assert_live(OutputCache(recorder_of(after, "hidden"), loader, directory).tables(1), after, loader, 1)
     assert "computed again" in caplog.text
 
 
-def test_fits_side_by_side_write_the_same_files_and_each_has_its_answers(tmp_path: Path) -> None:
+def test_fits_side_by_side_write_the_same_files_and_each_has_its_outputs(tmp_path: Path) -> None:
     """Each has images of its own, so each replaces files that the others have just written."""
     ends: dict[int, list[Rows]] = {}
-    answers = np.random.default_rng(0).normal(size=(200, 7)).astype(np.float32)
+    outputs = np.random.default_rng(0).normal(size=(200, 7)).astype(np.float32)
     start = threading.Barrier(6)
 
     def fit(seed: int) -> None:
         wanted = np.sort(np.random.default_rng(seed).permutation(200)[:150])
-        files = AnswerFiles(tmp_path, ["key"], (7,), 200)
-        missing = wanted[~files.known(wanted)]
+        own = OutputFiles(tmp_path, ["key"], (7,), 200)
+        missing = wanted[~own.known(wanted)]
         start.wait()
         for portion in np.array_split(missing, 20):
-            files.add(Rows(portion, answers[portion]))
-            files.save()
-        ends[seed] = files.rows()
+            own.add(Rows(portion, outputs[portion]))
+            own.save()
+        ends[seed] = own.rows()
         kept = np.concatenate([rows.numbers for rows in ends[seed]])
         assert np.isin(wanted, kept).all()
 
@@ -223,20 +223,20 @@ def test_fits_side_by_side_write_the_same_files_and_each_has_its_answers(tmp_pat
     assert sorted(ends) == list(range(6))
     for parts in ends.values():
         for rows in parts:
-            np.testing.assert_array_equal(rows.values, answers[rows.numbers])
+            np.testing.assert_array_equal(rows.values, outputs[rows.numbers])
 
 
 def test_a_fit_adds_to_what_another_has_written_meanwhile(tmp_path: Path) -> None:
-    answers = np.arange(14, dtype=np.float32).reshape(7, 2)
-    fits = [AnswerFiles(tmp_path, ["key"], (2,), 7) for _ in range(2)]
-    for files in fits:
-        assert not files.known(np.arange(7)).any()
-    for files, numbers in zip(fits, (np.arange(4), np.arange(2, 6)), strict=True):
-        files.add(Rows(numbers, answers[numbers]))
-        files.save()
-    later = AnswerFiles(tmp_path, ["key"], (2,), 7)
+    outputs = np.arange(14, dtype=np.float32).reshape(7, 2)
+    fits = [OutputFiles(tmp_path, ["key"], (2,), 7) for _ in range(2)]
+    for fit in fits:
+        assert not fit.known(np.arange(7)).any()
+    for fit, numbers in zip(fits, (np.arange(4), np.arange(2, 6)), strict=True):
+        fit.add(Rows(numbers, outputs[numbers]))
+        fit.save()
+    later = OutputFiles(tmp_path, ["key"], (2,), 7)
     assert later.known(np.arange(7)).tolist() == [True] * 6 + [False]
-    np.testing.assert_array_equal(later.rows()[0].values, answers[:6])
+    np.testing.assert_array_equal(later.rows()[0].values, outputs[:6])
     assert len(os.listdir(tmp_path)) == 1
 
 
@@ -253,7 +253,7 @@ def test_a_layer_of_another_network_or_form_of_images_has_files_of_its_own(
         TeacherNetwork(mlp(seed=3), InputConversion(form, other), classes=range(9, -1, -1)),
     ]
     for number, network in enumerate(networks, 1):
-        tables = AnswerCache(recorder_of(network), loader, directory).tables(1)
+        tables = OutputCache(recorder_of(network), loader, directory).tables(1)
         assert_live(tables, network, loader, 1)
         assert len(os.listdir(directory)) == 3 * number
 
@@ -296,7 +296,7 @@ def test_a_fit_with_kept_layers_ends_as_one_whose_teacher_runs_at_every_step(
     assert counted.taken() == 1 + (1 if text == "none" else 2) * IMAGES, "once, and the layer's shape"
     again, _, _ = distilled(loader, tmp_path, teacher, METHODS[name])
     assert counted.taken() == 1, "the files of the fit before"
-    monkeypatch.setattr(teacher_features, "_MOST_ON_DISK", 0)
+    monkeypatch.setattr(cache, "_MOST_ON_DISK", 0)
     live, live_losses, _ = distilled(loader, tmp_path, teacher, METHODS[name])
     assert counted.taken() == 1 + 3 * IMAGES
     for weight, array in kept.items():
@@ -336,7 +336,7 @@ LIMITS = {
 def test_above_a_limit_the_teacher_runs_and_the_log_says_why(
     tmp_path: Path, mnist: Dataset, limit: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(teacher_features, limit, 0)
+    monkeypatch.setattr(cache, limit, 0)
     caplog.set_level("INFO", "kdtrain")
     teacher, loader = mlp(seed=7), loader_of(mnist, text="shift=2", count=2)
     counted = Counted(teacher)
@@ -352,7 +352,7 @@ def test_what_is_on_disk_already_needs_no_free_space(
 ) -> None:
     teacher, loader = mlp(seed=7), loader_of(mnist)
     distilled(loader, tmp_path, teacher, FitNet("fc1", "fc2"), epochs=1)
-    monkeypatch.setattr(teacher_features, "_SHARE_OF_DISK", 0)
+    monkeypatch.setattr(cache, "_SHARE_OF_DISK", 0)
     counted = Counted(teacher)
     distilled(loader, tmp_path, teacher, FitNet("fc1", "fc2"), epochs=1)
     assert counted.taken() == 1
@@ -386,8 +386,8 @@ def test_several_processes_run_the_teacher(mnist: Dataset, directory: Path) -> N
 
     loader = loader_of(mnist)
     loader.ranks = Two()
-    cache = AnswerCache(recorder_of(mlp(3)), loader, directory)
-    reason = teacher_features.reason_to_run(cache, 1)
+    outputs = OutputCache(recorder_of(mlp(3)), loader, directory)
+    reason = outputs.reason_to_run(1)
     assert reason is not None
     assert "several processes" in reason
 
@@ -395,17 +395,17 @@ def test_several_processes_run_the_teacher(mnist: Dataset, directory: Path) -> N
 def test_without_a_folder_small_layers_are_kept_in_memory(
     mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = AnswerCache(recorder_of(mlp(3)), loader_of(mnist), None)
-    assert teacher_features.reason_to_run(cache, 1) is None
-    monkeypatch.setattr(teacher_features, "_MOST_IN_MEMORY", 1000)
-    assert "at most 0.0 MiB are kept in memory" in (teacher_features.reason_to_run(cache, 1) or "")
+    outputs = OutputCache(recorder_of(mlp(3)), loader_of(mnist), None)
+    assert outputs.reason_to_run(1) is None
+    monkeypatch.setattr(cache, "_MOST_IN_MEMORY", 1000)
+    assert "at most 0.0 MiB are kept in memory" in (outputs.reason_to_run(1) or "")
 
 
 def test_more_files_than_a_process_may_open_are_not_used(
     mnist: Dataset, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answer_files, "_FILE_SIZE", 1)
-    cache = AnswerCache(recorder_of(mlp(3)), loader_of(mnist, text="shift=2", count=50), directory)
-    reason = teacher_features.reason_to_run(cache, 50)
+    monkeypatch.setattr(files, "_FILE_SIZE", 1)
+    outputs = OutputCache(recorder_of(mlp(3)), loader_of(mnist, text="shift=2", count=50), directory)
+    reason = outputs.reason_to_run(50)
     assert reason is not None
     assert "in 30,000 files" in reason

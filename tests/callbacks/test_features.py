@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdtrain import DistillationCallback, FeatureMethod, Objective, Recorder, Trainer, UsageError, flow
-from kdtrain.callbacks.layer_pairs import layer_pairs
+from kdtrain.callbacks.features import layer_pairs
 from kdtrain.data.dataset import Normalization
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.engine.teacher_network import TeacherNetwork
