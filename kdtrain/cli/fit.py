@@ -16,12 +16,12 @@ from kdtrain.cli.next_step import after_comparison, after_fit
 from kdtrain.cli.output import Output, only_json
 from kdtrain.cli.parser import settings_in
 from kdtrain.cli.rank import as_rank, shared_facts
+from kdtrain.cluster import launch
+from kdtrain.cluster.guard import run_guarded
 from kdtrain.errors import UsageError
 from kdtrain.experiment.command_config import fit_config
 from kdtrain.experiment.config import FitConfig
-from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_write_errors
-from kdtrain.runtime.guard import run_guarded
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 

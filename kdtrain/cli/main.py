@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kdtrain.cli.parser import parse
+from kdtrain.cluster import guard, launch
 from kdtrain.errors import KdtrainError, Terminated, one_line
-from kdtrain.runtime import guard, launch
 from kdtrain.runtime.console import ignore_write_errors, log_to_stderr, message_text, set_level
 from kdtrain.runtime.signals import defer_signals
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdtrain.cluster import launch
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.experiment.settings import flag_of
-from kdtrain.runtime import launch
 from kdtrain.store.run_directory import check_name, latest_run
 
 LATEST = Path()

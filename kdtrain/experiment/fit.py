@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.cluster.ranks import Ranks
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
@@ -32,7 +33,6 @@ from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import make_folder, temporary_folder, write_bytes, write_text
-from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, load_model, load_weights

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+from kdtrain.cluster import launch
+from kdtrain.cluster.ranks import OneFlowRanks, Ranks
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
@@ -31,11 +33,10 @@ from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.report.conditions import data_sentences
-from kdtrain.runtime import launch, onednn, time_left
+from kdtrain.runtime import onednn, time_left
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
-from kdtrain.runtime.ranks import OneFlowRanks, Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from kdtrain.cluster import launch
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
-from kdtrain.runtime import launch
 from kdtrain.runtime.cuda_libraries import REMEDY, load_stubs
 from kdtrain.runtime.processor import processor_flags
 from kdtrain.runtime.signals import defer_signals, restore_sigint_handler

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from kdtrain.runtime.launch import LAUNCHER
+from kdtrain.cluster.launch import LAUNCHER
 from kdtrain.runtime.locations import command_name
 from kdtrain.runtime.oneflow import import_oneflow
 

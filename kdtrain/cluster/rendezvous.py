@@ -16,8 +16,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from kdtrain.cluster.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, Peer, from_line, to_line
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.runtime.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, Peer, from_line, to_line
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from kdtrain.cli.rank import shared_facts
+from kdtrain.cluster.heartbeat import Address, Heartbeat, News
+from kdtrain.cluster.launch import _free_port
+from kdtrain.cluster.rendezvous import Facts, join_group
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.config import FitConfig
-from kdtrain.runtime.heartbeat import Address, Heartbeat, News
-from kdtrain.runtime.launch import _free_port
-from kdtrain.runtime.rendezvous import Facts, join_group
 
 FACTS = {"--epochs": "3"}
 Meeting = Callable[..., "Future[Heartbeat]"]
@@ -97,7 +97,7 @@ def test_after_the_rendezvous_its_port_is_free(pair: tuple[Heartbeat, Heartbeat]
 def test_a_peer_with_heartbeats_is_not_lost(
     pair: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdtrain.runtime.heartbeat._BEAT", 0.1)
+    monkeypatch.setattr("kdtrain.cluster.heartbeat._BEAT", 0.1)
     assert news_of(pair[0], beating=(pair[1],), seconds=1) is None
 
 
@@ -113,7 +113,7 @@ def test_a_beat_arrives_by_either_way(
     pair: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a cut TCP waits for long before it sends again; and some networks let no datagram through."""
-    monkeypatch.setattr("kdtrain.runtime.heartbeat._BEAT", 0.1)
+    monkeypatch.setattr("kdtrain.cluster.heartbeat._BEAT", 0.1)
     listening, beating = pair
     home, beating.peers[0].home = beating.peers[0].home, None
     assert news_of(listening, beating=(beating,), seconds=0.7) is None

@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable
 from typing import IO
 
+from kdtrain.cluster.heartbeat import Heartbeat, News, from_line, to_line
 from kdtrain.errors import KdtrainError, Terminated, error_text
 from kdtrain.runtime.console import open_stream
-from kdtrain.runtime.heartbeat import Heartbeat, News, from_line, to_line
 from kdtrain.runtime.signals import SignalQueue, die_with_parent, queue_signals
 
 _TICK = 0.1  # seconds between two checks of the worker

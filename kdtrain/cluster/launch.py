@@ -18,10 +18,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
+from kdtrain.cluster.heartbeat import SILENCE, Heartbeat
+from kdtrain.cluster.rendezvous import join_group
 from kdtrain.errors import KdtrainError, Terminated, UsageError
-from kdtrain.runtime.heartbeat import SILENCE, Heartbeat
 from kdtrain.runtime.locations import command_name
-from kdtrain.runtime.rendezvous import join_group
 from kdtrain.runtime.signals import die_with_parent, queue_signals
 
 _GRACE = 5.0  # seconds in which the other ranks may end by themselves after one has failed
