@@ -16,10 +16,10 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 ROOMS = [
     "errors",
     *("runtime", "metrics", "data", "models", "store"),
-    *("engine", "report", "deploy", "callbacks", "experiment", "cli"),
+    *("engine", "cluster", "report", "deploy", "callbacks", "experiment", "cli"),
 ]
 """Each may import those before it."""
-MOST_LINES = 400
+MOST_LINES = 500
 """Raise it for a longer file that holds one idea; split a file that holds two."""
 MOST_LINES_OF_A_FUNCTION = 40
 

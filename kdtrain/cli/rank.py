@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain._version import __version__
-from kdtrain.cluster.launch import rank
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.settings import flag_of, kind_of
 from kdtrain.runtime import console
 from kdtrain.runtime.files import temporary_folder
+from kdtrain.runtime.ranks import rank
 
 
 @contextlib.contextmanager

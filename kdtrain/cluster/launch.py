@@ -22,6 +22,7 @@ from kdtrain.cluster.heartbeat import SILENCE, Heartbeat
 from kdtrain.cluster.rendezvous import join_group
 from kdtrain.errors import KdtrainError, Terminated, UsageError
 from kdtrain.runtime.locations import command_name
+from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.signals import die_with_parent, queue_signals
 
 _GRACE = 5.0  # seconds in which the other ranks may end by themselves after one has failed
@@ -36,29 +37,6 @@ _CONSEQUENCES = (-signal.SIGABRT, 128 + signal.SIGTERM)
 
 OneFlow aborts a process that has lost a peer. The launcher sends SIGTERM to the remaining ranks.
 """
-
-
-def rank() -> int | None:
-    """Returns this process's rank, or None if it trains on its own.
-
-    oneflow itself sets RANK to -1 in a process that trains on its own.
-    """
-    number, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    grouped = number.isdecimal() and size.isdecimal() and int(size) > 1
-    return int(number) if grouped else None
-
-
-def prepare_rank() -> None:
-    """Prepares one of several processes for the import of oneflow."""
-    number = rank()
-    if number is None:
-        return
-    if os.environ.get("MASTER_ADDR", "").startswith(("127.", "localhost")):
-        # oneflow counts processes with one address as one machine, whichever launcher started them.
-        # It aborts if two of them have the same local rank.
-        os.environ["LOCAL_RANK"] = str(number)
-    if number > 0:
-        time.sleep(0.5)  # a rank that connects before rank 0 listens tries again only after ten seconds
 
 
 def connect_peers(facts: Mapping[str, str]) -> Heartbeat | None:
@@ -119,7 +97,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     with queue_signals() as signals:
         ranks = [_Rank(number, arguments, address) for number in range(processes)]
         try:
-            while any(rank.code is None for rank in ranks) and not any(rank.code for rank in ranks):
+            while any(child.code is None for child in ranks) and not any(child.code for child in ranks):
                 signals.raise_within(_POLL)
             _end_all(ranks, signal.SIGTERM, grace=_GRACE)
         except KeyboardInterrupt as error:
@@ -165,18 +143,18 @@ def _free_port() -> int:
 def _end_all(ranks: Sequence[_Rank], number: signal.Signals, grace: float = 0.0) -> None:
     """Waits ``grace`` seconds for the ranks to end, then sends the signal, then kills those that are left."""
     _wait(ranks, grace)
-    for rank in ranks:
-        if rank.code is None:
-            rank.process.send_signal(number)
+    for child in ranks:
+        if child.code is None:
+            child.process.send_signal(number)
     _wait(ranks, _CLOSING_SECONDS)
-    for rank in ranks:
-        rank.process.kill()
-        rank.process.wait()
+    for child in ranks:
+        child.process.kill()
+        child.process.wait()
 
 
 def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while any(rank.code is None for rank in ranks) and time.monotonic() < deadline:
+    while any(child.code is None for child in ranks) and time.monotonic() < deadline:
         time.sleep(_POLL)
 
 
@@ -186,7 +164,7 @@ def _exit_code(ranks: Sequence[_Rank]) -> int:
     Raises:
         KdtrainError: a rank failed that has printed nothing to the terminal.
     """
-    index = root_cause([rank.code for rank in ranks])
+    index = root_cause([child.code for child in ranks])
     if index is None:
         return 0
     failed = ranks[index]

@@ -1,92 +1,22 @@
-"""Ranks: processes that train one network together, each on its shard of a batch, and their collectives."""
+"""A fit's share on one of several ranks: collectives, the averages of each step, and the common end."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 
+from kdtrain.data.loader import Batch
+from kdtrain.engine.callback import Callback
+from kdtrain.engine.events import BatchEnd, EpochEnd
+from kdtrain.engine.run import Run
+from kdtrain.engine.trainer import backward
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime import flow
-
-Floats = npt.NDArray[np.float32]
-
-
-class Ranks:
-    """A group of processes that train one network; this class is a group of one process.
-
-    Every rank holds the same weights and takes the same steps.
-
-    Attributes:
-        rank: this process's number, from 0. Only rank 0 writes files that last.
-        size: how many processes there are.
-        batch_multiplier: images of a step over all ranks, as a multiple of ``--batch-size``.
-    """
-
-    rank = 0
-    size = 1
-    batch_multiplier = 1
-
-    def shard(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Returns this rank's shard of ``items``; the lengths of the shards differ by one at most.
-
-        Args:
-            items: (N,) int64, equal on all ranks, such as the indices of a batch.
-        """
-        return np.array_split(items, self.size)[self.rank]
-
-    def all_gather(self, rows: Floats) -> Floats:
-        """Returns, on all ranks, the rows of every rank, those of rank 0 first.
-
-        Args:
-            rows: (N, ...) float32. N may differ between ranks, the other axes must not.
-
-        Returns:
-            (sum of all N, ...) float32.
-        """
-        return rows
-
-    def any_rank(self, condition: bool) -> bool:
-        """Returns, on all ranks, whether ``condition`` holds on any rank."""
-        return condition
-
-    def check_same(self, what: str, value: bytes) -> None:
-        """Checks that all ranks hold the same value: those on other machines read files of their own.
-
-        Args:
-            what: the value's name, in the plural.
-            value: its content, or a fingerprint of it.
-
-        Raises:
-            KdtrainError: the values differ; raised on all ranks.
-        """
-
-    def average_gradients(
-        self, optimizer: flow.optim.Optimizer, losses: Mapping[str, flow.Tensor], batch: Sized
-    ) -> Mapping[str, flow.Tensor]:
-        """Replaces gradients by their means over the images of all ranks.
-
-        Args:
-            optimizer: the optimizer whose parameters' gradients, float32 tensors of any shape, are replaced.
-            losses: scalar mean losses over this rank's images, by name.
-            batch: this rank's images; only their number counts.
-
-        Returns:
-            The mean losses over the images of all ranks, scalar float32 tensors; those of several ranks
-            are on the CPU.
-        """
-        return losses
-
-    def average_buffers(self, model: flow.nn.Module) -> None:
-        """Replaces float32 buffers, such as running means of batch norm, by their means over all ranks.
-
-        Training updates the buffers on each rank separately. Without this, the ranks would evaluate
-        different networks.
-        """
+from kdtrain.runtime.ranks import Floats, Ranks
 
 
 class OneFlowRanks(Ranks):
@@ -100,7 +30,7 @@ class OneFlowRanks(Ranks):
 
     def __init__(self, device: str) -> None:
         self.rank = flow.env.get_rank()
-        self.size = self.batch_multiplier = flow.env.get_world_size()
+        self.size = flow.env.get_world_size()
         self.device = device
         self._waiting = ThreadPoolExecutor(1, "oneflow")
 
@@ -141,32 +71,72 @@ class OneFlowRanks(Ranks):
         if (digests != digests[0]).any():
             raise KdtrainError(f"{what} are not the same on all machines: give each of them the same files.")
 
-    def average_gradients(
-        self, optimizer: flow.optim.Optimizer, losses: Mapping[str, flow.Tensor], batch: Sized
+
+class SharedFit(Callback):
+    """What several ranks do together in a fit; the last of its callbacks.
+
+    It averages the gradients of each step and the buffers of each epoch, and ends the fit on every rank
+    when a callback of any rank has called ``run.stop``.
+
+    Args:
+        ranks: the processes that share each batch.
+    """
+
+    def __init__(self, ranks: OneFlowRanks) -> None:
+        self.ranks = ranks
+
+    def backward(
+        self, losses: Mapping[str, flow.Tensor], optimizer: flow.optim.Optimizer, batch: Batch
     ) -> Mapping[str, flow.Tensor]:
-        """As in ``Ranks``."""
+        """Computes gradients, and replaces them and the losses by their means over the images of all ranks.
+
+        Args:
+            losses: scalar mean losses over this rank's images, by name.
+            optimizer: its parameters' gradients are float32 tensors of any shape.
+            batch: this rank's images; only their number counts.
+
+        Returns:
+            The mean losses, scalar float32 tensors on the CPU.
+        """
+        losses = backward(losses, optimizer, batch)
         parameters = [p for group in optimizer.param_groups for p in group.parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
         values = [gradient.numpy().ravel() for gradient in gradients]
         values.append(np.array([*(loss.item() for loss in losses.values()), 1.0], np.float32))
-        flat = np.concatenate(values)
-        flat *= np.float32(len(batch))
-        mean = self.all_reduce(flat)
-        mean /= mean[-1]
-        for gradient in gradients:
-            gradient.copy_(mean[: gradient.numel()].reshape(gradient.shape))
-            mean = mean[gradient.numel() :]
+        mean = self.ranks.all_reduce(np.concatenate(values) * np.float32(len(batch)))
+        mean = _copy_to(gradients, mean / mean[-1])
         return MappingProxyType(
             {name: flow.tensor(float(value)) for name, value in zip(losses, mean[:-1], strict=True)}
         )
 
-    def average_buffers(self, model: flow.nn.Module) -> None:
-        """As in ``Ranks``."""
-        buffers = [buffer for buffer in model.buffers() if buffer.dtype == flow.float32]
-        if not buffers:
-            return
-        mean = self.all_reduce(np.concatenate([buffer.numpy().ravel() for buffer in buffers]))
-        mean /= self.size
-        for buffer in buffers:
-            buffer.copy_(mean[: buffer.numel()].reshape(buffer.shape))
-            mean = mean[buffer.numel() :]
+    def on_fit_start(self, run: Run) -> None:
+        """Ends a fit that another rank does not begin."""
+        self._stop_together(run)
+
+    def on_batch(self, run: Run, event: BatchEnd) -> None:
+        """Averages float32 buffers, such as running means of batch norm, after the last batch of an epoch.
+
+        Training updates them on each rank separately: the ranks would evaluate different networks.
+        """
+        self._stop_together(run)
+        if run.stopping or event.step % len(run.train) == 0:
+            buffers = [buffer for buffer in run.model.buffers() if buffer.dtype == flow.float32]
+            if buffers:
+                total = self.ranks.all_reduce(np.concatenate([buffer.numpy().ravel() for buffer in buffers]))
+                _copy_to(buffers, total / self.ranks.size)
+
+    def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
+        """Ends the fit if another rank does."""
+        self._stop_together(run)
+
+    def _stop_together(self, run: Run) -> None:
+        if self.ranks.any_rank(run.stopping) and not run.stopping:
+            run.stop("a callback of another process asked for it")
+
+
+def _copy_to(tensors: list[flow.Tensor], values: Floats) -> Floats:
+    """Copies flat values to tensors, one after another; returns those that are left."""
+    for tensor in tensors:
+        tensor.copy_(values[: tensor.numel()].reshape(tensor.shape))
+        values = values[tensor.numel() :]
+    return values

@@ -12,13 +12,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.data.dataset import Joined, Normalized
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views
 from kdtrain.errors import DataError, size_text
 from kdtrain.runtime import flow
 from kdtrain.runtime.old_names import OldName
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
 from kdtrain.runtime.slices import in_slices
 
@@ -185,6 +185,7 @@ class Loader:
         self.device = device
         self.views = views
         self.ranks = ranks
+        self.part = ranks.rank  # of each batch
         self.transfer = transfer
         self.classes = tuple(classes or map(str, range(num_classes)))
         self._source = source

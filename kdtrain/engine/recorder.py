@@ -14,6 +14,7 @@ from kdtrain.engine.teacher_network import Ensemble, TeacherNetwork, members_of
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.models.layers import channels_first, fork
 from kdtrain.runtime import flow
+from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.user_code import call_network
 
 Shape = tuple[int, ...]
@@ -156,11 +157,10 @@ class Recorder:
         Returns:
             The logits, and the recorded layers' outputs by name.
         """
-        if not self._layers:
-            return Output(call_network(self.network, inputs))
         features: dict[str, flow.Tensor] = {}
         with self._recording(self._layers, features):
             logits = call_network(self.network, inputs)
+        zero_upper_avx()
         return Output(logits, features)
 
     @contextlib.contextmanager

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdtrain.cluster import launch
 from kdtrain.errors import UsageError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import load_config, new_config, resumed_config
 from kdtrain.experiment.settings import flag_of
+from kdtrain.runtime.ranks import rank
 from kdtrain.store.run_directory import check_name, latest_run
 
 LATEST = Path()
@@ -43,7 +43,7 @@ def tune_config(
         UsageError: a value is not allowed, or nothing can be tuned with it.
     """
     config, resume = _config(settings, file, resume, "search", "tune")
-    if config.nproc_per_node > 1 or launch.rank() is not None:
+    if config.nproc_per_node > 1 or rank() is not None:
         raise UsageError(
             "`kdtrain tune` trains its trials side by side, each in one process: leave --nproc-per-node and "
             "the launcher out."
@@ -69,7 +69,7 @@ def _config(
     """Returns configuration and directory; runs are in ``folder``, or in one named after the mode."""
     if resume is None:
         config = new_config(settings, file)
-        if config.name is not None and launch.rank() is None:  # another rank may have begun this run
+        if config.name is not None and rank() is None:  # another rank may have begun this run
             check_name(config.logdir, folder or config.mode, config.name)
         return (config if folder is None else dataclasses.replace(config, tuned=None)), None
     if file is not None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.data.dataset import Dataset, Split, Unlabelled, hold_out
 from kdtrain.data.loader import Loader, Source
 from kdtrain.data.transfer import TransferDraw
@@ -16,6 +15,7 @@ from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 from kdtrain.report.conditions import Copies
+from kdtrain.runtime.ranks import Ranks
 
 _USUALLY_HELD_OUT = 5000
 _MOST_OF_FEW = 1000  # of the images that keep their labels
@@ -212,7 +212,7 @@ def _loader(
     return Loader(
         inputs,
         split.labels if indices is None else split.labels[indices],
-        config.batch_size * (ranks.batch_multiplier if ranks else 1),
+        config.batch_size * (ranks.size if ranks else 1),
         num_classes=dataset.num_classes,
         seed=seed,
         device=device,

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.modes import MODES
 from kdtrain.metrics.evaluation import Evaluation
@@ -22,6 +21,7 @@ from kdtrain.metrics.names import ACCURACY
 from kdtrain.report.conditions import Copies
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.event_file import EventFile, write_results

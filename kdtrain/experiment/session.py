@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from kdtrain.cluster import launch
-from kdtrain.cluster.ranks import OneFlowRanks, Ranks
+from kdtrain.cluster.ranks import OneFlowRanks
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, UsageError
 from kdtrain.experiment.config import FitConfig
@@ -37,6 +36,7 @@ from kdtrain.runtime import onednn, time_left
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import Ranks, rank
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Session:
         self.device = resolve_device(config.device)
         if self.device == "cpu":
             onednn.is_usable()  # the warning, if it is not, comes once, and not from each child
-        self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
+        self.ranks = Ranks() if rank() is None else OneFlowRanks(self.device)
         self.dataset = read_data(config, most_images)
         if len(self.dataset.test) < self.ranks.size:
             raise DataError(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
@@ -32,6 +31,7 @@ from kdtrain.experiment.teacher_files import (
 from kdtrain.experiment.teacher_flags import DESCRIBING, TeacherFlags
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import absolute_name, short_name
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
 from kdtrain.store.kept_models import kept_models
 

@@ -20,9 +20,10 @@ from kdtrain.engine.teacher_network import InputConversion, InputForm, Logits
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.loaders import validation_images
-from kdtrain.runtime import flow, launch
+from kdtrain.runtime import flow
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import rank
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class FirstLook:
             "training" if is_training else "held-out",
             "train" if is_training else split,
             numbers[chosen],
-            launch.rank() is None and resolve_device(config.device) == "cpu",
+            rank() is None and resolve_device(config.device) == "cpu",
         )
 
     def logits(self, network: flow.nn.Module) -> Logits:

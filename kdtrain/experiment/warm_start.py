@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, size_text
 from kdtrain.experiment.config import FitConfig
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
 

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from kdtrain.cluster import launch
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.runtime.cuda_libraries import REMEDY, load_stubs
 from kdtrain.runtime.processor import processor_flags
+from kdtrain.runtime.ranks import prepare_rank
 from kdtrain.runtime.signals import defer_signals, restore_sigint_handler
 from kdtrain.runtime.value_checks import DEVICES
 
@@ -44,7 +44,7 @@ def import_oneflow() -> ModuleType:
     """
     _allow_open_files()
     prepare_environment()
-    launch.prepare_rank()
+    prepare_rank()
     with defer_signals(), tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         stderr = os.dup(2)

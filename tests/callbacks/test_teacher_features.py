@@ -15,10 +15,10 @@ from kdtrain import Callback, DistillationCallback, FeatureMethod, Loader, Recor
 from kdtrain.callbacks import answer_files, teacher_features, teacher_logits
 from kdtrain.callbacks.answer_files import AnswerFiles, Rows
 from kdtrain.callbacks.teacher_logits import AnswerCache, AnswerTables
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.engine.teacher_network import Ensemble, InputConversion, InputForm, TeacherNetwork
 from kdtrain.models.registry import build_model
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import snapshot
 from plugins.attention import Attention
 from plugins.fitnet import FitNet

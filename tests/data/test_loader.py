@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import DataError
 from kdtrain.runtime import flow, slices
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.slices import in_slices
 from tests.conftest import LoaderFactory
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.data import dataset as dataset_module
 from kdtrain.data.dataset import Joined, Normalization, Split, Unlabelled
 from kdtrain.data.loader import Loader, Source
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import views
+from kdtrain.runtime.ranks import Ranks
 
 SHARES = st.floats(0.05, 0.9)
 

@@ -13,7 +13,6 @@ import scipy.special
 import scipy.stats
 
 from kdtrain.callbacks.distillation import DistillationCallback
-from kdtrain.cluster.ranks import Ranks
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.draws import Draws
 from kdtrain.data.loader import Batch, Loader, Source
@@ -27,6 +26,7 @@ from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
+from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
 from plugins.grad_norm import GradNorm
 from plugins.label_smoothing import LabelSmoothing
