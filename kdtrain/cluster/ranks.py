@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
 from kdtrain.data.loader import Batch
 from kdtrain.engine.callback import Callback
@@ -16,7 +17,9 @@ from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import backward
 from kdtrain.errors import KdtrainError
 from kdtrain.runtime import flow
-from kdtrain.runtime.ranks import Floats, Ranks
+from kdtrain.runtime.ranks import Ranks
+
+Floats = npt.NDArray[np.float32]
 
 
 class OneFlowRanks(Ranks):

@@ -17,10 +17,9 @@ from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views
 from kdtrain.errors import DataError, size_text
 from kdtrain.runtime import flow
-from kdtrain.runtime.old_names import OldName
+from kdtrain.runtime.limits import in_slices
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
-from kdtrain.runtime.slices import in_slices
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -203,9 +202,6 @@ class Loader:
     def num_images(self) -> int:
         """The number of images with labels, each of which is in an epoch once."""
         return len(self.targets)
-
-    changes_images = OldName("augments")
-    in_order = OldName("sequential")
 
     @property
     def augments(self) -> bool:

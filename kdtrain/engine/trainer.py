@@ -23,7 +23,6 @@ from kdtrain.engine.run import FitProgress, Run
 from kdtrain.engine.saved_values import SavedValues
 from kdtrain.errors import error_text
 from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.metrics.names import Metrics
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.seeds import derive_seed
@@ -191,7 +190,8 @@ class Trainer:
 
             logits = predict_logits(run.evaluated, run.validation)
             evaluation = _task_metrics(logits, run.validation)
-            metrics = Metrics({**evaluation.on_held_out_images(), **losses_of_epoch})
+            held_out = {f"val/{name}": value for name, value in evaluation.items()}
+            metrics = MappingProxyType(held_out | losses_of_epoch)
             seconds = time.perf_counter() - trained
             self.callbacks.emit("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds, logits))
 
@@ -237,10 +237,10 @@ class Trainer:
         return end
 
 
-def _task_metrics(logits: npt.NDArray[np.float32], loader: Loader) -> Metrics:
+def _task_metrics(logits: npt.NDArray[np.float32], loader: Loader) -> dict[str, float]:
     """Returns the metrics of logits about a loader's images, (N, C) float32."""
     evaluation = Evaluation.from_logits(logits, loader.targets)
-    return Metrics({"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy})
+    return {"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy}
 
 
 def _example(train: Loader) -> flow.Tensor:

@@ -16,7 +16,7 @@ import tomli
 from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.grid import parse_grid
-from kdtrain.experiment.recipe import NO_RECIPE, recipe_for, recipe_settings
+from kdtrain.experiment.recipe import recipe_for, recipe_settings
 from kdtrain.experiment.settings import flag_of, kind_of
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
@@ -29,9 +29,6 @@ _PATH_ARGUMENT = re.compile(r"(?<==)/[^,]*/")  # the folders in an argument of a
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 _DECIDED_BY = {"teacher_epochs": "epochs", "teacher_augment": "augment", "lr": "optimizer"}
 """Settings of a recipe that do not count where the user gives the setting on the right."""
-
-_RESOLVED = {"mode", "epochs", "teacher_epochs", "lr", "augment", "teacher_augment", "seed", "logdir"}
-"""Settings that the config.toml of a run always has, of whatever version, and a user's file hardly ever."""
 
 _FIELDS = {field.name: field for field in dataclasses.fields(FitConfig)}
 
@@ -52,8 +49,6 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
 def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
     """Returns the configuration of a new fit, in which a recipe takes precedence over defaults.
 
-    A file that an older version has resolved names no recipe and gets none, so that it means what it meant.
-
     Args:
         flags: values by the name of their setting.
         file: a TOML file.
@@ -61,15 +56,11 @@ def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
     Raises:
         UsageError: there is no such recipe, the file cannot be read, or a value is not allowed.
     """
-    from_file = _settings_of(file)
-    given = from_file | _settings_in(flags)
+    given = _settings_of(file) | _settings_in(flags)
     few_labels = bool(given.keys() & {"labels", "transfer_data"})
     if "recipe" not in given:
         dataset = given.get("dataset", FitConfig.dataset)
-        resolved = from_file.keys() >= _RESOLVED
-        given["recipe"] = (
-            NO_RECIPE if resolved else recipe_for(dataset, given.get("data_dir"), few_labels=few_labels)
-        )
+        given["recipe"] = recipe_for(dataset, given.get("data_dir"), few_labels=few_labels)
     recipe = given["recipe"]
     settings = {
         name: _checked(name, value, f"{name} in the recipe {recipe}")
@@ -189,9 +180,8 @@ def _moved(config: FitConfig, directory: Path) -> FitConfig:
 
 
 def _settings_of(file: Path | None) -> dict[str, Any]:
-    """Returns the checked values of a TOML file; a run's, of a version without views, has endless ones."""
-    values = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
-    return {"views": 0} | values if values.keys() >= _RESOLVED else values
+    """Returns the checked values of a TOML file."""
+    return {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
 
 
 def _settings_in(flags: Mapping[str, Any]) -> dict[str, Any]:

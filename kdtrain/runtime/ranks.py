@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+    Floats = npt.NDArray[np.float32]
 
 
 def rank() -> int | None:
@@ -53,6 +55,8 @@ class Ranks:
         Args:
             items: (N,) int64, equal on all ranks, such as the indices of a batch.
         """
+        import numpy as np  # here: commands that ask for the rank alone do without it
+
         return np.array_split(items, self.size)[self.rank]
 
     def all_gather(self, rows: Floats) -> Floats:

@@ -10,25 +10,27 @@ from typing import Any
 from kdtrain._version import __version__
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, escape_controls
-from kdtrain.metrics.names import ACCURACY, current_name
+from kdtrain.metrics.names import ACCURACY
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
 from kdtrain.runtime.locations import absolute_name
 from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE, MOST_NUMBER
 
 _ENTRIES: dict[str, tuple[type, type | tuple[type, ...]]] = {
-    "mode": (str, str),
-    "arch": (str, str),
-    "dataset": (str, str),
+    "mode": (str, ()),
+    "arch": (str, ()),
+    "dataset": (str, ()),
     "image_shape": (list, int),
     "classes": (list, str),
     "mean": (list, (int, float)),
     "std": (list, (int, float)),
     "metrics": (dict, (int, float)),
     "versions": (dict, str),
+    "epochs": (int, ()),
+    "images": (int, ()),
+    "held_out": (str, ()),
+    "temperature": (float, ()),
 }
 """The entries of a model's header: the type of each entry, and of its items."""
-_LATER: dict[str, type] = {"epochs": int, "images": int, "held_out": str, "temperature": float}
-"""Entries that headers of earlier versions lack."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +126,13 @@ def read_card(header: Any, path: Path) -> ModelCard:
     values: dict[str, Any] = {}
     for name, (kind, inner) in _ENTRIES.items():
         value = header.get(name)
-        inside = value.values() if isinstance(value, dict) else value
-        if not isinstance(value, kind) or not all(isinstance(item, inner) for item in inside):
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if type(value) is not kind or not all(isinstance(item, inner) for item in items):
             raise CheckpointError(
                 f"{path} is not a model that kdtrain can use: its header has no valid {name}."
             )
         value = _cleaned(value)
         values[name] = tuple(value) if isinstance(value, list) else value
-    for name, kind in _LATER.items():
-        values[name] = header.get(name, kind())
-        if type(values[name]) is not kind:
-            raise CheckpointError(
-                f"{path} is not a model that kdtrain can use: its header has no valid {name}."
-            )
-    values["metrics"] = {current_name(name): figure for name, figure in values["metrics"].items()}
     card = ModelCard(**values)
     if not (
         len(card.image_shape) == 3
