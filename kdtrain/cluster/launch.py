@@ -1,12 +1,14 @@
-"""Processes that train together: the launcher of ``--nproc-per-node``, and the group that a process is in.
+"""The start of processes that train together: by ``--nproc-per-node``, or by oneflow's launcher.
 
-A process finds its group in the environment variables that oneflow's launcher sets, too. That launcher
-serves several machines (``kdtrain launch``).
+Both set the environment variables in which a process finds its group. Oneflow's launcher serves several
+machines (``kdtrain launch``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import math
 import os
 import signal
@@ -22,6 +24,7 @@ from kdtrain.cluster.heartbeat import SILENCE, Heartbeat
 from kdtrain.cluster.rendezvous import join_group
 from kdtrain.errors import KdtrainError, Terminated, UsageError
 from kdtrain.runtime.locations import command_name
+from kdtrain.runtime.oneflow import import_oneflow
 from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.signals import die_with_parent, queue_signals
 
@@ -29,8 +32,7 @@ _GRACE = 5.0  # seconds in which the other ranks may end by themselves after one
 _CLOSING_SECONDS = 4.0  # that a rank has after a signal: a little more than its guard needs
 _POLL = 0.05  # seconds
 _SILENCE = "KDTRAIN_SILENCE"  # environment variable: seconds without a heartbeat, in place of SILENCE
-LAUNCHER = "KDTRAIN_LAUNCHER"
-"""Environment variable: the process number of ``kdtrain launch``, for the processes that it starts."""
+_LAUNCHER = "KDTRAIN_LAUNCHER"  # environment variable: process number of ``launch_with_oneflow``
 
 _CONSEQUENCES = (-signal.SIGABRT, 128 + signal.SIGTERM)
 """Exit codes of ranks that ended only because another one had ended.
@@ -46,7 +48,7 @@ def connect_peers(facts: Mapping[str, str]) -> Heartbeat | None:
         facts: values that must be equal in all processes, by their name in error messages.
 
     Raises:
-        KdtrainError: a process does not come, or its facts differ.
+        KdtrainError: a process does not connect.
         UsageError: the addresses cannot be used, or the settings differ.
     """
     number = rank()
@@ -69,7 +71,7 @@ def _follow_launcher() -> None:
     Ranks that were started in another way, such as in the background of a shell, may outlive their parent.
     """
     parent = os.getppid()
-    if os.environ.get(LAUNCHER) == str(parent):
+    if os.environ.get(_LAUNCHER) == str(parent):
         die_with_parent(signal.SIGTERM)
         if os.getppid() != parent:
             raise Terminated
@@ -84,6 +86,33 @@ def _silence() -> float:
     if not 0 < seconds < math.inf:
         raise UsageError(f"{_SILENCE} is {text!r}: it must be a number of seconds above 0.")
     return seconds
+
+
+def launch_with_oneflow(settings: dict[str, str | int], words: Sequence[str]) -> int:
+    """Runs ``kdtrain`` with ``words`` in this machine's processes of a group on several machines.
+
+    Args:
+        settings: the flags of oneflow's launcher, without their dashes, with their values.
+        words: a command of kdtrain with its flags.
+
+    Returns:
+        The exit code, 0 or 1.
+
+    Raises:
+        KdtrainError: oneflow cannot be imported.
+    """
+    import_oneflow()
+    launcher = importlib.import_module("oneflow.distributed.launch")
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    os.environ["KDTRAIN_COMMAND"] = begun = command_name()  # of sys.argv, which the processes do not have
+    sys.argv = [f"{begun} launch", *flags, "-m", "kdtrain", *words]
+    os.environ[_LAUNCHER] = str(os.getpid())
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # its messages; the processes keep stdout
+            launcher.main()
+    except (subprocess.CalledProcessError, SystemExit):  # a process failed; SIGINT or SIGTERM
+        return 1
+    return 0
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:

@@ -100,7 +100,7 @@ class Recorder:
         Blocks of such layers are among them. A bias alone, or the scales of a normalisation, do not count.
 
         Returns:
-            The shape of a layer's output for one image, by its name, in the order in which they put it out.
+            The shape of a layer's output for one image, by its name, in execution order.
 
         Raises:
             UsageError: the network has no layers.
@@ -167,7 +167,10 @@ class Recorder:
     def _recording(
         self, layers: Mapping[str, flow.nn.Module], features: dict[str, flow.Tensor]
     ) -> Iterator[None]:
-        """Installs the hooks meanwhile. OneFlow returns no handle to remove one by, so it gets a key here."""
+        """Installs the hooks for the duration of the block.
+
+        OneFlow returns no handle to remove one by, so it gets a key here.
+        """
         for name, module in layers.items():
             module._forward_hooks[self, name] = _keep(features, name)
         try:
