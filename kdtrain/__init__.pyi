@@ -29,7 +29,6 @@ from .deploy.export_model import export as export
 from .deploy.onnx_model import OnnxModel as OnnxModel
 from .engine.callback import Callback as Callback
 from .engine.callback import NeedsTeacher as NeedsTeacher
-from .engine.callback import NeedsWholeBatch as NeedsWholeBatch
 from .engine.events import BatchEnd as BatchEnd
 from .engine.events import EpochEnd as EpochEnd
 from .engine.events import EvalEnd as EvalEnd

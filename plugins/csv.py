@@ -24,8 +24,7 @@ class Csv(Callback):
         file = run.directory / "metrics.csv"
         try:
             rows = list(csv.DictReader(io.StringIO(read_text(file, _LARGEST)))) if file.exists() else []
-            earlier = [row for row in rows if int(row["epoch"]) < run.resumed.epoch]
-            self.rows = [{_current(name): value for name, value in row.items()} for row in earlier]
+            self.rows = [row for row in rows if int(row["epoch"]) < run.resumed.epoch]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise KdtrainError(f"{file} is damaged ({error}): fix it, or move it away.") from error
         self._add(run, run.resumed)
@@ -49,8 +48,3 @@ class Csv(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(run.directory / "metrics.csv", table.getvalue())
-
-
-def _current(column: str) -> str:
-    """Returns the current name of a column that has an old one, such as eval/accuracy."""
-    return f"val/{column.removeprefix('eval/')}" if column.startswith("eval/") else column

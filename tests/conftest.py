@@ -34,7 +34,7 @@ settings.register_profile("kdtrain", deadline=None)  # a test that is slow on a 
 settings.load_profile("kdtrain")
 
 LONGEST = (
-    *("faults/test_faults.py", "cli/test_nproc.py", "test_setup.py", "docs/test_pages.py"),
+    *("faults/test_faults.py", "cluster/test_nproc.py", "test_setup.py", "docs/test_pages.py"),
     *("plugins/test_methods_in_fits.py", "faults/test_machines.py", "cli/test_interrupt.py"),
     *("docs/test_api_page.py", "experiment/test_api.py", "cli/test_compare.py", "cli/test_resume.py"),
 )

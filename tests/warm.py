@@ -212,9 +212,8 @@ def _serve(requests: socket.socket) -> tuple[_Request, list[int]]:
 def _become(request: _Request, descriptors: Sequence[int], kept: set[str]) -> None:
     """Gives this fork what a new process has."""
     from kdtrain.runtime import flow
-    from kdtrain.runtime.oneflow import prepare_environment
+    from kdtrain.runtime.oneflow import prepare_environment, replace_thread_pool
     from kdtrain.runtime.signals import die_with_parent
-    from kdtrain.runtime.thread_pool import replace_thread_pool
 
     die_with_parent(signal.SIGKILL)
     for number, descriptor in enumerate(descriptors[:3]):

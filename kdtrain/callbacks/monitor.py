@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdtrain.errors import UsageError, unknown_name_message
-from kdtrain.metrics.names import current_name, warn_of_old_name
 
 MonitorMode = Literal["max", "min"]
 
@@ -25,9 +24,7 @@ class Monitor:
             raise UsageError(f"mode {mode!r} of the monitor on {metric}: it must be 'max' or 'min'.")
         if not min_delta >= 0.0:
             raise UsageError(f"min_delta {min_delta} of the monitor on {metric}: it must not be negative.")
-        self.metric = current_name(metric)
-        if self.metric != metric:
-            warn_of_old_name(metric, self.metric, stacklevel=4)  # the line that makes the callback
+        self.metric = metric
         self.mode = mode
         self.min_delta = min_delta
         self.best: float | None = None

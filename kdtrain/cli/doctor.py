@@ -25,7 +25,7 @@ from rich.text import Text
 from kdtrain.cli.flags import json_flag
 from kdtrain.cli.output import Output
 from kdtrain.report.table import Column, Table
-from kdtrain.runtime.cuda_libraries import REMEDY
+from kdtrain.runtime.oneflow import REMEDY
 
 _GB = 1e9
 _REINSTALL = (
@@ -42,6 +42,9 @@ from kdtrain.nn import onednn
 from kdtrain.runtime.cuda_libraries import load_stubs
 from kdtrain.runtime.oneflow import with_openblas_coretype, prepare_environment, resolve_device
 from kdtrain.runtime.thread_pool import thread_pool_obstacle
+from kdtrain.runtime import onednn
+from kdtrain.runtime.oneflow import load_stubs, prepare_environment, resolve_device
+from kdtrain.runtime.oneflow import thread_pool_obstacle, with_openblas_coretype
 answer = {"error": "", "device": "", "onednn": "", "obstacle": "", "stubs": [], "threads": ""}
 try:
     prepare_environment()

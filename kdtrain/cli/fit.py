@@ -16,13 +16,14 @@ from kdtrain.cli.flags import config_flags, json_flag, resume_flag, settings_in
 from kdtrain.cli.next_step import after_comparison, after_fit
 from kdtrain.cli.output import Output, only_json
 from kdtrain.cli.rank import as_rank, shared_facts
+from kdtrain.cluster.guard import run_guarded
+from kdtrain.cluster.launch import connect_peers, launch
 from kdtrain.errors import UsageError
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import fit_config
-from kdtrain.runtime import launch
 from kdtrain.runtime.console import ignore_write_errors
-from kdtrain.runtime.guard import run_guarded
 from kdtrain.runtime.locations import short_name
+from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
@@ -63,9 +64,9 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError("--check is for a new run, and --resume for an existing one: leave one of them out.")
     config, resume = fit_config(flags, options.config, resume)
     raise_on_sigterm()
-    if config.nproc_per_node > 1 and launch.rank() is None:
-        return launch.launch(options.words, config.nproc_per_node)
-    other_ranks = launch.connect_peers(shared_facts(config)) if launch.rank() is not None else None
+    if config.nproc_per_node > 1 and rank() is None:
+        return launch(options.words, config.nproc_per_node)
+    other_ranks = connect_peers(shared_facts(config)) if rank() is not None else None
     with as_rank(config) as config:
         fit = partial(_fit_as_json if options.json else _fit, config, resume, check=check)
         if other_ranks is not None:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} is {value}: it must be {bound}.")
     if options.fit[:1] != ["fit"]:
         raise UsageError("end the command with the fit: `kdtrain launch --nnodes 2 fit --mode student`.")
-    from kdtrain.runtime.oneflow_launcher import launch_with_oneflow
+    from kdtrain.cluster.launch import launch_with_oneflow
 
     names = ("nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port")
     return launch_with_oneflow({name: getattr(options, name) for name in names}, options.fit)

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kdtrain.cli.parser import parse
+from kdtrain.cluster import guard
 from kdtrain.errors import KdtrainError, Terminated, one_line
-from kdtrain.runtime import guard, launch
 from kdtrain.runtime.console import ignore_write_errors, log_to_stderr, message_text, set_level
+from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.signals import defer_signals
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -39,7 +40,7 @@ def process() -> NoReturn:
     together need that shutdown, because they wait for each other in it.
     """
     code = main()
-    if launch.rank() is not None:
+    if rank() is not None:
         sys.exit(code)
     with contextlib.suppress(OSError):  # the reader of stdout may have closed it
         sys.stdout.flush()

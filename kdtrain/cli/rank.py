@@ -16,7 +16,7 @@ from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.schema import flag_of, kind_of
 from kdtrain.runtime import console
 from kdtrain.runtime.files import temporary_folder
-from kdtrain.runtime.launch import rank
+from kdtrain.runtime.ranks import rank
 
 
 @contextlib.contextmanager

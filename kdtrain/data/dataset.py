@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.errors import UsageError, size_text
-from kdtrain.runtime.limits import MOST_PIXELS
-from kdtrain.runtime.slices import in_slices
+from kdtrain.runtime.limits import MOST_PIXELS, in_slices
 
 _HOLD_OUT = 0x56414C  # a separate stream of random numbers, independent of other uses of the seed
 

@@ -174,6 +174,7 @@ class Loader:
         self.device = device
         self.views = views
         self.ranks = ranks
+        self.part = ranks.rank  # of each batch
         self.transfer = transfer
         self.classes = tuple(classes or map(str, range(num_classes)))
         self._source = source

@@ -14,8 +14,7 @@ from kdtrain.deploy.latency import stopwatch
 from kdtrain.deploy.predictor import Images, Logits
 from kdtrain.models.registry import count_parameters
 from kdtrain.runtime import flow
-from kdtrain.runtime.limits import IMAGES_AT_ONCE
-from kdtrain.runtime.slices import in_slices
+from kdtrain.runtime.limits import IMAGES_AT_ONCE, in_slices
 from kdtrain.runtime.user_code import call_network
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import SavedModel

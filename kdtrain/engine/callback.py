@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -77,19 +76,6 @@ class NeedsTeacher(Callback):
     """
 
     needs_teacher = True
-
-
-class NeedsWholeBatch(Callback):
-    """The old base of callbacks whose loss relates a batch's images to one another; it does nothing."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        warnings.warn(
-            f"{cls.__name__}: kdtrain.NeedsWholeBatch has no effect, because one process trains on a whole "
-            "batch: derive from kdtrain.Callback; the old name goes with kdtrain 0.2.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
 
 
 class CallbackList:

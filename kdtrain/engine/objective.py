@@ -12,7 +12,6 @@ from kdtrain.engine.losses import cross_entropy
 from kdtrain.engine.recorder import Output, Recorder, Teacher
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import flow
-from kdtrain.runtime.old_names import OldName
 from kdtrain.runtime.user_code import user_code_error
 
 Term = Callable[[Batch, Output], "flow.Tensor"]
@@ -76,12 +75,6 @@ class Objective:
     _author: str = field(default="", repr=False)
     _authors: Mapping[str | int, str] = field(default_factory=dict, repr=False)
     """Authors for error messages, by a term's name or a constraint's number."""
-
-    stand_in = OldName("eval_model")
-    for_student = OldName("with_student")
-    taught_by = OldName("with_teacher")
-    represented_by = OldName("evaluate_with")
-    subject_to = OldName("with_constraint")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))

@@ -14,6 +14,7 @@ from kdtrain.engine.teacher_network import Ensemble, TeacherNetwork, members_of
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.nn.layers import channels_first, fork
 from kdtrain.runtime import flow
+from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.user_code import call_network
 
 Shape = tuple[int, ...]
@@ -99,7 +100,7 @@ class Recorder:
         Blocks of such layers are among them. A bias alone, or the scales of a normalisation, do not count.
 
         Returns:
-            The shape of a layer's output for one image, by its name, in the order in which they put it out.
+            The shape of a layer's output for one image, by its name, in execution order.
 
         Raises:
             UsageError: the network has no layers.
@@ -156,18 +157,20 @@ class Recorder:
         Returns:
             The logits, and the recorded layers' outputs by name.
         """
-        if not self._layers:
-            return Output(call_network(self.network, inputs))
         features: dict[str, flow.Tensor] = {}
         with self._recording(self._layers, features):
             logits = call_network(self.network, inputs)
+        zero_upper_avx()
         return Output(logits, features)
 
     @contextlib.contextmanager
     def _recording(
         self, layers: Mapping[str, flow.nn.Module], features: dict[str, flow.Tensor]
     ) -> Iterator[None]:
-        """Installs the hooks meanwhile. OneFlow returns no handle to remove one by, so it gets a key here."""
+        """Installs the hooks for the duration of the block.
+
+        OneFlow returns no handle to remove one by, so it gets a key here.
+        """
         for name, module in layers.items():
             module._forward_hooks[self, name] = _keep(features, name)
         try:

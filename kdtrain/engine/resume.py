@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from kdtrain.engine.events import EpochEnd
 from kdtrain.errors import CheckpointError
-from kdtrain.metrics.names import Metrics
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_tensors, load_weights, save_tensors, snapshot
@@ -139,7 +139,7 @@ def load_state(path: Path) -> FitState:
         for name, value in end["metrics"].items():
             if type(value) not in (int, float):
                 raise ValueError(f"{name} is {value!r}")
-        end["metrics"] = Metrics(end["metrics"])
+        end["metrics"] = MappingProxyType(end["metrics"])
         return FitState(path, tensors, optimizer, callbacks, data, EpochEnd(**end))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold the state of a fit: {error}.") from error

@@ -23,13 +23,37 @@ from kdtrain.engine.run import FitProgress, Run
 from kdtrain.engine.saved_values import SavedValues
 from kdtrain.errors import error_text
 from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.metrics.names import Metrics
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import zero_upper_avx
 from kdtrain.runtime.seeds import derive_seed
 
 OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]
 """Makes the optimizer of the given parameters."""
+
+Backward = Callable[[Mapping[str, "flow.Tensor"], "flow.optim.Optimizer", Batch], Mapping[str, "flow.Tensor"]]
+"""Computes the gradients of ``losses["total"]``; returns the losses of the whole batch, without graph."""
+
+
+def backward(
+    losses: Mapping[str, flow.Tensor], optimizer: flow.optim.Optimizer, batch: Batch
+) -> Mapping[str, flow.Tensor]:
+    """Computes the gradients of a batch that one process has whole.
+
+    Args:
+        losses: scalar mean losses over the batch, by name.
+        optimizer: the optimizer of the parameters.
+        batch: the images.
+
+    Returns:
+        The losses without their graph. A term that is the total shares one tensor with it: making a tensor
+        here is slow, because the CPU caches are cold between two steps.
+    """
+    losses["total"].backward()
+    zero_upper_avx()
+    total = losses["total"].detach()
+    return MappingProxyType(
+        {name: total if loss is losses["total"] else loss.detach() for name, loss in losses.items()}
+    )
 
 
 class Trainer:
@@ -43,6 +67,7 @@ class Trainer:
         objective: the objective that the callbacks' ``configure`` starts from; cross-entropy by default.
         seed: determines dropout, and the initial weights of terms that have some.
         clip_grad_norm: the largest norm of all gradients together, above 0; None sets no limit.
+        backward: computes the gradients; that of a fit in several processes averages them.
     """
 
     def __init__(
@@ -54,6 +79,7 @@ class Trainer:
         objective: Objective | None = None,
         seed: int = 0,
         clip_grad_norm: float | None = None,
+        backward: Backward = backward,
     ) -> None:
         self.model = model
         self.make_optimizer = optimizer
@@ -61,6 +87,7 @@ class Trainer:
         self.objective = objective or Objective.task()
         self.seed = seed
         self.clip_grad_norm = clip_grad_norm
+        self.backward = backward
 
     def fit(
         self,
@@ -141,9 +168,9 @@ class Trainer:
         """Runs the epochs."""
         batches = len(run.train)
         saved: SavedValues | None = SavedValues()  # those of the first step are checked
-        while progress.epoch < run.epochs and not _stopping(run):
+        while progress.epoch < run.epochs and not run.stopping:
             progress.epoch += 1
-            flow.manual_seed(derive_seed(self.seed, "dropout", progress.epoch, run.train.ranks.rank))
+            flow.manual_seed(derive_seed(self.seed, "dropout", progress.epoch, run.train.part))
             self.model.train()
             seen: list[Mapping[str, flow.Tensor]] = []
             rate, started = run.learning_rate, time.perf_counter()
@@ -156,15 +183,15 @@ class Trainer:
                 self.callbacks.emit(
                     "on_batch", run, BatchEnd(progress.epoch, progress.step, batch, losses, rate)
                 )
-                if _stopping(run):
+                if run.stopping:
                     break
             sizes = run.train.batch_sizes[: len(seen)]
             losses_of_epoch, trained = _mean_losses(seen, sizes), time.perf_counter()
-            run.train.ranks.average_buffers(self.model)
 
             logits = predict_logits(run.evaluated, run.validation)
             evaluation = _task_metrics(logits, run.validation)
-            metrics = Metrics({**evaluation.on_held_out_images(), **losses_of_epoch})
+            held_out = {f"val/{name}": value for name, value in evaluation.items()}
+            metrics = MappingProxyType(held_out | losses_of_epoch)
             seconds = time.perf_counter() - trained
             self.callbacks.emit("on_eval", run, EvalEnd(run.epoch, run.step, metrics, seconds, logits))
 
@@ -178,13 +205,10 @@ class Trainer:
         run.optimizer.zero_grad(set_to_none=True)
         with saved or contextlib.nullcontext():
             output = run.objective.student(batch.inputs)
-            zero_upper_avx()
             losses = run.objective(batch, output, epochs_done)
             if saved is not None:
                 saved.check(losses["total"], run.optimizer)
-            losses["total"].backward()
-        zero_upper_avx()
-        batch_losses = run.train.ranks.average_gradients(run.optimizer, _detached(losses), batch)
+            batch_losses = self.backward(losses, run.optimizer, batch)
         if self.clip_grad_norm is not None:
             clip_gradients(run.optimizer, self.clip_grad_norm)
         run.optimizer.step()
@@ -213,35 +237,15 @@ class Trainer:
         return end
 
 
-def _task_metrics(logits: npt.NDArray[np.float32], loader: Loader) -> Metrics:
+def _task_metrics(logits: npt.NDArray[np.float32], loader: Loader) -> dict[str, float]:
     """Returns the metrics of logits about a loader's images, (N, C) float32."""
     evaluation = Evaluation.from_logits(logits, loader.targets)
-    return Metrics({"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy})
+    return {"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy}
 
 
 def _example(train: Loader) -> flow.Tensor:
     """Returns the first image as a batch, (1, C, H, W) float32, to find layers' shapes with."""
     return flow.tensor(train.inputs[:1]).to(train.device)
-
-
-def _detached(losses: Mapping[str, flow.Tensor]) -> Mapping[str, flow.Tensor]:
-    """Returns the losses without their graph. A term that is the total shares one tensor with it.
-
-    Making a tensor here is slow, because the CPU caches are cold between two steps.
-    """
-    total = losses["total"].detach()
-    return MappingProxyType(
-        {name: total if loss is losses["total"] else loss.detach() for name, loss in losses.items()}
-    )
-
-
-def _stopping(run: Run) -> bool:
-    """Returns whether the fit stops: on every rank, if a callback of any rank has called ``run.stop``."""
-    stopping_here = run.stopping
-    stopping = run.train.ranks.any_rank(stopping_here)
-    if stopping and not stopping_here:
-        run.stop("a callback of another process asked for it")
-    return stopping
 
 
 def _mean_losses(batches: Sequence[Mapping[str, flow.Tensor]], sizes: Sequence[int]) -> dict[str, float]:

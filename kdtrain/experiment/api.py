@@ -22,7 +22,8 @@ from kdtrain.experiment.settings.load import LATEST, fit_config, new_config, tun
 from kdtrain.experiment.teachers.find import describe_teacher, find_teacher
 from kdtrain.experiment.trial import TrialResult, try_out
 from kdtrain.experiment.tune.search import TuneRun, run_tune
-from kdtrain.runtime import flow, launch
+from kdtrain.runtime import flow
+from kdtrain.runtime.ranks import rank
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def _without_mode() -> tuple[str, ...]:
 
 def _check_processes(chosen: FitConfig) -> None:
     """Raises UsageError if several processes are to train together, which commands start."""
-    if chosen.nproc_per_node > 1 or launch.rank() is not None:
+    if chosen.nproc_per_node > 1 or rank() is not None:
         raise UsageError(
             "several processes train together only with the command `kdtrain fit`: leave nproc_per_node and "
             "the launcher out."

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.cluster.ranks import OneFlowRanks, SharedFit
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.resume import load_state
 from kdtrain.engine.teacher_network import mean_logits
-from kdtrain.engine.trainer import Trainer
+from kdtrain.engine.trainer import Trainer, backward
 from kdtrain.errors import DataError
 from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import count_copies, test_loader, training_loader, validation_loader
@@ -89,7 +90,7 @@ class Fit:
             first = None
             if state is None and network == "student":
                 first = first_weights(config, self.dataset, ranks)
-            trainer = self._trainer(first)
+            trainer = self._trainer(first, ranks)
             end = trainer.fit(train, validation, epochs=epochs, directory=directory, resume=state)
             if state is not None and end.epoch == state.end.epoch:
                 logger.info(
@@ -116,7 +117,7 @@ class Fit:
         """Trains the network and tests its best weights."""
         return self.test(self.train(ranks), ranks)
 
-    def _trainer(self, first: SavedModel | None) -> Trainer:
+    def _trainer(self, first: SavedModel | None, ranks: Ranks) -> Trainer:
         """Returns the trainer of the network, with the weights of ``first`` or newly drawn ones."""
         spec, config = self.spec, self.config
         stream: list[str | int] = ["weights", MODES[spec.mode].network]
@@ -130,8 +131,14 @@ class Fit:
         teacher = spec.teacher.build(self.device) if spec.teacher else None
         card = model_card(spec.mode, self.arch, self.dataset)
         callbacks = callbacks_for(config, card, spec.name, teacher, spec.restarts)
+        shared = [SharedFit(ranks)] if isinstance(ranks, OneFlowRanks) else []
         return Trainer(
-            model, optimizer(config), callbacks, seed=config.seed, clip_grad_norm=config.clip_grad_norm
+            model,
+            optimizer(config),
+            [*callbacks, *shared],
+            seed=config.seed,
+            clip_grad_norm=config.clip_grad_norm,
+            backward=shared[0].backward if shared else backward,
         )
 
 

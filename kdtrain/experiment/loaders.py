@@ -212,7 +212,7 @@ def _loader(
     return Loader(
         inputs,
         split.labels if indices is None else split.labels[indices],
-        config.batch_size * (ranks.batch_multiplier if ranks else 1),
+        config.batch_size * (ranks.size if ranks else 1),
         num_classes=dataset.num_classes,
         seed=seed,
         device=device,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+from kdtrain.cluster.ranks import OneFlowRanks
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError
 from kdtrain.experiment.data import read_data
@@ -32,11 +33,11 @@ from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.nn import onednn
 from kdtrain.nn.own_layers import gains_by_cores
 from kdtrain.report.conditions import data_sentences
-from kdtrain.runtime import launch, time_left
+from kdtrain.runtime import time_left
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
-from kdtrain.runtime.ranks import OneFlowRanks, Ranks
+from kdtrain.runtime.ranks import Ranks, rank
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Session:
         self.device = resolve_device(config.device)
         if self.device == "cpu":
             onednn.is_usable()  # the warning, if it is not, comes once, and not from each child
-        self.ranks = Ranks() if launch.rank() is None else OneFlowRanks(self.device)
+        self.ranks = Ranks() if rank() is None else OneFlowRanks(self.device)
         self.dataset = read_data(config, most_images)
         if len(self.dataset.test) < self.ranks.size:
             raise DataError(

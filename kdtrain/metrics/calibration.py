@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from kdtrain.runtime.slices import in_slices
+from kdtrain.runtime.limits import in_slices
 
 BINS = 15
 """Number of bins, as in the paper; ten thousand images fill that many."""

@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from kdtrain.errors import DataError, NonFiniteError
 from kdtrain.metrics.calibration import reliability
-from kdtrain.runtime.slices import in_slices
+from kdtrain.runtime.limits import in_slices
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,4 +1,4 @@
-"""The machine: OneFlow's import, processes, ranks, signals, files and the terminal.
+"""The machine: OneFlow's import, processes, signals, files and the terminal.
 
 Training, data and networks do not belong here. Imports ``errors`` only.
 ``from kdtrain.runtime import flow`` imports oneflow at that moment: ``--help`` does without it.

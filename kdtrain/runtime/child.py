@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 
 from kdtrain.errors import Terminated, error_text
 from kdtrain.runtime import console, time_left
+from kdtrain.runtime.oneflow import replace_thread_pool
 from kdtrain.runtime.processor import flush_denormals
 from kdtrain.runtime.screen import SharedBar
 from kdtrain.runtime.signals import die_with_parent
-from kdtrain.runtime.thread_pool import replace_thread_pool
 from kdtrain.runtime.watchdog import StackFile
 
 INTERRUPT = signal.SIGUSR1

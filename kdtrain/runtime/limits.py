@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 CHANNELS = (1, 3)
 """Allowed numbers of image channels: grey, or red, green and blue."""
 
@@ -25,6 +28,9 @@ MOST_IMAGES = 100_000_000
 
 IMAGES_AT_ONCE = 250
 """Images per batch outside of training: bounds the memory of a convolution."""
+
+VALUES_AT_ONCE = 1 << 22
+"""Values of an array that are counted, hashed or normalised together."""
 
 MOST_EPOCHS = 100_000
 """Epochs of a fit. ``metrics.jsonl`` has a line for each, and is rewritten after each."""
@@ -58,3 +64,9 @@ MOST_HEADER = 16 << 20
 
 MOST_TENSORS = 20_000
 """Tensors in a checkpoint: five times as many as densenet201 has with Adam's state."""
+
+
+def in_slices(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yields slices along the first axis that are small enough to be worked on in memory."""
+    step = max(1, VALUES_AT_ONCE // max(1, math.prod(shape[1:])))
+    return (slice(start, start + step) for start in range(0, shape[0], step))

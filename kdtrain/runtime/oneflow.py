@@ -1,4 +1,4 @@
-"""The import of oneflow: its environment, its noise on stderr, and Python's SIGINT handler.
+"""OneFlow in this process: its import and environment, NVIDIA's libraries, its thread pool after a fork.
 
 ``docs/oneflow.md`` has the reasons for each step.
 """
@@ -21,11 +21,13 @@ from pathlib import Path
 from types import ModuleType
 
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
-from kdtrain.runtime import launch
-from kdtrain.runtime.cuda_libraries import REMEDY, load_stubs
 from kdtrain.runtime.processor import processor_flags
+from kdtrain.runtime.ranks import prepare_rank
 from kdtrain.runtime.signals import defer_signals, restore_sigint_handler
 from kdtrain.runtime.value_checks import DEVICES
+
+STUBS = Path(__file__).parent / "cuda_stubs"
+REMEDY = "install kdtrain[cuda] (in a clone: scripts/bootstrap --cuda)"
 
 # The wheel holds machine code for these CUDA compute capabilities, and nothing to compile for others.
 _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
@@ -33,6 +35,12 @@ _COMPUTE_CAPABILITIES = ((6, 0), (8, 9))
 _OPEN_FILES = 64  # two processes that train together need about 25
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
+
+_CONSTRUCTOR = "_ZN7oneflow10ThreadPoolC1Ei"  # oneflow::ThreadPool::ThreadPool(int threads)
+_GLOBAL = "_ZZN7oneflow9SingletonINS_10ThreadPoolEvE7GetPPtrEvE3ptr"  # Singleton<ThreadPool>::GetPPtr()::ptr
+_SIZE = 4096  # bytes; the object takes a few hundred
+
+_pools: list[ctypes.Array[ctypes.c_char]] = []  # a pool's threads use its memory until the process ends
 
 
 @functools.cache
@@ -44,7 +52,7 @@ def import_oneflow() -> ModuleType:
     """
     _allow_open_files()
     prepare_environment()
-    launch.prepare_rank()
+    prepare_rank()
     with defer_signals(), tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         stderr = os.dup(2)
@@ -173,3 +181,87 @@ def _gpu_obstacle() -> str | None:
         version = "{}.{}".format(*capability)
         return f"{properties.name} has compute capability {version}, oneflow's kernels are for 6.0 to 8.9"
     return None
+
+
+# ---------------------------------------------------------------------------------- NVIDIA's libraries
+# The loader wants cuBLAS and cuDNN before oneflow runs, although oneflow calls them on a GPU only. A stub
+# has the name, the functions and the symbol versions that oneflow wants, and each of its functions ends the
+# process.
+
+
+def library_names() -> list[str]:
+    """Returns the names of the libraries that have a stub."""
+    return sorted(path.name for path in STUBS.glob("*.so.*"))
+
+
+@functools.cache
+def load_stubs() -> tuple[str, ...]:
+    """Loads a stub for each library that the loader would not find; returns their names.
+
+    oneflow's library is loaded afterwards. The loader takes a library that is there already by its name.
+    """
+    spec = importlib.util.find_spec("oneflow")
+    folders = spec.submodule_search_locations if spec is not None else None
+    # The search path of oneflow's library begins with these folders. The packages nvidia-* are in them.
+    nvidia = [path for folder in folders or () for path in (Path(folder).parent / "nvidia").glob("*/lib/*")]
+    found = {path.name for path in nvidia}
+    return tuple(name for name in library_names() if name not in found and _load_stub(name))
+
+
+def _load_stub(name: str) -> bool:
+    """Loads a stub unless the system has the library; returns whether it did."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        ctypes.CDLL(str(STUBS / name))
+        return True
+    return False
+
+
+# ------------------------------------------------------------------- the thread pool of a forked process
+# OneFlow 0.9.0 keeps one global oneflow::ThreadPool. A fork copies the object but none of its threads, so
+# that a kernel that hands work to the pool and waits for it (argmax, topk, median, ...) never returns in a
+# child. OneFlow's library exports the pool's constructor and the pointer to the global pool.
+
+
+def replace_thread_pool(threads: int = 1) -> bool:
+    """Replaces the thread pool of this forked process by one whose threads exist.
+
+    The threads inherit the caller's processor affinity and floating-point mode, so call this after both
+    are set.
+
+    Args:
+        threads: the number of threads of the new pool.
+
+    Returns:
+        False if OneFlow's library does not export the symbols that this needs.
+    """
+    exports = _exports()
+    if exports is None:
+        return False
+    constructor, pointer = exports
+    memory = ctypes.create_string_buffer(_SIZE)
+    _pools.append(memory)
+    constructor(ctypes.addressof(memory), threads)
+    pointer.value = ctypes.addressof(memory)
+    return True
+
+
+def thread_pool_obstacle() -> str | None:
+    """Returns the reason why the thread pool cannot be replaced, or None if it can."""
+    if _exports() is not None:
+        return None
+    return "this build of oneflow does not export its thread pool"
+
+
+@functools.cache
+def _exports() -> tuple[ctypes._NamedFuncPointer, ctypes.c_void_p] | None:
+    """Returns the pool's constructor and the pointer to the global pool, or None if one is missing."""
+    import_oneflow()
+    library = ctypes.CDLL(sys.modules["oneflow._oneflow_internal"].__file__)
+    try:
+        constructor, pointer = library[_CONSTRUCTOR], ctypes.c_void_p.in_dll(library, _GLOBAL)
+    except (AttributeError, ValueError):
+        return None
+    constructor.argtypes, constructor.restype = (ctypes.c_void_p, ctypes.c_int), None
+    return constructor, pointer

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError
-from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY, current_name
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.limits import MOST_EPOCHS
 from kdtrain.runtime.regular_files import read_text
 
@@ -67,7 +67,6 @@ def _row(line: str) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
-    row = {current_name(name): value for name, value in row.items()}
     for name in (*_WHOLE, *_NUMBERS):
         if name not in row:
             raise ValueError(f"it has no {name}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtrain.runtime.cuda_libraries import load_stubs
+from kdtrain.runtime.oneflow import load_stubs
 
 load_stubs()  # nothing else of kdtrain's
 

@@ -12,7 +12,6 @@ import pytest
 from kdtrain import Callback, Checkpoint, EarlyStopping, EvalEnd, Loader, Run, Trainer, flow, load_model
 from kdtrain.engine.resume import flatten_optimizer
 from kdtrain.errors import UsageError
-from kdtrain.metrics.names import Metrics
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_tensors, snapshot
 from tests.conftest import Fit
@@ -85,7 +84,7 @@ def test_of_given_metrics_the_right_epoch_is_kept(
     values = [0.5, 0.7, 0.7, 0.3, 0.3, 0.6]
     left = iter(values)
     monkeypatch.setattr(
-        "kdtrain.engine.trainer._task_metrics", lambda logits, loader: Metrics({"accuracy": next(left)})
+        "kdtrain.engine.trainer._task_metrics", lambda logits, loader: {"accuracy": next(left)}
     )
     keeper = Keeper()
     checkpoint = Checkpoint(card, mode=mode)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.cli.doctor import Check, disk_check, memory_check, report
-from kdtrain.runtime.cuda_libraries import load_stubs
+from kdtrain.runtime.oneflow import load_stubs
 from kdtrain.runtime.processor import processor_flags
 from tests import warm
 from tests.tools import ROOT

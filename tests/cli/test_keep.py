@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.store.checkpoint import load_model, save_model
+from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import EPOCH, CallKdtrain, Finished, Fitted, untrained_teacher
 from tests.tools import files_in, read_result, start_kdtrain, wait_until
 
@@ -54,12 +53,9 @@ def trained(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["this version", "an earlier version"])
 def test_a_worse_model_replaces_a_better_one_only_if_asked(
-    trained: Path, fitted: Fitted, call_kdtrain: CallKdtrain, is_old: bool
+    trained: Path, fitted: Fitted, call_kdtrain: CallKdtrain
 ) -> None:
-    if is_old:
-        old(trained / STUDENT)
     before = files_in(trained / MODELS)
     words = ("fit", "--mode", "student", *fitted.flags, *QUICK)
     (note,) = notes(call_kdtrain(*words, cwd=trained))
@@ -172,24 +168,6 @@ def test_a_run_that_is_killed_before_its_model_is_kept_ends_with_the_same_files(
         (note,) = notes(call_kdtrain("fit", "--resume", run_of(Path()), cwd=tmp_path))
         assert note.startswith("student is finished")
         assert (tmp_path / STUDENT).read_bytes() == best_of(run_of(tmp_path))
-
-
-def old(path: Path) -> None:
-    """Makes a model's file one of kdtrain 0.1 before it noted how the weights were trained and measured."""
-    model = load_model(path)
-    save_model(path, model.weights, dataclasses.replace(model.card, epochs=0, images=0, held_out=""))
-
-
-def test_a_teacher_of_an_earlier_version_is_used_and_said_to_be_unknown(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
-    (tmp_path / MODELS).mkdir(parents=True)
-    teacher = tmp_path / MODELS / "teacher.safetensors"
-    teacher.write_bytes(fitted.model("teacher").read_bytes())
-    old(teacher)
-    note, *_ = notes(call_kdtrain("fit", "--mode", "student_kd", *fitted.flags, *QUICK, cwd=tmp_path))
-    for word in ("logs/models/teacher.safetensors", accuracy_of(fitted.run("teacher"))):
-        assert word in note
 
 
 def test_a_teacher_of_a_quick_try_is_said_to_be_one(

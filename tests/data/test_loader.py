@@ -16,9 +16,9 @@ from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import DataError
-from kdtrain.runtime import flow, slices
+from kdtrain.runtime import flow, limits
+from kdtrain.runtime.limits import in_slices
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.runtime.slices import in_slices
 from tests.conftest import LoaderFactory
 
 
@@ -151,7 +151,7 @@ def test_how_many_at_a_time_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -
 
     whole = figures()
     for most in (1, 150):
-        monkeypatch.setattr(slices, "_AT_ONCE", most)
+        monkeypatch.setattr(limits, "VALUES_AT_ONCE", most)
         assert figures() == whole
 
 

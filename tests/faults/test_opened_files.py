@@ -165,7 +165,7 @@ def test_every_file_is_opened_in_one_place() -> None:
         "kdtrain/cli/doctor.py",
         "kdtrain/deploy/onnx_worker.py",
         "kdtrain/runtime/files.py",
-        "kdtrain/runtime/launch.py",
+        "kdtrain/cluster/launch.py",
         "kdtrain/runtime/processor.py",
         "kdtrain/runtime/watchdog.py",
         # what kdtrain has just written:

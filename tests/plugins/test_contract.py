@@ -176,36 +176,6 @@ def test_the_temperature_and_the_soft_targets_are_there_for_a_term_to_use() -> N
         assert f"`{text}" in reference
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("taught_by", "with_teacher"),
-        ("for_student", "with_student"),
-        ("represented_by", "evaluate_with"),
-        ("subject_to", "with_constraint"),
-        ("stand_in", "eval_model"),
-    ],
-)
-def test_old_names_still_work_and_say_the_new_ones(old: str, new: str) -> None:
-    objective = Objective.task()
-    with pytest.warns(DeprecationWarning, match=rf"{old} is now called {new}"):
-        assert getattr(objective, old) == getattr(objective, new)
-
-
-def test_the_old_base_of_methods_that_relate_images_is_a_callback_that_warns(fit: Fit) -> None:
-    assert "NeedsWholeBatch" in dir(kdtrain)
-    steps: list[int] = []
-    with pytest.warns(DeprecationWarning, match="Relate: .*derive from kdtrain.Callback") as caught:
-
-        class Relate(kdtrain.NeedsWholeBatch):
-            def on_batch(self, run: Run, event: BatchEnd) -> None:
-                steps.append(event.step)
-
-    assert [warning.filename for warning in caught] == [__file__]
-    fit(Relate())
-    assert steps
-
-
 def test_networks_stay_through_every_change_of_the_objective() -> None:
     objective = objective_for(Convolutional(2), Convolutional(3))
     eval_model, constraints = Convolutional(2), [list, dict]

@@ -12,8 +12,7 @@ import pytest
 
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
-from kdtrain.runtime.cuda_libraries import STUBS, library_names, load_stubs
-from kdtrain.runtime.oneflow import resolve_device
+from kdtrain.runtime.oneflow import STUBS, library_names, load_stubs, resolve_device
 from tests.cli.conftest import run_python
 
 LIBRARIES = {
@@ -99,7 +98,7 @@ def test_a_library_that_is_installed_gets_no_stub(tmp_path: Path) -> None:
     (tmp_path / "nvidia/cublas/lib/libcublas.so.11").touch()
     (tmp_path / "system").mkdir()
     shutil.copy(STUBS / "libcudnn_ops_train.so.8", tmp_path / "system")
-    code = "from kdtrain.runtime.cuda_libraries import load_stubs; print(*load_stubs())"
+    code = "from kdtrain.runtime.oneflow import load_stubs; print(*load_stubs())"
     path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
     done = run_python(f"{path}\n{code}", LD_LIBRARY_PATH=str(tmp_path / "system"))
     assert done.stderr == ""

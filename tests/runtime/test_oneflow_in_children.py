@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kdtrain.errors import KdtrainError
-from kdtrain.runtime import flow, thread_pool
+from kdtrain.runtime import flow, oneflow
 from kdtrain.runtime.processes import Job, run_jobs
 from tests.runtime.oneflow_calls import CRASHES, LEFT_OUT, REFUSED, calls
 
@@ -137,16 +137,16 @@ def test_a_process_that_a_child_forks_has_a_pool_as_well() -> None:
 def test_without_the_symbols_doctor_tells_and_a_child_is_ended_with_its_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(thread_pool, "_CONSTRUCTOR", "_ZN7oneflow10ThreadPoolC1Ez")
-    thread_pool._exports.cache_clear()
+    monkeypatch.setattr(oneflow, "_CONSTRUCTOR", "_ZN7oneflow10ThreadPoolC1Ez")
+    oneflow._exports.cache_clear()
     try:
-        assert thread_pool.thread_pool_obstacle() is not None
-        assert not thread_pool.replace_thread_pool()
+        assert oneflow.thread_pool_obstacle() is not None
+        assert not oneflow.replace_thread_pool()
         with pytest.raises(KdtrainError, match=rf"{Path(__file__).name}, line \d+, in call_argmax"):
             run_jobs([Job("argmax", call_argmax)], stall_timeout=1)
     finally:
         monkeypatch.undo()
-        thread_pool._exports.cache_clear()
+        oneflow._exports.cache_clear()
 
 
 def call_argmax() -> None:

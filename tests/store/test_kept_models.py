@@ -57,7 +57,7 @@ def test_the_first_model_has_the_name_of_its_mode(card: ModelCard, tmp_path: Pat
         ((0.9, "a"), (0.8, "a"), True, 0.8),
         ((0.8, "a"), (0.9, "b"), False, 0.8),
         ((0.8, "a"), (0.9, "b"), True, 0.9),
-        ((0.8, ""), (0.9, "a"), False, 0.8),  # of an earlier version
+        ((0.8, ""), (0.9, "a"), False, 0.8),  # images unknown
         ((0.8, ""), (0.9, ""), False, 0.8),
         ((0.8, ""), (0.9, "a"), True, 0.9),
     ],

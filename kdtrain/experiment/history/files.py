@@ -141,5 +141,4 @@ def text(content: Any, *keys: str | int) -> str | None:
 
 def held_out_accuracy(figures: Any) -> float | None:
     """Returns the accuracy on the held-out images among the figures of an epoch; None without one."""
-    value = number(figures, "val/accuracy")
-    return number(figures, "eval/accuracy") if value is None else value
+    return number(figures, "val/accuracy")

@@ -129,7 +129,7 @@ class FitConfig(Settings):
         )
         values = {name: _plain(value) for name, value in vars(filled).items() if value is not None}
         paths = values.pop("teacher_checkpoint")
-        if paths:  # one path as a text, as files of earlier versions have it
+        if paths:  # one path as a text, as users write it
             values["teacher_checkpoint"] = paths if len(paths) > 1 else paths[0]
         return values
 

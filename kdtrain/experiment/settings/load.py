@@ -15,10 +15,10 @@ import tomli
 
 from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.recipe import NO_RECIPE, recipe_for, recipe_settings
+from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
 from kdtrain.experiment.settings.schema import flag_of, kind_of
-from kdtrain.runtime import launch
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
+from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.run_directory import check_name, latest_run
 
@@ -29,9 +29,6 @@ _PATH_ARGUMENT = re.compile(r"(?<==)/[^,]*/")  # the folders in an argument of a
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 _DECIDED_BY = {"teacher_epochs": "epochs", "teacher_augment": "augment", "lr": "optimizer"}
 """Settings of a recipe that do not count where the user gives the setting on the right."""
-
-_RESOLVED = {"mode", "epochs", "teacher_epochs", "lr", "augment", "teacher_augment", "seed", "logdir"}
-"""Settings that the config.toml of a run always has, of whatever version, and a user's file hardly ever."""
 
 _FIELDS = {field.name: field for field in dataclasses.fields(FitConfig)}
 
@@ -65,7 +62,7 @@ def tune_config(
         UsageError: a value is not allowed, or nothing can be tuned with it.
     """
     config, resume = _config(settings, file, resume, "search", "tune")
-    if config.nproc_per_node > 1 or launch.rank() is not None:
+    if config.nproc_per_node > 1 or rank() is not None:
         raise UsageError(
             "`kdtrain tune` trains its trials side by side, each in one process: leave --nproc-per-node and "
             "the launcher out."
@@ -90,7 +87,7 @@ def _config(
     """Returns configuration and directory; runs are in ``folder``, or in one named after the mode."""
     if resume is None:
         config = new_config(settings, file)
-        if config.name is not None and launch.rank() is None:  # another rank may have begun this run
+        if config.name is not None and rank() is None:  # another rank may have begun this run
             check_name(config.logdir, folder or config.mode, config.name)
         return (config if folder is None else dataclasses.replace(config, tuned=None)), None
     if file is not None:
@@ -118,8 +115,6 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig
 def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
     """Returns the configuration of a new fit, in which a recipe takes precedence over defaults.
 
-    A file that an older version has resolved names no recipe and gets none, so that it means what it meant.
-
     Args:
         flags: values by the name of their setting.
         file: a TOML file.
@@ -127,15 +122,11 @@ def new_config(flags: Mapping[str, Any], file: Path | None = None) -> FitConfig:
     Raises:
         UsageError: there is no such recipe, the file cannot be read, or a value is not allowed.
     """
-    from_file = _settings_of(file)
-    given = from_file | _settings_in(flags)
+    given = _settings_of(file) | _settings_in(flags)
     few_labels = bool(given.keys() & {"labels", "transfer_data"})
     if "recipe" not in given:
         dataset = given.get("dataset", FitConfig.dataset)
-        resolved = from_file.keys() >= _RESOLVED
-        given["recipe"] = (
-            NO_RECIPE if resolved else recipe_for(dataset, given.get("data_dir"), few_labels=few_labels)
-        )
+        given["recipe"] = recipe_for(dataset, given.get("data_dir"), few_labels=few_labels)
     recipe = given["recipe"]
     settings = {
         name: _checked(name, value, f"{name} in the recipe {recipe}")
@@ -234,9 +225,8 @@ def _moved(config: FitConfig, directory: Path) -> FitConfig:
 
 
 def _settings_of(file: Path | None) -> dict[str, Any]:
-    """Returns the checked values of a TOML file; a run's, of a version without views, has endless ones."""
-    values = {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
-    return {"views": 0} | values if values.keys() >= _RESOLVED else values
+    """Returns the checked values of a TOML file."""
+    return {name: _checked(name, value, f"{name} in {file}") for name, value in _read_toml(file).items()}
 
 
 def _settings_in(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from kdtrain.engine.teacher_network import Logits
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.loaders import validation_images
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.runtime import flow, launch
+from kdtrain.runtime import flow
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import rank
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class FirstLook:
             "training" if is_training else "held-out",
             "train" if is_training else split,
             numbers[chosen],
-            launch.rank() is None and resolve_device(config.device) == "cpu",
+            rank() is None and resolve_device(config.device) == "cpu",
         )
 
     def logits(self, network: flow.nn.Module) -> Logits:

@@ -19,7 +19,7 @@ from kdtrain.errors import UsageError
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig, epochs_for_size
-from kdtrain.experiment.settings.load import load_config, new_config, resumed_config
+from kdtrain.experiment.settings.load import new_config, resumed_config
 from kdtrain.experiment.settings.recipe import (
     RECIPE_SETTINGS,
     describe_recipe,
@@ -32,24 +32,6 @@ from tests.tools import write_digits
 
 NAMES = recipe_names()
 MNIST = Path(datasets.__file__).parent / "mnist"
-OLDER = """
-mode = "student_kd"
-epochs = 60
-teacher_epochs = 3
-batch_size = 128
-optimizer = "adam"
-lr = 0.003
-schedule = "one_cycle"
-student_arch = "student_mlp"
-temperature = 4.0
-alpha = 0.9
-augment = "shift=1"
-teacher_augment = "shift=2"
-dataset = "mnist"
-seed = 0
-logdir = "logs"
-"""
-"""What versions without recipes have written into config.toml."""
 
 
 def write(path: Path, content: str) -> Path:
@@ -194,22 +176,6 @@ def test_an_unknown_recipe_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.toml", "recipe = 'mnits'\n")
     with pytest.raises(UsageError, match=f"^recipe in {file}: .*'mnits'"):
         new_config({}, file)
-
-
-def test_what_an_older_version_has_resolved_means_what_it_meant(tmp_path: Path) -> None:
-    file = write(tmp_path / "config.toml", OLDER)
-    values = tomli.loads(OLDER)
-    begun = resumed_config({}, tmp_path)
-    for config in (begun, new_config({}, file), load_config({}, file)):
-        assert config.recipe in (None, "none")
-        resolved = config.resolved()
-        assert {name: resolved[name] for name in values if name != "logdir"} == {
-            name: value for name, value in values.items() if name != "logdir"
-        }
-        assert config.views == 0, "augmentation was endless"
-        assert (config.weight_decay, config.clip_grad_norm) == (0.0, None)
-    assert new_config({"alpha": 0.5}, file).temperature == 4.0
-    assert "recipe" not in begun.resolved()
 
 
 def test_a_resumed_run_keeps_its_recipe(tmp_path: Path) -> None:

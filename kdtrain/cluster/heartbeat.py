@@ -27,17 +27,19 @@ SILENCE = 40.0
 
 TOKEN_BYTES = 16
 
+MOST_TEXT = 500
+"""Characters of the text in a message."""
+
 _BEAT = 1.0  # seconds between two beats
-_NEWS_BYTES = 1 << 12  # largest message
+_MESSAGE_BYTES = 1 << 12  # largest message
 _DATAGRAMS = 100  # read at once: a foreign program may send many
-_TEXT = 500  # characters of the text in a message
 
 Address = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class News:
-    """The end of a peer, reported or assumed.
+class PeerLoss:
+    """The unplanned end of a peer, reported or assumed.
 
     Attributes:
         text: a sentence that names the peer.
@@ -67,7 +69,7 @@ class Peer:
     line: socket.socket
     heard: float = field(default_factory=time.monotonic)
     home: Address | None = None
-    lost: News | None = None
+    lost: PeerLoss | None = None
     closed: bool = False
     unread: bytes = b""
 
@@ -80,7 +82,7 @@ class Peer:
     def read(self) -> None:
         """Reads the messages that have arrived."""
         try:
-            data = self.line.recv(_NEWS_BYTES)
+            data = self.line.recv(_MESSAGE_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -89,20 +91,20 @@ class Peer:
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in filter(None, lines):
             self._take(from_line(line))
-        if (not data or len(self.unread) > _NEWS_BYTES) and not self.closed:
+        if (not data or len(self.unread) > _MESSAGE_BYTES) and not self.closed:
             self.lose("has ended unexpectedly.")
             self.closed = True
 
     def lose(self, how: str, code: int | None = None) -> None:
         """Records its end, unless an earlier one is recorded."""
-        self.lost = self.lost or News(f"{self.name} {how}", code)
+        self.lost = self.lost or PeerLoss(f"{self.name} {how}", code)
 
     def _take(self, message: Mapping[str, Any]) -> None:
         end = message.get("end")
         if end == "lost":
             code = message.get("code")
             self.lose(
-                str(message.get("text"))[:_TEXT], code if type(code) is int and 0 < code < 256 else None
+                str(message.get("text"))[:MOST_TEXT], code if type(code) is int and 0 < code < 256 else None
             )
         self.closed = self.closed or end in ("done", "closed")
 
@@ -142,7 +144,7 @@ class Heartbeat:
         return all(peer.closed for peer in self.peers)
 
     @property
-    def news(self) -> News | None:
+    def peer_loss(self) -> PeerLoss | None:
         """The end of the first lost peer; None if none is lost."""
         return next((peer.lost for peer in self.peers if peer.lost is not None), None)
 
@@ -182,7 +184,7 @@ class Heartbeat:
         """
         for peer in self.peers:
             with contextlib.suppress(OSError):
-                peer.line.send(to_line({"end": end, "text": text[:_TEXT], "code": code}))
+                peer.line.send(to_line({"end": end, "text": text[:MOST_TEXT], "code": code}))
 
     def close(self) -> None:
         """Closes all connections."""

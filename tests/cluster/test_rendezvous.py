@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from kdtrain.cli.rank import shared_facts
+from kdtrain.cluster.heartbeat import Address, Heartbeat, PeerLoss
+from kdtrain.cluster.launch import _free_port
+from kdtrain.cluster.rendezvous import Facts, join_group
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.runtime.heartbeat import Address, Heartbeat, News
-from kdtrain.runtime.launch import _free_port
-from kdtrain.runtime.rendezvous import Facts, join_group
 
 FACTS = {"--epochs": "3"}
 Meeting = Callable[..., "Future[Heartbeat]"]
@@ -54,15 +54,15 @@ def pair(come: Meeting) -> tuple[Heartbeat, Heartbeat]:
     return first.result(), second.result()
 
 
-def news_of(heartbeat: Heartbeat, beating: tuple[Heartbeat, ...] = (), seconds: float = 3) -> News | None:
-    """Listens until there is news, while others beat; returns the news."""
+def loss_of(heartbeat: Heartbeat, beating: tuple[Heartbeat, ...] = (), seconds: float = 3) -> PeerLoss | None:
+    """Listens until a peer is lost, while others beat; returns the loss."""
     deadline = time.monotonic() + seconds
-    while heartbeat.news is None and time.monotonic() < deadline:
+    while heartbeat.peer_loss is None and time.monotonic() < deadline:
         for one in beating:
             one.beat()
         heartbeat.receive()
         time.sleep(0.01)
-    return heartbeat.news
+    return heartbeat.peer_loss
 
 
 def connection(address: Address) -> socket.socket:
@@ -97,48 +97,48 @@ def test_after_the_rendezvous_its_port_is_free(pair: tuple[Heartbeat, Heartbeat]
 def test_a_peer_with_heartbeats_is_not_lost(
     pair: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdtrain.runtime.heartbeat._BEAT", 0.1)
-    assert news_of(pair[0], beating=(pair[1],), seconds=1) is None
+    monkeypatch.setattr("kdtrain.cluster.heartbeat._BEAT", 0.1)
+    assert loss_of(pair[0], beating=(pair[1],), seconds=1) is None
 
 
 @pytest.mark.parametrize("silent", [0, 1])
 def test_a_silent_peer_is_named(pair: tuple[Heartbeat, Heartbeat], silent: int) -> None:
-    news = news_of(pair[1 - silent], beating=(pair[1 - silent],))
-    assert news is not None
-    assert f"process {silent}" in news.text
-    assert "0.4 seconds" in news.text
+    loss = loss_of(pair[1 - silent], beating=(pair[1 - silent],))
+    assert loss is not None
+    assert f"process {silent}" in loss.text
+    assert "0.4 seconds" in loss.text
 
 
 def test_a_beat_arrives_by_either_way(
     pair: tuple[Heartbeat, Heartbeat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a cut TCP waits for long before it sends again; and some networks let no datagram through."""
-    monkeypatch.setattr("kdtrain.runtime.heartbeat._BEAT", 0.1)
+    monkeypatch.setattr("kdtrain.cluster.heartbeat._BEAT", 0.1)
     listening, beating = pair
     home, beating.peers[0].home = beating.peers[0].home, None
-    assert news_of(listening, beating=(beating,), seconds=0.7) is None
+    assert loss_of(listening, beating=(beating,), seconds=0.7) is None
     beating.peers[0].home = home
     with socket.socket() as nowhere:
         line, beating.peers[0].line = beating.peers[0].line, nowhere
-        assert news_of(listening, beating=(beating,), seconds=0.7) is None
+        assert loss_of(listening, beating=(beating,), seconds=0.7) is None
         beating.peers[0].line = line
 
 
 @pytest.mark.parametrize("closed", [0, 1])
 def test_a_closed_peer_is_named_at_once(pair: tuple[Heartbeat, Heartbeat], closed: int) -> None:
     pair[closed].close()
-    news = news_of(pair[1 - closed], seconds=0.3)
-    assert news is not None
-    assert f"process {closed} has ended" in news.text
+    loss = loss_of(pair[1 - closed], seconds=0.3)
+    assert loss is not None
+    assert f"process {closed} has ended" in loss.text
 
 
 def test_the_message_of_a_peers_end_is_received(pair: tuple[Heartbeat, Heartbeat]) -> None:
     pair[1].send_end("lost", "failed: no more \x1b[31m" + "x" * 10_000, code=2)
-    news = news_of(pair[0])
-    assert news is not None
-    assert news.text.startswith("process 1 failed: no more ")
-    assert len(news.text) < 1000
-    assert news.code == 2
+    loss = loss_of(pair[0])
+    assert loss is not None
+    assert loss.text.startswith("process 1 failed: no more ")
+    assert len(loss.text) < 1000
+    assert loss.code == 2
     assert not pair[0].all_closed
     pair[1].send_end("closed")
     time.sleep(0.1)
@@ -149,7 +149,7 @@ def test_the_message_of_a_peers_end_is_received(pair: tuple[Heartbeat, Heartbeat
 def test_a_peer_with_a_planned_end_is_not_lost(pair: tuple[Heartbeat, Heartbeat]) -> None:
     pair[1].send_end("done")
     pair[1].close()
-    assert news_of(pair[0], seconds=0.7) is None
+    assert loss_of(pair[0], seconds=0.7) is None
     assert pair[0].all_closed
 
 
@@ -159,23 +159,23 @@ def test_a_peer_with_a_planned_end_is_not_lost(pair: tuple[Heartbeat, Heartbeat]
 )
 def test_garbage_from_a_peer_means_nothing(pair: tuple[Heartbeat, Heartbeat], garbage: bytes) -> None:
     pair[1].peers[0].line.send(garbage)
-    assert news_of(pair[0], seconds=0.2) is None
+    assert loss_of(pair[0], seconds=0.2) is None
 
 
 def test_a_peer_that_never_ends_its_line_is_lost(pair: tuple[Heartbeat, Heartbeat]) -> None:
     pair[1].peers[0].line.send(b"x" * 20_000)
-    assert news_of(pair[0], seconds=0.3) is not None
+    assert loss_of(pair[0], seconds=0.3) is not None
 
 
 def test_foreign_datagrams_are_no_heartbeats(pair: tuple[Heartbeat, Heartbeat], address: Address) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         deadline = time.monotonic() + 2
-        while pair[0].news is None and time.monotonic() < deadline:
+        while pair[0].peer_loss is None and time.monotonic() < deadline:
             for data in (b"", bytes(16) + b"\0\0\0\1", b"x" * 1400):
                 stranger.sendto(data, address)
             pair[0].receive()
             time.sleep(0.01)
-    assert pair[0].news is not None
+    assert pair[0].peer_loss is not None
     assert pair[0].peers[0].home is None
 
 
@@ -249,7 +249,7 @@ def test_the_same_number_twice_is_refused(come: Meeting) -> None:
     time.sleep(0.3)
     third = come(1, size=3)
     for future in (first, second, third):
-        with pytest.raises(KdtrainError, match="process 1 has come twice"):
+        with pytest.raises(KdtrainError, match="process 1 connected twice"):
             future.result(5)
 
 

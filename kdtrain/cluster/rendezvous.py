@@ -16,8 +16,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from kdtrain.cluster.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, Peer, from_line, to_line
 from kdtrain.errors import KdtrainError, UsageError
-from kdtrain.runtime.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, Peer, from_line, to_line
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _admitted(
     if hello.get("size") != size or not 0 < peer.rank < size:
         problem = f"{peer.name} of {hello.get('size')} has connected, but this group has {size}"
     elif not _is_missing(earlier):  # a process that has ended may be started again
-        problem = f"{peer.name} has come twice"
+        problem = f"{peer.name} connected twice"
     elif different:
         name = different[0]
         own_value = facts.get(name, "not set")[:_FACT]

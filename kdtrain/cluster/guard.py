@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable
 from typing import IO
 
+from kdtrain.cluster.heartbeat import MOST_TEXT, Heartbeat, PeerLoss, from_line, to_line
 from kdtrain.errors import KdtrainError, Terminated, error_text
 from kdtrain.runtime.console import open_stream
-from kdtrain.runtime.heartbeat import Heartbeat, News, from_line, to_line
 from kdtrain.runtime.signals import SignalQueue, die_with_parent, queue_signals
 
 _TICK = 0.1  # seconds between two checks of the worker
@@ -33,7 +33,6 @@ _CLOSING = 2.5  # seconds for a worker to close its files
 _FAREWELL = 1.0  # seconds for the peers to do so, after this guard's worker
 _SETTLING = 2.5  # seconds for a worker to fail by itself with the error that a peer had
 _AGAIN = 0.5  # seconds after which another Ctrl-C counts as a second one
-_TEXT = 500  # characters of an error that are sent to the peers
 _STDERR = 2000  # bytes of oneflow's stderr that are shown
 _FAIL = signal.SIGUSR1  # makes the worker read the reason why it must fail, and raise it
 
@@ -69,7 +68,7 @@ def run_guarded(work: Callable[[], None], heartbeat: Heartbeat) -> int:
         if isinstance(error.__cause__, _PeerLostError):
             raise error.__cause__ from None  # the signal arrived in a hook, which is not at fault
         text = error_text(error).strip().partition("\n")[0]
-        _report({"text": f"failed: {text[:_TEXT]}"})
+        _report({"text": f"failed: {text[:MOST_TEXT]}"})
         raise
     return 0
 
@@ -111,7 +110,7 @@ def _report(message: dict[str, object]) -> None:
 def _raise_reason(number: int, frame: object) -> None:
     """Raises the error that the guard has sent."""
     with contextlib.suppress(BlockingIOError):
-        if _guard is not None and (reason := _guard.recv(8 * _TEXT, socket.MSG_DONTWAIT)):
+        if _guard is not None and (reason := _guard.recv(8 * MOST_TEXT, socket.MSG_DONTWAIT)):
             raise _PeerLostError(reason.decode(errors="replace"))
 
 
@@ -153,9 +152,9 @@ class _Guard:
         try:
             try:
                 while self._code is None:
-                    news = self._tick()
-                    if news is not None:
-                        return self._peer_lost(news)
+                    loss = self._tick()
+                    if loss is not None:
+                        return self._peer_lost(loss)
                 return self._ended(self._code)
             except KeyboardInterrupt as error:
                 return self._interrupt(error)
@@ -175,9 +174,9 @@ class _Guard:
             self._wait_for_peers(_SETTLING + _CLOSING)
             return code
         if code == -signal.SIGABRT:  # oneflow aborts when a peer has ended
-            self._wait(lambda: self._heartbeat.news is not None, _SETTLING)
-            if self._heartbeat.news is not None:
-                raise self._failure(self._heartbeat.news)
+            self._wait(lambda: self._heartbeat.peer_loss is not None, _SETTLING)
+            if self._heartbeat.peer_loss is not None:
+                raise self._failure(self._heartbeat.peer_loss)
         cause = f"was ended by signal {signal.Signals(-code).name}."
         self._heartbeat.send_end("lost", cause)
         self._wait_for_peers(_CLOSING)
@@ -186,14 +185,14 @@ class _Guard:
         shown = f" Its stderr:\n{output}" if output and code == -signal.SIGABRT else ""
         raise KdtrainError(f"process {self._heartbeat.rank} {cause}{shown}")
 
-    def _peer_lost(self, news: News) -> int:
+    def _peer_lost(self, loss: PeerLoss) -> int:
         """Ends the worker because a peer has ended."""
-        if news.code is not None:
+        if loss.code is not None:
             self._wait(lambda: self._code is not None, _SETTLING)
         if self._code is None:
-            error = self._failure(news)
+            error = self._failure(loss)
             with contextlib.suppress(OSError):
-                self._line.send(news.text.encode())
+                self._line.send(loss.text.encode())
             self._end_worker(_FAIL)
             self._wait_for_peers(_FAREWELL)
             if self._code is None or self._code < 0:
@@ -216,11 +215,11 @@ class _Guard:
             raise error
         return self._code
 
-    def _failure(self, news: News) -> KdtrainError:
+    def _failure(self, loss: PeerLoss) -> KdtrainError:
         """Sends a peer's end to the other peers: only rank 0 is connected to all. Returns the error."""
-        self._heartbeat.send_end("lost", f"failed: {news.text}")
-        error = KdtrainError(news.text)
-        error.exit_code = news.code or 1
+        self._heartbeat.send_end("lost", f"failed: {loss.text}")
+        error = KdtrainError(loss.text)
+        error.exit_code = loss.code or 1
         return error
 
     def _end_worker(self, number: signal.Signals) -> None:
@@ -240,7 +239,7 @@ class _Guard:
         while not reached() and time.monotonic() < deadline:
             self._tick()
 
-    def _tick(self) -> News | None:
+    def _tick(self) -> PeerLoss | None:
         """Waits for the next event, up to 0.1 s; returns the end of the first peer that has ended.
 
         Raises:
@@ -261,7 +260,7 @@ class _Guard:
             again = not isinstance(error, Terminated) and time.monotonic() - self._interrupted > _AGAIN
             if self._interrupted == 0.0 or again:
                 raise
-        return self._heartbeat.news
+        return self._heartbeat.peer_loss
 
     def _check_worker(self) -> None:
         if self._gone:

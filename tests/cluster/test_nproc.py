@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdtrain.runtime.launch import _free_port
+from kdtrain.cluster.launch import _free_port
 from kdtrain.store.checkpoint import load_tensors
 from tests.cli.conftest import EPOCH, MODES, Finished, assert_explained, run
 from tests.conftest import RunKdtrain

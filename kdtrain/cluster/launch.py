@@ -1,12 +1,14 @@
-"""Processes that train together: the launcher of ``--nproc-per-node``, and the group that a process is in.
+"""The start of processes that train together: by ``--nproc-per-node``, or by oneflow's launcher.
 
-A process finds its group in the environment variables that oneflow's launcher sets, too. That launcher
-serves several machines (``kdtrain launch``).
+Both set the environment variables in which a process finds its group. Oneflow's launcher serves several
+machines (``kdtrain launch``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import math
 import os
 import signal
@@ -18,47 +20,25 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
+from kdtrain.cluster.heartbeat import SILENCE, Heartbeat
+from kdtrain.cluster.rendezvous import join_group
 from kdtrain.errors import KdtrainError, Terminated, UsageError
-from kdtrain.runtime.heartbeat import SILENCE, Heartbeat
 from kdtrain.runtime.locations import command_name
-from kdtrain.runtime.rendezvous import join_group
+from kdtrain.runtime.oneflow import import_oneflow
+from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.signals import die_with_parent, queue_signals
 
 _GRACE = 5.0  # seconds in which the other ranks may end by themselves after one has failed
 _CLOSING_SECONDS = 4.0  # that a rank has after a signal: a little more than its guard needs
 _POLL = 0.05  # seconds
 _SILENCE = "KDTRAIN_SILENCE"  # environment variable: seconds without a heartbeat, in place of SILENCE
-LAUNCHER = "KDTRAIN_LAUNCHER"
-"""Environment variable: the process number of ``kdtrain launch``, for the processes that it starts."""
+_LAUNCHER = "KDTRAIN_LAUNCHER"  # environment variable: process number of ``launch_with_oneflow``
 
 _CONSEQUENCES = (-signal.SIGABRT, 128 + signal.SIGTERM)
 """Exit codes of ranks that ended only because another one had ended.
 
 OneFlow aborts a process that has lost a peer. The launcher sends SIGTERM to the remaining ranks.
 """
-
-
-def rank() -> int | None:
-    """Returns this process's rank, or None if it trains on its own.
-
-    oneflow itself sets RANK to -1 in a process that trains on its own.
-    """
-    number, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    grouped = number.isdecimal() and size.isdecimal() and int(size) > 1
-    return int(number) if grouped else None
-
-
-def prepare_rank() -> None:
-    """Prepares one of several processes for the import of oneflow."""
-    number = rank()
-    if number is None:
-        return
-    if os.environ.get("MASTER_ADDR", "").startswith(("127.", "localhost")):
-        # oneflow counts processes with one address as one machine, whichever launcher started them.
-        # It aborts if two of them have the same local rank.
-        os.environ["LOCAL_RANK"] = str(number)
-    if number > 0:
-        time.sleep(0.5)  # a rank that connects before rank 0 listens tries again only after ten seconds
 
 
 def connect_peers(facts: Mapping[str, str]) -> Heartbeat | None:
@@ -68,7 +48,7 @@ def connect_peers(facts: Mapping[str, str]) -> Heartbeat | None:
         facts: values that must be equal in all processes, by their name in error messages.
 
     Raises:
-        KdtrainError: a process does not come, or its facts differ.
+        KdtrainError: a process does not connect.
         UsageError: the addresses cannot be used, or the settings differ.
     """
     number = rank()
@@ -91,7 +71,7 @@ def _follow_launcher() -> None:
     Ranks that were started in another way, such as in the background of a shell, may outlive their parent.
     """
     parent = os.getppid()
-    if os.environ.get(LAUNCHER) == str(parent):
+    if os.environ.get(_LAUNCHER) == str(parent):
         die_with_parent(signal.SIGTERM)
         if os.getppid() != parent:
             raise Terminated
@@ -108,6 +88,33 @@ def _silence() -> float:
     return seconds
 
 
+def launch_with_oneflow(settings: dict[str, str | int], words: Sequence[str]) -> int:
+    """Runs ``kdtrain`` with ``words`` in this machine's processes of a group on several machines.
+
+    Args:
+        settings: the flags of oneflow's launcher, without their dashes, with their values.
+        words: a command of kdtrain with its flags.
+
+    Returns:
+        The exit code, 0 or 1.
+
+    Raises:
+        KdtrainError: oneflow cannot be imported.
+    """
+    import_oneflow()
+    launcher = importlib.import_module("oneflow.distributed.launch")
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    os.environ["KDTRAIN_COMMAND"] = begun = command_name()  # of sys.argv, which the processes do not have
+    sys.argv = [f"{begun} launch", *flags, "-m", "kdtrain", *words]
+    os.environ[_LAUNCHER] = str(os.getpid())
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # its messages; the processes keep stdout
+            launcher.main()
+    except (subprocess.CalledProcessError, SystemExit):  # a process failed; SIGINT or SIGTERM
+        return 1
+    return 0
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Runs ``kdtrain`` with the same arguments in several processes; returns their exit code.
 
@@ -119,7 +126,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     with queue_signals() as signals:
         ranks = [_Rank(number, arguments, address) for number in range(processes)]
         try:
-            while any(rank.code is None for rank in ranks) and not any(rank.code for rank in ranks):
+            while any(child.code is None for child in ranks) and not any(child.code for child in ranks):
                 signals.raise_within(_POLL)
             _end_all(ranks, signal.SIGTERM, grace=_GRACE)
         except KeyboardInterrupt as error:
@@ -165,18 +172,18 @@ def _free_port() -> int:
 def _end_all(ranks: Sequence[_Rank], number: signal.Signals, grace: float = 0.0) -> None:
     """Waits ``grace`` seconds for the ranks to end, then sends the signal, then kills those that are left."""
     _wait(ranks, grace)
-    for rank in ranks:
-        if rank.code is None:
-            rank.process.send_signal(number)
+    for child in ranks:
+        if child.code is None:
+            child.process.send_signal(number)
     _wait(ranks, _CLOSING_SECONDS)
-    for rank in ranks:
-        rank.process.kill()
-        rank.process.wait()
+    for child in ranks:
+        child.process.kill()
+        child.process.wait()
 
 
 def _wait(ranks: Sequence[_Rank], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while any(rank.code is None for rank in ranks) and time.monotonic() < deadline:
+    while any(child.code is None for child in ranks) and time.monotonic() < deadline:
         time.sleep(_POLL)
 
 
@@ -186,7 +193,7 @@ def _exit_code(ranks: Sequence[_Rank]) -> int:
     Raises:
         KdtrainError: a rank failed that has printed nothing to the terminal.
     """
-    index = root_cause([rank.code for rank in ranks])
+    index = root_cause([child.code for child in ranks])
     if index is None:
         return 0
     failed = ranks[index]

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from kdtrain.runtime.launch import root_cause
+from kdtrain.cluster.launch import root_cause
 
 KILLED, ABORTED, SEGFAULT = -signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV
 TERMINATED = 143
