@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from kdtrain.errors import KdtrainError
-from kdtrain.report.size_plot import SizePanel, size_figure
+from scripts.size_plot import SizePanel, size_figure
 from kdtrain.report.style import save_figure
 
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "accuracy-over-size.png"
