@@ -37,7 +37,7 @@ def runs_flags(parser: Parser) -> None:
     parser.add_argument(
         "--parts",
         action="store_true",
-        help="also list the runs inside of comparisons, searches and chains, indented",
+        help="also list the runs inside of comparisons and searches, indented",
     )
     json_flag(parser, "a JSON list")
 

@@ -49,10 +49,10 @@ _SETTINGS = (
 )
 _OF_STUDENTS = ("epochs", "augment", "views", "student_checkpoint")
 _OF_DISTILLED = (
-    *("temperature", "alpha", "transfer_data", "transfer_share", "assistant_arch", "generations"),
+    *("temperature", "alpha", "transfer_data", "transfer_share"),
     *("teacher_weight", "teacher_classes"),
 )
-_PATHS = {"student_checkpoint", "transfer_data", "plugin", "assistant_arch", "teacher_classes"}
+_PATHS = {"student_checkpoint", "transfer_data", "plugin", "teacher_classes"}
 
 
 def card(model: Path | str, *, license: str | None = None, output: Path | str | None = None) -> str:
@@ -162,8 +162,6 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     settings = {name: at(config, renamed.get(name, name)) for name in (*names, "seed")}
     if settings.get("transfer_data") is None:
         settings.pop("transfer_share", None)
-    if settings.get("generations") == 1:
-        settings.pop("generations")
     return {name: _value(name, value) for name, value in settings.items() if value not in (None, [], "")}
 
 

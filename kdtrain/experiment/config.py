@@ -43,11 +43,6 @@ class FitConfig(Settings):
         return recipe_for(self.dataset, self.data_dir, few_labels=self.has_few_labels)
 
     @property
-    def is_chain(self) -> bool:
-        """Whether several networks are trained in a row, each taught by the one before."""
-        return self.generations > 1 or bool(self.assistant_arch)
-
-    @property
     def peak_lr(self) -> float:
         """The highest learning rate."""
         return self.lr or OPTIMIZERS[self.optimizer]

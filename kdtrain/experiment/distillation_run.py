@@ -27,7 +27,7 @@ _OWN_TEACHER = "teacher"  # folder of the run's own teacher
 def distillation_run(
     session: Session, students: Callable[[Path], Sequence[FitSpec]], resume: Path | None = None
 ) -> Iterator[tuple[Path, TrainedTeacher]]:
-    """Yields the run directory and the teacher of a student_kd or of a chain.
+    """Yields the run directory and the teacher of a student_kd.
 
     config.toml names the teacher before a student is trained, so a resumed run has the same teacher.
 

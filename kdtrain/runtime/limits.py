@@ -38,9 +38,6 @@ MOST_VIEWS = 1000
 MOST_TEACHERS = 100
 """Teachers of one student."""
 
-MOST_GENERATIONS = 1000
-"""Students of a chain."""
-
 MOST_COMBINATIONS = 1000
 """Combinations of a grid, which trains a network for each."""
 

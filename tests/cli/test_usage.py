@@ -62,13 +62,6 @@ fit --with-hard-labels --plugin hard_labels | leave one of them out
 fit --mode student --plugin hard_labels | --plugin hard_labels | student_kd or compare
 fit --config none.toml | --config none.toml (looked for at
 fit --plugin nothing | 'nothing'
-fit --mode teacher --generations 2 | --generations | teacher
-fit --mode student --generations 2 | --generations | student
-fit --mode compare --generations 2 | --generations | compare
-fit --mode teacher --assistant-arch hinton_800 | --assistant-arch | teacher
-fit --mode student --assistant-arch hinton_800 | --assistant-arch | student
-fit --mode compare --assistant-arch hinton_800 | --assistant-arch | compare
-fit --mode student_kd --assistant-arch hinton_8000 | hinton_8000 | hinton_800
 fit --resume nowhere | nowhere | config.toml
 fit --resume --mode teacher | logs/teacher
 launch --nnodes 2 | kdtrain launch --nnodes 2 fit
