@@ -50,8 +50,6 @@ from .experiment.api import config as config
 from .experiment.api import fit as fit
 from .experiment.api import load_teacher as load_teacher
 from .experiment.api import tune as tune
-from .experiment.bias import RaisedBiases as RaisedBiases
-from .experiment.bias import bias as bias
 from .experiment.card import card as card
 from .experiment.comparison_run import ComparisonRun as ComparisonRun
 from .experiment.config import FitConfig as FitConfig

@@ -119,31 +119,6 @@ def _eval(parser: Parser) -> None:
     json_flag(parser, "one JSON object")
 
 
-def _bias(parser: Parser) -> None:
-    parser.add_argument(
-        "run",
-        type=Path,
-        metavar="RUN_DIR",
-        help="run directory of a student that was trained with `kdtrain fit --omit-class`",
-    )
-    parser.add_argument(
-        "--by",
-        **choice("transfer", "validation", "labels"),
-        default="validation",
-        help="what the biases are fitted to: the teacher's mean probability of these classes on the "
-        "student's training images (transfer) or on the validation images (validation), or the labels of "
-        "the validation images (labels) [validation]",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="checkpoint to write [RUN_DIR/checkpoints/bias_BY.safetensors]",
-    )
-    device_flag(parser)
-    json_flag(parser, "one JSON object")
-
-
 def _infer(parser: Parser) -> None:
     parser.add_argument(
         "images",
@@ -363,7 +338,6 @@ FLAGS: dict[str, Callable[[Parser], None]] = {
     "launch": _launch,
     "tune": _tune,
     "eval": _eval,
-    "bias": _bias,
     "infer": _infer,
     "export": _export,
     "bench": _bench,

@@ -128,7 +128,7 @@ def _facts_of_run(path: Path) -> dict[str, Any]:
         lead = at(comparison, "teacher_lead") or files.json(LEAD)
         facts["teachers"] = tuple(_with_figures(teachers, config, lead))
     if _header(path) != _header(run / _BEST):
-        return facts  # other weights than those of the figures, such as those of `kdtrain bias`
+        return facts  # other weights than those of the figures, such as those with raised biases
     facts |= {
         "parameters": whole(result, "parameters"),
         "best_epoch": whole(result, "best_epoch"),

@@ -71,7 +71,6 @@ launch --nnodes 2 --node-rank 2 fit | --node-rank is 2 | from 0 to 1
 launch --nproc-per-node 0 fit | --nproc-per-node is 0 | at least 1
 launch --master-port 65536 fit | --master-port is 65536 | from 1 to 65535
 config --alpha 2 | --alpha is 2.0
-bias nowhere | nowhere | config.toml
 eval | CHECKPOINT
 models resnet9 | there is no architecture 'resnet9' (did you mean 'resnet8'?)
 models flowvision:resnet19 | there is no flowvision classifier 'resnet19'
