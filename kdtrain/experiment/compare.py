@@ -22,8 +22,14 @@ from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
-from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.teacher import (
+    TeacherFigures,
+    TrainedTeacher,
+    describe_teacher,
+    find_teacher,
+    trained_here,
+)
+from kdtrain.experiment.teacher_figures import measured
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
@@ -33,7 +39,7 @@ from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
-from kdtrain.report.teacher_lead import TeacherLead
+from kdtrain.report.verdict import far_apart_sentence
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
@@ -84,7 +90,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         comparison = compare(
             _results(models, directory),
             grid,
-            training.teacher_lead,
+            _far_apart(training.teacher_figures, models),
             named_recipe(config.recipe),
             conditions_of(config, session.dataset),
         )
@@ -101,10 +107,10 @@ class _Training:
     The test set is read after all choices. The models of one seed see the same images in the same order.
 
     Attributes:
-        teacher_lead: the lead of the first seed's teacher, once ``run`` has measured it.
+        teacher_figures: those of the first seed's teacher, once ``run`` has measured them.
     """
 
-    teacher_lead: TeacherLead | None = None
+    teacher_figures: TeacherFigures | None = None
 
     def __init__(self, session: Session, directory: Path) -> None:
         self.session = session
@@ -122,7 +128,9 @@ class _Training:
         self._plan(has_teacher=existing_teacher is not None)
         teachers, jobs = self._teachers(existing_teacher)
         first = self.seeds[0]
-        self.teacher_lead = measure_lead(self.session, self.directory, teachers[first])
+        teacher = measured(self.session, teachers[first])
+        self.teacher_figures = teacher.figures
+        teachers = {seed: teacher if same is teachers[first] else same for seed, same in teachers.items()}
         self.session.run(self.session.soft_label_jobs(teachers))
         grid, best_fits = search_grid(
             self.session,
@@ -241,6 +249,19 @@ def _results(models: Models, directory: Path) -> list[ModelResult]:
             )
         )
     return results
+
+
+def _far_apart(figures: TeacherFigures | None, models: Models) -> str | None:
+    """Returns a warning if held-out and test accuracy of the first teacher are far apart."""
+    if figures is None:
+        return None
+    test = next(model.test for (name, _), model in models.items() if name == "teacher")
+    return far_apart_sentence(
+        "teacher",
+        (figures.accuracy, figures.images),
+        (test.accuracy, test.images),
+        may_have_seen=figures.may_have_seen,
+    )
 
 
 def _member(member: Member, directory: Path) -> EnsembleMember:

@@ -11,7 +11,7 @@ from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.single import run_single
-from kdtrain.report.teacher_lead import far_apart_sentence
+from kdtrain.report.verdict import far_apart_sentence
 
 
 def run_fit(config: FitConfig, resume: Path | None) -> tuple[TestedModel, str | None]:

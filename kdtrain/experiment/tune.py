@@ -30,12 +30,11 @@ from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.search_space import VIEWS, Values, spaces
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
-from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.teacher_figures import measured
 from kdtrain.experiment.tune_trial import Row, is_trained, rows_until, rung_score, train_quietly
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.comparison import Model
 from kdtrain.report.page.tuning import write_tuning_page
-from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.report.tuning import (
     FILE,
     RungScore,
@@ -161,16 +160,14 @@ class _Search:
         self.pace = Pace(order.seconds_per_epoch, len(self.spaces) * order.seeds, slots)
         self._began = began - order.seconds
         self.teacher: TrainedTeacher | None = None
-        self.lead: TeacherLead | None = None
         self._is_behind = False  # whether the line about it has been printed
 
     def run(self, teacher: TrainedTeacher) -> Tuning:
         """Trains the trials, rung by rung, and returns the result."""
-        self.teacher = teacher
+        self.teacher = teacher = measured(self.session, teacher)
         # A resumed search reads it, so all trials get it: their settings stay the same.
         self.session.config = self.config = teacher.named_in(self.config)
         write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
-        self.lead = measure_lead(self.session, self.directory, teacher)
         self._prepare_soft_labels(teacher)
         trials = self._first_size()
         self.points = {model: space.points(trials, self.config.seed) for model, space in self.spaces.items()}
@@ -223,7 +220,7 @@ class _Search:
             seconds_per_epoch=self.pace.seconds,
             models=self._models() if all(self.scores.values()) else {},
         )
-        notes = early_end_text(self.tuning, self.whole), behind_text(self.tuning, self.lead)
+        notes = early_end_text(self.tuning, self.whole), self._behind_text()
         self.tuning = replace(self.tuning, note=" ".join(filter(None, notes)))
         if not (self.directory / "config.toml").exists():
             write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
@@ -294,9 +291,13 @@ class _Search:
     def _write_scores(self) -> None:
         """Writes tune.json after new scores, and says once that the teacher is behind the plain student."""
         self.write()
-        if (note := behind_text(self.tuning, self.lead)) and not self._is_behind:
+        if (note := self._behind_text()) and not self._is_behind:
             self._is_behind = True
             logger.info(note)
+
+    def _behind_text(self) -> str:
+        figures = self.teacher and self.teacher.figures
+        return behind_text(self.tuning, figures.accuracy if figures else None)
 
     def _order(self, model: Model, rung: int) -> list[int]:
         """Returns the trials that have finished the rungs before ``rung``, the best first."""

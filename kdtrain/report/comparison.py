@@ -22,7 +22,6 @@ from kdtrain.metrics.statistics import (
 )
 from kdtrain.report.conditions import Conditions
 from kdtrain.report.grid_result import GridResult
-from kdtrain.report.teacher_lead import TeacherLead
 
 Model = Literal["teacher", "student_kd", "student", "student_ls", "student_hard"]
 Outcome = Literal["helped", "hurt", "undecided"]
@@ -206,7 +205,7 @@ class Comparison:
         gap_closed: errors that student_kd removes as a fraction of those that separate student from
             teacher; None if the teacher is no better than the student.
         grid: result of --grid, by model.
-        teacher_lead: lead of the first seed's teacher on held-out images; None if it was not measured.
+        far_apart: a warning if held-out and test accuracy of the first seed's teacher are far apart.
         recipe: name of the recipe that the settings started from; None if there was none.
         conditions: conditions of the students' training.
     """
@@ -217,7 +216,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     gap_closed: float | None
     grid: Mapping[Model, GridResult] = field(default_factory=dict)
-    teacher_lead: TeacherLead | None = None
+    far_apart: str | None = None
     recipe: str | None = None
     conditions: Conditions = field(default_factory=Conditions)
 
@@ -238,7 +237,7 @@ class Comparison:
 def compare(
     results: Sequence[ModelResult],
     grid: Mapping[Model, GridResult] | None = None,
-    teacher_lead: TeacherLead | None = None,
+    far_apart: str | None = None,
     recipe: str | None = None,
     conditions: Conditions | None = None,
 ) -> Comparison:
@@ -247,7 +246,7 @@ def compare(
     Args:
         results: results of teacher, student_kd and student, and optionally of student_ls and student_hard.
         grid: result of --grid, by model.
-        teacher_lead: lead of the first seed's teacher, if it was measured.
+        far_apart: a warning about the teacher's accuracies, as in ``Comparison``.
         recipe: name of the recipe, if there is one.
         conditions: conditions of the students' training; the usual ones by default.
 
@@ -273,7 +272,7 @@ def compare(
         differences=differences,
         gap_closed=differences[0].errors_removed / gap if gap > 0 else None,
         grid=grid or {},
-        teacher_lead=teacher_lead,
+        far_apart=far_apart,
         recipe=recipe,
         conditions=conditions or Conditions(),
     )

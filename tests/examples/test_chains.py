@@ -18,11 +18,7 @@ def test_each_network_is_taught_by_the_one_before(
 ) -> None:
     networks = ["hinton_800", "student_mlp", "student_mlp"]
     few: dict[str, Any] = {"data_dir": tiles, "val_size": 300, "limit_train": 256, "epochs": 1}
-    places: dict[str, Any] = {
-        "logdir": tmp_path,
-        "model_save_dir": fitted.model("teacher").parent,
-        "keep": "never",
-    }
+    few |= {"logdir": tmp_path, "model_save_dir": fitted.model("teacher").parent, "keep": "never"}
     last = train_chain(networks, recipe="none", **few)
     runs = [tmp_path / f"student_kd/version_{number}" for number in range(3)]
     models = [run / "checkpoints/best.safetensors" for run in runs]
