@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
+from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.config_file import absolute_paths, load_config, without_folders
 from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
@@ -19,7 +21,6 @@ from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import COMPARED, MODES, conditions_of, controls_of
 from kdtrain.experiment.recipe import named_recipe
 from kdtrain.experiment.rehearsal import rehearse
-from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import (
@@ -41,7 +42,7 @@ from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.report.verdict import far_apart_sentence
 from kdtrain.runtime.files import write_text
-from kdtrain.runtime.locations import short_name
+from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import save_tensors
 from kdtrain.store.event_file import write_image
@@ -303,6 +304,13 @@ def write_page(directory: Path, dataset: Dataset) -> Path:
         directory,
         dataset,
         settings=without_folders(config).to_toml(),
-        command=command(config),
+        command=_repeat_command(directory, config),
         test_chose=count_validation(dataset, config) == 0,
     )
+
+
+def _repeat_command(directory: Path, config: FitConfig) -> str:
+    """Returns the command that makes a comparison again, from the folder that its log directory is in."""
+    file = Path(*directory.absolute().parts[-3:], FILES["config"])
+    name = [] if config.name is None else ["--name", f"{config.name[:58]}-2"]  # only one run has a name
+    return f"{command_name()} {shlex.join(['fit', '--config', str(file), *name])}"
