@@ -53,8 +53,6 @@ from .experiment.api import config as config
 from .experiment.api import fit as fit
 from .experiment.api import load_teacher as load_teacher
 from .experiment.api import tune as tune
-from .experiment.bias import RaisedBiases as RaisedBiases
-from .experiment.bias import bias as bias
 from .experiment.comparison_run import ComparisonRun as ComparisonRun
 from .experiment.data import load_data as load_data
 from .experiment.history.model_card import card as card

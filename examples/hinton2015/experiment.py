@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from examples.hinton2015.bias import raise_biases_of
 from kdtrain import write_text
 from kdtrain.cli import main as kdtrain
 
@@ -44,7 +45,7 @@ WAYS = {
     "validation": "set by the teacher on the validation images",
     "labels": "set by the validation images' labels",
 }
-"""Values of ``kdtrain bias --by``, and their text in the table."""
+"""Ways to raise biases (``bias.py --by``), and their text in the table."""
 
 PAPER = {
     "teacher": "67",
@@ -124,8 +125,9 @@ class Experiment:
     def test_raised(self, row: str, run: Path) -> None:
         """Tests a network with raised biases of the omitted classes, set in each of the ``WAYS``."""
         for way in WAYS:
-            raised = json.loads(call("bias", str(run), "--by", way, "--json"))
-            self.test(f"{row}_{way}", run, raised["checkpoint"], raised["shift"])
+            print(f"{run}: bias by {way}", file=sys.stderr)
+            raised = raise_biases_of(run, way)
+            self.test(f"{row}_{way}", run, raised.path, raised.shift)
 
     def write(self) -> None:
         """Writes results.json and results.md."""

@@ -82,5 +82,5 @@ def _names() -> dict[str, list[str]]:
         "recipe": [*(recipe.name for recipe in list_recipes()), NO_RECIPE],
         "sort": list(SORTS),
         "plugin": [plugin.name for plugin in list_plugins()],
-        **dict.fromkeys(("arch", "archs", "teacher_arch", "student_arch", "assistant_arch"), networks),
+        **dict.fromkeys(("arch", "archs", "teacher_arch", "student_arch"), networks),
     }

@@ -1,4 +1,4 @@
-"""The command ``kdtrain fit``: one training run, a chain of them, or a comparison."""
+"""The command ``kdtrain fit``: one training run, or a comparison."""
 
 from __future__ import annotations
 

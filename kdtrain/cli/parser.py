@@ -18,7 +18,6 @@ COMMANDS = {
     "launch": "train one network in the processes of several machines",
     "tune": "choose the settings of every student, on held-out images",
     "eval": "test a model: accuracy, cross-entropy, per class, confusion matrix",
-    "bias": "raise the biases of the classes that a student was trained without",
     "infer": "classify images, and draw the class probabilities",
     "export": "write a checkpoint as an ONNX file, checked on the whole test set",
     "bench": "compare models: size, accuracy, latency, throughput",
@@ -33,7 +32,7 @@ COMMANDS = {
     "doctor": "check this installation, and print a remedy for each fault",
 }
 
-_WITH_MESSAGES = ("fit", "tune", "eval", "bias", "infer", "export", "bench")
+_WITH_MESSAGES = ("fit", "tune", "eval", "infer", "export", "bench")
 """The commands that print messages or bars while they work."""
 
 _SYNONYMS = {

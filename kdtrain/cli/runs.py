@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parts",
         action="store_true",
-        help="also list the runs inside of comparisons, searches and chains, indented",
+        help="also list the runs inside of comparisons and searches, indented",
     )
     json_flag(parser, "a JSON list")
 

@@ -1,4 +1,4 @@
-"""The four modes carried out: settings, the session and its jobs, single runs, chains, comparisons, searches.
+"""The four modes carried out: settings, the session and its jobs, single runs, comparisons, searches.
 
 Flags and their parsing do not belong here. Imports any room but ``cli``.
 """

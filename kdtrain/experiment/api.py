@@ -52,7 +52,7 @@ def fit(
         settings: settings of ``kdtrain fit``, such as ``epochs=3`` or ``plugin=["dkd,temperature=2"]``.
 
     Returns:
-        The network; of a chain the last one.
+        The network.
 
     Raises:
         KdtrainError: a setting, the data or a file is not as it has to be, or the training fails.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,19 @@ from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import MODES, conditions_of, controls_of
 from kdtrain.experiment.rehearsal import rehearse
-from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity, keep_best
 from kdtrain.experiment.session import Session
+from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, load_config, without_folders
 from kdtrain.experiment.settings.recipe import named_recipe
-from kdtrain.experiment.teacher_lead import measure_lead
-from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
+from kdtrain.experiment.teacher_figures import measured
+from kdtrain.experiment.teachers.find import (
+    TeacherFigures,
+    TrainedTeacher,
+    describe_teacher,
+    find_teacher,
+    trained_here,
+)
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
@@ -29,9 +36,9 @@ from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
-from kdtrain.report.teacher_lead import TeacherLead
+from kdtrain.report.verdict import far_apart_sentence
 from kdtrain.runtime.files import write_text
-from kdtrain.runtime.locations import short_name
+from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import save_tensors
 from kdtrain.store.event_file import write_image
@@ -80,7 +87,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
                 keep_best(trained, config, session.ranks)
         comparison = compare(
             _results(models, directory),
-            training.teacher_lead,
+            _far_apart(training.teacher_figures, models),
             named_recipe(config.recipe),
             conditions_of(config, session.dataset),
         )
@@ -97,10 +104,10 @@ class _Training:
     The models of one seed see the same images in the same order.
 
     Attributes:
-        teacher_lead: the lead of the first seed's teacher, once ``run`` has measured it.
+        teacher_figures: those of the first seed's teacher, once ``run`` has measured them.
     """
 
-    teacher_lead: TeacherLead | None = None
+    teacher_figures: TeacherFigures | None = None
 
     def __init__(self, session: Session, directory: Path) -> None:
         self.session = session
@@ -118,7 +125,9 @@ class _Training:
         self._plan(has_teacher=existing_teacher is not None)
         teachers, jobs = self._teachers(existing_teacher)
         first = self.seeds[0]
-        self.teacher_lead = measure_lead(self.session, self.directory, teachers[first])
+        teacher = measured(self.session, teachers[first])
+        self.teacher_figures = teacher.figures
+        teachers = {seed: teacher if same is teachers[first] else same for seed, same in teachers.items()}
         self.session.run(self.session.soft_label_jobs(teachers))
         for seed in self.seeds:
             for model in self.students:
@@ -211,6 +220,19 @@ def _results(models: Models, directory: Path) -> list[ModelResult]:
     return results
 
 
+def _far_apart(figures: TeacherFigures | None, models: Models) -> str | None:
+    """Returns a warning if held-out and test accuracy of the first teacher are far apart."""
+    if figures is None:
+        return None
+    test = next(model.test for (name, _), model in models.items() if name == "teacher")
+    return far_apart_sentence(
+        "teacher",
+        (figures.accuracy, figures.images),
+        (test.accuracy, test.images),
+        may_have_seen=figures.may_have_seen,
+    )
+
+
 def _member(member: Member, directory: Path) -> EnsembleMember:
     """Returns the figures of one of several teachers."""
     inside = member.path.is_relative_to(directory)
@@ -250,6 +272,13 @@ def write_page(directory: Path, dataset: Dataset) -> Path:
         directory,
         dataset,
         settings=without_folders(config).to_toml(),
-        command=command(config),
+        command=_repeat_command(directory, config),
         test_chose=count_validation(dataset, config) == 0,
     )
+
+
+def _repeat_command(directory: Path, config: FitConfig) -> str:
+    """Returns the command that makes a comparison again, from the folder that its log directory is in."""
+    file = Path(*directory.absolute().parts[-3:], FILES["config"])
+    name = [] if config.name is None else ["--name", f"{config.name[:58]}-2"]  # only one run has a name
+    return f"{command_name()} {shlex.join(['fit', '--config', str(file), *name])}"

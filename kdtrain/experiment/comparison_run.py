@@ -10,7 +10,7 @@ from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.report.comparison import Comparison, Difference, ModelResult
 from kdtrain.report.comparison_file import FILES
 from kdtrain.report.conditions import condition_sentences
-from kdtrain.report.verdict import evidence, gap_sentence, teacher_far_apart, verdict
+from kdtrain.report.verdict import evidence, gap_sentence, verdict
 from kdtrain.runtime.files import make_folder, write_bytes
 
 
@@ -51,7 +51,7 @@ class ComparisonRun:
     @property
     def sentences(self) -> tuple[str, ...]:
         """The plain verdict, then what it rests on and what else the comparison shows."""
-        warning = teacher_far_apart(self.comparison)
+        warning = self.comparison.far_apart
         return (
             verdict(self.comparison),
             evidence(self.comparison),

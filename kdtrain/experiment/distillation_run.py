@@ -12,7 +12,7 @@ from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.load import absolute_paths
-from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.teacher_figures import measured
 from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.runtime.files import make_folder, write_text
@@ -27,7 +27,7 @@ _OWN_TEACHER = "teacher"  # folder of the run's own teacher
 def distillation_run(
     session: Session, students: Callable[[Path], Sequence[FitSpec]], resume: Path | None = None
 ) -> Iterator[tuple[Path, TrainedTeacher]]:
-    """Yields the run directory and the teacher of a student_kd or of a chain.
+    """Yields the run directory and the teacher of a student_kd.
 
     config.toml names the teacher before a student is trained, so a resumed run has the same teacher.
 
@@ -48,8 +48,7 @@ def distillation_run(
             teacher = _train_teacher(session, directory, resumed=resume is not None)
         if session.ranks.rank == 0:
             write_text(directory / "config.toml", absolute_paths(teacher.named_in(config)).to_toml())
-        measure_lead(session, directory, teacher)
-        yield directory, teacher
+        yield directory, measured(session, teacher)
 
 
 def _existing_teacher(session: Session, resume: Path | None) -> TrainedTeacher | None:

@@ -110,7 +110,8 @@ class Fit:
             directory=self.spec.directory,
         )
         if ranks.rank == 0:
-            file_results(model, self.spec.directory, self.config, count_copies(self.dataset, self.config))
+            copies = count_copies(self.dataset, self.config)
+            file_results(model, self.spec.directory, self.config, copies, self.spec.teacher)
         return model
 
     def train_and_test(self, ranks: Ranks) -> TestedModel:

@@ -50,8 +50,6 @@ class FitSpec:
         single: dict[str, Any] = {
             "seeds": 1,
             "data_seed": command.shared_data_seed,
-            "generations": 1,
-            "assistant_arch": (),
             "teacher_per_seed": False,
             "teachers": 1,
             "with_label_smoothing": False,

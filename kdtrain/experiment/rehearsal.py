@@ -42,12 +42,12 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
         CallbackError: a callback's ``configure`` raised.
         KdtrainError: a loss cannot be computed for images without labels.
     """
-    next_teacher, is_read = None if teacher is None else teacher.build(), True
+    teaching, is_read = None if teacher is None else teacher.build(), True
     for mode, arch, plugins in _fits(config, has_teacher=teacher is not None):
         network = build_model(arch, dataset.image_shape, dataset.num_classes)
         of_fit = dataclasses.replace(config, plugin=(*config.plugin, *plugins))
         callbacks = callbacks_for(
-            of_fit, model_card(mode, arch, dataset), mode, next_teacher if MODES[mode].has_teacher else None
+            of_fit, model_card(mode, arch, dataset), mode, teaching if MODES[mode].has_teacher else None
         )
         student = Recorder(network, "student", flow.zeros(1, *dataset.image_shape))
         objective = CallbackList(callbacks).configure(Objective.task().with_student(student))
@@ -55,24 +55,24 @@ def rehearse(config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
             _compute_losses(objective, dataset)
         if not plugins:
             is_read &= all(c.temperature_is_read for c in callbacks if isinstance(c, DistillationCallback))
-        if config.mode == "student_kd" or mode == "teacher":
-            next_teacher = network
+        if mode == "teacher":
+            teaching = network
     if not is_read:
         logger.info(_unread_sentence(config))
 
 
 def configured_distillation(
-    config: FitConfig, arch: str, dataset: Dataset, teacher: flow.nn.Module, device: str
+    config: FitConfig, dataset: Dataset, teacher: flow.nn.Module, device: str
 ) -> DistillationCallback:
     """Returns the distillation of a student's fit; its teacher records the layers that plugins compare.
 
     Args:
         config: configuration of the command.
-        arch: the student's architecture.
         dataset: the images that the networks are for.
         teacher: the teacher.
         device: the device of teacher and student.
     """
+    arch = config.student_arch
     network = build_model(arch, dataset.image_shape, dataset.num_classes).to(device)
     callbacks = callbacks_for(config, model_card("student_kd", arch, dataset), "student_kd", teacher)
     student = Recorder(network, "student", flow.zeros(1, *dataset.image_shape).to(device))
@@ -111,10 +111,7 @@ def _fits(config: FitConfig, *, has_teacher: bool) -> Iterator[tuple[str, str, t
     student = config.student_arch
     if config.mode == "teacher" or (config.mode != "student" and not has_teacher):
         yield "teacher", config.architecture_for("teacher"), ()
-    if config.mode == "student_kd":
-        for arch in (*config.assistant_arch, *[student] * min(config.generations, 2)):
-            yield "student_kd", arch, ()
-    if config.mode == "compare":
+    if config.mode in ("student_kd", "compare"):
         yield "student_kd", student, ()
     if config.mode in ("student", "compare"):
         yield "student", student, ()

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.teachers.find import TrainedTeacher
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.fidelity import Fidelity
 from kdtrain.metrics.names import ACCURACY
@@ -157,7 +158,13 @@ def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) ->
         logger.info(message)
 
 
-def file_results(model: TestedModel, directory: Path, config: FitConfig, copies: Copies | None) -> None:
+def file_results(
+    model: TestedModel,
+    directory: Path,
+    config: FitConfig,
+    copies: Copies | None,
+    teacher: TrainedTeacher | None,
+) -> None:
     """Adds the test figures to the run's result.json and to TensorBoard, unless they are there already.
 
     Training removes them. So those that are there belong to these weights, and to a run that was finished
@@ -185,6 +192,8 @@ def file_results(model: TestedModel, directory: Path, config: FitConfig, copies:
     }
     if copies is not None:
         result["copies"] = copies.sentence
+    if teacher is not None:
+        result["teachers"] = teacher.to_json()
     write_text(path, json.dumps(result, indent=2) + "\n")
     metrics = {
         "test/accuracy": test.accuracy,

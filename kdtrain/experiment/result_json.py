@@ -16,7 +16,7 @@ VERSION = 1
 
 
 def fit_to_json(config: FitConfig, model: TestedModel, warning: str | None) -> dict[str, Any]:
-    """Returns the result of one network, of a chain the last one.
+    """Returns the result of one network.
 
     Args:
         config: configuration of the command.
@@ -35,9 +35,8 @@ def fit_to_json(config: FitConfig, model: TestedModel, warning: str | None) -> d
         **_test_figures(model.test),
         **_paths(directory=model.directory, checkpoint=model.path),
     }
-    run = model.directory.parent if config.is_chain else model.directory
     sentences = [] if warning is None else [warning]
-    return _about(config, run) | {"sentences": sentences, "models": [entry]}
+    return _about(config, model.directory) | {"sentences": sentences, "models": [entry]}
 
 
 def comparison_to_json(config: FitConfig, run: ComparisonRun) -> dict[str, Any]:

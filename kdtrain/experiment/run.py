@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrain.experiment.chain import run_chain
 from kdtrain.experiment.compare import run_comparison
 from kdtrain.experiment.comparison_run import ComparisonRun, place_picture
 from kdtrain.experiment.loaders import count_validation
@@ -12,21 +11,21 @@ from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.single import run_single
-from kdtrain.report.teacher_lead import far_apart_sentence
+from kdtrain.report.verdict import far_apart_sentence
 
 
 def run_fit(config: FitConfig, resume: Path | None) -> tuple[TestedModel, str | None]:
-    """Trains the network of mode teacher, student or student_kd, or a chain.
+    """Trains the network of mode teacher, student or student_kd.
 
     Args:
         config: configuration of the fit.
         resume: directory of a run to resume; None for a new one.
 
     Returns:
-        The network, of a chain the last one, and a warning if its test images are unlike the held-out ones.
+        The network, and a warning if its test images are unlike the held-out ones.
     """
     session = Session(config)
-    model = (run_chain if config.is_chain else run_single)(session, resume)
+    model = run_single(session, resume)
     held_out = (model.saved.card.accuracy, count_validation(session.dataset, config))
     return model, far_apart_sentence(config.mode, held_out, (model.test.accuracy, model.test.images))
 

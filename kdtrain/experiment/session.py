@@ -62,7 +62,7 @@ class Session:
     """
 
     def __init__(self, config: FitConfig, most_images: int | None = None) -> None:
-        for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
+        for arch in map(config.architecture_for, ("teacher", "student")):
             check_architecture(arch)
         check_plugins(config)
         time_left.set_plan(None)  # that of an earlier command of this process
@@ -90,7 +90,7 @@ class Session:
             logger.info(sentence)
         self._cores = functools.cache(partial(_cores, dataset=self.dataset))
         archs = [config.architecture_for(network) for network in networks_to_train(config, self.dataset)]
-        for arch in (*archs, *config.assistant_arch):
+        for arch in archs:
             self._cores(arch)
         if count_validation(self.dataset, config) == 0:
             logger.info(
@@ -197,9 +197,7 @@ class Session:
 
         return Job("testing the teacher", work, self.teacher_cores(teacher))
 
-    def soft_label_jobs(
-        self, teachers: Mapping[int, TrainedTeacher], student_arch: str | None = None
-    ) -> list[Job[None]]:
+    def soft_label_jobs(self, teachers: Mapping[int, TrainedTeacher]) -> list[Job[None]]:
         """Returns the jobs that put teachers' answers about the training images into the cache.
 
         These are the logits, and the layers that plugins compare. There are no jobs with new variants in each
@@ -207,13 +205,12 @@ class Session:
 
         Args:
             teachers: the teacher of each seed.
-            student_arch: the students' architecture, where it is not that of the configuration.
         """
         config = dataclasses.replace(self.config, data_seed=self.config.shared_data_seed)
 
         def work(teacher: TrainedTeacher, seeds: Sequence[int]) -> None:
-            network, arch = teacher.build(self.device), student_arch or config.student_arch
-            distillation = configured_distillation(config, arch, self.dataset, network, self.device)
+            network = teacher.build(self.device)
+            distillation = configured_distillation(config, self.dataset, network, self.device)
             for seed in seeds:
                 train = training_loader(self.dataset, config, "student", seed, self.device, self.ranks)
                 distillation.compute_outputs(train, config.epochs_for("student"))

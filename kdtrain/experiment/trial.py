@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Split
-from kdtrain.experiment.chain import run_chain
 from kdtrain.experiment.compare import run_comparison
 from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.session import Session
@@ -28,7 +27,6 @@ from kdtrain.store.checkpoint import load_tensors
 
 _BATCHES = 2
 _PICTURES = 2000  # limit on the decoded images of a folder
-_GENERATIONS = 2
 _TEACHERS = 2
 
 
@@ -90,14 +88,11 @@ def _tried(
         epochs=1,
         teacher_epochs=1,
         seeds=1,
-        generations=min(config.generations, _GENERATIONS),
         val_size=_val_size(session.dataset, config, size),
         limit_train=None,
     )
     if config.mode == "compare":
         run_comparison(session)
-    elif config.is_chain:
-        run_chain(session)
     else:
         run_single(session)
     states = folder.rglob("checkpoints/last.safetensors")

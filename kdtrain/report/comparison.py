@@ -21,7 +21,6 @@ from kdtrain.metrics.statistics import (
     t_interval,
 )
 from kdtrain.report.conditions import Conditions
-from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.store.record import CONTROLS, MODELS, Model
 
 Outcome = Literal["helped", "hurt", "undecided"]
@@ -201,7 +200,7 @@ class Comparison:
         differences: differences between students, student_kd against student first.
         gap_closed: errors that student_kd removes as a fraction of those that separate student from
             teacher; None if the teacher is no better than the student.
-        teacher_lead: lead of the first seed's teacher on held-out images; None if it was not measured.
+        far_apart: a warning if held-out and test accuracy of the first seed's teacher are far apart.
         recipe: name of the recipe that the settings started from; None if there was none.
         conditions: conditions of the students' training.
     """
@@ -211,7 +210,7 @@ class Comparison:
     test_images: int
     differences: tuple[Difference, ...]
     gap_closed: float | None
-    teacher_lead: TeacherLead | None = None
+    far_apart: str | None = None
     recipe: str | None = None
     conditions: Conditions = field(default_factory=Conditions)
 
@@ -231,7 +230,7 @@ class Comparison:
 
 def compare(
     results: Sequence[ModelResult],
-    teacher_lead: TeacherLead | None = None,
+    far_apart: str | None = None,
     recipe: str | None = None,
     conditions: Conditions | None = None,
 ) -> Comparison:
@@ -239,7 +238,7 @@ def compare(
 
     Args:
         results: results of teacher, student_kd and student, and optionally of student_ls and student_hard.
-        teacher_lead: lead of the first seed's teacher, if it was measured.
+        far_apart: a warning about the teacher's accuracies, as in ``Comparison``.
         recipe: name of the recipe, if there is one.
         conditions: conditions of the students' training; the usual ones by default.
 
@@ -264,7 +263,7 @@ def compare(
         test_images=images,
         differences=differences,
         gap_closed=differences[0].errors_removed / gap if gap > 0 else None,
-        teacher_lead=teacher_lead,
+        far_apart=far_apart,
         recipe=recipe,
         conditions=conditions or Conditions(),
     )

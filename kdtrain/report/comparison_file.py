@@ -8,14 +8,12 @@ from typing import Any
 from kdtrain.metrics.statistics import CONFIDENCE
 from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, ModelResult, ModelSummary
 from kdtrain.report.conditions import conditions_to_json
-from kdtrain.report.teacher_lead import lead_to_json
 from kdtrain.report.verdict import (
     contradicts_verdict,
     disagreement,
     evidence,
     gap_sentence,
     headline,
-    teacher_far_apart,
     verdict,
 )
 
@@ -47,9 +45,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "recipe": comparison.recipe,
         "conditions": conditions_to_json(comparison.conditions),
         "test_images": comparison.test_images,
-        "teacher_lead": comparison.teacher_lead and lead_to_json(comparison.teacher_lead),
         "teachers": [_teacher(member) for member in comparison.teachers],
-        "far_apart": teacher_far_apart(comparison),
+        "far_apart": comparison.far_apart,
         "disagreement": disagreement(comparison),
         "disagreement_changes_verdict": contradicts_verdict(comparison),
         "gap_closed_fraction": comparison.gap_closed,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdtrain.report.table import Column, Table
-from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.store.record import Model
 
 Value = int | float | str
@@ -235,17 +234,22 @@ def early_end_text(tuning: Tuning, ends: Sequence[int]) -> str:
     return f"{epochs} would not end within {tuning.settings.budget}: the best trials {rest}."
 
 
-def behind_text(tuning: Tuning, lead: TeacherLead | None) -> str:
-    """Returns sentences about a teacher that is behind a plain student; empty if it is not known to be."""
+def behind_text(tuning: Tuning, accuracy: float | None) -> str:
+    """Returns sentences about a teacher that is behind a plain student; empty if it is not known to be.
+
+    Args:
+        tuning: the search.
+        accuracy: that of the teacher on held-out images, 0..1; None if it is unknown.
+    """
     plain = tuning.models.get("student")
-    if lead is None or plain is None:
+    if accuracy is None or plain is None:
         return ""
     best = max((trial.rungs[-1] for trial in plain.trials if trial.rungs), key=lambda rung: rung.accuracy)
-    if best.accuracy <= lead.accuracy:
+    if best.accuracy <= accuracy:
         return ""
     epochs = f"{best.epochs} epoch{'s' * (best.epochs != 1)}"
     return (
-        f"The teacher has {100 * lead.accuracy:.2f} % of the held-out images, a plain student "
+        f"The teacher has {100 * accuracy:.2f} % of the held-out images, a plain student "
         f"{100 * best.accuracy:.2f} % after {epochs}: there is nothing to copy. Give a better teacher, by "
         "--teacher-epochs, --teacher-arch or --teacher-checkpoint."
     )

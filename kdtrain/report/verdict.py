@@ -7,12 +7,14 @@ from collections.abc import Mapping
 
 from kdtrain.metrics.statistics import CONFIDENCE, MOST_SEEDS, POWER, Interval, McNemar, t_interval
 from kdtrain.report.comparison import Comparison, Difference
-from kdtrain.report.teacher_lead import LITTLE_LEAD, far_apart_sentence
 from kdtrain.runtime.processes import available_cores
 from kdtrain.store.record import Model
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SEEDS = 5  # what the verdict on one training of each suggests
+_LITTLE_LEAD = 1.0  # points of the teacher, below which there is little to copy
+_CHANCE = 3.0  # standard errors that chance explains
+_FAR_APART = 1.0  # points
 _OTHER_SIZE = 1.5  # times as many parameters, from which a verdict names the sizes
 
 
@@ -88,7 +90,7 @@ def _no_difference(comparison: Comparison) -> list[str]:
         f"No difference found: {_plain(distilled)} and {_plain(plain)} errors of {comparison.test_images:,}."
     )
     lead = models["teacher"].accuracy.mean - models["student"].accuracy.mean
-    if lead < LITTLE_LEAD:
+    if lead < _LITTLE_LEAD:
         return [found, *_little_to_copy(comparison, lead)]
     gain = difference.gain
     if gain.sd == 0:
@@ -219,17 +221,39 @@ def gap_sentence(comparison: Comparison) -> str:
     return f"That is {100 * share:.0f} % of {gap}{beyond}{unsure}."
 
 
-def teacher_far_apart(comparison: Comparison) -> str | None:
-    """Returns a warning if held-out and test accuracy of the teacher are far apart, else None."""
-    lead = comparison.teacher_lead
-    if lead is None:
+def far_apart_sentence(
+    name: str,
+    held_out: tuple[float, int],
+    test: tuple[float, int],
+    *,
+    may_have_seen: bool = False,
+) -> str | None:
+    """Returns a warning if held-out and test accuracy differ by more than chance explains, else None.
+
+    Chance explains 3 standard errors of the difference between two proportions, which are taken to be
+    equal. Differences of at most one point are no reason for a warning.
+
+    Args:
+        name: name of the model.
+        held_out: accuracy on the held-out images, 0..1, and their number; 0 images: None is returned.
+        test: accuracy on the test images, 0..1, and their number.
+        may_have_seen: the model may have been trained on the held-out images.
+    """
+    (on_held_out, images), (on_test, test_images) = held_out, test
+    if images == 0 or math.isnan(on_held_out):
         return None
-    test = next(result.test for result in comparison.results if result.model == "teacher")
-    return far_apart_sentence(
-        "teacher",
-        (lead.accuracy, lead.images),
-        (test.accuracy, test.images),
-        may_have_seen=lead.may_have_seen,
+    points = 100 * (on_held_out - on_test)
+    pooled = (on_held_out * images + on_test * test_images) / (images + test_images)
+    error = 100 * math.sqrt(pooled * (1 - pooled) * (1 / images + 1 / test_images))
+    if abs(points) <= max(_FAR_APART, _CHANCE * error):
+        return None
+    cause = "the test images are of another kind"
+    if may_have_seen and points > 0:
+        cause += ", or it was trained on held-out images"
+    return (
+        f"Held-out and test accuracy of the {name} are {abs(points):.1f} points apart "
+        f"({100 * on_held_out:.2f} % and {100 * on_test:.2f} %): {cause}; "
+        "what is best on held-out images need not be best on test images."
     )
 
 

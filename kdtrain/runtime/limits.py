@@ -44,9 +44,6 @@ MOST_VIEWS = 1000
 MOST_TEACHERS = 100
 """Teachers of one student."""
 
-MOST_GENERATIONS = 1000
-"""Students of a chain."""
-
 MOST_TRIALS = 1000
 """Trials of each student in a search, and values of a setting."""
 

@@ -138,8 +138,8 @@ PAIRS = (
             "`pkt`": between("pkt", ("fc2", "fc1")),
             "`vid`": between("vid", ("fc1", "fc1")),
             "`srrl`": between("srrl", ("fc2", "fc1")),
-            "`--generations 2`": distilled(chain=("student_mlp",)),
-            "`--assistant-arch student_cnn`": distilled(chain=("student_cnn",)),
+            "[two generations](../examples/chains/README.md)": distilled(chain=("student_mlp",)),
+            "[assistant](../examples/chains/README.md) `student_cnn`": distilled(chain=("student_cnn",)),
         },
     ),
     Pair(

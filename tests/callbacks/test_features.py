@@ -78,7 +78,7 @@ def test_a_pair_that_the_method_cannot_compare_is_passed_over(
 
 
 def test_a_method_may_be_configured_again_for_other_networks() -> None:
-    """Commands configure it before the fit, and a chain has several fits."""
+    """Commands configure it before the fit."""
     plugin = FitNet()
     assert chosen(plugin, "student_mlp", "hinton_800") == ("fc2", "fc2")
     assert chosen(plugin, "student_cnn", "teacher_cnn") == ("block4", "fc1")

@@ -268,13 +268,6 @@ def test_the_teacher_that_is_there_counts_and_not_the_one_that_would_be_trained(
     rehearse(bad, mnist, None)
 
 
-def test_each_network_of_a_chain_is_the_next_ones_teacher(mnist: Dataset) -> None:
-    plugin = "fitnet,teacher_layer=conv2,student_layer=fc1"
-    rehearse(FitConfig(mode="student_kd", plugin=(plugin,)), mnist, None)
-    with pytest.raises(CallbackError, match="conv2"):
-        rehearse(FitConfig(mode="student_kd", plugin=(plugin,), generations=3), mnist, None)
-
-
 def test_a_table_of_logits_is_checked_against_all_pictures_of_a_folder(
     call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:

@@ -52,9 +52,8 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     run = fitted.run(mode)
     files = {re.sub(r"events\.out\.tfevents\.\d+\.[^.]+\.\d+", "events", name) for name in files_in(run)}
     checkpoints = {"checkpoints/best.safetensors", "checkpoints/last.safetensors"}
-    of_mode = {"teacher_lead.json"} if mode == "student_kd" else set()
     assert files == {
-        "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints, *of_mode
+        "config.toml", "metrics.jsonl", "result.json", "events", "events.results", *checkpoints
     }  # fmt: skip
     rows = metrics(run)
     assert [row["epoch"] for row in rows] == [1, 2, 3]

@@ -9,12 +9,12 @@ import pytest
 import tomli
 
 from tests.cli.conftest import CallKdtrain, Fitted
-from tests.runs import assert_same_files, assert_same_run
-from tests.tools import files_in
+from tests.conftest import RunKdtrain
+from tests.runs import assert_same_files
+from tests.tools import read_result
 
 RUN = Path("logs/student_kd/version_0")
 FLAGS = ("--val-size=300", "--limit-train=256", "--batch-size=64", "--epochs=2", "--seed=1", "--recipe=none")
-KINDS: dict[str, tuple[str, ...]] = {"student": (), "chain": ("--generations", "2")}
 
 # Ends the process in the second epoch of one of the run's networks, or when a file is about to get its name.
 ENDER = """
@@ -55,9 +55,9 @@ def end_at(folder: Path, at: str, how: str = "SIGKILL") -> None:
     (folder / "at").write_text(at)
 
 
-def words(tiles: Path, kind: str) -> tuple[str | Path, ...]:
+def words(tiles: Path) -> tuple[str | Path, ...]:
     plugin = ("--plugin", "ender.py:Ender")
-    return ("fit", "--mode", "student_kd", "--data-dir", tiles, *FLAGS, *KINDS[kind], *plugin)
+    return ("fit", "--mode", "student_kd", "--data-dir", tiles, *FLAGS, *plugin)
 
 
 def without_teacher(config: Path) -> str:
@@ -66,59 +66,37 @@ def without_teacher(config: Path) -> str:
     return "".join(line for line in lines if not line.startswith(("teacher_checkpoint", "teacher_arch")))
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
-def finished_runs() -> dict[str, Path]:
-    return {}
+def whole(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Path:
+    """The folder of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "ender.py").write_text(ENDER)
+    finished = run_kdtrain(*words(tiles), cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder
 
 
-@pytest.fixture
-def whole(
-    kind: str,
-    finished_runs: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-    tiles: Path,
-    call_kdtrain: CallKdtrain,
-) -> Path:
-    """The folder of a run of this kind that nobody disturbed."""
-    if kind not in finished_runs:
-        folder = tmp_path_factory.mktemp(kind)
-        (folder / "ender.py").write_text(ENDER)
-        finished = call_kdtrain(*words(tiles, kind), cwd=folder)
-        assert finished.returncode == 0, finished.stderr
-        finished_runs[kind] = folder
-    return finished_runs[kind]
-
-
-def test_teacher_is_a_part_of_the_run(whole: Path, kind: str) -> None:
+def test_teacher_is_a_part_of_the_run(whole: Path) -> None:
     assert {path.name for path in (whole / "logs").iterdir()} == {"cache", "models", "student_kd"}
     teacher = whole / RUN / "teacher/checkpoints/best.safetensors"
     assert (whole / "logs/models/teacher.safetensors").read_bytes() == teacher.read_bytes()
     config = tomli.loads((whole / RUN / "config.toml").read_text())
     assert config["teacher_checkpoint"] == str(teacher)
-    assert config["generations"] == (2 if kind == "chain" else 1)
 
 
 @pytest.mark.parametrize(
-    ("kind", "at"),
+    "at",
     [
-        ("student", "teacher"),
-        ("student", str(RUN / "teacher/result.json")),  # the teacher is trained, and not tested yet
-        ("student", "version_0"),
-        ("chain", "teacher"),
-        ("chain", "generation_1"),
+        "teacher",
+        str(RUN / "teacher/result.json"),  # the teacher is trained, and not tested yet
+        "version_0",
     ],
-    indirect=["kind"],
 )
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
-    at: str, kind: str, whole: Path, fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    at: str, whole: Path, fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
     end_at(tmp_path, at)
-    killed = call_kdtrain(*words(tiles, kind), cwd=tmp_path)
+    killed = call_kdtrain(*words(tiles), cwd=tmp_path)
     assert killed.returncode == 1
     assert "SIGKILL" in killed.stderr
     kept, strangers = tmp_path / "logs/models/teacher.safetensors", fitted.model("teacher")
@@ -144,12 +122,11 @@ def test_killed_between_teacher_and_student_it_does_not_train_another_teacher(
     assert_same_files(tmp_path / "logs", whole / "logs")
 
 
-@pytest.mark.parametrize("kind", ["student"], indirect=True)
 def test_interrupted_while_the_teacher_is_trained_it_says_what_goes_on_with_both(
-    kind: str, whole: Path, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    whole: Path, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
     end_at(tmp_path, "teacher", "Ctrl-C")
-    interrupted = call_kdtrain(*words(tiles, kind), cwd=tmp_path)
+    interrupted = call_kdtrain(*words(tiles), cwd=tmp_path)
     assert interrupted.returncode == 130
     hint = interrupted.stderr.splitlines()[-1].partition("Go on with: kdtrain ")[2]
     assert hint == f"fit --resume {tmp_path / RUN}"
@@ -157,15 +134,14 @@ def test_interrupted_while_the_teacher_is_trained_it_says_what_goes_on_with_both
     assert_same_files(tmp_path / "logs", whole / "logs")
 
 
-@pytest.mark.parametrize("kind", ["chain"], indirect=True)
 def test_a_teacher_that_was_there_is_kept_from_the_first_moment_on(
-    kind: str, fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
     models = tmp_path / "logs/models"
     models.mkdir(parents=True)
     shutil.copy(fitted.model("teacher"), models / "teacher.safetensors")
-    end_at(tmp_path, "generation_1")
-    assert call_kdtrain(*words(tiles, kind), cwd=tmp_path).returncode == 1
+    end_at(tmp_path, "version_0")
+    assert call_kdtrain(*words(tiles), cwd=tmp_path).returncode == 1
     config = tomli.loads((tmp_path / RUN / "config.toml").read_text())
     assert config["teacher_checkpoint"] == str(models / "teacher.safetensors")
     (models / "teacher.safetensors").unlink()
@@ -174,26 +150,20 @@ def test_a_teacher_that_was_there_is_kept_from_the_first_moment_on(
     assert "logs/models/teacher.safetensors" in resumed.stderr.splitlines()[-1]
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_the_teacher_that_it_had(
-    kind: str, whole: Path, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+def test_teacher_that_has_changed_meanwhile_is_refused(
+    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
-    """Then the teacher had a run directory of its own, and a chain's config.toml did not name it."""
-    shutil.copytree(whole / "logs", tmp_path / "logs")
-    (tmp_path / "ender.py").write_text(ENDER)
-    (tmp_path / "logs/teacher").mkdir()
-    (tmp_path / RUN / "teacher").rename(tmp_path / "logs/teacher/version_0")
-    config = tmp_path / RUN / "config.toml"
-    if kind == "chain":
-        shutil.rmtree(tmp_path / RUN / "generation_2")
-        config.write_text(without_teacher(config))
-    else:
-        before = f"{RUN}/teacher/"
-        config.write_text(config.read_text().replace(before, "logs/teacher/version_0/"))
-    resumed = call_kdtrain("fit", "--resume", RUN, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    for run in {"student": ["."], "chain": ["generation_1", "generation_2"]}[kind]:
-        assert_same_run(tmp_path / RUN / run, whole / RUN / run)
-    assert not [name for name in files_in(tmp_path / RUN) if name.startswith("teacher/")]
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(fitted.model("teacher").read_bytes())
+    words = ("--mode", "student_kd", *fitted.flags, "--teacher-checkpoint", teacher)
+    assert call_kdtrain("fit", *words, cwd=tmp_path).returncode == 0
+    more = ("--seed", "5", "--epochs", "1", "--logdir", "other")
+    assert call_kdtrain("fit", "--mode", "teacher", *fitted.flags, *more, cwd=tmp_path).returncode == 0
+    teacher.write_bytes((tmp_path / "other/models/teacher.safetensors").read_bytes())
+    finished = call_kdtrain("fit", "--resume", "logs/student_kd/version_0", cwd=tmp_path)
+    assert finished.returncode == 1
+    assert "teacher" in finished.stderr.splitlines()[-1]
+    assert read_result(tmp_path / "logs/student_kd/version_0")["status"] == "completed"
 
 
 NET = """

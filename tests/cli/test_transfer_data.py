@@ -194,7 +194,7 @@ def test_other_methods_work(
     assert finished.returncode == 0, finished.stderr
 
 
-def test_tuning_checks_and_chains_take_them(
+def test_tuning_and_checks_take_them(
     tmp_path: Path, fitted: Fitted, unlabelled: Path, call_kdtrain: CallKdtrain
 ) -> None:
     teacher = ("--teacher-checkpoint", fitted.model("teacher"), "--transfer-data", unlabelled)
@@ -203,8 +203,6 @@ def test_tuning_checks_and_chains_take_them(
     assert tuned.returncode == 0, tuned.stderr
     checked = call_kdtrain("fit", "--check", *words, cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
-    chained = call_kdtrain("fit", "--mode", "student_kd", *words, "--generations", "2", cwd=tmp_path)
-    assert chained.returncode == 0, chained.stderr
 
 
 def test_a_missing_or_wrong_file_is_named(tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain) -> None:

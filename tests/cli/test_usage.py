@@ -62,13 +62,6 @@ fit --with-hard-labels --plugin hard_labels | leave one of them out
 fit --mode student --plugin hard_labels | --plugin hard_labels | student_kd or compare
 fit --config none.toml | --config none.toml (looked for at
 fit --plugin nothing | 'nothing'
-fit --mode teacher --generations 2 | --generations | teacher
-fit --mode student --generations 2 | --generations | student
-fit --mode compare --generations 2 | --generations | compare
-fit --mode teacher --assistant-arch hinton_800 | --assistant-arch | teacher
-fit --mode student --assistant-arch hinton_800 | --assistant-arch | student
-fit --mode compare --assistant-arch hinton_800 | --assistant-arch | compare
-fit --mode student_kd --assistant-arch hinton_8000 | hinton_8000 | hinton_800
 fit --resume nowhere | nowhere | config.toml
 fit --resume --mode teacher | logs/teacher
 launch --nnodes 2 | kdtrain launch --nnodes 2 fit
@@ -78,7 +71,6 @@ launch --nnodes 2 --node-rank 2 fit | --node-rank is 2 | from 0 to 1
 launch --nproc-per-node 0 fit | --nproc-per-node is 0 | at least 1
 launch --master-port 65536 fit | --master-port is 65536 | from 1 to 65535
 config --alpha 2 | --alpha is 2.0
-bias nowhere | nowhere | config.toml
 eval | CHECKPOINT
 models resnet9 | there is no architecture 'resnet9' (did you mean 'resnet8'?)
 models flowvision:resnet19 | there is no flowvision classifier 'resnet19'

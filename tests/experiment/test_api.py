@@ -128,7 +128,6 @@ def test_check_leaves_no_file(tiles: Path, tmp_path: Path) -> None:
         (lambda: kdtrain.infer("no.safetensors", "a.png", temperature=HOT), "must be a number"),
         (lambda: kdtrain.bench(), "name at least one model file"),
         (lambda: kdtrain.bench("no.onnx", rounds=0), "--rounds is 0"),
-        (lambda: kdtrain.bias("no", by="guess"), "--by: there is no way 'guess'"),
         (lambda: kdtrain.list_models("nonsense*"), "no network like"),
         (lambda: kdtrain.list_models(image_shape=(1, 28)), "--image-shape 1,28"),
         (lambda: kdtrain.load_plugin("dkdd"), "did you mean 'dkd'"),

@@ -118,21 +118,17 @@ def test_the_layers_that_plugins_compare_are_computed_before_the_fits(
     arch: str, mnist: Dataset, tmp_path: Path
 ) -> None:
     config = FitConfig("compare", logdir=tmp_path / "logs", limit_train=40, epochs=2, plugin=("fitnet",))
-    session = Session(dataclasses.replace(config, augment="shift=1", views=3, batch_size=20))
+    config = dataclasses.replace(config, student_arch=arch, batch_size=20)
+    session = Session(dataclasses.replace(config, augment="shift=1", views=3))
     teacher = trained_here(
         load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist, "hinton_800"))
     )
-    session.run(session.soft_label_jobs({0: teacher, 1: teacher}, arch))
+    session.run(session.soft_label_jobs({0: teacher, 1: teacher}))
     cache = logit_cache(session.config)
     content = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert len(content) == 3 * 2, "the logits and a layer of each view that some image takes"
-    settings = {"student_arch": arch}
-    session.run(
-        [
-            session.fit_job(FitSpec("student_kd", seed, tmp_path / f"kd{seed}", teacher, settings=settings))
-            for seed in (0, 1)
-        ]
-    )
+    specs = [FitSpec("student_kd", seed, tmp_path / f"kd{seed}", teacher) for seed in (0, 1)]
+    session.run([session.fit_job(spec) for spec in specs])
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == content, "all was there"
 
 

@@ -87,14 +87,7 @@ COMBINATIONS = {
     "student_kd: own teacher, convolutions, arrays": Combination(
         "student_kd", "--student-arch teacher_cnn --teacher-arch hinton_1200 --schedule cosine", _ARRAYS
     ),
-    "generations: given teacher": Combination("student_kd", f"--generations 3 {_GIVEN}"),
-    "generations: own teacher": Combination("student_kd", "--generations 2 --optimizer sgd"),
-    "assistants: teacher found in logs/models": Combination(
-        "student_kd", "--assistant-arch hinton_800", found=True
-    ),
-    "assistants, generations: own teacher": Combination(
-        "student_kd", "--assistant-arch hinton_800 --generations 2 --omit-class 3"
-    ),
+    "student_kd: own teacher, omitted class": Combination("student_kd", "--omit-class 3"),
     "compare": Combination("compare", f"--augment shift=1 {_OBSERVERS}"),
     "compare: given teacher, test images choose": Combination("compare", _GIVEN, _TEST_CHOOSES),
     "compare: seeds": Combination("compare", "--seeds 2 --optimizer adadelta"),

@@ -1,27 +1,17 @@
-"""The charts, the confusions and the command of ``report.html``, computed from a comparison's figures."""
+"""The charts and the confusions of ``report.html``, computed from a comparison's figures."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from pathlib import Path
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtrain import reliability
-from kdtrain.cli.flags import settings_in
-from kdtrain.cli.parser import parse
-from kdtrain.experiment.repeat_command import command
-from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.load import new_config
 from kdtrain.report.page.charts import Axis, curves, differences, reliability_chart
 from kdtrain.report.page.confusion import confusions
 
 numbers = st.floats(-1e6, 1e6)
-TEACHERS = ((Path("a teacher's file"),), (Path("t.safetensors"), Path("u.onnx")))
 
 
 def history(*errors: float) -> list[dict[str, float]]:
@@ -128,38 +118,3 @@ def test_confusions_are_means_over_the_networks() -> None:
     assert means.pairs == ((0, 1, 1), (2, 1, 1), (2, 0, 0.5))
     perfect = confusions([np.eye(3, dtype=np.float32)], np.arange(3))
     assert (perfect.most, perfect.pairs) == (1, ())
-
-
-fit_settings = st.fixed_dictionaries(
-    {},
-    optional={
-        "epochs": st.integers(1, 99),
-        "teacher_epochs": st.integers(1, 9),
-        "optimizer": st.sampled_from(("adam", "sgd")),
-        "lr": st.floats(1e-6, 1),
-        "alpha": st.floats(0, 1),
-        "augment": st.sampled_from(("none", "shift=2", "shift=1,flip")),
-        "teacher_augment": st.sampled_from(("none", "shift=2")),
-        "teacher_checkpoint": st.sampled_from(TEACHERS),
-        "plugin": st.lists(st.sampled_from(("ema", "my plugin.py:Mine,every=2")), max_size=2).map(tuple),
-        "skip_corrupt": st.booleans(),
-        "seeds": st.integers(1, 5),
-        "logdir": st.sampled_from((Path("logs"), Path("-o"), Path("my logs"))),
-    },
-)
-
-
-@settings(max_examples=30)  # each example builds the whole parser
-@given(fit_settings)
-def test_command_repeats_the_settings(chosen: dict[str, object]) -> None:
-    config = FitConfig(**chosen)  # type: ignore[arg-type]
-    program, *words = shlex.split(command(config))
-    assert program == "kdtrain"
-    repeated = new_config(settings_in(parse(words)))
-    assert repeated.resolved() == config.resolved() | {"recipe": "none"}
-
-
-def test_command_omits_defaults() -> None:
-    assert command(new_config({})) == "kdtrain fit --mode compare"
-    nine = command(new_config({"seeds": 5, "epochs": 9}))
-    assert not re.search("recipe|optimizer|lr|alpha|logdir|teacher", nine)

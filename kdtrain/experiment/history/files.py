@@ -1,4 +1,4 @@
-"""The files of a run as far as they can be read: no fault in them is an error here, but a fault to list."""
+"""Readers of a run's files. A damaged file is listed, not raised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.metrics_file import read_metrics
 
 RESULT, CONFIG, COMPARISON, SEARCH = "result.json", "config.toml", "compare.json", "tune.json"
-LEAD = "teacher_lead.json"
 FILES = (RESULT, CONFIG, COMPARISON, SEARCH, "metrics.jsonl")
 """The files by which a directory is known as that of a run."""
 

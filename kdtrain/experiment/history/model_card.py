@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from kdtrain.errors import CheckpointError, UsageError, clipped
 from kdtrain.experiment.history.files import (
     COMPARISON,
     CONFIG,
-    LEAD,
     RESULT,
     RunFiles,
     at,
@@ -49,10 +47,10 @@ _SETTINGS = (
 )
 _OF_STUDENTS = ("epochs", "augment", "views", "student_checkpoint")
 _OF_DISTILLED = (
-    *("temperature", "alpha", "transfer_data", "transfer_share", "assistant_arch", "generations"),
+    *("temperature", "alpha", "transfer_data", "transfer_share"),
     *("teacher_weight", "teacher_classes"),
 )
-_PATHS = {"student_checkpoint", "transfer_data", "plugin", "assistant_arch", "teacher_classes"}
+_PATHS = {"student_checkpoint", "transfer_data", "plugin", "teacher_classes"}
 
 
 def card(model: Path | str, *, license: str | None = None, output: Path | str | None = None) -> str:
@@ -125,10 +123,9 @@ def _facts_of_run(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"settings": _settings(config), "seed": whole(config, "seed")}
     if text(config, "mode") == "student_kd":
         teachers = list(_teachers(config, comparison, run))
-        lead = at(comparison, "teacher_lead") or files.json(LEAD)
-        facts["teachers"] = tuple(_with_figures(teachers, config, lead))
+        facts["teachers"] = tuple(_with_figures(teachers, at(result, "teachers")))
     if _header(path) != _header(run / _BEST):
-        return facts  # other weights than those of the figures, such as those of `kdtrain bias`
+        return facts  # other weights than those of the figures, such as those with raised biases
     facts |= {
         "parameters": whole(result, "parameters"),
         "best_epoch": whole(result, "best_epoch"),
@@ -162,8 +159,6 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     settings = {name: at(config, renamed.get(name, name)) for name in (*names, "seed")}
     if settings.get("transfer_data") is None:
         settings.pop("transfer_share", None)
-    if settings.get("generations") == 1:
-        settings.pop("generations")
     return {name: _value(name, value) for name, value in settings.items() if value not in (None, [], "")}
 
 
@@ -198,16 +193,10 @@ def _teachers(config: Mapping[str, Any], comparison: Mapping[str, Any], run: Pat
             yield Path(path).name
 
 
-def _with_figures(teachers: list[str], config: Mapping[str, Any], lead: Any) -> Iterator[str]:
-    """Yields the texts of teachers with their held-out accuracy and normalisation.
-
-    These are what the run has measured, or else what a teacher's own checkpoint tells.
-    """
-    members = at(lead, "members")
-    if not isinstance(members, list):
-        members = list(map(_own_figures, _paths(config, "teacher_checkpoint")))
+def _with_figures(teachers: list[str], members: Any) -> Iterator[str]:
+    """Yields the texts of teachers with held-out accuracy and normalisation, as result.json has them."""
     for index, teacher in enumerate(teachers):
-        member = members[index] if len(members) == len(teachers) else None
+        member = at(members, index)
         accuracy = number(member, "held_out_accuracy_fraction")
         if accuracy is not None and "accuracy" not in teacher:
             teacher += f", held-out accuracy {accuracy:.2%}"
@@ -219,16 +208,6 @@ def _paths(config: Mapping[str, Any], name: str) -> list[str]:
     """Returns the paths in a setting, which may be one path or a list of them; empty if it is not there."""
     value = at(config, name) or []
     return list(map(str, value if isinstance(value, list) else [value]))
-
-
-def _own_figures(path: str) -> dict[str, Any]:
-    """Returns what a teacher's checkpoint tells, as in teacher_lead.json; empty if it cannot be read."""
-    try:
-        own = load_card(Path(path))
-    except (CheckpointError, ValueError):
-        return {}
-    accuracy = {} if math.isnan(own.accuracy) else {"held_out_accuracy_fraction": own.accuracy}
-    return {"mean": list(own.mean), "std": list(own.std), **accuracy}
 
 
 def _numbers(values: Any) -> str:

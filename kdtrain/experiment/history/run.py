@@ -83,7 +83,7 @@ class RunInfo:
         test_errors: number of errors on the test set.
         test_images: number of test images.
         gain: the gain of a comparison.
-        parts: the runs inside of a comparison, a search or a chain.
+        parts: the runs inside of a comparison or a search, and the teacher that a student_kd trained first.
     """
 
     directory: Path
@@ -178,11 +178,9 @@ class _Reader:
         }
 
     def _fit(self, parts: bool) -> dict[str, Any]:
-        """Returns the values of one network's run, or of a chain."""
+        """Returns the values of one network's run."""
         if not self.result and not self.is_part:
             inside = self._parts()
-            if self._is_chain():
-                return self._chain(inside) | {"parts": inside}
             if inside:
                 return self._unfinished(inside) | {"parts": inside}
         values = self._status() | self._figures()
@@ -223,23 +221,6 @@ class _Reader:
         if status == "running":
             reason = "its process was killed"
         return {"status": "interrupted", "reason": reason}
-
-    def _is_chain(self) -> bool:
-        generations = whole(self.config, "generations")
-        return bool(at(self.config, "assistant_arch")) or (generations or 1) > 1
-
-    def _chain(self, inside: Sequence[RunInfo]) -> dict[str, Any]:
-        """Returns the values of a chain: those of its last network."""
-        name = f"generation_{whole(self.config, 'generations') or 1}"
-        last = next((part for part in inside if part.directory.name == name), None)
-        if last is None or last.status != "finished" or last.test_accuracy is None:
-            return self._unfinished(inside)
-        names = [
-            *("epochs", "best_epoch", "parameters"),
-            *("held_out_accuracy", "test_accuracy", "test_errors", "test_images"),
-        ]
-        seconds = sum(part.seconds or 0.0 for part in inside)
-        return {"status": "finished", "seconds": seconds} | {name: getattr(last, name) for name in names}
 
     def _comparison(self, parts: bool) -> dict[str, Any]:
         figures = self.files.json(COMPARISON)

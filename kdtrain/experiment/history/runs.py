@@ -66,7 +66,7 @@ def list_runs(
     Args:
         logdir: the log directory.
         sort: changed (the newest first), run, mode, data, recipe, status, held-out, test or gain.
-        parts: read the runs inside of comparisons, searches and chains, too.
+        parts: read the runs inside of comparisons and searches, too.
 
     Raises:
         UsageError: there is no such folder, or no such order.
@@ -161,9 +161,8 @@ def best_runs(logdir: Path | str = FitConfig.logdir) -> list[BestRun]:
 def _fits(runs: Iterable[RunInfo]) -> Iterable[RunInfo]:
     """Yields each finished and tested fit of one network, among runs and their parts."""
     for run in runs:
-        is_chain = any(part.run.startswith("generation_") for part in run.parts)
         complete = run.status == "finished" and None not in (run.held_out_accuracy, run.test_accuracy)
-        if complete and run.mode in SINGLE_MODES and not is_chain:
+        if complete and run.mode in SINGLE_MODES:
             yield run
         yield from _fits(run.parts)
 

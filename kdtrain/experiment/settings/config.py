@@ -55,11 +55,6 @@ class FitConfig(Settings):
         return recipe_for(self.dataset, self.data_dir, few_labels=self.has_few_labels)
 
     @property
-    def is_chain(self) -> bool:
-        """Whether several networks are trained in a row, each taught by the one before."""
-        return self.generations > 1 or bool(self.assistant_arch)
-
-    @property
     def peak_lr(self) -> float:
         """The highest learning rate."""
         return self.lr or OPTIMIZERS[self.optimizer]
@@ -177,9 +172,6 @@ def _check_together(config: FitConfig) -> None:
         raise UsageError(
             f"--seeds {config.seeds} is for --mode compare, not for {config.mode}; use --seed for one seed."
         )
-    if config.is_chain and config.mode != "student_kd":
-        flag = "--generations" if config.generations > 1 else "--assistant-arch"
-        raise UsageError(f"{flag} is for --mode student_kd, not for {config.mode}.")
     for name in ("with_label_smoothing", "with_hard_labels"):
         if getattr(config, name) and config.mode != "compare":
             raise UsageError(f"{flag_of(name)} is for --mode compare, not for {config.mode}.")
@@ -204,12 +196,10 @@ def _check_images(config: FitConfig) -> None:
         raise UsageError(
             f"--omit-class {config.omit_class[0]} is for students; --mode teacher trains on all classes."
         )
-    if config.student_checkpoint is not None and (config.mode == "teacher" or config.is_chain):
-        fits = (
-            f"--mode {config.mode}" if config.mode == "teacher" else "a chain, whose networks all begin anew"
-        )
+    if config.student_checkpoint is not None and config.mode == "teacher":
         raise UsageError(
-            f"--student-checkpoint {config.student_checkpoint} is for students, not for {fits}: leave it out."
+            f"--student-checkpoint {config.student_checkpoint} is for students, not for --mode teacher: "
+            "leave it out."
         )
 
 

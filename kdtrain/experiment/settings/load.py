@@ -24,7 +24,7 @@ from kdtrain.store.run_directory import check_name, latest_run
 
 _LARGEST = 1 << 16  # bytes of a TOML file: tomli takes long for some large ones
 _WITHOUT_EFFECT = {"keep", "stall_timeout"}  # do not change what is trained: a resumed run may change them
-_MAY_NAME_FILES = ("dataset", "teacher_arch", "student_arch", "assistant_arch", "plugin")
+_MAY_NAME_FILES = ("dataset", "teacher_arch", "student_arch", "plugin")
 _PATH_ARGUMENT = re.compile(r"(?<==)/[^,]*/")  # the folders in an argument of a plugin
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 _DECIDED_BY = {"teacher_epochs": "epochs", "teacher_augment": "augment", "lr": "optimizer"}

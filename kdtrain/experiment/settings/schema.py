@@ -266,17 +266,6 @@ class Settings:
         check=between(0, 1),
         is_common=True,
     )
-    assistant_arch: tuple[str, ...] = _network_setting(
-        (),
-        "network of a size between teacher and student; it learns from the one and teaches the other; "
-        f"{_NETWORKS} (repeatable) [none]",
-        metavar="ARCH",
-    )
-    generations: int = _network_setting(
-        1,
-        "number of students trained in a row; the teacher teaches the first, each teaches the next",
-        check=between(1, limits.MOST_GENERATIONS),
-    )
     dataset: str = _data_setting("mnist", DATA_SETS, metavar="DATA", is_common=True)
     data_dir: Path | None = _data_setting(
         None,

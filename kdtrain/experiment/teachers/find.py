@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,26 @@ _FRAMEWORKS = {
 """The frameworks whose own files have these suffixes."""
 
 
+@dataclass(frozen=True)
+class TeacherFigures:
+    """A teacher's figures on the held-out images of the run that it teaches in.
+
+    Attributes:
+        images: number of held-out images.
+        accuracy: 0..1.
+        calibration_error: the expected calibration error, 0..1.
+        may_have_seen: the teacher may have been trained on these images, because its own held-out
+            images were others or are unknown.
+        members: the accuracy of each member, 0..1.
+    """
+
+    images: int
+    accuracy: float
+    calibration_error: float
+    may_have_seen: bool
+    members: tuple[float, ...]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainedTeacher:
     """What teaches a student: a trained network, or several whose probabilities are averaged.
@@ -50,10 +71,12 @@ class TrainedTeacher:
     Attributes:
         members: the files.
         weights: the weight of each.
+        figures: figures on held-out images; None until they are measured.
     """
 
     members: tuple[TeacherFile, ...]
     weights: tuple[float, ...]
+    figures: TeacherFigures | None = None
 
     def __repr__(self) -> str:
         return f"<TrainedTeacher {self.arch} ({', '.join(map(str, self.paths))})>"
@@ -99,10 +122,30 @@ class TrainedTeacher:
             **changed,
         )
 
+    def to_json(self) -> list[dict[str, Any]]:
+        """Returns name, held-out accuracy and normalisation of each member, for ``result.json``."""
+        accuracies = self.figures.members if self.figures else tuple(map(_own_accuracy, self.members))
+        normalizations = [file.normalization or Normalization((), ()) for file in self.members]
+        return [
+            {
+                "name": file.path.name,
+                "held_out_accuracy_fraction": accuracy,
+                "mean": list(normalization.mean),  # none of a table, which takes no images
+                "std": list(normalization.std),
+            }
+            for file, accuracy, normalization in zip(self.members, accuracies, normalizations, strict=True)
+        ]
+
     def without_table(self) -> TrainedTeacher:
         """Returns the members that are networks."""
         pairs = [pair for pair in zip(self.members, self.weights, strict=True) if not pair[0].is_table]
         return TrainedTeacher(tuple(file for file, _ in pairs), tuple(weight for _, weight in pairs))
+
+
+def _own_accuracy(file: TeacherFile) -> float | None:
+    """Returns the accuracy that a teacher's own training has measured; None if it is unknown."""
+    accuracy = math.nan if file.saved is None else file.saved.card.accuracy
+    return None if math.isnan(accuracy) else accuracy
 
 
 def trained_here(*saved: SavedModel) -> TrainedTeacher:

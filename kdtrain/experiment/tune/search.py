@@ -22,7 +22,7 @@ from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, without_folders
 from kdtrain.experiment.settings.schema import flag_of
-from kdtrain.experiment.teacher_lead import measure_lead
+from kdtrain.experiment.teacher_figures import measured
 from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.tune.halving import (
     DEFAULT_BUDGET,
@@ -38,7 +38,6 @@ from kdtrain.experiment.tune.trial import Row, is_trained, rows_until, rung_scor
 from kdtrain.experiment.tuned import TUNE_SEEDS, begun_tuning
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.page.tuning import write_tuning_page
-from kdtrain.report.teacher_lead import TeacherLead
 from kdtrain.report.tuning import (
     CAVEAT,
     FILE,
@@ -246,16 +245,14 @@ class _Search:
         self.pace = Pace(begun.seconds_per_epoch, len(self.spaces) * len(self.seeds), slots)
         self._began = began - begun.seconds
         self.teacher: TrainedTeacher | None = None
-        self.lead: TeacherLead | None = None
         self._is_behind = False  # whether the line about it has been printed
 
     def run(self, teacher: TrainedTeacher) -> Tuning:
         """Trains the trials, rung by rung, and returns the result."""
-        self.teacher = teacher
+        self.teacher = teacher = measured(self.session, teacher)
         # A resumed search reads it, so all trials get it: their settings stay the same.
         self.session.config = self.config = teacher.named_in(self.config)
         write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
-        self.lead = measure_lead(self.session, self.directory, teacher)
         self._prepare_soft_labels(teacher)
         trials = self._first_size()
         self.points = {model: space.points(trials, self.config.seed) for model, space in self.spaces.items()}
@@ -310,7 +307,7 @@ class _Search:
             seconds_per_epoch=self.pace.seconds,
             models=self._models() if all(self.scores.values()) else {},
         )
-        behind = behind_text(self.tuning, self.lead)
+        behind = self._behind_text()
         notes = early_end_text(self.tuning, self.whole), behind
         self.tuning = replace(self.tuning, note=" ".join(filter(None, notes)))
         write_text(self.directory / FILE, json.dumps(to_json(self.tuning), indent=2) + "\n")
@@ -384,6 +381,10 @@ class _Search:
                     "Give lower values, such as --search lr=1e-4..1e-3."
                 )
         self.write()
+
+    def _behind_text(self) -> str:
+        figures = self.teacher and self.teacher.figures
+        return behind_text(self.tuning, figures.accuracy if figures else None)
 
     def _order(self, model: Model, rung: int) -> list[int]:
         """Returns the trials that have finished the rungs before ``rung``, the best first."""

@@ -114,18 +114,6 @@ def test_teachers_have_their_accuracy_and_normalisation(logs: Path, digits: Path
     assert f"{said}- t.npz, held-out accuracy 100.00%\n" in kdtrain.card(run / BEST)
 
 
-def test_the_teacher_in_a_chain_has_the_figures_of_its_own_checkpoint(tiles: Path, tmp_path: Path) -> None:
-    words = ("--data-dir", str(tiles), "--generations", "2", "--epochs", "1", "--logdir", str(tmp_path), *FEW)
-    assert main(["fit", "--mode", "student_kd", *words]) == 0
-    run = tmp_path / "student_kd/version_0"
-    first = load_card(run / "generation_1" / BEST)
-    text = kdtrain.card(run / "generation_2" / BEST)
-    assert (
-        f"held-out accuracy {first.accuracy:.2%}; it takes pixels scaled to 0..1, minus {first.mean[0]:.4g}"
-        in text
-    )
-
-
 def test_front_matter_has_the_fields_of_the_hubs(logs: Path) -> None:
     text = kdtrain.card(student(logs) / BEST, license="mit")
     accuracy = json.loads((student(logs) / "result.json").read_text())["test"]["accuracy"]

@@ -74,8 +74,6 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "student_arch": TEXTS,
     "temperature": POSITIVE,
     "alpha": st.floats(0, 1),
-    "assistant_arch": st.lists(TEXTS, max_size=2).map(tuple),
-    "generations": st.integers(1, 1000),
     "dataset": TEXTS,
     "skip_corrupt": st.booleans(),
     "transfer_share": st.floats(0, 0.95, exclude_min=True),
@@ -98,14 +96,13 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 
 
 def config_of(values: dict[str, Any]) -> FitConfig:
-    others = {} if values["mode"] == "student_kd" else {"assistant_arch": (), "generations": 1}
+    others: dict[str, Any] = {}
     if values["mode"] == "teacher":
-        others["omit_class"] = ()
+        others |= {"omit_class": (), "student_checkpoint": None}
     if values["mode"] != "compare":
         others |= {"teacher_per_seed": False, "teachers": 1}
         others |= {"with_label_smoothing": False, "with_hard_labels": False}
-    chain = values["mode"] == "student_kd" and (values["generations"] > 1 or values["assistant_arch"])
-    if values["mode"] == "teacher" or chain:
+    if values["mode"] == "teacher":
         others["student_checkpoint"] = None
     zero = values["alpha"] == 0.0
     if zero:

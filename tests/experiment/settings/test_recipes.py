@@ -16,10 +16,9 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import DATASETS, FILES
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.errors import UsageError
-from kdtrain.experiment.repeat_command import command
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig, epochs_for_size
-from kdtrain.experiment.settings.load import new_config, resumed_config
+from kdtrain.experiment.settings.load import absolute_paths, new_config, resumed_config
 from kdtrain.experiment.settings.recipe import (
     RECIPE_SETTINGS,
     describe_recipe,
@@ -231,10 +230,12 @@ def test_data_for_a_notebook_have_no_recipe() -> None:
         {"recipe": "none"},
     ],
 )
-def test_the_command_that_repeats_a_fit_has_no_flag_that_the_recipe_gives(given: dict[str, Any]) -> None:
-    words = command(new_config(given)).split()
-    flags = {word for word in words if word.startswith("--")}
-    assert flags == {"--mode", *(f"--{name.replace('_', '-')}" for name in given)}
+def test_the_config_of_a_run_repeats_it_exactly(given: dict[str, Any], tmp_path: Path) -> None:
+    """As the page of a comparison says."""
+    config = absolute_paths(new_config(given).with_epochs(5000))
+    file = tmp_path / "config.toml"
+    file.write_text(config.to_toml())
+    assert new_config({}, file).resolved() == config.resolved()
 
 
 @pytest.mark.parametrize("mode", ["compare", "student_kd"])

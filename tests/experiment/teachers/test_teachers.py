@@ -22,7 +22,7 @@ from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.check import FirstLook
-from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher, trained_here
+from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher
 from kdtrain.metrics.names import ACCURACY
 from kdtrain.models.registry import build_model
 from kdtrain.store.card import model_card
@@ -176,24 +176,6 @@ def test_flags_without_a_teacher_and_teachers_without_a_flag_are_said(
     )
     with pytest.raises(UsageError, match=reason):
         find_teacher(config, few)
-
-
-def test_the_next_network_of_a_chain_has_none_of_the_flags_of_its_teacher_s_teachers(
-    few: Dataset, tmp_path: Path
-) -> None:
-    own = load_model(nearest_mean(tmp_path / "own.safetensors", few))
-    config = FitConfig(
-        "student_kd",
-        teacher_checkpoint=(TORCH,),
-        teacher_logits=Path("t.npz"),
-        teacher_weight=(1.0, 2.0),
-        teacher_mean=("0.1",),
-        teacher_classes=("1,2",),
-    )
-    named = trained_here(own).named_in(config)
-    assert named.teacher_checkpoint == (own.path,)
-    assert (named.teacher_logits, named.teacher_weight) == (None, ())
-    assert (named.teacher_mean, named.teacher_classes) == ((), ())
 
 
 def test_the_first_look_says_what_each_and_the_mean_recognise(

@@ -1,4 +1,4 @@
-"""Raised biases of classes: the shift by the teacher, the shift by labels, and the changed weights."""
+"""Raised biases of classes that a student was trained without: the shift, the weights, the new checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kdtrain import KdtrainError, flow
-from kdtrain.experiment.class_bias import raise_biases, shift_by_labels, shift_by_teacher
+from examples.hinton2015.bias import WAYS, raise_biases, raise_biases_of, shift_by_labels, shift_by_teacher
+from kdtrain import KdtrainError, UsageError, flow
 from kdtrain.models.registry import build_model
 from kdtrain.store.card import ModelCard
-from kdtrain.store.checkpoint import SavedModel, snapshot
+from kdtrain.store.checkpoint import SavedModel, load_model, snapshot
+from tests.cli.conftest import Fitted
+from tests.conftest import RunKdtrain
 
 Array = npt.NDArray[np.float64]
 
@@ -127,3 +129,35 @@ def test_network_without_such_a_last_layer_is_refused(card: ModelCard, tmp_path:
     saved = saved_model(card, f"{tmp_path}/headless.py:make")
     with pytest.raises(KdtrainError, match="does not end with a linear layer that has a bias for each class"):
         raise_biases(saved, [3], 1.0)
+
+
+@pytest.fixture(scope="module")
+def omitted(tmp_path_factory: pytest.TempPathFactory, fitted: Fitted, run_kdtrain: RunKdtrain) -> Path:
+    """A student that has learned of the class 3 from soft labels only; returns its run's directory."""
+    folder = tmp_path_factory.mktemp("omitted")
+    words = ("--teacher-checkpoint", fitted.model("teacher"), "--omit-class", "3", "--temperature", "8")
+    finished = run_kdtrain("fit", "--mode", "student_kd", *fitted.flags, *words, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder / "logs/student_kd/version_0"
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_biases_are_raised_in_a_new_checkpoint(omitted: Path, by: str) -> None:
+    best = omitted / "checkpoints/best.safetensors"
+    content = best.read_bytes()
+    result = raise_biases_of(omitted, by)
+    assert (result.classes, result.path) == (("3",), omitted / f"checkpoints/bias_{by}.safetensors")
+    assert result.after.images == 300
+    if by == "labels":
+        assert result.after.errors <= result.before.errors
+    changed, original = load_model(result.path), load_model(best)
+    moved = changed.weights["fc3.bias"].astype(np.float64) - original.weights["fc3.bias"].astype(np.float64)
+    np.testing.assert_allclose(moved, [0, 0, 0, result.shift], atol=1e-5)
+    assert changed.card.metrics["bias_shift"] == result.shift
+    assert changed.card.accuracy == result.after.accuracy
+    assert best.read_bytes() == content
+
+
+def test_a_run_with_all_classes_is_refused(fitted: Fitted) -> None:
+    with pytest.raises(UsageError, match="not one of a student trained with --omit-class"):
+        raise_biases_of(fitted.run("student_kd"))

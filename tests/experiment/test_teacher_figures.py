@@ -1,9 +1,8 @@
-"""The teacher's lead before students start: its images, its baseline, and what it leaves untouched."""
+"""The teacher's figures before students start: their images, and what the measurement leaves untouched."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import pytest
 
 from kdtrain.data.dataset import Dataset, hold_out
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.result import keep_best
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.single import run_single
-from kdtrain.experiment.teacher_lead import FILE, measure_lead
+from kdtrain.experiment.teacher_figures import measured
 from kdtrain.experiment.teachers.find import find_teacher, trained_here
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import SavedModel, load_model
@@ -66,28 +64,23 @@ def teacher(code: Path, mnist: Dataset) -> SavedModel:
     return load_model(untrained_teacher(code.parent / "teacher.safetensors", mnist, arch), arch=arch)
 
 
-def keep_student(session: Session) -> SavedModel:
-    """Trains a plain student as ``--mode student`` does, and keeps it."""
-    directory = session.config.logdir / f"student_{session.config.seed}"
-    [model] = session.run([session.fit_and_test_job(FitSpec("student", session.config.seed, directory))])
-    keep_best([model], session.config, session.ranks)
-    return model.saved
-
-
 def test_accuracy_is_that_on_the_held_out_images(
     code: Path, digits: Path, teacher: SavedModel, tmp_path: Path
 ) -> None:
     session = session_of(code, digits, seed=3)
-    lead = measure_lead(session, tmp_path, trained_here(teacher))
+    figures = measured(session, trained_here(teacher)).figures
     train = session.dataset.train
     _, held_out = hold_out(train, HELD_OUT, 3)
     weights = {name: np.asarray(array, np.float32) for name, array in teacher.weights.items()}
     inputs = session.dataset.normalization.apply(train.images[held_out]).reshape(HELD_OUT, -1)
     logits = inputs @ weights["1.weight"].T + weights["1.bias"]
-    assert lead is not None
-    assert (lead.images, lead.baseline) == (HELD_OUT, None)
-    assert lead.accuracy == pytest.approx((logits.argmax(axis=1) == train.labels[held_out]).mean(), abs=0.005)
-    assert lead.may_have_seen, "an untrained teacher's card names no held-out images"
+    assert figures is not None
+    assert figures.images == HELD_OUT
+    assert figures.members == (figures.accuracy,)
+    assert figures.accuracy == pytest.approx(
+        (logits.argmax(axis=1) == train.labels[held_out]).mean(), abs=0.005
+    )
+    assert figures.may_have_seen, "an untrained teacher's card names no held-out images"
 
 
 def test_the_test_images_are_never_read(
@@ -95,73 +88,44 @@ def test_the_test_images_are_never_read(
 ) -> None:
     session, blind = session_of(code, digits), session_of(code, digits)
     blind.dataset = dataclasses.replace(blind.dataset, test=blind.dataset.test.take(np.empty(0, np.int64)))
-    (tmp_path / "blind").mkdir()
-    lead = measure_lead(blind, tmp_path / "blind", trained_here(teacher))
-    assert lead is not None
-    assert lead == measure_lead(session, tmp_path, trained_here(teacher))
+    figures = measured(blind, trained_here(teacher)).figures
+    assert figures is not None
+    assert figures == measured(session, trained_here(teacher)).figures
 
 
-def test_without_a_kept_student_the_teacher_alone_is_measured_and_logged(
+def test_the_figures_are_logged_and_no_file_is_written(
     code: Path, digits: Path, teacher: SavedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = session_of(code, digits, epochs=60)
+    session = session_of(code, digits)
     before = sorted(tmp_path.rglob("*"))
     with caplog.at_level(logging.INFO, "kdtrain"):
-        lead = measure_lead(session, tmp_path, trained_here(teacher))
-    assert lead is not None
-    assert lead.baseline is None
-    first, *others = [record.message for record in caplog.records]
-    assert first.startswith(f"Teacher: {100 * lead.accuracy:.2f} % of 1,000 held-out images, calibration")
-    assert others == ["It may have been trained on some of these images, so its accuracy may be too high."]
-    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / FILE]), "no student is trained for it"
+        figures = measured(session, trained_here(teacher)).figures
+    assert figures is not None
+    assert [record.message for record in caplog.records] == [
+        f"Teacher: {100 * figures.accuracy:.2f} % of 1,000 held-out images, calibration error "
+        f"{100 * figures.calibration_error:.1f} %.",
+        "It may have been trained on some of these images, so its accuracy may be too high.",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_kept_plain_student_is_the_baseline_if_it_was_measured_on_the_same_images(
+def test_a_teacher_that_held_out_the_same_images_has_not_seen_them(
     code: Path, digits: Path, tmp_path: Path
 ) -> None:
     session = session_of(code, digits)
-    kept = keep_student(session)
-    lead = measure_lead(session, tmp_path, trained_here(kept))
-    assert lead is not None
-    assert lead.baseline is not None
-    assert lead.baseline.epochs == EPOCHS
-    assert lead.baseline.accuracy == kept.card.accuracy == lead.accuracy
-    assert not lead.may_have_seen
-    others: dict[str, dict[str, Any]] = {
-        "other held-out images": {"seed": 1},
-        "longer training": {"epochs": 2 * EPOCHS + 1},
-        "other network": {"student_arch": "student_mlp"},
-        "other folder": {"model_save_dir": tmp_path / "elsewhere"},
-    }
-    for name, settings in others.items():
-        (tmp_path / name).mkdir()
-        other = measure_lead(session_of(code, digits, **settings), tmp_path / name, trained_here(kept))
-        assert other is not None
-        assert other.baseline is None, name
-        assert other.may_have_seen == ("seed" in settings), name
+    [own] = session.run([session.fit_job(FitSpec("teacher", 0, tmp_path / "own"))])
+    for seed in (0, 1):
+        figures = measured(session_of(code, digits, seed=seed), trained_here(own.saved)).figures
+        assert figures is not None
+        assert figures.may_have_seen == (seed == 1)
+    assert (
+        own.saved.card.accuracy
+        == measured(session, trained_here(own.saved)).to_json()[0]["held_out_accuracy_fraction"]
+    )
 
 
-def test_a_resumed_run_keeps_its_figures_even_if_a_student_was_kept_meanwhile(
-    code: Path, digits: Path, teacher: SavedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    session = session_of(code, digits)
-    first = measure_lead(session, tmp_path, trained_here(teacher))
-    keep_student(session)
-    with caplog.at_level(logging.INFO, "kdtrain"):
-        assert measure_lead(session, tmp_path, trained_here(teacher)) == first
-    assert caplog.records == [], "it was said when the run began"
-    for damage in ("{", "[]", json.dumps({"baseline": {}})):
-        (tmp_path / FILE).write_text(damage)
-        again = measure_lead(session, tmp_path, trained_here(teacher))
-        assert again is not None
-        assert again.baseline is not None, "a damaged file is measured again"
-
-
-def test_without_held_out_images_nothing_is_measured(
-    code: Path, digits: Path, teacher: SavedModel, tmp_path: Path
-) -> None:
-    assert measure_lead(session_of(code, digits, val_size=0), tmp_path, trained_here(teacher)) is None
-    assert not (tmp_path / FILE).exists()
+def test_without_held_out_images_nothing_is_measured(code: Path, digits: Path, teacher: SavedModel) -> None:
+    assert measured(session_of(code, digits, val_size=0), trained_here(teacher)).figures is None
 
 
 def test_the_data_sets_own_validation_images_are_the_held_out_images(
@@ -170,9 +134,9 @@ def test_the_data_sets_own_validation_images_are_the_held_out_images(
     session = session_of(code, digits)
     validation = session.dataset.train.take(np.arange(100))
     session.dataset = dataclasses.replace(session.dataset, validation=validation)
-    lead = measure_lead(session, tmp_path, trained_here(teacher))
-    assert lead is not None
-    assert lead.images == 100
+    figures = measured(session, trained_here(teacher)).figures
+    assert figures is not None
+    assert figures.images == 100
 
 
 def test_the_students_weights_are_those_without_the_measurement(
@@ -182,12 +146,10 @@ def test_the_students_weights_are_those_without_the_measurement(
     found = find_teacher(session.config, session.dataset)
     spec = FitSpec("student_kd", session.config.seed, tmp_path / "alone", found)
     [alone] = session.run([session.fit_job(spec)])
-    measured = run_single(session)
-    assert measured.directory is not None
-    assert json.loads((measured.directory / FILE).read_text())["held_out_images"] == HELD_OUT
+    after = run_single(session)
     for name, array in alone.saved.weights.items():
-        assert np.array_equal(array, measured.saved.weights[name]), name
-    assert alone.saved.card.metrics == measured.saved.card.metrics
+        assert np.array_equal(array, after.saved.weights[name]), name
+    assert alone.saved.card.metrics == after.saved.card.metrics
 
 
 def test_in_this_process_too_the_measurement_changes_no_weights(
@@ -203,7 +165,7 @@ def test_in_this_process_too_the_measurement_changes_no_weights(
     spec = FitSpec("student_kd", 0, tmp_path / "alone", trained_here(teacher))
     [alone] = session.run([session.fit_job(spec)])
     flow.manual_seed(7)
-    measure_lead(session, tmp_path, trained_here(teacher))
+    measured(session, trained_here(teacher))
     [after] = session.run([session.fit_job(dataclasses.replace(spec, directory=tmp_path / "after"))])
     for name, array in alone.saved.weights.items():
         assert np.array_equal(array, after.saved.weights[name]), name

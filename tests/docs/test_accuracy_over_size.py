@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdtrain import DataError
-from kdtrain.report.size_plot import SizePanel, size_figure
+from scripts.accuracy_over_size import SizePanel, size_figure
 
 
 def interval(mean: float, half: float | None = None) -> dict[str, float | int | None]:

@@ -1,13 +1,18 @@
-"""The biases of classes that a student was trained without, and the shift that raises them.
+"""The raised biases of classes that a student was trained without (``kdtrain fit --omit-class``).
 
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 3: a student that
 learns a class from soft labels only recognises it, but predicts it too rarely. One number, added to
-the biases of all such classes, corrects that. The paper chose it on the test set; kdtrain does not.
+the biases of all such classes, corrects that. The paper chose it on the test set; this script does not.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +20,83 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit, logit, logsumexp
 
-from kdtrain.errors import KdtrainError
-from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import SavedModel, Weights
+import kdtrain
+from kdtrain import Evaluation, KdtrainError, SavedModel, UsageError, flow, predict_logits
+from kdtrain.store.checkpoint import Weights, save_model
+
+WAYS = ("transfer", "validation", "labels")
+"""What the number is fitted to.
+
+transfer: the teacher's mean probability of the classes on the student's training images. validation: that on
+the held-out images. labels: the labels of the held-out images.
+"""
+
+_DATA = (
+    "mode",
+    "dataset",
+    "data_dir",
+    "image_size",
+    "skip_corrupt",
+    "labels",
+    "transfer_data",
+    "transfer_share",
+)
+_OF_RUN = ("val_size", "omit_class", "limit_train", "data_seed", "batch_size", "seed")
 
 Logits = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class RaisedBiases:
+    """A student with raised biases.
+
+    Attributes:
+        path: its checkpoint.
+        classes: the classes.
+        shift: what their biases were raised by.
+        before: figures of the student on the held-out images.
+        after: figures with the raised biases.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    shift: float
+    before: Evaluation
+    after: Evaluation
+
+
+def raise_biases_of(run: Path, by: str = "validation") -> RaisedBiases:
+    """Raises the biases of a student's omitted classes, and writes RUN/checkpoints/bias_BY.safetensors.
+
+    Args:
+        run: the run directory of a student that was trained with ``omit_class``.
+        by: one of ``WAYS``.
+
+    Raises:
+        KdtrainError: the run is not one of such a student, or its files or data cannot be read.
+    """
+    config = kdtrain.config(config=run / "config.toml")
+    if config.mode not in ("student", "student_kd") or not config.omit_class:
+        raise UsageError(f"the run in {run} is not one of a student trained with --omit-class.")
+    if config.mode == "student" and by != "labels":
+        raise UsageError(f"--by {by} needs a teacher, and the run in {run} has none: use --by labels.")
+    data = kdtrain.load_data(**{name: getattr(config, name) for name in (*_DATA, *_OF_RUN)})
+    classes = [data.dataset.classes.index(name) for name in config.omit_class]
+    saved = kdtrain.load_model(run / "checkpoints/best.safetensors", arch=config.student_arch)
+    student = saved.build(data.train.device)
+    logits = predict_logits(student, data.validation)
+    if by == "labels":
+        shift = shift_by_labels(logits, data.validation.targets, classes)
+    else:
+        teacher = kdtrain.load_teacher(data, teacher_checkpoint=config.teacher_checkpoint)
+        images = data.train if by == "transfer" else data.validation
+        shift = shift_by_teacher(predict_logits(student, images), predict_logits(teacher, images), classes)
+    raised = logits + np.where(np.isin(np.arange(logits.shape[1]), classes), np.float32(shift), 0)
+    before, after = (Evaluation.from_logits(each, data.validation.targets) for each in (logits, raised))
+    path = run / f"checkpoints/bias_{by}.safetensors"
+    metrics = {"val/accuracy": after.accuracy, "val/cross_entropy": after.cross_entropy, "bias_shift": shift}
+    save_model(path, raise_biases(saved, classes, shift), dataclasses.replace(saved.card, metrics=metrics))
+    return RaisedBiases(path, config.omit_class, shift, before, after)
 
 
 def shift_by_teacher(student: Logits, teacher: Logits, classes: Sequence[int]) -> float:
@@ -111,3 +188,23 @@ def _moves_logits(saved: SavedModel, weights: Weights, classes: Sequence[int], s
         after = SavedModel(saved.path, saved.card, weights).build()(image).numpy()[0].copy()
     before[list(classes)] += shift
     return bool(np.allclose(before, after, atol=1e-3))
+
+
+def main() -> None:
+    """Raises the biases, and prints the figures before and after."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory of the student")
+    parser.add_argument(
+        "--by", choices=WAYS, default="validation", help="what they are fitted to [validation]"
+    )
+    options = parser.parse_args()
+    try:
+        raised = raise_biases_of(options.run, options.by)
+    except KdtrainError as error:
+        sys.exit(str(error))
+    print(f"Bias of {', '.join(raised.classes)} raised by {raised.shift:.2f}: {raised.path}")
+    print(f"Held-out errors: {raised.before.errors:,} before, {raised.after.errors:,} after.")
+
+
+if __name__ == "__main__":
+    main()
