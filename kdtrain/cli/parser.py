@@ -14,7 +14,8 @@ from kdtrain.cli.flags import message_flags
 from kdtrain.cli.setting_flags import HelpText
 from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
 from kdtrain.experiment.config import FitConfig
-from kdtrain.runtime.screen import terminal_size, wrapped
+from kdtrain.runtime.bars import terminal_size
+from kdtrain.runtime.console import wrapped
 
 COMMANDS = {
     "fit": "train a teacher, a student or a distilled student, or compare them",

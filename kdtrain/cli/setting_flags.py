@@ -13,8 +13,8 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.recipe import RECIPE_SETTINGS, list_recipes, recipe_for
 from kdtrain.experiment.setting import GROUPS
 from kdtrain.experiment.settings import flag_of, kind_of
+from kdtrain.runtime.console import wrapped
 from kdtrain.runtime.locations import command_name
-from kdtrain.runtime.screen import wrapped
 
 _TYPES = {int: whole_number, float: number}
 _METAVARS = {int: "N", float: "X"}

@@ -46,7 +46,7 @@ def run_chain(session: Session, resume: Path | None = None) -> TestedModel:
             for name, arch, init_index in stages
         ]
 
-    with distillation_run(session, specs, resume) as (directory, teacher):
+    with distillation_run(session, resume) as (directory, teacher):
         for (name, arch, _), untaught in zip(stages, specs(directory), strict=True):
             session.run(session.soft_label_jobs({config.seed: teacher}, arch))
             spec = dataclasses.replace(untaught, teacher=teacher)

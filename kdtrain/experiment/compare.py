@@ -14,7 +14,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.config_file import absolute_paths, load_config, without_folders
 from kdtrain.experiment.fit import together
 from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.grid_search import grid_trials, search_grid
+from kdtrain.experiment.grid_search import search_grid
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import COMPARED, MODES, conditions_of, controls_of
 from kdtrain.experiment.recipe import named_recipe
@@ -34,6 +34,7 @@ from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.report.teacher_lead import TeacherLead
+from kdtrain.runtime.bars import expect_epochs
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
@@ -119,7 +120,11 @@ class _Training:
             logger.info(
                 f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
             )
-        self._plan(has_teacher=existing_teacher is not None)
+        teachers_to_train = 0 if existing_teacher else len(self._teacher_seeds())
+        expect_epochs(
+            teachers_to_train * self.config.epochs_for("teacher")
+            + len(self.seeds) * len(self.students) * self.config.epochs_for("student")
+        )
         teachers, jobs = self._teachers(existing_teacher)
         first = self.seeds[0]
         self.teacher_lead = measure_lead(self.session, self.directory, teachers[first])
@@ -145,23 +150,6 @@ class _Training:
             tested["teacher", first] = together(members, teachers[first], labels)
         order = [(model, seed) for seed in self.seeds for model in COMPARED]
         return {key: tested[key] for key in order if key in tested}, grid
-
-    def _plan(self, *, has_teacher: bool) -> None:
-        """Announces all fits, for the time left."""
-        first, trials = self.seeds[0], grid_trials(self.config, self.students)
-        chosen = {model for model, _, _ in trials}  # the best fit of the grid is not trained again
-        self.session.plan(
-            [
-                [] if has_teacher else [self._spec("teacher", seed) for seed in self._teacher_seeds()],
-                [self._spec(model, first, None, settings, folder) for model, settings, folder in trials],
-                [
-                    self._spec(model, seed, None, self.session.tuned.get(model))
-                    for seed in self.seeds
-                    for model in self.students
-                    if seed != first or model not in chosen
-                ],
-            ]
-        )
 
     def _teacher_seeds(self) -> range:
         """Returns the seeds of the teachers that are trained."""
