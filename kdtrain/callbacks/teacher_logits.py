@@ -194,9 +194,7 @@ class AnswerCache:
                 number_of_files += files.number_of_files
         return missing, number_of_files
 
-    def _answers(
-        self, wanted: Sequence[tuple[int | None, Positions]], progress: Bar
-    ) -> Iterator[_Variant]:
+    def _answers(self, wanted: Sequence[tuple[int | None, Positions]], progress: Bar) -> Iterator[_Variant]:
         """Yields the answers about some variants of some images, after the proof of those in the files."""
         variants = [self._open(*pair) for pair in wanted]
         is_stale = any(self._is_stale(variant, -(-PROOFS // len(variants))) for variant in variants)

@@ -34,7 +34,7 @@ from kdtrain.report.grid_result import GridResult
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.report.teacher_lead import TeacherLead
-from kdtrain.runtime.bars import expect_epochs
+from kdtrain.runtime.bars import command_bar, expect_epochs
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.processes import Job
@@ -67,7 +67,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, "compare", resume, config.name) as directory:
+    with run_directory(config.logdir, "compare", resume, config.name) as directory, command_bar():
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         training = _Training(session, directory)

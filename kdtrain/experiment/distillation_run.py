@@ -15,7 +15,7 @@ from kdtrain.experiment.session import Session
 from kdtrain.experiment.teacher import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.teacher_lead import measure_lead
 from kdtrain.experiment.warm_start import announce_first_weights
-from kdtrain.runtime.bars import expect_epochs
+from kdtrain.runtime.bars import command_bar, expect_epochs
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.run_directory import run_directory
 
@@ -39,7 +39,7 @@ def distillation_run(session: Session, resume: Path | None = None) -> Iterator[t
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, config.mode, resume, config.name) as directory:
+    with run_directory(config.logdir, config.mode, resume, config.name) as directory, command_bar():
         if teacher is None:
             expect_epochs(config.epochs_for("teacher") + config.epochs_for("student"))
             teacher = _train_teacher(session, directory, resumed=resume is not None)

@@ -32,7 +32,6 @@ from kdtrain.models.own_layers import gains_by_cores
 from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.report.conditions import data_sentences
 from kdtrain.runtime import launch, onednn
-from kdtrain.runtime.bars import expect_epochs
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
@@ -64,7 +63,6 @@ class Session:
         for arch in (*map(config.architecture_for, ("teacher", "student")), *config.assistant_arch):
             check_architecture(arch)
         check_plugins(config)
-        expect_epochs(0)  # those of an earlier command of this process
         self.tuned = tuned_settings(config)
         models = None if config.keep == "never" else config.models
         for folder in (config.logdir, models, config.image_save_dir):

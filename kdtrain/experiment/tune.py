@@ -49,7 +49,7 @@ from kdtrain.report.tuning import (
     to_json,
     values_text,
 )
-from kdtrain.runtime.bars import count_epochs, expect_epochs
+from kdtrain.runtime.bars import command_bar, count_epochs, expect_epochs
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_COMBINATIONS
 from kdtrain.runtime.locations import command_name, short_name
@@ -112,7 +112,10 @@ def run_tuning(session: Session, order: Tuning, resume: Path | None = None) -> t
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, "tune", resume, config.name, command="tune") as directory:
+    with (
+        run_directory(config.logdir, "tune", resume, config.name, command="tune") as directory,
+        command_bar(),
+    ):
         search = _Search(session, order, directory, began)
         search.write()
         try:

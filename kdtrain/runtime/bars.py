@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -103,7 +103,7 @@ class _CommandBar(Bar):
     """The bar over the epochs of all jobs of a command, drawn with the others.
 
     Attributes:
-        epochs: their number.
+        epochs: their number; 0 if nobody has told it.
         trained: epochs that ended jobs have trained.
         skipped: epochs that ended jobs have not trained, because a fit was resumed or stopped.
     """
@@ -130,7 +130,7 @@ class Screen:
 
     Attributes:
         rows: the bars of this process and the jobs that it runs, in order.
-        command: the bar over the epochs of all jobs, if there are several.
+        command: the bar over the epochs of all jobs, if there are several jobs.
         parent_row: in a child whose parent draws, its row there.
         is_forced: whether bars are shown; None if they are shown with messages of the level INFO.
     """
@@ -173,7 +173,7 @@ class Screen:
             jobs[0].numbers[_GRANTED] = 1
             return
         lines = [str(row) for row in self.rows]
-        if self.command is not None and lines:
+        if lines and self.command is not None and self.command.epochs:
             self.command.count(jobs)
             lines.append(str(self.command))
         if _is_notebook():
@@ -241,15 +241,21 @@ def progress_bar(
     return Bar(items, description, total, leave=False, unit=unit, disable=not are_shown(), **options)
 
 
-def expect_epochs(epochs: int) -> None:
-    """Shows a bar over the epochs that the jobs of this command still have; none if there are 0."""
-    if epochs == 0:
+@contextlib.contextmanager
+def command_bar() -> Iterator[None]:
+    """Shows a bar over the epochs of all jobs in the block, once ``expect_epochs`` has told their number."""
+    options = {"smoothing": 0.1, "mininterval": 0, "miniters": 1, "bar_format": _COMMAND}
+    screen.command = _CommandBar(leave=False, disable=not are_drawn(), **options)
+    try:
+        yield
+    finally:
         screen.command = None
-        return
-    if screen.command is None:
-        options = {"smoothing": 0.1, "mininterval": 0, "miniters": 1, "bar_format": _COMMAND}
-        screen.command = _CommandBar(leave=False, disable=not are_drawn(), **options)
-    screen.command.epochs = screen.command.trained + screen.command.skipped + epochs
+
+
+def expect_epochs(epochs: int) -> None:
+    """Announces the number of epochs that the jobs to come have."""
+    if screen.command is not None:
+        screen.command.epochs = screen.command.trained + screen.command.skipped + epochs
 
 
 def count_epochs(*, trained: int = 0, skipped: int = 0) -> None:

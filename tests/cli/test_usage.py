@@ -439,9 +439,10 @@ def test_terminal_breaks_errors_and_help_between_words_and_never_in_a_command(
 
 UNKNOWN_LENGTH = """
 import sys
-from kdtrain.runtime.console import log_to_stderr, own_progress_bar
+from kdtrain.runtime.bars import progress_bar
+from kdtrain.runtime.console import log_to_stderr
 with log_to_stderr():
-    bar = own_progress_bar("cifar10", None, "B")
+    bar = progress_bar("cifar10", None, "B", bar_format="{l_bar}{bar}|")
     bar.update(1000)
     sys.stderr.write("\\ra line of another program, longer than the bar, without an end")
     bar.refresh()
