@@ -64,10 +64,9 @@ class Progress(Callback):
             self._show(self._bar, loss)
         self._epochs += 1
         self._seconds += event.seconds + event.eval_seconds
-        left = ""
-        if not (is_last or is_redrawn()):
-            seconds = self._seconds / self._epochs * (run.epochs - event.epoch)
-            left = f"  about {Bar.format_interval(seconds)} left"
+        seconds = self._seconds / self._epochs * (run.epochs - event.epoch)
+        has_left = seconds >= 1 and not is_redrawn()
+        left = f"  about {Bar.format_interval(seconds)} left" if has_left else ""
         self._line = (
             f"{self.name:<12} {event.epoch:>{len(str(run.epochs))}}/{run.epochs}"
             f"  loss {loss:.4f}  {self._accuracy}"
