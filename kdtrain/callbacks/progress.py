@@ -8,9 +8,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.engine.run import Run
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
-from kdtrain.runtime import time_left
-from kdtrain.runtime.console import is_drawn_by_parent, is_redrawn, progress_bar
-from kdtrain.runtime.screen import Bar
+from kdtrain.runtime.bars import Bar, are_drawn, count_epochs, is_redrawn, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +20,8 @@ class Progress(Callback):
     """Shows a bar over all epochs, and prints lines with loss, accuracy and seconds so far.
 
     A terminal or a notebook gets the bar, and one line at the end of the fit. Elsewhere there is a line at
-    each tenth of the way, which ends with the time that the whole command still takes. With messages of the
-    level DEBUG every epoch has its line. The time left is under the bars, or in the bar of a fit that this
-    process carries out without a parent.
+    each tenth of the way, which ends with the time that the fit still takes. With messages of the level
+    DEBUG every epoch has its line.
 
     Args:
         name: name of the network in the lines, such as ``student``.
@@ -33,27 +30,30 @@ class Progress(Callback):
     def __init__(self, name: str) -> None:
         self.name = name
         self._bar: Bar | None = None
+        self._epochs = 0  # trained by this process
         self._seconds = 0.0
         self._accuracy = ""
         self._line = ""  # of the last epoch, until it is printed
 
     def on_fit_start(self, run: Run) -> None:
         """Starts the clock of the first epoch."""
-        self._seconds, self._accuracy, self._line = 0.0, "", ""
-        time_left.note_begin(run.epoch)
+        self._epochs, self._seconds, self._accuracy, self._line = 0, 0.0, "", ""
+        count_epochs(skipped=run.epoch)
 
     def on_batch(self, run: Run, event: BatchEnd) -> None:
         """Moves the bar; shows the loss every few steps."""
+        if not are_drawn():
+            return
         if self._bar is None:
             steps = (run.epochs - run.epoch + 1) * len(run.train)
             self._bar = progress_bar(self._description(run.epoch, run), steps, "step")
         self._bar.update()
-        if not self._bar.disable and event.step % _REFRESH_STEPS == 0:
+        if event.step % _REFRESH_STEPS == 0:
             self._show(self._bar, event.losses["total"].item())
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Prints the epoch's line if it is due, short enough for a terminal of 80 columns."""
-        time_left.note_epoch()
+        count_epochs(trained=1)
         loss, accuracy = event.metrics["loss/total"], event.metrics[ACCURACY]
         self._accuracy = f"accuracy {accuracy:.2%}"
         is_last = event.epoch == run.epochs
@@ -62,14 +62,16 @@ class Progress(Callback):
         elif self._bar is not None:
             self._bar.set_description_str(self._description(event.epoch + 1, run), refresh=False)
             self._show(self._bar, loss)
+        self._epochs += 1
         self._seconds += event.seconds + event.eval_seconds
-        seconds = f"{self._seconds:.{0 if self._seconds >= 10 else 1}f} s"
-        left = "" if is_redrawn() else time_left.fit_text()
+        seconds = self._seconds / self._epochs * (run.epochs - event.epoch)
+        has_left = seconds >= 1 and not is_redrawn()
+        left = f"  about {Bar.format_interval(seconds)} left" if has_left else ""
         self._line = (
             f"{self.name:<12} {event.epoch:>{len(str(run.epochs))}}/{run.epochs}"
             f"  loss {loss:.4f}  {self._accuracy}"
             f"  cross-entropy {event.metrics[CROSS_ENTROPY]:.4f}"
-            f"  {seconds}{left and f'  {left}'}"
+            f"  {self._seconds:.{0 if self._seconds >= 10 else 1}f} s{left}"
         )
         is_tenth = event.epoch * _LINES // run.epochs > (event.epoch - 1) * _LINES // run.epochs
         if is_last or (is_tenth and not is_redrawn()) or logger.isEnabledFor(logging.DEBUG):
@@ -82,7 +84,7 @@ class Progress(Callback):
     def on_fit_end(self, run: Run, event: FitEnd) -> None:
         """Removes the bar; prints why a fit was stopped. The caller prints errors."""
         self._close()
-        time_left.note_end()
+        count_epochs(skipped=run.epochs - event.epoch)
         if event.status is Status.STOPPED:
             self._print_line()
             logger.info(f"{self.name}: stopped after epoch {event.epoch}: {event.reason}")
@@ -91,11 +93,7 @@ class Progress(Callback):
         return f"{self.name} {epoch}/{run.epochs}"
 
     def _show(self, bar: Bar, loss: float) -> None:
-        """Shows the loss, and the time left where no other line has it, or else the accuracy."""
-        left = "" if is_drawn_by_parent() else time_left.fit_text()
-        bar.set_postfix_str(
-            ", ".join(filter(None, (f"loss {loss:.4f}", left or self._accuracy))), refresh=False
-        )
+        bar.set_postfix_str(", ".join(filter(None, (f"loss {loss:.4f}", self._accuracy))), refresh=False)
 
     def _print_line(self) -> None:
         if self._line:

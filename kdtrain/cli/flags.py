@@ -15,8 +15,8 @@ from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import LATEST
 from kdtrain.experiment.settings.recipe import RECIPE_SETTINGS, list_recipes, recipe_for
 from kdtrain.experiment.settings.schema import DATA_SETS, GROUPS, flag_of, kind_of
+from kdtrain.runtime.console import wrapped
 from kdtrain.runtime.locations import command_name
-from kdtrain.runtime.screen import wrapped
 from kdtrain.runtime.value_checks import DEVICES
 
 Parser = argparse.ArgumentParser

@@ -28,7 +28,7 @@ from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
 from kdtrain.errors import UsageError
 from kdtrain.report.table import Column, Table
-from kdtrain.runtime.console import with_progress_bar
+from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.files import make_folder, write_bytes
 from kdtrain.runtime.signals import defer_signals
 from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE
@@ -166,7 +166,7 @@ def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Pre
     if options.picture_index is None:
         predictions = predict_files(model, files, options.temperature)
         if options.json and len(files) > 1:
-            predictions = with_progress_bar(predictions, "images", len(files), "image")
+            predictions = progress_bar("images", len(files), "image", predictions)
         yield from predictions
     else:
         yield predict_test_image(

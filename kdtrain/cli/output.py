@@ -18,7 +18,7 @@ _WIDTH_ELSEWHERE = 120  # columns in a file or a pipe
 
 
 class Output(Console):
-    """A console that prints tables and text to stdout, and takes nothing in them for markup."""
+    """A console that prints tables and text to stdout, and does not interpret markup."""
 
     def __init__(self) -> None:
         width = None if sys.stdout.isatty() else _WIDTH_ELSEWHERE

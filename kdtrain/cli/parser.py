@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from kdtrain._version import __version__
 from kdtrain.cli.flags import HelpText, message_flags
 from kdtrain.errors import UsageError, clipped, did_you_mean, unknown_name_message
-from kdtrain.runtime.screen import terminal_size, wrapped
+from kdtrain.runtime.bars import terminal_size
+from kdtrain.runtime.console import wrapped
 
 COMMANDS = {
     "fit": "train a teacher, a student or a distilled student, or compare them",

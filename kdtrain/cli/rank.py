@@ -32,7 +32,7 @@ def as_rank(config: FitConfig) -> Iterator[FitConfig]:
     if not number:
         yield config
         return
-    console.enter_child(notes=False, bars=False)
+    console.set_level(console.OFF)
     with (
         temporary_folder(Path(tempfile.gettempdir())) as copies,
         open(os.devnull, "w") as nowhere,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdtrain.errors import DataError
-from kdtrain.runtime.console import own_progress_bar
+from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.files import temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -88,10 +88,8 @@ def _fetch(mirror: str, file: str, sha256: str, folder: Path) -> Path:
 
     pooch.get_logger().setLevel(logging.WARNING)  # it has a handler of its own, which would print each step
     source = pooch.create(folder, mirror, registry={file: f"sha256:{sha256}"}, retry_if_failed=_RETRIES)
-    with own_progress_bar(
-        file, 1, "B"
-    ) as bar:  # pooch sets the total, and would ignore a bar whose total is 0
-        bar.unit_scale = True
+    # pooch sets the total, and would ignore a bar whose total is 0
+    with progress_bar(file, 1, "B", unit_scale=True, bar_format=None) as bar:
         http = pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK, timeout=_TIMEOUT)
         path = Path(source.fetch(file, downloader=http))
     path.chmod(0o644)  # pooch's temporary files are for their owner alone

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.deploy.predictor import Images, Logits
-from kdtrain.runtime.console import with_progress_bar
+from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.processes import Job, run_jobs
 
 Clock = Callable[[Images, int], list[float]]
@@ -97,7 +97,7 @@ def _measure(makers: Sequence[Callable[[], Clock]], images: Images, rounds: int)
     clocks = [make() for make in makers]
     single: list[list[list[float]]] = [[] for _ in clocks]
     batches: list[list[float]] = [[] for _ in clocks]
-    for _ in with_progress_bar(range(_WARM_UP + rounds), "measuring", _WARM_UP + rounds, "round"):
+    for _ in progress_bar("measuring", _WARM_UP + rounds, "round", range(_WARM_UP + rounds)):
         for number, clock in enumerate(clocks):
             single[number].append([1000 * seconds for seconds in clock(images[:_SINGLE], 1)])
             batches[number].append(len(images) / sum(clock(images, len(images))))

@@ -13,7 +13,7 @@ from kdtrain.deploy.oneflow_model import OneFlowModel
 from kdtrain.deploy.onnx_model import OnnxModel
 from kdtrain.deploy.predictor import Logits, Predictor
 from kdtrain.errors import CheckpointError, UsageError, size_text
-from kdtrain.runtime.console import with_progress_bar
+from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model
@@ -57,7 +57,7 @@ def predict_test_set(model: Predictor, data: Dataset) -> Logits:
     """Returns (N, classes) float32 logits of a data set's N test images; shows a progress bar."""
     images = data.test.images
     starts = range(0, len(images), IMAGES_AT_ONCE)
-    batches = with_progress_bar(starts, "test set", len(starts), "batch")
+    batches = progress_bar("test set", len(starts), "batch", starts)
     return np.concatenate([model.logits(images[start : start + IMAGES_AT_ONCE]) for start in batches])
 
 

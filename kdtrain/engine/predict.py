@@ -11,7 +11,7 @@ from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.recorder import evaluating
 from kdtrain.errors import NonFiniteError
 from kdtrain.runtime import flow
-from kdtrain.runtime.console import with_progress_bar
+from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.user_code import call_network
 
@@ -42,7 +42,7 @@ def predict_logits(
     ordered = loader.sequential(images_at_once(loader))
     batches = ordered.epoch(1)
     if description is not None:
-        batches = with_progress_bar(batches, description, len(ordered), "batch")
+        batches = progress_bar(description, len(ordered), "batch", batches)
     return np.concatenate([loader.ranks.all_gather(batch_logits(model, batch)) for batch in batches])
 
 

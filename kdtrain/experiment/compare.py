@@ -37,6 +37,7 @@ from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.page import write_report
 from kdtrain.report.style import save_figure
 from kdtrain.report.verdict import far_apart_sentence
+from kdtrain.runtime.bars import command_bar, expect_epochs
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job
@@ -70,7 +71,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, "compare", resume, config.name) as directory:
+    with run_directory(config.logdir, "compare", resume, config.name) as directory, command_bar():
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         training = _Training(session, directory)
@@ -122,7 +123,11 @@ class _Training:
             logger.info(
                 f"Seeds {self.seeds[0]} to {self.seeds[-1]}: each line begins with the model and its seed."
             )
-        self._plan(has_teacher=existing_teacher is not None)
+        teachers_to_train = 0 if existing_teacher else len(self._teacher_seeds())
+        expect_epochs(
+            teachers_to_train * self.config.epochs_for("teacher")
+            + len(self.seeds) * len(self.students) * self.config.epochs_for("student")
+        )
         teachers, jobs = self._teachers(existing_teacher)
         first = self.seeds[0]
         teacher = measured(self.session, teachers[first])
@@ -140,15 +145,6 @@ class _Training:
             tested["teacher", first] = together(members, teachers[first], labels)
         order = [(model, seed) for seed in self.seeds for model in MODELS]
         return {key: tested[key] for key in order if key in tested}
-
-    def _plan(self, *, has_teacher: bool) -> None:
-        """Announces all fits, for the time left."""
-        self.session.plan(
-            [
-                [] if has_teacher else [self._spec("teacher", seed) for seed in self._teacher_seeds()],
-                [self._spec(model, seed) for seed in self.seeds for model in self.students],
-            ]
-        )
 
     def _teacher_seeds(self) -> range:
         """Returns the seeds of the teachers that are trained."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain.experiment.fit_spec import FitSpec
@@ -15,6 +15,7 @@ from kdtrain.experiment.settings.load import absolute_paths
 from kdtrain.experiment.teacher_figures import measured
 from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.warm_start import announce_first_weights
+from kdtrain.runtime.bars import command_bar, expect_epochs
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.run_directory import run_directory
 
@@ -24,16 +25,13 @@ _OWN_TEACHER = "teacher"  # folder of the run's own teacher
 
 
 @contextlib.contextmanager
-def distillation_run(
-    session: Session, students: Callable[[Path], Sequence[FitSpec]], resume: Path | None = None
-) -> Iterator[tuple[Path, TrainedTeacher]]:
+def distillation_run(session: Session, resume: Path | None = None) -> Iterator[tuple[Path, TrainedTeacher]]:
     """Yields the run directory and the teacher of a student_kd.
 
     config.toml names the teacher before a student is trained, so a resumed run has the same teacher.
 
     Args:
         session: configuration, data and jobs.
-        students: returns the fits that follow, one after another, in a run directory; for the time left.
         resume: directory of a run to resume.
     """
     config = session.config
@@ -41,10 +39,9 @@ def distillation_run(
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, config.mode, resume, config.name) as directory:
-        own = [] if teacher else [_teacher_spec(session, directory)]
-        session.plan([[spec] for spec in (*own, *students(directory))])
+    with run_directory(config.logdir, config.mode, resume, config.name) as directory, command_bar():
         if teacher is None:
+            expect_epochs(config.epochs_for("teacher") + config.epochs_for("student"))
             teacher = _train_teacher(session, directory, resumed=resume is not None)
         if session.ranks.rank == 0:
             write_text(directory / "config.toml", absolute_paths(teacher.named_in(config)).to_toml())

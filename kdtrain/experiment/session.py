@@ -21,7 +21,7 @@ from kdtrain.experiment.loaders import (
     test_loader,
     training_loader,
 )
-from kdtrain.experiment.modes import MODES, check_plugins, conditions_of
+from kdtrain.experiment.modes import check_plugins, conditions_of
 from kdtrain.experiment.rehearsal import configured_distillation
 from kdtrain.experiment.result import FitResult, Tested, TestedModel
 from kdtrain.experiment.settings.config import FitConfig
@@ -33,7 +33,6 @@ from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.nn import onednn
 from kdtrain.nn.own_layers import gains_by_cores
 from kdtrain.report.conditions import data_sentences
-from kdtrain.runtime import time_left
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
@@ -65,7 +64,6 @@ class Session:
         for arch in map(config.architecture_for, ("teacher", "student")):
             check_architecture(arch)
         check_plugins(config)
-        time_left.set_plan(None)  # that of an earlier command of this process
         self.tuned = tuned_settings(config)
         models = None if config.keep == "never" else config.models
         for folder in (config.logdir, models, config.image_save_dir):
@@ -114,45 +112,7 @@ class Session:
             share = max(1, len(available_cores()) // max(peers, len(jobs), 1))
             divided = [dataclasses.replace(job, cores=min(job.cores, share)) for job in jobs]
             return run_jobs(divided, self.config.stall_timeout)
-        results = []
-        for job in jobs:
-            with time_left.carrying_out(job.key):
-                results.append(job.work())
-        return results
-
-    def plan(
-        self, stages: Sequence[Sequence[FitSpec]], begun: Sequence[int] = (), deadline: float | None = None
-    ) -> None:
-        """Announces the fits to come, so that the time left can be estimated.
-
-        A plan takes the place of the one before; what has been measured is kept.
-
-        Args:
-            stages: the fits of each stage; those of a stage run side by side. They need no teacher yet.
-            begun: number of epochs that the fits of each stage have behind them when it starts; 0 by default.
-            deadline: value of ``time.monotonic()`` at which the command ends in any case.
-        """
-        is_parallel = self.ranks.size == 1 and self.device == "cpu"
-        cores = len(available_cores()) if is_parallel else 1
-        planned = [
-            [self._planned(spec, max(1, cores // len(stage)), epochs) for spec in stage]
-            for stage, epochs in zip(stages, begun or [0] * len(stages), strict=True)
-        ]
-        at_most = self.config.early_stopping is not None
-        plan = time_left.Plan(planned, cores, at_most=at_most, deadline=deadline, paces=time_left.paces())
-        time_left.set_plan(plan)
-
-    def _planned(self, spec: FitSpec, cores: int, begun: int) -> time_left.PlannedFit:
-        config, network = spec.config(self.config), MODES[spec.mode].network
-        plugins = [plugin.partition(",")[0] for plugin in config.plugin]
-        arch, augment = config.architecture_for(network), config.augment_for(network)
-        return time_left.PlannedFit(
-            key=str(spec.directory),
-            kind=" ".join((spec.mode, arch, augment, *plugins)),
-            epochs=config.epochs_for(network),
-            cores=min(cores, self._cores(arch)),
-            begun=begun,
-        )
+        return [job.work() for job in jobs]
 
     def cores(self, arch: str) -> int:
         """Returns the number of cores for the work on a network, training or evaluation."""
@@ -174,13 +134,13 @@ class Session:
         """Returns the job that trains a network, tests its best weights and files the results."""
         fit = Fit(spec, spec.config(self.config), self.dataset, self.device)
         work, cores = partial(fit.train_and_test, self.ranks), self._cores(fit.arch)
-        return Job(f"training {spec.name}", work, cores, str(spec.directory))
+        return Job(f"training {spec.name}", work, cores)
 
     def fit_job(self, spec: FitSpec) -> Job[FitResult]:
         """Returns the job that trains a network and does not read the test set."""
         fit = Fit(spec, spec.config(self.config), self.dataset, self.device)
         work, cores = partial(fit.train, self.ranks), self._cores(fit.arch)
-        return Job(f"training {spec.name}", work, cores, str(spec.directory))
+        return Job(f"training {spec.name}", work, cores)
 
     def test_fitted_job(self, spec: FitSpec, fitted: FitResult) -> Job[TestedModel]:
         """Returns the job that tests the result of ``fit_job`` and files the results."""

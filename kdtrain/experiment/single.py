@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from kdtrain.experiment.distillation_run import distillation_run
@@ -25,25 +24,20 @@ def run_single(session: Session, resume: Path | None = None) -> TestedModel:
     """
     config = session.config
     if MODES[config.mode].has_teacher:
-        with distillation_run(session, partial(_specs, session), resume) as (directory, teacher):
+        with distillation_run(session, resume) as (directory, teacher):
             session.run(session.soft_label_jobs({config.seed: teacher}))
             return _train(session, directory, teacher)
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, None)
     with run_directory(config.logdir, config.mode, resume, config.name) as directory:
-        session.plan([_specs(session, directory)])
         return _train(session, directory)
 
 
-def _specs(session: Session, directory: Path, teacher: TrainedTeacher | None = None) -> list[FitSpec]:
+def _train(session: Session, directory: Path, teacher: TrainedTeacher | None = None) -> TestedModel:
     config = session.config
     tuned = session.tuned.get(config.mode, {})
-    return [FitSpec(config.mode, config.seed, directory, teacher, settings=tuned)]
-
-
-def _train(session: Session, directory: Path, teacher: TrainedTeacher | None = None) -> TestedModel:
-    [spec] = _specs(session, directory, teacher)
+    spec = FitSpec(config.mode, config.seed, directory, teacher, settings=tuned)
     [model] = session.run([session.fit_and_test_job(spec)])
-    keep_best([model], session.config, session.ranks)
+    keep_best([model], config, session.ranks)
     return model

@@ -12,7 +12,7 @@ from kdtrain.errors import UsageError
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import ARCHITECTURES, build_model, count_multiply_adds, count_parameters
 from kdtrain.models.zoo import CLASSIFIERS, PREFIX
-from kdtrain.runtime.console import with_progress_bar
+from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.limits import LARGEST_SIDE
 
 
@@ -59,7 +59,7 @@ def list_models(
 def measure_networks(archs: Sequence[str], shape: ImageShape, classes: int) -> list[NetworkInfo]:
     """Returns networks for images of a shape; the arguments are those of ``list_models``."""
     names = _expand(archs or tuple(ARCHITECTURES))
-    bar = with_progress_bar(names, "networks", len(names), "network")
+    bar = progress_bar("networks", len(names), "network", names)
     return [_measure(arch, shape, classes) for arch in bar]
 
 

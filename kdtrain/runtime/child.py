@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from kdtrain.errors import Terminated, error_text
-from kdtrain.runtime import console, time_left
+from kdtrain.runtime.bars import JobRow
+from kdtrain.runtime.console import drawn_by_parent
 from kdtrain.runtime.oneflow import replace_thread_pool
 from kdtrain.runtime.processor import flush_denormals
-from kdtrain.runtime.screen import SharedBar
 from kdtrain.runtime.signals import die_with_parent
 from kdtrain.runtime.watchdog import StackFile
 
@@ -43,9 +43,7 @@ class Message:
 def run_child(
     work: Callable[[], Any],
     cores: Iterable[int],
-    key: str,
-    bar: SharedBar | None,
-    is_alone: bool,
+    row: JobRow | None,
     messages: Connection,
     receiver: Connection,
     stack: StackFile,
@@ -55,9 +53,7 @@ def run_child(
     Args:
         work: the job; its return value is the result.
         cores: the cores that this process and its threads may use.
-        key: the job's fit in the plan of the time left; empty if it is none.
-        bar: the bar that the parent draws; None if it draws none.
-        is_alone: whether no other job runs at the same time, so that this process may take the terminal.
+        row: the bar that the parent draws; None if it draws none.
         messages: the pipe to the parent.
         receiver: the parent's end of that pipe, which this process closes.
         stack: the memory that this process writes its Python stack to.
@@ -66,13 +62,8 @@ def run_child(
     gc.freeze()  # the parent's objects never become garbage here: the collector need not scan them
     os.sched_setaffinity(0, cores)
     stack.install()
-    console.enter_child(notes=True, bars=is_alone or bar is not None)
     try:
-        with (
-            flush_denormals(),
-            time_left.carrying_out(key),
-            console.drawn_by_parent(bar, messages.send_bytes, claimable=is_alone, deferred=FROM_PARENT),
-        ):
+        with flush_denormals(), drawn_by_parent(row, messages.send_bytes, FROM_PARENT):
             replace_thread_pool()  # while signals are blocked: its threads never receive one
             os.register_at_fork(after_in_child=replace_thread_pool)  # a DataLoader's workers are forks too
             with _interrupted_by_parent_only():

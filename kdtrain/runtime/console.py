@@ -1,4 +1,4 @@
-"""Log messages and progress bars on stderr. Stdout is for results.
+"""Log messages on stderr, above the progress bars. Stdout is for results.
 
 Messages are records of the logger ``kdtrain`` at INFO. The command line installs a handler. Python code
 that imports kdtrain gets no messages and no bars until it sets the level of that logger or of the root.
@@ -13,50 +13,38 @@ import logging.handlers
 import os
 import pickle
 import queue
+import re
 import signal
 import sys
-import threading
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO, TypeVar
+from typing import Any
 
-from tqdm import tqdm
-
+from kdtrain.runtime.bars import JobRow, are_drawn, are_shown, screen, terminal_size
 from kdtrain.runtime.locations import with_commands
-from kdtrain.runtime.screen import (
-    BAR_FORMAT,
-    AnyScreen,
-    Bar,
-    ChildBar,
-    NotebookScreen,
-    Screen,
-    SharedBar,
-    terminal_size,
-    wrapped,
-)
-
-T = TypeVar("T")
 
 _LOGGER = logging.getLogger("kdtrain")
 _LOGGER.addHandler(logging.NullHandler())  # without any handler, Python prints warnings to stderr
 
-_OFF = logging.CRITICAL + 1
-_bars = True
-_bars_only = False  # bars are shown although messages are off
-_shared: SharedBar | None = None  # in a child whose parent draws
-_claimable = False  # whether that child may take the terminal
+OFF = logging.CRITICAL + 1
+"""The level at which nothing is printed."""
+
+_INDENTED = re.compile(r" *(?:\S{1,12}  +)?")
+_UNBROKEN = "\0"  # stands for a space at which no line is broken
 
 
 class _StderrHandler(logging.Handler):
-    """A handler that prints each record as a line above the progress bar.
+    """A handler that prints each record as a line above the progress bars.
 
-    ``tqdm.contrib.logging`` is not used for two reasons. Its handler keeps the stream that it was made
-    with, but ``ignore_write_errors`` and the guard of a rank replace ``sys.stderr``. It writes a line and
-    its end in two pieces, between which other processes may write to the same terminal.
+    ``logging.StreamHandler`` keeps the stream that it was made with, but ``ignore_write_errors`` and the
+    guard of a rank replace ``sys.stderr``.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a record and its line end in one piece."""
-        tqdm.write(f"{message_text(self.format(record))}\n", file=sys.stderr, end="")
+        """Writes a record and its line end in one piece, because other processes may write too."""
+        screen.erase()
+        sys.stderr.write(f"{message_text(self.format(record))}\n")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -118,49 +106,27 @@ class _PipeHandler(logging.handlers.QueueHandler):
 
 @contextlib.contextmanager
 def drawn_by_parent(
-    shared: SharedBar | None,
-    send: Callable[[bytes], None],
-    *,
-    claimable: bool,
-    deferred: Iterable[signal.Signals],
+    row: JobRow | None, send: Callable[[bytes], None], deferred: Iterable[signal.Signals]
 ) -> Iterator[None]:
     """Leaves the terminal to the parent process in the block: it draws the bar and prints the messages.
 
     Args:
-        shared: the bar that the parent reads; None if the parent does not draw.
+        row: the row that the parent draws; None if it does not draw.
         send: sends bytes to the parent.
-        claimable: whether ``claim_terminal`` may take the terminal from the parent.
         deferred: the signals by which the parent interrupts this process.
     """
-    global _shared, _claimable
-    if shared is None:
+    if row is None:
         yield
         return
     handler, handlers, propagate = _PipeHandler(send, deferred), _LOGGER.handlers, _LOGGER.propagate
     _LOGGER.handlers, _LOGGER.propagate = [handler], False
-    _shared, _claimable = shared, claimable
+    screen.rows.clear()
+    screen.parent_row = row
     try:
         yield
     finally:
-        _shared = None
         _LOGGER.handlers, _LOGGER.propagate = handlers, propagate
         handler.acquire()  # a thread may be sending; the result comes after it
-
-
-def enter_child(*, notes: bool, bars: bool) -> None:
-    """Sets what this forked process prints.
-
-    Args:
-        notes: whether it prints log messages.
-        bars: whether it may draw progress bars. Two processes that draw on one terminal would overwrite
-            each other's lines.
-    """
-    global _bars
-    _bars = _bars and bars
-    if not notes:
-        _LOGGER.setLevel(_OFF)
-    # tqdm's default lock spans processes: if its holder is killed, all the others wait for ever.
-    tqdm.set_lock(threading.RLock())
 
 
 @contextlib.contextmanager
@@ -170,15 +136,14 @@ def silence(*, bars: bool = False) -> Iterator[None]:
     Args:
         bars: whether progress bars are shown nevertheless, if they are shown outside of the block.
     """
-    global _bars_only
-    level, bars_only = _LOGGER.level, _bars_only
-    _bars_only = bars and _shows_bars()
-    _LOGGER.setLevel(_OFF)
+    level, is_forced = _LOGGER.level, screen.is_forced
+    screen.is_forced = bars and are_shown()
+    _LOGGER.setLevel(OFF)
     try:
         yield
     finally:
         _LOGGER.setLevel(level)
-        _bars_only = bars_only
+        screen.is_forced = is_forced
 
 
 class _Descriptor(io.FileIO):
@@ -247,121 +212,38 @@ def claim_terminal() -> bool:
     Returns:
         False without a TTY or with parallel jobs: the plugin must then draw nothing.
     """
-    global _bars, _shared
-    available = _shows_bars() and sys.stderr.isatty()
-    if available and _shared is not None:
-        available = _claimable and _shared.claim()
+    available = are_drawn() and sys.stderr.isatty()
+    if available and screen.parent_row is not None:
+        available = screen.parent_row.claim()
         if available:
-            _shared = None
+            screen.parent_row = None
             _LOGGER.handlers = [_StderrHandler()]
     if available:
-        _bars = False
+        screen.is_forced = False
     return available
-
-
-class _TerminalBar(tqdm):
-    """A bar of this process on a terminal."""
-
-    @staticmethod
-    def status_printer(file: TextIO) -> Callable[[str], None]:
-        """Returns the function that draws a line, and erases what another program has left of it.
-
-        The line is erased first: behind a character in the last column, terminals erase that character.
-        """
-
-        def draw(line: str) -> None:
-            file.write(f"\r\x1b[K{line}")
-            file.flush()
-
-        return draw
-
-
-class _NotebookBar(tqdm):
-    """A bar of this process in a notebook."""
-
-    def __init__(self, **arguments: Any) -> None:
-        self._screen = NotebookScreen()
-        super().__init__(**arguments)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Draws the bar; tqdm needs to write nothing after it."""
-        self._screen.draw([str(self) if msg is None else msg])
-        return False
-
-
-def new_screen() -> AnyScreen | None:
-    """Returns what bars are drawn on; None where lines cannot be drawn anew, or no bars are shown."""
-    if not (_shows_bars() and is_redrawn()):
-        return None
-    return NotebookScreen() if _is_notebook() else Screen()
-
-
-def is_redrawn() -> bool:
-    """Returns whether bars can be drawn: on a terminal and in a notebook."""
-    return is_terminal() or _is_notebook()
-
-
-def is_terminal() -> bool:
-    """Returns whether messages go to a terminal."""
-    return sys.stderr.isatty()
-
-
-def is_drawn_by_parent() -> bool:
-    """Returns whether the parent process draws the bar of this one, and the time left under it."""
-    return _shared is not None and _shows_bars()
-
-
-def message_text(text: str) -> str:
-    """Returns a message for stderr: commands begin as the user began, and lines are wrapped on a terminal."""
-    return wrapped(text, terminal_size()[0]) if is_terminal() else with_commands(text)
 
 
 def print_record(record: logging.LogRecord) -> None:
     """Prints a record of a child process, as this process's own."""
+    screen.erase()
     logging.getLogger(record.name).handle(record)
 
 
-def progress_bar(description: str, total: int, unit: str) -> Bar:
-    """Returns a progress bar that is erased when it is closed.
+def message_text(text: str) -> str:
+    """Returns a message for stderr: commands begin as the user began, and lines are wrapped on a terminal."""
+    return wrapped(text, terminal_size()[0]) if sys.stderr.isatty() else with_commands(text)
 
-    It is drawn on a terminal and in a notebook only.
+
+def wrapped(text: str, columns: int) -> str:
+    """Returns a message with its lines broken between words, but not within commands, and indented.
+
+    Commands begin as the user began. Names of files and flags stay whole. What follows the first column of
+    a table is indented as the second.
     """
-    if _shared is not None and _shows_bars():
-        return ChildBar(_shared, description, total, unit)
-    bar = own_progress_bar(description, total, unit)
-    bar.bar_format = BAR_FORMAT
-    drawn: Bar = bar
-    return drawn
-
-
-def own_progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
-    """Returns a progress bar that this process draws, as ``progress_bar`` does."""
-    notebook = _is_notebook()
-    return (_NotebookBar if notebook else _TerminalBar)(
-        desc=description,
-        total=total,
-        unit=unit,
-        leave=False,
-        file=sys.stderr,
-        disable=not (_shows_bars() and is_redrawn()),
-        dynamic_ncols=not notebook,
-        ncols=80 if notebook else None,
-        mininterval=NotebookScreen.seconds if notebook else 0.1,
-    )
-
-
-def with_progress_bar(items: Iterable[T], description: str, total: int, unit: str) -> Iterator[T]:
-    """Yields ``items``, and counts them on a progress bar."""
-    with contextlib.closing(progress_bar(description, total, unit)) as bar:
-        for item in items:
-            yield item
-            bar.update()
-
-
-def _is_notebook() -> bool:
-    """Returns whether stderr is shown by a notebook, which is no terminal but replaces outputs."""
-    return type(sys.stderr).__module__ == "ipykernel.iostream"
-
-
-def _shows_bars() -> bool:
-    return _bars and (_bars_only or _LOGGER.isEnabledFor(logging.INFO))
+    lines = []
+    for line in with_commands(text, _UNBROKEN).split("\n"):
+        indent = re.sub(r"\S", " ", _INDENTED.findall(line)[0])
+        first = line[: len(line) - len(line.lstrip())]
+        fill = textwrap.TextWrapper(columns, first, indent, break_long_words=False, break_on_hyphens=False)
+        lines.append(fill.fill(line.lstrip()))
+    return "\n".join(lines).replace(_UNBROKEN, " ")

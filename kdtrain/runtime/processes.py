@@ -20,9 +20,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from kdtrain.errors import KdtrainError
-from kdtrain.runtime import console, time_left
+from kdtrain.runtime.bars import JobRow, screen, seconds
 from kdtrain.runtime.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
-from kdtrain.runtime.screen import AnyScreen, SharedBar
+from kdtrain.runtime.console import print_record
 from kdtrain.runtime.signals import SignalQueue, queue_signals
 from kdtrain.runtime.watchdog import StackFile, StallWatch, check_interval, location
 
@@ -46,13 +46,11 @@ class Job(Generic[T_co]):
         name: its name in error messages.
         work: the function; its return value is the job's result.
         cores: the number of cores that its threads use, at most.
-        key: the fit that it carries out in the plan of the time left; empty if it is none.
     """
 
     name: str
     work: Callable[[], T_co]
     cores: int = 1
-    key: str = ""
 
 
 def available_cores() -> list[int]:
@@ -75,24 +73,18 @@ def run_jobs(jobs: Sequence[Job[T]], stall_timeout: float = STALL_TIMEOUT) -> li
     """
     with queue_signals() as signals:
         running: list[_Child] = []
-        screen = console.new_screen()
         try:
-            return _run(jobs, running, signals, stall_timeout, screen)
+            return _run(jobs, running, signals, stall_timeout)
         except BaseException as error:
-            _clear(screen)
+            screen.clear()
             _stop(running, error, signals)
             raise
         finally:
-            if screen is not None:
-                screen.close()
+            screen.clear()
 
 
 def _run(
-    jobs: Sequence[Job[T]],
-    running: list[_Child],
-    signals: SignalQueue,
-    stall_timeout: float,
-    screen: AnyScreen | None,
+    jobs: Sequence[Job[T]], running: list[_Child], signals: SignalQueue, stall_timeout: float
 ) -> list[T]:
     """Runs the jobs; ``running`` always holds the children that have not ended."""
     waiting = list(enumerate(jobs))
@@ -105,48 +97,28 @@ def _run(
             index, job = waiting.pop(0)
             cores, free = free[: job.cores], free[job.cores :]
             is_alone = not running and not (waiting and free)
-            _clear(screen)
+            screen.erase()
             logger.debug(f"{job.name}: begun on {len(cores)} core{'s' * (len(cores) != 1)}.")
-            bar = None if screen is None else SharedBar()
-            running.append(_start(index, job, cores, bar, is_alone, stall_timeout))
-        pause = interval if screen is None else screen.seconds
-        for child in _wait_for_any(running, signals, pause):
-            message = child.receive(screen)
+            row = screen.begin_job(job.name, is_claimable=is_alone)
+            running.append(_start(index, job, cores, row, stall_timeout))
+        for child in _wait_for_any(running, signals, seconds() if screen.rows else interval):
+            message = child.receive()
             if message is None:
                 continue
             running.remove(child)
             free = sorted([*free, *child.cores])
+            screen.end_job(child.row)
             if message.error is not None:
                 raise message.error from ChildError(message.trace)
             results[child.index] = message.value
-            _clear(screen)
+            screen.erase()
             logger.debug(f"{child.name}: ended after {time.monotonic() - child.started:.1f} s.")
-        if screen is not None:
-            _draw(screen, running)
-        if screen is None or (interval is not None and time.monotonic() > checked + interval):
+        screen.refresh()
+        if not screen.rows or (interval is not None and time.monotonic() > checked + interval):
             checked = time.monotonic()
             for child in running:
                 child.check_progress()
     return [results[index] for index in range(len(jobs))]
-
-
-def _draw(screen: AnyScreen, running: Sequence[_Child]) -> None:
-    """Draws the bars of the jobs that run and the time left, or leaves the terminal to a job."""
-    if any(child.bar.is_claimed for child in running if child.bar is not None):
-        screen.clear()
-        for child in running:
-            if child.bar is not None and child.bar.is_claimed:
-                child.bar.grant()
-        return
-    columns = screen.columns()
-    lines = [(child.bar and child.bar.line(columns - 1)) or f"{child.name} ..." for child in running]
-    left = time_left.line()
-    screen.draw([*lines, left] if left and lines else lines)
-
-
-def _clear(screen: AnyScreen | None) -> None:
-    if screen is not None:
-        screen.clear()
 
 
 def _wait_for_any(
@@ -174,12 +146,12 @@ class _Child:
     process: BaseProcess
     pid: int
     messages: Connection
-    bar: SharedBar | None
+    row: JobRow | None
     stack: StackFile
     watch: StallWatch
     started: float
 
-    def receive(self, screen: AnyScreen | None = None) -> Message | None:
+    def receive(self) -> Message | None:
         """Receives a message; prints it and returns None if it is for the log.
 
         Otherwise waits for the child's end; returns its message, or an error that names the signal or exit
@@ -191,8 +163,7 @@ class _Child:
             self.process.join()
             message = Message(error=KdtrainError(f"{self.name}: its process was ended by {self._cause()}."))
         if isinstance(message, logging.LogRecord):
-            _clear(screen)
-            console.print_record(message)
+            print_record(message)
             return None
         self.process.join()
         self.messages.close()
@@ -229,17 +200,12 @@ class _Child:
 
 
 def _start(
-    index: int,
-    job: Job[Any],
-    cores: Sequence[int],
-    bar: SharedBar | None,
-    is_alone: bool,
-    stall_timeout: float,
+    index: int, job: Job[Any], cores: Sequence[int], row: JobRow | None, stall_timeout: float
 ) -> _Child:
     """Starts a job's process."""
     receiver, sender = Pipe(duplex=False)
     stack = StackFile()
-    arguments = (job.work, cores, job.key, bar, is_alone, sender, receiver, stack)
+    arguments = (job.work, cores, row, sender, receiver, stack)
     process = _FORK.Process(target=run_child, args=arguments)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_PARENT)  # the child unblocks them when ready
     process.start()
@@ -247,7 +213,7 @@ def _start(
     sender.close()
     assert process.pid is not None, "it has started"
     watch = StallWatch(process.pid, stall_timeout)
-    return _Child(index, job.name, cores, process, process.pid, receiver, bar, stack, watch, time.monotonic())
+    return _Child(index, job.name, cores, process, process.pid, receiver, row, stack, watch, time.monotonic())
 
 
 def _stop(running: Sequence[_Child], error: BaseException, signals: SignalQueue) -> None:

@@ -29,7 +29,7 @@ EPOCH = re.compile(
     r"(teacher|student_kd|student|student_ls|student_hard)(?:,[a-z]+=[\d.,=a-z]+)?(?:/\d+)? +(\d+)/(\d+)  "
     r"loss [\d.]+  "
     r"accuracy [\d.]+%  cross-entropy [\d.]+  [\d.]+ s"
-    r"(?:  (?:about|at most|more than) (?:\d+ (?:h|min|s) )+left)?"
+    r"(?:  about [\d:]+ left)?"
 )
 
 

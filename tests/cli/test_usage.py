@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import tempfile
-import termios
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +21,7 @@ from kdtrain.experiment.settings.schema import GROUPS, flag_of
 from tests import warm
 from tests.cli.conftest import EPOCH, CallKdtrain, Fitted, assert_explained, run, run_python
 from tests.conftest import RunKdtrain
+from tests.terminal import lines_left, show_on_terminal
 from tests.tools import ROOT, files_in
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -311,48 +305,6 @@ def test_any_locale_will_do(
     assert all(EPOCH.fullmatch(line) for line in finished.stderr.splitlines())
 
 
-def show_on_terminal(
-    *words: str | Path, cwd: Path, columns: int = 80, code: int = 0, program: Sequence[str] = KDTRAIN
-) -> tuple[str, str]:
-    """Runs kdtrain with a terminal for stderr; returns what the terminal shows, and stdout."""
-    terminal, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    command, shown = [*program, *map(str, words)], b""
-    with (
-        tempfile.TemporaryFile("w+") as out,
-        warm.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=out, stderr=end) as process,
-    ):
-        os.close(end)
-        with contextlib.suppress(OSError):  # how Linux reports that nobody has the other end open any more
-            while part := os.read(terminal, 4096):
-                shown += part
-        assert process.wait() == code
-        out.seek(0)
-        answer = out.read()
-    os.close(terminal)
-    return shown.decode(), answer
-
-
-def lines_left(shown: str) -> list[str]:
-    """What a terminal shows at last: carriage returns, cursor moves up and erasures are carried out."""
-    rows, row, column = [""], 0, 0
-    for part in re.findall(r"\x1b\[\d*[A-Z]|[\r\n]|[^\x1b\r\n]+", shown):
-        if part == "\n":
-            row += 1
-            rows += [""] * (row == len(rows))
-        elif part == "\r":
-            column = 0
-        elif part in ("\x1b[J", "\x1b[K"):
-            rows[row:] = [rows[row][:column], *(rows[row + 1 :] if part == "\x1b[K" else [])]
-        elif part[0] == "\x1b":
-            assert part[-1] == "A", part
-            row -= int(part[2:-1])
-        else:
-            rows[row] = rows[row][:column].ljust(column) + part + rows[row][column + len(part) :]
-            column += len(part)
-    return [line.rstrip() for line in rows if line.strip()]
-
-
 def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, tmp_path: Path) -> None:
     flags = ("--mode", "compare", *fitted.flags, "--seeds", "2", "--epochs", "8", "--teacher-epochs", "1")
     shown, _ = show_on_terminal("fit", *flags, cwd=tmp_path)
@@ -365,7 +317,7 @@ def test_models_that_are_trained_side_by_side_leave_whole_lines(fitted: Fitted, 
     assert max(map(len, epochs)) <= 80
     for network in ("teacher", "student", "student_kd"):
         assert re.search(rf"{network}/0 \d/\d: +\d+%\|", shown)
-    assert re.search(r"\d of 5 fits done, about \d+ s left", shown)
+    assert re.search(r"all epochs \d+/33: +\d+%\|.*\d\d:\d\d left", shown)
 
 
 STOPS = """
@@ -428,27 +380,6 @@ def test_terminal_breaks_errors_and_help_between_words_and_never_in_a_command(
     assert " ".join(shown.split()) == " ".join(in_pipe.stderr.split())
     assert all(len(line) <= columns or " " not in line for line in lines)
     assert all(any(f"`{command}`" in line for line in lines) for command in commands)
-
-
-UNKNOWN_LENGTH = """
-import sys
-from kdtrain.runtime.console import log_to_stderr, own_progress_bar
-with log_to_stderr():
-    bar = own_progress_bar("cifar10", None, "B")
-    bar.update(1000)
-    sys.stderr.write("\\ra line of another program, longer than the bar, without an end")
-    bar.refresh()
-    sys.stderr.write("|\\n")
-    bar.refresh()
-    sys.stderr.write("\\ra line of another program, longer than the bar, without an end")
-    bar.close()
-"""
-
-
-def test_a_bar_of_one_line_erases_its_line_to_the_end(tmp_path: Path) -> None:
-    shown, _ = show_on_terminal(cwd=tmp_path, program=(sys.executable, "-c", UNKNOWN_LENGTH))
-    [line] = lines_left(shown)
-    assert re.fullmatch(r"cifar10: .*]\|", line), "nothing is left of the other program's line"
 
 
 def test_pipe_gets_a_line_for_each_tenth_of_the_way_and_all_with_verbose(

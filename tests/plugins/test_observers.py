@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import pty
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,11 +30,11 @@ from plugins.fidelity import Fidelity
 from plugins.grad_norm import GradNorm
 from plugins.histograms import Histograms
 from plugins.similarity import Similarity
-from tests import warm
 from tests.conftest import RunKdtrain
 from tests.engine.fits import mlp
 from tests.runs import TIMES, count_points, curves, metrics
-from tests.tools import ROOT, read_scalars
+from tests.terminal import show_on_terminal
+from tests.tools import read_scalars
 
 SGD = partial(flow.optim.SGD, lr=0.1)
 Data = tuple[Loader, Loader]
@@ -284,25 +280,11 @@ def test_the_screen_shows_progress_losses_accuracy_and_the_time_left(data: Data,
 
 
 def test_on_a_terminal_it_draws(tmp_path: Path) -> None:
-    words = ["fit", "--mode", "student", "--epochs", "2", "--limit-train", "640", "--val-size", "128"]
-    master, slave = pty.openpty()
-    reader = subprocess.Popen(["cat"], stdin=master, stdout=subprocess.PIPE)
-    os.close(master)
-    finished = warm.run(
-        [sys.executable, "-m", "kdtrain", *words, "--plugin", "dashboard,seconds=0"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"},
-        stdout=subprocess.PIPE,
-        stderr=slave,
-        timeout=120,
-        check=False,
-    )
-    os.close(slave)
-    drawn = reader.communicate(timeout=30)[0].decode()
-    assert finished.returncode == 0, drawn
+    words = ("fit", "--mode", "student", "--epochs", "2", "--limit-train", "640", "--val-size", "128")
+    drawn, _ = show_on_terminal(*words, "--plugin", "dashboard,seconds=0", cwd=tmp_path, columns=100)
     assert "\x1b[" in drawn
     assert "left, learning rate" in drawn
-    assert "step/s" not in drawn, "no progress bar beside it"
+    assert "%|" not in drawn, "no progress bar beside it"
     assert "student      2/2  loss" in drawn.replace("\x1b[0m", ""), "the epochs' lines stay above it"
 
 

@@ -25,9 +25,8 @@ from kdtrain.engine.recorder import Recorder, evaluating
 from kdtrain.engine.teacher_network import Ensemble, GivenLogits, check_views
 from kdtrain.errors import UsageError, size_text
 from kdtrain.runtime import flow
-from kdtrain.runtime.console import progress_bar
+from kdtrain.runtime.bars import Bar, progress_bar
 from kdtrain.runtime.regular_files import read_bytes
-from kdtrain.runtime.screen import Bar
 from kdtrain.store.checkpoint import fingerprint, snapshot
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ _LARGE = 1 << 28  # bytes of a table; a larger one stays in its files, which are
 _MOST_ON_DISK = 4 << 30  # bytes of the layers that a fit reads
 _MOST_IN_MEMORY = 1 << 28  # bytes, where there is no folder for files
 _SHARE_OF_DISK = 0.5  # of the free disk space
-_SECONDS_LOST = 20.0  # of work that an interruption may cost, and between two lines about the progress
+_SECONDS_LOST = 20.0  # of work that an interruption may cost
 
 
 def weights_fingerprint(model: flow.nn.Module) -> str:
@@ -158,7 +157,7 @@ class OutputCache:
     def plain(self) -> Logits:
         """Returns the logits of the loader's images as they are, (N, C) float32."""
         positions = np.arange(len(self.train.inputs))
-        with _Progress(len(positions)) as progress:
+        with _progress(len(positions)) as progress:
             [variant] = self._outputs([(None, positions)], progress)
         [rows] = variant.files[_LOGITS].rows()
         of_loader: Logits = rows.values[np.searchsorted(rows.numbers, self._source.numbers)]
@@ -174,7 +173,7 @@ class OutputCache:
         wanted, tables = self.train.wanted(epochs), dict[str, OutputTable]()
         images = sum(map(len, wanted))
         has_files = self.directory is not None and self.train.ranks.size == 1
-        with _Progress(images) as progress:
+        with _progress(images) as progress:
             numbers = [None] if self.train.views is None else range(len(wanted))
             pairs = [pair for pair in zip(numbers, wanted, strict=True) if len(pair[1])]
             for variant in self._outputs(pairs, progress):
@@ -246,9 +245,7 @@ class OutputCache:
             4 * sum(map(len, self.train.wanted(epochs))) * sum(map(math.prod, self.teacher.shapes.values()))
         )
 
-    def _outputs(
-        self, wanted: Sequence[tuple[int | None, Positions]], progress: _Progress
-    ) -> Iterator[_Variant]:
+    def _outputs(self, wanted: Sequence[tuple[int | None, Positions]], progress: Bar) -> Iterator[_Variant]:
         """Yields the outputs for some variants of some images, after the proof of those in the files."""
         variants = [self._open(*pair) for pair in wanted]
         is_stale = any(self._is_stale(variant, -(-PROOFS // len(variants))) for variant in variants)
@@ -299,13 +296,13 @@ class OutputCache:
                 differ |= not outputs_agree(values[known], kept)
         return self.train.ranks.any_rank(differ)
 
-    def _complete(self, variant: _Variant, progress: _Progress, *, believed: bool) -> None:
+    def _complete(self, variant: _Variant, progress: Bar, *, believed: bool) -> None:
         """Computes the outputs that a variant lacks, and writes them."""
         if believed and not all(known.all() for known in variant.known.values()):
             self._read(variant)  # another fit may have written some meanwhile
         lacking = {name: ~known for name, known in variant.known.items()}
         missing = np.flatnonzero(np.any(list(lacking.values()), axis=0))
-        progress.found(len(variant.positions) - len(missing))
+        progress.total -= len(variant.positions) - len(missing)
         at_once, saved = images_at_once(self.train), time.monotonic()
         for start in range(0, len(missing), at_once):
             chosen = missing[start : start + at_once]
@@ -313,7 +310,7 @@ class OutputCache:
             for name, values in self._compute(variant.number, variant.positions[chosen]).items():
                 new = lacking[name][chosen]
                 variant.files[name].add(Rows(numbers[new], values[new]))
-            progress.computed(len(chosen))
+            progress.update(len(chosen))
             is_late = time.monotonic() > saved + _SECONDS_LOST
             for files in variant.files.values():
                 files.save(None if is_late else int(numbers[-1]))
@@ -373,35 +370,5 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-class _Progress:
-    """The progress of the teacher over all images: a bar on a terminal, elsewhere a line now and then."""
-
-    def __init__(self, images: int) -> None:
-        self._images = images
-        self._done = 0
-        self._bar: Bar = progress_bar("teacher's soft labels", images, "image")
-        self._started = self._told = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def found(self, images: int) -> None:
-        """Counts images whose outputs are known already."""
-        self._images -= images
-        self._bar.total = self._images
-        self._bar.refresh()
-
-    def computed(self, images: int) -> None:
-        """Counts images whose outputs have been computed."""
-        self._done += images
-        self._bar.update(images)
-        now = time.monotonic()
-        if self._bar.disable and now > self._told + _SECONDS_LOST:
-            left = (now - self._started) * (self._images - self._done) / self._done
-            logger.info(
-                f"Teacher's soft labels: {self._done:,} of {self._images:,} images, about {left:.0f} s left."
-            )
-            self._told = now
+def _progress(images: int) -> Bar:
+    return progress_bar("teacher's soft labels", images, "image")

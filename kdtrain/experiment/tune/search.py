@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import logging
+import operator
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +54,7 @@ from kdtrain.report.tuning import (
     values_text,
     verdict,
 )
-from kdtrain.runtime import time_left
+from kdtrain.runtime.bars import command_bar, count_epochs, expect_epochs
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_TRIALS
 from kdtrain.runtime.locations import command_name, short_name
@@ -155,13 +157,15 @@ def run_tune(
     if resume is None:
         announce_first_weights(config, session.dataset)
     rehearse(config, session.dataset, teacher)
-    with run_directory(config.logdir, "tune", resume, config.name, command="tune") as directory:
+    with (
+        run_directory(config.logdir, "tune", resume, config.name, command="tune") as directory,
+        command_bar(),
+    ):
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         under_way = _Search(session, begun, directory, began)
         under_way.write()
         try:
-            under_way.plan(has_teacher=teacher is not None)
             return TuneRun(under_way.run(teacher or _train_teacher(session, directory)), directory)
         except BaseException:
             under_way.write()  # the time that it has taken
@@ -258,13 +262,13 @@ class _Search:
         self.points = {model: space.points(trials, self.config.seed) for model, space in self.spaces.items()}
         if self.is_finite:
             trials = max(map(len, self.points.values()))
-        self.plan(trials)
         for rung, wanted in enumerate(rung_sizes(trials, len(self.ends))):
             size = self._size(rung, wanted)
             if size == 0:
                 break
             self.tuning = replace(self.tuning, sizes=(*self.tuning.sizes[:rung], size))
             self.write()
+            self._expect_epochs(rung, size)
             self._train_rung(rung, size)
         self.tuning = replace(self.tuning, finished=True)
         self.write()
@@ -278,26 +282,11 @@ class _Search:
         )
         return self.tuning
 
-    def plan(self, trials: int | None = None, *, has_teacher: bool = True) -> None:
-        """Announces the fits, for the time left; ``trials`` is the number in the first rung, if known.
-
-        Their keys are numbers within a rung, because the promoted trials are not known yet.
-        """
-        seconds, trials = self.budget.seconds, trials or self.budget.trials
-        stages = [] if has_teacher else [[_teacher_spec(self.session, self.directory)]]
-        begun = [0] * len(stages)
-        for rung, size in enumerate(rung_sizes(trials, len(self.ends)) if trials else ()):
-            end = self.ends[rung]
-            begun.append(self.ends[rung - 1] if rung else 0)
-            specs = [
-                self._spec(model, 0, seed, end)
-                for _ in range(size)
-                for model in self.spaces
-                for seed in self.seeds
-            ]
-            fits = enumerate(specs)
-            stages.append([replace(spec, directory=Path(f"{end}/{number}")) for number, spec in fits])
-        self.session.plan(stages, begun, None if seconds is None else self._began + seconds)
+    def _expect_epochs(self, rung: int, size: int) -> None:
+        """Announces the epochs of a rung with ``size`` trials of each model, and of those after it."""
+        sizes = rung_sizes(size, len(self.ends) - rung)
+        steps = [end - begun for begun, end in itertools.pairwise((0, *self.ends))][rung:]
+        expect_epochs(len(self.spaces) * len(self.seeds) * sum(map(operator.mul, sizes, steps)))
 
     def write(self) -> None:
         """Writes tune.json, which a resumed search begins with; says once that the teacher is behind."""
@@ -406,12 +395,13 @@ class _Search:
         }
         rows = {key: rows_until(spec.directory, end) for key, spec in specs.items()}
         waiting = [key for key, spec in specs.items() if not is_trained(spec.directory, end)]
-        jobs = [self._job(specs[key], f"{end}/{number}") for number, key in enumerate(waiting)]
-        time_left.skip(f"{end}/{number}" for number in range(len(waiting), len(specs)))
+        jobs = [self._job(specs[key]) for key in waiting]
+        begun = max((earlier for earlier in self.ends if earlier < end), default=0)
+        # A fit that goes on skips the epochs before this rung, which nobody expects.
+        count_epochs(skipped=end * (len(specs) - len(waiting)) - begun * len(specs))
         if jobs:
             began = time.monotonic()
             rows |= zip(waiting, self.session.run(jobs, peers=len(specs)), strict=True)
-            begun = max((earlier for earlier in self.ends if earlier < end), default=0)
             self.pace = self.pace.measured(time.monotonic() - began, len(jobs), end - begun)
         for model, numbers in going.items():
             for number in numbers:
@@ -435,9 +425,9 @@ class _Search:
             restarts=self.ends,
         )
 
-    def _job(self, spec: FitSpec, key: str) -> Job[list[Row]]:
+    def _job(self, spec: FitSpec) -> Job[list[Row]]:
         job = self.session.fit_job(spec)
-        return Job(job.name, partial(train_quietly, job.work, spec), job.cores, key)
+        return Job(job.name, partial(train_quietly, job.work, spec), job.cores)
 
     def _models(self) -> dict[Model, TunedModel]:
         models = {}
