@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdtrain.callbacks.plugins import PluginInfo
 from kdtrain.cli.flags import json_flag
 from kdtrain.cli.output import Output
 from kdtrain.report.table import Column, Table

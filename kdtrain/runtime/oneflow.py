@@ -21,7 +21,6 @@ from pathlib import Path
 from types import ModuleType
 
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
-from kdtrain.runtime.processor import processor_flags
 from kdtrain.runtime.ranks import prepare_rank
 from kdtrain.runtime.signals import defer_signals, restore_sigint_handler
 from kdtrain.runtime.value_checks import DEVICES
@@ -92,6 +91,8 @@ def with_openblas_coretype() -> Iterator[None]:
     It does not recognise recent AMD processors and falls back to SSE. Other libraries and child processes
     do, so the variable is removed after the block.
     """
+    from kdtrain.runtime.processor import processor_flags  # here: its file imports NumPy
+
     name = "OPENBLAS_CORETYPE"
     if name in os.environ or not {"avx2", "fma"} <= processor_flags():
         yield
