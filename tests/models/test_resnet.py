@@ -10,7 +10,7 @@ from kdtrain.models.registry import build_model, count_parameters
 from kdtrain.nn.layers import Conv2d
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import Weights, load_weights, snapshot
-from tests.nn.convolution import Array, convolve
+from tests.nn.definitions import Array, convolve
 
 
 def convolve_padded(x: Array, weight: Array, stride: int) -> Array:

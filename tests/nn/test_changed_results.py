@@ -14,7 +14,7 @@ from kdtrain.nn.layers import BatchNorm2d, Conv2d, add, channels_last, relu, rel
 from kdtrain.nn.operations import is_channels_last
 from kdtrain.nn.own_layers import with_own_layers
 from kdtrain.runtime import flow
-from tests.nn.convolution import convolve
+from tests.nn.definitions import convolve
 
 Array = npt.NDArray[np.float64]
 SMALL, LARGE = (3, 4, 5, 6), (8, 16, 24, 25)
