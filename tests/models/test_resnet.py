@@ -80,15 +80,3 @@ def test_size_is_the_papers() -> None:
     layers = [m for m in model.modules() if isinstance(m, (flow.nn.Conv2d, flow.nn.Linear))]
     assert len(layers) == 20
     assert all(isinstance(layer, Conv2d) for layer in layers[:-1])
-
-
-def test_every_parameter_learns_and_running_means_follow_the_images() -> None:
-    flow.manual_seed(0)
-    model = build_model("resnet8", (1, 12, 12), 3)
-    before = snapshot(model)
-    logits = model(flow.randn(8, 1, 12, 12) + 2)
-    flow.nn.functional.cross_entropy(logits, flow.tensor(np.arange(8) % 3)).backward()
-    assert all((parameter.grad.numpy() != 0).any() for parameter in model.parameters())
-    after = snapshot(model)
-    changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {name for name in before if "running" in name or "tracked" in name}
