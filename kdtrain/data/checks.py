@@ -101,13 +101,26 @@ def check_logits(images: int, classes: int, source: str) -> None:
         )
 
 
-def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Split:
+def as_planes(images: NDArray[Any], source: str) -> NDArray[np.uint8]:
+    """Returns images (N, H, W) or (N, H, W, C) as planes, (N, C, H, W), a view.
+
+    Args:
+        images: an array from a user's file.
+        source: its origin, for messages.
+
+    Raises:
+        DataError: these are not images.
+    """
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         remedy = " Scale them to 0..255, then use astype('uint8')." if images.dtype != np.uint8 else ""
         raise DataError(
-            f"{sources[0]} is {_kind(images)}: images must be uint8 of shape (N, H, W) or "
-            f"(N, H, W, C).{remedy}"
+            f"{source} is {_kind(images)}: images must be uint8 of shape (N, H, W) or (N, H, W, C).{remedy}"
         )
+    return images[:, np.newaxis] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+
+
+def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Split:
+    planes = as_planes(images, sources[0])
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -124,7 +137,6 @@ def _make_split(images: NDArray[Any], labels: NDArray[Any], *sources: str) -> Sp
         raise DataError(
             f"{sources[1]}: label {labels[wrong]} of image {wrong} is not one of 0 to {MOST_CLASSES - 1}."
         )
-    planes = images[:, np.newaxis] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return Split(planes, labels.astype(np.int64))
 
 

@@ -6,12 +6,11 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.checks import check_logits
+from kdtrain.data.checks import as_planes, check_logits
 from kdtrain.data.dataset import Dataset, Split, Unlabelled, class_by_class
 from kdtrain.data.folder import pictures_in, report_failures
 from kdtrain.data.idx import read_idx
@@ -96,7 +95,10 @@ def load_unlabelled(
     if os.path.isdir(path):
         images = _read_folder(path, dataset, cache, image_size, skip_corrupt, most_images)
     else:
-        images = _checked(load_only_array(path) if path.suffix == ".npz" else read_idx(path), path)
+        array = load_only_array(path) if path.suffix == ".npz" else read_idx(path)
+        images = as_planes(array, f"--transfer-data {path}")
+    if len(images) == 0:
+        raise DataError(f"--transfer-data {path} is empty: it holds no image.")
     if images.shape[1:] != dataset.image_shape:
         raise DataError(
             f"--transfer-data {path} holds images of {size_text(images.shape[1:])}, but those of "
@@ -121,22 +123,6 @@ def _check_unseen(unlabelled: Unlabelled, test: Split) -> None:
             f"images (the first is {name}), so the test would not be one on new images: leave them out, or "
             "allow them with --allow-test-images."
         )
-
-
-def _checked(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    """Returns the images of an array as planes, (K, C, H, W).
-
-    Raises:
-        DataError: these are not images.
-    """
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
-        raise DataError(
-            f"--transfer-data {path} is {array.dtype} of shape {array.shape}: images must be uint8 of shape "
-            "(N, H, W) or (N, H, W, C)."
-        )
-    if len(array) == 0:
-        raise DataError(f"--transfer-data {path} is empty: it holds no image.")
-    return array[:, np.newaxis] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
 
 
 def _read_folder(

@@ -356,9 +356,11 @@ def to_channels_last(x: Array) -> Array:
 
 
 def to_channels_first(x: Array) -> Array:
-    """Returns contiguous images (N, H, W, C) as a contiguous array (N, C, H, W); a copy if need be."""
+    """Returns images (N, H, W, C), of any strides, as a contiguous array (N, C, H, W); a copy if need be."""
     view = x.transpose(0, 3, 1, 2)
-    return view if view.flags.c_contiguous else _Reordering.of(view.shape, False)(x)
+    if view.flags.c_contiguous:
+        return view
+    return _Reordering.of(view.shape, False)(np.ascontiguousarray(x))
 
 
 def _images(shape: Sequence[int]) -> Description:

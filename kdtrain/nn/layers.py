@@ -28,14 +28,18 @@ def channels_last(x: flow.Tensor) -> flow.Tensor:
     count, channels, height, width = x.shape
     if channels == 1:
         return x.reshape(count, height, width, 1).permute(0, 3, 1, 2)
-    return operations.ToChannelsLast().apply(x).permute(0, 3, 1, 2)
+    return operations.Reordering(to_last=True).apply(x).permute(0, 3, 1, 2)
 
 
 def channels_first(x: flow.Tensor) -> flow.Tensor:
     """Returns images (N, C, H, W) that lie in memory in that order, as OneFlow's operations want them."""
     if not is_channels_last(x):
         return x
-    return operations.ToChannelsFirst().apply(x.permute(0, 2, 3, 1)) if runs_in_onednn(x) else x.contiguous()
+    return (
+        operations.Reordering(to_last=False).apply(x.permute(0, 2, 3, 1))
+        if runs_in_onednn(x)
+        else x.contiguous()
+    )
 
 
 def relu(x: flow.Tensor) -> flow.Tensor:

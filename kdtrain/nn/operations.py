@@ -98,28 +98,24 @@ class ImageNode(Node):
         return flow.from_numpy(y if self.last else kernels.to_channels_first(y))
 
 
-class ToChannelsLast(Node):
-    """Images (N, C, H, W) as (N, H, W, C)."""
+class Reordering(Node):
+    """Images (N, C, H, W) as (N, H, W, C), or the other way.
+
+    Args:
+        to_last: whether the channels come last.
+    """
+
+    def __init__(self, to_last: bool) -> None:
+        orders = kernels.to_channels_last, kernels.to_channels_first
+        self.order, self.back = orders if to_last else orders[::-1]
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns the copy."""
-        return flow.from_numpy(kernels.to_channels_last(x.to_numpy()))
+        return flow.from_numpy(self.order(x.to_numpy()))
 
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
-        """Returns the gradient, (N, C, H, W)."""
-        return flow.from_numpy(kernels.to_channels_first(np.ascontiguousarray(dy.to_numpy())))
-
-
-class ToChannelsFirst(Node):
-    """Images (N, H, W, C) as (N, C, H, W)."""
-
-    def forward(self, x: flow.Tensor) -> flow.Tensor:
-        """Returns the copy."""
-        return flow.from_numpy(kernels.to_channels_first(x.to_numpy()))
-
-    def backward(self, dy: flow.Tensor) -> flow.Tensor:
-        """Returns the gradient, (N, H, W, C)."""
-        return flow.from_numpy(kernels.to_channels_last(dy.to_numpy()))
+        """Returns the gradient, in the order of the argument."""
+        return flow.from_numpy(self.back(dy.to_numpy()))
 
 
 class Convolution(ImageNode):

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain.data.augmentation import Augmentation, Crop, Flip, Rotate, Shift, augmentation
+from kdtrain.data.augmentation import Crop, Flip, Rotate, Shift, augmentation
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.draws import Draws
-from kdtrain.data.loader import Loader
-from kdtrain.data.views import Views
 
 Floats = npt.NDArray[np.float32]
 
@@ -24,17 +22,8 @@ def images(mnist: Dataset) -> Floats:
     return mnist.normalization.apply(mnist.train.images[:256])
 
 
-def _loader(images: Floats, mnist: Dataset, **options: object) -> Loader:
-    arguments: dict[str, object] = {"num_classes": 10, "seed": 0, **options}
-    return Loader(images, mnist.train.labels[: len(images)], 64, **arguments)  # type: ignore[arg-type]
-
-
 def _draws(count: int, seed: int = 0) -> Draws:
     return Draws(seed, np.arange(count), np.ones(count, np.int64))
-
-
-def _endless(augment: Augmentation, seed: int = 0) -> Views:
-    return Views(augment, None, 0, seed, "")
 
 
 def _moved(image: Floats, down: int, right: int, background: float) -> Floats:
@@ -189,17 +178,3 @@ def test_a_rotation_agrees_with_the_formula(
         for channel in range(shape[1]):
             expected = _turned(before[channel], angle, background[channel])
             np.testing.assert_allclose(after[channel], expected, atol=2e-5)
-
-
-def test_a_loader_changes_its_images_anew_in_each_epoch_by_seed(images: Floats, mnist: Dataset) -> None:
-    shift = Shift(2, mnist.normalization.background)
-
-    def epoch(number: int, seed: int = 0) -> Floats:
-        (batch,) = _loader(images[:64], mnist, views=_endless(shift, seed)).epoch(number)
-        order = np.argsort(batch.indices.numpy())
-        inputs: Floats = batch.inputs.numpy()[order]
-        return inputs
-
-    np.testing.assert_array_equal(epoch(1), epoch(1))
-    for other in (epoch(2), epoch(1, seed=1), images[:64]):
-        assert not np.array_equal(epoch(1), other)

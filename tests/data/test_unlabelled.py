@@ -16,6 +16,7 @@ from PIL import Image
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.unlabelled import load_unlabelled
 from kdtrain.errors import DataError, KdtrainError
+from tests.data.small_data import idx_bytes
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 4, 3), np.uint8)
@@ -37,12 +38,6 @@ def refusal(path: Path, channels: int = 1, **options: Any) -> str:
     return str(caught.value)
 
 
-def idx(array: NDArray[np.uint8]) -> bytes:
-    return (
-        bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
-    )
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
@@ -54,7 +49,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_idx_files_plain_and_gzipped(tmp_path: Path) -> None:
     for name, pack in (("images", bytes), ("images.gz", gzip.compress)):
-        (tmp_path / name).write_bytes(pack(idx(GREY)))
+        (tmp_path / name).write_bytes(pack(idx_bytes(GREY)))
         np.testing.assert_array_equal(load(tmp_path / name), GREY[:, None])
 
 
@@ -128,9 +123,9 @@ def test_files_that_hold_something_else_are_refused(tmp_path: Path, pictures: Pa
     assert f"{path} holds 2 arrays" in refusal(path)
     assert "holds no image file" in refusal(pictures.parent)
     assert "does not exist" in refusal(tmp_path / "nowhere")
-    (tmp_path / "labels").write_bytes(idx(np.arange(6, dtype=np.uint8)))
+    (tmp_path / "labels").write_bytes(idx_bytes(np.arange(6, dtype=np.uint8)))
     assert "is uint8 of shape (6,)" in refusal(tmp_path / "labels")
-    (tmp_path / "cut").write_bytes(idx(GREY)[:-1])
+    (tmp_path / "cut").write_bytes(idx_bytes(GREY)[:-1])
     assert "is truncated" in refusal(tmp_path / "cut")
     np.savez(path, images=np.array([None]))
     assert "only plain numbers" in refusal(path)

@@ -16,12 +16,10 @@ from kdtrain.callbacks.distillation import DistillationCallback
 from kdtrain.data.augmentation import Mixing, mixing
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.draws import Draws
-from kdtrain.data.loader import Batch, Loader, Source
+from kdtrain.data.loader import Loader, Source
 from kdtrain.data.views import views
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd
-from kdtrain.engine.objective import Objective
-from kdtrain.engine.recorder import Output
 from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
@@ -29,7 +27,6 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.runtime.seeds import derive_seed
 from plugins.grad_norm import GradNorm
-from plugins.label_smoothing import LabelSmoothing
 from tests.tools import ROOT, read_scalars
 
 Floats = npt.NDArray[np.float32]
@@ -226,37 +223,6 @@ def test_with_both_about_half_of_the_images_get_cutmix() -> None:
     mixed, _ = Mixing(1.0, 1.0)(own, other, Draws(0, np.arange(count), np.zeros(count, np.int64)))
     blended = np.array([len(np.unique(image)) == 1 and 0 < image[0, 0, 0] < 1 for image in mixed])
     assert 0.45 < blended.mean() < 0.55
-
-
-def _mixed(share: list[float]) -> tuple[Batch, npt.NDArray[np.float64]]:
-    """A batch of mixed images, and its soft labels (4, 3)."""
-    labels, partner_labels = np.array([0, 1, 2, 1]), np.array([1, 1, 0, 2])
-    own = np.array(share)[:, None]
-    batch = Batch(
-        flow.zeros(4, 1),
-        flow.tensor(labels),
-        flow.tensor(np.arange(4)),
-        mixup_targets=flow.tensor(partner_labels),
-        mixup_lambda=flow.tensor(np.array(share, np.float32)),
-    )
-    return batch, own * np.eye(3)[labels] + (1 - own) * np.eye(3)[partner_labels]
-
-
-@pytest.mark.parametrize("share", [[0.5, 0.6, 0.85, 1.0], [1.0, 1.0, 1.0, 1.0]])
-@pytest.mark.parametrize("epsilon", [0.0, 0.2])
-def test_loss_and_gradient_are_those_of_soft_labels(share: list[float], epsilon: float) -> None:
-    values = np.random.default_rng(1).normal(scale=3, size=(4, 3)).astype(np.float32)
-    batch, soft = _mixed(share)
-    objective = Objective.task()
-    if epsilon:
-        objective = LabelSmoothing(epsilon).configure(objective)
-        soft = soft * (1 - epsilon) + (1 - soft) * epsilon / 2
-    logits = flow.tensor(values, requires_grad=True)
-    losses = objective(batch, Output(logits))
-    losses["total"].backward()
-    log_p = scipy.special.log_softmax(values.astype(np.float64), axis=1)
-    assert losses["task"].item() == pytest.approx(-(soft * log_p).sum(axis=1).mean(), rel=1e-5)
-    np.testing.assert_allclose(logits.grad.numpy(), (np.exp(log_p) - soft) / 4, atol=1e-6)
 
 
 def test_a_teacher_is_asked_once_a_step_about_endless_mixed_images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import scipy.special
 
@@ -12,25 +13,29 @@ from plugins.label_smoothing import LabelSmoothing
 
 LABELS = np.array([2, 0, 1, 0, 0])
 LABELLED = np.array([True, True, True, False, False])
+ALL = np.ones(5, bool)
 PARTNERS = np.array([1, 1, 0, 0, 0])
 SHARE = np.array([0.5, 0.7, 1.0, 0.6, 0.9], np.float32)
 
 
-def batch_of(*, mixed: bool = False, label_count: float = 3.0) -> Batch:
+def batch_of(*, mixed: bool = False, labelled: npt.NDArray[np.bool_] = LABELLED) -> Batch:
     return Batch(
         flow.zeros(5, 1),
         flow.tensor(LABELS),
         flow.tensor(np.arange(5)),
         mixup_targets=flow.tensor(PARTNERS) if mixed else None,
         mixup_lambda=flow.tensor(SHARE) if mixed else None,
-        labelled=flow.tensor(LABELLED),
-        label_count=label_count,
+        labelled=None if labelled.all() else flow.tensor(labelled),
+        label_count=None if labelled.all() else float(labelled.sum()),
     )
 
 
+@pytest.mark.parametrize("labelled", [LABELLED, ALL])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("epsilon", [0.0, 0.2])
-def test_mean_and_gradient_are_over_labelled_images_alone(mixed: bool, epsilon: float) -> None:
+def test_mean_and_gradient_are_those_of_soft_labels_over_labelled_images_alone(
+    labelled: npt.NDArray[np.bool_], mixed: bool, epsilon: float
+) -> None:
     values = np.random.default_rng(1).normal(scale=3, size=(5, 3)).astype(np.float32)
     objective = Objective.task()
     share = SHARE[:, None].astype(np.float64) if mixed else np.ones((5, 1))
@@ -39,14 +44,14 @@ def test_mean_and_gradient_are_over_labelled_images_alone(mixed: bool, epsilon: 
         objective = LabelSmoothing(epsilon).configure(objective)
         soft = soft * (1 - epsilon) + (1 - soft) * epsilon / 2
     logits = flow.tensor(values, requires_grad=True)
-    losses = objective(batch_of(mixed=mixed), Output(logits))
+    losses = objective(batch_of(mixed=mixed, labelled=labelled), Output(logits))
     losses["total"].backward()
     log_p = scipy.special.log_softmax(values.astype(np.float64), axis=1)
-    expected = -(soft * log_p).sum(axis=1)[LABELLED].mean()
+    expected = -(soft * log_p).sum(axis=1)[labelled].mean()
     assert losses["task"].item() == pytest.approx(expected, rel=1e-6)
-    gradient = (np.exp(log_p) - soft) / 3 * LABELLED[:, None]
+    gradient = (np.exp(log_p) - soft) / labelled.sum() * labelled[:, None]
     np.testing.assert_allclose(logits.grad.numpy(), gradient, atol=1e-6)
-    assert not logits.grad.numpy()[~LABELLED].any()
+    assert not logits.grad.numpy()[~labelled].any()
 
 
 def test_labels_that_are_not_there_cannot_be_read() -> None:
@@ -60,6 +65,6 @@ def test_labels_that_are_not_there_cannot_be_read() -> None:
     objective = Objective.task().add("mine", of_another_author)
     with pytest.raises(KdtrainError, match=r"term 'mine', .*test_label_loss.py line \d+: .*no label"):
         objective(batch_of(), Output(flow.zeros(5, 3)))
-    whole = Batch(flow.zeros(5, 1), flow.tensor(LABELS), flow.tensor(np.arange(5)))
+    whole = batch_of(labelled=ALL)
     assert whole.targets.numpy().tolist() == LABELS.tolist()
     assert len(whole) == len(batch_of()) == 5

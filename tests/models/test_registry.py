@@ -33,6 +33,21 @@ def test_initial_weights_follow_the_seed() -> None:
         assert not np.array_equal(drawn[0][name], drawn[2][name])
 
 
+@pytest.mark.parametrize("arch", ["resnet8", "student_cnn", "flowvision:shufflenet_v2_x0_5"])
+def test_every_parameter_learns_and_running_means_follow_the_images(arch: str) -> None:
+    flow.manual_seed(0)
+    model = build_model(arch, (1, 28, 28), 3)
+    before = snapshot(model)
+    logits = model(flow.randn(8, 1, 28, 28) + 2)
+    flow.nn.functional.cross_entropy(logits, flow.tensor(np.arange(8) % 3)).backward()
+    gradients = [parameter.grad.numpy() for parameter in model.parameters()]
+    assert all(np.isfinite(array).all() and array.any() for array in gradients)
+    after = snapshot(model)
+    assert all(np.isfinite(array).all() for array in after.values())
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {name for name in before if "running" in name or "tracked" in name}
+
+
 def test_unknown_architecture_is_refused_with_those_that_there_are() -> None:
     check_architecture(FitConfig().architecture_for("teacher"))
     check_architecture(FitConfig().architecture_for("student"))

@@ -13,7 +13,6 @@ from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.models.zoo import CLASSIFIERS
 from kdtrain.nn.layers import Conv2d, Dropout
 from kdtrain.runtime import flow
-from kdtrain.store.checkpoint import snapshot
 
 SMALL = ("shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small")  # the fastest; one with a dropout
 
@@ -58,16 +57,6 @@ def test_layers_are_replaced_so_that_weights_and_steps_follow_the_seed(name: str
     assert np.array_equal(answers[0], answers[1])
     assert np.array_equal(answers[0], answers[2]) != (Dropout in kinds)
     assert not np.array_equal(answers[0], answers[3])
-
-
-def test_every_parameter_learns() -> None:
-    flow.manual_seed(0)
-    model = build_model("flowvision:shufflenet_v2_x0_5", (1, 28, 28), 10).train()
-    logits = model(flow.randn(4, 1, 28, 28))
-    flow.nn.functional.cross_entropy(logits, flow.tensor(np.arange(4))).backward()
-    gradients = [parameter.grad for parameter in model.parameters()]
-    assert all(g is not None and np.isfinite(g.numpy()).all() and g.numpy().any() for g in gradients)
-    assert all(np.isfinite(array).all() for array in snapshot(model).values())
 
 
 @pytest.mark.parametrize(

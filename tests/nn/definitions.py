@@ -1,4 +1,4 @@
-"""Operations on images (N, H, W, C) and their gradients by their definitions, in float64."""
+"""Operations on images and their gradients by their definitions, in float64; images are (N, H, W, C)."""
 
 from __future__ import annotations
 
@@ -55,6 +55,15 @@ class Windows:
             rows, columns = (index[:, :, place[0], place[1]] for index in (self._rows, self._columns))
             padded[:, rows + self._pad, columns + self._pad] += pixels[:, :, :, place[0], place[1]]
         return padded[:, self._pad : self._pad + height, self._pad : self._pad + width]
+
+
+def convolve(x: Array, weight: Array) -> Array:
+    """Returns the convolution of images (N, C, H, W) with a weight (O, C, I, J), without padding."""
+    height, width = x.shape[2] - weight.shape[2] + 1, x.shape[3] - weight.shape[3] + 1
+    y = np.zeros((len(x), len(weight), height, width))
+    for i, j in np.ndindex(weight.shape[2:]):
+        y += np.einsum("nchw,oc->nohw", x[:, :, i : i + height, j : j + width], weight[:, :, i, j])
+    return y
 
 
 def convolution(

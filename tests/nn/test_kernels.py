@@ -82,9 +82,11 @@ def check_convolution(
     assert len(gradients) == 1 + bias
 
 
+@settings(max_examples=150)
 @given(
-    images=images,
-    out=st.integers(1, 17),
+    size=st.tuples(counts, lengths, lengths),
+    parts=st.tuples(channels, st.just(1), st.integers(1, 17))
+    | st.tuples(st.sampled_from([1, 2, 3, 8]), st.sampled_from([2, 3, 8, 16]), st.sampled_from([1, 2, 4])),
     window=pairs(1, 4),
     stride=pairs(1, 3),
     padding=pairs(0, 2),
@@ -94,8 +96,8 @@ def check_convolution(
     seed=seeds,
 )
 def test_convolution_is_its_definition(
-    images: Shape,
-    out: int,
+    size: tuple[int, int, int],
+    parts: tuple[int, int, int],
     window: Pair,
     stride: Pair,
     padding: Pair,
@@ -104,38 +106,12 @@ def test_convolution_is_its_definition(
     relu: bool,
     seed: int,
 ) -> None:
-    assume(fits(images, window, padding, dilation))
-    check_convolution(images, out, window, (stride, padding, dilation, 1), bias=bias, relu=relu, seed=seed)
-
-
-@settings(max_examples=50)
-@given(
-    images=st.tuples(counts, lengths, lengths, st.sampled_from([1, 2, 3, 8])),
-    groups=st.sampled_from([2, 3, 8, 16]),
-    out=st.sampled_from([1, 2, 4]),
-    window=pairs(1, 3),
-    stride=pairs(1, 2),
-    dilation=pairs(1, 2),
-    bias=st.booleans(),
-    relu=st.booleans(),
-    seed=seeds,
-)
-def test_convolution_of_groups_is_its_definition(
-    images: Shape,
-    groups: int,
-    out: int,
-    window: Pair,
-    stride: Pair,
-    dilation: Pair,
-    bias: bool,
-    relu: bool,
-    seed: int,
-) -> None:
-    """One channel in each group is "depthwise"."""
-    shape = *images[:3], images[3] * groups
-    assume(fits(shape, window, (1, 1), dilation))
-    geometry = stride, (1, 1), dilation, groups
-    check_convolution(shape, out * groups, window, geometry, bias=bias, relu=relu, seed=seed)
+    """One channel in each of several groups is "depthwise"."""
+    inner, groups, outer = parts
+    shape = *size, inner * groups
+    assume(fits(shape, window, padding, dilation))
+    geometry = stride, padding, dilation, groups
+    check_convolution(shape, outer * groups, window, geometry, bias=bias, relu=relu, seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -288,8 +288,9 @@ def test_metadata_that_is_no_header_is_refused(path: Path, text: str) -> None:
 
 
 WRONG_ENTRIES: list[tuple[str, Any]] = [
-    *[(name, None) for name in ("mode", "arch", "dataset", "image_shape", "classes", "mean", "std")],
-    *[(name, None) for name in ("metrics", "versions")],
+    *[(field.name, None) for field in dataclasses.fields(CARD)],
+    ("epochs", True),
+    ("temperature", 4),
     ("mode", 3),
     ("arch", ["student_mlp"]),
     ("image_shape", "123"),
