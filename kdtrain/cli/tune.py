@@ -28,8 +28,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Choose settings of the students of a comparison on held-out images, by successive halving: a ninth "
         "of the epochs for all trials, a third for the best third of them, all epochs for the best of these. "
-        "The plain student gets as many trials as the distilled one. If every --search lists values, all "
-        "combinations are trained to the end. The test set is not read."
+        "The plain student gets as many trials as the distilled one. If every --search lists values, up to "
+        "--budget combinations are all trained to the end. The test set is not read."
     )
     parser.add_argument(
         "--budget",

@@ -292,7 +292,7 @@ class _Search:
         """Writes tune.json, which a resumed search begins with; says once that the teacher is behind."""
         self.tuning = replace(
             self.tuning,
-            seconds=self._seconds(),
+            seconds=time.monotonic() - self._began,
             seconds_per_epoch=self.pace.seconds,
             models=self._models() if all(self.scores.values()) else {},
         )
@@ -445,13 +445,12 @@ class _Search:
 
     def _best_toml(self, with_paths: Callable[[FitConfig], FitConfig] = absolute_paths) -> str:
         """Returns the settings of the best student_kd, with a pointer to those of all students."""
-        dataset, images = self.session.dataset, count_training(self.session.dataset, self.config)
-        held_out = count_validation(dataset, self.config)
+        dataset = self.session.dataset
+        images, held_out = count_training(dataset, self.config), count_validation(dataset, self.config)
         name = " ".join(escape_controls(dataset.name).split())  # a comment has one line
-        data = f"{name}: {images:,} training images, {held_out:,} held out"
         comments = [
             "# Settings that `kdtrain tune` has chosen by held-out images, for `kdtrain fit --config`.",
-            f"# They were chosen on {data}.",
+            f"# They were chosen on {name}: {images:,} training images, {held_out:,} held out.",
             "# The values below are those of student_kd. `tuned` names the file with those of each student.",
         ]
         for model, result in self.tuning.models.items():
@@ -465,9 +464,6 @@ class _Search:
         )
         return "\n".join(comments) + "\n\n" + with_paths(chosen).to_toml()
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self._began
-
     def _seconds_left(self) -> float:
         assert self.budget.seconds is not None
-        return self.budget.seconds - self._seconds()
+        return self.budget.seconds - (time.monotonic() - self._began)

@@ -240,7 +240,8 @@ def _dimension(name: str, text: str, plugins: Sequence[str]) -> Dimension:
         return Dimension(tuple(dict.fromkeys(words)))
     whole = bool(spec) and isinstance(numeric_arguments(spec)[argument], int)
     parts = tuple(_part(word, whole, where) for word in words)
-    for value in (end for part in parts for end in _ends(part)):
+    ends = [(part.low, part.high) if isinstance(part, Range) else (part,) for part in parts]
+    for value in itertools.chain.from_iterable(ends):
         try:
             if spec:
                 load_plugin(with_arguments(spec, {argument: value}))
@@ -271,10 +272,6 @@ def _plugin_of(name: str, plugins: Sequence[str], where: str) -> tuple[str, str]
             f"{where}: {unknown_name_message(f'number among the arguments of {plugin}', argument, numbers)}"
         )
     return spec, argument
-
-
-def _ends(part: int | float | Range) -> tuple[int | float, ...]:
-    return (part.low, part.high) if isinstance(part, Range) else (part,)
 
 
 def _part(word: str, whole: bool, where: str) -> int | float | Range:
