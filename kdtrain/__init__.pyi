@@ -18,11 +18,13 @@ from .data.loader import Batch as Batch
 from .data.loader import Loader as Loader
 from .deploy.bench import bench as bench
 from .deploy.benchmark import BenchmarkResult as BenchmarkResult
-from .deploy.evaluate import EvaluatedModel as EvaluatedModel
-from .deploy.evaluate import evaluate as evaluate
 from .deploy.export_model import ExportedModel as ExportedModel
 from .deploy.export_model import export as export
-from .deploy.onnx_model import OnnxModel as OnnxModel
+from .deploy.onnx.model import OnnxModel as OnnxModel
+from .deploy.predict.evaluate import EvaluatedModel as EvaluatedModel
+from .deploy.predict.evaluate import evaluate as evaluate
+from .deploy.predict.infer import Prediction as Prediction
+from .deploy.predict.infer import infer as infer
 from .engine.callback import Callback as Callback
 from .engine.callback import NeedsTeacher as NeedsTeacher
 from .engine.callback import NeedsWholeBatch as NeedsWholeBatch
@@ -56,8 +58,6 @@ from .experiment.card import card as card
 from .experiment.comparison_run import ComparisonRun as ComparisonRun
 from .experiment.config import FitConfig as FitConfig
 from .experiment.data import load_data as load_data
-from .experiment.infer import Prediction as Prediction
-from .experiment.infer import infer as infer
 from .experiment.list_models import NetworkInfo as NetworkInfo
 from .experiment.list_models import list_models as list_models
 from .experiment.loaders import RunData as RunData

@@ -11,8 +11,8 @@ from kdtrain.cli.output import Output
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.bench import bench_models, check_numbers, open_all
 from kdtrain.deploy.benchmark_table import benchmark_table, to_json
-from kdtrain.deploy.opening import is_named, open_data
-from kdtrain.deploy.predictor import Predictor
+from kdtrain.deploy.predict.opening import is_named, open_data
+from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.errors import CheckpointError
 from kdtrain.experiment.teacher_files import is_of
 from kdtrain.runtime.locations import missing_path_text

@@ -7,7 +7,7 @@ import json
 
 from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
-from kdtrain.deploy.evaluate import evaluate
+from kdtrain.deploy.predict.evaluate import evaluate
 from kdtrain.report.evaluation import evaluation_report, to_json
 from kdtrain.runtime.locations import short_name
 

@@ -17,11 +17,8 @@ from rich.text import Text
 
 from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
-from kdtrain.deploy.opening import open_model
-from kdtrain.errors import UsageError
-from kdtrain.experiment.comparison_run import picture_path
-from kdtrain.experiment.find_model import find_model, model_in
-from kdtrain.experiment.infer import (
+from kdtrain.deploy.predict.find_model import find_model, model_in
+from kdtrain.deploy.predict.infer import (
     FailedImage,
     Prediction,
     check_images,
@@ -29,6 +26,9 @@ from kdtrain.experiment.infer import (
     predict_files,
     predict_test_image,
 )
+from kdtrain.deploy.predict.opening import open_model
+from kdtrain.errors import UsageError
+from kdtrain.experiment.comparison_run import picture_path
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.files import make_folder, write_bytes

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.benchmark import ROUNDS, BenchmarkResult, run_benchmark
-from kdtrain.deploy.opening import check_fits, open_data, open_model
-from kdtrain.deploy.predictor import Predictor
+from kdtrain.deploy.predict.opening import check_fits, open_data, open_model
+from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.runtime.limits import IMAGES_AT_ONCE, MOST_PROCESSES
 from kdtrain.runtime.value_checks import IMAGES, between, check_value

@@ -8,7 +8,7 @@ from functools import partial
 
 from kdtrain.data.dataset import Split
 from kdtrain.deploy.latency import Clock, Timing, measure
-from kdtrain.deploy.predictor import Predictor
+from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.metrics.evaluation import Evaluation
 
 ROUNDS = 20

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.predictor import Images, Logits
+from kdtrain.deploy.predict.predictor import Images, Logits
 from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.processes import Job, run_jobs
 

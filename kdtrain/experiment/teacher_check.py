@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Loader
-from kdtrain.deploy.onnx_network import OnnxClassifier
+from kdtrain.deploy.onnx.network import OnnxClassifier
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import InputConversion, InputForm, Logits
 from kdtrain.errors import CheckpointError

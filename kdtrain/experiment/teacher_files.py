@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.npz import Header, Headers, read_arrays
-from kdtrain.deploy.onnx_classifier import LAYOUT, SIZE, Assumed
-from kdtrain.deploy.onnx_network import (
+from kdtrain.deploy.onnx.classifier import LAYOUT, SIZE, Assumed
+from kdtrain.deploy.onnx.network import (
     OnnxClassifier,
     OnnxNetwork,
     are_probabilities,

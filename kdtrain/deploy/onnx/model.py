@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.onnx_process import OnnxProcess, Reply
+from kdtrain.deploy.onnx.process import OnnxProcess, Reply
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.store.card import ModelCard, read_card
 

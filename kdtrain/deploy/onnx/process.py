@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.onnx_classifier import Assumed
-from kdtrain.deploy.onnx_worker import LONGEST
+from kdtrain.deploy.onnx.classifier import Assumed
+from kdtrain.deploy.onnx.worker import LONGEST
 from kdtrain.errors import CheckpointError
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from kdtrain.deploy.onnx_worker import main; main()"
+    "from kdtrain.deploy.onnx.worker import main; main()"
 )
 Reply = tuple[npt.NDArray[np.float32], list[float]]
 """(N, classes) logits, and the seconds that each batch of the images took."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.onnx_classifier import Assumed, ClassifierForm
-from kdtrain.deploy.onnx_process import OnnxProcess
+from kdtrain.deploy.onnx.classifier import Assumed, ClassifierForm
+from kdtrain.deploy.onnx.process import OnnxProcess
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime import flow
 from kdtrain.runtime.limits import IMAGES_AT_ONCE

@@ -17,11 +17,11 @@ from kdtrain.data.folder import pictures_in
 from kdtrain.data.images.image_file import on_paper, open_image, paper_of
 from kdtrain.data.images.model_input import model_input, shows_ink
 from kdtrain.data.images.resize import to_rgb
-from kdtrain.deploy.opening import open_data, open_model
-from kdtrain.deploy.predictor import Predictor
+from kdtrain.deploy.predict.doubt import doubt
+from kdtrain.deploy.predict.find_model import find_model
+from kdtrain.deploy.predict.opening import open_data, open_model
+from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.errors import DataError, UsageError, clipped
-from kdtrain.experiment.doubt import doubt
-from kdtrain.experiment.find_model import find_model
 from kdtrain.metrics.tempered_softmax import tempered_softmax
 from kdtrain.report.prediction import ORIGINAL_PIXELS, percent, prediction_figure
 from kdtrain.report.style import save_figure

@@ -18,12 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdtrain import flow
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.onnx_classifier import LAYOUT, SIZE, Assumed
-from kdtrain.deploy.onnx_network import OnnxClassifier, OnnxNetwork, are_probabilities, to_logits
+from kdtrain.deploy.onnx.classifier import LAYOUT, SIZE, Assumed
+from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork, are_probabilities, to_logits
 from kdtrain.errors import CheckpointError
 from tests.tools import ROOT
 
-FOREIGN = ROOT / "tests" / "deploy" / "foreign"
+FOREIGN = ROOT / "tests" / "deploy" / "onnx" / "foreign"
 MNIST = Assumed(1, 28, 28)
 SCALES: dict[str, Callable[[Any], Any]] = {
     "torch.onnx": lambda pixels: (pixels / 255 - 0.1307) / 0.3081,

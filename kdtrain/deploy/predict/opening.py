@@ -9,9 +9,9 @@ import numpy as np
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import BUILT_IN, load_dataset
-from kdtrain.deploy.oneflow_model import OneFlowModel
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.deploy.predictor import Logits, Predictor
+from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.predict.oneflow_model import OneFlowModel
+from kdtrain.deploy.predict.predictor import Logits, Predictor
 from kdtrain.errors import CheckpointError, UsageError, size_text
 from kdtrain.runtime.console import with_progress_bar
 from kdtrain.runtime.limits import IMAGES_AT_ONCE

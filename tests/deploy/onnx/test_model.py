@@ -19,11 +19,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.deploy.onnx_reader import METADATA
+from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.reader import METADATA
 from kdtrain.errors import CheckpointError, KdtrainError
 from tests.cli.conftest import run_python
-from tests.deploy import hostile_graphs
+from tests.deploy.onnx import hostile_graphs
 from tests.tools import ROOT
 
 CARD = hostile_graphs.CARD | {
@@ -202,7 +202,7 @@ def test_logits_of_another_shape_are_refused(path: Path) -> None:
 
 
 def test_it_needs_no_oneflow() -> None:
-    code = "import sys, kdtrain.deploy.onnx_model; print([name for name in sys.modules if 'oneflow' in name])"
+    code = "import sys, kdtrain.deploy.onnx.model; print([name for name in sys.modules if 'oneflow' in name])"
     assert run_python(code).stdout == "[]\n"
 
 
@@ -240,7 +240,7 @@ def test_it_ends_with_the_model(file: Path) -> None:
 
 def test_it_ends_when_its_parent_is_killed(file: Path) -> None:
     code = (
-        "import sys, time; from kdtrain.deploy.onnx_model import OnnxModel;"
+        "import sys, time; from kdtrain.deploy.onnx.model import OnnxModel;"
         "model = OnnxModel.load(sys.argv[1]);"
         "print(model.process._process.pid, flush=True); time.sleep(60)"
     )
@@ -297,7 +297,7 @@ def test_the_cause_of_its_death_is_named(file: Path, number: signal.Signals, cau
 
 def test_the_time_limit_also_ends_code_that_never_returns_to_python() -> None:
     code = (
-        "from kdtrain.deploy import onnx_worker as w; w.LONGEST = 1; import re\n"
+        "from kdtrain.deploy.onnx import worker as w; w.LONGEST = 1; import re\n"
         "with w._time_limit(): re.match('(a*)*b', 'a' * 40)"
     )
     assert run_python(code).returncode == -signal.SIGALRM

@@ -20,12 +20,12 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from kdtrain.deploy.export.onnx_file import to_onnx
-from kdtrain.deploy.onnx_cost import LARGEST_PEAK, LARGEST_WORK, graph_cost
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx.cost import LARGEST_PEAK, LARGEST_WORK, graph_cost
+from kdtrain.deploy.onnx.model import OnnxModel
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
-from tests.deploy.hostile_graphs import CARD, GRAPHS, ONE, network, node
+from tests.deploy.onnx.hostile_graphs import CARD, GRAPHS, ONE, network, node
 from tests.tools import ROOT
 
 RANDOM = np.random.default_rng(0)
@@ -193,7 +193,7 @@ COMPUTE = """
 import json, resource, sys, time
 import numpy as np
 from kdtrain.errors import KdtrainError
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx.model import OnnxModel
 for path in sys.argv[1:]:
     began, error_text = time.monotonic(), None
     try:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.opening import open_data, open_model, predict_test_set
-from kdtrain.deploy.predictor import Predictor
+from kdtrain.deploy.predict.opening import open_data, open_model, predict_test_set
+from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.oneflow import resolve_device

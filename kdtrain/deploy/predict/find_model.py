@@ -7,7 +7,7 @@ import logging
 import os
 from pathlib import Path
 
-from kdtrain.deploy.opening import is_named
+from kdtrain.deploy.predict.opening import is_named
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.store.card import ModelCard

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
-from kdtrain.deploy.onnx_classifier import FLAT, NHW, NHWC, Assumed, ClassifierForm, read_classifier
-from kdtrain.deploy.onnx_cost import LARGEST_PEAK, Cost, reason
-from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, import_onnx, read_onnx
+from kdtrain.deploy.onnx.classifier import FLAT, NHW, NHWC, Assumed, ClassifierForm, read_classifier
+from kdtrain.deploy.onnx.cost import LARGEST_PEAK, Cost, reason
+from kdtrain.deploy.onnx.reader import INPUTS, LOGITS, import_onnx, read_onnx
 from kdtrain.errors import CheckpointError, KdtrainError, size_text
 from kdtrain.runtime.limits import IMAGES_AT_ONCE, MOST_CLASSES
 from kdtrain.store.card import ModelCard

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdtrain.deploy.onnx_cost import Cost, GraphError, graph_cost, reason
+from kdtrain.deploy.onnx.cost import Cost, GraphError, graph_cost, reason
 from kdtrain.errors import CheckpointError, KdtrainError
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import read_bytes

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdtrain.data.dataset import Normalization
 from kdtrain.deploy.latency import stopwatch
-from kdtrain.deploy.predictor import Images, Logits
+from kdtrain.deploy.predict.predictor import Images, Logits
 from kdtrain.models.registry import count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.limits import IMAGES_AT_ONCE

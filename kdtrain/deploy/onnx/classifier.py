@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdtrain.deploy.onnx_cost import Cost, GraphError, graph_cost
-from kdtrain.deploy.onnx_reader import (
+from kdtrain.deploy.onnx.cost import Cost, GraphError, graph_cost
+from kdtrain.deploy.onnx.reader import (
     LARGEST,
     METADATA,
     PIXELS,
