@@ -20,7 +20,7 @@ from .deploy.bench import bench as bench
 from .deploy.benchmark import BenchmarkResult as BenchmarkResult
 from .deploy.export_model import ExportedModel as ExportedModel
 from .deploy.export_model import export as export
-from .deploy.onnx.model import OnnxModel as OnnxModel
+from .deploy.onnx.process import OnnxModel as OnnxModel
 from .deploy.predict.evaluate import EvaluatedModel as EvaluatedModel
 from .deploy.predict.evaluate import evaluate as evaluate
 from .deploy.predict.infer import Prediction as Prediction

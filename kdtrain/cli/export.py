@@ -13,7 +13,7 @@ from kdtrain.deploy.benchmark import ROUNDS, BenchmarkResult, run_benchmark
 from kdtrain.deploy.benchmark_table import benchmark_table
 from kdtrain.deploy.benchmark_table import to_json as benchmark_to_json
 from kdtrain.deploy.export_model import ExportedModel, export
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 
 

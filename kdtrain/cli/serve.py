@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 
 from kdtrain.cli.flags import check_flags
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
 from kdtrain.runtime.signals import raise_on_sigterm
 from kdtrain.runtime.value_checks import positive

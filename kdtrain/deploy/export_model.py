@@ -9,7 +9,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import Agreement, sha256, to_onnx
 from kdtrain.deploy.export.quantization import draw
 from kdtrain.deploy.export.quantization import quantize as to_int8
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.onnx.reader import import_onnx
 from kdtrain.deploy.predict.oneflow_model import OneFlowModel
 from kdtrain.deploy.predict.opening import open_checkpoint, open_data, predict_test_set

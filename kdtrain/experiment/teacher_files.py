@@ -7,21 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.npz import Header, Headers, read_arrays
-from kdtrain.deploy.onnx.classifier import LAYOUT, SIZE, Assumed
-from kdtrain.deploy.onnx.network import (
-    OnnxClassifier,
-    OnnxNetwork,
-    are_probabilities,
-    probability_rows,
-    to_logits,
-)
 from kdtrain.engine.teacher_network import (
     GivenLogits,
     InputConversion,
@@ -36,12 +28,16 @@ from kdtrain.experiment.settings import DEFAULT_TEACHER, flag_of
 from kdtrain.experiment.teacher_check import FirstLook, for_channels, normalization_text, own_form
 from kdtrain.experiment.teacher_classes import match_classes, needs_classes
 from kdtrain.experiment.teacher_flags import TeacherFlags
+from kdtrain.metrics.tempered_softmax import are_probabilities, probability_rows, to_logits
 from kdtrain.models.registry import count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.value_checks import channel_values
 from kdtrain.store.card import ModelCard, model_card, read_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
+
+if TYPE_CHECKING:
+    from kdtrain.deploy.onnx.network import OnnxClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +184,10 @@ def load_onnx_teacher(path: Path, request: Request) -> TeacherFile:
         CheckpointError: the file cannot be used, its classes do not match, or its accuracy is near chance.
         KdtrainError: onnx is not installed.
     """
+    # Imported here: a fit whose teacher is a checkpoint needs nothing of deploy.
+    from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
+    from kdtrain.deploy.onnx.reader import LAYOUT, SIZE, Assumed
+
     dataset, flags = request.dataset, request.flags
     assumed = Assumed(*dataset.image_shape, flags.next(LAYOUT) or "", flags.next(SIZE) or 0)
     classifier = OnnxClassifier(path, assumed)

@@ -9,7 +9,7 @@ import pytest
 
 from kdtrain.deploy.export.onnx_file import to_onnx
 from kdtrain.deploy.export.quantization import quantize
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.errors import UsageError
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.own_layers import gains_by_cores

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
 from kdtrain.deploy.export.onnx_file import finish
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.onnx.reader import INPUTS, LOGITS, import_onnx
 from kdtrain.errors import KdtrainError, one_line
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import BUILT_IN, load_dataset
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.predict.oneflow_model import OneFlowModel
 from kdtrain.deploy.predict.predictor import Logits, Predictor
 from kdtrain.errors import CheckpointError, UsageError, size_text

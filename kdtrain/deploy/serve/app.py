@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdtrain.data.images.model_input import shows_digits
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.serve.limits import Limits, RateLimit, read_body
 from kdtrain.deploy.serve.requests import content_type, images_in, temperature_in
 from kdtrain.errors import KdtrainError, error_text

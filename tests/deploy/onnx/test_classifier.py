@@ -18,9 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdtrain import flow
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.onnx.classifier import LAYOUT, SIZE, Assumed
-from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork, are_probabilities, to_logits
+from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
+from kdtrain.deploy.onnx.reader import LAYOUT, SIZE, Assumed
 from kdtrain.errors import CheckpointError
+from kdtrain.metrics.tempered_softmax import are_probabilities, to_logits
 from tests.tools import ROOT
 
 FOREIGN = ROOT / "tests" / "deploy" / "onnx" / "foreign"
@@ -213,12 +214,19 @@ def elsewhere(location: str) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
+def constant_elsewhere(made: onnx.ModelProto) -> None:
+    elsewhere("secret")(made)
+    tensor = made.graph.initializer.pop()
+    made.graph.node.insert(0, helper.make_node("Constant", [], ["weight"], value=tensor))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (two_inputs, "one input, and has 'in', 'mask'"),
         (no_table, "none of its outputs"),
         (loop, "contains 'Loop'"),
+        (constant_elsewhere, "refers to another file"),
         (elsewhere("../secret"), "only files in its own folder are read"),
         (elsewhere("/etc/passwd"), "only files in its own folder are read"),
         (elsewhere("link"), "only files in its own folder are read"),
@@ -280,5 +288,5 @@ def test_a_graph_that_needs_gigabytes_is_refused(tmp_path: Path) -> None:
     made.graph.node.append(helper.make_node("Add", ["out", "largest"], ["scores"]))
     made.graph.initializer.append(numpy_helper.from_array(np.array([1 << 20, 1 << 10, 1, 3]), "many"))
     made.graph.output[0].name = "scores"
-    with pytest.raises(CheckpointError, match="too large to be computed"):
+    with pytest.raises(CheckpointError, match="needs more memory than is allowed"):
         OnnxClassifier(saved(tmp_path, made), Assumed(1, 2, 2))

@@ -1,4 +1,4 @@
-"""The cost of ONNX graphs: hostile ones are refused in seconds, those of other programs are computed."""
+"""Hostile ONNX graphs end within the limits of memory and time; those of other programs are computed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,13 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from kdtrain.deploy.export.onnx_file import to_onnx
-from kdtrain.deploy.onnx.cost import LARGEST_PEAK, LARGEST_WORK, graph_cost
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.network import OnnxClassifier
+from kdtrain.deploy.onnx.process import OnnxModel
+from kdtrain.deploy.onnx.reader import Assumed
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
-from tests.deploy.onnx.hostile_graphs import CARD, GRAPHS, ONE, network, node
+from tests.deploy.onnx.hostile_graphs import CARD, COMPUTED, GRAPHS, network, node
 from tests.tools import ROOT
 
 RANDOM = np.random.default_rng(0)
@@ -156,24 +156,32 @@ def test_files_of_other_programs_are_computed(
     np.testing.assert_allclose(OnnxModel.load(path).logits(images), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_large_network_stays_far_below_the_limits() -> None:
+def test_a_large_network_is_computed_within_the_limits(tmp_path: Path) -> None:
+    """ResNet-18 at 224x224; its authors count 1.8 billion multiply-adds."""
     flow.manual_seed(0)
-    shape, classes = (3, 224, 224), tuple(map(str, range(1000)))
-    card = ModelCard("teacher", "flowvision:resnet50", "noise", shape, classes, (0.5,) * 3, (0.2,) * 3)
-    content = to_onnx(build_model(card.arch, shape, len(classes)).eval(), card)
-    cost = graph_cost(onnx, onnx.load_model_from_string(content), "pixels")
-    assert 4.1e9 < cost.work < LARGEST_WORK / 10, "its authors count 4.1 billion multiply-adds"
-    assert 3 * 4 * 224 * 224 < cost.peak < LARGEST_PEAK / 5
+    shape, classes = (3, 224, 224), tuple(map(str, range(10)))
+    card = ModelCard("teacher", "flowvision:resnet18", "noise", shape, classes, (0.5,) * 3, (0.2,) * 3)
+    (tmp_path / "model.onnx").write_bytes(to_onnx(build_model(card.arch, shape, len(classes)).eval(), card))
+    images = RANDOM.integers(0, 256, (3, *shape)).astype(np.uint8)
+    assert np.isfinite(OnnxModel.load(tmp_path / "model.onnx").logits(images)).all()
+    assert 1.80e9 < OnnxClassifier(tmp_path / "model.onnx", Assumed(*shape)).form.multiply_adds < 1.83e9
 
 
-def test_work_is_that_of_the_layers() -> None:
-    """A convolution and a product, counted by hand; reading and writing a number counts four."""
+def test_images_that_need_too_much_memory_together_are_computed_in_smaller_portions(tmp_path: Path) -> None:
+    """Each takes 6 MB."""
+    made = network([node("Tile", "pixels times")], {"times": [1, 2000, 1, 1]}, logits="x")
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    images = RANDOM.integers(0, 256, (250, 1, 28, 28)).astype(np.uint8)
+    assert OnnxModel.load(tmp_path / "model.onnx").logits(images).shape == (250, 10)
+
+
+def test_multiply_adds_are_those_of_the_layers(tmp_path: Path) -> None:
+    """A convolution and two products, counted by hand."""
     nodes = [node("Flatten", "maps", "all", axis=1), node("MatMul", "all w1", "flat")]
-    cost = graph_cost(onnx, classifier(nodes, {"w1": floats(784, 16)}, 17), "pixels")
-    multiplied = 4 * 14 * 14 * 9 + 784 * 16 + 16 * 10
-    moved = (784 + 36 + 784) + (784 + 784) + (784 + 784 * 16 + 16) + (16 + 160 + 10 + 10)
-    assert cost.work == multiplied + 4 * moved
-    assert cost.peak == 4 * (784 + 784)
+    made = classifier(nodes, {"w1": floats(784, 16)}, 17)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    form = OnnxClassifier(tmp_path / "model.onnx", Assumed(1, 28, 28)).form
+    assert form.multiply_adds == 4 * 14 * 14 * 9 + 784 * 16 + 16 * 10
 
 
 def test_declared_shapes_are_ignored(tmp_path: Path) -> None:
@@ -184,25 +192,26 @@ def test_declared_shapes_are_ignored(tmp_path: Path) -> None:
     assert OnnxModel.load(tmp_path / "model.onnx").logits(np.zeros((3, 1, 28, 28), np.uint8)).shape == (3, 10)
 
 
-GIGABYTE = 1 << 20  # KB
-SECONDS = 30  # on a busy machine; on an idle one each takes less than two
+KILOBYTES = 600_000  # of a process
+SECONDS = 6  # of the CPU, for loading and computing, where a limit of 3 takes the place of 30
 SAFE = 3 << 30  # bytes: a limit that protects the machine that runs this test
 
-# Computes the largest batch.
+# Computes the largest portion. The limit of time is a tenth of the usual one, so that tests take less.
 COMPUTE = """
-import json, resource, sys, time
+import json, resource, sys
 import numpy as np
+from kdtrain.deploy.onnx import process
 from kdtrain.errors import KdtrainError
-from kdtrain.deploy.onnx.model import OnnxModel
+process._START = process._START.replace("; main()", "; main.__globals__['LONGEST'] = 3; main()")
 for path in sys.argv[1:]:
-    began, error_text = time.monotonic(), None
+    before, error_text = resource.getrusage(resource.RUSAGE_CHILDREN), None
     try:
-        OnnxModel.load(path).logits(np.full((250, 1, 28, 28), 3, np.uint8))
+        process.OnnxModel.load(path).logits(np.full((250, 1, 28, 28), 3, np.uint8))
     except KdtrainError as error:
         error_text = str(error)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps([error_text, time.monotonic() - began, peak + own]), flush=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps([error_text, seconds, after.ru_maxrss]), flush=True)
 """
 
 
@@ -216,25 +225,22 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended: exit code, output, seconds, and the peak memory of its largest descendant."""
+    """A process that has ended: exit code, output, and the peak memory of its largest descendant."""
 
     code: int
     out: str
     err: str
-    seconds: float
     kilobytes: int
 
 
 def run(*words: str | Path, cwd: Path) -> Ended:
     """Runs Python, and measures the memory of it and of the processes that it starts."""
-    began = time.monotonic()
     # A small process in between: a forked child's peak memory begins with that of pytest.
     done = subprocess.run(
         [sys.executable, "-I", "-c", MEASURE, *map(str, words)], cwd=cwd, text=True, capture_output=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=limit, check=False,
     )  # fmt: skip
-    took = time.monotonic() - began
-    return Ended(done.returncode, done.stdout, done.stderr, took, int((cwd / "kilobytes").read_text()))
+    return Ended(done.returncode, done.stdout, done.stderr, int((cwd / "kilobytes").read_text()))
 
 
 def limit() -> None:
@@ -249,8 +255,8 @@ def write(folder: Path, name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str | None, float, int]]:
-    """Returns the error message, the seconds and the KB of the two processes, by graph."""
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str | None, float, int]]:
+    """Returns the error message, the CPU seconds and the KB of the process that computes it, by graph."""
     folder = tmp_path_factory.mktemp("graphs")
     ended = run("-c", COMPUTE, *(write(folder, name) for name in GRAPHS), cwd=folder)
     lines = [json.loads(line) for line in ended.out.splitlines()]
@@ -258,22 +264,21 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str | N
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_graph_that_needs_gigabytes_or_minutes_is_refused(
-    answers: dict[str, tuple[str | None, float, int]], name: str
+def test_a_graph_that_asks_for_gigabytes_or_minutes_ends_within_the_limits(
+    ends: dict[str, tuple[str | None, float, int]], name: str
 ) -> None:
-    error_text, seconds, kilobytes = answers[name]
-    assert error_text is not None, "it was computed"
-    assert f"/{list(GRAPHS).index(name)}.onnx" in error_text
+    error_text, seconds, kilobytes = ends[name]
+    assert name in COMPUTED if error_text is None else f"/{list(GRAPHS).index(name)}.onnx" in error_text
     assert seconds < SECONDS
-    assert kilobytes < GIGABYTE
+    assert kilobytes < KILOBYTES
 
 
 @pytest.mark.parametrize(
     ("words", "name"),
     [
         (("infer", "--picture-index", "0", "--checkpoint"), "Expand of a constant"),
-        (("eval",), "Expand by images"),
-        (("bench",), "MatMul of small ones"),
+        (("eval",), "Expand by pixels"),
+        (("bench",), "Tile"),
         (("serve", "--port", "0"), "Concat of shapes"),
     ],
     ids=["infer", "eval", "bench", "serve"],
@@ -283,8 +288,7 @@ def test_every_command_refuses_it_with_one_line(words: tuple[str, ...], name: st
     assert (ended.code, ended.out) == (1, "")
     (line,) = ended.err.splitlines()
     assert line.startswith(f"kdtrain: {tmp_path}/")
-    assert ended.seconds < SECONDS
-    assert ended.kilobytes < GIGABYTE
+    assert ended.kilobytes < KILOBYTES
 
 
 def test_a_sparse_file_of_2_gb_is_not_read(tmp_path: Path) -> None:
@@ -293,10 +297,4 @@ def test_a_sparse_file_of_2_gb_is_not_read(tmp_path: Path) -> None:
     ended = run("-c", COMPUTE, tmp_path / "sparse.onnx", cwd=tmp_path)
     error_text, _, kilobytes = json.loads(ended.out)
     assert "2,147,483,647" in error_text
-    assert kilobytes < GIGABYTE
-
-
-def test_the_same_operators_are_allowed_at_a_small_size(tmp_path: Path) -> None:
-    path = tmp_path / "small.onnx"
-    path.write_bytes(network([node("Expand", "one size")], {"one": ONE, "size": [100]}).SerializeToString())
-    assert OnnxModel.load(path).card.classes[0] == "0"
+    assert kilobytes < KILOBYTES

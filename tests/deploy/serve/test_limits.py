@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.onnx.model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.serve.limits import Limits, RateLimit
 from kdtrain.deploy.serve.requests import images_in
 from kdtrain.store.card import ModelCard
