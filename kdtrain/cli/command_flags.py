@@ -310,9 +310,6 @@ def _serve(parser: Parser) -> None:
     parser.add_argument(
         "--max-body", type=number, default=10.0, metavar="MB", help="largest request body in megabytes [10]"
     )
-    parser.add_argument(
-        "--rate", type=number, default=30.0, metavar="N", help="requests per second for each client [30]"
-    )
 
 
 def _models(parser: Parser) -> None:

@@ -19,7 +19,6 @@ from kdtrain.runtime.value_checks import positive
 
 logger = logging.getLogger(__name__)
 
-_MOST_RATE = 1e6  # requests per second
 _MOST_BODY = 1000.0  # megabytes; a body is held in memory
 _SECONDS_TO_END = 5  # grace period for requests in flight
 _SECONDS_TO_GIVE_BACK = 5  # between two returns of freed memory to the system
@@ -34,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
 
         from kdtrain.deploy.serve.app import make_app
         from kdtrain.deploy.serve.connections import Server, give_back_memory
-        from kdtrain.deploy.serve.limits import Limits
+        from kdtrain.deploy.serve.requests import Limits
     except ImportError as error:
         raise KdtrainError(
             f"serving needs starlette and uvicorn, which are not installed ({error}): "
@@ -43,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     threads = len(os.sched_getaffinity(0))
     model = OnnxModel.load(options.model, threads)
     teacher = None if options.teacher is None else _teacher(options.teacher, model, threads)
-    limits = Limits(rate=options.rate, body=round(options.max_body * 1e6))
+    limits = Limits(body=round(options.max_body * 1e6))
     names = {options.host, socket.gethostname(), socket.getfqdn()}
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # each connection needs one
@@ -66,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port is {clipped(options.port)}: it must be from 0 (any that is free) to 65535.")
-    check_flags(options, rate=positive(_MOST_RATE), max_body=positive(_MOST_BODY))
+    check_flags(options, max_body=positive(_MOST_BODY))
     for path in filter(None, (options.model, options.teacher)):
         if path.suffix == ".safetensors" and path.is_file():
             exported = path.with_suffix(".onnx")

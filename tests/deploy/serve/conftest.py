@@ -28,7 +28,7 @@ from kdtrain.deploy.export.onnx_file import to_onnx
 from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.serve.app import make_app
 from kdtrain.deploy.serve.connections import Server
-from kdtrain.deploy.serve.limits import Limits
+from kdtrain.deploy.serve.requests import Limits
 from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
@@ -155,8 +155,8 @@ def export(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def service(exported: Path) -> Iterator[Service]:
-    """A service of both models, practically without a limit of the rate."""
-    words = ("--teacher", exported / "teacher.onnx", "--rate", "100000")
+    """A service of both models."""
+    words = ("--teacher", exported / "teacher.onnx")
     with serve(exported / "student.onnx", *words) as running:
         yield running
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.serve.limits import Limits
+from kdtrain.deploy.serve.requests import Limits
 from tests.deploy.serve.conftest import as_json, serve, service_with
 from tests.tools import wait_until
 
