@@ -16,8 +16,8 @@ from .callbacks.features import FeatureMethod as FeatureMethod
 from .data.dataset import Dataset as Dataset
 from .data.loader import Batch as Batch
 from .data.loader import Loader as Loader
-from .deploy.bench import bench as bench
 from .deploy.benchmark import BenchmarkResult as BenchmarkResult
+from .deploy.benchmark import bench as bench
 from .deploy.export_model import ExportedModel as ExportedModel
 from .deploy.export_model import export as export
 from .deploy.onnx.process import OnnxModel as OnnxModel

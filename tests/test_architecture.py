@@ -19,7 +19,7 @@ ROOMS = [
     *("engine", "report", "deploy", "callbacks", "experiment", "cli"),
 ]
 """Each may import those before it."""
-MOST_LINES = 400
+MOST_LINES = 500
 """Raise it for a longer file that holds one idea; split a file that holds two."""
 MOST_LINES_OF_A_FUNCTION = 40
 

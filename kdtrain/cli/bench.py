@@ -9,8 +9,7 @@ from pathlib import Path
 
 from kdtrain.cli.output import Output
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.bench import bench_models, check_numbers, open_all
-from kdtrain.deploy.benchmark_table import benchmark_table, to_json
+from kdtrain.deploy.benchmark import bench_models, benchmark_json, benchmark_table, check_numbers, open_all
 from kdtrain.deploy.predict.opening import is_named, open_data
 from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.errors import CheckpointError
@@ -32,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         models = _trained_on(data, models)
     results = bench_models(models, data, options.rounds, options.batch_size, options.threads)
     if options.json:
-        rows = [to_json(result) | {"threads": options.threads} for result in results]
+        rows = [benchmark_json(result) | {"threads": options.threads} for result in results]
         print(json.dumps(rows, indent=2))
         return 0
     output = Output()

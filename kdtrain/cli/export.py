@@ -9,9 +9,7 @@ from typing import Any
 
 from kdtrain.cli.next_step import command_line, print_next
 from kdtrain.cli.output import Output
-from kdtrain.deploy.benchmark import ROUNDS, BenchmarkResult, run_benchmark
-from kdtrain.deploy.benchmark_table import benchmark_table
-from kdtrain.deploy.benchmark_table import to_json as benchmark_to_json
+from kdtrain.deploy.benchmark import ROUNDS, BenchmarkResult, benchmark_json, benchmark_table, run_benchmark
 from kdtrain.deploy.export_model import ExportedModel, export
 from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
@@ -85,5 +83,5 @@ def _to_json(
             "size_bytes": quantized.stat().st_size,
             "calibration_images": exported.calibration_images,
         },
-        "benchmark": [benchmark_to_json(result) for result in results],
+        "benchmark": [benchmark_json(result) for result in results],
     }

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from kdtrain.cli.next_step import after_model
 from kdtrain.cli.output import Output
-from kdtrain.deploy.predict.find_model import find_model, model_in
 from kdtrain.deploy.predict.infer import (
     FailedImage,
     Prediction,
@@ -26,7 +25,7 @@ from kdtrain.deploy.predict.infer import (
     predict_files,
     predict_test_image,
 )
-from kdtrain.deploy.predict.opening import open_model
+from kdtrain.deploy.predict.opening import find_model, model_in, open_model
 from kdtrain.errors import UsageError
 from kdtrain.experiment.comparison_run import picture_path
 from kdtrain.report.table import Column, Table
