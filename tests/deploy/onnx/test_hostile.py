@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from kdtrain.deploy.onnx.reader import Assumed
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
-from tests.deploy.onnx.hostile_graphs import CARD, COMPUTED, GRAPHS, network, node
+from tests.deploy.onnx.graphs import COMPUTED, GRAPHS, mnist_network, network, node
 from tests.tools import ROOT
 
 RANDOM = np.random.default_rng(0)
@@ -43,40 +42,16 @@ def classifier(nodes: list[NodeProto], constants: dict[str, Any], opset: int) ->
         *nodes,
         node("Gemm", "flat w9 b9", "logits", transB=1),
     ]
-    graph = helper.make_graph(
-        ends,
-        "main_graph",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 1, 28, 28])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    helper.set_model_props(made, {"kdtrain": json.dumps(CARD)})
-    return made
+    return mnist_network(ends, values, opset)
 
 
 def constant(name: str, value: Any) -> NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(value)))
 
 
-def view(opset: int) -> list[NodeProto]:
-    """Returns torch's nodes for ``x.view(x.size(0), -1)``: a computed shape. Older files have Flatten."""
-    if opset < 14:  # onnx cannot infer the result of Reshape with such a shape
-        return [node("Flatten", "pooled", "flat")]
-    return [
-        constant("zero", [0]),
-        constant("first", 0),
-        node("Shape", "pooled", "shape"),
-        node("Gather", "shape first", "size", axis=0),
-        node("Unsqueeze", "size zero", "sizes"),
-        constant("rest", [-1]),
-        node("Concat", "sizes rest", "wanted", axis=0),
-        node("Reshape", "pooled wanted", "flat"),
-    ]
-
-
 def block(opset: int) -> onnx.ModelProto:
-    """A residual block with batch normalisation, pooled to 2x2, as torch exports it."""
+    """A residual block with batch normalisation, and torch's nodes for ``x.view(x.size(0), -1)``."""
+    axes: dict[str, list[int]] = {} if opset >= 13 else {"axes": [0]}
     names = ("scale", "shift", "mean", "variance")
     nodes = [
         node("BatchNormalization", " ".join(("maps", *names)), "normal"),
@@ -85,7 +60,14 @@ def block(opset: int) -> onnx.ModelProto:
         node("Add", "again maps", "sum"),
         node("Clip", "sum low high", "clipped"),
         node("AveragePool", "clipped", "pooled", kernel_shape=[7, 7], strides=[7, 7]),
-        *view(opset),
+        constant("zero", [0]),
+        constant("first", 0),
+        node("Shape", "pooled", "shape"),
+        node("Gather", "shape first", "size", axis=0),
+        node("Unsqueeze", "size" if axes else "size zero", "sizes", **axes),
+        constant("rest", [-1]),
+        node("Concat", "sizes rest", "wanted", axis=0),
+        node("Reshape", "pooled wanted", "flat"),
     ]
     statistics = dict.fromkeys(names, np.ones(4, np.float32))
     ends = {"low": np.float32(0), "high": np.float32(6)}
@@ -97,9 +79,7 @@ def attention(opset: int) -> onnx.ModelProto:
     nodes = [
         node("Reshape", "maps rows", "places"),
         node("Transpose", "places", "tokens", perm=[0, 2, 1]),
-        node("ReduceMean", "tokens", "means", axes=[-1])
-        if opset < 18
-        else node("ReduceMean", "tokens last", "means"),
+        node("ReduceMean", "tokens last", "means"),
         node("Sub", "tokens means", "centred"),
         node("Pow", "centred two", "squares"),
         node("Sqrt", "squares", "lengths"),
@@ -124,12 +104,12 @@ def activations(opset: int) -> onnx.ModelProto:
     """Activations and means of newer versions, channels that are split and joined, and sizes halved."""
     nodes = [
         node("HardSwish", "maps", "swish"),
-        node("Split", "swish", "left right", axis=1, **({"num_outputs": 2} if opset >= 18 else {})),
+        node("Split", "swish", "left right", axis=1, num_outputs=2),
         node("Sigmoid", "left", "gate"),
         node("Mul", "gate right", "gated"),
         node("Concat", "gated left", "joined", axis=1),
         helper.make_node("Resize", ["joined", "", "half"], ["halved"], mode="nearest"),
-        node("Gelu", "halved", "smooth") if opset >= 20 else node("Softplus", "halved", "smooth"),
+        node("Gelu", "halved", "smooth"),
         node("MaxPool", "smooth", "pooled", kernel_shape=[3, 3], strides=[2, 2]),
         node("GlobalAveragePool", "pooled", "one"),
         node("Expand", "one size", "four"),
@@ -139,11 +119,7 @@ def activations(opset: int) -> onnx.ModelProto:
     return classifier(nodes, {"half": np.array([1, 1, 0.5, 0.5], np.float32), "size": [1, 1, 2, 2]}, opset)
 
 
-@pytest.mark.parametrize(
-    ("make", "opset"),
-    [(block, 11), (block, 13), (block, 18), (block, 21), (attention, 13), (attention, 17), (attention, 18),
-     (attention, 21), (activations, 14), (activations, 18), (activations, 20), (activations, 21)],
-)  # fmt: skip
+@pytest.mark.parametrize(("make", "opset"), [(block, 11), (block, 21), (attention, 18), (activations, 20)])
 def test_files_of_other_programs_are_computed(
     make: Callable[[int], onnx.ModelProto], opset: int, tmp_path: Path
 ) -> None:
@@ -169,7 +145,7 @@ def test_a_large_network_is_computed_within_the_limits(tmp_path: Path) -> None:
 
 def test_images_that_need_too_much_memory_together_are_computed_in_smaller_portions(tmp_path: Path) -> None:
     """Each takes 6 MB."""
-    made = network([node("Tile", "pixels times")], {"times": [1, 2000, 1, 1]}, logits="x")
+    made = network([node("Tile", "pixels times")], {"times": [1, 2000, 1, 1]})
     (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
     images = RANDOM.integers(0, 256, (250, 1, 28, 28)).astype(np.uint8)
     assert OnnxModel.load(tmp_path / "model.onnx").logits(images).shape == (250, 10)
@@ -215,32 +191,11 @@ for path in sys.argv[1:]:
 """
 
 
-MEASURE = """
-import pathlib, resource, subprocess, sys
-code = subprocess.run([sys.executable, *sys.argv[1:]]).returncode
-pathlib.Path("kilobytes").write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
-sys.exit(code)
-"""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended: exit code, output, and the peak memory of its largest descendant."""
-
-    code: int
-    out: str
-    err: str
-    kilobytes: int
-
-
-def run(*words: str | Path, cwd: Path) -> Ended:
-    """Runs Python, and measures the memory of it and of the processes that it starts."""
-    # A small process in between: a forked child's peak memory begins with that of pytest.
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", MEASURE, *map(str, words)], cwd=cwd, text=True, capture_output=True,
+def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, text=True, capture_output=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=limit, check=False,
     )  # fmt: skip
-    return Ended(done.returncode, done.stdout, done.stderr, int((cwd / "kilobytes").read_text()))
 
 
 def limit() -> None:
@@ -259,7 +214,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str | None
     """Returns the error message, the CPU seconds and the KB of the process that computes it, by graph."""
     folder = tmp_path_factory.mktemp("graphs")
     ended = run("-c", COMPUTE, *(write(folder, name) for name in GRAPHS), cwd=folder)
-    lines = [json.loads(line) for line in ended.out.splitlines()]
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
     return dict(zip(GRAPHS, lines, strict=False))
 
 
@@ -285,16 +240,15 @@ def test_a_graph_that_asks_for_gigabytes_or_minutes_ends_within_the_limits(
 )
 def test_every_command_refuses_it_with_one_line(words: tuple[str, ...], name: str, tmp_path: Path) -> None:
     ended = run("-m", "kdtrain", *words, write(tmp_path, name), cwd=tmp_path)
-    assert (ended.code, ended.out) == (1, "")
-    (line,) = ended.err.splitlines()
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
     assert line.startswith(f"kdtrain: {tmp_path}/")
-    assert ended.kilobytes < KILOBYTES
 
 
 def test_a_sparse_file_of_2_gb_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "sparse.onnx").open("wb") as file:
         file.truncate(2**31)
     ended = run("-c", COMPUTE, tmp_path / "sparse.onnx", cwd=tmp_path)
-    error_text, _, kilobytes = json.loads(ended.out)
+    error_text, _, kilobytes = json.loads(ended.stdout)
     assert "2,147,483,647" in error_text
     assert kilobytes < KILOBYTES

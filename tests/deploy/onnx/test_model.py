@@ -23,10 +23,11 @@ from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.onnx.reader import METADATA
 from kdtrain.errors import CheckpointError, KdtrainError
 from tests.cli.conftest import run_python
-from tests.deploy.onnx import hostile_graphs
+from tests.deploy.onnx import graphs
+from tests.deploy.onnx.graphs import build, node
 from tests.tools import ROOT
 
-CARD = hostile_graphs.CARD | {
+CARD = graphs.CARD | {
     "image_shape": [1, 2, 2],
     "classes": ["a", "b"],
     "parameters": 8,
@@ -35,20 +36,10 @@ CARD = hostile_graphs.CARD | {
 
 def model() -> onnx.ModelProto:
     """A network that kdtrain could have written: sums of pixels."""
-    weight = onnx.numpy_helper.from_array(np.arange(8, dtype=np.float32).reshape(4, 2), "weight")
-    graph = helper.make_graph(
-        [
-            helper.make_node("Flatten", ["pixels"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
-        ],
-        "sums",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 1, 2, 2])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
-        [weight],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(made, {METADATA: json.dumps(CARD)})
-    return made
+    nodes = [node("Flatten", "pixels", "flat"), node("MatMul", "flat weight", "logits")]
+    weights = {"weight": np.arange(8, dtype=np.float32).reshape(4, 2)}
+    pixels, logits = ("pixels", 1, ("N", 1, 2, 2)), ("logits", 1, ("N", 2))
+    return build(nodes, weights, pixels, logits, about=CARD)
 
 
 def with_metadata(made: onnx.ModelProto, **entries: Any) -> None:

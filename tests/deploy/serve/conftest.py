@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -64,13 +65,22 @@ class Service:
     def ask(
         self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str = ""
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
-            response = connection.getresponse()
-            return Answer(response.status, response.headers, json.loads(response.read() or "null"))
-        finally:
-            connection.close()
+        return ask(self.port, path, body, headers, method)
+
+
+def ask(
+    port: int,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    method: str = "",
+    seconds: float = 60,
+) -> Answer:
+    """Sends a request on a connection of its own; returns the response."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)) as connection:
+        connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, json.loads(response.read() or "null"))
 
 
 Serve = Callable[..., AbstractContextManager[Service]]

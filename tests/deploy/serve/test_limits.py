@@ -23,7 +23,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.serve.requests import Limits, images_in
 from kdtrain.store.card import ModelCard
-from tests.deploy.serve.conftest import JSON, Service, as_json, serve, service_with
+from tests.deploy.serve.conftest import JSON, Service, as_json, ask, serve, service_with
 
 CARD = ModelCard("student", "student_mlp", "mnist", (1, 3, 2), ("a", "b"), (0.5,), (0.2,))
 
@@ -82,10 +82,7 @@ def test_slow_body_is_refused_and_delays_no_other_client(exported: Path, mnist: 
         began = time.monotonic()
         for _ in range(5):
             connection.sendall(b"x")
-            other = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-            other.request("POST", "/predict", as_json(mnist.test.images[0]), JSON)
-            assert other.getresponse().status == 200
-            other.close()
+            assert ask(port, "/predict", as_json(mnist.test.images[0]), JSON).status == 200
         response.begin()
         assert time.monotonic() - began >= 1.4
         assert (response.status, response.headers["Connection"]) == (408, "close")
@@ -113,12 +110,9 @@ def test_logits_that_are_not_finite_are_a_failure_of_the_service(
     weights.CopyFrom(numpy_helper.from_array(spoilt, weights.name))
     onnx.save(model, tmp_path / "spoilt.onnx")
     with service_with(tmp_path / "spoilt.onnx", Limits()) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("POST", "/predict", as_json(mnist.test.images[0]), JSON)
-        response = connection.getresponse()
-        assert response.status == 500
-        assert "not finite" in json.loads(response.read())["error"]
-        connection.close()
+        answer = ask(port, "/predict", as_json(mnist.test.images[0]), JSON)
+        assert answer.status == 500
+        assert "not finite" in answer.content["error"]
     (record,) = caplog.records
     assert "POST /predict" in record.getMessage()
     assert record.exc_info is None

@@ -1,4 +1,7 @@
-"""ONNX files of a few kilobytes that ask for gigabytes or minutes; each declares a network for MNIST."""
+"""ONNX graphs that tests make: a builder, and files of a few kilobytes that ask for gigabytes or minutes.
+
+Each of the latter declares a network for MNIST.
+"""
 
 from __future__ import annotations
 
@@ -26,30 +29,55 @@ CARD: dict[str, Any] = {
 }
 
 
-def network(
-    nodes: Sequence[NodeProto], constants: dict[str, Any], opset: int = 17, logits: str = "x"
+Shape = Sequence[int | str]
+
+
+def build(
+    nodes: Sequence[NodeProto],
+    constants: dict[str, Any],
+    given: tuple[str, int, Shape],
+    returned: tuple[str, int, Shape],
+    *,
+    about: dict[str, Any] | None = None,
+    opset: int = 17,
 ) -> onnx.ModelProto:
-    """Returns a network of ``nodes``, which compute ``x`` from ``pixels``; its logits depend on ``x``."""
-    values = {"weights": np.zeros((784, 10), np.float32)} | constants
-    end = [
-        helper.make_node("Flatten", ["pixels"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["plain"]),
-        helper.make_node("ReduceMax", [logits], ["largest"], keepdims=0),
-        helper.make_node("Add", ["plain", "largest"], ["logits"]),
+    """Returns a file with one input and one output: their names, types and shapes.
+
+    Args:
+        nodes: the graph.
+        constants: its weights; arrays or tensors.
+        given: the input.
+        returned: the output.
+        about: kdtrain's metadata.
+        opset: version of the operators.
+    """
+    weights = [
+        value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value), name)
+        for name, value in constants.items()
     ]
-    graph = helper.make_graph(
-        [*nodes, *end],
-        "graph",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 1, 28, 28])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])],
-        [
-            value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value), name)
-            for name, value in values.items()
-        ],
-    )
+    inputs, outputs = ([helper.make_tensor_value_info(*value)] for value in (given, returned))
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    helper.set_model_props(made, {"kdtrain": json.dumps(CARD)})
+    if about is not None:
+        helper.set_model_props(made, {"kdtrain": json.dumps(about)})
     return made
+
+
+def mnist_network(nodes: Sequence[NodeProto], constants: dict[str, Any], opset: int = 17) -> onnx.ModelProto:
+    """Returns a network of kdtrain's for MNIST."""
+    pixels, logits = ("pixels", TensorProto.FLOAT, ("N", 1, 28, 28)), ("logits", TensorProto.FLOAT, ("N", 10))
+    return build(nodes, constants, pixels, logits, about=CARD, opset=opset)
+
+
+def network(nodes: Sequence[NodeProto], constants: dict[str, Any]) -> onnx.ModelProto:
+    """Returns a network of ``nodes``, which compute ``x`` from ``pixels``; its logits depend on ``x``."""
+    end = [
+        node("Flatten", "pixels", "flat"),
+        node("MatMul", "flat weights", "plain"),
+        node("ReduceMax", "x", "largest", keepdims=0),
+        node("Add", "plain largest", "logits"),
+    ]
+    return mnist_network([*nodes, *end], {"weights": np.zeros((784, 10), np.float32)} | constants)
 
 
 def node(kind: str, given: str, returned: str = "x", **options: Any) -> NodeProto:
