@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.images.digit_photo import to_mnist
-from kdtrain.deploy.opening import open_model
-from kdtrain.deploy.predictor import Predictor
+from kdtrain.deploy.predict.infer import doubt
+from kdtrain.deploy.predict.opening import open_model
+from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.errors import DataError
-from kdtrain.experiment.doubt import doubt
 
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSans-Oblique", "DejaVuSansMono")
 ENLARGED = 4  # pixels of an enlarged image for one of MNIST's

@@ -17,7 +17,7 @@ from kdtrain.runtime.signals import defer_signals
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
     from kdtrain.data.dataset import Dataset
-    from kdtrain.deploy.predictor import Predictor
+    from kdtrain.deploy.predict.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Tests and times models side by side, and prints a row for each."""
     with defer_signals():  # an interrupted import may come out as another error
-        from kdtrain.deploy.bench import bench_models, check_numbers, open_all
-        from kdtrain.deploy.benchmark_table import benchmark_table, to_json
-        from kdtrain.deploy.opening import is_named, open_data
+        from kdtrain.deploy.benchmark import (
+            bench_models,
+            benchmark_json,
+            benchmark_table,
+            check_numbers,
+            open_all,
+        )
+        from kdtrain.deploy.predict.opening import is_named, open_data
     check_numbers(options.rounds, options.batch_size, options.threads)
     paths = options.models or _kept_models(options.model_save_dir)
     models = open_all(paths, options.arch, options.threads)
@@ -70,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         models = _trained_on(data, models)
     results = bench_models(models, data, options.rounds, options.batch_size, options.threads)
     if options.json:
-        rows = [to_json(result) | {"threads": options.threads} for result in results]
+        rows = [benchmark_json(result) | {"threads": options.threads} for result in results]
         print(json.dumps(rows, indent=2))
         return 0
     output = Output()

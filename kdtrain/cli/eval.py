@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Tests a model on the test set, and prints its figures."""
     with defer_signals():  # an interrupted import may come out as another error
-        from kdtrain.deploy.evaluate import evaluate
+        from kdtrain.deploy.predict.evaluate import evaluate
         from kdtrain.report.evaluation import evaluation_report, to_json
     evaluated = evaluate(
         options.checkpoint,

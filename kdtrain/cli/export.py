@@ -94,7 +94,7 @@ def _compare(exported: ExportedModel) -> list[BenchmarkResult]:
     if exported.quantized is None:
         return []
     from kdtrain.deploy.benchmark import ROUNDS, run_benchmark
-    from kdtrain.deploy.onnx_model import OnnxModel
+    from kdtrain.deploy.onnx.process import OnnxModel
 
     models = [OnnxModel.load(exported.path), OnnxModel.load(exported.quantized)]
     test = exported.dataset.test
@@ -102,7 +102,7 @@ def _compare(exported: ExportedModel) -> list[BenchmarkResult]:
 
 
 def _print(exported: ExportedModel, results: Sequence[BenchmarkResult]) -> None:
-    from kdtrain.deploy.benchmark_table import benchmark_table
+    from kdtrain.deploy.benchmark import benchmark_table
 
     path, agreement = exported.path, exported.agreement
     output = Output()
@@ -122,7 +122,7 @@ def _to_json(
     exported: ExportedModel, results: Sequence[BenchmarkResult], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Returns plain values for ``--json``; docs/deployment.md explains them."""
-    from kdtrain.deploy.benchmark_table import to_json
+    from kdtrain.deploy.benchmark import benchmark_json
 
     path, quantized, agreement = exported.path, exported.quantized, exported.agreement
     return {
@@ -140,5 +140,5 @@ def _to_json(
             "size_bytes": quantized.stat().st_size,
             "calibration_images": exported.calibration_images,
         },
-        "benchmark": [to_json(result) for result in results],
+        "benchmark": [benchmark_json(result) for result in results],
     }

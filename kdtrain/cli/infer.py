@@ -35,7 +35,7 @@ from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE
 from kdtrain.store.record import SINGLE_MODES
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
-    from kdtrain.experiment.infer import FailedImage, Prediction
+    from kdtrain.deploy.predict.infer import FailedImage, Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _figure_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Classifies images; prints the predictions, and draws each. Returns 1 if an image cannot be read."""
     with defer_signals():  # an interrupted import may come out as another error
-        from kdtrain.experiment.infer import check_images, image_files
+        from kdtrain.deploy.predict.infer import check_images, image_files
     check_images(options.images, options.picture_index, options.temperature)
     _check_pictures(options)
     files = image_files(options.images)
@@ -149,9 +149,8 @@ def _check_pictures(options: argparse.Namespace) -> None:
 
 
 def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Prediction | FailedImage]:
-    from kdtrain.deploy.opening import open_model
-    from kdtrain.experiment.find_model import find_model, model_in
-    from kdtrain.experiment.infer import predict_files, predict_test_image
+    from kdtrain.deploy.predict.infer import predict_files, predict_test_image
+    from kdtrain.deploy.predict.opening import find_model, model_in, open_model
     from kdtrain.runtime.oneflow import resolve_device
 
     find = model_in if options.checkpoint is None else find_model
@@ -181,8 +180,8 @@ def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Pre
 
 def _entry(prediction: Prediction | FailedImage, options: argparse.Namespace) -> dict[str, Any]:
     """Saves the drawing of a prediction; returns the entries to print."""
+    from kdtrain.deploy.predict.infer import FailedImage
     from kdtrain.experiment.comparison_run import picture_path
-    from kdtrain.experiment.infer import FailedImage
 
     if isinstance(prediction, FailedImage):
         return {"image": prediction.image, "error": str(prediction.error)}

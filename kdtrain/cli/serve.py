@@ -18,11 +18,10 @@ from kdtrain.runtime.signals import raise_on_sigterm
 from kdtrain.runtime.value_checks import above_0, check_value
 
 if TYPE_CHECKING:  # the help needs this file, but no NumPy
-    from kdtrain.deploy.onnx_model import OnnxModel
+    from kdtrain.deploy.onnx.process import OnnxModel
 
 logger = logging.getLogger(__name__)
 
-_MOST_RATE = 1e6  # requests per second
 _MOST_BODY = 1000.0  # megabytes; a body is held in memory
 _SECONDS_TO_END = 5  # grace period for requests in flight
 _SECONDS_TO_GIVE_BACK = 5  # between two returns of freed memory to the system
@@ -57,9 +56,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-body", type=number, default=10.0, metavar="MB", help="largest request body in megabytes [10]"
     )
-    parser.add_argument(
-        "--rate", type=number, default=30.0, metavar="N", help="requests per second for each client [30]"
-    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         import uvicorn
 
-        from kdtrain.deploy.onnx_model import OnnxModel
+        from kdtrain.deploy.onnx.process import OnnxModel
         from kdtrain.deploy.serve.app import make_app
         from kdtrain.deploy.serve.connections import Server, give_back_memory
-        from kdtrain.deploy.serve.limits import Limits
+        from kdtrain.deploy.serve.requests import Limits
     except ImportError as error:
         raise KdtrainError(
             f"serving needs starlette and uvicorn, which are not installed ({error}): "
@@ -81,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     threads = len(os.sched_getaffinity(0))
     model = OnnxModel.load(options.model, threads)
     teacher = None if options.teacher is None else _teacher(options.teacher, model, threads)
-    limits = Limits(rate=options.rate, body=round(options.max_body * 1e6))
+    limits = Limits(body=round(options.max_body * 1e6))
     names = {options.host, socket.gethostname(), socket.getfqdn()}
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # each connection needs one
@@ -104,7 +100,6 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port is {clipped(options.port)}: it must be from 0 (any that is free) to 65535.")
-    check_value("--rate", options.rate, above_0(_MOST_RATE), float)
     check_value("--max-body", options.max_body, above_0(_MOST_BODY), float)
     for path in filter(None, (options.model, options.teacher)):
         if path.suffix == ".safetensors" and path.is_file():
@@ -116,7 +111,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _teacher(path: Path, model: OnnxModel, threads: int) -> OnnxModel:
-    from kdtrain.deploy.onnx_model import OnnxModel
+    from kdtrain.deploy.onnx.process import OnnxModel
 
     teacher = OnnxModel.load(path, threads)
     if teacher.card.image_shape != model.card.image_shape:

@@ -1,5 +1,5 @@
 """Trained models in use: predictors, benchmark, export to ONNX, int8, limits for ONNX files, HTTP service.
 
 Training does not belong here. Imports ``errors``, ``runtime``, ``metrics``, ``data``, ``models`` and
-``store``; ``onnx_model`` and ``serve`` do without oneflow.
+``store``; ``onnx`` (but for its ``network``) and ``serve`` do without oneflow.
 """

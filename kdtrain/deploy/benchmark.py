@@ -1,18 +1,27 @@
-"""The benchmark of models: accuracy on the test set, latency and throughput."""
+"""The benchmark of model files: size, accuracy on the test set, latency and throughput, and their table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from kdtrain.data.dataset import Split
-from kdtrain.deploy.latency import Clock, Timing, measure
-from kdtrain.deploy.predictor import Predictor
+from kdtrain.data.dataset import Dataset, Split
+from kdtrain.deploy.latency import Timing, measure
+from kdtrain.deploy.predict.opening import check_fits, open_data, open_model
+from kdtrain.deploy.predict.predictor import Clock, Predictor
+from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.report.table import Column, Table
+from kdtrain.runtime.limits import IMAGES_AT_ONCE, MOST_PROCESSES
+from kdtrain.runtime.value_checks import IMAGES, between, check_value
 
 ROUNDS = 20
 """The default of ``--rounds``."""
+
+_MOST_ROUNDS = 100_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +53,71 @@ class BenchmarkResult:
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
+def bench(
+    *models: Path | str,
+    rounds: int = ROUNDS,
+    batch_size: int = IMAGES_AT_ONCE,
+    threads: int = 1,
+    arch: str | None = None,
+    dataset: str | None = None,
+    data_dir: Path | str | None = None,
+    skip_corrupt: bool = False,
+) -> list[BenchmarkResult]:
+    """Tests and times models side by side, as ``kdtrain bench`` does; returns a result for each.
+
+    Args:
+        models: model files, checkpoints as well as .onnx files.
+        rounds: rounds of measurement.
+        batch_size: images in a batch whose throughput is measured.
+        threads: threads of onnxruntime; oneflow always has one.
+        arch: the architecture of the models whose network the user's code makes.
+        dataset: the data set; by default the one that the first model was trained on, if it is built in.
+        data_dir: a folder to read in place of built-in or downloaded files.
+        skip_corrupt: leave out image files that cannot be read.
+
+    Raises:
+        KdtrainError: a model or the data cannot be read, or do not fit together.
+    """
+    check_numbers(rounds, batch_size, threads)
+    if not models:
+        raise UsageError("bench: name at least one model file.")
+    opened = open_all([Path(path) for path in models], arch, threads)
+    folder = None if data_dir is None else Path(data_dir)
+    data = open_data(opened[0], dataset, folder, skip_corrupt=skip_corrupt)
+    return bench_models(opened, data, rounds, batch_size, threads)
+
+
+def check_numbers(rounds: int, batch_size: int, threads: int) -> None:
+    """Raises UsageError if a number of a benchmark is not allowed."""
+    check_value("--rounds", rounds, between(1, _MOST_ROUNDS))
+    check_value("--batch-size", batch_size, IMAGES)
+    check_value("--threads", threads, between(1, MOST_PROCESSES))
+
+
+def bench_models(
+    models: Sequence[Predictor], data: Dataset, rounds: int, batch_size: int, threads: int
+) -> list[BenchmarkResult]:
+    """Returns the figures of opened models; raises CheckpointError if one does not fit the data."""
+    for model in models:
+        check_fits(model, data)
+    size = min(batch_size, len(data.test))
+    return run_benchmark(models, data.test, batch_size=size, rounds=rounds, cores=threads)
+
+
+def open_all(paths: Sequence[Path], arch: str | None, threads: int) -> list[Predictor]:
+    """Reads models. ``arch`` is for the checkpoints that need it, whose network a user's code makes."""
+    return [_open(path, arch, threads) for path in paths]
+
+
+def _open(path: Path, arch: str | None, threads: int) -> Predictor:
+    try:
+        return open_model(path, threads=threads)
+    except CheckpointError:
+        if arch is None or path.suffix == ".onnx":
+            raise
+        return open_model(path, arch)
+
+
 def run_benchmark(
     models: Sequence[Predictor], test: Split, *, batch_size: int, rounds: int, cores: int = 1
 ) -> list[BenchmarkResult]:
@@ -69,3 +143,62 @@ def run_benchmark(
 
 def _clock(model: Predictor) -> Clock:
     return model.reloaded().seconds
+
+
+def benchmark_table(results: Sequence[BenchmarkResult]) -> Table:
+    """Returns a row per model."""
+    batch = results[0].timing.batch_size
+    table = Table(
+        Column("model", words=True),
+        Column("runtime", words=True, drop=3),
+        Column("parameters", drop=4),
+        Column("KB", drop=5),
+        Column("right\n%"),
+        Column("p50\nms", note="p50, p95: latency of one image, from pixels to logits."),
+        Column("±", drop=1, note="±: relative median absolute deviation of the rounds."),
+        Column("p95\nms", drop=2),
+        Column(f"images/s\n({batch})", drop=6, note=f"images/s: in batches of {batch} images."),
+        Column("±", drop=1),
+    )
+    for result in results:
+        model, timing = result.model, result.timing
+        table.row(
+            model.path.name,
+            model.runtime,
+            f"{model.parameters:,}",
+            f"{result.size / 1000:,.0f}",
+            f"{100 * result.test.accuracy:.2f}",
+            _three_digits(timing.latency(50)),
+            f"{timing.latency_spread:.0%}",
+            _three_digits(timing.latency(95)),
+            f"{timing.throughput:,.0f}",
+            f"{timing.throughput_spread:.0%}",
+        )
+    return table
+
+
+def benchmark_json(result: BenchmarkResult) -> dict[str, Any]:
+    """Returns plain values for ``json.dumps``, in full precision, with units in the key names."""
+    model, timing = result.model, result.timing
+    return {
+        "model": str(model.path),
+        "arch": model.card.arch,
+        "runtime": model.runtime,
+        "parameters": model.parameters,
+        "size_bytes": result.size,
+        "accuracy_fraction": result.test.accuracy,
+        "errors": result.test.errors,
+        "images": result.test.images,
+        "latency_p50_ms": timing.latency(50),
+        "latency_p95_ms": timing.latency(95),
+        "latency_spread_fraction": timing.latency_spread,
+        "batch_size": timing.batch_size,
+        "throughput_images_per_second": timing.throughput,
+        "throughput_spread_fraction": timing.throughput_spread,
+        "rounds": len(timing.images_per_second),
+    }
+
+
+def _three_digits(value: float) -> str:
+    """Returns three significant digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")

@@ -9,10 +9,11 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import Agreement, sha256, to_onnx
 from kdtrain.deploy.export.quantization import draw
 from kdtrain.deploy.export.quantization import quantize as to_int8
-from kdtrain.deploy.oneflow_model import OneFlowModel
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.deploy.onnx_reader import import_onnx
-from kdtrain.deploy.opening import open_checkpoint, open_data, predict_test_set
+from kdtrain.deploy.onnx.process import OnnxModel
+from kdtrain.deploy.onnx.reader import import_onnx
+from kdtrain.deploy.predict.evaluate import predict_test_set
+from kdtrain.deploy.predict.opening import open_checkpoint, open_data
+from kdtrain.deploy.predict.predictor import OneFlowModel
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.runtime.files import ensure_writable, temporary_folder, write_bytes
 from kdtrain.runtime.value_checks import IMAGES, SEED, check_value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +9,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.predictor import Images, Logits
+from kdtrain.deploy.predict.predictor import Clock, Images
 from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.processes import Job, run_jobs
-
-Clock = Callable[[Images, int], list[float]]
-"""Computes images in batches of a given size; returns the seconds of each batch, in order."""
 
 _SINGLE = 20  # images of a round that are computed one by one
 _WARM_UP = 3  # first rounds, whose times are dropped
@@ -84,15 +80,6 @@ def measure(
     return run_jobs([Job("the measurement", partial(_measure, makers, images, rounds), cores)])[0]
 
 
-def stopwatch(logits: Callable[[Images], Logits]) -> Clock:
-    """Returns the clock of a function that computes (N, classes) float32 logits in this process."""
-
-    def seconds(images: Images, size: int) -> list[float]:
-        return [_seconds(logits, images[start : start + size]) for start in range(0, len(images), size)]
-
-    return seconds
-
-
 def _measure(makers: Sequence[Callable[[], Clock]], images: Images, rounds: int) -> list[Timing]:
     clocks = [make() for make in makers]
     single: list[list[list[float]]] = [[] for _ in clocks]
@@ -105,9 +92,3 @@ def _measure(makers: Sequence[Callable[[], Clock]], images: Images, rounds: int)
         Timing(np.array(milliseconds[_WARM_UP:]), np.array(throughputs[_WARM_UP:]), batch_size=len(images))
         for milliseconds, throughputs in zip(single, batches, strict=True)
     ]
-
-
-def _seconds(logits: Callable[[Images], Logits], images: Images) -> float:
-    start = time.perf_counter()
-    logits(images)
-    return time.perf_counter() - start

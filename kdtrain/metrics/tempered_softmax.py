@@ -1,4 +1,4 @@
-"""The softmax with a temperature: class probabilities, plain or softened."""
+"""Class probabilities: the softmax with a temperature, and logits of given probabilities."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from kdtrain.errors import KdtrainError
+
+_SMALLEST = 1e-7
+"""Lower bound of probabilities before the logarithm: those of an int8 network are 0 below 1/512."""
 
 
 def tempered_softmax(logits: npt.ArrayLike, temperature: float) -> npt.NDArray[np.float64]:
@@ -31,3 +34,25 @@ def tempered_softmax(logits: npt.ArrayLike, temperature: float) -> npt.NDArray[n
     if not np.isfinite(z).all():
         raise KdtrainError("the network's outputs are not finite numbers: its weights are not usable.")
     return np.asarray(softmax(z / temperature))
+
+
+def are_probabilities(outputs: npt.NDArray[np.float32]) -> bool:
+    """Returns whether a network's outputs, (N, classes), are probabilities."""
+    return bool(probability_rows(outputs).all())
+
+
+def probability_rows(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Returns which rows, (N,) bool, of (N, classes) are probabilities: no number below 0, a sum of 1.
+
+    The sums of an int8 network's probabilities are up to a few per cent off.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of logits may be infinite or NaN
+        is_one = np.abs(outputs.sum(axis=1) - 1.0) < 0.05
+    rows: npt.NDArray[np.bool_] = is_one & (outputs.min(axis=1) >= 0.0)
+    return rows
+
+
+def to_logits(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Returns logarithms of probabilities, whose softmax they are again, (N, classes) float32."""
+    logits: npt.NDArray[np.float32] = np.log(np.maximum(probabilities, np.float32(_SMALLEST)))
+    return logits

@@ -76,7 +76,7 @@ def _exported(bench: Bench) -> Path:
 @contextmanager
 def _service(model: Path) -> Iterator[int]:
     """Runs the service; yields its port."""
-    command = [*KDTRAIN, "serve", str(model), "--port", "0", "--rate", "1e9"]
+    command = [*KDTRAIN, "serve", str(model), "--port", "0"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

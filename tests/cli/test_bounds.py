@@ -89,7 +89,6 @@ def test_what_can_be_repeated_is_counted() -> None:
         "export x.safetensors --calibration-images 1000000000000",
         "export x.safetensors --seed -1",
         "export x.safetensors --seed 18446744073709551616",
-        "serve x.onnx --rate 1e300",
         "serve x.onnx --max-body 1e9",
         "serve x.onnx --max-body inf",
         f"serve x.onnx --port {'9' * 4000}",

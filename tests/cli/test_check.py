@@ -21,7 +21,7 @@ from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.faults.limits import limited
 from tests.tools import ROOT, files_in, write_tiles
 
-TORCH = ROOT / "tests/deploy/foreign/torch.onnx"
+TORCH = ROOT / "tests/deploy/onnx/foreign/torch.onnx"
 
 WATCH = """
 from pathlib import Path

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kdtrain.data.datasets import load_dataset
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.runtime import flow
 from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
 from tests.conftest import RunKdtrain

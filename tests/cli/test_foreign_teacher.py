@@ -12,7 +12,7 @@ import pytest
 
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.datasets import load_dataset
-from kdtrain.deploy.oneflow_model import OneFlowModel
+from kdtrain.deploy.predict.predictor import OneFlowModel
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import GivenLogits
 from kdtrain.errors import CheckpointError, DataError, KdtrainError, UsageError
@@ -24,7 +24,7 @@ from tests.cli.conftest import CallKdtrain, Fitted, untrained_teacher
 from tests.faults.limits import limited
 from tests.tools import ROOT, files_in
 
-FOREIGN = ROOT / "tests" / "deploy" / "foreign"
+FOREIGN = ROOT / "tests" / "deploy" / "onnx" / "foreign"
 SCALE = ("--teacher-mean", "0.1307", "--teacher-std", "0.3081")
 SHORT = ("--epochs=2", "--batch-size=64", "--val-size=200", "--recipe=none")
 

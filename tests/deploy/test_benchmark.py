@@ -13,11 +13,9 @@ import pytest
 from rich.console import Console
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.benchmark import run_benchmark
-from kdtrain.deploy.benchmark_table import benchmark_table
-from kdtrain.deploy.latency import Clock, Timing, measure, stopwatch
-from kdtrain.deploy.oneflow_model import OneFlowModel
-from kdtrain.deploy.predictor import Images, Logits
+from kdtrain.deploy.benchmark import benchmark_table, run_benchmark
+from kdtrain.deploy.latency import Timing, measure
+from kdtrain.deploy.predict.predictor import Clock, Images, Logits, OneFlowModel, stopwatch
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, save_model, snapshot

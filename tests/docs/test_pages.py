@@ -183,7 +183,7 @@ def test_commands_work_one_after_another(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(mnist.test.images[0, 0]).save(tmp_path / name)
     for name, teacher in TEACHERS.items():
-        shutil.copy(ROOT / "tests" / "deploy" / "foreign" / teacher, tmp_path / name)
+        shutil.copy(ROOT / "tests" / "deploy" / "onnx" / "foreign" / teacher, tmp_path / name)
     finished, address = [], ""
     with contextlib.ExitStack() as services:
         before = [("scripts/kdtrain", *BEFORE[page.name])] if page.name in BEFORE else []

@@ -20,7 +20,7 @@ from tests.cli.conftest import CallKdtrain, Fitted, run_python, untrained_teache
 from tests.runs import assert_same_files
 from tests.tools import ROOT
 
-FOREIGN = ROOT / "tests" / "deploy" / "foreign"
+FOREIGN = ROOT / "tests" / "deploy" / "onnx" / "foreign"
 FEW: dict[str, Any] = {
     "recipe": "none",
     "val_size": 100,

@@ -16,7 +16,7 @@ import pytest
 from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import to_onnx
-from kdtrain.deploy.onnx_reader import METADATA
+from kdtrain.deploy.onnx.reader import METADATA
 from kdtrain.runtime import flow
 from kdtrain.runtime.regular_files import open_regular, read_bytes, read_text
 from kdtrain.store.card import ModelCard
@@ -163,7 +163,7 @@ def test_every_file_is_opened_in_one_place() -> None:
         "kdtrain/runtime/regular_files.py",
         # /proc:
         "kdtrain/cli/doctor.py",
-        "kdtrain/deploy/onnx_worker.py",
+        "kdtrain/deploy/onnx/worker.py",
         "kdtrain/runtime/files.py",
         "kdtrain/cluster/launch.py",
         "kdtrain/runtime/processor.py",

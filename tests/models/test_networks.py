@@ -11,7 +11,7 @@ import pytest
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import to_onnx
 from kdtrain.deploy.export.quantization import quantize
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.errors import UsageError
 from kdtrain.models.networks import ImageShape
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters

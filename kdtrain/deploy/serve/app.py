@@ -8,7 +8,6 @@ import functools
 import ipaddress
 import json
 import logging
-import math
 import urllib.parse
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -28,9 +27,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdtrain.data.images.model_input import shows_digits
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.deploy.serve.limits import Limits, RateLimit, read_body
-from kdtrain.deploy.serve.requests import content_type, images_in, temperature_in
+from kdtrain.deploy.onnx.process import OnnxModel
+from kdtrain.deploy.serve.requests import Limits, content_type, images_in, read_body, temperature_in
 from kdtrain.errors import KdtrainError, error_text
 from kdtrain.metrics.tempered_softmax import tempered_softmax
 
@@ -62,12 +60,12 @@ def make_app(
     Args:
         model: the model that predicts.
         teacher: a second model, if any, with the same images and classes.
-        limits: the limits for each client.
+        limits: the limits of requests.
         threads: requests that are prepared in parallel; each model computes one request at a time.
         names: host names that the service accepts, besides localhost and IP addresses.
     """
     at_once, large = anyio.CapacityLimiter(threads), anyio.Semaphore(2 * threads)
-    service = _Service(model, teacher, limits, at_once, large, RateLimit(limits.rate))
+    service = _Service(model, teacher, limits, at_once, large)
     files = [Route(f"/{path.name}", _file(path)) for path in sorted(PAGE.iterdir())]
     routes = [
         Route("/", _file(PAGE / "index.html")),
@@ -91,7 +89,6 @@ class _Service:
     limits: Limits
     threads: anyio.CapacityLimiter
     large: anyio.Semaphore
-    rate_limit: RateLimit
 
     async def model_card(self, request: Request) -> Response:
         """Responds with the models' cards, and whether they classify drawn digits."""
@@ -105,13 +102,6 @@ class _Service:
 
     async def predict(self, request: Request) -> Response:
         """Responds with the models' probabilities for the images in the body."""
-        wait = self.rate_limit.wait(request.client.host if request.client is not None else "")
-        if wait > 0:
-            raise HTTPException(
-                429,
-                f"too many requests: {self.limits.rate:g} per second are allowed; try again in {wait:.1f} s.",
-                {"Retry-After": str(math.ceil(wait))},
-            )
         kind, temperature = content_type(request), temperature_in(request, self.model.card)
         async with contextlib.AsyncExitStack() as held:
             large = functools.partial(held.enter_async_context, self.large)

@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from kdtrain.deploy.serve.limits import Limits
+from kdtrain.deploy.serve.requests import Limits
 
 _MOST = 2000  # connections; at most half of the files that this process may open
 _MOST_WAITING = 200  # connections without a complete head, at most half of all; one more closes the oldest

@@ -1,20 +1,43 @@
-"""The parsing of prediction requests: the images in the body, and the temperature."""
+"""The reading of prediction requests within limits: the body, the images in it, and the temperature."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from kdtrain.data.images.model_input import model_input
 from kdtrain.errors import DataError
 from kdtrain.store.card import ModelCard
 
 _LOWEST, _HIGHEST = 0.01, 1000.0  # temperatures
+_CLOSE = {"Connection": "close"}  # the rest of a body is not read
+_DRAINED = 10  # times the longest body
+_SMALL = 100_000  # bytes of a body that are read at once
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the service.
+
+    Attributes:
+        body: the longest body in bytes.
+        head: seconds in which the head of a request must arrive.
+        seconds: seconds in which a body must arrive, and in which a client must read a part of a response.
+        unread: bytes of responses that all clients together may leave unread.
+    """
+
+    body: int = 10_000_000
+    head: float = 10.0
+    seconds: float = 15.0
+    unread: int = 50_000_000
 
 
 def content_type(request: Request) -> str:
@@ -33,6 +56,50 @@ def content_type(request: Request) -> str:
             'or {"pixels": ...} with Content-Type: application/json.',
         )
     return kind
+
+
+async def read_body(request: Request, limits: Limits, large: Callable[[], Awaitable[object]]) -> bytes:
+    """Returns the body of a request.
+
+    After the first 100 KB, ``large`` is awaited, without a limit of time: it bounds the memory of all bodies.
+
+    An oversized body is drained, up to 10 times the limit, because most clients read the response only
+    after sending. ``Expect: 100-continue`` clients are refused at once.
+
+    Raises:
+        HTTPException: 413, it is too long; 408, it is too slow; 400, the client has disconnected.
+    """
+    too_long = HTTPException(413, f"the body is longer than {limits.body:,} bytes.", _CLOSE)
+    announced = int(request.headers.get("content-length", "0"))  # h11 refuses what is not a number
+    waits = request.headers.get("expect", "").lower() == "100-continue"
+    if announced > (limits.body if waits else _DRAINED * limits.body):
+        raise too_long
+
+    parts, body, length = request.stream(), bytearray(), 0
+
+    async def read(most: int) -> None:
+        nonlocal length
+        async for part in parts:
+            length += len(part)
+            if length <= limits.body:
+                body.extend(part)
+            if length > most:
+                break
+
+    try:
+        await asyncio.wait_for(read(_SMALL), limits.seconds)
+        if length > _SMALL:
+            await large()
+            await asyncio.wait_for(read(_DRAINED * limits.body), limits.seconds)
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the body is not complete.", _CLOSE) from error
+    except asyncio.TimeoutError as error:
+        raise HTTPException(
+            408, f"the body had not arrived after {limits.seconds:g} seconds.", _CLOSE
+        ) from error
+    if length > limits.body:
+        raise too_long
+    return bytes(body)
 
 
 def temperature_in(request: Request, card: ModelCard) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.data.datasets import BUILT_IN
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.errors import CheckpointError, UsageError, clipped
 from kdtrain.experiment.history.files import (
     COMPARISON,

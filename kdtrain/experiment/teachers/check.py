@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,6 @@ from scipy.optimize import linear_sum_assignment
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.data.loader import Loader
-from kdtrain.deploy.onnx_network import OnnxClassifier
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import Logits
 from kdtrain.errors import CheckpointError
@@ -25,6 +25,9 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.runtime.ranks import rank
+
+if TYPE_CHECKING:
+    from kdtrain.deploy.onnx.network import OnnxClassifier
 
 logger = logging.getLogger(__name__)
 

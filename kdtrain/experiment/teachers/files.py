@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +15,30 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.data.npz import Header, Headers, read_arrays
-from kdtrain.deploy.onnx_classifier import LAYOUT, SIZE, Assumed
-from kdtrain.deploy.onnx_network import (
-    OnnxClassifier,
-    OnnxNetwork,
-    are_probabilities,
-    probability_rows,
-    to_logits,
+from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
+from kdtrain.deploy.onnx.reader import LAYOUT, SIZE, Assumed
+from kdtrain.engine.teacher_network import (
+    GivenLogits,
+    Logits,
+    TeacherNetwork,
+    check_views,
 )
-from kdtrain.engine.teacher_network import GivenLogits, Logits, TeacherNetwork, check_views
 from kdtrain.errors import DataError, UsageError, clipped, size_text
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.schema import DEFAULT_TEACHER, flag_of
 from kdtrain.experiment.teachers.check import FirstLook, for_channels, normalization_text, own_form
 from kdtrain.experiment.teachers.classes import match_classes, needs_classes
 from kdtrain.experiment.teachers.flags import TeacherFlags
+from kdtrain.metrics.tempered_softmax import are_probabilities, probability_rows, to_logits
 from kdtrain.models.registry import count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.value_checks import channel_values
 from kdtrain.store.card import ModelCard, model_card, read_card
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_model
+
+if TYPE_CHECKING:
+    from kdtrain.deploy.onnx.network import OnnxClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +185,9 @@ def load_onnx_teacher(path: Path, request: Request) -> TeacherFile:
         CheckpointError: the file cannot be used, its classes do not match, or its accuracy is near chance.
         KdtrainError: onnx is not installed.
     """
+    # Imported here: a fit whose teacher is a checkpoint needs nothing of deploy.
+    from kdtrain.deploy.onnx.network import OnnxClassifier
+
     dataset, flags = request.dataset, request.flags
     assumed = Assumed(*dataset.image_shape, flags.next(LAYOUT) or "", flags.next(SIZE) or 0)
     classifier = OnnxClassifier(path, assumed)

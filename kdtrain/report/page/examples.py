@@ -23,7 +23,7 @@ Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Prediction:
+class MeanPrediction:
     """A model's prediction for an image, over its seeds.
 
     Attributes:
@@ -56,7 +56,7 @@ class Example:
     truth: str
     name: str
     image: str
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[MeanPrediction, ...]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _ModelPredictions:
 def _example(index: int, models: Mapping[str, _ModelPredictions], dataset: Dataset) -> Example:
     truth = int(dataset.test.labels[index])
     predictions = tuple(
-        Prediction(
+        MeanPrediction(
             name,
             int(model.right[index]),
             model.networks,

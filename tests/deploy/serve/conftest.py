@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -25,10 +26,10 @@ from PIL import Image
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import to_onnx
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.serve.app import make_app
 from kdtrain.deploy.serve.connections import Server
-from kdtrain.deploy.serve.limits import Limits
+from kdtrain.deploy.serve.requests import Limits
 from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
@@ -65,13 +66,22 @@ class Service:
     def ask(
         self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str = ""
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
-            response = connection.getresponse()
-            return Answer(response.status, response.headers, json.loads(response.read() or "null"))
-        finally:
-            connection.close()
+        return ask(self.port, path, body, headers, method)
+
+
+def ask(
+    port: int,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    method: str = "",
+    seconds: float = 60,
+) -> Answer:
+    """Sends a request on a connection of its own; returns the response."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)) as connection:
+        connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, json.loads(response.read() or "null"))
 
 
 Serve = Callable[..., AbstractContextManager[Service]]
@@ -156,8 +166,8 @@ def export(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def service(exported: Path) -> Iterator[Service]:
-    """A service of both models, practically without a limit of the rate."""
-    words = ("--teacher", exported / "teacher.onnx", "--rate", "100000")
+    """A service of both models."""
+    words = ("--teacher", exported / "teacher.onnx")
     with serve(exported / "student.onnx", *words) as running:
         yield running
 

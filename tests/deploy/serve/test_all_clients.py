@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.serve.limits import Limits
-from tests.deploy.serve.conftest import as_json, serve, service_with
+from kdtrain.deploy.serve.requests import Limits
+from tests.deploy.serve.conftest import JSON, as_json, ask, serve, service_with
 from tests.tools import wait_until
 
 SLOW = 5.0  # seconds within which a service responds
@@ -110,10 +110,7 @@ def test_a_large_body_waits_for_others_and_a_small_one_does_not(exported: Path, 
     ):
         began = time.monotonic()
         sending = pool.submit(third.sendall, request)
-        small = http.client.HTTPConnection("127.0.0.1", port, timeout=SLOW)
-        small.request("POST", "/predict", as_json(mnist.test.images[0]), {"Content-Type": "application/json"})
-        assert small.getresponse().status == 200
-        small.close()
+        assert ask(port, "/predict", as_json(mnist.test.images[0]), JSON, seconds=SLOW).status == 200
         assert not select.select([third], [], [], 0)[0]
         assert read_to_the_end(third) >= ANSWER
         assert time.monotonic() - began > 0.5, "the others have had their time"

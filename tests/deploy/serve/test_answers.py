@@ -16,7 +16,7 @@ from scipy.special import softmax
 from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.images.model_input import model_input
-from kdtrain.deploy.onnx_model import OnnxModel
+from kdtrain.deploy.onnx.process import OnnxModel
 from tests.deploy.serve.conftest import JSON, PNG, Service, as_json, encoded
 
 

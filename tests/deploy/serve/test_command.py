@@ -60,7 +60,6 @@ def test_what_cannot_be_served_is_named(exported: Path, pets: Path, refused: Cal
         ((checkpoint,), 2, f"`kdtrain export {checkpoint}`, then serve {student}"),
         ((student, "--teacher", teacher), 2, f"`kdtrain export {teacher}`"),
         ((student, "--port", "65536"), 2, "--port is 65536"),
-        ((student, "--rate", "0"), 2, "--rate is 0.0"),
         ((student, "--max-body", "nan"), 2, "--max-body is nan"),
         ((student, "--host", "nowhere.invalid"), 2, "--host nowhere.invalid"),
     ):
@@ -108,7 +107,7 @@ def test_signal_ends_it_after_the_requests_in_flight(
                 if len(answered) == 16:
                     service.process.send_signal(number)
 
-    with serve(exported / "student.onnx", "--rate", "1000") as service, ThreadPoolExecutor(8) as pool:
+    with serve(exported / "student.onnx") as service, ThreadPoolExecutor(8) as pool:
         clients = [pool.submit(ask_on, service) for _ in range(8)]
         for client in clients:
             client.result(timeout=60)

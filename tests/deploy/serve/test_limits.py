@@ -1,4 +1,4 @@
-"""Limits for each client: rate, size and time; slow clients and failures affect no other client."""
+"""Limits of requests: size and time; slow clients and failures affect no other client."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.deploy.serve.limits import Limits, RateLimit
-from kdtrain.deploy.serve.requests import images_in
+from kdtrain.deploy.onnx.process import OnnxModel
+from kdtrain.deploy.serve.requests import Limits, images_in
 from kdtrain.store.card import ModelCard
-from tests.deploy.serve.conftest import JSON, Service, as_json, serve, service_with
+from tests.deploy.serve.conftest import JSON, Service, as_json, ask, serve, service_with
 
 CARD = ModelCard("student", "student_mlp", "mnist", (1, 3, 2), ("a", "b"), (0.5,), (0.2,))
 
@@ -50,52 +49,6 @@ def test_fifty_at_once_are_all_answered(exported: Path, mnist: Dataset) -> None:
         expected = OnnxModel.load(exported / "student.onnx").logits(mnist.test.images[:50]).argmax(1)
         classes = [answer.content["predictions"][0]["class"] for answer in answers]
         assert classes == [str(index) for index in expected]
-
-
-def test_rate_limit_responds_with_429_and_retry_after(exported: Path, mnist: Dataset) -> None:
-    body = as_json(mnist.test.images[0])
-    with serve(exported / "student.onnx", "--rate", "0.5") as service:
-        assert service.ask("/predict", body, JSON).status == 200
-        refused = service.ask("/predict", body, JSON)
-        assert refused.status == 429
-        assert "0.5 per second" in refused.content["error"]
-        other = service.ask("/predict", body, JSON | {"X-Forwarded-For": "192.0.2.7"})
-        assert other.status == 200, "a proxy on this machine forwards requests of many clients"
-        assert service.ask("/healthz").status == 200
-        time.sleep(int(refused.headers["Retry-After"]))
-        assert service.ask("/predict", body, JSON).status == 200
-
-
-@given(
-    rate=st.floats(0.1, 100),
-    pauses=st.lists(st.floats(0, 3), min_size=1, max_size=60),
-)
-def test_no_client_gets_more_than_its_rate(rate: float, pauses: list[float]) -> None:
-    now = 0.0
-    limit = RateLimit(rate, clock=lambda: now)
-    admitted: list[float] = []
-    for pause in pauses:
-        now += pause
-        wait = limit.wait("a")
-        if wait:
-            assert wait <= 1 / rate + 1e-6
-            now += wait
-            assert limit.wait("a") == 0, "a request is admitted after the time that was returned"
-        admitted.append(now)
-    for first, begin in enumerate(admitted):
-        for last in range(first, len(admitted)):
-            most = max(2 * rate, 1) + rate * (admitted[last] - begin)
-            assert last - first + 1 <= most + 1e-6
-    assert limit.wait("b") == 0, "each client has its own limit"
-
-
-def test_idle_clients_take_no_memory() -> None:
-    now = 0.0
-    limit = RateLimit(1.0, clock=lambda: now)
-    for number in range(25_000):
-        now += 0.01
-        limit.wait(f"client {number}")
-    assert len(limit._arrivals) <= 10_000
 
 
 def test_body_is_refused_before_it_is_sent(service: Service) -> None:
@@ -129,10 +82,7 @@ def test_slow_body_is_refused_and_delays_no_other_client(exported: Path, mnist: 
         began = time.monotonic()
         for _ in range(5):
             connection.sendall(b"x")
-            other = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-            other.request("POST", "/predict", as_json(mnist.test.images[0]), JSON)
-            assert other.getresponse().status == 200
-            other.close()
+            assert ask(port, "/predict", as_json(mnist.test.images[0]), JSON).status == 200
         response.begin()
         assert time.monotonic() - began >= 1.4
         assert (response.status, response.headers["Connection"]) == (408, "close")
@@ -160,12 +110,9 @@ def test_logits_that_are_not_finite_are_a_failure_of_the_service(
     weights.CopyFrom(numpy_helper.from_array(spoilt, weights.name))
     onnx.save(model, tmp_path / "spoilt.onnx")
     with service_with(tmp_path / "spoilt.onnx", Limits()) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("POST", "/predict", as_json(mnist.test.images[0]), JSON)
-        response = connection.getresponse()
-        assert response.status == 500
-        assert "not finite" in json.loads(response.read())["error"]
-        connection.close()
+        answer = ask(port, "/predict", as_json(mnist.test.images[0]), JSON)
+        assert answer.status == 500
+        assert "not finite" in answer.content["error"]
     (record,) = caplog.records
     assert "POST /predict" in record.getMessage()
     assert record.exc_info is None

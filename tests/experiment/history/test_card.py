@@ -21,7 +21,7 @@ from kdtrain.store.checkpoint import load_card, load_model, save_model
 from tests.cli.conftest import CallKdtrain
 from tests.tools import ROOT
 
-TORCH = ROOT / "tests/deploy/foreign/torch.onnx"
+TORCH = ROOT / "tests/deploy/onnx/foreign/torch.onnx"
 BEST = "checkpoints/best.safetensors"
 FEW = ("--val-size", "60", "--limit-train", "200", "--recipe", "none", "--teacher-arch", "student_cnn")
 

@@ -16,8 +16,8 @@ import pytest
 import kdtrain
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.datasets import load_dataset
-from kdtrain.deploy.onnx_classifier import Assumed
-from kdtrain.deploy.onnx_network import OnnxClassifier
+from kdtrain.deploy.onnx.network import OnnxClassifier
+from kdtrain.deploy.onnx.reader import Assumed
 from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
@@ -28,10 +28,10 @@ from kdtrain.models.registry import build_model
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import load_model, save_model, snapshot
 from tests.cli.conftest import untrained_teacher
-from tests.deploy.test_onnx_classifier import linear, saved
+from tests.deploy.onnx.test_classifier import linear, saved
 from tests.tools import ROOT, write_digits
 
-FOREIGN = ROOT / "tests" / "deploy" / "foreign"
+FOREIGN = ROOT / "tests" / "deploy" / "onnx" / "foreign"
 TORCH, KERAS, SKLEARN = (FOREIGN / f"{name}.onnx" for name in ("torch", "keras", "sklearn"))
 LETTERS = tuple("abcdefghij")
 BACKWARDS = tuple(range(9, -1, -1))

@@ -28,7 +28,6 @@ async function predict(image) {
     const current = next;
     next = null;
     const wait = await request(current);
-    if (wait > PAUSE && next === null) next = current; // the rate limit refused it: try again
     await new Promise((resolve) => setTimeout(resolve, wait));
   }
   pending = false;
@@ -43,7 +42,6 @@ async function request(image) {
     const type = body.type.startsWith("image/") ? body.type : "application/octet-stream";
     const response = await fetch("predict?pixels", { method: "POST", headers: { "Content-Type": type }, body });
     const content = await response.json();
-    if (response.status === 429) return 1000 * Number(response.headers.get("Retry-After"));
     if (pad.empty) return 0;
     if (!response.ok) throw new Error(content.error);
     answer = content;

@@ -7,7 +7,9 @@ pixels; a reply is JSON, then the logits. onnx and onnxruntime open an untrusted
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import resource
 import signal
 import sys
@@ -16,109 +18,92 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
-from kdtrain.deploy.onnx_classifier import FLAT, NHW, NHWC, Assumed, ClassifierForm, read_classifier
-from kdtrain.deploy.onnx_cost import LARGEST_PEAK, Cost, reason
-from kdtrain.deploy.onnx_reader import INPUTS, LOGITS, import_onnx, read_onnx
+from kdtrain.deploy.onnx.reader import (
+    FLAT,
+    INPUTS,
+    NHW,
+    NHWC,
+    Assumed,
+    OnnxForm,
+    import_onnx,
+    is_out_of_memory,
+    read_onnx,
+    reason,
+)
 from kdtrain.errors import CheckpointError, KdtrainError, size_text
 from kdtrain.runtime.limits import IMAGES_AT_ONCE, MOST_CLASSES
-from kdtrain.store.card import ModelCard
+from kdtrain.store.card import read_card
 
 LONGEST = 30
-"""Limit in seconds for loading a file, and for computing one batch."""
+"""Limit in seconds for loading a file, and for computing one portion of images."""
 
 _MEMORY = 384 << 20  # bytes, beyond what the interpreter and its libraries use
 _MEMORY_PER_BYTE = 5  # bytes more for each byte of the file
 _MEMORY_PER_THREAD = 16 << 20  # bytes more for each thread, for its stack
-_MOST_WORK = 20_000_000_000  # multiply-adds of a batch of several images
+_PIXELS_AT_ONCE = IMAGES_AT_ONCE * 28 * 28  # of a portion of images
+_WORK_AT_ONCE = 10**12  # bytes of the file times pixels: a network uses a weight at most once a pixel or so
 _FATAL = 4  # severity of onnxruntime's log; whatever is less severe is raised as an exception as well
 
 Pixels = npt.NDArray[Any]
-
-
-class _Computed(Protocol):
-    """A network in a file that has been loaded."""
-
-    @property
-    def most(self) -> int:
-        """The largest batch, in images."""
-
-    def logits(self, images: Pixels) -> npt.NDArray[np.float32]:
-        """Returns (N, classes) float32, from (N, C, H, W) images."""
+Outputs = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class _Network:
-    """A network that kdtrain has exported and onnxruntime computes.
-
-    Attributes:
-        path: its file.
-        card: its images, classes and normalisation.
-        images: the name of its input.
-        session: onnxruntime's ``InferenceSession``.
-        most: the largest batch, in images.
-    """
-
-    path: Path
-    card: ModelCard
-    images: str
-    session: Any
-    most: int
-
-    def logits(self, images: Pixels) -> npt.NDArray[np.float32]:
-        """Returns (N, classes) float32 logits of (N, C, H, W) images, pixels 0..255."""
-        if self.images == INPUTS:
-            images = Normalization(self.card.mean, self.card.std).apply(images)
-        feed = {self.images: np.ascontiguousarray(images, np.float32)}
-        try:
-            logits: npt.NDArray[np.float32] = self.session.run([LOGITS], feed)[0]
-        except Exception as error:  # onnxruntime has a dozen types of its own
-            raise CheckpointError(f"{self.path} cannot be computed: {reason(error)}.") from error
-        expected = (len(images), len(self.card.classes))
-        if logits.shape != expected:
-            raise CheckpointError(
-                f"{self.path} returns {logits.shape} logits for {len(images)} images, not {expected}."
-            )
-        return logits
-
-
-@dataclass(frozen=True)
-class _Classifier:
-    """A classifier that another program has exported.
+    """A network that has been loaded.
 
     Attributes:
         path: its file.
         form: the form of its images.
+        normalization: that of images 0..255; None if it takes images as the parent sends them.
         session: onnxruntime's ``InferenceSession``.
-        most: the largest batch, in images.
+        most: the largest portion of images.
+        classes: the number of its classes; 0 as long as it is unknown.
     """
 
     path: Path
-    form: ClassifierForm
+    form: OnnxForm
+    normalization: Normalization | None
     session: Any
     most: int
+    classes: int
 
-    def logits(self, images: Pixels) -> npt.NDArray[np.float32]:
-        """Returns the first output, (N, classes) float32, for (N, C, H, W) images, scaled as it takes them.
+    def outputs(self, images: Pixels) -> Outputs:
+        """Returns the outputs, (N, classes) float32, for (N, C, H, W) images.
+
+        Where memory does not suffice for all images, they are halved.
 
         Raises:
-            CheckpointError: onnxruntime cannot compute it, or it is no table with a row for each image.
+            CheckpointError: onnxruntime cannot compute them, or they are no table with a row for each image.
         """
+        try:
+            return self._in_batches(images)
+        except MemoryError as error:
+            half = len(images) // 2
+            if not half:
+                raise CheckpointError(f"{self.path} cannot be computed: {reason(error)}.") from error
+        return np.concatenate([self.outputs(images[:half]), self.outputs(images[half:])])
+
+    def _in_batches(self, images: Pixels) -> Outputs:
+        """Returns the outputs; images are in batches if the graph fixes their size."""
+        if self.normalization is not None:
+            images = self.normalization.apply(images)
         size = self.form.batch or len(images)
         outputs = []
-        for start in range(0, len(images), max(size, 1)):
+        for start in range(0, max(len(images), 1), max(size, 1)):
             few = images[start : start + size]
             missing = size - len(few)  # the last batch is filled up with copies of its last image
             filled = np.concatenate([few, np.repeat(few[-1:], missing, axis=0)]) if missing else few
             outputs.append(self._run(filled)[: len(few)])
         return np.concatenate(outputs)
 
-    def _run(self, images: Pixels) -> npt.NDArray[np.float32]:
+    def _run(self, images: Pixels) -> Outputs:
         if self.form.layout == NHWC:
             images = images.transpose(0, 2, 3, 1)
         elif self.form.layout == NHW:
@@ -131,8 +116,11 @@ class _Classifier:
         try:
             output = self.session.run([self.form.output], feed)[0]
         except Exception as error:  # onnxruntime has a dozen types of its own
+            if is_out_of_memory(error):
+                raise MemoryError from error
             raise CheckpointError(f"{self.path} cannot be computed: {reason(error)}.") from error
-        if output.ndim != 2 or len(output) != len(images) or not 2 <= output.shape[1] <= MOST_CLASSES:
+        expected = (self.classes,) if self.classes else range(2, MOST_CLASSES + 1)
+        if output.ndim != 2 or len(output) != len(images) or output.shape[1] not in expected:
             raise CheckpointError(
                 f"{self.path} is no image classifier: for {len(images)} images, its output "
                 f"{self.form.output!r} has the shape {size_text(output.shape)}."
@@ -145,18 +133,16 @@ def main() -> None:
     descriptor, path, threads, assumed = sys.argv[2:]
     connection = Connection(int(descriptor))
     with contextlib.suppress(EOFError, ConnectionError), _errors_sent(connection, path):
-        if assumed:
-            network, about = _load_classifier(Path(path), int(threads), Assumed(**json.loads(assumed)))
-        else:
-            network, about = _load(Path(path), int(threads))
+        network = _load(Path(path), int(threads), Assumed(**json.loads(assumed)) if assumed else None)
+        about = {"form": network.form.to_json(), "classes": network.classes}
         connection.send_bytes(json.dumps({"about": about}).encode())
         while True:
             request, content = json.loads(connection.recv_bytes()), connection.recv_bytes()
             images = np.frombuffer(content, request["type"]).reshape(request["shape"])
             with _errors_sent(connection, path):
-                logits, seconds = _compute(network, images, request["size"])
-                connection.send_bytes(json.dumps({"shape": logits.shape, "seconds": seconds}).encode())
-                connection.send_bytes(logits.tobytes())
+                outputs, seconds = _compute(network, images, request["size"])
+                connection.send_bytes(json.dumps({"shape": outputs.shape, "seconds": seconds}).encode())
+                connection.send_bytes(outputs.tobytes())
 
 
 @contextlib.contextmanager
@@ -171,24 +157,27 @@ def _errors_sent(connection: Connection, path: str) -> Iterator[None]:
         connection.send_bytes(json.dumps({"error": text}).encode())
 
 
-def _load(path: Path, threads: int) -> tuple[_Computed, dict[str, Any]]:
-    """Returns the network in a file of kdtrain's, and the file's metadata."""
-    _limit_memory(_size(path), threads)
+def _load(path: Path, threads: int, assumed: Assumed | None) -> _Network:
+    """Returns the network in a file, after it has computed an image: one that cannot is refused at once."""
+    beside = () if assumed is None else path.parent.glob(f"{path.stem}*")  # files of its weights
+    _limit_memory(sum(map(_size, {path, *beside})), threads)
     with _time_limit():
-        file = read_onnx(path)
-        session = _session(path, file.content, threads)
-    return _Network(path, file.card, file.images, session, _most(file.cost)), file.about
-
-
-def _load_classifier(path: Path, threads: int, assumed: Assumed) -> tuple[_Computed, dict[str, Any]]:
-    """Returns the classifier in a file of any program, and the form of its images with its classes."""
-    _limit_memory(sum(map(_size, path.parent.glob(f"{path.stem}*"))), threads)
-    with _time_limit():
-        content, form, cost = read_classifier(path, assumed)
-        classifier = _Classifier(path, form, _session(path, content, threads), _most(cost))
-        # A graph may leave open how many classes it has: an image tells.
-        classes = classifier.logits(np.zeros((1, *form.shape), np.float32)).shape[1]
-    return classifier, {"form": form.to_json(), "classes": classes}
+        content, form = read_onnx(path, assumed)
+        card = read_card(form.about, path) if form.about else None
+        normalization = None
+        if card is not None and assumed is None and form.images == INPUTS:
+            normalization = Normalization(card.mean, card.std)
+        network = _Network(
+            path,
+            form,
+            normalization,
+            _session(path, content, threads),
+            _most(len(content), math.prod(form.shape[1:])),
+            len(card.classes) if card is not None else 0,
+        )
+        # The graph of another program may leave open how many classes it has: an image tells.
+        image = np.zeros((1, *form.shape), np.float32)
+        return dataclasses.replace(network, classes=network.outputs(image).shape[1])
 
 
 def _session(path: Path, content: bytes, threads: int) -> Any:
@@ -203,19 +192,19 @@ def _session(path: Path, content: bytes, threads: int) -> Any:
         raise CheckpointError(f"{path} cannot be used by onnxruntime: {reason(error)}.") from error
 
 
-def _most(cost: Cost) -> int:
-    """Returns the largest batch, in images, for a graph of this cost."""
-    return max(min(IMAGES_AT_ONCE, LARGEST_PEAK // max(cost.peak, 1), _MOST_WORK // max(cost.work, 1)), 1)
+def _most(size: int, pixels: int) -> int:
+    """Returns the largest portion, in images of so many pixels, for a network of ``size`` bytes."""
+    return max(min(IMAGES_AT_ONCE, _PIXELS_AT_ONCE // pixels, _WORK_AT_ONCE // (size * pixels)), 1)
 
 
-def _compute(network: _Computed, images: Pixels, size: int) -> tuple[npt.NDArray[np.float32], list[float]]:
-    """Returns (N, classes) float32 logits, and the seconds of each batch of at most ``size`` images."""
+def _compute(network: _Network, images: Pixels, size: int) -> tuple[Outputs, list[float]]:
+    """Returns (N, classes) float32 outputs, and the seconds of each portion of at most ``size`` images."""
     size = min(size, network.most)
     parts, seconds = [], []
     for start in range(0, max(len(images), 1), max(size, 1)):
         with _time_limit():
             start_time = time.perf_counter()
-            parts.append(network.logits(images[start : start + size]))
+            parts.append(network.outputs(images[start : start + size]))
             seconds.append(time.perf_counter() - start_time)
     return np.concatenate(parts), seconds
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.experiment.doubt import doubt
+from kdtrain.deploy.predict.infer import doubt
 from kdtrain.store.card import ModelCard
 
 SURE = np.array([9.0, *[0.0] * 9])

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.onnx_classifier import Assumed, ClassifierForm
-from kdtrain.deploy.onnx_process import OnnxProcess
+from kdtrain.deploy.onnx.process import OnnxProcess
+from kdtrain.deploy.onnx.reader import Assumed, OnnxForm
 from kdtrain.errors import CheckpointError
+from kdtrain.metrics.tempered_softmax import to_logits
 from kdtrain.runtime import flow
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.processes import available_cores
-
-_SMALLEST = 1e-7
-"""Probabilities are raised to it before their logarithm: those of an int8 network are 0 below 1/512."""
 
 
 class OnnxClassifier:
@@ -40,11 +37,7 @@ class OnnxClassifier:
     def __init__(self, path: Path, assumed: Assumed) -> None:
         self.path = path
         self._process = OnnxProcess(path, len(available_cores()), assumed)
-        about: dict[str, Any] = self._process.about
-        form = about["form"]
-        tuples = {name: tuple(form[name]) for name in ("shape", "left_open")}
-        self.form = ClassifierForm(**{**form, **tuples})
-        self.classes: int = about["classes"]
+        self.form, self.classes = self._process.form, self._process.classes
 
     def outputs(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Returns the network's own output, (N, classes) float32.
@@ -72,7 +65,7 @@ class OnnxNetwork(flow.nn.Module):
         gives_probabilities: whether its output is probabilities, of which logarithms are taken.
     """
 
-    def __init__(self, path: Path, assumed: Assumed, form: ClassifierForm, gives_probabilities: bool) -> None:
+    def __init__(self, path: Path, assumed: Assumed, form: OnnxForm, gives_probabilities: bool) -> None:
         super().__init__()
         self.path, self.assumed, self.form = path, assumed, form
         self.gives_probabilities = gives_probabilities
@@ -98,25 +91,3 @@ class OnnxNetwork(flow.nn.Module):
     def extra_repr(self) -> str:
         """Returns the file's digest and what else decides the logits."""
         return f"{self.form.digest}, {self.assumed}, gives_probabilities={self.gives_probabilities}"
-
-
-def are_probabilities(outputs: npt.NDArray[np.float32]) -> bool:
-    """Returns whether a network's outputs, (N, classes), are probabilities."""
-    return bool(probability_rows(outputs).all())
-
-
-def probability_rows(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Returns which rows, (N,) bool, of (N, classes) are probabilities: no number below 0, a sum of 1.
-
-    The sums of an int8 network's probabilities are up to a few per cent off.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):  # sums of logits may be infinite or NaN
-        is_one = np.abs(outputs.sum(axis=1) - 1.0) < 0.05
-    rows: npt.NDArray[np.bool_] = is_one & (outputs.min(axis=1) >= 0.0)
-    return rows
-
-
-def to_logits(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Returns logarithms of probabilities, whose softmax they are again, (N, classes) float32."""
-    logits: npt.NDArray[np.float32] = np.log(np.maximum(probabilities, np.float32(_SMALLEST)))
-    return logits

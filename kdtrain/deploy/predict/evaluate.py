@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.opening import open_data, open_model, predict_test_set
-from kdtrain.deploy.predictor import Predictor
+from kdtrain.deploy.predict.opening import open_data, open_model
+from kdtrain.deploy.predict.predictor import Logits, Predictor
 from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.runtime.bars import progress_bar
+from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import available_cores
@@ -62,3 +66,11 @@ def evaluate(
     return EvaluatedModel(
         model, data, Evaluation.from_logits(predict_test_set(model, data), data.test.labels)
     )
+
+
+def predict_test_set(model: Predictor, data: Dataset) -> Logits:
+    """Returns (N, classes) float32 logits of a data set's N test images; shows a progress bar."""
+    images = data.test.images
+    starts = range(0, len(images), IMAGES_AT_ONCE)
+    batches = progress_bar("test set", len(starts), "batch", starts)
+    return np.concatenate([model.logits(images[start : start + IMAGES_AT_ONCE]) for start in batches])

@@ -1,22 +1,124 @@
-"""The opening of a trained model and of its data set, for all that uses trained models."""
+"""The search for a trained model, its opening, and that of its data set."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import shlex
 from pathlib import Path
 
-import numpy as np
-
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import BUILT_IN, load_dataset
-from kdtrain.deploy.oneflow_model import OneFlowModel
-from kdtrain.deploy.onnx_model import OnnxModel
-from kdtrain.deploy.predictor import Logits, Predictor
+from kdtrain.deploy.onnx.process import OnnxModel
+from kdtrain.deploy.predict.predictor import OneFlowModel, Predictor
 from kdtrain.errors import CheckpointError, UsageError, size_text
-from kdtrain.runtime.bars import progress_bar
-from kdtrain.runtime.limits import IMAGES_AT_ONCE
+from kdtrain.runtime.locations import missing_path_text
 from kdtrain.store.card import ModelCard
-from kdtrain.store.checkpoint import load_model
+from kdtrain.store.checkpoint import load_card, load_model
+from kdtrain.store.kept_models import kept_models
+from kdtrain.store.oneflow_directory import is_oneflow_directory
+
+logger = logging.getLogger(__name__)
+
+_MOST_LISTED = 8
+
+
+def find_model(
+    path: Path,
+    mode: str,
+    *,
+    arch: str | None = None,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+) -> Path:
+    """Returns a model's path as it is; for a folder of models, returns the result of ``model_in``."""
+    if not os.path.isdir(path) or is_oneflow_directory(path):
+        return path
+    return model_in(path, mode, arch=arch, dataset=dataset, data_dir=data_dir)
+
+
+def model_in(
+    folder: Path,
+    mode: str,
+    *,
+    arch: str | None = None,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+) -> Path:
+    """Returns the model of a mode in a folder: a file, or a directory that ``oneflow.save`` wrote.
+
+    Prefers files named after the mode, then those whose card names it. Takes the first that matches most of
+    the other arguments, and logs which.
+
+    Args:
+        folder: the folder.
+        mode: teacher, student or student_kd.
+        arch: the architecture that is preferred.
+        dataset: the data that are preferred.
+        data_dir: the folder of the data that are preferred.
+
+    Raises:
+        CheckpointError: the folder has no model of this mode.
+    """
+    paths = kept_models(folder, mode) or _of_oneflow_or_onnx(folder, mode) or _by_card(folder, mode)
+    if len(paths) == 1:
+        return paths[0]
+    cards: dict[Path, ModelCard] = {path: load_card(path) for path in paths}
+
+    def misfit(path: Path) -> tuple[bool, bool]:
+        card = cards[path]
+        return not is_named(card, dataset, data_dir), arch not in (None, card.arch)
+
+    chosen = min(paths, key=misfit)
+    others = ", ".join(path.name for path in paths if path != chosen)
+    logger.info(
+        f"The model is {chosen} ({cards[chosen].dataset}, {cards[chosen].arch}). There are others: {others}. "
+        "Choose with --dataset, --arch or --checkpoint."
+    )
+    return chosen
+
+
+def _of_oneflow_or_onnx(folder: Path, mode: str) -> list[Path]:
+    """Returns the directory of OneFlow's, or else the ONNX file, that is named after a mode."""
+    directory, file = folder / mode, folder / f"{mode}.onnx"
+    if is_oneflow_directory(directory):
+        return [directory]
+    return [file] if file.is_file() else []
+
+
+def _by_card(folder: Path, mode: str) -> list[Path]:
+    """Returns the checkpoints whose card has a mode.
+
+    Raises:
+        CheckpointError: there is none; the text lists what the folder has.
+    """
+    modes = _modes_in(folder)
+    paths = [path for path, kind in modes.items() if kind == mode]
+    if paths:
+        return paths
+    texts = [f"{path.name} ({kind})" if kind else path.name for path, kind in modes.items()]
+    more = f" and {len(texts) - _MOST_LISTED} more" if len(texts) > _MOST_LISTED else ""
+    listed = (
+        f"The folder has {', '.join(texts[:_MOST_LISTED])}{more}: choose with --model-type or --checkpoint"
+    )
+    remedy = f"Train one with `kdtrain fit --mode {mode}`, or name a file with --checkpoint"
+    raise CheckpointError(
+        f"there is no {mode} model in {missing_path_text(folder)}. {listed if texts else remedy}."
+    )
+
+
+def _modes_in(folder: Path) -> dict[Path, str]:
+    """Returns the mode of each model in a folder, in order of name; "" where it is unknown."""
+    modes = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix == ".onnx" or is_oneflow_directory(path):
+            modes[path] = ""
+        elif path.suffix == ".safetensors":
+            modes[path] = ""
+            with contextlib.suppress(CheckpointError):
+                modes[path] = load_card(path).mode
+    return modes
 
 
 def open_model(
@@ -51,14 +153,6 @@ def open_checkpoint(
     digits = tuple(str(digit) for digit in range(10))
     sample = ModelCard(mode or "unknown", guess, "mnist", (1, 28, 28), digits, mean=(0.1307,), std=(0.3081,))
     return OneFlowModel(load_model(path, fallback=sample, arch=arch), device)
-
-
-def predict_test_set(model: Predictor, data: Dataset) -> Logits:
-    """Returns (N, classes) float32 logits of a data set's N test images; shows a progress bar."""
-    images = data.test.images
-    starts = range(0, len(images), IMAGES_AT_ONCE)
-    batches = progress_bar("test set", len(starts), "batch", starts)
-    return np.concatenate([model.logits(images[start : start + IMAGES_AT_ONCE]) for start in batches])
 
 
 def open_data(

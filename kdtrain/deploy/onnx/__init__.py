@@ -1,0 +1,1 @@
+"""ONNX files: their reader, the process that computes them within limits, and networks made of them."""

@@ -1,0 +1,1 @@
+"""Trained models as predictors: their opening, their test, and the classification of single images."""
