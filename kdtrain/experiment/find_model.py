@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from kdtrain.deploy.opening import is_named
-from kdtrain.errors import CheckpointError
+from kdtrain.errors import CheckpointError, listed
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_card
@@ -94,13 +94,10 @@ def _by_card(folder: Path, mode: str) -> list[Path]:
     if paths:
         return paths
     texts = [f"{path.name} ({kind})" if kind else path.name for path, kind in modes.items()]
-    more = f" and {len(texts) - _MOST_LISTED} more" if len(texts) > _MOST_LISTED else ""
-    listed = (
-        f"The folder has {', '.join(texts[:_MOST_LISTED])}{more}: choose with --model-type or --checkpoint"
-    )
+    choice = f"The folder has {listed(texts, _MOST_LISTED)}: choose with --model-type or --checkpoint"
     remedy = f"Train one with `kdtrain fit --mode {mode}`, or name a file with --checkpoint"
     raise CheckpointError(
-        f"there is no {mode} model in {missing_path_text(folder)}. {listed if texts else remedy}."
+        f"there is no {mode} model in {missing_path_text(folder)}. {choice if texts else remedy}."
     )
 
 
