@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CPP_STACK = re.compile(r'\s*\n *File "[^"\n]*\.(cpp|cc|cu|h|hpp)", line .*', re.DOTALL)
@@ -74,6 +74,17 @@ def clipped(value: object, write: Callable[[object], str] = str) -> str:
 def size_text(shape: Iterable[int]) -> str:
     """Returns the text of a shape in messages, such as ``"1x28x28"``."""
     return "x".join(map(str, shape))
+
+
+def listed(texts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Returns the first ``most`` texts in a row, and how many more there are."""
+    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+    return separator.join([*texts[:most], *more])
+
+
+def os_reason(error: BaseException) -> str:
+    """Returns the reason in an error of the system, without file and number; the text of any other error."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def error_text(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from kdtrain.cli.flags import add_setting_flags
 from kdtrain.cli.parser import COMMANDS
-from kdtrain.errors import DataError, did_you_mean, one_line
+from kdtrain.errors import DataError, did_you_mean, listed, one_line, os_reason
 from kdtrain.runtime import flow
 
 ONES = flow.ones(4, 10)
@@ -103,3 +103,13 @@ def test_a_flag_is_suggested_only_where_it_is_near(typed: str, meant: str | None
 )
 def test_a_command_is_suggested_only_where_it_is_near(typed: str, meant: str | None) -> None:
     assert did_you_mean(typed, COMMANDS) == (f" (did you mean {meant!r}?)" if meant else "")
+
+
+def test_a_long_list_says_how_many_more_there_are() -> None:
+    assert listed(["a", "b"], 2) == "a, b"
+    assert listed(["a", "b", "c", "d"], 2, "; ") == "a; b; and 2 more"
+
+
+def test_a_reason_is_never_empty() -> None:
+    assert os_reason(FileNotFoundError(2, "No such file", "x")) == "No such file"
+    assert [os_reason(ValueError("a")), os_reason(MemoryError())] == ["a", "MemoryError"]

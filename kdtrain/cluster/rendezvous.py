@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdtrain.cluster.heartbeat import SILENCE, TOKEN_BYTES, Address, Heartbeat, Peer, from_line, to_line
-from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.errors import KdtrainError, UsageError, os_reason
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def join_group(
     try:
         host = str(socket.getaddrinfo(*address, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except OSError as error:
-        raise UsageError(f"--master_addr {address[0]} is not known: {error.strerror or error}.") from None
+        raise UsageError(f"--master_addr {address[0]} is not known: {os_reason(error)}.") from None
     waiting = _Waiting((host, address[1]), limit)
     if rank > 0:
         return _join(rank, size, facts, waiting, silence)
@@ -257,7 +257,7 @@ def _join(rank: int, size: int, facts: Facts, waiting: _Waiting, silence: float)
             try:
                 token = _token(line, hello, waiting)
             except OSError as error:
-                reason = error.strerror or str(error)
+                reason = os_reason(error)
                 time.sleep(_RETRY)
                 continue
             datagrams = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from kdtrain.data.checks import assemble
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.download import download
-from kdtrain.errors import DataError
+from kdtrain.errors import DataError, os_reason
 from kdtrain.runtime.regular_files import open_regular
 
 
@@ -112,8 +112,7 @@ def load_cifar(name: str, folder: Path | None, cache: Path) -> Dataset:
     try:
         contents = _read_archive(path, archive, remedy)
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read: {reason}. {remedy}") from error
+        raise DataError(f"{path} cannot be read: {os_reason(error)}. {remedy}") from error
     arrays: list[NDArray[Any]] = []
     for members in (archive.train, archive.test):
         pixels = np.concatenate([contents[member]["data"] for member in members])

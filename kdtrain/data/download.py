@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdtrain.errors import DataError
+from kdtrain.errors import DataError, os_reason
 from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.files import temporary_folder
 
@@ -47,7 +47,7 @@ def download(dataset: str, sha256: Mapping[str, str], mirrors: Sequence[str], fo
             reasons = _try_mirrors({file: sha256[file] for file in missing}, mirrors, temporary, folder)
     except OSError as error:
         raise DataError(
-            f"{dataset} cannot be stored in {folder}: {error.strerror or error}. "
+            f"{dataset} cannot be stored in {folder}: {os_reason(error)}. "
             "Fix that, or set XDG_CACHE_HOME to another folder."
         ) from error
     if reasons:

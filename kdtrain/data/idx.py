@@ -14,7 +14,7 @@ from typing import IO, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.errors import DataError, size_text
+from kdtrain.errors import DataError, os_reason, size_text
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import open_regular
 
@@ -62,8 +62,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged and cannot be unzipped ({error}); get it again.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read: {reason}.") from error
+        raise DataError(f"{path} cannot be read: {os_reason(error)}.") from error
 
 
 def most_unzipped(zipped: BinaryIO) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kdtrain.data.checks import assemble, check_classes
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.idx import most_unzipped, read_at_most
-from kdtrain.errors import DataError, KdtrainError, escape_controls
+from kdtrain.errors import DataError, KdtrainError, escape_controls, os_reason
 from kdtrain.runtime.limits import MOST_PIXELS
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import open_regular
@@ -130,8 +130,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, zipfile.ZipFile]]:
     except KdtrainError:
         raise
     except Exception as error:  # zipfile raises almost any exception for a damaged archive
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{path} cannot be read as .npz: {reason.rstrip('.')}.") from error
+        raise DataError(f"{path} cannot be read as .npz: {os_reason(error).rstrip('.')}.") from error
 
 
 def _names_in(archive: zipfile.ZipFile) -> set[str]:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import KdtrainError, os_reason
 
 # .NAME.RANDOM.SPACE-PID-START.tmp names its process, so that others can remove it once that has ended.
 _TEMPORARY = re.compile(r"\..+\.(?P<space>[^/]+-[0-9a-f]+-\d+)-(?P<pid>\d+)-(?P<start>\d+)\.tmp")
@@ -50,7 +50,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os_reason(error)
         if isinstance(error, FileNotFoundError):
             reason = f"the folder {path.parent} does not exist"
         raise KdtrainError(f"cannot write {path}: {reason}.") from error
@@ -93,7 +93,7 @@ def make_folder(folder: Path) -> None:
     except FileExistsError:
         raise KdtrainError(f"cannot make the directory {folder}: there is a file of that name.") from None
     except OSError as error:
-        raise KdtrainError(f"cannot make the directory {folder}: {error.strerror or error}.") from error
+        raise KdtrainError(f"cannot make the directory {folder}: {os_reason(error)}.") from error
 
 
 def ensure_writable(folder: Path) -> None:
@@ -109,7 +109,7 @@ def ensure_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0" * 4096)
     except OSError as error:
-        raise KdtrainError(f"cannot write in the directory {folder}: {error.strerror or error}.") from error
+        raise KdtrainError(f"cannot write in the directory {folder}: {os_reason(error)}.") from error
 
 
 def _temporary_name(name: str) -> str:

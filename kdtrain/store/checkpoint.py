@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from kdtrain.errors import CheckpointError, UsageError, size_text
+from kdtrain.errors import CheckpointError, UsageError, listed, os_reason, size_text
 from kdtrain.models.registry import (
     ARCHITECTURES,
     build_model,
@@ -115,9 +115,8 @@ def load_weights(model: flow.nn.Module, weights: Weights, source: str) -> None:
         if given.get(name, wanted) != wanted
     ]
     if problems:
-        listed = "; ".join(problems[:_MOST_LISTED])
-        more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise CheckpointError(f"the weights in {source} do not fit the network: {listed}{more}.")
+        text = listed(problems, _MOST_LISTED, "; ")
+        raise CheckpointError(f"the weights in {source} do not fit the network: {text}.")
     model.load_state_dict(
         {name: flow.tensor(np.asarray(array, order="C")) for name, array in weights.items()}
     )
@@ -186,8 +185,7 @@ def load_tensors(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise CheckpointError(f"there is no checkpoint {missing_path_text(path)}.") from None
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, SafetensorError) as error:
         # TypeError and AttributeError: NumPy lacks the tensor's dtype
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {reason}.") from error
+        raise CheckpointError(f"{path} is not a checkpoint, or it is damaged: {os_reason(error)}.") from error
     if stated is None or stated != actual:
         raise CheckpointError(f"{path} is damaged: its content does not have the checksum that it states.")
     return weights, header

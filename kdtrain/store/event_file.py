@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import KdtrainError, os_reason
 from kdtrain.runtime.regular_files import open_regular
 
 _LARGEST = 1 << 28  # bytes of a file; an hour of training writes less than a million
@@ -108,7 +108,7 @@ class EventFile:
             yield
         except OSError as error:
             raise KdtrainError(
-                f"cannot write TensorBoard's file in {self.directory}: {error.strerror or error}."
+                f"cannot write TensorBoard's file in {self.directory}: {os_reason(error)}."
             ) from error
 
 
@@ -136,8 +136,7 @@ def _events(file: Path) -> Iterator[tuple[Any, bytes]]:
                     return
                 yield Event.FromString(record), record
     except (OSError, DecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise KdtrainError(f"{file} cannot be read: {reason}. Move it away.") from error
+        raise KdtrainError(f"{file} cannot be read: {os_reason(error)}. Move it away.") from error
 
 
 def _suffix(path: Path) -> str:

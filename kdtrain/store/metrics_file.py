@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import KdtrainError, os_reason
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.limits import MOST_EPOCHS
 from kdtrain.runtime.regular_files import read_text
@@ -36,8 +36,7 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        reason = getattr(error, "strerror", None) or error
-        raise KdtrainError(f"{file} cannot be read: {reason}. {remedy}") from error
+        raise KdtrainError(f"{file} cannot be read: {os_reason(error)}. {remedy}") from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:

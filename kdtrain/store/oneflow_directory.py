@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.errors import CheckpointError
+from kdtrain.errors import CheckpointError, os_reason
 from kdtrain.runtime.regular_files import read_bytes
 
 _MAX_PICKLE = 1024 * 1024  # bytes
@@ -144,4 +144,4 @@ def _read(file: Path, limit: int) -> bytes:
     try:
         return read_bytes(file, limit)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(f"{file} cannot be read: {os_reason(error)}.") from error

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.errors import KdtrainError, UsageError, os_reason
 from kdtrain.runtime.locations import missing_path_text
 
 _PROBE_SECONDS = 0.05
@@ -148,7 +148,7 @@ def claim_run_directory(logdir: Path, mode: str, name: str | None = None) -> Pat
                 continue
             return folder / f"version_{number}"
     except OSError as error:
-        raise KdtrainError(f"cannot make a run directory in {folder}: {error.strerror or error}.") from error
+        raise KdtrainError(f"cannot make a run directory in {folder}: {os_reason(error)}.") from error
     raise AssertionError("unreachable: there is always a next number")
 
 

@@ -167,7 +167,7 @@ def test_student_kd_trains_a_teacher_where_there_is_none(
     ("kind", "sides"),
     [
         ("other architecture", ("student_mlp", "--teacher-arch", "teacher_cnn")),
-        ("other classes", ("has 4 classes", "the data have 10", "no 4, 5, 6, 7, 8 and 1 more")),
+        ("other classes", ("has 4 classes", "the data have 10", "no 4, 5, 6, 7, 8, and 1 more")),
         ("other weights", ("conv1.weight",)),
         ("no checkpoint", ("notes.txt",)),
         ("nothing", ("nothing.safetensors",)),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.images.resize import is_grey, read_image, to_channels
-from kdtrain.errors import DataError, KdtrainError, size_text
+from kdtrain.errors import DataError, KdtrainError, os_reason, size_text
 from kdtrain.runtime.limits import MOST_PIXELS
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,6 @@ def _shared(shape: tuple[int, ...], cache: Path) -> NDArray[np.uint8]:
     except OSError as error:
         raise DataError(
             f"{shape[0]} images of {size_text(shape[2:])} take {size >> 20} MiB on the disk, and {cache} "
-            f"cannot hold them: {error.strerror or error}. Choose a smaller --image-size, or set "
+            f"cannot hold them: {os_reason(error)}. Choose a smaller --image-size, or set "
             "XDG_CACHE_HOME to another folder."
         ) from error

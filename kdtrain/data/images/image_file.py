@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from kdtrain.errors import DataError, KdtrainError
+from kdtrain.errors import DataError, KdtrainError, os_reason
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.runtime.regular_files import open_regular
 
@@ -68,8 +68,7 @@ def open_image(source: Source, convert: Callable[[Image.Image], T]) -> T:
     except FileNotFoundError as error:
         raise DataError(f"{missing_path_text(name)} does not exist.") from error
     except Exception as error:  # Pillow's decoders raise almost any exception
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{name} cannot be read as an image: {reason.rstrip('.')}.") from error
+        raise DataError(f"{name} cannot be read as an image: {os_reason(error).rstrip('.')}.") from error
 
 
 def name_of(source: Source) -> str:

@@ -12,7 +12,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import BUILT_IN, load_dataset
 from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.predict.predictor import OneFlowModel, Predictor
-from kdtrain.errors import CheckpointError, UsageError, size_text
+from kdtrain.errors import CheckpointError, UsageError, listed, size_text
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_card, load_model
@@ -98,13 +98,10 @@ def _by_card(folder: Path, mode: str) -> list[Path]:
     if paths:
         return paths
     texts = [f"{path.name} ({kind})" if kind else path.name for path, kind in modes.items()]
-    more = f" and {len(texts) - _MOST_LISTED} more" if len(texts) > _MOST_LISTED else ""
-    listed = (
-        f"The folder has {', '.join(texts[:_MOST_LISTED])}{more}: choose with --model-type or --checkpoint"
-    )
+    choice = f"The folder has {listed(texts, _MOST_LISTED)}: choose with --model-type or --checkpoint"
     remedy = f"Train one with `kdtrain fit --mode {mode}`, or name a file with --checkpoint"
     raise CheckpointError(
-        f"there is no {mode} model in {missing_path_text(folder)}. {listed if texts else remedy}."
+        f"there is no {mode} model in {missing_path_text(folder)}. {choice if texts else remedy}."
     )
 
 

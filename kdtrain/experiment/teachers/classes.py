@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdtrain.errors import CheckpointError, UsageError, clipped, unknown_name_message
+from kdtrain.errors import CheckpointError, UsageError, clipped, listed, os_reason, unknown_name_message
 from kdtrain.runtime.regular_files import read_text
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,7 @@ def _read_json(asked: str) -> dict[str, str | int] | list[str] | None:
     try:
         value = json.loads(asked if asked.startswith("{") else read_text(Path(asked), _LARGEST))
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"--teacher-classes {clipped(asked)} cannot be read: {reason}.") from error
+        raise UsageError(f"--teacher-classes {clipped(asked)} cannot be read: {os_reason(error)}.") from error
     if isinstance(value, list) and all(type(name) is str for name in value):
         return value
     if not isinstance(value, dict) or not all(type(entry) in (str, int) for entry in value.values()):
@@ -159,5 +158,4 @@ def _are_numbers(names: Names) -> bool:
 
 
 def _listed(names: Names) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(clipped, names[:_LISTED])) + more
+    return listed([clipped(name) for name in names], _LISTED)
