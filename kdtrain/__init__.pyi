@@ -53,10 +53,11 @@ from .experiment.api import check as check
 from .experiment.api import compare as compare
 from .experiment.api import config as config
 from .experiment.api import fit as fit
+from .experiment.api import load_data as load_data
 from .experiment.api import load_teacher as load_teacher
 from .experiment.api import tune as tune
-from .experiment.comparison_run import ComparisonRun as ComparisonRun
-from .experiment.data import load_data as load_data
+from .experiment.compare import ComparisonRun as ComparisonRun
+from .experiment.dry_run import TrialResult as TrialResult
 from .experiment.history.model_card import card as card
 from .experiment.history.run import Gain as Gain
 from .experiment.history.run import RunInfo as RunInfo
@@ -68,7 +69,6 @@ from .experiment.result import TestedModel as TestedModel
 from .experiment.settings.config import FitConfig as FitConfig
 from .experiment.settings.recipe import Recipe as Recipe
 from .experiment.settings.recipe import list_recipes as list_recipes
-from .experiment.trial import TrialResult as TrialResult
 from .experiment.tune.search import TuneRun as TuneRun
 from .metrics.calibration import Reliability as Reliability
 from .metrics.calibration import reliability as reliability

@@ -24,6 +24,7 @@ TITLES = {
     "deploy": "Trained models",
     "data": "Data",
     "models": "Networks",
+    "nn": "Layers",
     "engine": "Trainer and events",
     "callbacks": "Callbacks",
     "metrics": "Metrics",

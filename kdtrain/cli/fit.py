@@ -28,10 +28,7 @@ from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, rais
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
-_NEEDED = (
-    "kdtrain.experiment.trial",
-    "tensorboardX.summary",
-)
+_NEEDED = ("kdtrain.experiment.compare", "kdtrain.experiment.student", "tensorboardX.summary")
 
 SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
 
@@ -88,9 +85,10 @@ def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
 
 def _fit_as_json(config: FitConfig, resume: Path | None, *, check: bool) -> None:
     with only_json() as print_json, _ready():
+        from kdtrain.experiment.compare import run_compare
+        from kdtrain.experiment.dry_run import try_out
         from kdtrain.experiment.result_json import comparison_to_json, fit_to_json
-        from kdtrain.experiment.run import run_compare, run_fit
-        from kdtrain.experiment.trial import try_out
+        from kdtrain.experiment.student import run_fit
 
         if check:
             print_json({"networks": [dataclasses.asdict(network) for network in try_out(config)]})
@@ -111,7 +109,7 @@ def _ready() -> Iterator[None]:
 
 
 def _check(config: FitConfig, output: Output) -> None:
-    from kdtrain.experiment.trial import try_out
+    from kdtrain.experiment.dry_run import try_out
 
     began = time.perf_counter()
     for network in try_out(config):
@@ -131,7 +129,7 @@ def _check(config: FitConfig, output: Output) -> None:
 
 
 def _single(config: FitConfig, resume: Path | None, output: Output) -> None:
-    from kdtrain.experiment.run import run_fit
+    from kdtrain.experiment.student import run_fit
 
     model, warning = run_fit(config, resume)
     test, best = model.test, model.best_epoch
@@ -151,7 +149,7 @@ def _single(config: FitConfig, resume: Path | None, output: Output) -> None:
 
 
 def _compare(config: FitConfig, resume: Path | None, output: Output) -> None:
-    from kdtrain.experiment.run import run_compare
+    from kdtrain.experiment.compare import run_compare
     from kdtrain.report.comparison_table import comparison_tables
 
     result = run_compare(config, resume)

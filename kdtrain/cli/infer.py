@@ -181,7 +181,7 @@ def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Pre
 def _entry(prediction: Prediction | FailedImage, options: argparse.Namespace) -> dict[str, Any]:
     """Saves the drawing of a prediction; returns the entries to print."""
     from kdtrain.deploy.predict.infer import FailedImage
-    from kdtrain.experiment.comparison_run import picture_path
+    from kdtrain.report.style import picture_path
 
     if isinstance(prediction, FailedImage):
         return {"image": prediction.image, "error": str(prediction.error)}

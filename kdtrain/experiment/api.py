@@ -12,20 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.comparison_run import ComparisonRun
-from kdtrain.experiment.loaders import RunData, count_training
+from kdtrain.experiment.compare import ComparisonRun, run_compare
+from kdtrain.experiment.dry_run import TrialResult, try_out
+from kdtrain.experiment.loaders import RunData, count_training, prepare, read_data
 from kdtrain.experiment.result import TestedModel
-from kdtrain.experiment.run import run_compare, run_fit
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.keywords import as_path, given_settings, naming_arguments
 from kdtrain.experiment.settings.load import LATEST, fit_config, new_config, tune_config
+from kdtrain.experiment.settings.recipe import NO_RECIPE
+from kdtrain.experiment.student import run_fit
 from kdtrain.experiment.teachers.find import describe_teacher, find_teacher
-from kdtrain.experiment.trial import TrialResult, try_out
 from kdtrain.experiment.tune.search import TuneRun, run_tune
 from kdtrain.runtime import flow
+from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.ranks import rank
 
 logger = logging.getLogger(__name__)
+
+OF_THE_DATA = (
+    *("mode", "recipe", "dataset", "data_dir", "image_size", "skip_corrupt", "labels"),
+    *("transfer_data", "transfer_share", "allow_test_images", "val_size", "omit_class", "limit_train"),
+    *("seed", "augment", "teacher_augment", "views", "data_seed", "batch_size", "device"),
+)
+"""Settings of ``kdtrain fit`` that ``load_data`` accepts."""
 
 _OF_A_TEACHER = (
     *("teacher_arch", "teacher_checkpoint", "teacher_weight", "teacher_mean", "teacher_std"),
@@ -156,6 +165,30 @@ def config(*, config: Path | str | None = None, **settings: Any) -> FitConfig:
         UsageError: a setting is unknown, or its value is not allowed.
     """
     return new_config(given_settings("config", settings), as_path(config))
+
+
+@naming_arguments
+def load_data(**settings: Any) -> RunData:
+    """Returns the loaders that ``kdtrain fit`` uses with these settings.
+
+    Args:
+        settings: any of the settings mode, recipe, dataset, data_dir, image_size, skip_corrupt, labels,
+            transfer_data, transfer_share, allow_test_images, val_size, omit_class, limit_train, augment,
+            teacher_augment, views, data_seed, batch_size, seed and device of ``kdtrain fit``, with the same
+            meaning. The mode is student_kd unless it is given, and the recipe none. A setting that is None
+            counts as not given.
+
+    Returns:
+        The loaders ``train``, ``validation`` and ``test``, and the ``dataset`` itself.
+
+    Raises:
+        UsageError: a setting is unknown, or its value is not allowed.
+        DataError: files are missing, damaged or inconsistent.
+    """
+    given = given_settings("load_data", settings, OF_THE_DATA)
+    chosen = new_config({"mode": "student_kd", "recipe": NO_RECIPE, **given})
+    network = "teacher" if chosen.mode == "teacher" else "student"
+    return prepare(read_data(chosen), chosen, network, chosen.seed, resolve_device(chosen.device))
 
 
 @naming_arguments

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.experiment.fit import together
-from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.errors import UsageError, unknown_name_message
+from kdtrain.experiment.dry_run import dry_run
+from kdtrain.experiment.fit import FitSpec, together
 from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import MODES, conditions_of, controls_of
-from kdtrain.experiment.rehearsal import rehearse
 from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity, keep_best
-from kdtrain.experiment.session import Session
+from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, load_config, without_folders
 from kdtrain.experiment.settings.recipe import named_recipe
-from kdtrain.experiment.teacher_figures import measured
 from kdtrain.experiment.teachers.find import (
     TeacherFigures,
     TrainedTeacher,
@@ -28,17 +28,19 @@ from kdtrain.experiment.teachers.find import (
     find_teacher,
     trained_here,
 )
+from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.metrics.fidelity import measure_fidelity
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
-from kdtrain.report.comparison import Comparison, EnsembleMember, EpochPoint, ModelResult, compare
+from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure
+from kdtrain.report.conditions import condition_sentences
 from kdtrain.report.page import write_report
-from kdtrain.report.style import save_figure
-from kdtrain.report.verdict import far_apart_sentence
+from kdtrain.report.style import picture_path, save_figure
+from kdtrain.report.verdict import evidence, far_apart_sentence, gap_sentence, verdict
 from kdtrain.runtime.bars import command_bar, expect_epochs
-from kdtrain.runtime.files import write_text
+from kdtrain.runtime.files import make_folder, write_bytes, write_text
 from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import save_tensors
@@ -50,6 +52,86 @@ logger = logging.getLogger(__name__)
 
 Models = dict[tuple[Model, int], Tested]
 """The models of a comparison by name and seed."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ComparisonRun:
+    """A comparison and its files.
+
+    Attributes:
+        comparison: the figures.
+        directory: the run directory.
+        picture: the chart, where the settings have it copied to, or in the run directory.
+    """
+
+    comparison: Comparison
+    directory: Path
+    picture: Path
+
+    @property
+    def results(self) -> tuple[ModelResult, ...]:
+        """The figures of each model and seed."""
+        return self.comparison.results
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """The paired differences between students; the first is that of distillation."""
+        return self.comparison.differences
+
+    @property
+    def report(self) -> Path:
+        """The page with all figures."""
+        return self.directory / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The figures as JSON."""
+        return self.directory / "compare.json"
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The plain verdict, then what it rests on and what else the comparison shows."""
+        warning = self.comparison.far_apart
+        return (
+            verdict(self.comparison),
+            evidence(self.comparison),
+            gap_sentence(self.comparison),
+            *condition_sentences(self.comparison.conditions),
+            *([] if warning is None else [warning]),
+        )
+
+    def checkpoint(self, model: str, seed: int | None = None) -> Path:
+        """Returns the best weights of a model.
+
+        Args:
+            model: its name in the comparison, such as ``student_kd``.
+            seed: its seed; the first one by default.
+
+        Raises:
+            UsageError: the comparison has not trained this model with this seed.
+        """
+        trained = [result for result in self.results if result.directory is not None]
+        for result in trained:
+            if result.model == model and seed in (None, result.seed):
+                return self.directory / str(result.directory) / "checkpoints" / "best.safetensors"
+        names = [f"{result.model}, seed {result.seed}" for result in trained]
+        wanted = model if seed is None else f"{model}, seed {seed}"
+        raise UsageError(f"checkpoint: {unknown_name_message('trained model', wanted, names)}")
+
+    def __repr__(self) -> str:
+        text = repr(self.differences[0]).strip("<>").removeprefix("Difference ")
+        return f"<ComparisonRun {text} ({self.directory})>"
+
+
+def run_compare(config: FitConfig, resume: Path | None) -> ComparisonRun:
+    """Trains and compares the networks of mode compare.
+
+    Args:
+        config: configuration of the comparison.
+        resume: directory of a run to resume; None for a new one.
+    """
+    comparison, directory = run_comparison(Session.open(config), resume)
+    return ComparisonRun(comparison, directory, _place_picture(config, directory))
 
 
 def run_comparison(session: Session, resume: Path | None = None) -> tuple[Comparison, Path]:
@@ -70,7 +152,7 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         logger.info(describe_teacher(teacher, config, session.dataset))
     if resume is None:
         announce_first_weights(config, session.dataset)
-    rehearse(config, session.dataset, teacher)
+    dry_run(config, session.dataset, teacher)
     with run_directory(config.logdir, "compare", resume, config.name) as directory, command_bar():
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
@@ -113,6 +195,7 @@ class _Training:
     def __init__(self, session: Session, directory: Path) -> None:
         self.session = session
         self.config = session.config
+        self.tuned = tuned_settings(session.config)
         self.directory = directory
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
         self.students: list[Model] = ["student_kd", "student", *controls_of(self.config)]
@@ -185,7 +268,7 @@ class _Training:
             directory=self.directory / f"seed_{seed}/{model}",
             teacher=teacher if mode.has_teacher else None,
             label=model if alone else f"{model}/{seed}",
-            settings={"plugin": (*self.config.plugin, *mode.plugins), **self.session.tuned.get(model, {})},
+            settings={"plugin": (*self.config.plugin, *mode.plugins), **self.tuned.get(model, {})},
         )
 
 
@@ -278,3 +361,14 @@ def _repeat_command(directory: Path, config: FitConfig) -> str:
     file = Path(*directory.absolute().parts[-3:], FILES["config"])
     name = [] if config.name is None else ["--name", f"{config.name[:58]}-2"]  # only one run has a name
     return f"{command_name()} {shlex.join(['fit', '--config', str(file), *name])}"
+
+
+def _place_picture(config: FitConfig, directory: Path) -> Path:
+    """Copies the chart of a comparison to where the settings say; returns its path."""
+    picture = directory / FILES["picture"]
+    if config.image_save_dir is None and config.image_save_name is None:
+        return picture
+    copy = picture_path(config.image_save_dir, config.image_save_name, Path("compare.png"))
+    make_folder(copy.parent)
+    write_bytes(copy, picture.read_bytes())
+    return copy

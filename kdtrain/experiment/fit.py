@@ -1,4 +1,4 @@
-"""One fit as its job carries it out: training, the test of the best weights, and the run's files."""
+"""One fit: its specification, and its job: training, the test of the best weights, the run's files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,6 @@ from kdtrain.engine.resume import load_state
 from kdtrain.engine.teacher_network import mean_logits
 from kdtrain.engine.trainer import Trainer, backward
 from kdtrain.errors import DataError
-from kdtrain.experiment.fit_spec import FitSpec
 from kdtrain.experiment.loaders import count_copies, test_loader, training_loader, validation_loader
 from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimizer
 from kdtrain.experiment.result import FitResult, Member, Tested, TestedModel, file_results
@@ -40,6 +40,68 @@ from kdtrain.store.checkpoint import SavedModel, load_model, load_weights
 from kdtrain.store.metrics_file import read_metrics
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """One fit.
+
+    Attributes:
+        mode: teacher, student or student_kd.
+        seed: seed of initial weights, held-out images, order and dropout.
+        directory: the run directory. A run that has begun there is resumed.
+        teacher: teacher of a student_kd, which exists already.
+        label: name in progress lines and errors; the mode by default.
+        settings: settings that differ from the command's configuration.
+        init_index: index of the weight initialisation under this seed.
+        restarts: numbers of epochs after which the schedule of the learning rate begins anew.
+    """
+
+    mode: str
+    seed: int
+    directory: Path
+    teacher: TrainedTeacher | None = None
+    label: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    init_index: int = 0
+    restarts: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the fit in progress lines and errors."""
+        return self.label or self.mode
+
+    def config(self, command: FitConfig) -> FitConfig:
+        """Returns the configuration with which ``kdtrain fit`` repeats this fit alone.
+
+        Args:
+            command: configuration of the command that the fit is a part of.
+        """
+        single: dict[str, Any] = {
+            "seeds": 1,
+            "data_seed": command.shared_data_seed,
+            "teacher_per_seed": False,
+            "teachers": 1,
+            "with_label_smoothing": False,
+            "with_hard_labels": False,
+            "name": command.name if self.directory.name == command.name else None,
+            "tuned": None,
+            "omit_class": () if self.mode == "teacher" else command.omit_class,
+            **self._transfer(command),
+            "student_checkpoint": None if self.mode == "teacher" else command.student_checkpoint,
+        }
+        if self.teacher is None:
+            single |= {"teacher_checkpoint": (), "teacher_weight": (), "teacher_logits": None}
+        else:
+            command = self.teacher.named_in(command)
+        of_fit = {"mode": self.mode, "seed": self.seed, **self.settings}
+        return dataclasses.replace(command, **single, **of_fit)
+
+    def _transfer(self, command: FitConfig) -> dict[str, Any]:
+        """Returns the settings of images without labels: none of a fit that has no teacher."""
+        if self.mode == "student_kd":
+            return {"transfer_data": command.transfer_data, "transfer_share": command.transfer_share}
+        return {"transfer_data": None, "transfer_share": FitConfig.transfer_share}
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,29 @@
-"""The loaders of a run: training, validation and test images in batches."""
+"""The data of a run, as its settings say, and its loaders: training, validation and test images."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Split, Unlabelled, hold_out
+from kdtrain.data.datasets import load_dataset
+from kdtrain.data.download import default_cache_dir
 from kdtrain.data.loader import Loader, Source
 from kdtrain.data.transfer import TransferDraw
+from kdtrain.data.unlabelled import load_unlabelled, without_most_labels
 from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.report.conditions import Copies
 from kdtrain.runtime.ranks import Ranks
+
+logger = logging.getLogger(__name__)
 
 _USUALLY_HELD_OUT = 5000
 _MOST_OF_FEW = 1000  # of the images that keep their labels
@@ -45,6 +53,52 @@ class RunData:
 
     def _loaders(self) -> dict[str, Loader]:
         return {"training": self.train, "validation": self.validation, "test": self.test}
+
+
+def read_data(config: FitConfig, most_images: int | None = None) -> Dataset:
+    """Returns the data set of a command, after a check of the sizes, with its images without labels.
+
+    Copies of images in several parts of the data are logged.
+
+    Args:
+        config: configuration of the command.
+        most_images: limit on the images read of a folder; None for all.
+
+    Raises:
+        UsageError: a setting does not fit the data.
+        DataError: files are missing, damaged or inconsistent.
+    """
+    dataset = load_dataset(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+        most_images=most_images,
+    )
+    if config.labels is not None:
+        dataset = without_most_labels(dataset, config.labels, config.shared_data_seed, config.limit_train)
+    check_sizes(dataset, config)
+    if config.transfer_data is not None:
+        dataset = _with_transfer(dataset, config, config.transfer_data, most_images)
+    copies = count_copies(dataset, config)
+    if copies is not None:
+        logger.warning(copies.sentence)
+    return dataset
+
+
+def _with_transfer(dataset: Dataset, config: FitConfig, path: Path, most_images: int | None) -> Dataset:
+    transfer = load_unlabelled(
+        path,
+        dataset,
+        default_cache_dir(),
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+        most_images=most_images,
+        allow_test_images=config.allow_test_images,
+    )
+    if dataset.transfer is not None:
+        transfer = dataclasses.replace(dataset.transfer, more=transfer)
+    return dataclasses.replace(dataset, transfer=transfer)
 
 
 def check_sizes(dataset: Dataset, config: FitConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdtrain.experiment.comparison_run import ComparisonRun
+from kdtrain.experiment.compare import ComparisonRun
 from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.metrics.evaluation import Evaluation

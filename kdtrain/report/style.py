@@ -85,3 +85,10 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     make_folder(path.parent)
     write_bytes(path, buffer.getvalue())
+
+
+def picture_path(folder: Path | None, name: Path | None, default: Path) -> Path:
+    """Returns the path of an image; a name without a folder is a path, as in the sample."""
+    if name is None:
+        return (folder or Path()) / default
+    return folder / name if folder is not None else name

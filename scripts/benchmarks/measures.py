@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import HERE, Bench, run_data
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
-from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.find import trained_here
@@ -66,7 +66,7 @@ def student_kd(bench: Bench) -> list[Row]:
 
 def seeds_side_by_side(bench: Bench) -> list[Row]:
     """Measures the students of two seeds on all cores against one after another on one core."""
-    session = Session(FitConfig(seeds=2, epochs=10, limit_train=20_000, logdir=bench.fresh()))
+    session = Session.open(FitConfig(seeds=2, epochs=10, limit_train=20_000, logdir=bench.fresh()))
     teacher = trained_here(load_model(bench.teacher()))
     session.run(session.soft_label_jobs({0: teacher, 1: teacher}))
     weights: list[list[bytes]] = []

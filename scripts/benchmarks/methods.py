@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools import ROOT
 
 from kdtrain.data.datasets import load_dataset
-from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
@@ -247,7 +247,7 @@ class Table:
                 teacher_augment=self.augment,
             )
             with _quietly(), temporary_folder(self.folder) as run:
-                session = Session(config)
+                session = Session.open(config)
                 spec = FitSpec("teacher", 0, run / "teacher")
                 [model] = session.run([session.fit_and_test_job(spec)])
                 path.write_bytes(model.saved.path.read_bytes())
@@ -261,7 +261,7 @@ class Table:
         """Returns the test accuracy of each seed, and the median seconds of an epoch, seeds side by side."""
         with _quietly(), temporary_folder(self.folder) as run:
             fits = self._fit(method, [(settings, seed) for seed in seeds], epochs, run)
-            session = Session(replace(self.config, mode=method.mode))
+            session = Session.open(replace(self.config, mode=method.mode))
             jobs = [session.test_fitted_job(*fit) for fit in fits]
             accuracies = {str(model.seed): model.test.accuracy for model in session.run(jobs)}
             seconds = sum(_median_seconds(path) for path in run.glob("*_0"))
@@ -281,10 +281,10 @@ class Table:
         Returns:
             The last network of each run, with its specification.
         """
-        session = Session(replace(self.config, mode=method.mode, epochs=epochs))
+        session = Session.open(replace(self.config, mode=method.mode, epochs=epochs))
         distilled = method.mode == "student_kd"
         augments = {settings["augment"] for settings, _ in runs} if distilled else ()
-        asking = {text: Session(replace(session.config, augment=text)) for text in augments}
+        asking = {text: Session.open(replace(session.config, augment=text)) for text in augments}
         teachers = [self.teacher for _ in runs]
         last: list[tuple[FitSpec, FitResult]] = []
         for stage, arch in enumerate((*method.chain, self.pair.student)):

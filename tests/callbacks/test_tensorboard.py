@@ -38,7 +38,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
     folder = tmp_path_factory.mktemp("tensorboard")
     tiles = write_tiles(folder / "tiles", mnist)
     run_comparison(
-        Session(FitConfig(epochs=2, batch_size=16, val_size=300, data_dir=tiles, logdir=folder / "logs"))
+        Session.open(FitConfig(epochs=2, batch_size=16, val_size=300, data_dir=tiles, logdir=folder / "logs"))
     )
     return folder / "logs"
 

@@ -13,7 +13,7 @@ from PIL import Image
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import CallbackError
-from kdtrain.experiment.rehearsal import rehearse
+from kdtrain.experiment.dry_run import dry_run
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.find import trained_here
 from kdtrain.store.checkpoint import load_model
@@ -251,7 +251,7 @@ def test_a_temperature_that_nothing_reads_is_said(
         config = FitConfig(mode, temperature=7.0, plugin=(plugin,), student_arch="hinton_800")
         caplog.clear()
         with caplog.at_level("INFO", "kdtrain"):
-            rehearse(config, mnist, None)
+            dry_run(config, mnist, None)
         assert [record.getMessage() for record in caplog.records] == [said] * bool(said)
 
 
@@ -262,10 +262,10 @@ def test_the_teacher_that_is_there_counts_and_not_the_one_that_would_be_trained(
     teacher = trained_here(load_model(path))
     layers = ("fitnet,teacher_layer=fc2,student_layer=fc2", "fitnet,teacher_layer=conv2,student_layer=fc2")
     good, bad = (FitConfig(mode="student_kd", plugin=(layer,)) for layer in layers)
-    rehearse(good, mnist, teacher)
+    dry_run(good, mnist, teacher)
     with pytest.raises(CallbackError, match="conv2"):
-        rehearse(bad, mnist, teacher)
-    rehearse(bad, mnist, None)
+        dry_run(bad, mnist, teacher)
+    dry_run(bad, mnist, None)
 
 
 def test_a_table_of_logits_is_checked_against_all_pictures_of_a_folder(

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from kdtrain.data.dataset import Dataset, Split, Unlabelled, class_by_class, hold_out
 from kdtrain.data.unlabelled import without_most_labels
 from kdtrain.errors import UsageError
-from kdtrain.experiment.data import read_data
-from kdtrain.experiment.loaders import training_loader, validation_images
+from kdtrain.experiment.loaders import read_data, training_loader, validation_images
 from kdtrain.experiment.settings.config import FitConfig
 
 CLASSES = 4

@@ -13,7 +13,7 @@ import pytest
 import kdtrain
 from kdtrain.cli.parser import COMMANDS
 from kdtrain.data.dataset import Dataset
-from kdtrain.experiment.data import DATA_SETTINGS
+from kdtrain.experiment.api import OF_THE_DATA
 from scripts.docs_site import public_names
 from tests.cli.conftest import run, untrained_teacher
 from tests.documents import DOCS, blocks, text_of
@@ -66,7 +66,7 @@ def test_every_command_and_every_setting_of_the_data_is_on_the_page() -> None:
     named = {*table, "plugins", "recipes", *re.findall(r"`kdtrain (serve|launch|completion|doctor)`", TEXT)}
     assert named == set(COMMANDS)
     section = TEXT.partition("## Data\n")[2].partition("\n## ")[0]
-    assert [name for name in DATA_SETTINGS if f"`{name}" not in section] == []
+    assert [name for name in OF_THE_DATA if f"`{name}" not in section] == []
 
 
 INTERVAL = re.compile(r"[+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)")

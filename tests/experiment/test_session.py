@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from kdtrain.data.dataset import Dataset, Normalization, Normalized, Split
-from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.modes import logit_cache
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
@@ -54,7 +54,7 @@ def session(mnist: Dataset, tmp_path: Path) -> Session:
     code = tmp_path / "mine.py"
     code.write_text(CODE)
     arch = f"{code}:make"
-    return Session(
+    return Session.open(
         FitConfig(
             mode="student_kd",
             teacher_arch=arch,
@@ -104,7 +104,7 @@ def test_making_a_job_has_no_effect(session: Session, teacher: TrainedTeacher, t
 
 
 def test_seeds_share_the_teacher_s_answers_about_the_views(session: Session, teacher: TrainedTeacher) -> None:
-    session.config = dataclasses.replace(session.config, augment="shift=1", views=3, epochs=9)
+    session = session.with_config(dataclasses.replace(session.config, augment="shift=1", views=3, epochs=9))
     session.run(session.soft_label_jobs({0: teacher, 1: teacher}))
     files = list(logit_cache(session.config).iterdir())
     assert len(files) == 3, "a file for each view, not for each view and seed"
@@ -119,7 +119,7 @@ def test_the_layers_that_plugins_compare_are_computed_before_the_fits(
 ) -> None:
     config = FitConfig("compare", logdir=tmp_path / "logs", limit_train=40, epochs=2, plugin=("fitnet",))
     config = dataclasses.replace(config, student_arch=arch, batch_size=20)
-    session = Session(dataclasses.replace(config, augment="shift=1", views=3))
+    session = Session.open(dataclasses.replace(config, augment="shift=1", views=3))
     teacher = trained_here(
         load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist, "hinton_800"))
     )
@@ -158,7 +158,7 @@ def test_a_network_with_convolutions_or_large_layers_has_all_cores_whatever_its_
     arch: str, plugin: str, cores: int, mnist: Dataset, tmp_path: Path
 ) -> None:
     config = FitConfig("student_kd", student_arch=arch, logdir=tmp_path, plugin=(plugin,), limit_train=16)
-    session = Session(config)
+    session = Session.open(config)
     teacher = trained_here(load_model(untrained_teacher(tmp_path / "teacher.safetensors", mnist, arch)))
     spec = FitSpec("student_kd", 0, tmp_path / "student_kd", teacher)
     jobs: list[Job[Any]] = [session.fit_job(spec), session.fit_and_test_job(spec)]

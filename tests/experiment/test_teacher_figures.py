@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from kdtrain.data.dataset import Dataset, hold_out
-from kdtrain.experiment.fit_spec import FitSpec
-from kdtrain.experiment.session import Session
+from kdtrain.experiment.fit import FitSpec
+from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.single import run_single
-from kdtrain.experiment.teacher_figures import measured
+from kdtrain.experiment.student import run_single
 from kdtrain.experiment.teachers.find import find_teacher, trained_here
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import SavedModel, load_model
@@ -55,7 +54,7 @@ def session_of(code: Path, digits: Path, epochs: int = EPOCHS, **settings: Any) 
         logdir=code.parent / "logs",
         device="cpu",
     )
-    return Session(dataclasses.replace(config, **settings))
+    return Session.open(dataclasses.replace(config, **settings))
 
 
 @pytest.fixture
@@ -86,8 +85,9 @@ def test_accuracy_is_that_on_the_held_out_images(
 def test_the_test_images_are_never_read(
     code: Path, digits: Path, teacher: SavedModel, tmp_path: Path
 ) -> None:
-    session, blind = session_of(code, digits), session_of(code, digits)
-    blind.dataset = dataclasses.replace(blind.dataset, test=blind.dataset.test.take(np.empty(0, np.int64)))
+    session = session_of(code, digits)
+    no_images = session.dataset.test.take(np.empty(0, np.int64))
+    blind = dataclasses.replace(session, dataset=dataclasses.replace(session.dataset, test=no_images))
     figures = measured(blind, trained_here(teacher)).figures
     assert figures is not None
     assert figures == measured(session, trained_here(teacher)).figures
@@ -133,7 +133,9 @@ def test_the_data_sets_own_validation_images_are_the_held_out_images(
 ) -> None:
     session = session_of(code, digits)
     validation = session.dataset.train.take(np.arange(100))
-    session.dataset = dataclasses.replace(session.dataset, validation=validation)
+    session = dataclasses.replace(
+        session, dataset=dataclasses.replace(session.dataset, validation=validation)
+    )
     figures = measured(session, trained_here(teacher)).figures
     assert figures is not None
     assert figures.images == 100
@@ -161,7 +163,8 @@ def test_in_this_process_too_the_measurement_changes_no_weights(
         def run(self, jobs: Any, peers: int = 0) -> Any:
             return [job.work() for job in jobs]
 
-    session = InProcess(session_of(code, digits).config)
+    opened = session_of(code, digits)
+    session = InProcess(opened.config, opened.dataset, opened.device, opened.ranks)
     spec = FitSpec("student_kd", 0, tmp_path / "alone", trained_here(teacher))
     [alone] = session.run([session.fit_job(spec)])
     flow.manual_seed(7)

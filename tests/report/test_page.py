@@ -90,7 +90,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Compar
         data_dir=write_tiles(folder / "tiles", mnist),
         logdir=folder / "logs",
     )
-    session = Session(config)
+    session = Session.open(config)
     return Compared(run_comparison(session)[1], session.dataset)
 
 
@@ -106,7 +106,7 @@ def one_seed(compared: Compared, tmp_path_factory: pytest.TempPathFactory) -> Co
         data_dir=compared.directory.parents[2] / "tiles",
         logdir=tmp_path_factory.mktemp("one") / "logs",
     )
-    session = Session(config)
+    session = Session.open(config)
     return Compared(run_comparison(session)[1], session.dataset)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import logging
@@ -16,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, escape_controls
-from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.dry_run import dry_run
+from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.loaders import count_training, count_validation
 from kdtrain.experiment.modes import MODES
-from kdtrain.experiment.rehearsal import rehearse
-from kdtrain.experiment.session import Session
+from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, without_folders
 from kdtrain.experiment.settings.schema import flag_of
-from kdtrain.experiment.teacher_figures import measured
 from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.tune.halving import (
     DEFAULT_BUDGET,
@@ -142,7 +140,7 @@ def run_tune(
         _check_values(config, begun.settings)
     except UsageError as error:
         raise error if resume is None else UsageError(f"{resume / FILE}: {error}") from error
-    session = Session(config)
+    session = Session.open(config)
     config = session.config
     if count_validation(session.dataset, config) == 0:
         raise UsageError(
@@ -156,7 +154,7 @@ def run_tune(
         logger.info(describe_teacher(teacher, config, session.dataset))
     if resume is None:
         announce_first_weights(config, session.dataset)
-    rehearse(config, session.dataset, teacher)
+    dry_run(config, session.dataset, teacher)
     with (
         run_directory(config.logdir, "tune", resume, config.name, command="tune") as directory,
         command_bar(),
@@ -255,7 +253,8 @@ class _Search:
         """Trains the trials, rung by rung, and returns the result."""
         self.teacher = teacher = measured(self.session, teacher)
         # A resumed search reads it, so all trials get it: their settings stay the same.
-        self.session.config = self.config = teacher.named_in(self.config)
+        self.config = teacher.named_in(self.config)
+        self.session = self.session.with_config(self.config)
         write_text(self.directory / "config.toml", absolute_paths(self.config).to_toml())
         self._prepare_soft_labels(teacher)
         trials = self._first_size()
@@ -310,8 +309,7 @@ class _Search:
         without_views = replace(self.session.config, augment="none")
         has_views = any(VIEWS in space.dimensions for space in self.spaces.values())
         for config in (self.session.config, *([without_views] if has_views else [])):
-            session = copy.copy(self.session)
-            session.config = config
+            session = self.session.with_config(config)
             session.run(session.soft_label_jobs(teachers))
 
     def _first_size(self) -> int:

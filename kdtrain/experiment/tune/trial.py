@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdtrain.errors import CallbackError, NonFiniteError
-from kdtrain.experiment.fit_spec import FitSpec
+from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.history.files import RESULT, RunFiles, text
 from kdtrain.experiment.result import FitResult
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY

@@ -207,10 +207,10 @@ def test_epochs_follow_the_number_of_images() -> None:
 
 def test_a_session_decides_the_epochs_by_its_training_images(tiles: Path, tmp_path: Path) -> None:
     given = {"recipe": "none", "data_dir": tiles, "logdir": tmp_path, "val_size": 100, "batch_size": 32}
-    session = Session(new_config(given))
+    session = Session.open(new_config(given))
     images = len(session.dataset.train) - 100
     assert session.config.epochs == epochs_for_size("student", images)
-    limited = Session(new_config(given | {"limit_train": 300}))
+    limited = Session.open(new_config(given | {"limit_train": 300}))
     assert limited.config.teacher_epochs == epochs_for_size("teacher", 300)
 
 
@@ -244,7 +244,7 @@ def test_a_comparison_says_beforehand_what_can_be_seen(
 ) -> None:
     given = {"recipe": "mnist_few_labels", "labels": "100", "data_dir": tiles, "logdir": tmp_path}
     with caplog.at_level("INFO", logger="kdtrain"):
-        Session(new_config(given | {"mode": mode}))
+        Session.open(new_config(given | {"mode": mode}))
     expected = read_recipe("mnist_few_labels").expected
     assert expected.endswith(".")
     assert (expected in caplog.messages) == (mode == "compare")
