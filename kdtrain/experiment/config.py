@@ -91,7 +91,7 @@ class FitConfig(Settings):
     def views_for(self, network: str) -> int:
         """Returns the number of variants of each training image; 0 for new ones in each epoch.
 
-        A teacher's images get new ones, because no other network answers about them.
+        A teacher's images get new ones, because no other network is run on them.
         """
         return 0 if network == "teacher" else self.views
 

@@ -83,7 +83,7 @@ def _tried(
     session.dataset = _few(session.dataset, config, size)
     session.config = dataclasses.replace(
         session.config if teacher is None else teacher.without_table().named_in(session.config),
-        teacher_logits=None,  # a table has no answers about a part of the images
+        teacher_logits=None,  # a table has no logits of a part of the images
         teacher_weight=(),
         allow_poor_teacher=True,
         teachers=min(config.teachers, _TEACHERS),
