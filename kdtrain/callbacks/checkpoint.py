@@ -21,9 +21,9 @@ from kdtrain.store.checkpoint import fingerprint, save_model, snapshot
 class Checkpoint(Callback):
     """Writes ``checkpoints/best.safetensors`` and ``checkpoints/last.safetensors``.
 
-    ``best`` is written after each epoch that no earlier epoch beats. The latest of equal epochs is kept,
-    because the weights change less in later epochs, while the learning rate falls. ``last`` is written
-    after every epoch, and holds the state of the optimizer and of the callbacks as well.
+    ``best`` is written after each epoch whose metric is at least the best so far. The latest of equal epochs
+    is kept, because the weights change less in later epochs, while the learning rate falls. ``last`` is
+    written after every epoch, and holds the state of the optimizer and of the callbacks as well.
 
     Few held-out images rank epochs by luck. With ``standard_errors`` the latest epoch is kept whose accuracy
     is less than so many standard errors below the best (Breiman et al., "Classification and Regression

@@ -97,7 +97,7 @@ def replaces_soft_targets(spec: str) -> bool:
     """Returns whether a plugin puts a loss of its own in the place of the term ``kd``.
 
     No data are needed: ``configure`` gets networks without layers. An error of it, such as that a layer is
-    missing, is left to the rehearsal with the networks of the fit.
+    missing, is left to the dry run with the networks of the fit.
 
     Raises:
         UsageError: the plugin or an argument is unknown.

@@ -116,7 +116,7 @@ class Joined(Normalized):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Unlabelled:
-    """Images without labels, about which only a teacher has an answer.
+    """Images without labels, for which only a teacher has an output.
 
     Attributes:
         name: the file, folder or data set that they come from.

@@ -95,7 +95,7 @@ class Batch:
 class Source:
     """The images that a loader's are a part of.
 
-    The teacher's answers about them are kept for all loaders of the same source.
+    The teacher's outputs for them are kept for all loaders of the same source.
 
     Attributes:
         fingerprint: names the source's images as the network sees them, normalised.

@@ -33,7 +33,7 @@ class Views:
     """Fixed variants of each training image, or new ones in each epoch.
 
     A variant is drawn from the seed, the image's number and the variant's number, and from nothing else. So
-    a teacher can answer each once, and every student, process and epoch gets the same one. Variant 0 is the
+    a teacher runs over each once, and every student, process and epoch gets the same one. Variant 0 is the
     image itself; with ``mixing`` it is the image itself, mixed.
 
     Attributes:

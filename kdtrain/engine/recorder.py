@@ -183,7 +183,7 @@ class Recorder:
 class Teacher(Recorder):
     """A trained network that is used in evaluation mode, without gradients, and never changed.
 
-    It runs on exactly the student's inputs, once a batch for all terms. Where tables hold the answers about
+    It runs on exactly the student's inputs, once a batch for all terms. Where tables hold the outputs for
     all training images, they are looked up instead.
 
     Args:

@@ -125,9 +125,9 @@ class GivenLogits(flow.nn.Module):
         self.variants, self.validation, self.test = tuple(variants), validation, test
 
     def forward(self, images: flow.Tensor) -> flow.Tensor:
-        """Raises UsageError: a table answers about its own images only."""
+        """Raises UsageError: a table has logits of its own images only."""
         raise UsageError(
-            f"--teacher-logits {self.path} has answers about the training images only: it has no layers, "
+            f"--teacher-logits {self.path} has logits of the training images only: it has no layers, "
             "and with --views 0 each epoch has new images."
         )
 

@@ -195,7 +195,7 @@ def load_data(**settings: Any) -> RunData:
 def load_teacher(data: RunData, **settings: Any) -> flow.nn.Module:
     """Returns the teacher that ``kdtrain fit`` takes with these settings, for ``DistillationCallback``.
 
-    It takes the images of ``data`` in any form, and answers about the classes of ``data``.
+    It takes the images of ``data`` in any form, and has a logit for each class of ``data``.
 
     Args:
         data: what ``load_data`` returns.

@@ -169,7 +169,7 @@ def _small(session: Session, config: FitConfig, teacher: TrainedTeacher | None) 
     dataset = _few(session.dataset, config, size)
     small = dataclasses.replace(
         session.config if teacher is None else teacher.without_table().named_in(session.config),
-        teacher_logits=None,  # a table has no row for each view of a part of the images
+        teacher_logits=None,  # a table has no logits of a part of the images
         teacher_weight=(),
         allow_poor_teacher=True,
         teachers=min(config.teachers, _TEACHERS),
@@ -195,7 +195,8 @@ def _tried(session: Session, folder: Path) -> list[TrialResult]:
         seeds = range(config.seed, config.seed + (config.teachers if model == "teacher" else 1))
         taught_by = teacher if mode.has_teacher else None
         specs = [
-            FitSpec(mode.fit, seed, folder / f"seed_{seed}" / model, taught_by, model, settings) for seed in seeds
+            FitSpec(mode.fit, seed, folder / f"seed_{seed}" / model, taught_by, model, settings)
+            for seed in seeds
         ]
         trained = session.run([session.fit_and_test_job(spec) for spec in specs])
         if model == "teacher":

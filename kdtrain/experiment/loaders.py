@@ -261,7 +261,7 @@ def _loader(
     else:
         assert indices is not None, "they join training images only"
         inputs = split.joined(dataset.normalization, indices, transfer)
-        # All seeds of a comparison draw the same images in the same variants, so the teacher answers fewer.
+        # All seeds of a comparison draw the same images in the same variants, so the teacher runs on fewer.
         draw = TransferDraw(len(transfer), config.transfer_share, config.shared_data_seed)
     return Loader(
         inputs,

@@ -112,7 +112,7 @@ def callbacks_for(
         callbacks.append(EarlyStopping(config.early_stopping))
     if teacher is not None:
         cache = logit_cache(config)
-        # The teacher alone answers about mixed images: mixed labels hurt a distilled student (Wang et al.
+        # Mixed images have the teacher's outputs alone: mixed labels hurt a distilled student (Wang et al.
         # 2020, "Knowledge Distillation Thrives on Data Augmentation").
         alpha = 1.0 if mixes(config.augment_for("student")) else config.alpha
         callbacks.append(DistillationCallback(teacher, config.temperature, alpha, cache_directory=cache))

@@ -183,7 +183,7 @@ class Session:
         return Job("testing the teacher", work, self.teacher_cores(teacher))
 
     def soft_label_jobs(self, teachers: Mapping[int, TrainedTeacher]) -> list[Job[None]]:
-        """Returns the jobs that put teachers' answers about the training images into the cache.
+        """Returns the jobs that put teachers' outputs for the training images into the cache.
 
         These are the logits, and the layers that plugins compare. There are no jobs with new variants in each
         epoch. Seeds with one teacher share a job, because they share the files of the cache.

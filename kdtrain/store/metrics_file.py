@@ -50,7 +50,7 @@ def training_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
     """Returns the training time of a run: the seconds of its epochs, to a thousandth.
 
     An epoch is its training steps and the evaluation of the held-out images. Callbacks, the reading of
-    data, the teacher's answers and the test are not part of it. Epochs before a resumption are.
+    data, the teacher's outputs and the test are not part of it. Epochs before a resumption are.
     """
     return float(round(sum(row["train_seconds"] + row["eval_seconds"] for row in rows), 3))
 

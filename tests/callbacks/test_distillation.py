@@ -199,7 +199,7 @@ def test_impossible_temperatures_and_alphas_are_refused(
     teacher: flow.nn.Module, tmp_path: Path, name: str, values: tuple[float, ...]
 ) -> None:
     for value in values:
-        with pytest.raises(UsageError, match=f"{name} {value}"):
+        with pytest.raises(UsageError, match=f"{name}={value}"):
             DistillationCallback(teacher, **{name: value}, cache_directory=tmp_path)
 
 

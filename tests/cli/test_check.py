@@ -113,8 +113,8 @@ def test_a_teacher_that_is_there_is_the_one_that_teaches(
 def test_it_says_what_teachers_recognise(
     mode: str, digits: Path, call_kdtrain: CallKdtrain, tmp_path: Path
 ) -> None:
-    answers = np.eye(10, dtype=np.float32)[load_dataset(data_dir=digits).train.labels] * 100
-    np.savez(tmp_path / "t.npz", logits=answers[:, ::-1], test=np.zeros((300, 10), np.float32))
+    outputs = np.eye(10, dtype=np.float32)[load_dataset(data_dir=digits).train.labels] * 100
+    np.savez(tmp_path / "t.npz", logits=outputs[:, ::-1], test=np.zeros((300, 10), np.float32))
     words = ("--recipe=none", "--mode", mode, "--data-dir", digits, "--teacher-mean=0.1307")
     teachers = ("--teacher-checkpoint", TORCH, "--teacher-std=0.3081", "--teacher-logits=t.npz")
     orders = ("--teacher-classes=0,1,2,3,4,5,6,7,8,9", "--teacher-classes=9,8,7,6,5,4,3,2,1,0")

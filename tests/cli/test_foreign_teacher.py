@@ -104,7 +104,7 @@ def test_an_onnx_file_teaches_as_its_logits_do(
     assert_same_weights(runs / "version_0", runs / "version_1")
 
 
-def test_the_answers_of_an_onnx_file_are_kept(
+def test_the_outputs_of_an_onnx_file_are_kept(
     digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
 ) -> None:
     flags = ("fit", "--mode", "student_kd", "--data-dir", digits, *SHORT, "--augment=shift=2", "--views=2")
@@ -232,7 +232,7 @@ def test_a_table_that_lacks_images_without_labels_is_refused_before_any_training
     flags = ("--data-dir", digits, *SHORT[:-2], "--labels", "100", "--recipe=none", "--teacher-logits", path)
     done = call_kdtrain("fit", "--mode", "compare", *flags, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert f"--teacher-logits {path} has no answers about images without labels" in done.stderr
+    assert f"--teacher-logits {path} has no logits of images without labels" in done.stderr
     assert not list((tmp_path / "logs").glob("compare/*"))
 
 

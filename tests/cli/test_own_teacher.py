@@ -183,7 +183,7 @@ def make(image_shape, classes):
 """
 
 
-def test_a_changed_forward_of_the_teacher_teaches_its_new_answers_and_a_resumed_run_refuses_it(
+def test_a_changed_forward_of_the_teacher_teaches_its_new_outputs_and_a_resumed_run_refuses_it(
     tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
 ) -> None:
     def fit(logs: str, *flags: str) -> str:

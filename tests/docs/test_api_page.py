@@ -97,7 +97,7 @@ def test_examples_run_one_after_another_and_print_what_they_ask_for_only(tmp_pat
     assert lines[card + 1] == 'license: "apache-2.0"'
 
 
-def test_loop_of_the_page_gives_the_same_figures_twice_and_keeps_the_answers(
+def test_loop_of_the_page_gives_the_same_figures_twice_and_keeps_the_outputs(
     mnist: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -107,11 +107,11 @@ def test_loop_of_the_page_gives_the_same_figures_twice_and_keeps_the_answers(
     for _ in range(2):
         exec(on_less_data(LOOP), {"__name__": "page"})
         weights = Path("logs/own/checkpoints/best.safetensors").read_bytes()
-        answers = {path: path.stat().st_mtime_ns for path in Path("logs/cache").rglob("*")}
-        tries.append((capsys.readouterr().out, weights, answers))
+        outputs = {path: path.stat().st_mtime_ns for path in Path("logs/cache").rglob("*")}
+        tries.append((capsys.readouterr().out, weights, outputs))
         shutil.rmtree("logs/own")
     assert tries[0] == tries[1]
-    assert answers
+    assert outputs
 
 
 def test_notebook_is_linked() -> None:

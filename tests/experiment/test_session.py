@@ -103,7 +103,7 @@ def test_making_a_job_has_no_effect(session: Session, teacher: TrainedTeacher, t
     assert sorted(tmp_path.rglob("*")) == files
 
 
-def test_seeds_share_the_teacher_s_answers_about_the_views(session: Session, teacher: TrainedTeacher) -> None:
+def test_seeds_share_the_teacher_s_outputs_for_the_views(session: Session, teacher: TrainedTeacher) -> None:
     session = session.with_config(dataclasses.replace(session.config, augment="shift=1", views=3, epochs=9))
     session.run(session.soft_label_jobs({0: teacher, 1: teacher}))
     files = list(logit_cache(session.config).iterdir())

@@ -30,6 +30,10 @@ def logits(draw: st.DrawFn) -> Data:
     return student, teacher, random.integers(0, shape[1], shape[0])
 
 
+def normal(seed: int, *shape: int) -> Floats:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def gradient_of(formula: Formula, x: Array) -> Array:
     """The gradient of an analytic formula, to the last digits: its slope along the imaginary axis."""
     gradient = np.empty(x.shape)

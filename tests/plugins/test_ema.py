@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdtrain import BatchEnd, Callback, Checkpoint, EvalEnd, Loader, Run, Trainer, UsageError, flow
+from kdtrain import BatchEnd, Callback, Checkpoint, EvalEnd, Loader, Run, Trainer, flow
 from kdtrain.data.dataset import Dataset
 from kdtrain.engine.resume import load_state
 from kdtrain.store.card import ModelCard
@@ -96,12 +96,6 @@ def test_statistics_are_copied(train: Loader, validation: Loader, tmp_path: Path
     Trainer(model, ADAM, [ema]).fit(train, validation, epochs=1, directory=tmp_path)
     for average, value in zip(ema.average.buffers(), model.buffers(), strict=True):
         np.testing.assert_array_equal(average.numpy(), value.numpy())
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
-def test_decay_must_leave_something_to_new_weights(decay: float) -> None:
-    with pytest.raises(UsageError, match="it must be from 0 to below 1"):
-        Ema(decay)
 
 
 def test_from_the_command_line_the_tested_model_is_the_average(

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kdtrain import Callback, KdtrainError, Loader, Run, Trainer, UsageError, flow, predict_logits
+from kdtrain import Callback, KdtrainError, Loader, Run, Trainer, flow, predict_logits
 from kdtrain.callbacks import Checkpoint, DistillationCallback, RunLog, TensorBoard
 from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd
 from kdtrain.engine.resume import FitState, load_state
@@ -294,13 +294,3 @@ def test_without_a_terminal_it_prints_a_line_per_epoch_only(tmp_path: Path, run_
     assert finished.returncode == 0, finished.stderr
     assert "\x1b" not in finished.stderr
     assert len([line for line in finished.stderr.splitlines() if line.startswith("student ")]) == 2
-
-
-@pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize(
-    ("plugin", "names"), [(Calibration, "bins every"), (Confusion, "every"), (GradNorm, "every")]
-)
-def test_bad_arguments_are_refused(plugin: Any, names: str, value: int) -> None:
-    for name in names.split():
-        with pytest.raises(UsageError, match=f"{name}={value}: it must be at least 1"):
-            plugin(**{name: value})

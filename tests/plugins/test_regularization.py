@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import re
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +24,6 @@ from plugins.max_norm import MaxNorm
 from tests.conftest import ADAM, Fit
 from tests.engine.fits import mlp
 from tests.plugins.reference import Array, log_softmax
-
-FRACTION = "it must be from 0 to below 1"
 
 
 def rates(network: flow.nn.Module) -> list[float]:
@@ -206,20 +201,3 @@ def test_order_with_distillation_does_not_matter(tmp_path: Path, train: Loader, 
     first, last = fit("first", 0.2, True), fit("last", 0.2, False)
     assert first == last
     assert first != fit("other", 0.0, True), "smoothing makes a difference under distillation, too"
-
-
-@pytest.mark.parametrize(
-    ("plugin", "name", "values", "message"),
-    [
-        (DropoutRates, "hidden", (-0.1, 1.0, math.nan), FRACTION),
-        (DropoutRates, "inputs", (-0.1, 1.0, math.nan), FRACTION),
-        (MaxNorm, "limit", (0.0, -1.0, math.inf, math.nan), "it must be above 0, and finite"),
-        (LabelSmoothing, "epsilon", (-0.1, 1.0, 2.0, math.nan), FRACTION),
-    ],
-)
-def test_impossible_arguments_are_refused(
-    plugin: Any, name: str, values: tuple[float, ...], message: str
-) -> None:
-    for value in values:
-        with pytest.raises(UsageError, match=re.escape(f"{name}={value}: {message}")):
-            plugin(**{name: value})

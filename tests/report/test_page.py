@@ -203,7 +203,7 @@ def test_page_needs_no_other_file(compared: Compared) -> None:
     assert len(page.source.encode()) < 300_000
 
 
-def test_images_are_those_that_the_students_answer_differently(compared: Compared) -> None:
+def test_images_are_those_that_the_students_classify_differently(compared: Compared) -> None:
     logits, _ = load_tensors(compared.directory / "test_logits.safetensors")
     labels = logits.pop("labels")
     right = [

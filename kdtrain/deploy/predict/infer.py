@@ -315,7 +315,7 @@ def doubt(
     Args:
         card: the model's card.
         pixels: (C, H, W) uint8, the network's input.
-        logits: (classes,) float64, the network's answer.
+        logits: (classes,) float64, the network's output.
         size: width and height of the image file in pixels.
 
     Returns:

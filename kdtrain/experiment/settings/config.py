@@ -98,7 +98,7 @@ class FitConfig(Settings):
     def views_for(self, network: str) -> int:
         """Returns the number of variants of each training image; 0 for new ones in each epoch.
 
-        A teacher's images get new ones, because no other network answers about them.
+        A teacher's images get new ones, because no other network is run on them.
         """
         return 0 if network == "teacher" else self.views
 
@@ -204,7 +204,7 @@ def _check_images(config: FitConfig) -> None:
 
 
 def _check_transfer(config: FitConfig) -> None:
-    """Raises UsageError for images without labels that no teacher answers about."""
+    """Raises UsageError for images without labels that no teacher is run on."""
     share, data = f"--transfer-share {config.transfer_share:g}", f"--transfer-data {config.transfer_data}"
     if config.labels is not None:
         data = f"--labels {config.labels}" if config.transfer_data is None else data
@@ -221,12 +221,12 @@ def _check_transfer(config: FitConfig) -> None:
             )
     elif config.transfer_data is not None and config.mode in ("teacher", "student"):
         raise UsageError(
-            f"{data} has no labels, and --mode {config.mode} has no teacher to answer about it: "
+            f"{data} has no labels, and --mode {config.mode} has no teacher to give it soft labels: "
             "choose student_kd or compare."
         )
     elif config.alpha == 0.0 and config.mode in ("student_kd", "compare"):
         raise UsageError(
-            f"--alpha 0 leaves the teacher's answers out, and images without labels ({data}) have nothing "
+            f"--alpha 0 leaves the teacher's outputs out, and images without labels ({data}) have nothing "
             "else to teach: leave one of them out."
         )
 

@@ -340,7 +340,7 @@ class Settings:
     views: int = _augmentation_setting(
         8,
         "variants of each image; --augment makes them once for all epochs of a student, and the teacher "
-        "answers each once; with 0 every epoch has new ones, and the teacher runs at every step",
+        "runs over each once; with 0 every epoch has new ones, and the teacher runs at every step",
         metavar="K",
         check=between(0, limits.MOST_VIEWS),
         is_common=True,

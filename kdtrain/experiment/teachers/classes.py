@@ -66,7 +66,7 @@ def match_classes(
         reason += f", but {_listed(shared)}"
     raise CheckpointError(
         f"{teacher} has {number} classes, the data have {len(wanted)}, and {reason}. "
-        "Say with --teacher-classes which of its classes answers to each of the data's."
+        "Say with --teacher-classes which of its classes belongs to each of the data's."
     )
 
 

@@ -54,7 +54,7 @@ class TeacherFile:
         path: its file or directory.
         arch: its architecture; of an ONNX file or a table, the file's name.
         build: returns its network, for the student's images and classes, on a device.
-        digest: identifies its answers.
+        digest: identifies its outputs.
         saved: its checkpoint; None for an ONNX file and a table.
         is_table: whether it is a table of logits.
         parameters: number of its trainable values; 0 if unknown.
@@ -300,7 +300,7 @@ def _read_tables(path: Path, request: Request) -> tuple[dict[str, Logits], Any]:
     config, dataset = request.config, request.dataset
     if dataset.transfer is not None:
         raise UsageError(
-            f"--teacher-logits {path} has no answers about images without labels, which --labels and "
+            f"--teacher-logits {path} has no logits of images without labels, which --labels and "
             "--transfer-data add: leave them out, or give the teacher's network."
         )
     chosen: Any = slice(None)

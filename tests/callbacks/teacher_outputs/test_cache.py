@@ -141,20 +141,6 @@ def test_other_images_and_other_normalisation_are_told_apart(
     assert len(os.listdir(directory)) == 4
 
 
-@pytest.mark.parametrize("text", ["shift=2", "mixup", "shift=1,cutmix"])
-@pytest.mark.parametrize("kept", [True, False])
-def test_each_variant_of_each_image_is_computed_once(
-    directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted, text: str, kept: bool
-) -> None:
-    loader = loader_of(mnist, text=text)
-    table = OutputCache(student, loader, directory if kept else None).tables(epochs=9).logits
-    assert counted.taken() == 4 * IMAGES
-    assert_looked_up(table, student, loader, 9)
-    counted.taken()
-    OutputCache(student, loader, directory).tables(epochs=9)
-    assert counted.taken() == (0 if kept else 4 * IMAGES)
-
-
 def test_the_images_as_they_are_share_a_file_with_variant_0(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
 ) -> None:
@@ -190,17 +176,6 @@ def test_a_variant_that_no_image_takes_is_no_obstacle(
     assert_looked_up(table, student, few, 2)
 
 
-def test_with_other_held_out_images_only_the_missing_ones_are_computed(
-    directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
-) -> None:
-    OutputCache(student, loader_of(mnist, text="shift=2", held_out=100), directory).tables(9)
-    assert counted.taken() == 4 * 200
-    more = loader_of(mnist, text="shift=2", held_out=60)
-    table = OutputCache(student, more, directory).tables(9).logits
-    assert counted.taken() == 4 * 40
-    assert_looked_up(table, student, more, 5)
-
-
 def test_partners_of_mixes_are_never_held_out_images(
     directory: Path, student: flow.nn.Module, mnist: Dataset, counted: Counted
 ) -> None:
@@ -233,34 +208,6 @@ def test_an_interrupted_computation_is_resumed(
     table = OutputCache(model, loader, directory).tables(9).logits
     assert counted.taken() == 4 * IMAGES - 9 * 50
     assert_looked_up(table, model, loader, 4)
-
-
-def test_a_large_table_stays_in_its_files(
-    directory: Path, student: flow.nn.Module, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loader = loader_of(mnist, text="shift=2", held_out=30)
-    small = OutputCache(student, loader, directory).tables(9).logits
-    monkeypatch.setattr(cache, "_LARGE", 4 * 270 * 10 * 4 - 1)
-    large = OutputCache(student, loader, directory).tables(9).logits
-    for epoch in range(1, 5):
-        for batch in loader.epoch(epoch):
-            assert large(batch).numpy().tobytes() == small(batch).numpy().tobytes()
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "text"])
-def test_damaged_file_is_replaced(
-    directory: Path, student: flow.nn.Module, train: Loader, counted: Counted, damage: str
-) -> None:
-    expected = OutputCache(student, train, directory).plain()
-    (name,) = os.listdir(directory)
-    content = bytearray((directory / name).read_bytes())
-    content[-3] ^= 64
-    contents = {"truncated": content[:-100], "empty": b"", "flipped": content, "text": b"not logits"}
-    (directory / name).write_bytes(bytes(contents[damage]))
-    counted.taken()
-    for computed in (train.num_images, 0):
-        assert np.array_equal(OutputCache(student, train, directory).plain(), expected)
-        assert counted.taken() == computed
 
 
 def test_a_line_tells_of_progress_where_there_is_no_terminal(

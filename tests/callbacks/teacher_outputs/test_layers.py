@@ -1,4 +1,4 @@
-"""A teacher's layers are computed once for the same weights, images and variants, and read from files."""
+"""A teacher's outputs are computed once for the same weights, images and variants, and read from files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def assert_live(tables: OutputTables, model: flow.nn.Module, loader: Loader, epo
                 np.testing.assert_allclose(kept.numpy(), features.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["none", "shift=2", "mixup"])
+@pytest.mark.parametrize("text", ["none", "shift=2", "mixup", "shift=1,cutmix"])
 @pytest.mark.parametrize("kept", [True, False])
 def test_one_pass_computes_everything_and_the_next_fit_reads_it(
     directory: Path, mnist: Dataset, text: str, kept: bool
@@ -102,6 +102,7 @@ def test_a_large_table_stays_in_several_files_and_gives_the_same_bits(
     in_memory = OutputCache(recorder, loader, directory).tables(9)
     assert_live(in_files, model, loader, 5)
     for batch in loader.epoch(3):
+        assert in_files.logits(batch).numpy().tobytes() == in_memory.logits(batch).numpy().tobytes()
         for layer in LAYERS:
             left, right = (tables.features[layer](batch).numpy() for tables in (in_files, in_memory))
             assert left.tobytes() == right.tobytes()
@@ -160,19 +161,24 @@ def test_an_interruption_costs_one_file_at_most(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "text"])
+@pytest.mark.parametrize(("name", "images"), [("", IMAGES), ("fc1", 70)], ids=["logits", "layer"])
 @pytest.mark.usefixtures("small_files")
-def test_a_damaged_file_is_made_anew(directory: Path, mnist: Dataset, damage: str) -> None:
+def test_a_damaged_file_is_made_anew(
+    directory: Path, mnist: Dataset, damage: str, name: str, images: int
+) -> None:
     model, loader = mlp(seed=3), loader_of(mnist)
     recorder = recorder_of(model, "fc1")
     OutputCache(recorder, loader, directory).tables(1)
-    path = max(directory.iterdir(), key=lambda file: file.stat().st_size)
+    path = OutputCache(recorder, loader, directory)._files(None, name)._path(0)
+    assert path is not None
     content = bytearray(path.read_bytes())
     content[-300] ^= 64
-    contents = {"truncated": content[:-100], "empty": b"", "flipped": content, "text": b"no features"}
+    contents = {"truncated": content[:-100], "empty": b"", "flipped": content, "text": b"no outputs"}
     path.write_bytes(bytes(contents[damage]))
     counted = Counted(model)
-    tables = OutputCache(recorder, loader, directory).tables(1)
-    assert counted.taken() == 70
+    for computed in (images, 0):
+        tables = OutputCache(recorder, loader, directory).tables(1)
+        assert counted.taken() == computed
     assert_live(tables, model, loader, 1)
 
 

@@ -176,7 +176,7 @@ def test_resolved_settings_come_back_from_their_file(file: Path, config: FitConf
         (("--transfer-share", "0.3"), "share of images without labels, and there are none: add --labels"),
         (("--transfer-data", "more", "--mode", "student"), "--mode student has no teacher"),
         (("--transfer-data", "more", "--mode", "teacher"), "--mode teacher has no teacher"),
-        (("--transfer-data", "more", "--alpha", "0"), "--alpha 0 leaves the teacher's answers out"),
+        (("--transfer-data", "more", "--alpha", "0"), "--alpha 0 leaves the teacher's outputs out"),
         (("--transfer-data", "more", "--transfer-share", "0.96"), "must be above 0 and at most 0.95"),
         (("--transfer-data", "more", "--transfer-share", "0.999999"), "must be above 0 and at most 0.95"),
         (("--transfer-data", "more", "--transfer-share", "0"), "must be above 0 and at most 0.95"),

@@ -51,7 +51,7 @@ def few(folder: Path) -> Dataset:
 def nearest_mean(
     path: Path, data: Dataset, order: tuple[int, ...] = tuple(range(10)), **changes: Any
 ) -> Path:
-    """Writes a student_mlp that answers with the class whose mean image is nearest, about 80 % of the digits.
+    """Writes a student_mlp that chooses the class whose mean image is nearest, about 80 % of the digits.
 
     Its output i is that of the class ``order[i]``; ``changes`` are those of its card.
     """
@@ -75,8 +75,8 @@ def table(path: Path, logits: npt.NDArray[Any]) -> Path:
 
 
 def right(data: Dataset) -> npt.NDArray[Any]:
-    answers: npt.NDArray[Any] = np.eye(10)[data.train.labels] * 5
-    return answers
+    outputs: npt.NDArray[Any] = np.eye(10)[data.train.labels] * 5
+    return outputs
 
 
 def found(data: Dataset, *paths: Path, **settings: Any) -> TrainedTeacher:
