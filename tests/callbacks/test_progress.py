@@ -1,7 +1,8 @@
-"""The line that a fit leaves is no wider than a terminal."""
+"""The line of an epoch: no wider than a terminal, and with the time left where there is none."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +13,29 @@ from kdtrain.callbacks import Progress
 from tests.engine.fits import Notes, mlp
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(9.94, "9.9 s"), (63.4, "63 s"), (632.7, "633 s")])
+@pytest.mark.parametrize(
+    ("epochs", "seconds", "shown", "left"),
+    [
+        (1, 9.94, "9.9 s", ""),
+        (1, 63.4, "63 s", ""),
+        (1, 632.7, "633 s", ""),
+        (3, 63.4, "63 s", "  about 02:06 left"),
+    ],
+)
 def test_a_line_has_room_in_80_columns_at_an_accuracy_of_100_percent(
-    train: Loader, tmp_path: Path, caplog: pytest.LogCaptureFixture, seconds: float, shown: str
+    train: Loader,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    epochs: int,
+    seconds: float,
+    shown: str,
+    left: str,
 ) -> None:
     notes = Notes()
     optimizer = partial(flow.optim.SGD, lr=0.1)
     Trainer(mlp(), optimizer, [notes]).fit(train, train, epochs=1, directory=tmp_path)
     [run], [end] = notes.runs, notes.epochs
+    run = dataclasses.replace(run, epochs=epochs)
     perfect = {**end.metrics, "val/accuracy": 1.0}
     with caplog.at_level("INFO", "kdtrain"):
         Progress("student_kd/0").on_epoch_end(
@@ -27,5 +43,5 @@ def test_a_line_has_room_in_80_columns_at_an_accuracy_of_100_percent(
         )
     [line] = caplog.messages
     assert "accuracy 100.00%" in line
-    assert line.endswith(shown)
-    assert len(line.replace("1/1", "120/120")) <= 80
+    assert line.endswith(shown + left)
+    assert len(line.removesuffix(left).replace(f"1/{epochs}", "120/120")) <= 80

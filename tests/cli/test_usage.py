@@ -330,28 +330,20 @@ class Stops(Callback):
 """
 
 
-def test_terminal_gets_a_bar_that_leaves_one_line(fitted: Fitted, tmp_path: Path) -> None:
-    words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "10")
-    shown, answer = show_on_terminal(*words, cwd=tmp_path)
-    [line] = lines_left(shown)
-    assert EPOCH.fullmatch(line)
-    assert line.startswith("student      10/10 ")
-    assert len(line) <= 80
-    assert re.search(r"student \d+/10: +\d+%\|.*loss [\d.]+, accuracy [\d.]+%", shown), "five times a second"
-    assert answer.startswith("test accuracy  ")
-    assert "\x1b" not in answer
-
-
-def test_terminal_shows_the_last_epoch_of_a_stopped_fit_and_breaks_messages_between_words(
+def test_terminal_gets_a_bar_that_leaves_one_line_and_breaks_messages_between_words(
     fitted: Fitted, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(STOPS)
     words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "10", "--plugin", "mine.py:Stops")
-    shown, _ = show_on_terminal(*words, cwd=tmp_path)
+    shown, answer = show_on_terminal(*words, cwd=tmp_path)
+    assert re.search(r"student \d+/10: +\d+%\|.*loss [\d.]+, accuracy [\d.]+%", shown)
+    assert "all epochs" not in shown
+    assert answer.startswith("test accuracy  ")
+    assert "\x1b" not in answer
     epoch, *reason = lines_left(shown)
     assert EPOCH.fullmatch(epoch)
     assert epoch.split()[1] == "7/10"
-    assert max(map(len, reason)) <= 80
+    assert max(map(len, (epoch, *reason))) <= 80
     assert len(reason) == 2
     assert " ".join(reason).endswith(
         "it is enough, and a reason of more words than a line of a terminal has room for"
