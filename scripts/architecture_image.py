@@ -50,10 +50,11 @@ class Box(NamedTuple):
 
 PLACES = {
     "cli": Place(0, 0, 2),
-    "experiment": Place(1, 0, 1),
+    "experiment": Place(1, 0, 2),
     "callbacks": Place(2, 0, 0),
-    "engine": Place(3, 0, 0),
-    "deploy": Place(3, 1, 2),
+    "cluster": Place(2, 1, 1),
+    "engine": Place(3, 0, 1),
+    "deploy": Place(3, 2, 2),
     "report": Place(4, 1, 2),
     "store": Place(5, 0, 2),
     "models": Place(6, 1, 2),
