@@ -273,7 +273,7 @@ def test_command_prints_a_table_and_json_with_the_documented_keys(
     assert "student/version_0 (failed): disk full" in finished.stdout
     best = call_kdtrain("runs", "--best", cwd=tmp_path)
     assert re.search(
-        r"^student_mlp +student_kd .* 4 +(compare|student_kd)/version_0/", best.stdout, re.MULTILINE
+        r"^student_mlp +student_kd .* 3 +(compare|student_kd)/version_0/", best.stdout, re.MULTILINE
     )
     entries = json.loads(call_kdtrain("runs", "--parts", "--json", cwd=tmp_path).stdout)
     table = text_of(DOCS / "sharing.md").partition("| key | value |")[2].partition("\n\n")[0]
