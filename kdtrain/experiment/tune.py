@@ -194,7 +194,7 @@ class _Search:
     def plan(self, trials: int | None = None, *, has_teacher: bool = True) -> None:
         """Announces the fits, for the time left; ``trials`` is the number in the first rung, if known.
 
-        Their keys are numbers within a rung, because nobody knows yet which trials go on.
+        Their keys are numbers within a rung, because the promoted trials are not known yet.
         """
         seconds, trials = self.budget.seconds, trials or self.budget.trials
         stages = [] if has_teacher else [[_teacher_spec(self.session, self.directory)]]
