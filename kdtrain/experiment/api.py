@@ -64,7 +64,7 @@ def fit(
         The network.
 
     Raises:
-        KdtrainError: a setting, the data or a file is not as it has to be, or the training fails.
+        KdtrainError: a setting, the data or a file is invalid, or the training fails.
     """
     if mode == "compare":
         raise UsageError("fit: the mode compare trains several networks: call kdtrain.compare.")
@@ -91,7 +91,7 @@ def compare(
         settings: settings of ``kdtrain fit``, such as ``seeds=5``.
 
     Raises:
-        KdtrainError: a setting, the data or a file is not as it has to be, or the training fails.
+        KdtrainError: a setting, the data or a file is invalid, or the training fails.
     """
     given = given_settings("compare", settings, _without_mode())
     chosen, directory = fit_config({"mode": "compare", **given}, as_path(config), _resumed(resume))
@@ -120,7 +120,7 @@ def tune(
         settings: settings of ``kdtrain fit``.
 
     Raises:
-        KdtrainError: a setting, the data or a file is not as it has to be, or every trial fails.
+        KdtrainError: a setting, the data or a file is invalid, or every trial fails.
     """
     given = given_settings("tune", settings, _without_mode())
     chosen, directory = tune_config({"mode": "compare", **given}, as_path(config), _resumed(resume))

@@ -351,16 +351,15 @@ def write_page(directory: Path, dataset: Dataset) -> Path:
         directory,
         dataset,
         settings=without_folders(config).to_toml(),
-        command=_repeat_command(directory, config),
+        command=_repeat_command(config),
         test_chose=count_validation(dataset, config) == 0,
     )
 
 
-def _repeat_command(directory: Path, config: FitConfig) -> str:
-    """Returns the command that makes a comparison again, from the folder that its log directory is in."""
-    file = Path(*directory.absolute().parts[-3:], FILES["config"])
+def _repeat_command(config: FitConfig) -> str:
+    """Returns the command that makes a comparison again, in its run directory."""
     name = [] if config.name is None else ["--name", f"{config.name[:58]}-2"]  # only one run has a name
-    return f"{command_name()} {shlex.join(['fit', '--config', str(file), *name])}"
+    return f"{command_name()} {shlex.join(['fit', '--config', FILES['config'], *name])}"
 
 
 def _place_picture(config: FitConfig, directory: Path) -> Path:
