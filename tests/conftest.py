@@ -23,6 +23,7 @@ from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
+from tests import warm
 from tests.browser import CHROMEDRIVER, CHROMIUM, Browser
 from tests.cli.conftest import LOGDIR, MODES, CallKdtrain, Finished, Fitted
 from tests.tools import ROOT, write_digits, write_tiles
@@ -105,14 +106,12 @@ def fit(student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Pa
 
 @pytest.fixture(scope="session")
 def run_kdtrain() -> RunKdtrain:
-    """Runs the command line in a process of its own, as a user does."""
+    """Runs the command line in a process of its own, forked from the warm parent."""
 
     def run(*words: str | Path, cwd: Path, timeout: float = 240, **variables: str) -> Finished:
         command = [sys.executable, "-m", "kdtrain", *map(str, words)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-        return subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        return warm.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
     return run
 

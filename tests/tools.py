@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tensorboardX.proto.event_pb2 import Event
 
 from kdtrain.data.dataset import Dataset, Split
+from tests import warm
 
 ROOT = Path(__file__).parents[1]
 TRAIN, TEST = 1500, 300
@@ -50,7 +51,7 @@ def write_tiles(folder: Path, mnist: Dataset) -> Path:
 
 def start_kdtrain(*words: str | Path, cwd: Path, **variables: str) -> subprocess.Popen[str]:
     """Starts the command line in a process of its own, with pipes for its output."""
-    return subprocess.Popen(
+    return warm.Popen(
         [sys.executable, "-m", "kdtrain", *map(str, words)],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,

@@ -7,15 +7,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import save_model, snapshot
+from tests import warm
 from tests.tools import ROOT, start_kdtrain, wait_until
 
 Finished = subprocess.CompletedProcess[str]
@@ -54,21 +56,19 @@ class Fitted:
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> Finished:
     """Runs a command that can import kdtrain, without a user's settings of OneFlow and OpenBLAS."""
-    libraries = ("OPENBLAS_", "GLOG_", "ONEFLOW_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(libraries)}
-    return subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=kept | {"PYTHONPATH": str(ROOT)} | variables,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    return warm.run(list(map(str, command)), **_options(cwd, variables))
 
 
 def run_python(code: str, *, cwd: Path = ROOT, **variables: str) -> Finished:
-    return run(sys.executable, "-c", code, cwd=cwd, **variables)
+    """Runs code in the same way, but in a real process: for what an import does, or must not do."""
+    return subprocess.run([sys.executable, "-c", code], **_options(cwd, variables))
+
+
+def _options(cwd: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+    libraries = ("OPENBLAS_", "GLOG_", "ONEFLOW_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(libraries)}
+    environment = kept | {"PYTHONPATH": str(ROOT)} | dict(variables)
+    return {"cwd": cwd, "env": environment, "capture_output": True, "text": True, "timeout": 400}
 
 
 def signal_when_ready(

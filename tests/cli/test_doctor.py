@@ -16,6 +16,7 @@ import pytest
 from kdtrain.cli.doctor import Check, disk_check, memory_check, report
 from kdtrain.runtime.cuda_libraries import load_stubs
 from kdtrain.runtime.processor import processor_flags
+from tests import warm
 from tests.tools import ROOT
 
 COMMAND = [sys.executable, "-c", "from kdtrain.cli.doctor import *; raise SystemExit(report(run_checks()))"]
@@ -204,7 +205,7 @@ def test_json_is_one_object_with_every_check(whole: Path, tmp_path: Path) -> Non
 def test_a_terminal_gets_a_table_with_the_remedies_below() -> None:
     checks = "[Check('one', True, 'here'), Check('two', False, 'off', 'Switch it on.')]"
     main, worker = pty.openpty()
-    run = subprocess.run(
+    run = warm.run(
         [sys.executable, "-c", f"from kdtrain.cli.doctor import *; raise SystemExit(report({checks}))"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "60", "TERM": "xterm"},
         stdout=worker,

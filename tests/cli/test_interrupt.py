@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.store.checkpoint import load_model, load_tensors
+from tests import warm
 from tests.cli.conftest import EPOCH, Finished, Fitted, assert_explained, signal_when_ready, untrained_teacher
 from tests.conftest import RunKdtrain
 from tests.runs import metrics
@@ -138,7 +138,7 @@ def read_some(lines: int, *words: str | Path, cwd: Path) -> tuple[int, list[str]
     read, write = os.pipe()
     command = [sys.executable, "-m", "kdtrain", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=write, stderr=write) as process:
+    with warm.Popen(command, cwd=cwd, env=environment, stdout=write, stderr=write) as process:
         os.close(write)
         with os.fdopen(read) as output:
             seen = [output.readline() for _ in range(lines)]

@@ -26,6 +26,7 @@ from kdtrain.experiment.config import FitConfig
 from kdtrain.experiment.recipe import list_recipes, read_recipe, recipe_for
 from kdtrain.experiment.setting import GROUPS
 from kdtrain.experiment.settings import flag_of
+from tests import warm
 from tests.cli.conftest import EPOCH, CallKdtrain, Fitted, assert_explained, run, run_python
 from tests.conftest import RunKdtrain
 from tests.tools import ROOT, files_in
@@ -288,7 +289,7 @@ def test_reader_that_has_enough_is_no_error(fitted: Fitted, tmp_path: Path) -> N
     for words in (["--help"], ["plugins"], ["eval", model, "--data-dir", fitted.flags[1]]):
         read, write = os.pipe()
         os.close(read)
-        finished = subprocess.run(
+        finished = warm.run(
             [*KDTRAIN, *map(str, words)], cwd=tmp_path, env=ENVIRONMENT, stdout=write, stderr=subprocess.PIPE,
             check=False,
         )  # fmt: skip
@@ -327,7 +328,7 @@ def show_on_terminal(
     command, shown = [*program, *map(str, words)], b""
     with (
         tempfile.TemporaryFile("w+") as out,
-        subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=out, stderr=end) as process,
+        warm.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=out, stderr=end) as process,
     ):
         os.close(end)
         with contextlib.suppress(OSError):  # how Linux reports that nobody has the other end open any more

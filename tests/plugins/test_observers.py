@@ -34,6 +34,7 @@ from plugins.fidelity import Fidelity
 from plugins.grad_norm import GradNorm
 from plugins.histograms import Histograms
 from plugins.similarity import Similarity
+from tests import warm
 from tests.conftest import RunKdtrain
 from tests.engine.fits import mlp
 from tests.runs import TIMES, count_points, curves, metrics
@@ -287,7 +288,7 @@ def test_on_a_terminal_it_draws(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     reader = subprocess.Popen(["cat"], stdin=master, stdout=subprocess.PIPE)
     os.close(master)
-    finished = subprocess.run(
+    finished = warm.run(
         [sys.executable, "-m", "kdtrain", *words, "--plugin", "dashboard,seconds=0"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"},

@@ -19,6 +19,7 @@ import pytest
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from tests import warm
 from tests.tools import wait_until
 
 two_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
@@ -202,7 +203,7 @@ def test_signals_reach_the_children_once(
 ) -> None:
     """Also when a terminal sends the signal to everybody, and when the parent is simply gone."""
     ended = tmp_path / "ended"
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], start_new_session=True, stderr=subprocess.DEVNULL
     )
     try:
@@ -217,7 +218,7 @@ def test_signals_reach_the_children_once(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_child_starts_is_not_lost(tmp_path: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path), "slowly"],
         start_new_session=True,
         stderr=subprocess.DEVNULL,
