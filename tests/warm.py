@@ -160,10 +160,15 @@ class _WarmParent:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=_ENVIRONMENT, pass_fds=[others.fileno()], stdin=subprocess.DEVNULL
             )
+        atexit.register(self._close)
         message = pickle.loads(self._requests.recv(_MOST))
         self.variables: dict[str, str] = message["variables"]
         self.set_by_import: dict[str, str] = message["set by import"]
         self.modules: set[str] = message["modules"]
+
+    def _close(self) -> None:
+        self._requests.close()
+        self._process.wait()
 
     def fork(self, request: _Request, streams: Sequence[int]) -> socket.socket:
         """Returns the socket that gets the process's number once it is ready, then its exit code."""
