@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from kdtrain.callbacks.teacher_outputs.table import OutputTable
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Source
 from kdtrain.data.views import views
+from kdtrain.runtime import bars
 from kdtrain.store.checkpoint import load_weights, snapshot
 from tests.engine.fits import mlp
 
@@ -216,10 +218,10 @@ def test_a_line_tells_of_progress_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(cache, "_SECONDS_LOST", 0.0)
+    monkeypatch.setattr(bars, "_MESSAGE_SECONDS", 0.0)
     caplog.set_level("INFO", "kdtrain")
     OutputCache(student, loader_of(mnist, text="shift=2"), None).tables(9)
-    assert "of 1,200 images, about" in caplog.text
+    assert re.search(r"teacher's soft labels: \d+ of 1200 \(\d+ %\), \d\d:\d\d left", caplog.text)
 
 
 class Scaled(flow.nn.Module):

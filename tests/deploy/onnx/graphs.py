@@ -24,6 +24,10 @@ CARD: dict[str, Any] = {
     "std": [0.5],
     "metrics": {},
     "versions": {},
+    "epochs": 1,
+    "images": 100,
+    "held_out": "",
+    "temperature": 1.0,
     "precision": "float32",
     "parameters": 7840,
 }

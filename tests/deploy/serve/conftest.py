@@ -35,7 +35,6 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard, model_card
 from kdtrain.store.checkpoint import load_model, save_model, snapshot
-from tests import warm
 from tests.conftest import LoaderFactory
 from tests.tools import ROOT
 
@@ -96,7 +95,7 @@ def serve(*words: str | Path, files: int = 0) -> Iterator[Service]:
         files: the hard limit of open files; 0 sets none.
     """
     limit = ["prlimit", f"--nofile={files}"] if files else []
-    process = warm.Popen(
+    process = subprocess.Popen(  # a real one: a fork of the tests has OneFlow and onnxruntime in it
         [*limit, sys.executable, "-m", "kdtrain", "serve", *map(str, words), "--port", "0"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
