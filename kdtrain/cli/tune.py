@@ -12,7 +12,7 @@ from kdtrain.cli.next_step import print_next
 from kdtrain.cli.output import Output
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import tune_config
-from kdtrain.experiment.tune.halving import DEFAULT_BUDGET
+from kdtrain.experiment.tune import DEFAULT_BUDGET
 from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.deploy.latency import Timing, measure
+from kdtrain.deploy.predict import Clock, Predictor
 from kdtrain.deploy.predict.opening import check_fits, open_data, open_model
-from kdtrain.deploy.predict.predictor import Clock, Predictor
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.table import Column, Table

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.predict.predictor import Clock, Images
+from kdtrain.deploy.predict import Clock, Images
 from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.processes import Job, run_jobs
 

@@ -12,7 +12,7 @@ import pytest
 
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.datasets import load_dataset
-from kdtrain.deploy.predict.predictor import OneFlowModel
+from kdtrain.deploy.predict import OneFlowModel
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import GivenLogits
 from kdtrain.errors import CheckpointError, DataError, KdtrainError, UsageError

@@ -1,6 +1,6 @@
 """The process that computes one ONNX file, within limits of memory and time.
 
-``onnx_process.py`` starts it and exchanges messages with it over a socket. A request is JSON, then the
+``process.py`` starts it and exchanges messages with it over a socket. A request is JSON, then the
 pixels; a reply is JSON, then the logits. onnx and onnxruntime open an untrusted file in this process only.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
-from kdtrain.deploy.onnx.reader import (
+from kdtrain.deploy.onnx import (
     FLAT,
     INPUTS,
     NHW,

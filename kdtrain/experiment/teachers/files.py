@@ -15,8 +15,8 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.data.npz import Header, Headers, read_arrays
+from kdtrain.deploy.onnx import LAYOUT, SIZE, Assumed
 from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
-from kdtrain.deploy.onnx.reader import LAYOUT, SIZE, Assumed
 from kdtrain.engine.teacher_network import (
     GivenLogits,
     Logits,

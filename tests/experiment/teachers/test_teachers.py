@@ -16,8 +16,8 @@ import pytest
 import kdtrain
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.datasets import load_dataset
+from kdtrain.deploy.onnx import Assumed
 from kdtrain.deploy.onnx.network import OnnxClassifier
-from kdtrain.deploy.onnx.reader import Assumed
 from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
