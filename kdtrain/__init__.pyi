@@ -70,11 +70,11 @@ from .experiment.settings.config import FitConfig as FitConfig
 from .experiment.settings.recipe import Recipe as Recipe
 from .experiment.settings.recipe import list_recipes as list_recipes
 from .experiment.tune.search import TuneRun as TuneRun
-from .metrics.calibration import Reliability as Reliability
-from .metrics.calibration import reliability as reliability
 from .metrics.evaluation import Evaluation as Evaluation
-from .metrics.fidelity import Fidelity as Fidelity
-from .metrics.fidelity import measure_fidelity as measure_fidelity
+from .metrics.evaluation import Fidelity as Fidelity
+from .metrics.evaluation import measure_fidelity as measure_fidelity
+from .metrics.probabilities import Reliability as Reliability
+from .metrics.probabilities import reliability as reliability
 from .models.list_models import NetworkInfo as NetworkInfo
 from .models.list_models import list_models as list_models
 from .models.registry import build_model as build_model

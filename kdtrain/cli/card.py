@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.runtime.signals import defer_signals
 
 
@@ -39,5 +39,5 @@ def run(options: argparse.Namespace) -> int:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        Output().text(f"{options.output}: the card of {options.model}")
+        Stdout().text(f"{options.output}: the card of {options.model}")
     return 0

@@ -21,7 +21,7 @@ from kdtrain.callbacks.plugins import list_plugins
 from kdtrain.cli.doctor import Check, report
 from kdtrain.cli.infer import class_table
 from kdtrain.cli.models import networks_table
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.cli.parser import parse
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
@@ -107,7 +107,7 @@ def command(*words: str) -> Action:
 
 
 def printing(*renderables: RenderableType) -> Action:
-    return lambda: Output().print(*renderables)
+    return lambda: Stdout().print(*renderables)
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ class _Network:
         return np.asarray(output, np.float32)
 
 
-def main() -> None:
+def work() -> None:
     """Loads the file and computes requests until the parent closes the socket."""
     descriptor, path, threads, assumed = sys.argv[2:]
     connection = Connection(int(descriptor))

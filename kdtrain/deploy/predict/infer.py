@@ -20,7 +20,7 @@ from kdtrain.data.images.resize import to_rgb
 from kdtrain.deploy.predict import Predictor
 from kdtrain.deploy.predict.opening import find_model, open_data, open_model
 from kdtrain.errors import DataError, UsageError, clipped
-from kdtrain.metrics.tempered_softmax import tempered_softmax
+from kdtrain.metrics.probabilities import tempered_softmax
 from kdtrain.report.prediction import ORIGINAL_PIXELS, percent, prediction_figure
 from kdtrain.report.style import save_figure
 from kdtrain.runtime.locations import missing_path_text, short_name

@@ -30,7 +30,7 @@ from kdtrain.data.images.model_input import shows_digits
 from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.serve.requests import Limits, content_type, images_in, read_body, temperature_in
 from kdtrain.errors import KdtrainError, error_text
-from kdtrain.metrics.tempered_softmax import tempered_softmax
+from kdtrain.metrics.probabilities import tempered_softmax
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.onnx import LAYOUT, SIZE, Assumed
 from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
 from kdtrain.errors import CheckpointError
-from kdtrain.metrics.tempered_softmax import are_probabilities, to_logits
+from kdtrain.metrics.probabilities import are_probabilities, to_logits
 from tests.deploy.onnx.graphs import build, node
 from tests.tools import ROOT
 
