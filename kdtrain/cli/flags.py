@@ -38,7 +38,7 @@ def whole_number(text: str) -> int:
         raise _wrong(text, "a number of fewer digits" if too_long else "a whole number") from None
 
 
-def decimal_number(text: str) -> float:
+def decimal(text: str) -> float:
     """Returns the number that ``text`` spells.
 
     Raises:
@@ -68,7 +68,7 @@ def _wrong(text: str, demand: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"is {clipped(text, repr)}: it must be {demand}")
 
 
-_TYPES = {int: whole_number, float: decimal_number}
+_TYPES = {int: whole_number, float: decimal}
 
 
 class HelpText(argparse.HelpFormatter):

@@ -18,7 +18,7 @@ from rich.text import Text
 from kdtrain.cli.flags import (
     choice,
     data_flags,
-    decimal_number,
+    decimal,
     device_flag,
     json_flag,
     model_folder_flag,
@@ -87,7 +87,7 @@ def _figure_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the figure that ``kdtrain infer`` draws."""
     parser.add_argument(
         "--temperature",
-        type=decimal_number,
+        type=decimal,
         metavar="T",
         help="temperature, above 0, of the softened probabilities in the third panel of the figure [the one "
         f"that the model was distilled with, or {DEFAULT_TEMPERATURE:g}]",

@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.flags import decimal_number, whole_number
+from kdtrain.cli.flags import decimal, whole_number
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
 from kdtrain.runtime.signals import raise_on_sigterm
 from kdtrain.runtime.value_checks import above_0, check_value
@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-body",
-        type=decimal_number,
+        type=decimal,
         default=10.0,
         metavar="MB",
         help="largest request body in megabytes [10]",
