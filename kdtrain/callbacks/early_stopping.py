@@ -23,11 +23,7 @@ class EarlyStopping(Callback):
     """
 
     def __init__(
-        self,
-        patience: int = 5,
-        min_delta: float = 0.0,
-        monitor: str = ACCURACY,
-        mode: MonitorMode = "max",
+        self, patience: int = 5, min_delta: float = 0.0, monitor: str = ACCURACY, mode: MonitorMode = "max"
     ) -> None:
         if patience < 1:
             raise UsageError(f"patience {patience} of early stopping: it must be at least 1.")

@@ -18,11 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a .safetensors file")
     parser.add_argument(
-        "--output",
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="file to write, such as README.md [printed]",
+        "--output", "--out", type=Path, metavar="FILE", help="file to write, such as README.md [printed]"
     )
     parser.add_argument(
         "--license",

@@ -287,11 +287,7 @@ def message_flags(parser: argparse._ActionsContainer) -> None:
     group = parser.add_mutually_exclusive_group()
     for flag, level, text in (
         ("--quiet", logging.WARNING, "print only warnings, errors and the result; no progress bars"),
-        (
-            "--verbose",
-            logging.DEBUG,
-            "also print every epoch; its speed; when each job begins and ends",
-        ),
+        ("--verbose", logging.DEBUG, "also print every epoch; its speed; when each job begins and ends"),
     ):
         group.add_argument(
             flag, dest="level", action="store_const", const=level, default=argparse.SUPPRESS, help=text

@@ -86,11 +86,7 @@ def as_rank(config: FitConfig) -> Iterator[FitConfig]:
         tempfile.tempdir = str(copies)  # also removes the files of a killed worker
         try:
             yield dataclasses.replace(
-                config,
-                logdir=copies,
-                model_save_dir=config.models,
-                image_save_dir=None,
-                image_save_name=None,
+                config, logdir=copies, model_save_dir=config.models, image_save_dir=None, image_save_name=None
             )
         except KeyboardInterrupt as error:
             error.args = ()  # no hint to --resume: this run directory is deleted, and rank 0 prints its own

@@ -46,9 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="list the best run of each network and mode, data set by data set; held-out figures choose it",
     )
     parser.add_argument(
-        "--parts",
-        action="store_true",
-        help="also list the runs inside of comparisons and searches, indented",
+        "--parts", action="store_true", help="also list the runs inside of comparisons and searches, indented"
     )
     json_flag(parser, "a JSON list")
 

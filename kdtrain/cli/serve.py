@@ -54,11 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="TCP port to listen on; 0 takes any free one [8000]",
     )
     parser.add_argument(
-        "--max-body",
-        type=decimal,
-        default=10.0,
-        metavar="MB",
-        help="largest request body in megabytes [10]",
+        "--max-body", type=decimal, default=10.0, metavar="MB", help="largest request body in megabytes [10]"
     )
 
 

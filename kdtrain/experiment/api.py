@@ -46,11 +46,7 @@ _OF_A_TEACHER = (
 
 @naming_arguments
 def fit(
-    mode: str,
-    *,
-    config: Path | str | None = None,
-    resume: Path | str | bool | None = None,
-    **settings: Any,
+    mode: str, *, config: Path | str | None = None, resume: Path | str | bool | None = None, **settings: Any
 ) -> TestedModel:
     """Trains one network, as ``kdtrain fit --mode MODE`` does, and tests its best weights.
 

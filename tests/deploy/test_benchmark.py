@@ -13,8 +13,7 @@ import pytest
 from rich.console import Console
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.benchmark import benchmark_table, run_benchmark
-from kdtrain.deploy.latency import Timing, measure
+from kdtrain.deploy.benchmark import Timing, benchmark_table, measure, run_benchmark
 from kdtrain.deploy.predict import Clock, Images, Logits, OneFlowModel, stopwatch
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard

@@ -24,15 +24,7 @@ T = TypeVar("T")
 Source = Path | bytes
 """A file, or its content."""
 
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "WEBP",
-    "PPM",
-)  # their decoders start no other program
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # their decoders start no other program
 _MOST_PIXELS = 50_000_000
 _LONGEST_SIDE = 65_535  # pixels, as JPEG's; shrinking one line of 50 million pixels takes a minute
 _MOST_PIXELS_OF_WEBP = 25_000_000  # its decoder needs 16 bytes a pixel

@@ -49,11 +49,7 @@ _HEADERS = {
 
 
 def make_app(
-    model: OnnxModel,
-    teacher: OnnxModel | None,
-    limits: Limits,
-    threads: int,
-    names: Collection[str] = (),
+    model: OnnxModel, teacher: OnnxModel | None, limits: Limits, threads: int, names: Collection[str] = ()
 ) -> Starlette:
     """Returns the service.
 

@@ -15,12 +15,7 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.data.npz import Header, Headers, read_arrays
-from kdtrain.engine.teacher_network import (
-    GivenLogits,
-    Logits,
-    TeacherNetwork,
-    check_views,
-)
+from kdtrain.engine.teacher_network import GivenLogits, Logits, TeacherNetwork, check_views
 from kdtrain.errors import DataError, UsageError, clipped, size_text
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.schema import DEFAULT_TEACHER, flag_of
