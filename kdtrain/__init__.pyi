@@ -22,8 +22,8 @@ from .data.loader import Batch as Batch
 from .data.loader import Loader as Loader
 from .deploy.benchmark import BenchmarkResult as BenchmarkResult
 from .deploy.benchmark import bench as bench
-from .deploy.export_model import ExportedModel as ExportedModel
-from .deploy.export_model import export as export
+from .deploy.export import ExportedModel as ExportedModel
+from .deploy.export import export as export
 from .deploy.onnx.process import OnnxModel as OnnxModel
 from .deploy.predict.evaluate import EvaluatedModel as EvaluatedModel
 from .deploy.predict.evaluate import evaluate as evaluate
@@ -70,11 +70,11 @@ from .experiment.settings.config import FitConfig as FitConfig
 from .experiment.settings.recipe import Recipe as Recipe
 from .experiment.settings.recipe import list_recipes as list_recipes
 from .experiment.tune.search import TuneRun as TuneRun
-from .metrics.calibration import Reliability as Reliability
-from .metrics.calibration import reliability as reliability
 from .metrics.evaluation import Evaluation as Evaluation
-from .metrics.fidelity import Fidelity as Fidelity
-from .metrics.fidelity import measure_fidelity as measure_fidelity
+from .metrics.evaluation import Fidelity as Fidelity
+from .metrics.evaluation import measure_fidelity as measure_fidelity
+from .metrics.probabilities import Reliability as Reliability
+from .metrics.probabilities import reliability as reliability
 from .models.list_models import NetworkInfo as NetworkInfo
 from .models.list_models import list_models as list_models
 from .models.registry import build_model as build_model

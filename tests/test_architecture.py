@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,26 @@ ROOMS = [
 MOST_LINES = 500
 """Raise it for a longer file that holds one idea; split a file that holds two."""
 MOST_LINES_OF_A_FUNCTION = 40
+
+SMALL, MOST_SMALL_MODULES = 60, 29
+"""Lines below which a module is small, and how many are: a split always passes the limits above, so that
+without this one a house of a hundred rooms with a line each would pass. ``__init__`` files count."""
+MOST_MODULES_AT_A_LEVEL = 20
+"""Of one folder: as many as a newcomer reads through. A folder with more wants a wing."""
+MOST_NAMES_DEFINED_TWICE = 5
+"""Public classes and functions at the top of modules: a name that means two things is read wrongly once.
+``run`` and ``add_flags``, which every command has, are two of them."""
+
+FLOORS = (
+    ("settings",),
+    ("teachers", "loaders", "modes"),
+    ("fit",),
+    ("session",),
+    ("student",),
+    ("compare", "tune"),
+    ("api",),
+)
+"""Of ``experiment``: each may import those before it, and what stands beside it."""
 
 
 def name_of(path: Path) -> str:
@@ -150,6 +171,43 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             assert last.end_lineno is not None
             lines = last.end_lineno - first.lineno + 1  # of code: a long docstring is no fault
             assert lines <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {lines} lines"
+
+
+def test_few_modules_are_small() -> None:
+    small = [path for path in PACKAGE if len(path.read_text(encoding="utf-8").splitlines()) < SMALL]
+    assert len(small) <= MOST_SMALL_MODULES, "a small module belongs to its one user"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in PACKAGE}), ids=name_of)
+def test_a_folder_is_read_through_at_once(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= MOST_MODULES_AT_A_LEVEL
+
+
+def test_few_public_names_mean_two_things() -> None:
+    names = Counter(
+        node.name
+        for path in PACKAGE
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")
+    )
+    twice = sorted(name for name, count in names.items() if count > 1)
+    assert len(twice) <= MOST_NAMES_DEFINED_TWICE, f"rename one of each: {', '.join(twice)}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kdtrain" / "experiment").rglob("*.py")), ids=name_of)
+def test_the_way_through_experiment_leads_down(path: Path) -> None:
+    floors = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+    def wing_of(file: Path) -> str:
+        parts = file.relative_to(ROOT / "kdtrain").parts
+        return parts[1].removesuffix(".py") if parts[0] == "experiment" else ""
+
+    own = wing_of(path)
+    for other in map(wing_of, dependencies(path)):
+        if own in floors and other in floors:
+            assert floors[other] <= floors[own], f"{other} is above {own}"
+        if own == "history":
+            assert other in ("", "history", "settings", "result"), "history reads what fits have written"
 
 
 def test_public_names_are_there() -> None:

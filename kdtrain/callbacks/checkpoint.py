@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from kdtrain.callbacks.monitor import Monitor, MonitorMode
+from kdtrain.callbacks.early_stopping import Monitor, MonitorMode
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EpochEnd, EvalEnd
 from kdtrain.engine.resume import save_state
 from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError
-from kdtrain.metrics.names import ACCURACY
+from kdtrain.metrics import ACCURACY
 from kdtrain.metrics.statistics import standard_error
 from kdtrain.runtime.files import make_folder
 from kdtrain.store.card import ModelCard

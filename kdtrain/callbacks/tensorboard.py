@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kdtrain.callbacks.class_accuracy import accuracies_of_classes
+import numpy as np
+import numpy.typing as npt
+
 from kdtrain.callbacks.event_file_observer import EventFileObserver
 from kdtrain.callbacks.mistakes import Mistake, confident_mistakes, draw_mistakes
 from kdtrain.data.loader import Loader
@@ -86,3 +88,24 @@ class TensorBoard(EventFileObserver):
         if self._undrawn:
             self.add_image("val/mistakes", draw_mistakes(loader, self._undrawn), step)
             self._undrawn = []
+
+
+_MOST_CLASSES = 30  # more curves than anyone looks at
+
+
+def accuracies_of_classes(logits: npt.NDArray[np.float32], loader: Loader) -> dict[str, float]:
+    """Returns the fraction, 0..1, of each class's images that are recognised, by the class's name.
+
+    A class without images is left out. There is no entry if there are more than 30 classes.
+
+    Args:
+        logits: (N, C) float32.
+        loader: the images that they are about.
+    """
+    classes = logits.shape[1]
+    if classes > _MOST_CLASSES:
+        return {}
+    recognised = loader.targets[logits.argmax(axis=1) == loader.targets]
+    hits = np.bincount(recognised, minlength=classes)
+    images = np.bincount(loader.targets, minlength=classes)
+    return {loader.classes[i]: float(hits[i] / images[i]) for i in np.flatnonzero(images)}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdtrain.cli.flags import data_flags, json_flag, model_folder_flag, whole_number
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.locations import missing_path_text
@@ -17,7 +17,7 @@ from kdtrain.runtime.signals import defer_signals
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
     from kdtrain.data.dataset import Dataset
-    from kdtrain.deploy.predict.predictor import Predictor
+    from kdtrain.deploy.predict import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         rows = [benchmark_json(result) | {"threads": options.threads} for result in results]
         print(json.dumps(rows, indent=2))
         return 0
-    output = Output()
+    output = Stdout()
     rounds = f"{options.rounds} round{'s' * (options.rounds > 1)}"
     output.text(f"{data.name}: {len(data.test):,} test images, {rounds}")
     output.print(benchmark_table(results))

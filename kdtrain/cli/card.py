@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.runtime.signals import defer_signals
 
 
@@ -18,11 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a .safetensors file")
     parser.add_argument(
-        "--output",
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="file to write, such as README.md [printed]",
+        "--output", "--out", type=Path, metavar="FILE", help="file to write, such as README.md [printed]"
     )
     parser.add_argument(
         "--license",
@@ -39,5 +35,5 @@ def run(options: argparse.Namespace) -> int:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        Output().text(f"{options.output}: the card of {options.model}")
+        Stdout().text(f"{options.output}: the card of {options.model}")
     return 0

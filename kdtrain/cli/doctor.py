@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from rich.text import Text
 
 from kdtrain.cli.flags import json_flag
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.oneflow import REMEDY
 
@@ -267,7 +267,7 @@ def _print_table(checks: list[Check]) -> None:
         table.row(Text("good", "green") if check.good else Text("BAD", "bold red"), check.name, check.detail)
         if not check.good:
             remedies.row(Text(check.name, "bold red"), check.remedy)
-    output = Output()
+    output = Stdout()
     output.print(table)
     if not all(check.good for check in checks):
         output.print("", remedies, sep="\n")

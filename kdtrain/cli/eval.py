@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 from kdtrain.cli.flags import data_flags, device_flag, json_flag
-from kdtrain.cli.next_step import after_model
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout, after_model
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.signals import defer_signals
 
@@ -30,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Tests a model on the test set, and prints its figures."""
     with defer_signals():  # an interrupted import may come out as another error
         from kdtrain.deploy.predict.evaluate import evaluate
-        from kdtrain.report.evaluation import evaluation_report, to_json
+        from kdtrain.report.evaluation import evaluation_report, evaluation_to_json
     evaluated = evaluate(
         options.checkpoint,
         arch=options.arch,
@@ -42,9 +41,9 @@ def run(options: argparse.Namespace) -> int:
     model, data, evaluation = evaluated.model, evaluated.dataset, evaluated.test
     if options.json:
         about = {"checkpoint": str(model.path), "arch": model.card.arch, "dataset": data.name}
-        print(json.dumps(about | to_json(evaluation, model.card.classes), indent=2))
+        print(json.dumps(about | evaluation_to_json(evaluation, model.card.classes), indent=2))
     else:
-        output = Output()
+        output = Stdout()
         output.sentence(f"{model.path} ({short_name(model.card.arch)}) on the test set of {data.name}")
         output.print(evaluation_report(evaluation, model.card.classes))
         if model.path.suffix != ".onnx":

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtrain.cli.flags import choice, data_flags, json_flag, whole_number
-from kdtrain.cli.next_step import command_line, print_next
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout, command_line, print_next
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
 from kdtrain.runtime.signals import defer_signals
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
     from kdtrain.deploy.benchmark import BenchmarkResult
-    from kdtrain.deploy.export_model import ExportedModel
+    from kdtrain.deploy.export import ExportedModel
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +65,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes a checkpoint as an ONNX file, after checking that onnxruntime computes the same logits."""
     with defer_signals():  # an interrupted import may come out as another error
-        from kdtrain.deploy.export_model import export
+        from kdtrain.deploy.export import export
     exported = export(
         options.checkpoint,
         options.output,
@@ -85,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(exported, results)
         if not options.normalized_input:  # serve takes pixels
-            print_next(Output(), command_line("serve", str(exported.path)))
+            print_next(Stdout(), command_line("serve", str(exported.path)))
     return 0
 
 
@@ -105,7 +104,7 @@ def _print(exported: ExportedModel, results: Sequence[BenchmarkResult]) -> None:
     from kdtrain.deploy.benchmark import benchmark_table
 
     path, agreement = exported.path, exported.agreement
-    output = Output()
+    output = Stdout()
     output.text(f"{path}: {path.stat().st_size:,} bytes")
     output.text(
         f"checked on the {agreement.images:,} test images of {exported.dataset.name}: "

@@ -13,9 +13,8 @@ from pathlib import Path
 from textwrap import fill
 
 from kdtrain.cli.flags import config_flags, json_flag, resume_flag, settings_in
-from kdtrain.cli.next_step import after_comparison, after_fit
-from kdtrain.cli.output import Output, only_json
-from kdtrain.cli.rank import as_rank, shared_facts
+from kdtrain.cli.launch import as_rank, shared_facts
+from kdtrain.cli.output import Stdout, after_comparison, after_fit, only_json
 from kdtrain.cluster.guard import run_guarded
 from kdtrain.cluster.launch import connect_peers, launch
 from kdtrain.errors import UsageError
@@ -74,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
     with _ready():
-        output = Output()
+        output = Stdout()
         if check:
             _check(config, output)
         elif config.mode == "compare":
@@ -108,7 +107,7 @@ def _ready() -> Iterator[None]:
         yield
 
 
-def _check(config: FitConfig, output: Output) -> None:
+def _check(config: FitConfig, output: Stdout) -> None:
     from kdtrain.experiment.dry_run import try_out
 
     began = time.perf_counter()
@@ -128,7 +127,7 @@ def _check(config: FitConfig, output: Output) -> None:
     )
 
 
-def _single(config: FitConfig, resume: Path | None, output: Output) -> None:
+def _single(config: FitConfig, resume: Path | None, output: Stdout) -> None:
     from kdtrain.experiment.student import run_fit
 
     model, warning = run_fit(config, resume)
@@ -148,7 +147,7 @@ def _single(config: FitConfig, resume: Path | None, output: Output) -> None:
     after_fit(output, config, model.saved.path)
 
 
-def _compare(config: FitConfig, resume: Path | None, output: Output) -> None:
+def _compare(config: FitConfig, resume: Path | None, output: Stdout) -> None:
     from kdtrain.experiment.compare import run_compare
     from kdtrain.report.comparison_table import comparison_tables
 

@@ -38,7 +38,7 @@ def whole_number(text: str) -> int:
         raise _wrong(text, "a number of fewer digits" if too_long else "a whole number") from None
 
 
-def number(text: str) -> float:
+def decimal(text: str) -> float:
     """Returns the number that ``text`` spells.
 
     Raises:
@@ -68,7 +68,7 @@ def _wrong(text: str, demand: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"is {clipped(text, repr)}: it must be {demand}")
 
 
-_TYPES = {int: whole_number, float: number}
+_TYPES = {int: whole_number, float: decimal}
 
 
 class HelpText(argparse.HelpFormatter):
@@ -287,11 +287,7 @@ def message_flags(parser: argparse._ActionsContainer) -> None:
     group = parser.add_mutually_exclusive_group()
     for flag, level, text in (
         ("--quiet", logging.WARNING, "print only warnings, errors and the result; no progress bars"),
-        (
-            "--verbose",
-            logging.DEBUG,
-            "also print every epoch; its speed; when each job begins and ends",
-        ),
+        ("--verbose", logging.DEBUG, "also print every epoch; its speed; when each job begins and ends"),
     ):
         group.add_argument(
             flag, dest="level", action="store_const", const=level, default=argparse.SUPPRESS, help=text

@@ -18,14 +18,13 @@ from rich.text import Text
 from kdtrain.cli.flags import (
     choice,
     data_flags,
+    decimal,
     device_flag,
     json_flag,
     model_folder_flag,
-    number,
     whole_number,
 )
-from kdtrain.cli.next_step import after_model
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout, after_model
 from kdtrain.errors import UsageError
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.bars import progress_bar
@@ -88,7 +87,7 @@ def _figure_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the figure that ``kdtrain infer`` draws."""
     parser.add_argument(
         "--temperature",
-        type=number,
+        type=decimal,
         metavar="T",
         help="temperature, above 0, of the softened probabilities in the third panel of the figure [the one "
         f"that the model was distilled with, or {DEFAULT_TEMPERATURE:g}]",
@@ -124,11 +123,11 @@ def run(options: argparse.Namespace) -> int:
     failed = sum("error" in entry for entry in entries)
     pictures = {os.path.dirname(entry["picture"]) for entry in entries if "picture" in entry}
     if pictures and not with_classes and not options.json:
-        Output().text(f"pictures: {', '.join(pictures)}")
+        Stdout().text(f"pictures: {', '.join(pictures)}")
     if failed and len(files) > 1:
         logger.error(f"kdtrain: {failed} of {len(files)} images could not be read.")
     if with_classes and len(entries) == 1 and not failed and not options.json:
-        after_model(Output(), "eval", Path(entries[0]["model"]), options)
+        after_model(Stdout(), "eval", Path(entries[0]["model"]), options)
     if options.csv is not None:
         make_folder(options.csv.parent)
         write_bytes(options.csv, _csv(entries))
@@ -206,7 +205,7 @@ def _entry(prediction: Prediction | FailedImage, options: argparse.Namespace) ->
 
 def _print(prediction: dict[str, Any], with_classes: bool) -> None:
     """Prints a prediction with its table of classes, or on one line, and its warning below."""
-    output = Output()
+    output = Stdout()
     best = "" if with_classes else f" {prediction['probabilities'][prediction['prediction']]:.2%}"
     truth = f" (it is {prediction['truth']})" if prediction["truth"] is not None else ""
     output.sentence(

@@ -1,11 +1,25 @@
-"""The command ``kdtrain launch``: one fit in the processes of several machines, by oneflow's launcher."""
+"""The command ``kdtrain launch``: one fit in several processes; and what each of them does differently."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+from kdtrain._version import __version__
 from kdtrain.cli.flags import whole_number
 from kdtrain.errors import UsageError
+from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.schema import flag_of, kind_of
+from kdtrain.runtime import console
+from kdtrain.runtime.files import temporary_folder
+from kdtrain.runtime.ranks import rank
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,3 +62,44 @@ def run(options: argparse.Namespace) -> int:
 
     names = ("nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port")
     return launch_with_oneflow({name: getattr(options, name) for name in names}, options.fit)
+
+
+@contextlib.contextmanager
+def as_rank(config: FitConfig) -> Iterator[FitConfig]:
+    """Yields the configuration for this process.
+
+    Ranks other than 0 print nothing and write into a temporary folder.
+    """
+    number = rank()
+    if number is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(os.environ.get("LOCAL_RANK", number)) % len(cores)]})
+    if not number:
+        yield config
+        return
+    console.set_level(console.OFF)
+    with (
+        temporary_folder(Path(tempfile.gettempdir())) as copies,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        tempfile.tempdir = str(copies)  # also removes the files of a killed worker
+        try:
+            yield dataclasses.replace(
+                config, logdir=copies, model_save_dir=config.models, image_save_dir=None, image_save_name=None
+            )
+        except KeyboardInterrupt as error:
+            error.args = ()  # no hint to --resume: this run directory is deleted, and rank 0 prints its own
+            raise
+        finally:
+            tempfile.tempdir = None
+
+
+def shared_facts(config: FitConfig) -> dict[str, str]:
+    """Returns versions and settings that must be equal on all ranks; paths of files may differ."""
+    facts = {"kdtrain": __version__, "oneflow": importlib.metadata.version("oneflow")}
+    for name, value in config.resolved().items():
+        if kind_of(name)[0] is not Path and name != "nproc_per_node":
+            text = value.partition(":")[0] if name == "dataset" else str(value)
+            facts[flag_of(name)] = re.sub(r"(?<![^\s:='\"])[^\s:='\"]*/", "", text)
+    return facts

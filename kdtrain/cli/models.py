@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdtrain.cli.flags import add_setting_flag, json_flag
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.errors import size_text
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.signals import defer_signals
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return 0
-    output = Output()
+    output = Stdout()
     output.print(networks_table(rows, f"Images of {size_text(shape)} in {classes} classes"))
     for row in rows:
         if row.error:

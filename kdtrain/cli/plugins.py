@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdtrain.cli.flags import json_flag
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.signals import defer_signals
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(plugin) for plugin in plugins], indent=2))
         return 0
-    output = Output()
+    output = Stdout()
     if plugins:
         output.print(_table(plugins))
         output.text("\nWith options: --plugin NAME,OPTION=VALUE")

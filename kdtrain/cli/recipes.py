@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from kdtrain.cli.flags import json_flag
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.experiment.settings.recipe import Recipe, list_recipes, read_recipe
 from kdtrain.report.table import Column, Table
 
@@ -39,7 +39,7 @@ def _list(recipes: list[Recipe]) -> None:
         if position:
             table.section()
         table.row(recipe.name, recipe.title, recipe.measured)
-    output = Output()
+    output = Stdout()
     output.print(table)
     output.sentence("\nWithout --recipe, fit takes mnist, fashion_mnist or pictures, by the data set.")
     output.text("A copy to change: kdtrain recipes NAME > mine.toml")

@@ -13,7 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from kdtrain.cli.flags import add_setting_flag, choice, json_flag
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.experiment.history.run import Gain, RunInfo
 from kdtrain.experiment.history.runs import SORTS, BestRun, best_runs, data_text, list_runs
 from kdtrain.experiment.settings.config import FitConfig
@@ -46,16 +46,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="list the best run of each network and mode, data set by data set; held-out figures choose it",
     )
     parser.add_argument(
-        "--parts",
-        action="store_true",
-        help="also list the runs inside of comparisons and searches, indented",
+        "--parts", action="store_true", help="also list the runs inside of comparisons and searches, indented"
     )
     json_flag(parser, "a JSON list")
 
 
 def run(options: argparse.Namespace) -> int:
     """Lists the runs in the log directory, or the best of each data set."""
-    output = Output()
+    output = Stdout()
     if options.best:
         best = best_runs(options.logdir)
         if options.json:
@@ -120,7 +118,7 @@ def _gain_text(gain: Gain | None) -> str:
     return f"{gain.points:+.2f}{half}"
 
 
-def _print_reasons(output: Output, runs: Iterable[RunInfo]) -> None:
+def _print_reasons(output: Stdout, runs: Iterable[RunInfo]) -> None:
     """Prints a line for each run that is not finished and whose files say why, for the first few."""
     unfinished = [listed for listed in runs if listed.status != "finished" and listed.reason]
     for listed in unfinished[:_MOST_REASONS]:

@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.flags import number, whole_number
+from kdtrain.cli.flags import decimal, whole_number
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError, clipped
 from kdtrain.runtime.signals import raise_on_sigterm
 from kdtrain.runtime.value_checks import above_0, check_value
@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="TCP port to listen on; 0 takes any free one [8000]",
     )
     parser.add_argument(
-        "--max-body", type=number, default=10.0, metavar="MB", help="largest request body in megabytes [10]"
+        "--max-body", type=decimal, default=10.0, metavar="MB", help="largest request body in megabytes [10]"
     )
 
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from kdtrain.deploy.onnx.process import OnnxModel
-        from kdtrain.deploy.serve.app import make_app
+        from kdtrain.deploy.serve import make_app
         from kdtrain.deploy.serve.connections import Server, give_back_memory
         from kdtrain.deploy.serve.requests import Limits
     except ImportError as error:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from kdtrain.cli.fit import SECONDS_TO_END
 from kdtrain.cli.flags import config_flags, resume_flag, settings_in, whole_number
-from kdtrain.cli.next_step import print_next
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout, print_next
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import tune_config
-from kdtrain.experiment.tune.halving import DEFAULT_BUDGET
+from kdtrain.experiment.tune import DEFAULT_BUDGET
 from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 
@@ -76,7 +75,7 @@ def _tune(config: FitConfig, options: argparse.Namespace, resume: Path | None) -
 
     given = {name: getattr(options, name, None) for name in _OF_THE_SEARCH}
     result = run_tune(config, resume, **given)
-    output = Output()
+    output = Stdout()
     output.print(tuning_table(result.tuning), "")
     for sentence in result.sentences:
         output.sentence(sentence)

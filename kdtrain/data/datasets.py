@@ -152,24 +152,6 @@ def _check(name: str, options: _Options) -> None:
         )
 
 
-def _load_folder(value: str, options: _Options) -> Dataset:
-    return load_image_folder(
-        Path(value),
-        options.cache,
-        image_size=options.image_size,
-        skip_corrupt=options.skip_corrupt,
-        most_images=options.most_images,
-    )
-
-
-def _load_npz(value: str, options: _Options) -> Dataset:
-    return load_npz(Path(value))
-
-
-def _load_cifar(name: str, options: _Options) -> Dataset:
-    return load_cifar(name, options.data_dir, options.cache)
-
-
 def _load_mnist(name: str, options: _Options) -> Dataset:
     if options.data_dir is not None:
         return _load_idx_folder(options.data_dir)
@@ -194,10 +176,9 @@ def _load_fashion_mnist(name: str, options: _Options) -> Dataset:
 _LOADERS: dict[str, Callable[[str, _Options], Dataset]] = {
     "mnist": _load_mnist,
     "fashion_mnist": _load_fashion_mnist,
-    "cifar10": _load_cifar,
-    "cifar100": _load_cifar,
-    "folder:": _load_folder,
-    "npz:": _load_npz,
+    **dict.fromkeys(ARCHIVES, lambda name, options: load_cifar(name, options.data_dir, options.cache)),
+    "folder:": lambda folder, options: load_image_folder(Path(folder), *options[1:]),
+    "npz:": lambda path, options: load_npz(Path(path)),
 }
 """By the name up to its colon. A name with any other text before the colon is that of a factory."""
 

@@ -1,4 +1,4 @@
-"""Random numbers for the variants of images, which depend on seed, image and variant alone."""
+"""Seeds of independent streams, and random numbers that depend on seed, image and variant alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from kdtrain.runtime.seeds import derive_seed
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -55,3 +53,13 @@ def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     result: NDArray[np.uint64] = words ^ (words >> np.uint64(31))
     return result
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Returns a 63-bit seed for one purpose, independent of the seeds for all other purposes.
+
+    Weights, data order and dropout each draw from a stream of their own, named by ``purpose`` (and
+    the epoch), so that none of them depends on how much another one has drawn before.
+    """
+    words = [seed, *(int.from_bytes(str(part).encode(), "little") for part in purpose)]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

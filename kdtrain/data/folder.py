@@ -24,19 +24,8 @@ from kdtrain.runtime.locations import missing_path_text
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".pbm",
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"),
 }
 _PARTS = ("train", "val", "test")
 _TEST_FRACTION = 5  # without a test folder, one in 5 images of each class is for testing
@@ -53,7 +42,6 @@ class ImageFile(NamedTuple):
 def load_image_folder(
     folder: Path,
     cache: Path,
-    *,
     image_size: int | None = None,
     skip_corrupt: bool = False,
     most_images: int | None = None,

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Joined, Normalized, array_digest
+from kdtrain.data.draws import derive_seed
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views
 from kdtrain.errors import DataError, size_text
 from kdtrain.runtime import flow
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.runtime.seeds import derive_seed
 
 _Value = TypeVar("_Value", bound=np.generic)
 

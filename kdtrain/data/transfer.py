@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.runtime.seeds import derive_seed
+from kdtrain.data.draws import derive_seed
 
 Positions = NDArray[np.int64]
 

@@ -11,10 +11,11 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.data.draws import derive_seed
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.callback import Callback, CallbackList
-from kdtrain.engine.clipping import clip_gradients
 from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd, FitEnd, Status
+from kdtrain.engine.losses import clip_gradients
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.recorder import Recorder
@@ -25,7 +26,6 @@ from kdtrain.errors import error_text
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import zero_upper_avx
-from kdtrain.runtime.seeds import derive_seed
 
 OptimizerFactory = Callable[[Iterable["flow.Tensor"]], "flow.optim.Optimizer"]
 """Makes the optimizer of the given parameters."""

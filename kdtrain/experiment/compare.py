@@ -21,7 +21,7 @@ from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, load_config, without_folders
 from kdtrain.experiment.settings.recipe import named_recipe
-from kdtrain.experiment.teachers.find import (
+from kdtrain.experiment.teachers import (
     TeacherFigures,
     TrainedTeacher,
     describe_teacher,
@@ -30,8 +30,8 @@ from kdtrain.experiment.teachers.find import (
 )
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.experiment.warm_start import announce_first_weights
-from kdtrain.metrics.fidelity import measure_fidelity
-from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
+from kdtrain.metrics import ACCURACY, CROSS_ENTROPY
+from kdtrain.metrics.evaluation import measure_fidelity
 from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, EpochPoint, ModelResult, compare
 from kdtrain.report.comparison_file import FILES, logits_key, to_json
 from kdtrain.report.comparison_plot import comparison_figure

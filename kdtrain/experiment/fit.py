@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from kdtrain.cluster.ranks import OneFlowRanks, SharedFit
 from kdtrain.data.dataset import Dataset
+from kdtrain.data.draws import derive_seed
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.resume import load_state
@@ -27,14 +28,13 @@ from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimiz
 from kdtrain.experiment.result import FitResult, Member, Tested, TestedModel, file_results
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths
-from kdtrain.experiment.teachers.find import TrainedTeacher, member_logits
+from kdtrain.experiment.teachers import TrainedTeacher, member_logits
 from kdtrain.experiment.warm_start import first_weights
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import make_folder, temporary_folder, write_bytes, write_text
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, load_model, load_weights
 from kdtrain.store.metrics_file import read_metrics

@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers.find import TrainedTeacher
-from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.metrics.fidelity import Fidelity
-from kdtrain.metrics.names import ACCURACY
+from kdtrain.experiment.teachers import TrainedTeacher
+from kdtrain.metrics import ACCURACY
+from kdtrain.metrics.evaluation import Evaluation, Fidelity
 from kdtrain.report.conditions import Copies
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name

@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 
 from kdtrain.errors import KdtrainError
-from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.metrics.fidelity import Fidelity
+from kdtrain.metrics.evaluation import Evaluation, Fidelity
 from kdtrain.metrics.statistics import (
     Interval,
     McNemar,

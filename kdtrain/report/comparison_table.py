@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdtrain.metrics.calibration import BINS
+from kdtrain.metrics.probabilities import BINS
 from kdtrain.metrics.statistics import CONFIDENCE, Interval
 from kdtrain.report.comparison import Comparison, Difference
 from kdtrain.report.table import Column, Table

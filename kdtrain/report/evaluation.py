@@ -82,7 +82,7 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f}"
 
 
-def to_json(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+def evaluation_to_json(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     """Returns plain values for ``json.dumps``, in full precision, with units in the key names."""
     return {
         "images": evaluation.images,

@@ -10,7 +10,7 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from kdtrain.metrics.tempered_softmax import tempered_softmax
+from kdtrain.metrics.probabilities import tempered_softmax
 from kdtrain.report.style import BAR, GREY, HIGHLIGHT, house_style
 
 _MOST_BARS = 10

@@ -21,7 +21,7 @@ HIGHLIGHT = "#0072B2"
 
 
 @dataclass(frozen=True)
-class Line:
+class LineStyle:
     """The style of a model's curve; models differ in colour, marker and dashes."""
 
     colour: str
@@ -32,11 +32,11 @@ class Line:
 
 # Okabe and Ito's palette: its colours stay distinct under the common kinds of colour blindness.
 LINES = {
-    "teacher": Line("#009E73", "s", "--", "#009E73"),
-    "student_kd": Line("#0072B2", "o", "-", "#0072B2"),
-    "student": Line("#D55E00", "^", "-.", "white"),
-    "student_ls": Line("#CC79A7", "v", (0, (1, 1)), "white"),
-    "student_hard": Line("#E69F00", "D", (0, (5, 1, 1, 1, 1, 1)), "white"),
+    "teacher": LineStyle("#009E73", "s", "--", "#009E73"),
+    "student_kd": LineStyle("#0072B2", "o", "-", "#0072B2"),
+    "student": LineStyle("#D55E00", "^", "-.", "white"),
+    "student_ls": LineStyle("#CC79A7", "v", (0, (1, 1)), "white"),
+    "student_hard": LineStyle("#E69F00", "D", (0, (5, 1, 1, 1, 1, 1)), "white"),
 }
 
 _RC = {

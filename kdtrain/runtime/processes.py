@@ -7,23 +7,27 @@ libraries that it calls have threads.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import multiprocessing
 import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from kdtrain.errors import KdtrainError
+from kdtrain.errors import KdtrainError, Terminated, error_text
 from kdtrain.runtime.bars import JobRow, screen, seconds
-from kdtrain.runtime.child import FROM_PARENT, INTERRUPT, ChildError, Message, run_child
-from kdtrain.runtime.console import print_record
-from kdtrain.runtime.signals import SignalQueue, queue_signals
+from kdtrain.runtime.console import drawn_by_parent, print_record
+from kdtrain.runtime.oneflow import replace_thread_pool
+from kdtrain.runtime.processor import flush_denormals
+from kdtrain.runtime.signals import SignalQueue, die_with_parent, queue_signals
 from kdtrain.runtime.watchdog import StackFile, StallWatch, check_interval, location
 
 logger = logging.getLogger(__name__)
@@ -233,3 +237,93 @@ def _stop(running: Sequence[_Child], error: BaseException, signals: SignalQueue)
                 logger.info(
                     f"{child.name} did not end in {_CLOSING_SECONDS:g} s and was killed. It stood at {where}."
                 )
+
+
+INTERRUPT = signal.SIGUSR1
+"""The signal by which the parent passes Ctrl-C on."""
+FROM_PARENT = (INTERRUPT, signal.SIGTERM)
+"""The signals that interrupt a child. It starts with both blocked, and unblocks them once it handles them."""
+
+
+class ChildError(Exception):
+    """The traceback of an exception that was raised in a child, shown by --debug."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """The last message of a child: a value, or an error and its traceback."""
+
+    value: Any = None
+    error: BaseException | None = None
+    trace: str = ""
+
+
+def run_child(
+    work: Callable[[], Any],
+    cores: Iterable[int],
+    row: JobRow | None,
+    messages: Connection,
+    receiver: Connection,
+    stack: StackFile,
+) -> None:
+    """Runs a job in this forked process, and sends its result or its error.
+
+    Args:
+        work: the job; its return value is the result.
+        cores: the cores that this process and its threads may use.
+        row: the bar that the parent draws; None if it draws none.
+        messages: the pipe to the parent.
+        receiver: the parent's end of that pipe, which this process closes.
+        stack: the memory that this process writes its Python stack to.
+    """
+    receiver.close()  # so that sending fails, and does not wait, when the parent has ended
+    gc.freeze()  # the parent's objects never become garbage here: the collector need not scan them
+    os.sched_setaffinity(0, cores)
+    stack.install()
+    try:
+        with flush_denormals(), drawn_by_parent(row, messages.send_bytes, FROM_PARENT):
+            replace_thread_pool()  # while signals are blocked: its threads never receive one
+            os.register_at_fork(after_in_child=replace_thread_pool)  # a DataLoader's workers are forks too
+            with _interrupted_by_parent_only():
+                message = Message(work())
+    except BaseException as error:
+        message = Message(error=_picklable(error), trace="".join(traceback.format_exception(error)))
+    with contextlib.suppress(OSError):  # the parent may have ended
+        messages.send_bytes(pickle.dumps(message))
+
+
+@contextlib.contextmanager
+def _interrupted_by_parent_only() -> Iterator[None]:
+    """Lets only the parent interrupt this process, by SIGUSR1 for Ctrl-C or by SIGTERM, and only once.
+
+    A terminal sends Ctrl-C to every process of a group, and some supervisors send SIGTERM to all of
+    them. A second signal must not interrupt the closing of files. The process ends with its parent.
+    """
+
+    def ignore_signals() -> None:
+        for number in (signal.SIGINT, *FROM_PARENT):
+            signal.signal(number, signal.SIG_IGN)
+
+    def raise_once(number: int, frame: object) -> NoReturn:
+        ignore_signals()
+        raise KeyboardInterrupt if number == INTERRUPT else Terminated
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others keep their actions, or a pending one is lost
+    for number in FROM_PARENT:
+        signal.signal(number, raise_once)
+    die_with_parent(signal.SIGTERM)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_PARENT)
+        yield
+    finally:
+        ignore_signals()
+
+
+def _picklable(error: BaseException) -> BaseException:
+    """Returns the exception, or a RuntimeError with its text if it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(error_text(error))
+    return error

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kdtrain import EarlyStopping, EvalEnd, UsageError
-from kdtrain.callbacks.monitor import Monitor
+from kdtrain.callbacks.early_stopping import Monitor
 
 
 def _epochs_until_stop(callback: EarlyStopping, values: Sequence[float]) -> int | None:

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kdtrain import Callback, EvalEnd, Run
 from kdtrain.callbacks import TensorBoard
-from kdtrain.callbacks.class_accuracy import accuracies_of_classes
 from kdtrain.callbacks.mistakes import Mistake, confident_mistakes, draw_mistakes
+from kdtrain.callbacks.tensorboard import accuracies_of_classes
 from tests.conftest import Fit
 from tests.tools import read_scalars
 

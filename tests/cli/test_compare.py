@@ -17,15 +17,15 @@ import tomli
 from PIL import Image
 
 from kdtrain.data.datasets import load_dataset
+from kdtrain.data.draws import derive_seed
 from kdtrain.engine.predict import predict_logits
 from kdtrain.experiment import fit
 from kdtrain.experiment.loaders import prepare
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers.find import member_logits
+from kdtrain.experiment.teachers import member_logits
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import available_cores
-from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.checkpoint import load_model, load_tensors
 from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted, run, untrained_teacher
 from tests.conftest import RunKdtrain

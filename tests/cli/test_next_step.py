@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from kdtrain.cli.next_step import after_comparison, after_fit
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout, after_comparison, after_fit
 from kdtrain.cli.parser import COMMANDS, command_parser, parse, top_parser
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.locations import command_name
@@ -26,7 +25,7 @@ RUN = Path("logs/student_kd/version_0/checkpoints/best.safetensors")
 
 def after(config: FitConfig, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Returns the lines after a fit."""
-    (after_comparison if config.mode == "compare" else after_fit)(Output(), config, RUN)
+    (after_comparison if config.mode == "compare" else after_fit)(Stdout(), config, RUN)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Next:")
     return lines

@@ -21,12 +21,12 @@ from kdtrain.callbacks.plugins import list_plugins
 from kdtrain.cli.doctor import Check, report
 from kdtrain.cli.infer import class_table
 from kdtrain.cli.models import networks_table
-from kdtrain.cli.output import Output
+from kdtrain.cli.output import Stdout
 from kdtrain.cli.parser import parse
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.deploy.benchmark import benchmark_table, run_benchmark
-from kdtrain.deploy.predict.predictor import OneFlowModel
+from kdtrain.deploy.predict import OneFlowModel
 from kdtrain.experiment.settings.recipe import recipe_names
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.list_models import NetworkInfo
@@ -107,7 +107,7 @@ def command(*words: str) -> Action:
 
 
 def printing(*renderables: RenderableType) -> Action:
-    return lambda: Output().print(*renderables)
+    return lambda: Stdout().print(*renderables)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kdtrain.cli.rank import shared_facts
+from kdtrain.cli.launch import shared_facts
 from kdtrain.cluster.heartbeat import Address, Heartbeat, PeerLoss
 from kdtrain.cluster.launch import _free_port
 from kdtrain.cluster.rendezvous import Facts, join_group

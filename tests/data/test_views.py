@@ -15,7 +15,7 @@ import scipy.stats
 from kdtrain.callbacks.distillation import DistillationCallback
 from kdtrain.data.augmentation import Mixing, mixing
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.draws import Draws
+from kdtrain.data.draws import Draws, derive_seed
 from kdtrain.data.loader import Loader, Source
 from kdtrain.data.views import views
 from kdtrain.engine.callback import Callback
@@ -25,7 +25,6 @@ from kdtrain.engine.trainer import Trainer
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.runtime.seeds import derive_seed
 from plugins.grad_norm import GradNorm
 from tests.tools import ROOT, read_scalars
 

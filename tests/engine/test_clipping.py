@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from kdtrain import Batch, Callback, Loader, Objective, Output, Run, Trainer, flow
 from kdtrain.callbacks import StopOnNonFinite
-from kdtrain.engine.clipping import clip_gradients
 from kdtrain.engine.events import BatchEnd
+from kdtrain.engine.losses import clip_gradients
 from kdtrain.errors import CallbackError
 from kdtrain.store.checkpoint import snapshot
 from tests.conftest import ADAM

@@ -15,7 +15,7 @@ import numpy as np
 
 from kdtrain import DistillationCallback, LearningRateSchedule, Loader, Trainer, build_model, flow
 from kdtrain.data.datasets import load_dataset
-from kdtrain.runtime.seeds import derive_seed
+from kdtrain.data.draws import derive_seed
 from tests.engine.fits import Notes, mlp
 
 TRACE = Path(__file__).with_name("losses.json")

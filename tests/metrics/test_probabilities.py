@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrain import KdtrainError, measure_fidelity, reliability
-from kdtrain.metrics.tempered_softmax import tempered_softmax
+from kdtrain.metrics.probabilities import tempered_softmax
 
 
 def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

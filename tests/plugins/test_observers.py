@@ -18,8 +18,8 @@ from kdtrain import Callback, KdtrainError, Loader, Run, Trainer, flow, predict_
 from kdtrain.callbacks import Checkpoint, DistillationCallback, RunLog, TensorBoard
 from kdtrain.engine.events import BatchEnd, EpochEnd, EvalEnd
 from kdtrain.engine.resume import FitState, load_state
-from kdtrain.metrics.calibration import reliability
-from kdtrain.metrics.fidelity import measure_fidelity
+from kdtrain.metrics.evaluation import measure_fidelity
+from kdtrain.metrics.probabilities import reliability
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import snapshot
 from plugins.calibration import Calibration

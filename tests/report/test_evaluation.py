@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kdtrain import KdtrainError
 from kdtrain.errors import DataError
 from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.report.evaluation import evaluation_report, to_json
+from kdtrain.report.evaluation import evaluation_report, evaluation_to_json
 from tests.report.drawings import printed
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -131,7 +131,7 @@ def test_json_keeps_full_precision() -> None:
     logits, labels = random_case(50, 4, 2)
     labels[labels == 2] = 1
     evaluation = Evaluation.from_logits(logits, labels)
-    back = json.loads(json.dumps(to_json(evaluation, ["a", "b", "c", "d"]), allow_nan=False))
+    back = json.loads(json.dumps(evaluation_to_json(evaluation, ["a", "b", "c", "d"]), allow_nan=False))
     assert back["images"] == 50
     assert back["errors"] == evaluation.errors
     assert back["accuracy_fraction"] == evaluation.accuracy

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from matplotlib.figure import Figure
 
-from kdtrain.metrics.tempered_softmax import tempered_softmax
+from kdtrain.metrics.probabilities import tempered_softmax
 from kdtrain.report.prediction import prediction_figure
 from kdtrain.report.style import save_figure
 from tests.report.drawings import assert_is_drawing, texts

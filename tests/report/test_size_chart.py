@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdtrain.report.page.render import code
-from kdtrain.report.page.size_chart import short_count, size_chart, size_text
+from kdtrain.report.page.size_chart import ratio_text, short_count, size_chart
 from kdtrain.report.verdict import p_value_text
 
 
@@ -52,7 +52,7 @@ def test_models_that_are_all_alike_have_a_chart(percent: float) -> None:
     [(50, "2.0 times smaller than"), (500, "5.0 times as large as"), (100, "1.0 times as large as")],
 )
 def test_a_student_larger_than_its_teacher_is_not_called_smaller(student: int, text: str) -> None:
-    assert " ".join(size_text(100, student)) == f"{text} the teacher"
+    assert " ".join(ratio_text(100, student)) == f"{text} the teacher"
 
 
 def test_texts_of_the_page() -> None:

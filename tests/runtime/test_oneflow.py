@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdtrain.data.draws import derive_seed
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processor import processor_flags
-from kdtrain.runtime.seeds import derive_seed
 from tests.cli.conftest import run_python
 from tests.tools import ROOT
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain._version import __version__
+from kdtrain.deploy.export import layers, numbers, shapes
 from kdtrain.deploy.export.graph import GraphBuilder
-from kdtrain.deploy.export.operations import OPSET, translate
-from kdtrain.deploy.export.trace import Trace, trace
-from kdtrain.deploy.onnx.reader import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
+from kdtrain.deploy.export.trace import Operation, Trace, trace
+from kdtrain.deploy.onnx import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
 from kdtrain.errors import KdtrainError, one_line
 from kdtrain.models.registry import count_parameters
 from kdtrain.runtime import flow
@@ -136,3 +136,22 @@ def _graph(traced: Trace, card: ModelCard, images: str) -> Any:
         [helper.make_tensor_value_info(LOGITS, kind, [_IMAGES, len(card.classes)])],
         [onnx.numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
     )
+
+
+OPSET = 17
+"""Version of ONNX's operators in exported files; onnxruntime supports it since 1.12 (2022)."""
+
+_TRANSLATIONS = layers.TRANSLATIONS | shapes.TRANSLATIONS | numbers.TRANSLATIONS
+
+
+def translate(operation: Operation, graph: GraphBuilder) -> None:
+    """Adds an operation to a graph.
+
+    Raises:
+        KdtrainError: it has no translation; the text names it.
+    """
+    translation = _TRANSLATIONS.get(operation.kind)
+    if translation is None:
+        raise operation.refused("has no translation to ONNX")
+    graph.begin(operation)
+    graph.end(operation, translation(operation, graph))

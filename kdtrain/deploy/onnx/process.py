@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.onnx.reader import Assumed, OnnxForm
+from kdtrain.deploy.onnx import Assumed, OnnxForm
 from kdtrain.deploy.onnx.worker import LONGEST
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime.limits import IMAGES_AT_ONCE
@@ -31,7 +31,7 @@ from kdtrain.store.card import ModelCard, read_card
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from kdtrain.deploy.onnx.worker import main; main()"
+    "from kdtrain.deploy.onnx.worker import work; work()"
 )
 Reply = tuple[npt.NDArray[np.float32], list[float]]
 """(N, classes) logits, and the seconds that each batch of the images took."""

@@ -1,6 +1,6 @@
 """The process that computes one ONNX file, within limits of memory and time.
 
-``onnx_process.py`` starts it and exchanges messages with it over a socket. A request is JSON, then the
+``process.py`` starts it and exchanges messages with it over a socket. A request is JSON, then the
 pixels; a reply is JSON, then the logits. onnx and onnxruntime open an untrusted file in this process only.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
-from kdtrain.deploy.onnx.reader import (
+from kdtrain.deploy.onnx import (
     FLAT,
     INPUTS,
     NHW,
@@ -128,7 +128,7 @@ class _Network:
         return np.asarray(output, np.float32)
 
 
-def main() -> None:
+def work() -> None:
     """Loads the file and computes requests until the parent closes the socket."""
     descriptor, path, threads, assumed = sys.argv[2:]
     connection = Connection(int(descriptor))

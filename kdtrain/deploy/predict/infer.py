@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from kdtrain.data.folder import pictures_in
-from kdtrain.data.images.image_file import on_paper, open_image, paper_of
+from kdtrain.data.images import on_paper, open_image, paper_of
 from kdtrain.data.images.model_input import model_input, shows_digits, shows_ink
 from kdtrain.data.images.resize import to_rgb
+from kdtrain.deploy.predict import Predictor
 from kdtrain.deploy.predict.opening import find_model, open_data, open_model
-from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.errors import DataError, UsageError, clipped
-from kdtrain.metrics.tempered_softmax import tempered_softmax
+from kdtrain.metrics.probabilities import tempered_softmax
 from kdtrain.report.prediction import ORIGINAL_PIXELS, percent, prediction_figure
 from kdtrain.report.style import save_figure
 from kdtrain.runtime.locations import missing_path_text, short_name
@@ -32,27 +32,6 @@ _LEAST_PROBABILITY = 0.6  # of the most probable class of a digit
 _INK = 64  # grey levels of 255
 _SECOND_PART = 0.2  # share of the ink, from which on a part may be a digit
 _WIDEST = 1.7  # width of a digit's ink as a multiple of its height
-
-
-@dataclass(frozen=True)
-class _InputImage:
-    """An image to classify.
-
-    Attributes:
-        name: the image's name in the output.
-        label: the image's part of the drawing's file name.
-        pixels: (C, H, W) uint8, the network's input.
-        original: the photo or scan that ``pixels`` were made from, reduced; None for an image of a data set.
-        original_size: its width and height in pixels before.
-        truth: the true class, if it is known.
-    """
-
-    name: str
-    label: str
-    pixels: npt.NDArray[np.uint8]
-    original: Image.Image | None = None
-    original_size: tuple[int, int] | None = None
-    truth: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,8 +209,8 @@ def predict_test_image(
             f"--picture-index {clipped(index)}: the test set has images 0 to {len(data.test) - 1}."
         )
     truth = data.classes[int(data.test.labels[index])]
-    image = _InputImage(f"test image {index}", str(index), data.test.images[index], truth=truth)
-    return _predict(image, model, temperature)
+    image = data.test.images[index]
+    return _predict(model, temperature, f"test image {index}", str(index), image, truth=truth)
 
 
 def predict_files(
@@ -246,15 +225,16 @@ def predict_files(
     """
     for path, label in _labelled(files):
         try:
-            image = _from_file(path, label, model.card)
+            pixels = model_input(path, model.card.dataset, model.card.image_shape)
+            original, size = _original(path, model.card)
         except DataError as error:
             yield FailedImage(str(path), error)
         else:
-            yield _predict(image, model, temperature)
+            yield _predict(model, temperature, str(path), label, pixels, original, size)
 
 
-def _from_file(path: Path, label: str, card: ModelCard) -> _InputImage:
-    pixels = model_input(path, card.dataset, card.image_shape)
+def _original(path: Path, card: ModelCard) -> tuple[Image.Image, tuple[int, int]]:
+    """Returns an image file, reduced, and its width and height before."""
     ink = shows_ink(card.dataset, card.image_shape)
 
     def reduced(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
@@ -263,26 +243,25 @@ def _from_file(path: Path, label: str, card: ModelCard) -> _InputImage:
         shown.thumbnail((ORIGINAL_PIXELS, ORIGINAL_PIXELS))
         return shown, upright.size
 
-    original, size = open_image(path, reduced)
-    return _InputImage(str(path), label, pixels, original, size)
+    return open_image(path, reduced)
 
 
-def _predict(image: _InputImage, model: Predictor, temperature: float | None) -> Prediction:
-    logits = model.logits(image.pixels[np.newaxis])[0].astype(np.float64)
-    size = image.original_size
-    return Prediction(
-        image.name,
-        image.label,
-        model.card,
-        model.path,
-        logits,
-        model.card.softening if temperature is None else temperature,
-        image.pixels,
-        image.original,
-        size,
-        image.truth,
-        None if size is None else doubt(model.card, image.pixels, logits, size),
-    )
+def _predict(
+    model: Predictor,
+    temperature: float | None,
+    image: str,
+    label: str,
+    pixels: npt.NDArray[np.uint8],
+    original: Image.Image | None = None,
+    size: tuple[int, int] | None = None,
+    truth: str | None = None,
+) -> Prediction:
+    logits = model.logits(pixels[np.newaxis])[0].astype(np.float64)
+    card, warning = model.card, None if size is None else doubt(model.card, pixels, logits, size)
+    if temperature is None:
+        temperature = card.softening
+    known = image, label, card, model.path, logits, temperature, pixels, original, size, truth, warning
+    return Prediction(*known)
 
 
 def _labelled(paths: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -300,10 +279,7 @@ def _labelled(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def doubt(
-    card: ModelCard,
-    pixels: npt.NDArray[np.uint8],
-    logits: npt.NDArray[np.float64],
-    size: tuple[int, int],
+    card: ModelCard, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float64], size: tuple[int, int]
 ) -> str | None:
     """Returns a sentence about why an image is probably nothing that a model can recognise.
 

@@ -12,13 +12,13 @@ from typing import Any
 from scipy.stats import qmc
 
 from kdtrain.callbacks.plugins import load_plugin, numeric_arguments, plugin_name, with_arguments
+from kdtrain.data.draws import derive_seed
 from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.modes import MODES, controls_of
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
 from kdtrain.report.tuning import Value
 from kdtrain.runtime.limits import MOST_TRIALS
-from kdtrain.runtime.seeds import derive_seed
 from kdtrain.store.record import Model
 
 VIEWS = "views"

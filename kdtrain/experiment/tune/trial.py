@@ -13,7 +13,7 @@ from kdtrain.errors import CallbackError, NonFiniteError
 from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.history.files import RESULT, RunFiles, text
 from kdtrain.experiment.result import FitResult
-from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
+from kdtrain.metrics import ACCURACY, CROSS_ENTROPY
 from kdtrain.report.tuning import RungScore
 from kdtrain.runtime.console import silence
 from kdtrain.store.metrics_file import read_metrics, training_seconds

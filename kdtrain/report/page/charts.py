@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from kdtrain.metrics.calibration import Reliability
+from kdtrain.metrics.probabilities import Reliability
 from kdtrain.report.epoch_series import EpochSeries
 
 WIDTH, HEIGHT = 420, 280

@@ -16,13 +16,13 @@ from markupsafe import Markup, escape
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.metrics.calibration import BINS, reliability
+from kdtrain.metrics.probabilities import BINS, reliability
 from kdtrain.report.comparison_file import FILES, VERSION
 from kdtrain.report.comparison_table import range_text
 from kdtrain.report.page.charts import curves, differences, reliability_chart
 from kdtrain.report.page.confusion import MOST_CLASSES, confusions
 from kdtrain.report.page.examples import choose_examples
-from kdtrain.report.page.size_chart import size_chart, size_text
+from kdtrain.report.page.size_chart import ratio_text, size_chart
 from kdtrain.report.style import LINES
 from kdtrain.report.verdict import p_value_text
 from kdtrain.runtime.files import write_text
@@ -83,7 +83,7 @@ def write_report(directory: Path, dataset: Dataset, *, settings: str, command: s
         looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
         markers={model: MARKERS[LINES[model].marker] for model in by_model},
         size_chart=size_chart(figures["models"]),
-        size=size_text(*(figures["models"][model]["parameters"] for model in ("teacher", "student_kd"))),
+        size=ratio_text(*(figures["models"][model]["parameters"] for model in ("teacher", "student_kd"))),
         best_epochs=_best_epochs(figures),
         charts=_charts(figures),
         differences=differences(figures["differences"]),

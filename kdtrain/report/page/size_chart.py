@@ -102,7 +102,7 @@ def short_count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def size_text(teacher: int, student: int) -> tuple[str, str]:
+def ratio_text(teacher: int, student: int) -> tuple[str, str]:
     """Returns the student's size beside its teacher's: ``("11.0 times", "smaller than the teacher")``.
 
     Args:

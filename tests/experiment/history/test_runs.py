@@ -250,7 +250,7 @@ def test_thousands_of_runs_are_listed_without_oneflow(logs: Path) -> None:
             os.link(logs / "student/version_0" / name, logs / f"student/version_{number}/{name}")
     code = (
         "import sys\n"
-        "from kdtrain.cli.main import main\n"
+        "from kdtrain.cli import main\n"
         f"assert main(['runs', '--logdir', {str(logs)!r}, '--json']) == 0\n"
         "print(sorted({'oneflow', 'numpy'} & set(sys.modules)), file=sys.stderr)\n"
     )
