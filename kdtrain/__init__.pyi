@@ -22,8 +22,8 @@ from .data.loader import Batch as Batch
 from .data.loader import Loader as Loader
 from .deploy.benchmark import BenchmarkResult as BenchmarkResult
 from .deploy.benchmark import bench as bench
-from .deploy.export import ExportedModel as ExportedModel
-from .deploy.export import export as export
+from .deploy.export.checkpoint import ExportedModel as ExportedModel
+from .deploy.export.checkpoint import export as export
 from .deploy.onnx.process import OnnxModel as OnnxModel
 from .deploy.predict.evaluate import EvaluatedModel as EvaluatedModel
 from .deploy.predict.evaluate import evaluate as evaluate

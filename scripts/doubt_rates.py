@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.images.digit_photo import to_mnist
-from kdtrain.deploy.predict import Predictor
 from kdtrain.deploy.predict.infer import doubt
 from kdtrain.deploy.predict.opening import open_model
+from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.errors import DataError
 
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSans-Oblique", "DejaVuSansMono")

@@ -17,7 +17,7 @@ from kdtrain.runtime.signals import defer_signals
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
     from kdtrain.data.dataset import Dataset
-    from kdtrain.deploy.predict import Predictor
+    from kdtrain.deploy.predict.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from kdtrain.runtime.signals import defer_signals
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
     from kdtrain.deploy.benchmark import BenchmarkResult
-    from kdtrain.deploy.export import ExportedModel
+    from kdtrain.deploy.export.checkpoint import ExportedModel
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes a checkpoint as an ONNX file, after checking that onnxruntime computes the same logits."""
     with defer_signals():  # an interrupted import may come out as another error
-        from kdtrain.deploy.export import export
+        from kdtrain.deploy.export.checkpoint import export
     exported = export(
         options.checkpoint,
         options.output,

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from kdtrain.deploy.onnx.process import OnnxModel
-        from kdtrain.deploy.serve import make_app
+        from kdtrain.deploy.serve.app import make_app
         from kdtrain.deploy.serve.connections import Server, give_back_memory
         from kdtrain.deploy.serve.requests import Limits
     except ImportError as error:

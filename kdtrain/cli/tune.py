@@ -11,7 +11,7 @@ from kdtrain.cli.flags import config_flags, resume_flag, settings_in, whole_numb
 from kdtrain.cli.output import Stdout, print_next
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import tune_config
-from kdtrain.experiment.tune import DEFAULT_BUDGET
+from kdtrain.experiment.tune.halving import DEFAULT_BUDGET
 from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
 

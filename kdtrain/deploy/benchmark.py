@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Split
-from kdtrain.deploy.predict import Clock, Images, Predictor
 from kdtrain.deploy.predict.opening import check_fits, open_data, open_model
+from kdtrain.deploy.predict.predictor import Clock, Images, Predictor
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.report.table import Column, Table

@@ -21,7 +21,7 @@ from kdtrain.experiment.settings.keywords import as_path, given_settings, naming
 from kdtrain.experiment.settings.load import LATEST, fit_config, new_config, tune_config
 from kdtrain.experiment.settings.recipe import NO_RECIPE
 from kdtrain.experiment.student import run_fit
-from kdtrain.experiment.teachers import describe_teacher, find_teacher
+from kdtrain.experiment.teachers.find import describe_teacher, find_teacher
 from kdtrain.experiment.tune.search import TuneRun, run_tune
 from kdtrain.runtime import flow
 from kdtrain.runtime.oneflow import resolve_device

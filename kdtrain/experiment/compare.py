@@ -21,7 +21,7 @@ from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, load_config, without_folders
 from kdtrain.experiment.settings.recipe import named_recipe
-from kdtrain.experiment.teachers import (
+from kdtrain.experiment.teachers.find import (
     TeacherFigures,
     TrainedTeacher,
     describe_teacher,

@@ -26,7 +26,7 @@ from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.modes import MODES, callbacks_for, controls_of
 from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers import TrainedTeacher, find_teacher, trained_here
+from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher, trained_here
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.models.registry import build_model

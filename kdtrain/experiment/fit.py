@@ -28,7 +28,7 @@ from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimiz
 from kdtrain.experiment.result import FitResult, Member, Tested, TestedModel, file_results
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths
-from kdtrain.experiment.teachers import TrainedTeacher, member_logits
+from kdtrain.experiment.teachers.find import TrainedTeacher, member_logits
 from kdtrain.experiment.warm_start import first_weights
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, count_multiply_adds, count_parameters

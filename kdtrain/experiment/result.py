@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers import TrainedTeacher
+from kdtrain.experiment.teachers.find import TrainedTeacher
 from kdtrain.metrics import ACCURACY
 from kdtrain.metrics.evaluation import Evaluation, Fidelity
 from kdtrain.report.conditions import Copies

@@ -30,14 +30,14 @@ from kdtrain.experiment.modes import callbacks_for, check_plugins, conditions_of
 from kdtrain.experiment.result import FitResult, Tested, TestedModel
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import NO_RECIPE, describe_recipe, read_recipe
-from kdtrain.experiment.teachers import (
+from kdtrain.experiment.teachers.files import TeacherFile
+from kdtrain.experiment.teachers.find import (
     TeacherFigures,
     TrainedTeacher,
     combined,
     member_logits,
     networks_to_train,
 )
-from kdtrain.experiment.teachers.files import TeacherFile
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture

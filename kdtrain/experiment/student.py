@@ -13,7 +13,7 @@ from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths
-from kdtrain.experiment.teachers import TrainedTeacher, describe_teacher, find_teacher, trained_here
+from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
 from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.verdict import far_apart_sentence

@@ -12,7 +12,7 @@ from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
 from kdtrain.experiment.settings.recipe import recipe_settings
 from kdtrain.experiment.settings.schema import flag_of
-from kdtrain.experiment.tune import parse_budget
+from kdtrain.experiment.tune.halving import parse_budget
 from kdtrain.report.tuning import FILE, VERSION, SearchSettings, Tuning
 from kdtrain.runtime.limits import MOST_SECONDS, MOST_TRIALS
 from kdtrain.runtime.regular_files import read_text

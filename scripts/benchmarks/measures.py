@@ -15,7 +15,7 @@ from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ra
 from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers import trained_here
+from kdtrain.experiment.teachers.find import trained_here
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
 from kdtrain.store.checkpoint import load_model
 

@@ -23,7 +23,7 @@ from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
-from kdtrain.experiment.teachers import trained_here
+from kdtrain.experiment.teachers.find import trained_here
 from kdtrain.metrics.statistics import Interval, t_interval
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model

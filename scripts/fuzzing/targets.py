@@ -20,8 +20,8 @@ from kdtrain.callbacks.early_stopping import EarlyStopping
 from kdtrain.callbacks.plugins import load_plugin
 from kdtrain.data import cifar
 from kdtrain.data.idx import read_idx
-from kdtrain.data.images import read_grey
 from kdtrain.data.images.digit_photo import to_mnist
+from kdtrain.data.images.image_file import read_grey
 from kdtrain.data.images.resize import is_grey, read_image, to_channels
 from kdtrain.data.npz import load_npz, load_only_array
 from kdtrain.engine.callback import CallbackList

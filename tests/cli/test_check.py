@@ -15,7 +15,7 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.errors import CallbackError
 from kdtrain.experiment.dry_run import dry_run
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers import trained_here
+from kdtrain.experiment.teachers.find import trained_here
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.faults.limits import limited

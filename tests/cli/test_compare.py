@@ -22,7 +22,7 @@ from kdtrain.engine.predict import predict_logits
 from kdtrain.experiment import fit
 from kdtrain.experiment.loaders import prepare
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers import member_logits
+from kdtrain.experiment.teachers.find import member_logits
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import available_cores

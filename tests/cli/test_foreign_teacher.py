@@ -12,13 +12,13 @@ import pytest
 
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.datasets import load_dataset
-from kdtrain.deploy.predict import OneFlowModel
+from kdtrain.deploy.predict.predictor import OneFlowModel
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import GivenLogits
 from kdtrain.errors import CheckpointError, DataError, KdtrainError, UsageError
 from kdtrain.experiment.loaders import test_loader as loader_of_test_images
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers import find_teacher
+from kdtrain.experiment.teachers.find import find_teacher
 from kdtrain.store.checkpoint import load_model, save_model
 from tests.cli.conftest import CallKdtrain, Fitted, untrained_teacher
 from tests.faults.limits import limited

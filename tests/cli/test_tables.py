@@ -26,7 +26,7 @@ from kdtrain.cli.parser import parse
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.deploy.benchmark import benchmark_table, run_benchmark
-from kdtrain.deploy.predict import OneFlowModel
+from kdtrain.deploy.predict.predictor import OneFlowModel
 from kdtrain.experiment.settings.recipe import recipe_names
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.list_models import NetworkInfo

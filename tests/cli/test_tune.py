@@ -18,7 +18,7 @@ import tomli
 
 from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.data.datasets import load_dataset
-from kdtrain.experiment.tune import rung_sizes
+from kdtrain.experiment.tune.halving import rung_sizes
 from kdtrain.runtime.processes import available_cores
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.conftest import RunKdtrain

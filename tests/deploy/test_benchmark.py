@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.benchmark import Timing, benchmark_table, measure, run_benchmark
-from kdtrain.deploy.predict import Clock, Images, Logits, OneFlowModel, stopwatch
+from kdtrain.deploy.predict.predictor import Clock, Images, Logits, OneFlowModel, stopwatch
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, save_model, snapshot

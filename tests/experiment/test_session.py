@@ -17,7 +17,7 @@ from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
-from kdtrain.experiment.teachers import TrainedTeacher, trained_here
+from kdtrain.experiment.teachers.find import TrainedTeacher, trained_here
 from kdtrain.runtime.processes import Job, available_cores
 from kdtrain.store.checkpoint import SavedModel, load_model
 from tests.cli.conftest import untrained_teacher

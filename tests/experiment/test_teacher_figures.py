@@ -15,7 +15,7 @@ from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.student import run_single
-from kdtrain.experiment.teachers import find_teacher, trained_here
+from kdtrain.experiment.teachers.find import find_teacher, trained_here
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import SavedModel, load_model
 from tests.cli.conftest import untrained_teacher

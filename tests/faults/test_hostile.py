@@ -24,7 +24,7 @@ from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.idx import read_idx
-from kdtrain.data.images import read_grey
+from kdtrain.data.images.image_file import read_grey
 from kdtrain.engine.events import EpochEnd
 from kdtrain.engine.resume import load_state, save_state
 from kdtrain.errors import CheckpointError, DataError, KdtrainError

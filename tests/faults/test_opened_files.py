@@ -16,7 +16,7 @@ import pytest
 from kdtrain.cli import main
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import to_onnx
-from kdtrain.deploy.onnx import METADATA
+from kdtrain.deploy.onnx.reader import METADATA
 from kdtrain.runtime import flow
 from kdtrain.runtime.regular_files import open_regular, read_bytes, read_text
 from kdtrain.store.card import ModelCard

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.callbacks.teacher_outputs import OutputTable
 from kdtrain.callbacks.teacher_outputs.files import Floats, OutputFiles, Positions, Rows
+from kdtrain.callbacks.teacher_outputs.table import OutputTable
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import check_weights, images_at_once
 from kdtrain.engine.recorder import Recorder, evaluating

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdtrain.data.images import to_grey
+from kdtrain.data.images.image_file import to_grey
 from kdtrain.errors import DataError
 
 _WORKING_SIDE = 400  # pixels; a larger image is searched at this size first, then enlarged around the digit

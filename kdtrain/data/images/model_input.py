@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kdtrain.data.images import Source, read_grey
 from kdtrain.data.images.digit_photo import to_mnist
+from kdtrain.data.images.image_file import Source, read_grey
 from kdtrain.data.images.resize import read_image, to_channels
 from kdtrain.errors import DataError
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kdtrain.data.dataset import Normalization
-from kdtrain.data.images import Source, name_of, on_paper, open_image, to_grey
+from kdtrain.data.images.image_file import Source, name_of, on_paper, open_image, to_grey
 from kdtrain.errors import UsageError, size_text
 
 Images = NDArray[np.float32]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.deploy.export.trace import BATCH, Operation, Trace
-from kdtrain.deploy.onnx import import_onnx
+from kdtrain.deploy.onnx.reader import import_onnx
 
 Array = npt.NDArray[np.generic]
 

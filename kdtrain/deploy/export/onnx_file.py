@@ -16,7 +16,7 @@ from kdtrain._version import __version__
 from kdtrain.deploy.export import layers, numbers, shapes
 from kdtrain.deploy.export.graph import GraphBuilder
 from kdtrain.deploy.export.trace import Operation, Trace, trace
-from kdtrain.deploy.onnx import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
+from kdtrain.deploy.onnx.reader import INPUTS, LOGITS, METADATA, PIXELS, import_onnx
 from kdtrain.errors import KdtrainError, one_line
 from kdtrain.models.registry import count_parameters
 from kdtrain.runtime import flow

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
 from kdtrain.deploy.export.onnx_file import finish
-from kdtrain.deploy.onnx import INPUTS, LOGITS, import_onnx
 from kdtrain.deploy.onnx.process import OnnxModel
+from kdtrain.deploy.onnx.reader import INPUTS, LOGITS, import_onnx
 from kdtrain.errors import KdtrainError, one_line
 
 _BATCH_SIZE = 32

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.onnx import Assumed, OnnxForm
 from kdtrain.deploy.onnx.process import OnnxProcess
+from kdtrain.deploy.onnx.reader import Assumed, OnnxForm
 from kdtrain.errors import CheckpointError
 from kdtrain.metrics.probabilities import to_logits
 from kdtrain.runtime import flow

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.deploy.onnx import Assumed, OnnxForm
+from kdtrain.deploy.onnx.reader import Assumed, OnnxForm
 from kdtrain.deploy.onnx.worker import LONGEST
 from kdtrain.errors import CheckpointError
 from kdtrain.runtime.limits import IMAGES_AT_ONCE

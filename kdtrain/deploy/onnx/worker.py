@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Normalization
-from kdtrain.deploy.onnx import (
+from kdtrain.deploy.onnx.reader import (
     FLAT,
     INPUTS,
     NHW,

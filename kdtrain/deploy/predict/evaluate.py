@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.predict import Logits, Predictor
 from kdtrain.deploy.predict.opening import open_data, open_model
+from kdtrain.deploy.predict.predictor import Logits, Predictor
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.runtime.bars import progress_bar
 from kdtrain.runtime.limits import IMAGES_AT_ONCE

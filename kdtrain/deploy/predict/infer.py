@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from kdtrain.data.folder import pictures_in
-from kdtrain.data.images import on_paper, open_image, paper_of
+from kdtrain.data.images.image_file import on_paper, open_image, paper_of
 from kdtrain.data.images.model_input import model_input, shows_digits, shows_ink
 from kdtrain.data.images.resize import to_rgb
-from kdtrain.deploy.predict import Predictor
 from kdtrain.deploy.predict.opening import find_model, open_data, open_model
+from kdtrain.deploy.predict.predictor import Predictor
 from kdtrain.errors import DataError, UsageError, clipped
 from kdtrain.metrics.probabilities import tempered_softmax
 from kdtrain.report.prediction import ORIGINAL_PIXELS, percent, prediction_figure

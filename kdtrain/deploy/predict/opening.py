@@ -11,7 +11,7 @@ from pathlib import Path
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import BUILT_IN, load_dataset
 from kdtrain.deploy.onnx.process import OnnxModel
-from kdtrain.deploy.predict import OneFlowModel, Predictor
+from kdtrain.deploy.predict.predictor import OneFlowModel, Predictor
 from kdtrain.errors import CheckpointError, UsageError, listed, size_text
 from kdtrain.runtime.locations import missing_path_text
 from kdtrain.store.card import ModelCard

@@ -178,8 +178,8 @@ def load_onnx_teacher(path: Path, request: Request) -> TeacherFile:
         KdtrainError: onnx is not installed.
     """
     # Imported here: a fit whose teacher is a checkpoint needs nothing of deploy.
-    from kdtrain.deploy.onnx import LAYOUT, SIZE, Assumed
     from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
+    from kdtrain.deploy.onnx.reader import LAYOUT, SIZE, Assumed
 
     dataset, flags = request.dataset, request.flags
     assumed = Assumed(*dataset.image_shape, flags.next(LAYOUT) or "", flags.next(SIZE) or 0)

@@ -23,8 +23,8 @@ from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, without_folders
 from kdtrain.experiment.settings.schema import flag_of
-from kdtrain.experiment.teachers import TrainedTeacher, describe_teacher, find_teacher, trained_here
-from kdtrain.experiment.tune import (
+from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
+from kdtrain.experiment.tune.halving import (
     DEFAULT_BUDGET,
     Pace,
     affordable_trials,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from kdtrain import Loader, Teacher, build_model, flow, predict_logits
-from kdtrain.callbacks.teacher_outputs import OutputTable, cache
+from kdtrain.callbacks.teacher_outputs import cache
 from kdtrain.callbacks.teacher_outputs.cache import OutputCache, weights_fingerprint
+from kdtrain.callbacks.teacher_outputs.table import OutputTable
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.loader import Source
 from kdtrain.data.views import views

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from kdtrain.data.images import read_grey
+from kdtrain.data.images.image_file import read_grey
 from kdtrain.data.images.resize import is_grey, read_image, to_channels
 from kdtrain.errors import DataError
 from tests.refusals import damaged, refusal_by
@@ -225,7 +225,7 @@ def test_the_largest_image_takes_a_third_of_a_gigabyte(tmp_path: Path, mode: str
     path = tmp_path / f"a.{kind}"
     Image.new(mode, (7_000, 7_000)).save(path, compress_level=1)
     code = (
-        "import pathlib, re, sys; from kdtrain.data.images import read_grey\n"
+        "import pathlib, re, sys; from kdtrain.data.images.image_file import read_grey\n"
         "read_grey(pathlib.Path(sys.argv[1]))\n"
         "print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"  # KB
     )

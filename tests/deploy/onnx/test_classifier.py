@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 
 from kdtrain import flow
 from kdtrain.data.dataset import Dataset
-from kdtrain.deploy.onnx import LAYOUT, SIZE, Assumed
 from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
+from kdtrain.deploy.onnx.reader import LAYOUT, SIZE, Assumed
 from kdtrain.errors import CheckpointError
 from kdtrain.metrics.probabilities import are_probabilities, to_logits
 from tests.deploy.onnx.graphs import build, node

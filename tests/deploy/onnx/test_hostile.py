@@ -18,9 +18,9 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from kdtrain.deploy.export.onnx_file import to_onnx
-from kdtrain.deploy.onnx import Assumed
 from kdtrain.deploy.onnx.network import OnnxClassifier
 from kdtrain.deploy.onnx.process import OnnxModel
+from kdtrain.deploy.onnx.reader import Assumed
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard

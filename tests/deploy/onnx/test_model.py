@@ -19,8 +19,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from kdtrain.deploy.onnx import METADATA
 from kdtrain.deploy.onnx.process import OnnxModel
+from kdtrain.deploy.onnx.reader import METADATA
 from kdtrain.errors import CheckpointError, KdtrainError
 from tests.cli.conftest import run_python
 from tests.deploy.onnx import graphs

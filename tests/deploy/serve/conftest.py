@@ -27,7 +27,7 @@ from PIL import Image
 from kdtrain.data.dataset import Dataset
 from kdtrain.deploy.export.onnx_file import to_onnx
 from kdtrain.deploy.onnx.process import OnnxModel
-from kdtrain.deploy.serve import make_app
+from kdtrain.deploy.serve.app import make_app
 from kdtrain.deploy.serve.connections import Server
 from kdtrain.deploy.serve.requests import Limits
 from kdtrain.engine.trainer import Trainer

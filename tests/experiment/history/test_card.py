@@ -16,7 +16,7 @@ from kdtrain.cli import main
 from kdtrain.engine.predict import predict_logits
 from kdtrain.errors import CheckpointError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers import find_teacher
+from kdtrain.experiment.teachers.find import find_teacher
 from kdtrain.store.checkpoint import load_card, load_model, save_model
 from tests.cli.conftest import CallKdtrain
 from tests.tools import ROOT

@@ -16,13 +16,13 @@ import pytest
 import kdtrain
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.datasets import load_dataset
-from kdtrain.deploy.onnx import Assumed
 from kdtrain.deploy.onnx.network import OnnxClassifier
+from kdtrain.deploy.onnx.reader import Assumed
 from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.teachers import TrainedTeacher, find_teacher
 from kdtrain.experiment.teachers.check import FirstLook
+from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher
 from kdtrain.metrics import ACCURACY
 from kdtrain.models.registry import build_model
 from kdtrain.store.card import model_card

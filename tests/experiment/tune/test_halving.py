@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
-from kdtrain.experiment.tune import (
+from kdtrain.experiment.tune.halving import (
     Budget,
     Pace,
     affordable_trials,
