@@ -40,10 +40,7 @@ _PROBE = """
 import json
 from kdtrain.nn import onednn
 from kdtrain.runtime.oneflow import load_stubs
-from kdtrain.runtime.oneflow import with_openblas_coretype, prepare_environment, resolve_device
-from kdtrain.runtime.oneflow import thread_pool_obstacle
-from kdtrain.runtime import onednn
-from kdtrain.runtime.oneflow import load_stubs, prepare_environment, resolve_device
+from kdtrain.runtime.oneflow import prepare_environment, resolve_device
 from kdtrain.runtime.oneflow import thread_pool_obstacle, with_openblas_coretype
 answer = {"error": "", "device": "", "onednn": "", "obstacle": "", "stubs": [], "threads": ""}
 try:
