@@ -20,7 +20,6 @@ from kdtrain.data import datasets
 from kdtrain.data.cifar import ARCHIVES
 from kdtrain.data.datasets import FILES, load_dataset
 from kdtrain.errors import DataError
-from tests.data.small_data import idx_bytes
 from tests.mirror import (
     Mirror,
     cifar_archive,
@@ -31,6 +30,7 @@ from tests.mirror import (
     serving,
 )
 from tests.refusals import Bomb, refusal_by
+from tests.tools import idx_bytes
 
 ARCHIVE = ARCHIVES["cifar10"].file
 FOLDER = ARCHIVES["cifar10"].folder

@@ -16,7 +16,7 @@ from PIL import Image
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.unlabelled import load_unlabelled
 from kdtrain.errors import DataError, KdtrainError
-from tests.data.small_data import idx_bytes
+from tests.tools import idx_bytes
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 4, 3), np.uint8)
