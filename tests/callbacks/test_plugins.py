@@ -164,9 +164,7 @@ def test_keyword_only_arguments_work(file: Path) -> None:
         ("", "say which class, as my_plugin.py:CLASS"),
     ],
 )
-def test_a_plugin_that_cannot_be_made_is_refused_in_one_sentence(
-    file: Path, spec: str, expected: str
-) -> None:
+def test_plugin_that_cannot_be_made_is_refused_in_one_sentence(file: Path, spec: str, expected: str) -> None:
     text = refusal(f"{file}{spec}")
     assert text.startswith(f"--plugin {file}")
     assert expected in text

@@ -152,9 +152,7 @@ def test_the_students_of_a_seed_differ_in_the_objective_only(two_seeds: Compared
         assert rates[0] == rates[1]
 
 
-def test_students_have_the_teacher_of_the_first_seed_or_of_their_own(
-    two_seeds: Compared, chosen: Compared
-) -> None:
+def test_students_have_teacher_of_first_seed_or_of_their_own(two_seeds: Compared, chosen: Compared) -> None:
     for compared, seeds_of_teachers in ((two_seeds, (0, 0)), (chosen, (0, 1))):
         for seed, teacher_seed in enumerate(seeds_of_teachers):
             (row,) = rows_of(compared, "student_kd", seed)

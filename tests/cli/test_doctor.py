@@ -150,9 +150,7 @@ def test_damaged_data_are_found(whole: Path, broken: Path, tmp_path: Path) -> No
     assert lines["t10k-images-idx3-ubyte"].startswith("good")
 
 
-def test_a_terminal_that_cannot_show_tables_is_bad_and_still_gets_the_report(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_a_terminal_that_cannot_show_tables_is_bad_and_gets_the_report(whole: Path, tmp_path: Path) -> None:
     pretend_oneflow(tmp_path / "broken", "raise ImportError('größer')")
     code, lines = doctor(tmp_path / "broken", whole, PYTHONIOENCODING="ascii")
     assert code == 1

@@ -197,9 +197,7 @@ def test_unfit_teacher_is_refused_before_any_work(
     assert not (tmp_path / "logs" / mode).exists()
 
 
-def test_damaged_teacher_in_the_model_directory_is_refused_too(
-    tiles: Path, call: Call, tmp_path: Path
-) -> None:
+def test_damaged_teacher_in_model_directory_is_refused_too(tiles: Path, call: Call, tmp_path: Path) -> None:
     (tmp_path / "logs/models").mkdir(parents=True)
     (tmp_path / "logs/models/teacher.safetensors").write_text("Teach them well.")
     finished = call.any_code("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH)

@@ -241,9 +241,7 @@ def test_a_table_has_as_many_views_as_the_students(digits: Path, tmp_path: Path,
     assert "give --augment with --views 2, or logits of 1." in done.stderr
 
 
-def test_a_comparison_needs_a_table_s_logits_of_the_test_images(
-    digits: Path, tmp_path: Path, call: Call
-) -> None:
+def test_a_comparison_needs_a_table_s_logits_of_test_images(digits: Path, tmp_path: Path, call: Call) -> None:
     data = load_dataset("mnist", digits)
     flags = ("fit", "--mode", "compare", "--data-dir", digits, *SHORT, "--teacher-logits")
     alone = table(tmp_path, logits=right(data.train.labels))

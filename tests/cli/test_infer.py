@@ -202,9 +202,7 @@ def test_a_folder_is_answered_in_order_of_name_but_for_what_cannot_be_read(
     assert_is_drawing(tmp_path / entries[1]["picture"])
 
 
-def test_the_models_temperature_is_the_default(
-    fitted: Fitted, photos: Path, call: Call, tmp_path: Path
-) -> None:
+def test_models_temperature_is_the_default(fitted: Fitted, photos: Path, call: Call, tmp_path: Path) -> None:
     saved = load_model(fitted.model("student_kd"))
     assert saved.card.temperature == FitConfig.temperature, "the one of its distillation"
     assert load_card(fitted.model("student")).temperature == 0, "none"
@@ -214,7 +212,7 @@ def test_the_models_temperature_is_the_default(
         assert answers(call(*words))[0]["temperature"] == temperature
 
 
-def test_a_folder_of_models_has_the_one_of_the_type(
+def test_folder_of_models_has_one_of_the_type(
     fitted: Fitted, photos: Path, call: Call, tmp_path: Path
 ) -> None:
     """OneFlow's sample spells it this way."""

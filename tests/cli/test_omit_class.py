@@ -30,9 +30,7 @@ def test_students_do_without_the_class_but_everything_else_stays(mnist: Dataset)
     assert prepare(mnist, few, "student", 0, "cpu").train.num_images == 100
 
 
-def test_a_teacher_that_is_trained_on_the_way_sees_every_class(
-    fitted: Fitted, tmp_path: Path, call: Call
-) -> None:
+def test_a_teacher_trained_on_the_way_sees_every_class(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     words = ("--omit-class", "3", "--teacher-arch", "hinton_800", "--teacher-epochs", "1")
     call("fit", "--mode", "student_kd", *fitted.flags, *words)
     run = tmp_path / "logs/student_kd/version_0"
@@ -40,9 +38,7 @@ def test_a_teacher_that_is_trained_on_the_way_sees_every_class(
     assert ["omit_class = []" in file.read_text() for file in configs] == [True, False]
 
 
-def test_soft_labels_are_those_of_the_images_that_are_left(
-    fitted: Fitted, tmp_path: Path, call: Call
-) -> None:
+def test_soft_labels_are_those_of_images_that_are_left(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     words = ("--teacher-checkpoint", fitted.model("teacher"), "--omit-class", "3", "--epochs", "1")
     call("fit", "--mode", "student_kd", *fitted.flags, *words)
     omitted = tmp_path / "logs/student_kd/version_0"

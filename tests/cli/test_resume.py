@@ -120,9 +120,7 @@ def test_a_comparison_trains_what_is_not_trained_yet(
         assert {**row, "seconds": 0} == {**expected, "seconds": 0}
 
 
-def test_without_a_directory_the_latest_run_of_the_mode_goes_on(
-    fitted: Fitted, tmp_path: Path, call: Call
-) -> None:
+def test_without_a_directory_latest_run_of_mode_goes_on(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     for name in ("version_0", "version_9", "version_10"):
         shutil.copytree(fitted.run("student"), tmp_path / "logs/student" / name)
     before = files_in(tmp_path / "logs/student/version_9")
@@ -183,9 +181,7 @@ def test_other_training_images_are_refused(fitted: Fitted, tmp_path: Path, call:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"\xff" * 200])
-def test_a_damaged_state_is_refused(
-    fitted: Fitted, tmp_path: Path, call: Call, content: bytes | None
-) -> None:
+def test_damaged_state_is_refused(fitted: Fitted, tmp_path: Path, call: Call, content: bytes | None) -> None:
     shutil.copytree(fitted.run("student"), tmp_path / "run")
     last = tmp_path / "run/checkpoints/last.safetensors"
     if content is None:  # a model, but no state

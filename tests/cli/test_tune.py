@@ -157,9 +157,7 @@ def test_the_test_set_is_not_read(listed: Tuned, tiles: Path, tmp_path: Path, ca
     assert without_times(content) == without_times(listed.content)
 
 
-def test_an_interrupted_search_ends_like_an_undisturbed_one(
-    tuned: Tuned, tmp_path: Path, spawn: Call
-) -> None:
+def test_interrupted_search_ends_like_an_undisturbed_one(tuned: Tuned, tmp_path: Path, spawn: Call) -> None:
     trials = tmp_path / "logs/tune/version_0/trials"
     with start_kdtrain("tune", *tuned.flags, cwd=tmp_path) as process:
         wait_until(lambda: len(list(trials.glob("*/*/metrics.jsonl"))) > 3 or process.poll() is not None)

@@ -98,9 +98,7 @@ def test_a_resumed_run_needs_the_file_no_more(tmp_path: Path, fitted: Fitted, ca
     assert_same_run(run, run.with_name("version_1"))
 
 
-def test_a_run_without_any_epoch_names_the_file_that_it_lacks(
-    tmp_path: Path, fitted: Fitted, call: Call
-) -> None:
+def test_a_run_without_any_epoch_names_the_file_it_lacks(tmp_path: Path, fitted: Fitted, call: Call) -> None:
     file = tmp_path / "first.safetensors"
     file.write_bytes(fitted.model("student").read_bytes())
     words = ("--mode", "student", *fitted.flags, *FEW, "--student-checkpoint", file)

@@ -203,9 +203,7 @@ def test_when_a_process_is_stopped_the_others_end(tmp_path: Path, tiles: Path) -
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_when_a_plugin_fails_in_one_process_its_error_is_shown(
-    tmp_path: Path, tiles: Path, rank: int
-) -> None:
+def test_when_plugin_fails_in_one_process_its_error_is_shown(tmp_path: Path, tiles: Path, rank: int) -> None:
     with start(tmp_path, tiles, f"slow.py:Slow,fail={rank}") as process:
         finished = finish(process, {})
     assert (finished.returncode, finished.stdout) == (1, "")

@@ -62,9 +62,7 @@ def test_npz_files_with_one_array_of_any_name(
     np.testing.assert_array_equal(images, array.reshape(6, 5, 4, channels).transpose(0, 3, 1, 2))
 
 
-def test_pictures_of_a_folder_in_the_order_of_their_names(
-    pictures: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pictures_of_folder_in_order_of_their_names(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "kdtrain")
     (pictures / "notes.txt").write_text("no picture")
     (pictures / "deeper").mkdir()

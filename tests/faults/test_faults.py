@@ -64,7 +64,8 @@ class Meddler(Callback):
 
 
 def words(tiles: Path, *more: str) -> list[str]:
-    flags = ("--recipe=none", "--data-dir", str(tiles), "--val-size=300", "--epochs=4", "--batch-size=64")
+    data = ("--data-dir", str(tiles), "--val-size=300", "--limit-train=256")
+    flags = ("--recipe=none", *data, "--epochs=4", "--batch-size=64")
     return [sys.executable, "-m", "kdtrain", "fit", "--mode", "student", *flags, *more]
 
 
@@ -158,9 +159,7 @@ def test_few_file_handles_are_enough_or_raised(tmp_path: Path, tiles: Path, limi
     load_model(tmp_path / f"logs/models/{mode}.safetensors")
 
 
-def test_loss_that_is_no_number_keeps_the_last_good_checkpoint(
-    tmp_path: Path, tiles: Path, call: Call
-) -> None:
+def test_loss_that_is_no_number_keeps_last_good_checkpoint(tmp_path: Path, tiles: Path, call: Call) -> None:
     (tmp_path / "meddler.py").write_text(MEDDLER)
     finished = call.any_code(*words(tiles, "--plugin", "meddler.py:Meddler,how=spoil")[3:])
     assert_explained(finished, 1, "epoch 3", "task = nan", "--lr")

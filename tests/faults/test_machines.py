@@ -135,9 +135,7 @@ def test_ctrl_c_ends_both_sides(machines: Machines, tmp_path: Path, tiles: Path)
     assert status(fits[0]) == "failed"
 
 
-def test_ctrl_c_ends_a_side_that_waits_for_a_stopped_one(
-    machines: Machines, tmp_path: Path, tiles: Path
-) -> None:
+def test_ctrl_c_ends_a_side_that_waits_for_the_other(machines: Machines, tmp_path: Path, tiles: Path) -> None:
     fits = train(machines, tmp_path, tiles)
     fits[1].signal(signal.SIGSTOP, "all")
     time.sleep(0.5)

@@ -159,9 +159,9 @@ def test_every_file_is_opened_in_one_place() -> None:
         "kdtrain/runtime/processor.py",
         "kdtrain/runtime/watchdog.py",
         # what kdtrain has just written:
-        "kdtrain/experiment/comparison_run.py",
+        "kdtrain/experiment/compare.py",
+        "kdtrain/experiment/dry_run.py",
         "kdtrain/experiment/fit.py",
-        "kdtrain/experiment/trial.py",
     }
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"

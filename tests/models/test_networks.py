@@ -166,9 +166,7 @@ def student_cnn_logits(weights: dict[str, Array], x: Array, pooled: tuple[str, .
         *(((3, 47, 64), ("block1", "block2")), ((3, 48, 64), ("block1", "block2", "block3"))),
     ],
 )
-def test_logits_of_student_cnn_equal_an_independent_formula(
-    shape: ImageShape, pooled: tuple[str, ...]
-) -> None:
+def test_logits_of_student_cnn_equal_independent_formula(shape: ImageShape, pooled: tuple[str, ...]) -> None:
     model = trained_like(shape, classes=3)
     images = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
     weights = {name: array.astype(np.float64) for name, array in snapshot(model).items()}

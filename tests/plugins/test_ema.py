@@ -97,9 +97,7 @@ def test_statistics_are_copied(train: Loader, validation: Loader, tmp_path: Path
         np.testing.assert_array_equal(average.numpy(), value.numpy())
 
 
-def test_from_the_command_line_the_tested_model_is_the_average(
-    tmp_path: Path, spawn: Call, mnist: Dataset
-) -> None:
+def test_from_the_command_line_tested_model_is_average(tmp_path: Path, spawn: Call, mnist: Dataset) -> None:
     flags = ("--mode", "student", "--epochs", "1", "--limit-train", "1280", "--val-size", "128")
     spawn("fit", *flags, "--plugin", "ema,decay=0.9", cwd=tmp_path)
     run = tmp_path / "logs/student/version_0"

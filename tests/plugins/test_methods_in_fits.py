@@ -242,9 +242,7 @@ def test_a_killed_run_whose_terms_learn_ends_like_one_that_was_not(
     assert f"term/0/{weight}" in tensors
 
 
-def test_in_a_comparison_a_method_is_for_the_distilled_student(
-    tmp_path: Path, tiles: Flags, spawn: Call
-) -> None:
+def test_in_a_comparison_a_method_is_for_distilled_student(tmp_path: Path, tiles: Flags, spawn: Call) -> None:
     flags = ("--mode", "compare", *tiles, "--epochs", "1", "--plugin", "dist")
     spawn("fit", *flags, cwd=tmp_path)
     runs = tmp_path / "logs/compare/version_0/seed_0"
