@@ -25,7 +25,7 @@ from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from tests import warm
 from tests.browser import CHROMEDRIVER, CHROMIUM, Browser
-from tests.cli.conftest import LOGDIR, MODES, CallKdtrain, Finished, Fitted
+from tests.cli.conftest import LOGDIR, MODES, Call, Finished, Fitted
 from tests.tools import ROOT, write_digits, write_tiles
 
 ADAM = partial(flow.optim.Adam, lr=1e-3)
@@ -49,6 +49,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the longest files, so that no process is left alone with one of them at the end."""
     first = {ROOT / "tests" / file: place for place, file in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path, len(first)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    warm.close()
 
 
 @pytest.fixture(scope="session")
@@ -105,15 +110,15 @@ def fit(student: flow.nn.Module, train: Loader, validation: Loader, tmp_path: Pa
 
 
 @pytest.fixture(scope="session")
-def run_kdtrain() -> RunKdtrain:
+def spawn() -> Call:
     """Runs the command line in a process of its own, forked from the warm parent."""
 
-    def run(*words: str | Path, cwd: Path, timeout: float = 240, **variables: str) -> Finished:
+    def run(*words: object, cwd: Path, timeout: float = 240, **variables: str) -> Finished:
         command = [sys.executable, "-m", "kdtrain", *map(str, words)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
         return warm.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
-    return run
+    return Call(run)
 
 
 @pytest.fixture(scope="session")
@@ -127,21 +132,22 @@ def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Fitted:
+def fitted(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Fitted:
     flags = ("--data-dir", tiles, "--val-size", "300", "--epochs=3", "--batch-size=64", "--recipe=none")
     fitted = Fitted(tmp_path_factory.mktemp("fitted"), flags)
     for mode in MODES:
-        fitted.processes[mode] = run_kdtrain(
-            "fit", "--mode", mode, "--logdir", LOGDIR, *flags, cwd=fitted.folder
-        )
+        words = ("fit", "--mode", mode, "--logdir", LOGDIR, *flags)
+        fitted.processes[mode] = spawn(*words, cwd=fitted.folder)
     return fitted
 
 
 @pytest.fixture
-def call_kdtrain(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[CallKdtrain]:
+def call(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Call]:
     """Runs the command line in this process, which saves the import of OneFlow."""
 
-    def call(*words: str | Path, cwd: Path) -> Finished:
+    def start(*words: object, cwd: Path) -> Finished:
         monkeypatch.chdir(cwd)
         capfd.readouterr()
         arguments = [str(word) for word in words]
@@ -150,8 +156,18 @@ def call_kdtrain(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         return subprocess.CompletedProcess(arguments, code, out, err)
 
     handler = signal.getsignal(signal.SIGTERM)
-    yield call
+    yield Call(start, tmp_path)
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def call_kdtrain(call: Call) -> Callable[..., Finished]:
+    return call.any_code
+
+
+@pytest.fixture(scope="session")
+def run_kdtrain(spawn: Call) -> Callable[..., Finished]:
+    return spawn.any_code
 
 
 @pytest.fixture(scope="session")

@@ -38,18 +38,22 @@ def assert_same_run(first: Path, second: Path) -> None:
     throughput = [set(read_scalars(run)["images_per_second"]) for run in (first, second)]
     assert throughput[0] == throughput[1]
     for name in ("best", "last"):
-        tensors, header = load_tensors(first / f"checkpoints/{name}.safetensors")
-        expected_tensors, expected = load_tensors(second / f"checkpoints/{name}.safetensors")
-        assert tensors.keys() == expected_tensors.keys()
-        assert [
-            key for key, array in tensors.items() if not np.array_equal(array, expected_tensors[key])
-        ] == []
+        files = [run / f"checkpoints/{name}.safetensors" for run in (first, second)]
+        assert_same_tensors(*files)
+        header, expected = (load_tensors(file)[1] for file in files)
         for entry in ("metrics", "optimizer", "data"):
             assert header.get(entry) == expected.get(entry)
         assert _callback_states(header) == _callback_states(expected)
     result, expected = read_result(first), read_result(second)
     for entry in ("status", "reason", "epochs", "steps", "test", "best"):
         assert result.get(entry) == expected.get(entry)
+
+
+def assert_same_tensors(first: Path, second: Path) -> None:
+    """Asserts that two files of tensors hold the same, bit for bit."""
+    (tensors, _), (expected, _) = load_tensors(first), load_tensors(second)
+    assert tensors.keys() == expected.keys()
+    assert [name for name, array in tensors.items() if not np.array_equal(array, expected[name])] == []
 
 
 def _callback_states(header: dict[str, Any]) -> dict[str, Any]:

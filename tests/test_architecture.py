@@ -112,16 +112,7 @@ def test_a_module_title_is_a_noun_phrase(path: Path) -> None:
     title = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     questions = ("What", "How", "Whether", "Which", "Who", "From", "When", "Where")
     verbs = (
-        "Carries",
-        "Finds",
-        "Has",
-        "Makes",
-        "Prints",
-        "Puts",
-        "Raises",
-        "Reads",
-        "Runs",
-        "Starts",
+        *("Carries", "Finds", "Has", "Makes", "Prints", "Puts", "Raises", "Reads", "Runs", "Starts"),
         "Writes",
     )
     assert title

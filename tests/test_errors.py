@@ -61,28 +61,12 @@ def flags() -> list[str]:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("--moed", "--mode"),
-        ("--epcohs", "--epochs"),
-        ("--batchsize", "--batch-size"),
-        ("--temprature", "--temperature"),
-        ("--temp", "--temperature"),
-        ("--val", "--val-size"),
-        ("--alfa", "--alpha"),
-        ("--plguin", "--plugin"),
-        ("--log-dir", "--logdir"),
-        ("--early-stop", "--early-stopping"),
-        ("--student-arc", "--student-arch"),
-        ("trian", None),
-        ("--quiet", None),
-        ("--verbose", None),
-        ("--silent", None),
-        ("--gpu", None),
-        ("--workers", None),
-        ("--output", None),
-        ("--patience", None),
-        ("--momentum", None),
-        ("--steps", None),
-        ("-x", None),
+        *(("--moed", "--mode"), ("--epcohs", "--epochs"), ("--batchsize", "--batch-size")),
+        *(("--temprature", "--temperature"), ("--temp", "--temperature"), ("--val", "--val-size")),
+        *(("--alfa", "--alpha"), ("--plguin", "--plugin"), ("--log-dir", "--logdir")),
+        *(("--early-stop", "--early-stopping"), ("--student-arc", "--student-arch"), ("trian", None)),
+        *(("--quiet", None), ("--verbose", None), ("--silent", None), ("--gpu", None), ("--workers", None)),
+        *(("--output", None), ("--patience", None), ("--momentum", None), ("--steps", None), ("-x", None)),
     ],
 )
 def test_a_flag_is_suggested_only_where_it_is_near(typed: str, meant: str | None) -> None:
@@ -92,13 +76,8 @@ def test_a_flag_is_suggested_only_where_it_is_near(typed: str, meant: str | None
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("fitt", "fit"),
-        ("evaluate", "eval"),
-        ("doctr", "doctor"),
-        ("conf", "config"),
-        ("train", None),
-        ("run", "runs"),
-        ("start", None),
+        *(("fitt", "fit"), ("evaluate", "eval"), ("doctr", "doctor"), ("conf", "config"), ("train", None)),
+        *(("run", "runs"), ("start", None)),
     ],
 )
 def test_a_command_is_suggested_only_where_it_is_near(typed: str, meant: str | None) -> None:

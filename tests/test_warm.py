@@ -100,9 +100,12 @@ def test_a_fit_has_the_bits_of_one_in_a_real_process(tiles: Path, tmp_path: Path
     assert fork[:3] == (0, 7, 2)
 
 
-@pytest.mark.parametrize("kind", [warm.Popen, subprocess.Popen], ids=["warm", "real"])
+SIGNALS = ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9))
+
+
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("kind", "number", "code"),
+    [*((warm.Popen, *end) for end in SIGNALS), (subprocess.Popen, *SIGNALS[0])],
 )
 def test_a_signal_ends_a_fit_with_the_same_code(
     kind: Start, number: signal.Signals, code: int, tiles: Path, tmp_path: Path
@@ -141,7 +144,6 @@ def test_a_module_in_the_folder_is_not_hidden_by_one_that_the_parent_has_importe
 def test_forks_end_with_pytest(tmp_path: Path) -> None:
     code = f"""
 import sys, time
-from kdtrain.store.checkpoint import load_model
 from tests import warm
 sleeper = warm.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd={str(tmp_path)!r})
 print(sleeper.pid, flush=True)
@@ -155,6 +157,7 @@ time.sleep(60)
 
 
 def test_a_timeout_is_reported(tmp_path: Path) -> None:
+    warm.run([sys.executable, "-c", "pass"], cwd=tmp_path)  # the parent is there
     began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         warm.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.2, cwd=tmp_path)

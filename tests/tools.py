@@ -49,6 +49,12 @@ def write_tiles(folder: Path, mnist: Dataset) -> Path:
     return folder
 
 
+def idx_bytes(array: npt.NDArray[np.uint8]) -> bytes:
+    """Returns IDX's format as its description says: 00 00, type, dimensions, big-endian lengths, data."""
+    lengths = b"".join(length.to_bytes(4, "big") for length in array.shape)
+    return bytes([0, 0, 0x08, array.ndim]) + lengths + array.tobytes()
+
+
 def start_kdtrain(*words: str | Path, cwd: Path, **variables: str) -> subprocess.Popen[str]:
     """Starts the command line in a process of its own, with pipes for its output."""
     return warm.Popen(
@@ -99,6 +105,5 @@ def _first(split: Split, count: int) -> Split:
 
 
 def _write_idx(path: Path, array: npt.NDArray[np.generic]) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    data = header + array.astype(np.uint8).tobytes()
+    data = idx_bytes(array.astype(np.uint8))
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)

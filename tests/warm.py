@@ -160,13 +160,12 @@ class _WarmParent:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=_ENVIRONMENT, pass_fds=[others.fileno()], stdin=subprocess.DEVNULL
             )
-        atexit.register(self._close)
         message = pickle.loads(self._requests.recv(_MOST))
         self.variables: dict[str, str] = message["variables"]
         self.set_by_import: dict[str, str] = message["set by import"]
         self.modules: set[str] = message["modules"]
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._requests.close()
         self._process.wait()
 
@@ -181,6 +180,14 @@ class _WarmParent:
 @functools.cache
 def _warm_parent() -> _WarmParent:
     return _WarmParent()
+
+
+@atexit.register
+def close() -> None:
+    """Ends the warm parent, if there is one."""
+    if _warm_parent.cache_info().currsize:
+        _warm_parent().close()
+        _warm_parent.cache_clear()
 
 
 # Below: what runs in the warm parent and in its forks.
@@ -325,11 +332,7 @@ def _import_everything() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     for name in (
-        "matplotlib.backends.backend_svg",
-        "matplotlib.figure",
-        "onnx",
-        "onnxruntime",
-        "scipy.stats",
+        *("matplotlib.backends.backend_svg", "matplotlib.figure", "onnx", "onnxruntime", "scipy.stats"),
     ):
         importlib.import_module(name)
     from kdtrain.runtime import flow

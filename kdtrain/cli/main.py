@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import importlib
@@ -66,7 +67,7 @@ def _run(words: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a name that stdout cannot encode is no error
     try:
-        options = parse(words)
+        options = _parse(words)
         options.words = words
         set_level(getattr(options, "level", logging.INFO))
         with defer_signals():
@@ -91,6 +92,14 @@ def _run(words: list[str]) -> int:
             traceback.print_exc()
         print(message_text(f"kdtrain: {_sentence(error)}"), file=sys.stderr)
         return error.exit_code if isinstance(error, KdtrainError) else 1
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    try:
+        return parse(words)
+    except SystemExit:  # after the help: else Python would flush it, and name a closed pipe as an error
+        sys.stdout.flush()
+        raise
 
 
 def _sentence(error: Exception) -> str:

@@ -34,9 +34,7 @@ def _same(first: Weights, second: Weights) -> bool:
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_best_is_the_latest_of_the_epochs_with_the_highest_accuracy(
-    fit: Fit, card: ModelCard, tmp_path: Path
-) -> None:
+def test_best_is_the_latest_epoch_of_highest_accuracy(fit: Fit, card: ModelCard, tmp_path: Path) -> None:
     keeper = Keeper()
     fit(keeper, Checkpoint(card), epochs=8)
     accuracies = np.array(keeper.accuracies)

@@ -64,9 +64,7 @@ def test_alpha_0_is_bit_for_bit_the_plain_student(
         assert not np.array_equal(changed[name], weights)
 
 
-def test_the_objective_is_the_blend_that_the_mode_promises(
-    fit: Fit, tmp_path: Path, teacher: flow.nn.Module
-) -> None:
+def test_objective_is_the_blend_that_mode_promises(fit: Fit, tmp_path: Path, teacher: flow.nn.Module) -> None:
     notes = Notes()
     fit(DistillationCallback(teacher, 4.0, 0.7, cache_directory=tmp_path), notes)
     assert len(notes.losses) == 8

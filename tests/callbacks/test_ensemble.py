@@ -27,9 +27,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("tables", [False, True])
-def test_the_loss_is_the_divergence_from_the_mean_of_the_softened_probabilities(
-    train: Loader, tables: bool
-) -> None:
+def test_loss_is_the_divergence_from_the_mean_of_softened_probabilities(train: Loader, tables: bool) -> None:
     members = [mlp(7), mlp(8)]
     teacher = Teacher(Ensemble(members, WEIGHTS))
     logits = [predict_logits(member, train) for member in members]

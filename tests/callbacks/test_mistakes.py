@@ -49,9 +49,7 @@ def test_mistakes_come_by_falling_probability() -> None:
     assert confident_mistakes(logits, np.array([0, 1, 0, 0]), most=1) == found[:1]
 
 
-def test_a_run_draws_them_up_to_ten_times_and_after_the_epoch_that_it_stops_in(
-    fit: Fit, tmp_path: Path
-) -> None:
+def test_a_run_draws_them_up_to_ten_times_and_after_the_epoch_it_stops_in(fit: Fit, tmp_path: Path) -> None:
     stop = Stop(epoch=3)
     fit(TensorBoard(), stop, epochs=20)
     assert list(drawings(tmp_path)) == [2 * 4, 3 * 4]

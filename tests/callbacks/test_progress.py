@@ -16,9 +16,7 @@ from tests.engine.fits import Notes, mlp
 @pytest.mark.parametrize(
     ("epochs", "seconds", "shown", "left"),
     [
-        (1, 9.94, "9.9 s", ""),
-        (1, 63.4, "63 s", ""),
-        (1, 632.7, "633 s", ""),
+        *((1, 9.94, "9.9 s", ""), (1, 63.4, "63 s", ""), (1, 632.7, "633 s", "")),
         (3, 63.4, "63 s", "  about 02:06 left"),
     ],
 )

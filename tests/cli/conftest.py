@@ -34,6 +34,29 @@ EPOCH = re.compile(
 
 
 @dataclass(frozen=True)
+class Call:
+    """Runs kdtrain with some words, which must succeed but for ``any_code``.
+
+    Attributes:
+        start: runs the words in a folder.
+        folder: the folder, where ``cwd`` is not given.
+    """
+
+    start: Callable[..., Finished]
+    folder: Path | None = None
+
+    def __call__(self, *words: object, **options: Any) -> Finished:
+        finished = self.any_code(*words, **options)
+        assert finished.returncode == 0, finished.stderr
+        return finished
+
+    def any_code(self, *words: object, cwd: Path | None = None, **options: Any) -> Finished:
+        folder = cwd or self.folder
+        assert folder is not None
+        return self.start(*words, cwd=folder, **options)
+
+
+@dataclass(frozen=True)
 class Fitted:
     """One finished run of each mode, in this order, each in a process of its own.
 

@@ -11,8 +11,7 @@ import tomli
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.store.checkpoint import load_model
-from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, assert_explained, untrained_teacher
 
 QUICK = ("--recipe=none", "--val-size", "100", "--limit-train", "128", "--epochs", "1", "--batch-size", "32")
 NET = """
@@ -28,15 +27,14 @@ def make(image_shape, num_classes):
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_figures_are_those_of_the_saved_resnet(
-    processes: str, tiles: Path, run_kdtrain: RunKdtrain, call_kdtrain: CallKdtrain, tmp_path: Path
+    processes: str, tiles: Path, spawn: Call, call: Call, tmp_path: Path
 ) -> None:
     """Running means included: those that the file holds are those that were evaluated."""
     words = ("--mode", "student", "--student-arch", "resnet8", "--data-dir", tiles, *QUICK, "--epochs", "2")
-    finished = run_kdtrain("fit", *words, "--nproc-per-node", processes, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    spawn("fit", *words, "--nproc-per-node", processes, cwd=tmp_path)
     run = tmp_path / "logs/student/version_0"
     best = run / "checkpoints/best.safetensors"
-    evaluated = call_kdtrain("eval", best, "--data-dir", tiles, "--json", cwd=tmp_path)
+    evaluated = call("eval", best, "--data-dir", tiles, "--json")
     figures, test = json.loads(evaluated.stdout), json.loads((run / "result.json").read_text())["test"]
     assert figures["errors"] == test["errors"]
     assert figures["cross_entropy_nats"] == pytest.approx(test["cross_entropy"], rel=1e-6)
@@ -44,75 +42,64 @@ def test_figures_are_those_of_the_saved_resnet(
 
 @pytest.mark.parametrize("alone", ["--batch-size", "--limit-train"])
 def test_an_image_alone_in_a_batch_normalisation_is_explained(
-    alone: str, tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+    alone: str, tiles: Path, call: Call, tmp_path: Path
 ) -> None:
     (tmp_path / "net.py").write_text(NET)
     words = ("--mode", "student", "--student-arch", "net.py:make", "--data-dir", tiles, *QUICK)
-    finished = call_kdtrain("fit", *words, alone, "1", cwd=tmp_path)
-    assert_explained(finished, 2, "batch normalisation", "--batch-size")
-    finished = call_kdtrain(
-        "fit", *words, "--limit-train", "33", cwd=tmp_path
-    )  # a whole batch, and one image
-    assert finished.returncode == 0, finished.stderr
+    assert_explained(call.any_code("fit", *words, alone, "1"), 2, "batch normalisation", "--batch-size")
+    call("fit", *words, "--limit-train", "33")
 
 
-def test_a_teachers_architecture_is_read_from_its_file(
-    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_a_teachers_architecture_is_read_from_its_file(tiles: Path, call: Call, tmp_path: Path) -> None:
     data = load_dataset(data_dir=tiles)
     (tmp_path / "logs/models").mkdir(parents=True)
     teacher = untrained_teacher(tmp_path / "logs/models/teacher.safetensors", data, "hinton_800")
     words = ("fit", "--mode", "student_kd", "--data-dir", tiles, *QUICK)
-    finished = call_kdtrain(*words, cwd=tmp_path)
-    assert finished.returncode == 0
+    finished = call(*words)
     assert "logs/models/teacher.safetensors" in finished.stderr.splitlines()[0]
     config = tomli.loads((tmp_path / "logs/student_kd/version_0/config.toml").read_text())
     assert config["teacher_arch"] == "hinton_800"
     named = (*words, "--teacher-arch", "hinton_1200", "--teacher-checkpoint", teacher)
-    assert_explained(call_kdtrain(*named, cwd=tmp_path), 1, "hinton_800", "--teacher-arch is hinton_1200")
+    assert_explained(call.any_code(*named), 1, "hinton_800", "--teacher-arch is hinton_1200")
 
 
 def test_flowvision_teaches_a_network_from_a_file(
-    digits: Path, mnist: Dataset, call_kdtrain: CallKdtrain, tmp_path: Path
+    digits: Path, mnist: Dataset, call: Call, tmp_path: Path
 ) -> None:
     (tmp_path / "net.py").write_text(NET)
     untrained_teacher(tmp_path / "t.safetensors", mnist, "flowvision:shufflenet_v2_x0_5")
     words = ("--mode", "student_kd", "--student-arch", "net.py:make", "--data-dir", digits, *QUICK)
-    finished = call_kdtrain("fit", *words, "--teacher-checkpoint", "t.safetensors", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("fit", *words, "--teacher-checkpoint", "t.safetensors")
     best = tmp_path / "logs/models/student_kd.safetensors"
     assert load_model(best, arch="net.py:make").card.arch == "net.py:make"
 
     # A command that reads the file runs its code only with --arch.
     for command in (("eval", best), ("infer", "--checkpoint", best, "--picture-index", "0")):
         named = (*command, "--data-dir", digits, "--json")
-        assert_explained(call_kdtrain(*named, cwd=tmp_path), 1, f"--arch {tmp_path}/net.py:make")
-        assert call_kdtrain(*named, "--arch", "net.py:make", cwd=tmp_path).returncode == 0
-        wrong = call_kdtrain(*named, "--arch", "student_mlp", cwd=tmp_path)
+        assert_explained(call.any_code(*named), 1, f"--arch {tmp_path}/net.py:make")
+        call(*named, "--arch", "net.py:make")
+        wrong = call.any_code(*named, "--arch", "student_mlp")
         assert_explained(wrong, 1, "net.py:make", "--arch is student_mlp")
     teaches = ("fit", "--mode", "student_kd", "--teacher-checkpoint", best, "--data-dir", digits, *QUICK)
-    assert_explained(call_kdtrain(*teaches, cwd=tmp_path), 1, f"--teacher-arch {tmp_path}/net.py:make")
-    assert call_kdtrain(*teaches, "--teacher-arch", "net.py:make", cwd=tmp_path).returncode == 0
+    assert_explained(call.any_code(*teaches), 1, f"--teacher-arch {tmp_path}/net.py:make")
+    call(*teaches, "--teacher-arch", "net.py:make")
 
     # A run's own configuration names it.
-    resumed = call_kdtrain("fit", "--resume", "logs/student_kd/version_0", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    call("fit", "--resume", "logs/student_kd/version_0")
 
 
 @pytest.mark.parametrize(
     ("arch", "code", "reason"),
     [
-        ("flowvision:resnet10", 2, "'resnet10'"),
-        ("flowvision:resnet18", 2, "28x28"),
-        ("net.py:mak", 2, "'make'"),
-        ("nte.py:make", 2, "nte.py"),
+        *(("flowvision:resnet10", 2, "'resnet10'"), ("flowvision:resnet18", 2, "28x28")),
+        *(("net.py:mak", 2, "'make'"), ("nte.py:make", 2, "nte.py")),
         ("no_such_module_at_all:make", 1, "no_such_module_at_all"),
     ],
 )
 def test_networks_that_cannot_be_made_are_refused_before_any_work(
-    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path, arch: str, code: int, reason: str
+    tiles: Path, call: Call, tmp_path: Path, arch: str, code: int, reason: str
 ) -> None:
     (tmp_path / "net.py").write_text(NET)
     words = ("fit", "--mode", "student", "--student-arch", arch, "--data-dir", tiles, *QUICK)
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), code, reason)
+    assert_explained(call.any_code(*words), code, reason)
     assert not list(tmp_path.glob("logs/student*"))

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from kdtrain.data.dataset import Dataset
-from tests.cli.conftest import CallKdtrain, Fitted, assert_explained, untrained_teacher
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, Fitted, assert_explained, untrained_teacher
 
 
 @pytest.fixture(scope="module")
-def models(fitted: Fitted, run_kdtrain: RunKdtrain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(fitted: Fitted, spawn: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with logs/models as after a fit and an export."""
     folder = tmp_path_factory.mktemp("bench")
     target = folder / "logs" / "models"
@@ -21,14 +20,14 @@ def models(fitted: Fitted, run_kdtrain: RunKdtrain, tmp_path_factory: pytest.Tem
     for mode in ("teacher", "student"):
         (target / f"{mode}.safetensors").write_bytes(fitted.model(mode).read_bytes())
     flags = ("--output", target / "student.onnx", "--data-dir", fitted.flags[1])
-    assert run_kdtrain("export", target / "student.safetensors", *flags, cwd=folder).returncode == 0
+    spawn("export", target / "student.safetensors", *flags, cwd=folder)
     return folder
 
 
-def test_all_trained_models_are_compared(models: Path, fitted: Fitted, call_kdtrain: CallKdtrain) -> None:
+def test_all_trained_models_are_compared(models: Path, fitted: Fitted, call: Call) -> None:
     flags = ("--rounds", "2", "--batch-size", "50", "--data-dir", fitted.flags[1])
-    finished = call_kdtrain("bench", *flags, "--json", cwd=models)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    finished = call("bench", *flags, "--json", cwd=models)
+    assert finished.stderr == ""
     student, same, teacher = json.loads(finished.stdout)
     assert [row["model"] for row in (student, same, teacher)] == [
         f"logs/models/{name}" for name in ("student.onnx", "student.safetensors", "teacher.safetensors")
@@ -45,11 +44,10 @@ def test_all_trained_models_are_compared(models: Path, fitted: Fitted, call_kdtr
         assert (row["rounds"], row["batch_size"], row["threads"]) == (2, 50, 1)
 
 
-def test_table_has_a_row_for_each(models: Path, fitted: Fitted, call_kdtrain: CallKdtrain) -> None:
+def test_table_has_a_row_for_each(models: Path, fitted: Fitted, call: Call) -> None:
     flags = ("--rounds", "1", "--threads", "2", "--data-dir", fitted.flags[1])
     named = ("logs/models/student.onnx", "logs/models/teacher.safetensors")
-    finished = call_kdtrain("bench", *named, *flags, cwd=models)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("bench", *named, *flags, cwd=models)
     lines = finished.stdout.splitlines()
     assert lines[0] == "tiles: 300 test images, 1 round"
     assert [line.split()[0] for line in lines if "onnx float32" in line or "oneflow  " in line] == [
@@ -59,7 +57,7 @@ def test_table_has_a_row_for_each(models: Path, fitted: Fitted, call_kdtrain: Ca
 
 
 def test_what_cannot_be_compared_is_named(
-    models: Path, fitted: Fitted, call_kdtrain: CallKdtrain, mnist: Dataset, tmp_path: Path
+    models: Path, fitted: Fitted, call: Call, mnist: Dataset, tmp_path: Path
 ) -> None:
     data = ("--data-dir", fitted.flags[1])
     digits = untrained_teacher(tmp_path / "digits.safetensors", mnist)
@@ -76,4 +74,4 @@ def test_what_cannot_be_compared_is_named(
         ((student,), 2, ("trained on tiles", "--data-dir")),
     ]
     for arguments, code, words in wrong:
-        assert_explained(call_kdtrain("bench", *arguments, cwd=tmp_path), code, *words)
+        assert_explained(call.any_code("bench", *arguments), code, *words)

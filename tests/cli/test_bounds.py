@@ -50,13 +50,10 @@ def test_no_number_in_a_file_is_too_large_to_be_refused(tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("words", "bound"),
     [
-        ("--epochs 100001", "100,000"),
-        ("--mode compare --seeds 1000000000000", "1,000"),
+        *(("--epochs 100001", "100,000"), ("--mode compare --seeds 1000000000000", "1,000")),
         ("--seed 9223372036854775808", "9,223,372,036,854,775,807"),
-        ("--seed 18446744073709551616", "9,223,372,036,854,775,807"),
-        ("--image-size 257", "256"),
-        ("--nproc-per-node 1000", "256"),
-        ("--lr 1e300", "1,000,000"),
+        *(("--seed 18446744073709551616", "9,223,372,036,854,775,807"), ("--image-size 257", "256")),
+        *(("--nproc-per-node 1000", "256"), ("--lr 1e300", "1,000,000")),
         ("--temperature 1e300", "1,000,000"),
     ],
 )
@@ -71,10 +68,9 @@ def test_the_seeds_of_a_comparison_stay_within_the_bound() -> None:
 
 
 def test_what_can_be_repeated_is_counted() -> None:
-    for flag in ("--plugin",):
-        message = refusal("--mode", "student_kd", *[flag, "x"] * 101)
-        assert message.startswith(flag)
-        assert "101" in message
+    message = refusal("--mode", "student_kd", *["--plugin", "x"] * 101)
+    assert message.startswith("--plugin")
+    assert "101" in message
 
 
 @pytest.mark.parametrize(

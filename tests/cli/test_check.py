@@ -17,7 +17,7 @@ from kdtrain.experiment.dry_run import dry_run
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.find import trained_here
 from kdtrain.store.checkpoint import load_model
-from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
+from tests.cli.conftest import Call, assert_explained, untrained_teacher
 from tests.faults.limits import limited
 from tests.tools import ROOT, files_in, write_tiles
 
@@ -38,9 +38,7 @@ for hook in ("on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end"
 CALLS = ["on_fit_start 0", "on_batch 1", "on_batch 2", "on_eval 2", "on_epoch_end 2", "on_fit_end 2"]
 """Hooks and steps of a fit that is tried."""
 NETWORKS = {
-    "teacher": ["teacher"],
-    "student": ["student"],
-    "student_kd": ["teacher", "student_kd"],
+    **{"teacher": ["teacher"], "student": ["student"], "student_kd": ["teacher", "student_kd"]},
     "compare": ["teacher", "student_kd", "student"],
 }
 
@@ -67,22 +65,18 @@ def network_of(directory: Path) -> str:
 
 @pytest.mark.parametrize("mode", NETWORKS)
 def test_every_network_and_hook_is_tried_and_no_file_is_left(
-    mode: str, tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path, temporary: Path
+    mode: str, tiles: Path, call: Call, tmp_path: Path, temporary: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/watch.py").write_text(WATCH)
     work = tmp_path / "work"
     work.mkdir()
     words = (
-        f"--mode={mode}",
-        f"--data-dir={tiles}",
-        "--batch-size=64",
-        "--epochs=50",
-        "--seeds=1",
+        *(f"--mode={mode}", f"--data-dir={tiles}", "--batch-size=64", "--epochs=50", "--seeds=1"),
         "--recipe=none",
     )
-    finished = call_kdtrain("fit", "--check", *words, "--plugin", f"{tmp_path}/mine/watch.py:Watch", cwd=work)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    finished = call("fit", "--check", *words, "--plugin", f"{tmp_path}/mine/watch.py:Watch", cwd=work)
+    assert finished.stderr == ""
     assert shown(finished.stdout) == NETWORKS[mode]
     assert "parameters" in finished.stdout
     assert "Watch" in finished.stdout
@@ -93,33 +87,28 @@ def test_every_network_and_hook_is_tried_and_no_file_is_left(
         assert own == CALLS
 
 
-def test_what_is_there_already_stays_as_it_is(tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_what_is_there_already_stays_as_it_is(tiles: Path, call: Call, tmp_path: Path) -> None:
     words = ("fit", "--mode=student", "--data-dir", tiles, "--limit-train=64", "--epochs=1", "--recipe=none")
-    assert call_kdtrain(*words, cwd=tmp_path).returncode == 0
+    call(*words)
     before = files_in(tmp_path)
-    assert call_kdtrain(*words, "--check", cwd=tmp_path).returncode == 0
+    call(*words, "--check")
     assert files_in(tmp_path) == before
 
 
-def test_a_teacher_that_is_there_is_the_one_that_teaches(
-    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_a_teacher_that_is_there_is_the_one_that_teaches(tiles: Path, call: Call, tmp_path: Path) -> None:
     teacher = untrained_teacher(tmp_path / "t.safetensors", load_dataset(data_dir=tiles))
     words = ("--recipe=none", "--mode", "student_kd", "--data-dir", tiles, "--teacher-checkpoint", teacher)
-    assert shown(call_kdtrain("fit", "--check", *words, cwd=tmp_path).stdout) == ["student_kd"]
+    assert shown(call("fit", "--check", *words).stdout) == ["student_kd"]
 
 
 @pytest.mark.parametrize("mode", ["student_kd", "compare"])
-def test_it_says_what_teachers_recognise(
-    mode: str, digits: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_it_says_what_teachers_recognise(mode: str, digits: Path, call: Call, tmp_path: Path) -> None:
     outputs = np.eye(10, dtype=np.float32)[load_dataset(data_dir=digits).train.labels] * 100
     np.savez(tmp_path / "t.npz", logits=outputs[:, ::-1], test=np.zeros((300, 10), np.float32))
     words = ("--recipe=none", "--mode", mode, "--data-dir", digits, "--teacher-mean=0.1307")
     teachers = ("--teacher-checkpoint", TORCH, "--teacher-std=0.3081", "--teacher-logits=t.npz")
     orders = ("--teacher-classes=0,1,2,3,4,5,6,7,8,9", "--teacher-classes=9,8,7,6,5,4,3,2,1,0")
-    done = call_kdtrain("fit", "--check", *words, *teachers, *orders, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call("fit", "--check", *words, *teachers, *orders)
     assert re.search(r"torch\.onnx recognises 9\d\.\d\d% of 250 held-out images\.\n", done.stderr)
     assert done.stderr.splitlines()[-2:] == [
         "t.npz recognises 100.00% of 250 held-out images.",
@@ -138,7 +127,7 @@ def test_it_says_what_teachers_recognise(
     ],
 )
 def test_what_a_fit_would_refuse_is_refused(
-    flags: str, code: int, said: str, tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path, temporary: Path
+    flags: str, code: int, said: str, tiles: Path, call: Call, tmp_path: Path, temporary: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(
         "from kdtrain import Callback\nclass Own(Callback):\n    def configure(self, objective):\n"
@@ -147,7 +136,7 @@ def test_what_a_fit_would_refuse_is_refused(
     before = files_in(tmp_path)
     mode = "student_kd" if "teacher" in flags else "student"
     words = ("--recipe=none", "--mode", mode, "--data-dir", tiles, *flags.split())
-    assert_explained(call_kdtrain("fit", "--check", *words, cwd=tmp_path), code, said)
+    assert_explained(call.any_code("fit", "--check", *words), code, said)
     assert files_in(tmp_path) == before
     assert list(temporary.iterdir()) == []
 
@@ -192,16 +181,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_fit_that_cannot_be_configured_is_not_begun(
-    call_kdtrain: CallKdtrain, mnist: Dataset, tmp_path: Path, case: str
+    call: Call, mnist: Dataset, tmp_path: Path, case: str
 ) -> None:
     mode, *plugins = REFUSED[case]
     write_tiles(tmp_path / "tiles", mnist)
     (tmp_path / "mine.py").write_text(PLUGIN)
     words = [word for plugin in plugins for word in ("--plugin", plugin)]
     with limited(10):
-        done = call_kdtrain(
-            "fit", "--mode", mode, "--data-dir", "tiles", "--recipe=none", *words, cwd=tmp_path
-        )
+        done = call.any_code("fit", "--mode", mode, "--data-dir", "tiles", "--recipe=none", *words)
     assert done.returncode in (1, 2), done.stderr
     assert ".configure" in done.stderr
     assert "1/" not in done.stderr  # no epoch was trained
@@ -218,12 +205,12 @@ def test_a_fit_that_cannot_be_configured_is_not_begun(
     ],
 )
 def test_two_methods_in_the_place_of_the_soft_targets_are_refused_before_data_are_read(
-    flags: str, said: str, call_kdtrain: CallKdtrain, tmp_path: Path
+    flags: str, said: str, call: Call, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(SILENT)
     words = ("fit", "--mode", "student_kd", "--data-dir", "missing", "--recipe=none", *flags.split())
     place = "take one place, that of the soft targets (the term kd): give one of them."
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, f"{said} {place}")
+    assert_explained(call.any_code(*words), 2, f"{said} {place}")
 
 
 @pytest.mark.parametrize(
@@ -268,9 +255,7 @@ def test_the_teacher_that_is_there_counts_and_not_the_one_that_would_be_trained(
     dry_run(bad, mnist, None)
 
 
-def test_a_table_of_logits_is_checked_against_all_pictures_of_a_folder(
-    call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_a_table_of_logits_is_checked_against_all_pictures_of_a_folder(call: Call, tmp_path: Path) -> None:
     """Without a table, 2,000 pictures are read."""
     for place in range(2102):
         split, label = ("train" if place < 2002 else "test"), place % 2
@@ -280,6 +265,5 @@ def test_a_table_of_logits_is_checked_against_all_pictures_of_a_folder(
     np.savez(tmp_path / "logits.npz", logits=5 * logits)
     flags = ("--mode", "student_kd", "--dataset", f"folder:{tmp_path}", "--student-arch", "student_mlp")
     table = ("--teacher-arch", "student_mlp", "--teacher-logits", tmp_path / "logits.npz")
-    done = call_kdtrain("fit", "--check", "--recipe=none", *flags, *table, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call("fit", "--check", "--recipe=none", *flags, *table)
     assert "student_kd" in done.stdout

@@ -27,8 +27,7 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import available_cores
 from kdtrain.store.checkpoint import load_model, load_tensors
-from tests.cli.conftest import EPOCH, MODES, CallKdtrain, Finished, Fitted, run, untrained_teacher
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import EPOCH, MODES, Call, Finished, Fitted, run, untrained_teacher
 from tests.runs import metrics
 from tests.tools import ROOT, read_scalars
 from tests.tools import read_result as result
@@ -49,45 +48,37 @@ class Compared:
 
 
 @pytest.fixture(scope="module")
-def two_seeds(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
+def two_seeds(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Compared:
     """A comparison over two seeds, with defaults but for the size of everything."""
     folder = tmp_path_factory.mktemp("compare")
     flags = ("--data-dir", tiles, "--val-size", "300", "--epochs=2", "--batch-size=64", "--recipe=none")
     pictures = ("--image-save-dir", "pictures", "--image-save-name", "three models.png")
-    finished = run_kdtrain("fit", "--mode", "compare", "--seeds", "2", *flags, *pictures, cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    finished = spawn("fit", "--mode", "compare", "--seeds", "2", *flags, *pictures, cwd=folder)
     return Compared(folder, finished)
 
 
 @pytest.fixture(scope="module")
-def chosen(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
+def chosen(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Compared:
     """A comparison with all that can be asked for: teachers of their own and both controls."""
     folder = tmp_path_factory.mktemp("chosen")
     flags = (
-        f"--data-dir={tiles}",
-        "--recipe=none",
-        "--val-size=300",
-        "--epochs=1",
-        "--batch-size=64",
+        *(f"--data-dir={tiles}", "--recipe=none", "--val-size=300", "--epochs=1", "--batch-size=64"),
         "--seeds=2",
     )
     words = ("--teacher-per-seed", "--with-label-smoothing", "--with-hard-labels")
-    quick = run_kdtrain("fit", "--mode", "teacher", *flags[:-1], "--limit-train", "100", cwd=folder)
-    assert quick.returncode == 0, quick.stderr
-    finished = run_kdtrain("fit", "--mode", "compare", *flags, *words, cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    spawn("fit", "--mode", "teacher", *flags[:-1], "--limit-train", "100", cwd=folder)
+    finished = spawn("fit", "--mode", "compare", *flags, *words, cwd=folder)
     return Compared(folder, finished)
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Compared:
+def sample(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Compared:
     """The recipe and the spellings of OneFlow's sample."""
     folder = tmp_path_factory.mktemp("sample")
     recipe = "--recipe sample --epochs 2 --batch_size=64"
     spellings = "--model_type=compare --model_save_dir=output/models --image_save_name=output/images/c.png"
     words = f"{spellings} {recipe}".split()
-    finished = run_kdtrain("fit", *words, f"--data_dir={tiles}", cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    finished = spawn("fit", *words, f"--data_dir={tiles}", cwd=folder)
     return Compared(folder, finished)
 
 
@@ -161,9 +152,7 @@ def test_the_students_of_a_seed_differ_in_the_objective_only(two_seeds: Compared
         assert rates[0] == rates[1]
 
 
-def test_students_have_the_teacher_of_the_first_seed_or_of_their_own(
-    two_seeds: Compared, chosen: Compared
-) -> None:
+def test_students_have_teacher_of_first_seed_or_of_their_own(two_seeds: Compared, chosen: Compared) -> None:
     for compared, seeds_of_teachers in ((two_seeds, (0, 0)), (chosen, (0, 1))):
         for seed, teacher_seed in enumerate(seeds_of_teachers):
             (row,) = rows_of(compared, "student_kd", seed)
@@ -219,11 +208,8 @@ def test_a_student_with_hard_labels_differs_from_the_distilled_one_in_the_target
 def test_controls_are_compared_with_both_other_students_and_not_kept(chosen: Compared) -> None:
     pairs = [(one["model"], one["baseline"]) for one in chosen.figures["differences"]]
     assert pairs == [
-        ("student_kd", "student"),
-        ("student_ls", "student"),
-        ("student_kd", "student_ls"),
-        ("student_hard", "student"),
-        ("student_kd", "student_hard"),
+        *(("student_kd", "student"), ("student_ls", "student"), ("student_kd", "student_ls")),
+        *(("student_hard", "student"), ("student_kd", "student_hard")),
     ]
     models = {path.stem for path in (chosen.folder / "logs/models").iterdir()}
     assert models == set(MODES)
@@ -235,19 +221,16 @@ def test_models_of_the_best_seed_are_kept(two_seeds: Compared, chosen: Compared)
         assert kept.read_bytes() == best_by_held_out_images(compared, mode).read_bytes()
 
 
-def test_a_finished_comparison_keeps_its_figures_when_it_is_resumed(
-    chosen: Compared, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_finished_comparison_keeps_its_figures_when_it_is_resumed(chosen: Compared, call: Call) -> None:
     before = chosen.figures
-    finished = call_kdtrain("fit", "--resume", "logs/compare/version_0", cwd=chosen.folder)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", "--resume", "logs/compare/version_0", cwd=chosen.folder)
     assert not [line for line in finished.stderr.splitlines() if EPOCH.fullmatch(line)]
     for ours, theirs in zip(chosen.figures["results"], before["results"], strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
 def test_the_test_set_is_read_once_per_model(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted: Fitted, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"  # a file, because every fit is in a process of its own
 
@@ -262,8 +245,7 @@ def test_the_test_set_is_read_once_per_model(
     monkeypatch.setattr(fit, "predict_logits", logged(predict_logits))
     monkeypatch.setattr(fit, "member_logits", logged(member_logits))
     flags = (*fitted.flags, "--teacher-checkpoint", fitted.model("teacher"), "--epochs", "1")
-    finished = call_kdtrain("fit", "--mode", "compare", *flags, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("fit", "--mode", "compare", *flags)
     assert log.read_text().split() == ["test"] * 3
 
 
@@ -403,13 +385,10 @@ def test_one_seed_is_judged_by_its_test_images(sample: Compared) -> None:
     assert figures["verdict"] in sample.process.stdout
 
 
-def test_given_teacher_is_tested_once_and_not_trained(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_given_teacher_is_tested_once_and_not_trained(fitted: Fitted, call: Call, tmp_path: Path) -> None:
     teacher = fitted.model("teacher")
     flags = ("--seeds", "2", "--teacher-checkpoint", teacher, "--epochs", "1")
-    finished = call_kdtrain("fit", "--mode", "compare", *fitted.flags, *flags, cwd=tmp_path)
-    assert finished.returncode == 0
+    finished = call("fit", "--mode", "compare", *fitted.flags, *flags)
     assert str(teacher) in finished.stderr.splitlines()[0]
     compared = Compared(tmp_path, finished)
     rows = [(row["model"], row["seed"]) for row in compared.figures["results"]]
@@ -425,12 +404,9 @@ def test_given_teacher_is_tested_once_and_not_trained(
     assert not (tmp_path / "logs/models/teacher.safetensors").exists()
 
 
-def test_early_stopping_ends_each_model_by_itself(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_early_stopping_ends_each_model_by_itself(fitted: Fitted, call: Call, tmp_path: Path) -> None:
     flags = ("--teacher-checkpoint", fitted.model("teacher"), "--epochs", "40", "--early-stopping", "1")
-    finished = call_kdtrain("fit", "--mode", "compare", *fitted.flags, *flags, cwd=tmp_path)
-    assert finished.returncode == 0
+    finished = call("fit", "--mode", "compare", *fitted.flags, *flags)
     compared = Compared(tmp_path, finished)
     for mode in ("student_kd", "student"):
         ended = result(compared.directory / "seed_0" / mode)

@@ -12,7 +12,7 @@ import pytest
 
 from kdtrain.cli.completion import completion_script
 from kdtrain.cli.parser import COMMANDS, command_parser
-from tests.cli.conftest import CallKdtrain
+from tests.cli.conftest import Call
 from tests.documents import DOCS, text_of
 
 CASES = {
@@ -106,13 +106,13 @@ def test_zsh_completes(folder: Path) -> None:
     assert any(word.startswith("fashion_mnist") for word in shown)  # what follows moves the cursor
 
 
-def test_every_command_and_flag_is_in_the_script(folder: Path, call_kdtrain: CallKdtrain) -> None:
+def test_every_command_and_flag_is_in_the_script(folder: Path, call: Call) -> None:
     script = (folder / "script.bash").read_text()
     for command in COMMANDS:
         assert f"_shtab_kdtrain_{command}_option_strings=(-h --help" in script
     assert "--temperature" in script
-    finished = call_kdtrain("completion", "bash", cwd=folder)
+    finished = call("completion", "bash", cwd=folder)
     assert (finished.stdout, finished.stderr) == (f"{script}\n", "")
-    finished = call_kdtrain("completion", "zhs", cwd=folder)
+    finished = call.any_code("completion", "zhs", cwd=folder)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert "did you mean 'zsh'?" in finished.stderr

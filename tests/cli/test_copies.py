@@ -14,7 +14,7 @@ from PIL import Image
 import kdtrain
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError
-from tests.cli.conftest import CallKdtrain, assert_explained
+from tests.cli.conftest import Call, assert_explained
 
 TINY = ("--recipe", "none", "--epochs", "1", "--val-size", "20", "--augment", "none")
 ALLOWED = "--allow-test-images"
@@ -47,12 +47,10 @@ def more(pets: Path) -> Path:
     return folder
 
 
-def test_transfer_images_that_are_test_images_are_refused(
-    pets: Path, more: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_transfer_images_that_are_test_images_are_refused(pets: Path, more: Path, call: Call) -> None:
     words = ("--mode", "student_kd", "--dataset", f"folder:{pets}", "--transfer-data", more, *TINY)
     assert_explained(
-        call_kdtrain("fit", *words, cwd=pets.parent), 1,
+        call.any_code("fit", *words, cwd=pets.parent), 1,
         f"--transfer-data {more}: 3 of its 9 images are test images (the first is test/cats/004.png)",
         f"leave them out, or allow them with {ALLOWED}.",
     )  # fmt: skip
@@ -62,13 +60,13 @@ def test_transfer_images_that_are_test_images_are_refused(
 
 
 def test_transfer_images_of_an_array_are_named_by_their_number(
-    tmp_path: Path, mnist: Dataset, call_kdtrain: CallKdtrain
+    tmp_path: Path, mnist: Dataset, call: Call
 ) -> None:
     np.savez(
         tmp_path / "more.npz", images=np.concatenate([mnist.train.images[:3], mnist.test.images[7:9]])[:, 0]
     )
-    finished = call_kdtrain(
-        "fit", "--mode", "student_kd", "--transfer-data", "more.npz", "--limit-train=60", *TINY, cwd=tmp_path
+    finished = call.any_code(
+        "fit", "--mode", "student_kd", "--transfer-data", "more.npz", "--limit-train=60", *TINY
     )
     assert_explained(finished, 1, "2 of its 5 images are test images (the first is test image 7)")
 
@@ -79,7 +77,7 @@ def test_transfer_images_that_are_training_images_are_allowed(pets: Path) -> Non
 
 
 def test_copies_are_counted_in_one_warning_and_in_the_files_of_a_comparison(
-    pets: Path, more: Path, call_kdtrain: CallKdtrain
+    pets: Path, more: Path, call: Call
 ) -> None:
     """Held-out images are drawn by the seed; 18 copies of one picture are in both parts."""
     for number in range(18):
@@ -87,8 +85,7 @@ def test_copies_are_counted_in_one_warning_and_in_the_files_of_a_comparison(
     for number in range(5):
         shutil.copy(pets / f"train/cats/{number:03}.png", pets / f"test/cats/9{number}.png")
     words = ("--dataset", f"folder:{pets}", "--transfer-data", more, ALLOWED, *TINY)
-    finished = call_kdtrain("fit", "--mode", "compare", *words, cwd=pets.parent)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", "--mode", "compare", *words, cwd=pets.parent)
     run = pets.parent / "logs/compare/version_0"
     conditions = json.loads((run / "compare.json").read_text())["conditions"]
     copies = conditions["copies"]
@@ -111,20 +108,18 @@ def test_copies_are_counted_in_one_warning_and_in_the_files_of_a_comparison(
     assert f"{copies['test_in_training'] - 3} of the 25 test images are also training images" in plain
 
 
-def test_data_without_copies_get_no_warning(pets: Path, call_kdtrain: CallKdtrain) -> None:
+def test_data_without_copies_get_no_warning(pets: Path, call: Call) -> None:
     words = ("--mode", "student", "--dataset", f"folder:{pets}", *TINY)
-    finished = call_kdtrain("fit", *words, cwd=pets.parent)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", *words, cwd=pets.parent)
     assert "pixel" not in finished.stderr
     assert "copies" not in json.loads((pets.parent / "logs/student/version_0/result.json").read_text())
 
 
-def test_a_run_of_one_network_has_its_copies_in_its_card(pets: Path, call_kdtrain: CallKdtrain) -> None:
+def test_a_run_of_one_network_has_its_copies_in_its_card(pets: Path, call: Call) -> None:
     shutil.rmtree(pets / "test")
     shutil.copytree(pets / "train", pets / "test")
     words = ("--mode", "student", "--dataset", f"folder:{pets}", "--recipe", "none", "--epochs", "1")
-    finished = call_kdtrain("fit", *words, "--val-size", "0", cwd=pets.parent)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", *words, "--val-size", "0", cwd=pets.parent)
     sentence = "80 of the 80 test images are also training images."
     assert finished.stderr.count(sentence) == 1
     card = kdtrain.card(pets.parent / "logs/student/version_0/checkpoints/best.safetensors")

@@ -20,17 +20,12 @@ from kdtrain.data.images.resize import read_image
 from kdtrain.experiment.settings.recipe import read_recipe
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model
-from tests.cli.conftest import CallKdtrain, Finished, assert_explained
+from tests.cli.conftest import Call, Finished, assert_explained
+from tests.documents import DOCS, commands, files, text_of
 from tests.mirror import cifar_members, publish_cifar, serving
-from tests.tools import ROOT
 
-TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', TEXT, re.MULTILINE | re.DOTALL))
-COMMANDS = [
-    " ".join(line.split())
-    for block in re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-]
+TEXT, FILES = text_of(DOCS / "data.md"), files(DOCS / "data.md")
+COMMANDS = [shlex.join(words) for words in commands(DOCS / "data.md")]
 Follow = Callable[[str], Finished]
 MODEL = Path("logs/models/student.safetensors")  # of the page's first data
 NETWORK = read_recipe("pictures").settings["student_arch"]
@@ -61,14 +56,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def follow(call_kdtrain: CallKdtrain, folder: Path) -> Follow:
+def follow(call: Call, folder: Path) -> Follow:
     """Runs a command of the page."""
 
     def follow(command: str) -> Finished:
         program, *words = shlex.split(command)
         assert program == "scripts/kdtrain"
-        finished = call_kdtrain(*words, cwd=folder)
-        assert finished.returncode == 0, finished.stderr
+        finished = call(*words, cwd=folder)
         return finished
 
     return follow
@@ -117,15 +111,13 @@ def test_a_folder_of_pictures_is_learnt_tested_and_asked(follow: Follow, folder:
     assert (answer["truth"], answer["prediction"]) == ("cats", "cats")
 
 
-def test_arrays_are_learnt_from_a_file_and_from_a_function(
-    follow: Follow, call_kdtrain: CallKdtrain, folder: Path
-) -> None:
+def test_arrays_are_learnt_from_a_file_and_from_a_function(follow: Follow, call: Call, folder: Path) -> None:
     _, *words = shlex.split(COMMANDS[3])
     subprocess.run([sys.executable, *words], cwd=folder, check=True)
     from_file = accuracy(follow(COMMANDS[4]))
     assert from_file > 90
-    assert_explained(call_kdtrain("eval", STRIPES, cwd=folder), 2, "stripes.npz", "--dataset")
-    tested = call_kdtrain("eval", STRIPES, "--dataset", "npz:stripes.npz", "--json", cwd=folder)
+    assert_explained(call.any_code("eval", STRIPES, cwd=folder), 2, "stripes.npz", "--dataset")
+    tested = call("eval", STRIPES, "--dataset", "npz:stripes.npz", "--json", cwd=folder)
     assert json.loads(tested.stdout)["dataset"] == "npz:stripes.npz"
     asked = follow(f"{COMMANDS[2]} --dataset npz:stripes.npz --json")  # a colour picture, for a grey model
     (answer,) = json.loads(asked.stdout)
@@ -136,9 +128,9 @@ def test_arrays_are_learnt_from_a_file_and_from_a_function(
     assert f"{STRIPES} stays" in from_function.stderr, "the same data, the same network"
     # A checkpoint cannot make us call a function.
     best = from_function.stdout.partition("best weights")[2].split()[0]
-    finished = call_kdtrain("eval", best, cwd=folder)
+    finished = call.any_code("eval", best, cwd=folder)
     assert_explained(finished, 2, "was trained on", f"--dataset {folder}/save_stripes.py:stripes.")
-    finished = call_kdtrain("eval", best, "--dataset", "save_stripes.py:stripes", "--json", cwd=folder)
+    finished = call("eval", best, "--dataset", "save_stripes.py:stripes", "--json", cwd=folder)
     assert 100 * json.loads(finished.stdout)["accuracy_fraction"] == pytest.approx(from_file, abs=0.01)
 
 
@@ -159,22 +151,21 @@ def test_mixed_images_are_trained_on(follow: Follow, folder: Path) -> None:
     assert 'augment = "flip,mixup=0.2"' in (run / "config.toml").read_text()
 
 
-def test_a_distilled_student_learns_from_changed_pictures(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_a_distilled_student_learns_from_changed_pictures(call: Call, tmp_path: Path) -> None:
     write_pets(tmp_path / "pets", 15)
     (tmp_path / "pets" / "dogs" / "7.jpg").write_bytes(b"")
     words = "--image-size 8 --epochs 2 --batch-size 8 --augment rotate=15,flip --dataset folder:pets"
-    finished = call_kdtrain("fit", "--mode", "compare", *words.split(), cwd=tmp_path)
+    finished = call.any_code("fit", "--mode", "compare", *words.split())
     assert_explained(finished, 1, "dogs/7.jpg", "--skip-corrupt")
-    finished = call_kdtrain("fit", "--mode", "compare", *words.split(), "--skip-corrupt", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", "--mode", "compare", *words.split(), "--skip-corrupt")
     assert "1 of 30 images in pets cannot be read, and are left out: pets/dogs/7.jpg" in finished.stderr
     run = next((tmp_path / "logs").glob("**/student_kd*/**/config.toml"))
     assert "skip_corrupt = true\n" in run.read_text()
     assert "image_size = 8\n" in run.read_text()
 
 
-def test_a_model_is_not_tested_on_other_classes(call_kdtrain: CallKdtrain, folder: Path) -> None:
-    finished = call_kdtrain("eval", MODEL, "--dataset", "mnist", cwd=folder)
+def test_a_model_is_not_tested_on_other_classes(call: Call, folder: Path) -> None:
+    finished = call.any_code("eval", MODEL, "--dataset", "mnist", cwd=folder)
     assert_explained(finished, 1, "is for images of", "mnist has images of 1x28x28 in 10 classes")
 
 

@@ -61,6 +61,13 @@ def whole(tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder with a OneFlow that does not import, for tests of something else: it saves the import."""
+    pretend_oneflow(tmp_path / "broken", "raise ImportError")
+    return tmp_path / "broken"
+
+
 @needs_avx2
 @pytest.mark.parametrize("kernel", ["Prescott", ""])
 def test_a_slow_blas_kernel_is_bad_and_the_remedy_is_told(kernel: str, whole: Path) -> None:
@@ -94,18 +101,18 @@ def test_without_openmp_onednn_is_bad_and_the_remedy_is_told(whole: Path, tmp_pa
     assert "`apt install libgomp1`" in lines["oneDNN"]
 
 
-def test_a_package_of_the_wrong_version_is_bad(whole: Path, tmp_path: Path) -> None:
+def test_a_package_of_the_wrong_version_is_bad(whole: Path, broken: Path, tmp_path: Path) -> None:
     pretend_installed(tmp_path / "new", "numpy", "2.0.1")
-    code, lines = doctor(tmp_path / "new", whole)
+    code, lines = doctor(tmp_path / "new", broken, whole)
     assert code == 1
     assert lines["numpy"].startswith("BAD   numpy: 2.0.1. ")
     assert "it takes numpy <1.24,>=1.23.5" in lines["numpy"]
 
 
-def test_a_missing_package_is_bad(tmp_path: Path) -> None:
+def test_a_missing_package_is_bad(broken: Path, tmp_path: Path) -> None:
     extra = 'absent-too; extra == "dev"'
     pretend_installed(tmp_path, "kdtrain", "0.1.0", "absent-package>=3", extra)
-    code, lines = doctor(tmp_path)
+    code, lines = doctor(tmp_path, broken)
     assert code == 1
     assert lines["absent-package"].startswith("BAD   absent-package: not installed. ")
     assert "absent-too" not in lines
@@ -130,23 +137,20 @@ def test_a_oneflow_that_does_not_import_is_bad_with_the_reason(
     assert "good" in lines["python"]  # the other checks still ran
 
 
-def test_damaged_data_are_found(whole: Path, tmp_path: Path) -> None:
+def test_damaged_data_are_found(whole: Path, broken: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy" / "kdtrain"
     shutil.copytree(ROOT / "kdtrain", copy, ignore=shutil.ignore_patterns("__pycache__"))
     file = copy / "data" / "mnist" / "t10k-labels-idx1-ubyte.gz"
     content = bytearray(file.read_bytes())
     content[1000] ^= 1
     file.write_bytes(content)
-    pretend_oneflow(tmp_path / "broken", "raise ImportError")  # not under test here, and slow
-    code, lines = doctor(tmp_path / "copy", tmp_path / "broken", whole)
+    code, lines = doctor(tmp_path / "copy", broken, whole)
     assert code == 1
     assert lines["t10k-labels-idx1-ubyte"].startswith("BAD   t10k-labels-idx1-ubyte: damaged or missing. ")
     assert lines["t10k-images-idx3-ubyte"].startswith("good")
 
 
-def test_a_terminal_that_cannot_show_tables_is_bad_and_still_gets_the_report(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_a_terminal_that_cannot_show_tables_is_bad_and_gets_the_report(whole: Path, tmp_path: Path) -> None:
     pretend_oneflow(tmp_path / "broken", "raise ImportError('größer')")
     code, lines = doctor(tmp_path / "broken", whole, PYTHONIOENCODING="ascii")
     assert code == 1
@@ -156,14 +160,13 @@ def test_a_terminal_that_cannot_show_tables_is_bad_and_still_gets_the_report(
 
 
 def test_a_check_that_cannot_run_is_bad_and_no_traceback(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    pretend_oneflow(tmp_path / "broken", "raise ImportError")
-    code, lines = doctor(tmp_path / "broken", whole)
+    code, lines = doctor(broken, whole)
     assert code == 1
     assert lines["machine"].startswith("BAD   machine: cannot be checked: FileNotFoundError")
 
@@ -185,9 +188,8 @@ def test_the_exit_code_is_1_if_and_only_if_something_is_bad(capsys: pytest.Captu
     assert capsys.readouterr().out == "good  a: found\nBAD   b: broken. fix it\n1 of 2 are bad\n"
 
 
-def test_json_is_one_object_with_every_check(whole: Path, tmp_path: Path) -> None:
-    pretend_oneflow(tmp_path / "broken", "raise ImportError")  # not under test here, and slow
-    path = os.pathsep.join(map(str, [tmp_path / "broken", whole, ROOT]))
+def test_json_is_one_object_with_every_check(whole: Path, broken: Path) -> None:
+    path = os.pathsep.join(map(str, [broken, whole, ROOT]))
     run = subprocess.run(
         [sys.executable, "-m", "kdtrain", "doctor", "--json"],
         env=os.environ | {"PYTHONPATH": path},

@@ -13,14 +13,13 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
-from tests.cli.conftest import LOGDIR, CallKdtrain, Fitted, assert_explained
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import LOGDIR, Call, Fitted, assert_explained
 
 
-def test_text_names_the_model_and_shows_every_confusion(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
+def test_text_names_the_model_and_shows_every_confusion(fitted: Fitted, spawn: Call) -> None:
     model = fitted.model("student").relative_to(fitted.folder)
-    finished = run_kdtrain("eval", model, "--data-dir", fitted.flags[1], cwd=fitted.folder)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    finished = spawn("eval", model, "--data-dir", fitted.flags[1], cwd=fitted.folder)
+    assert finished.stderr == ""
     test = json.loads((fitted.run("student") / "result.json").read_text())["test"]
     heading, summary, *table = finished.stdout.splitlines()
     assert heading == f"{LOGDIR}/models/student.safetensors (student_mlp) on the test set of tiles"
@@ -33,10 +32,10 @@ def test_text_names_the_model_and_shows_every_confusion(fitted: Fitted, run_kdtr
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_json_has_the_same_figures(fitted: Fitted, call_kdtrain: CallKdtrain, which: str) -> None:
+def test_json_has_the_same_figures(fitted: Fitted, call: Call, which: str) -> None:
     checkpoint = fitted.run("student") / f"checkpoints/{which}.safetensors"
-    finished = call_kdtrain("eval", checkpoint, "--data-dir", fitted.flags[1], "--json", cwd=fitted.folder)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    finished = call("eval", checkpoint, "--data-dir", fitted.flags[1], "--json", cwd=fitted.folder)
+    assert finished.stderr == ""
     figures = json.loads(finished.stdout)
     assert (figures["checkpoint"], figures["arch"], figures["dataset"]) == (
         str(checkpoint), "student_mlp", "tiles"
@@ -51,13 +50,12 @@ def test_json_has_the_same_figures(fitted: Fitted, call_kdtrain: CallKdtrain, wh
 
 @pytest.mark.parametrize("arch", ["teacher_cnn", "student_mlp"])
 def test_oneflow_directory_is_a_checkpoint_like_any_other(
-    digits: Path, mnist: Dataset, call_kdtrain: CallKdtrain, tmp_path: Path, arch: str
+    digits: Path, mnist: Dataset, call: Call, tmp_path: Path, arch: str
 ) -> None:
     flow.manual_seed(0)
     model = build_model(arch, mnist.image_shape, mnist.num_classes)
     flow.save(model.state_dict(), str(tmp_path / "saved"))
-    finished = call_kdtrain("eval", "saved", "--data-dir", digits, "--json", cwd=tmp_path)
-    assert finished.returncode == 0
+    finished = call("eval", "saved", "--data-dir", digits, "--json")
     figures = json.loads(finished.stdout)
     assert figures["arch"] == arch
     test = load_dataset(data_dir=digits).test
@@ -67,22 +65,18 @@ def test_oneflow_directory_is_a_checkpoint_like_any_other(
     assert figures["errors"] == (predicted != test.labels).sum()
 
     named = ("--model-type", "teacher" if arch == "teacher_cnn" else "student", "--checkpoint", "saved")
-    finished = call_kdtrain(
-        "infer", "--picture-index", "0", *named, "--data-dir", digits, "--json", cwd=tmp_path
-    )
-    assert finished.returncode == 0
+    finished = call("infer", "--picture-index", "0", *named, "--data-dir", digits, "--json")
     assert json.loads(finished.stdout)[0]["prediction"] == str(predicted[0])
 
     teaches = ("--teacher-arch", arch, "--teacher-checkpoint", "saved", "--data-dir", digits)
     quick = ("--recipe", "none", "--val-size", "1300", "--epochs", "1")
-    finished = call_kdtrain("fit", "--mode", "student_kd", *teaches, *quick, cwd=tmp_path)
-    assert finished.returncode == 0
+    finished = call("fit", "--mode", "student_kd", *teaches, *quick)
     assert "saved" in finished.stderr.splitlines()[0]
 
 
 @pytest.mark.parametrize("damage", ["cut off", "one bit", "text", "empty", "folder"])
 def test_what_is_not_a_checkpoint_is_refused_in_a_sentence(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, damage: str
+    fitted: Fitted, call: Call, tmp_path: Path, damage: str
 ) -> None:
     path, intact = tmp_path / "model.safetensors", fitted.model("student").read_bytes()
     flipped = intact[:-1000] + bytes([intact[-1000] ^ 1]) + intact[-999:]
@@ -92,14 +86,12 @@ def test_what_is_not_a_checkpoint_is_refused_in_a_sentence(
     else:
         path.write_bytes(content[damage])
     for words in (("eval", path), ("infer", "--picture-index", "0", "--checkpoint", path)):
-        assert_explained(call_kdtrain(*words, cwd=tmp_path), 1, "model.safetensors")
+        assert_explained(call.any_code(*words), 1, "model.safetensors")
 
 
-def test_data_that_do_not_fit_the_model_are_named(
-    fitted: Fitted, digits: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_data_that_do_not_fit_the_model_are_named(fitted: Fitted, digits: Path, call: Call) -> None:
     model = fitted.model("student")
-    finished = call_kdtrain("eval", model, "--data-dir", digits, cwd=tmp_path)
+    finished = call.any_code("eval", model, "--data-dir", digits)
     assert_explained(finished, 1, "1x12x12 in 4 classes", "1x28x28 in 10 classes")
-    assert_explained(call_kdtrain("eval", model, cwd=tmp_path), 2, "trained on tiles", "--data-dir")
-    assert_explained(call_kdtrain("eval", model, "--dataset", "mnst", cwd=tmp_path), 2, "'mnist'")
+    assert_explained(call.any_code("eval", model), 2, "trained on tiles", "--data-dir")
+    assert_explained(call.any_code("eval", model, "--dataset", "mnst"), 2, "'mnist'")

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from kdtrain.data.datasets import load_dataset
+from kdtrain.deploy import benchmark
 from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.runtime import flow
-from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, Fitted, assert_explained
 from tests.documents import DOCS, text_of
 
 
-def test_file_is_written_and_agrees(fitted: Fitted, run_kdtrain: RunKdtrain, tmp_path: Path) -> None:
+def test_file_is_written_and_agrees(fitted: Fitted, spawn: Call, tmp_path: Path) -> None:
     model, data = fitted.model("teacher"), fitted.flags[1]
-    finished = run_kdtrain("export", model, "--output", "new/net.onnx", "--data-dir", data, cwd=tmp_path)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    finished = spawn("export", model, "--output", "new/net.onnx", "--data-dir", data, cwd=tmp_path)
+    assert finished.stderr == ""
     path = tmp_path / "new" / "net.onnx"
     size, checked, following = finished.stdout.splitlines()
     assert following == "Next: kdtrain serve new/net.onnx"
@@ -33,13 +33,13 @@ def test_file_is_written_and_agrees(fitted: Fitted, run_kdtrain: RunKdtrain, tmp
     assert OnnxModel.load(path).card.classes == ("0", "1", "2", "3")
 
 
-def test_int8_comes_beside_it_with_a_table(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_int8_comes_beside_it_with_a_table(
+    fitted: Fitted, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
     shutil.copy(fitted.model("student"), tmp_path / "student.safetensors")
     quantize = ("--quantize", "int8", "--calibration-images", "64", "--seed", "3")
-    finished = call_kdtrain(
-        "export", "student.safetensors", *quantize, "--data-dir", fitted.flags[1], cwd=tmp_path
-    )
-    assert finished.returncode == 0, finished.stderr
+    finished = call("export", "student.safetensors", *quantize, "--data-dir", fitted.flags[1])
     assert {path.name for path in tmp_path.iterdir()} == {
         "student.safetensors", "student.onnx", "student.int8.onnx"
     }  # fmt: skip
@@ -57,10 +57,10 @@ def test_int8_comes_beside_it_with_a_table(fitted: Fitted, call_kdtrain: CallKdt
     assert (about["calibration_images"], about["calibration_seed"]) == (64, 3)
 
 
-def test_json_has_the_documented_keys(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_json_has_the_documented_keys(fitted: Fitted, call: Call, tmp_path: Path) -> None:
     words = (fitted.model("student"), "--output", "net.onnx", "--data-dir", fitted.flags[1])
-    finished = call_kdtrain("export", *words, "--json", cwd=tmp_path)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    finished = call("export", *words, "--json")
+    assert finished.stderr == ""
     answer = json.loads(finished.stdout)
     (sentence,) = re.findall(r"With `--json` (.*)", text_of(DOCS / "deployment.md"))
     documented = set(re.findall(r"`(\w+)`", sentence)) - {"calibration_images"}  # of ``quantized``
@@ -71,7 +71,7 @@ def test_json_has_the_documented_keys(fitted: Fitted, call_kdtrain: CallKdtrain,
 
 
 def test_a_file_that_disagrees_is_not_written(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted: Fitted, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = OnnxModel.logits
 
@@ -82,24 +82,21 @@ def test_a_file_that_disagrees_is_not_written(
     (tmp_path / "old.onnx").write_bytes(b"precious")
     for name in ("old.onnx", "new.onnx"):
         flags = ("--output", name, "--data-dir", fitted.flags[1])
-        finished = call_kdtrain("export", fitted.model("student"), *flags, cwd=tmp_path)
+        finished = call.any_code("export", fitted.model("student"), *flags)
         assert_explained(finished, 1, "not written", "0 of 300 predictions differ", "1.0e-02")
     assert [path.name for path in tmp_path.iterdir()] == ["old.onnx"]
     assert (tmp_path / "old.onnx").read_bytes() == b"precious"
 
 
 def test_a_oneflow_directory_is_exported_too(
-    digits: Path, call_kdtrain: CallKdtrain, tmp_path: Path, student: flow.nn.Module
+    digits: Path, call: Call, tmp_path: Path, student: flow.nn.Module
 ) -> None:
     flow.save(student.state_dict(), str(tmp_path / "saved"))
-    finished = call_kdtrain("export", "saved", "--data-dir", digits, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("export", "saved", "--data-dir", digits)
     assert OnnxModel.load(tmp_path / "saved.onnx").about["checkpoint_sha256"] is None
 
 
-def test_networks_that_cannot_be_exported_are_named(
-    digits: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_networks_that_cannot_be_exported_are_named(digits: Path, call: Call, tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(
         "import oneflow as flow\n"
         "class Odd(flow.nn.Module):\n"
@@ -112,16 +109,15 @@ def test_networks_that_cannot_be_exported_are_named(
         "    return Odd()\n"
     )
     quick = ("--recipe=none", "--epochs=1", "--limit-train=100", "--val-size=100", "--data-dir", digits)
-    fit = call_kdtrain("fit", "--mode", "student", "--student-arch", "odd.py:odd", *quick, cwd=tmp_path)
-    assert fit.returncode == 0, fit.stderr
+    call("fit", "--mode", "student", "--student-arch", "odd.py:odd", *quick)
     model = "logs/models/student.safetensors"
     flags = ("--arch", "odd.py:odd", "--data-dir", digits)
-    finished = call_kdtrain("export", model, "--output", "odd.onnx", *flags, cwd=tmp_path)
+    finished = call.any_code("export", model, "--output", "odd.onnx", *flags)
     assert_explained(finished, 1, "cannot be exported", "operation cumsum")
     assert not (tmp_path / "odd.onnx").exists()
 
 
-def test_wrong_flags_are_explained(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_wrong_flags_are_explained(fitted: Fitted, call: Call, tmp_path: Path) -> None:
     model, data = fitted.model("student"), ("--data-dir", fitted.flags[1])
     wrong = [
         (("--output", "model.pb"), 2, ("--output model.pb", ".onnx")),
@@ -131,17 +127,16 @@ def test_wrong_flags_are_explained(fitted: Fitted, call_kdtrain: CallKdtrain, tm
         ((), 2, ("trained on tiles", "--data-dir")),
     ]
     for flags, code, words in wrong:
-        assert_explained(call_kdtrain("export", model, *flags, cwd=tmp_path), code, *words)
-    assert_explained(call_kdtrain("export", "none.safetensors", cwd=tmp_path), 1, "none.safetensors")
+        assert_explained(call.any_code("export", model, *flags), code, *words)
+    assert_explained(call.any_code("export", "none.safetensors"), 1, "none.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_eval_takes_the_file(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_eval_takes_the_file(fitted: Fitted, call: Call) -> None:
     data = ("--data-dir", fitted.flags[1])
-    call_kdtrain("export", fitted.model("student"), "--output", "net.onnx", *data, cwd=tmp_path)
-    of_checkpoint = call_kdtrain("eval", fitted.model("student"), *data, cwd=tmp_path)
-    of_file = call_kdtrain("eval", "net.onnx", *data, cwd=tmp_path)
-    assert of_file.returncode == 0, of_file.stderr
+    call("export", fitted.model("student"), "--output", "net.onnx", *data)
+    of_checkpoint = call("eval", fitted.model("student"), *data)
+    of_file = call("eval", "net.onnx", *data)
     assert of_file.stdout.splitlines()[0] == "net.onnx (student_mlp) on the test set of tiles"
     *same, following = of_checkpoint.stdout.splitlines()[2:]
     assert of_file.stdout.splitlines()[2:] == same

@@ -14,7 +14,7 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model, load_tensors
 from kdtrain.store.metrics_file import read_metrics
-from tests.cli.conftest import EPOCH, LOGDIR, MODES, CallKdtrain, Fitted, assert_explained, untrained_teacher
+from tests.cli.conftest import EPOCH, LOGDIR, MODES, Call, Fitted, assert_explained, untrained_teacher
 from tests.runs import metrics
 from tests.tools import files_in, read_result
 
@@ -72,11 +72,11 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_figures_are_those_of_the_saved_model(fitted: Fitted, mode: str, call_kdtrain: CallKdtrain) -> None:
+def test_figures_are_those_of_the_saved_model(fitted: Fitted, mode: str, call: Call) -> None:
     best = fitted.run(mode) / "checkpoints/best.safetensors"
     assert fitted.model(mode).read_bytes() == best.read_bytes()
     evaluated = json.loads(
-        call_kdtrain("eval", best, "--data-dir", fitted.flags[1], "--json", cwd=fitted.folder).stdout
+        call("eval", best, "--data-dir", fitted.flags[1], "--json", cwd=fitted.folder).stdout
     )
     test = read_result(fitted.run(mode))["test"]
     assert test == {
@@ -89,27 +89,22 @@ def test_figures_are_those_of_the_saved_model(fitted: Fitted, mode: str, call_kd
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_config_of_a_run_reproduces_it(
-    fitted: Fitted, mode: str, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_config_of_a_run_reproduces_it(fitted: Fitted, mode: str, call: Call, tmp_path: Path) -> None:
     config = fitted.run(mode) / "config.toml"
     before = files_in(fitted.folder)
-    again = call_kdtrain("fit", "--config", config, "--logdir", tmp_path, cwd=fitted.folder)
-    assert again.returncode == 0
+    call("fit", "--config", config, "--logdir", tmp_path, cwd=fitted.folder)
     best = "checkpoints/best.safetensors"
     assert (tmp_path / mode / "version_0" / best).read_bytes() == (fitted.run(mode) / best).read_bytes()
     assert files_in(fitted.folder) == before
 
 
-def test_seed_decides_the_weights_and_runs_are_numbered(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_seed_decides_the_weights_and_runs_are_numbered(fitted: Fitted, call: Call, tmp_path: Path) -> None:
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "version_7").mkdir()
     student = ("fit", "--mode", "student", "--logdir", tmp_path, *fitted.flags)
     for number, seed in ((8, "0"), (9, "1")):
         before = files_in(tmp_path / "student")
-        assert call_kdtrain(*student, "--seed", seed, cwd=tmp_path).returncode == 0
+        call(*student, "--seed", seed)
         after = files_in(tmp_path / "student")
         assert {name: after[name] for name in before} == before
         assert {Path(name).parts[0] for name in after.keys() - before.keys()} == {f"version_{number}"}
@@ -122,11 +117,10 @@ def test_seed_decides_the_weights_and_runs_are_numbered(
 
 
 def test_without_weight_for_the_teacher_student_kd_is_the_student_bit_for_bit(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
+    fitted: Fitted, call: Call, tmp_path: Path
 ) -> None:
     flags = ("--alpha", "0", "--teacher-checkpoint", fitted.model("teacher"), "--logdir", tmp_path)
-    finished = call_kdtrain("fit", "--mode", "student_kd", *flags, *fitted.flags, cwd=tmp_path)
-    assert finished.returncode == 0
+    call("fit", "--mode", "student_kd", *flags, *fitted.flags)
     for which in ("best", "last"):
         path = f"checkpoints/{which}.safetensors"
         with_teacher, alone = (
@@ -143,15 +137,13 @@ def test_teacher_makes_a_difference(fitted: Fitted) -> None:
     assert all((distilled[name] != alone[name]).any() for name in alone)
 
 
-def test_student_kd_trains_a_teacher_where_there_is_none(
-    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_student_kd_trains_a_teacher_where_there_is_none(tiles: Path, call: Call, tmp_path: Path) -> None:
     words = ("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH, "--model-save-dir", "best")
-    first = call_kdtrain(*words, cwd=tmp_path)
+    first = call(*words)
     note, *epochs = first.stderr.splitlines()
     assert "tiles" in note
     assert [line.split()[0] for line in epochs] == ["teacher", "Teacher:", "student_kd"]
-    second = call_kdtrain(*words, cwd=tmp_path)
+    second = call(*words)
     assert "best/teacher.safetensors" in second.stderr.splitlines()[0]
     assert not (tmp_path / "logs/teacher").exists()
     best = [tmp_path / f"logs/student_kd/version_{n}/checkpoints/best.safetensors" for n in (0, 1)]
@@ -178,7 +170,7 @@ def test_unfit_teacher_is_refused_before_any_work(
     tiles: Path,
     digits: Path,
     mnist: Dataset,
-    call_kdtrain: CallKdtrain,
+    call: Call,
     tmp_path: Path,
     mode: str,
     kind: str,
@@ -200,27 +192,22 @@ def test_unfit_teacher_is_refused_before_any_work(
     flags += ("--logdir", tmp_path / "logs")
     if kind == "other architecture":
         flags += ("--teacher-arch", "teacher_cnn")
-    assert_explained(call_kdtrain("fit", "--mode", mode, *flags, *ONE_EPOCH, cwd=tmp_path), 1, *sides)
+    assert_explained(call.any_code("fit", "--mode", mode, *flags, *ONE_EPOCH), 1, *sides)
     assert files_in(tmp_path / "logs") == {}
     assert not (tmp_path / "logs" / mode).exists()
 
 
-def test_damaged_teacher_in_the_model_directory_is_refused_too(
-    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_damaged_teacher_in_model_directory_is_refused_too(tiles: Path, call: Call, tmp_path: Path) -> None:
     (tmp_path / "logs/models").mkdir(parents=True)
     (tmp_path / "logs/models/teacher.safetensors").write_text("Teach them well.")
-    finished = call_kdtrain("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH, cwd=tmp_path)
+    finished = call.any_code("fit", "--mode", "student_kd", "--data-dir", tiles, *ONE_EPOCH)
     assert_explained(finished, 1, "logs/models/teacher.safetensors")
     assert not (tmp_path / "logs/student_kd").exists()
 
 
-def test_early_stopping_ends_the_run_and_says_why(
-    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_early_stopping_ends_the_run_and_says_why(tiles: Path, call: Call, tmp_path: Path) -> None:
     words = ("fit", "--mode=student", "--data-dir", tiles, "--val-size=300", "--epochs=40", "--recipe=none")
-    finished = call_kdtrain(*words, "--early-stopping", "1", cwd=tmp_path)
-    assert finished.returncode == 0
+    finished = call(*words, "--early-stopping", "1")
     run = tmp_path / "logs/student/version_0"
     result = read_result(run)
     accuracies = [row["val/accuracy"] for row in metrics(run)]

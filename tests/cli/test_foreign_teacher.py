@@ -20,8 +20,9 @@ from kdtrain.experiment.loaders import test_loader as loader_of_test_images
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.find import find_teacher
 from kdtrain.store.checkpoint import load_model, save_model
-from tests.cli.conftest import CallKdtrain, Fitted, untrained_teacher
+from tests.cli.conftest import Call, Fitted, untrained_teacher
 from tests.faults.limits import limited
+from tests.runs import assert_same_tensors
 from tests.tools import ROOT, files_in
 
 FOREIGN = ROOT / "tests" / "deploy" / "onnx" / "foreign"
@@ -34,9 +35,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    assert all(np.array_equal(array, second[name]) for name, array in first.items())
+    assert_same_tensors(*(run / "checkpoints" / "best.safetensors" for run in (one, other)))
 
 
 def test_a_teacher_of_other_data_has_through_the_student_s_loader_the_accuracy_that_it_has_by_itself(
@@ -62,28 +61,21 @@ def test_a_teacher_of_other_data_has_through_the_student_s_loader_the_accuracy_t
 
 
 def test_a_teacher_of_larger_pictures_in_colour_teaches_small_grey_ones(
-    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    digits: Path, tmp_path: Path, call: Call
 ) -> None:
     data = load_dataset("mnist", digits)
     images = np.repeat(np.repeat(np.repeat(data.train.images, 3, 1), 2, 2), 2, 3)
     large = dataclasses.replace(data, train=Split(images, data.train.labels))
     path = untrained_teacher(tmp_path / "teacher.safetensors", large, "hinton_800")
-    done = call_kdtrain(
-        *("fit", "--mode", "student_kd", "--data-dir", digits, "--teacher-checkpoint", path, *SHORT),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    done = call(*("fit", "--mode", "student_kd", "--data-dir", digits, "--teacher-checkpoint", path, *SHORT))
     assert "was trained on images of 3x56x56" in done.stderr
     assert "of 200 held-out images, which is near chance" in done.stderr
 
 
-def test_an_onnx_file_teaches_as_its_logits_do(
-    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_an_onnx_file_teaches_as_its_logits_do(digits: Path, tmp_path: Path, call: Call) -> None:
     flags = ("fit", "--mode", "student_kd", "--data-dir", digits, *SHORT)
     onnx = ("--teacher-checkpoint", FOREIGN / "torch.onnx", *SCALE)
-    done = call_kdtrain(*flags, *onnx, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call(*flags, *onnx)
     assert "takes images of 1x28x28 (nchw), mean 0.1307, std 0.3081." in done.stderr
     config = FitConfig(
         "student_kd",
@@ -98,23 +90,19 @@ def test_an_onnx_file_teaches_as_its_logits_do(
     of_all = dataclasses.replace(data, test=data.train)
     logits = predict_logits(teacher.build(), loader_of_test_images(of_all, config, "cpu", None))
     np.savez(tmp_path / "logits.npz", logits=logits)
-    again = call_kdtrain(*flags, "--teacher-logits", tmp_path / "logits.npz", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    call(*flags, "--teacher-logits", tmp_path / "logits.npz")
     runs = tmp_path / "logs" / "student_kd"
     assert_same_weights(runs / "version_0", runs / "version_1")
 
 
-def test_the_outputs_of_an_onnx_file_are_kept(
-    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_the_outputs_of_an_onnx_file_are_kept(digits: Path, tmp_path: Path, call: Call) -> None:
     flags = ("fit", "--mode", "student_kd", "--data-dir", digits, *SHORT, "--augment=shift=2", "--views=2")
     onnx = ("--teacher-checkpoint", FOREIGN / "torch.onnx", *SCALE)
     cache = tmp_path / "logs" / "cache" / "teacher_logits"
     for _ in range(2):
-        assert call_kdtrain(*flags, *onnx, cwd=tmp_path).returncode == 0
+        call(*flags, *onnx)
         assert len(files_in(cache)) == 2
-    done = call_kdtrain(*flags, *onnx[:2], "--teacher-mean", "0.2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    call(*flags, *onnx[:2], "--teacher-mean", "0.2")
     assert len(files_in(cache)) == 4, "another normalisation has other outputs"
 
 
@@ -226,62 +214,52 @@ def test_a_table_is_refused_by_what_its_headers_state(
 
 
 def test_a_table_that_lacks_images_without_labels_is_refused_before_any_training(
-    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    digits: Path, tmp_path: Path, call: Call
 ) -> None:
     path = table(tmp_path, logits=right(load_dataset("mnist", digits).train.labels))
     flags = ("--data-dir", digits, *SHORT[:-2], "--labels", "100", "--recipe=none", "--teacher-logits", path)
-    done = call_kdtrain("fit", "--mode", "compare", *flags, cwd=tmp_path)
+    done = call.any_code("fit", "--mode", "compare", *flags)
     assert done.returncode == 2, done.stderr
     assert f"--teacher-logits {path} has no logits of images without labels" in done.stderr
     assert not list((tmp_path / "logs").glob("compare/*"))
 
 
-def test_a_table_has_as_many_views_as_the_students(
-    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_table_has_as_many_views_as_the_students(digits: Path, tmp_path: Path, call: Call) -> None:
     labels = load_dataset("mnist", digits).train.labels
     path = table(tmp_path, logits=np.stack([right(labels)] * 3))
     flags = ("fit", "--mode", "student_kd", "--data-dir", digits, *SHORT, "--teacher-logits", path)
     views = ("--augment=shift=1", "--views=3")
-    assert call_kdtrain(*flags, *views, cwd=tmp_path).returncode == 0
+    call(*flags, *views)
     path = table(tmp_path, logits=right(labels))
-    done = call_kdtrain(*flags, *views, cwd=tmp_path)
+    done = call.any_code(*flags, *views)
     assert done.returncode == 2, done.stderr
     assert "has logits of 1 variant of each image, and the students' images have 3" in done.stderr
     assert "give --augment none, or logits of 3." in done.stderr
     assert [run.name for run in (tmp_path / "logs/student_kd").iterdir()] == ["version_0"]
     path = table(tmp_path, logits=np.stack([right(labels)] * 2))
-    done = call_kdtrain(*flags, cwd=tmp_path)
+    done = call.any_code(*flags)
     assert "give --augment with --views 2, or logits of 1." in done.stderr
 
 
-def test_a_comparison_needs_a_table_s_logits_of_the_test_images(
-    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_comparison_needs_a_table_s_logits_of_test_images(digits: Path, tmp_path: Path, call: Call) -> None:
     data = load_dataset("mnist", digits)
     flags = ("fit", "--mode", "compare", "--data-dir", digits, *SHORT, "--teacher-logits")
     alone = table(tmp_path, logits=right(data.train.labels))
-    done = call_kdtrain(*flags, alone, cwd=tmp_path)
+    done = call.any_code(*flags, alone)
     assert done.returncode == 2, done.stderr
     assert "has no array 'test'" in done.stderr
     assert "1/2" not in done.stderr, "it is refused before any training"
     both = table(tmp_path, logits=right(data.train.labels), test=right(data.test.labels))
-    done = call_kdtrain(*flags, both, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    call(*flags, both)
     figures = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())
     assert figures["models"]["teacher"]["test_errors"]["mean"] == 0
 
 
-def test_several_teachers_are_shown_with_their_mean(
-    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_several_teachers_are_shown_with_their_mean(digits: Path, tmp_path: Path, call: Call) -> None:
     files = ("torch.onnx", "sklearn.onnx")
     words = [word for name in files for word in ("--teacher-checkpoint", FOREIGN / name)]
     flags = ("--teacher-weight", "3", "--teacher-weight", "1")
-    done = call_kdtrain(
-        *("fit", "--mode", "compare", "--data-dir", digits, *SHORT, *words, *flags), cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    done = call(*("fit", "--mode", "compare", "--data-dir", digits, *SHORT, *words, *flags))
     run = tmp_path / "logs/compare/version_0"
     figures = json.loads((run / "compare.json").read_text())
     assert [(row["name"], row["share_fraction"]) for row in figures["teachers"]] == [
@@ -294,35 +272,29 @@ def test_several_teachers_are_shown_with_their_mean(
 
 
 def test_teachers_of_several_seeds_are_trained_for_a_comparison(
-    digits: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    digits: Path, tmp_path: Path, call: Call
 ) -> None:
     flags = ("--data-dir", digits, *SHORT, "--teacher-arch", "student_mlp", "--teacher-augment", "none")
-    done = call_kdtrain("fit", "--mode", "compare", "--teachers", "2", *flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    call("fit", "--mode", "compare", "--teachers", "2", *flags)
     run = tmp_path / "logs/compare/version_0"
     figures = json.loads((run / "compare.json").read_text())
     assert [row["name"] for row in figures["teachers"]] == ["seed_0/teacher", "seed_1/teacher"]
     assert figures["models"]["teacher"]["arch"] == "2 x student_mlp"
     files = [run / name / "checkpoints" / "best.safetensors" for name in ("seed_0/teacher", "seed_1/teacher")]
     words = [word for path in files for word in ("--teacher-checkpoint", path)]
-    again = call_kdtrain("fit", "--mode", "student_kd", *flags[:6], *words, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    call("fit", "--mode", "student_kd", *flags[:6], *words)
     assert_same_weights(run / "seed_0/student_kd", tmp_path / "logs/student_kd/version_0")
 
 
-def test_a_run_with_several_teachers_is_resumed(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_run_with_several_teachers_is_resumed(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     teachers = (fitted.model("teacher"), fitted.model("student"))
     words = [word for path in teachers for word in ("--teacher-checkpoint", path)]
-    done = call_kdtrain("fit", "--mode", "student_kd", *fitted.flags, *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    call("fit", "--mode", "student_kd", *fitted.flags, *words)
     run = tmp_path / "logs/student_kd/version_0"
     before = weights(run)
     last = run / "checkpoints" / "last.safetensors"
     assert last.exists()
-    again = call_kdtrain("fit", "--resume", run, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    call("fit", "--resume", run)
     assert all(np.array_equal(array, before[name]) for name, array in weights(run).items())
 
 

@@ -18,8 +18,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.store.checkpoint import load_card, load_model, save_model
-from tests.cli.conftest import LOGDIR, MODES, CallKdtrain, Finished, Fitted, assert_explained
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import LOGDIR, MODES, Call, Finished, Fitted, assert_explained
 from tests.report.drawings import assert_is_drawing
 
 
@@ -51,13 +50,11 @@ def answers(finished: Finished) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("index", [0, 299])
-def test_image_of_the_test_set(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, mode: str, index: int
-) -> None:
+def test_image_of_the_test_set(fitted: Fitted, call: Call, tmp_path: Path, mode: str, index: int) -> None:
     data = fitted.flags[1]
     models = ("--model-type", mode, "--model-save-dir", fitted.folder / LOGDIR / "models")
     flags = ("--picture-index", str(index), "--temperature", "3", "--json")
-    finished = call_kdtrain("infer", *flags, *models, "--data-dir", data, cwd=tmp_path)
+    finished = call("infer", *flags, *models, "--data-dir", data)
     (answer,) = answers(finished)
     truth = load_dataset(data_dir=Path(data)).test.labels[index]
     assert (answer["image"], answer["truth"]) == (f"test image {index}", str(truth))
@@ -68,13 +65,13 @@ def test_image_of_the_test_set(
 
 
 def test_an_exported_file_answers_as_its_checkpoint(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, photos: Path
+    fitted: Fitted, call: Call, tmp_path: Path, photos: Path
 ) -> None:
     checkpoint, data = fitted.model("student"), ("--data-dir", fitted.flags[1])
-    assert call_kdtrain("export", checkpoint, "--output", "net.onnx", *data, cwd=tmp_path).returncode == 0
+    call("export", checkpoint, "--output", "net.onnx", *data)
     for image in (("--picture-index", "5"), (photos / "7.png",)):
         both = [
-            answers(call_kdtrain("infer", *image, "--checkpoint", model, *data, "--json", cwd=tmp_path))[0]
+            answers(call("infer", *image, "--checkpoint", model, *data, "--json"))[0]
             for model in (checkpoint, "net.onnx")
         ]
         assert both[1]["model"] == "net.onnx"
@@ -82,13 +79,13 @@ def test_an_exported_file_answers_as_its_checkpoint(
         assert_is_drawing(tmp_path / both[1]["picture"])
 
 
-def test_text_for_people(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
+def test_text_for_people(fitted: Fitted, spawn: Call) -> None:
     models = ("--model_save_dir", LOGDIR / "models", "--data-dir", fitted.flags[1])
     picture = f"{LOGDIR}/images/one.png"
-    finished = run_kdtrain(
+    finished = spawn(
         "infer", "--picture_index", "3", *models, "--image_save_name", picture, cwd=fitted.folder
     )
-    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stderr == ""
     first, heading, _, *rows, last, following = finished.stdout.splitlines()
     truth = load_dataset(data_dir=Path(fitted.flags[1])).test.labels[3]
     assert first.startswith("test image 3: ")
@@ -106,11 +103,9 @@ def test_text_for_people(fitted: Fitted, run_kdtrain: RunKdtrain) -> None:
     assert_is_drawing(fitted.folder / picture)
 
 
-def test_photos_are_recognised(
-    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_photos_are_recognised(fitted: Fitted, photos: Path, call: Call, tmp_path: Path) -> None:
     words = ("2.jpg", "other/2.jpg", "--checkpoint", fitted.model("teacher"), "--image-save-dir", tmp_path)
-    predictions = answers(call_kdtrain("infer", *words, "--json", cwd=photos))
+    predictions = answers(call("infer", *words, "--json", cwd=photos))
     assert [(prediction["image"], prediction["prediction"]) for prediction in predictions] == [
         ("2.jpg", "2"),
         ("other/2.jpg", "2"),
@@ -124,13 +119,11 @@ def test_photos_are_recognised(
         assert_is_drawing(Path(prediction["picture"]))
 
 
-def test_drawing_is_named_after_its_photo(
-    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_drawing_is_named_after_its_photo(fitted: Fitted, photos: Path, call: Call, tmp_path: Path) -> None:
     words = ("infer", photos / "2.jpg", "--checkpoint", fitted.model("teacher"))
-    assert answers(call_kdtrain(*words, "--json", cwd=tmp_path))[0]["picture"] == "logs/images/teacher_2.png"
+    assert answers(call(*words, "--json"))[0]["picture"] == "logs/images/teacher_2.png"
     both = ("--image-save-dir", "out", "--image-save-name", "two.png")
-    assert answers(call_kdtrain(*words, *both, "--json", cwd=tmp_path))[0]["picture"] == "out/two.png"
+    assert answers(call(*words, *both, "--json"))[0]["picture"] == "out/two.png"
     assert_is_drawing(tmp_path / "out/two.png")
 
 
@@ -157,19 +150,19 @@ def test_drawing_is_named_after_its_photo(
     ],
 )
 def test_bad_input_is_explained(
-    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, words: str, code: int, reason: str
+    fitted: Fitted, photos: Path, call: Call, words: str, code: int, reason: str
 ) -> None:
     (photos / "empty").mkdir(exist_ok=True)
     (photos / "notes.txt").write_text("a seven")
     (photos / "half.png").write_bytes((photos / "7.png").read_bytes()[:2000])
     Image.new("L", (50, 50), 255).save(photos / "blank.png")
     model = ("--checkpoint", fitted.model("teacher"), "--data-dir", fitted.flags[1])
-    assert_explained(call_kdtrain("infer", *words.split(), *model, cwd=photos), code, reason)
+    assert_explained(call.any_code("infer", *words.split(), *model, cwd=photos), code, reason)
     assert not (photos / "logs").exists()
 
 
 def test_a_folder_is_answered_in_order_of_name_but_for_what_cannot_be_read(
-    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+    fitted: Fitted, photos: Path, call: Call, tmp_path: Path
 ) -> None:
     folder = tmp_path / "digits"
     shutil.copytree(photos / "other", folder)
@@ -178,7 +171,7 @@ def test_a_folder_is_answered_in_order_of_name_but_for_what_cannot_be_read(
     Image.new("L", (5, 5), 255).save(folder / "5.png")
     Image.fromarray(np.eye(5, dtype=np.uint8) * 255).save(folder / "4.png")
     words = ("infer", "digits", "--checkpoint", fitted.model("teacher"), "--csv", "out/table.csv")
-    finished = call_kdtrain(*words, "--no-picture", cwd=tmp_path)
+    finished = call.any_code(*words, "--no-picture")
     assert finished.returncode == 1
     lines = [line for line in finished.stdout.splitlines() if not line.startswith("  ")]
     assert [line.split()[0] for line in lines] == ["digits/2.jpg:", "digits/3.png:", "digits/4.png:"]
@@ -201,7 +194,7 @@ def test_a_folder_is_answered_in_order_of_name_but_for_what_cannot_be_read(
         assert sum(classes.values()) == pytest.approx(1)
         assert float(row["probability"]) == classes[f"p({row['prediction']})"] == max(classes.values())
 
-    finished = call_kdtrain(*words[:4], "--json", cwd=tmp_path)
+    finished = call.any_code(*words[:4], "--json")
     assert finished.returncode == 1
     entries = json.loads(finished.stdout)
     assert [entry["image"] for entry in entries] == [row["path"] for row in rows]
@@ -209,38 +202,36 @@ def test_a_folder_is_answered_in_order_of_name_but_for_what_cannot_be_read(
     assert_is_drawing(tmp_path / entries[1]["picture"])
 
 
-def test_the_models_temperature_is_the_default(
-    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_models_temperature_is_the_default(fitted: Fitted, photos: Path, call: Call, tmp_path: Path) -> None:
     saved = load_model(fitted.model("student_kd"))
     assert saved.card.temperature == FitConfig.temperature, "the one of its distillation"
     assert load_card(fitted.model("student")).temperature == 0, "none"
     save_model(tmp_path / "hot.safetensors", saved.weights, dataclasses.replace(saved.card, temperature=7.5))
     for model, temperature in (("hot.safetensors", 7.5), (fitted.model("student"), FitConfig.temperature)):
         words = ("infer", photos / "7.png", "--checkpoint", model, "--no-picture", "--json")
-        assert answers(call_kdtrain(*words, cwd=tmp_path))[0]["temperature"] == temperature
+        assert answers(call(*words))[0]["temperature"] == temperature
 
 
-def test_a_folder_of_models_has_the_one_of_the_type(
-    fitted: Fitted, photos: Path, call_kdtrain: CallKdtrain, tmp_path: Path
+def test_folder_of_models_has_one_of_the_type(
+    fitted: Fitted, photos: Path, call: Call, tmp_path: Path
 ) -> None:
     """OneFlow's sample spells it this way."""
     words = ("infer", photos / "7.png", "--no-picture", "--json", "--model_load_dir")
     for mode in MODES:
         flags = (fitted.model(mode).parent, "--model_type", mode)
-        assert answers(call_kdtrain(*words, *flags, cwd=tmp_path))[0]["model"] == str(fitted.model(mode))
+        assert answers(call(*words, *flags))[0]["model"] == str(fitted.model(mode))
     (tmp_path / "few").mkdir()
     shutil.copy(fitted.model("student"), tmp_path / "few/student.safetensors")
     shutil.copy(fitted.model("teacher"), tmp_path / "few/large.safetensors")
-    finished = call_kdtrain(*words, "few", "--model_type", "teacher", cwd=tmp_path)
+    finished = call.any_code(*words, "few", "--model_type", "teacher")
     assert answers(finished)[0]["model"] == "few/large.safetensors", "its card has the type"
-    finished = call_kdtrain(*words, "few", cwd=tmp_path)
+    finished = call.any_code(*words, "few")
     listed = "The folder has large.safetensors (teacher), student.safetensors (student)"
     assert_explained(finished, 1, "no student_kd model in few", listed, "--model-type")
 
 
-def test_missing_model_says_how_to_train_one(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
-    finished = call_kdtrain("infer", "--picture-index", "0", cwd=tmp_path)
+def test_missing_model_says_how_to_train_one(call: Call) -> None:
+    finished = call.any_code("infer", "--picture-index", "0")
     assert_explained(finished, 1, "no student_kd model in logs/models", "kdtrain fit --mode student_kd")
-    finished = call_kdtrain("infer", "--picture-index", "0", "--checkpoint", "mine", cwd=tmp_path)
+    finished = call.any_code("infer", "--picture-index", "0", "--checkpoint", "mine")
     assert_explained(finished, 1, "there is no checkpoint mine (looked for at")

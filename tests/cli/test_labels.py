@@ -8,31 +8,18 @@ from pathlib import Path
 import pytest
 import tomli
 
-from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, Fitted, assert_explained
 from tests.runs import metrics
 
 FEW = ("--labels", "60", "--recipe", "none", "--epochs", "2", "--batch-size", "16")
-TILES_LABELS = "60 of "
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory, fitted: Fitted, run_kdtrain: RunKdtrain) -> Path:
+def compared(tmp_path_factory: pytest.TempPathFactory, fitted: Fitted, spawn: Call) -> Path:
     folder = tmp_path_factory.mktemp("few")
-    words = (
-        *fitted.flags[:2],
-        *FEW,
-        "--transfer-share",
-        "0.75",
-        "--seeds",
-        "2",
-        "--augment",
-        "shift=1",
-        "--views",
-        "2",
-    )
-    finished = run_kdtrain("fit", "--mode", "compare", *words, cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    more = ("--transfer-share=0.75", "--seeds=2", "--augment=shift=1", "--views=2")
+    words = (*fitted.flags[:2], *FEW, *more)
+    finished = spawn("fit", "--mode", "compare", *words, cwd=folder)
     (folder / "stdout").write_text(finished.stdout)
     (folder / "stderr").write_text(finished.stderr)
     return folder
@@ -63,60 +50,50 @@ def test_every_student_of_every_seed_has_the_same_labels(compared: Path) -> None
     assert steps == [3, 3], "48 images in batches of 16, whatever joins them"
 
 
-def test_a_student_of_the_comparison_is_repeated_alone(compared: Path, call_kdtrain: CallKdtrain) -> None:
+def test_a_student_of_the_comparison_is_repeated_alone(compared: Path, call: Call) -> None:
     """The config.toml of a part gives the same weights in another log directory."""
     part = compared / "logs/compare/version_0/seed_1/student_kd"
-    finished = call_kdtrain("fit", "--config", part / "config.toml", "--logdir", "again", cwd=compared)
-    assert finished.returncode == 0, finished.stderr
+    call("fit", "--config", part / "config.toml", "--logdir", "again", cwd=compared)
     again = compared / "again/student_kd/version_0"
     best = Path("checkpoints/best.safetensors")
     assert metrics(again)[-1]["loss/total"] == metrics(part)[-1]["loss/total"]
     assert (again / best).read_bytes()[-400_000:] == (part / best).read_bytes()[-400_000:]
 
 
-def test_a_fit_of_each_mode_and_what_follows(
-    compared: Path, call_kdtrain: CallKdtrain, fitted: Fitted
-) -> None:
+def test_a_fit_of_each_mode_and_what_follows(compared: Path, call: Call, fitted: Fitted) -> None:
     for mode in ("teacher", "student", "student_kd"):
         words = (*fitted.flags[:2], *FEW, "--mode", mode, "--logdir", "single", "--json")
-        finished = call_kdtrain("fit", *words, cwd=compared)
-        assert finished.returncode == 0, finished.stderr
+        finished = call("fit", *words, cwd=compared)
         assert "60 of " in finished.stderr
         document = json.loads(finished.stdout)
         assert (document["labels"], document["models"][0]["model"]) == ("60", mode)
-    printed = call_kdtrain("fit", "--resume", "single/teacher/version_0", cwd=compared)
+    printed = call("fit", "--resume", "single/teacher/version_0", cwd=compared)
     assert "--labels 60" in printed.stdout.splitlines()[-1], "the next command has the same labels"
-    listed = call_kdtrain("runs", "--logdir", "single", cwd=compared)
+    listed = call("runs", "--logdir", "single", cwd=compared)
     assert "60 labels" in listed.stdout
-    card = call_kdtrain("card", "single/models/student_kd.safetensors", cwd=compared)
+    card = call("card", "single/models/student_kd.safetensors", cwd=compared)
     assert "labels" in card.stdout
-    resumed = call_kdtrain("fit", "--resume", "single/student_kd/version_0", "--labels", "50", cwd=compared)
+    resumed = call.any_code("fit", "--resume", "single/student_kd/version_0", "--labels", "50", cwd=compared)
     assert_explained(resumed, 2, "--labels 50: the run in", "was begun with 60")
 
 
-def test_the_card_says_how_many_images_have_labels(compared: Path, call_kdtrain: CallKdtrain) -> None:
-    card = call_kdtrain(
-        "card", "logs/compare/version_0/seed_0/student_kd/checkpoints/best.safetensors", cwd=compared
-    )
-    assert card.returncode == 0, card.stderr
+def test_the_card_says_how_many_images_have_labels(compared: Path, call: Call) -> None:
+    card = call("card", "logs/compare/version_0/seed_0/student_kd/checkpoints/best.safetensors", cwd=compared)
     assert "training images have labels" in " ".join(card.stdout.split())
 
 
-def test_a_teacher_of_all_labels_is_not_taken_in_silence(
-    compared: Path, call_kdtrain: CallKdtrain, fitted: Fitted
-) -> None:
+def test_a_teacher_of_all_labels_is_not_taken_in_silence(compared: Path, call: Call, fitted: Fitted) -> None:
     """A kept teacher of other labels is no teacher for these; one that is named is taken, and described."""
     words = (*fitted.flags[:2], *FEW, "--mode", "student_kd", "--logdir", "other")
     model_dir = ("--model-save-dir", fitted.model("teacher").parent)
-    finished = call_kdtrain("fit", *words, *model_dir, "--no-keep", cwd=compared)
+    finished = call("fit", *words, *model_dir, "--no-keep", cwd=compared)
     assert "There is no teacher for" in finished.stderr
-    finished = call_kdtrain("fit", *words, "--teacher-checkpoint", fitted.model("teacher"), cwd=compared)
+    finished = call("fit", *words, "--teacher-checkpoint", fitted.model("teacher"), cwd=compared)
     assert "(other images)" in finished.stderr
 
 
-def test_check_tries_all_networks(call_kdtrain: CallKdtrain, fitted: Fitted, tmp_path: Path) -> None:
-    finished = call_kdtrain("fit", "--check", "--mode", "compare", *fitted.flags[:2], *FEW, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+def test_check_tries_all_networks(call: Call, fitted: Fitted, tmp_path: Path) -> None:
+    finished = call("fit", "--check", "--mode", "compare", *fitted.flags[:2], *FEW)
     assert "student_kd" in finished.stdout
     assert not list(tmp_path.iterdir())
 
@@ -135,9 +112,7 @@ def test_check_tries_all_networks(call_kdtrain: CallKdtrain, fitted: Fitted, tmp
     ],
 )
 def test_flags_that_do_not_fit_are_explained(
-    flags: tuple[str, ...], texts: tuple[str, ...], call_kdtrain: CallKdtrain, fitted: Fitted, tmp_path: Path
+    flags: tuple[str, ...], texts: tuple[str, ...], call: Call, fitted: Fitted
 ) -> None:
-    finished = call_kdtrain(
-        "fit", "--mode", "compare", *fitted.flags[:2], "--recipe", "none", *flags, cwd=tmp_path
-    )
+    finished = call.any_code("fit", "--mode", "compare", *fitted.flags[:2], "--recipe", "none", *flags)
     assert_explained(finished, 2, *texts)

@@ -17,7 +17,7 @@ from kdtrain.cli.output import Stdout, after_comparison, after_fit
 from kdtrain.cli.parser import COMMANDS, command_parser, parse, top_parser
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.locations import command_name
-from tests.cli.conftest import CallKdtrain
+from tests.cli.conftest import Call
 from tests.tools import ROOT
 
 RUN = Path("logs/student_kd/version_0/checkpoints/best.safetensors")
@@ -129,12 +129,12 @@ PRINTED = {
 
 @pytest.mark.parametrize("words", PRINTED)
 def test_every_printed_command_begins_as_the_user_began(
-    words: str, call_kdtrain: CallKdtrain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    words: str, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KDTRAIN_COMMAND", "scripts/kdtrain")
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "logs").mkdir()
-    finished = call_kdtrain(*words.split(), cwd=tmp_path)
+    finished = call.any_code(*words.split())
     assert PRINTED[words] in finished.stdout + finished.stderr
     assert not BARE.search(finished.stdout + finished.stderr)
 

@@ -13,7 +13,7 @@ from kdtrain.experiment.loaders import prepare
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
 from kdtrain.store.checkpoint import load_tensors
-from tests.cli.conftest import CallKdtrain, Fitted, assert_explained
+from tests.cli.conftest import Call, Fitted, assert_explained
 
 
 def test_students_do_without_the_class_but_everything_else_stays(mnist: Dataset) -> None:
@@ -30,23 +30,17 @@ def test_students_do_without_the_class_but_everything_else_stays(mnist: Dataset)
     assert prepare(mnist, few, "student", 0, "cpu").train.num_images == 100
 
 
-def test_a_teacher_that_is_trained_on_the_way_sees_every_class(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_teacher_trained_on_the_way_sees_every_class(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     words = ("--omit-class", "3", "--teacher-arch", "hinton_800", "--teacher-epochs", "1")
-    finished = call_kdtrain("fit", "--mode", "student_kd", *fitted.flags, *words, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("fit", "--mode", "student_kd", *fitted.flags, *words)
     run = tmp_path / "logs/student_kd/version_0"
     configs = [run / "teacher/config.toml", run / "config.toml"]
     assert ["omit_class = []" in file.read_text() for file in configs] == [True, False]
 
 
-def test_soft_labels_are_those_of_the_images_that_are_left(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_soft_labels_are_those_of_images_that_are_left(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     words = ("--teacher-checkpoint", fitted.model("teacher"), "--omit-class", "3", "--epochs", "1")
-    finished = call_kdtrain("fit", "--mode", "student_kd", *fitted.flags, *words, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("fit", "--mode", "student_kd", *fitted.flags, *words)
     omitted = tmp_path / "logs/student_kd/version_0"
     [table] = (omitted.parent.parent / "cache/teacher_logits").glob("*.safetensors")
     tensors, _ = load_tensors(table)
@@ -67,8 +61,8 @@ def test_soft_labels_are_those_of_the_images_that_are_left(
     ],
 )
 def test_classes_that_cannot_be_omitted_are_named(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain, flags: tuple[str, ...], reason: str
+    fitted: Fitted, tmp_path: Path, call: Call, flags: tuple[str, ...], reason: str
 ) -> None:
     words = ("fit", "--mode", "student", *fitted.flags, *flags)
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, reason)
+    assert_explained(call.any_code(*words), 2, reason)
     assert not (tmp_path / "logs/student").exists()

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import tomli
 
-from tests.cli.conftest import CallKdtrain, Fitted
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, Fitted
 from tests.runs import assert_same_files
 from tests.tools import read_result
 
@@ -67,12 +66,11 @@ def without_teacher(config: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Path:
     """The folder of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "ender.py").write_text(ENDER)
-    finished = run_kdtrain(*words(tiles), cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    spawn(*words(tiles), cwd=folder)
     return folder
 
 
@@ -93,17 +91,16 @@ def test_teacher_is_a_part_of_the_run(whole: Path) -> None:
     ],
 )
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
-    at: str, whole: Path, fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    at: str, whole: Path, fitted: Fitted, tiles: Path, tmp_path: Path, call: Call
 ) -> None:
     end_at(tmp_path, at)
-    killed = call_kdtrain(*words(tiles), cwd=tmp_path)
+    killed = call.any_code(*words(tiles))
     assert killed.returncode == 1
     assert "SIGKILL" in killed.stderr
     kept, strangers = tmp_path / "logs/models/teacher.safetensors", fitted.model("teacher")
     if at == "teacher":  # another one appears, of another seed
         shutil.copy(strangers, kept)
-    resumed = call_kdtrain("fit", "--mode", "student_kd", "--resume", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    call("fit", "--mode", "student_kd", "--resume")
     if at == "teacher":
         assert kept.read_bytes() == strangers.read_bytes(), "measured on other images, it is not replaced"
         shutil.copy(whole / "logs/models/teacher.safetensors", kept)
@@ -111,56 +108,53 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
 
 
 def test_killed_between_teacher_and_student_it_does_not_train_another_teacher(
-    whole: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    whole: Path, tmp_path: Path, call: Call
 ) -> None:
     shutil.copytree(whole / RUN / "teacher", tmp_path / RUN / "teacher")  # no model is kept yet
     (tmp_path / "ender.py").write_text(ENDER)
     config = without_teacher(whole / RUN / "config.toml").replace(str(whole), str(tmp_path))
     (tmp_path / RUN / "config.toml").write_text(config)
-    resumed = call_kdtrain("fit", "--resume", RUN, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    call("fit", "--resume", RUN)
     assert_same_files(tmp_path / "logs", whole / "logs")
 
 
 def test_interrupted_while_the_teacher_is_trained_it_says_what_goes_on_with_both(
-    whole: Path, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    whole: Path, tiles: Path, tmp_path: Path, call: Call
 ) -> None:
     end_at(tmp_path, "teacher", "Ctrl-C")
-    interrupted = call_kdtrain(*words(tiles), cwd=tmp_path)
+    interrupted = call.any_code(*words(tiles))
     assert interrupted.returncode == 130
     hint = interrupted.stderr.splitlines()[-1].partition("Go on with: kdtrain ")[2]
     assert hint == f"fit --resume {tmp_path / RUN}"
-    assert call_kdtrain(*hint.split(), cwd=tmp_path).returncode == 0
+    call(*hint.split())
     assert_same_files(tmp_path / "logs", whole / "logs")
 
 
 def test_a_teacher_that_was_there_is_kept_from_the_first_moment_on(
-    fitted: Fitted, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    fitted: Fitted, tiles: Path, tmp_path: Path, call: Call
 ) -> None:
     models = tmp_path / "logs/models"
     models.mkdir(parents=True)
     shutil.copy(fitted.model("teacher"), models / "teacher.safetensors")
     end_at(tmp_path, "version_0")
-    assert call_kdtrain(*words(tiles), cwd=tmp_path).returncode == 1
+    assert call.any_code(*words(tiles)).returncode == 1
     config = tomli.loads((tmp_path / RUN / "config.toml").read_text())
     assert config["teacher_checkpoint"] == str(models / "teacher.safetensors")
     (models / "teacher.safetensors").unlink()
-    resumed = call_kdtrain("fit", "--resume", RUN, cwd=tmp_path)
+    resumed = call.any_code("fit", "--resume", RUN)
     assert resumed.returncode == 1, "it does not train another one instead"
     assert "logs/models/teacher.safetensors" in resumed.stderr.splitlines()[-1]
 
 
-def test_teacher_that_has_changed_meanwhile_is_refused(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_teacher_that_has_changed_meanwhile_is_refused(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     teacher = tmp_path / "teacher.safetensors"
     teacher.write_bytes(fitted.model("teacher").read_bytes())
     words = ("--mode", "student_kd", *fitted.flags, "--teacher-checkpoint", teacher)
-    assert call_kdtrain("fit", *words, cwd=tmp_path).returncode == 0
+    call("fit", *words)
     more = ("--seed", "5", "--epochs", "1", "--logdir", "other")
-    assert call_kdtrain("fit", "--mode", "teacher", *fitted.flags, *more, cwd=tmp_path).returncode == 0
+    call("fit", "--mode", "teacher", *fitted.flags, *more)
     teacher.write_bytes((tmp_path / "other/models/teacher.safetensors").read_bytes())
-    finished = call_kdtrain("fit", "--resume", "logs/student_kd/version_0", cwd=tmp_path)
+    finished = call.any_code("fit", "--resume", "logs/student_kd/version_0")
     assert finished.returncode == 1
     assert "teacher" in finished.stderr.splitlines()[-1]
     assert read_result(tmp_path / "logs/student_kd/version_0")["status"] == "completed"
@@ -184,12 +178,11 @@ def make(image_shape, classes):
 
 
 def test_a_changed_forward_of_the_teacher_teaches_its_new_outputs_and_a_resumed_run_refuses_it(
-    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
+    tmp_path: Path, tiles: Path, call: Call
 ) -> None:
     def fit(logs: str, *flags: str) -> str:
         words = ("fit", "--data-dir", tiles, *FLAGS, "--logdir", logs, *flags)
-        finished = call_kdtrain(*words, cwd=tmp_path)
-        assert finished.returncode == 0, finished.stderr
+        finished = call(*words)
         return finished.stderr
 
     own = ("--teacher-arch", "net.py:make")
@@ -205,6 +198,6 @@ def test_a_changed_forward_of_the_teacher_teaches_its_new_outputs_and_a_resumed_
     weights = "student_kd/version_{}/checkpoints/best.safetensors"
     kept, fresh = (tmp_path / "kept" / weights.format(1)), (tmp_path / "fresh" / weights.format(0))
     assert kept.read_bytes() == fresh.read_bytes()
-    refused = call_kdtrain("fit", "--resume", "kept/student_kd/version_0", cwd=tmp_path)
+    refused = call.any_code("fit", "--resume", "kept/student_kd/version_0")
     assert refused.returncode == 1
     assert "its outputs are different" in refused.stderr

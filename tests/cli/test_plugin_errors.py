@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import CallKdtrain, assert_explained
+from tests.cli.conftest import Call, assert_explained
 from tests.tools import read_result
 
 CODE = """
@@ -109,13 +109,11 @@ CASES: dict[str, tuple[str, int | None, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_message_names_code_and_line(
-    case: str, tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_the_message_names_code_and_line(case: str, tiles: Path, call: Call, tmp_path: Path) -> None:
     flags, line, words = CASES[case]
     (tmp_path / "mine.py").write_text(CODE)
     quick = ("--recipe=none", "--data-dir", tiles, "--batch-size=64", "--limit-train=128", "--epochs=1")
-    finished = call_kdtrain("fit", "--mode", "student", *quick, *flags.split(), cwd=tmp_path)
+    finished = call.any_code("fit", "--mode", "student", *quick, *flags.split())
     if line is not None:
         words += (f"line {line}",)
     assert_explained(finished, 2 if case == "network" else 1, *words)
@@ -126,14 +124,14 @@ def test_the_message_names_code_and_line(
         assert all(word in reason for word in words)
 
 
-def test_a_data_function_is_named_with_its_line(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_a_data_function_is_named_with_its_line(call: Call, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CODE)
-    finished = call_kdtrain("fit", "--mode", "student", "--dataset", "mine.py:data", cwd=tmp_path)
+    finished = call.any_code("fit", "--mode", "student", "--dataset", "mine.py:data")
     assert_explained(finished, 1, "mine.py:data", f"line {line_of('[0]')}", "IndexError")
 
 
 def test_the_file_is_named_where_another_one_is_to_blame(
-    tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiles: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "helper_of_mine.py").write_text("\n\ndef count(output):\n    return 1 / 0\n")
     (tmp_path / "mine.py").write_text(
@@ -143,11 +141,8 @@ def test_the_file_is_named_where_another_one_is_to_blame(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     words = (
-        "--mode=student",
-        "--recipe=none",
-        f"--data-dir={tiles}",
-        "--limit-train=64",
+        *("--mode=student", "--recipe=none", f"--data-dir={tiles}", "--limit-train=64"),
         "--plugin=mine.py:Own",
     )
-    finished = call_kdtrain("fit", *words, "--epochs", "1", cwd=tmp_path)
+    finished = call.any_code("fit", *words, "--epochs", "1")
     assert_explained(finished, 1, "'own'", "helper_of_mine.py", "line 4", "ZeroDivisionError")

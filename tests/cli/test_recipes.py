@@ -9,13 +9,13 @@ import pytest
 import tomli
 
 from kdtrain.experiment.settings.recipe import read_recipe, recipe_names
-from tests.cli.conftest import CallKdtrain, assert_explained, run_python
+from tests.cli.conftest import Call, assert_explained, run_python
 from tests.tools import ROOT
 
 
-def test_the_list_has_every_recipe(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
-    finished = call_kdtrain("recipes", cwd=tmp_path)
-    assert (finished.returncode, finished.stderr) == (0, "")
+def test_the_list_has_every_recipe(call: Call) -> None:
+    finished = call("recipes")
+    assert finished.stderr == ""
     lines = finished.stdout.splitlines()
     assert [
         line.split()[0] for line in lines[2 : lines.index("", -4)] if line[:1].isalpha()
@@ -25,35 +25,32 @@ def test_the_list_has_every_recipe(call_kdtrain: CallKdtrain, tmp_path: Path) ->
         assert text.split()[0] in finished.stdout
 
 
-def test_json_has_the_settings_too(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
-    entries = json.loads(call_kdtrain("recipes", "--json", cwd=tmp_path).stdout)
+def test_json_has_the_settings_too(call: Call) -> None:
+    entries = json.loads(call("recipes", "--json").stdout)
     assert [entry["name"] for entry in entries] == recipe_names()
     for entry in entries:
         assert entry["settings"] == read_recipe(entry["name"]).settings
         assert entry["measured"]
-    (sample,) = json.loads(call_kdtrain("recipes", "sample", "--json", cwd=tmp_path).stdout)
+    (sample,) = json.loads(call("recipes", "sample", "--json").stdout)
     assert sample in entries
 
 
 @pytest.mark.parametrize("name", ["pictures", "patient"])
-def test_a_printed_recipe_is_the_recipe_for_any_data(
-    name: str, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
-    printed = call_kdtrain("recipes", name, cwd=tmp_path)
-    assert (printed.returncode, printed.stderr) == (0, "")
+def test_a_printed_recipe_is_the_recipe_for_any_data(name: str, call: Call, tmp_path: Path) -> None:
+    printed = call("recipes", name)
+    assert printed.stderr == ""
     (tmp_path / "mine.toml").write_text(printed.stdout)
-    by_file = call_kdtrain("config", "--config", "mine.toml", cwd=tmp_path)
-    by_name = call_kdtrain("config", "--recipe", name, cwd=tmp_path)
-    assert (by_file.returncode, by_file.stdout) == (0, by_name.stdout)
+    by_file = call("config", "--config", "mine.toml")
+    by_name = call("config", "--recipe", name)
+    assert by_file.stdout == by_name.stdout
     assert tomli.loads(by_name.stdout)["recipe"] == name
 
 
-def test_an_unknown_recipe_is_explained(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
-    finished = call_kdtrain("recipes", "picture", cwd=tmp_path)
-    assert_explained(finished, 2, "no recipe 'picture' (did you mean 'pictures'?)")
+def test_an_unknown_recipe_is_explained(call: Call) -> None:
+    assert_explained(call.any_code("recipes", "picture"), 2, "no recipe 'picture' (did you mean 'pictures'?)")
 
 
-def test_a_fit_names_its_recipe_and_files_it(tiles: Path, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_a_fit_names_its_recipe_and_files_it(tiles: Path, call: Call, tmp_path: Path) -> None:
     few = ("--limit-train", "64", "--val-size", "100", "--epochs", "1", "--student-arch", "student_mlp")
     for number, (flags, said) in enumerate(
         (
@@ -63,15 +60,13 @@ def test_a_fit_names_its_recipe_and_files_it(tiles: Path, call_kdtrain: CallKdtr
         )
     ):
         words = ("--mode", "student", "--data-dir", tiles, "--augment", "none", *few, *flags)
-        finished = call_kdtrain("fit", *words, cwd=tmp_path)
-        assert finished.returncode == 0, finished.stderr
+        finished = call("fit", *words)
         lines = [line for line in finished.stderr.splitlines() if line.startswith("Recipe")]
         assert [line[: len(said)] for line in lines] == ([said] if said else [])
         config = tomli.loads((tmp_path / f"logs/student/version_{number}/config.toml").read_text())
         assert config["recipe"] == ("pictures", "hinton2015", "none")[number]
         assert (config["epochs"], config["teacher_epochs"]) == (1, 1)
-        resumed = call_kdtrain("fit", "--resume", f"logs/student/version_{number}", cwd=tmp_path)
-        assert resumed.returncode == 0, resumed.stderr
+        call("fit", "--resume", f"logs/student/version_{number}")
 
 
 def test_the_samples_script_is_its_recipe() -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.conftest import MODES, CallKdtrain, Fitted, assert_explained, signal_when_ready
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import MODES, Call, Fitted, assert_explained, signal_when_ready
 from tests.runs import assert_same_run, count_points, metrics
 from tests.tools import files_in, read_result
 
@@ -60,7 +59,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_like_one_that_was_not(
-    case: str, tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain
+    case: str, tmp_path: Path, fitted: Fitted, call: Call
 ) -> None:
     """Each fit trains in children of this process; tests/faults resumes in new processes."""
     mode, at, more = CASES[case]
@@ -68,7 +67,7 @@ def test_a_killed_run_ends_like_one_that_was_not(
     teacher = ("--teacher-checkpoint", fitted.model("teacher")) if mode == "student_kd" else ()
     plugin = ("--plugin", f"killer.py:Killer,at={at}")
     flags = ("--mode", mode, *fitted.flags, *FEW, *more.split(), *teacher, *plugin)
-    killed = call_kdtrain("fit", *flags, cwd=tmp_path)
+    killed = call.any_code("fit", *flags)
     assert killed.returncode == 1
     assert "SIGKILL" in killed.stderr
     run = tmp_path / f"logs/{mode}/version_0"
@@ -76,10 +75,8 @@ def test_a_killed_run_ends_like_one_that_was_not(
     # Two processes share a teacher; the one that is not killed may write its status.
     assert status == "running" or (mode == "teacher" and status in ("interrupted", "failed"))
 
-    resumed = call_kdtrain("fit", "--resume", run.relative_to(tmp_path), cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    undisturbed = call_kdtrain("fit", *flags, cwd=tmp_path)  # the killer kills only once
-    assert undisturbed.returncode == 0
+    call("fit", "--resume", run.relative_to(tmp_path))
+    call("fit", *flags)
     assert_same_run(run, tmp_path / f"logs/{mode}/version_1")
     assert set(count_points(run).values()) == {1}
     assert not [name for name in files_in(tmp_path) if name.endswith(".tmp")]
@@ -101,7 +98,7 @@ class Waiter(Callback):
 
 
 def test_a_comparison_trains_what_is_not_trained_yet(
-    tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain, run_kdtrain: RunKdtrain
+    tmp_path: Path, fitted: Fitted, call: Call, spawn: Call
 ) -> None:
     (tmp_path / "waiter.py").write_text(WAITER)
     flags = ("--mode", "compare", *fitted.flags, *FEW, "--seeds", "2", "--plugin", "waiter.py:Waiter")
@@ -112,9 +109,8 @@ def test_a_comparison_trains_what_is_not_trained_yet(
     assert command == ["fit", "--resume", str(compared)]
     assert (compared / "seed_0/student_kd/checkpoints/last.safetensors").exists()
 
-    resumed = run_kdtrain(*command, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert call_kdtrain("fit", *flags, cwd=tmp_path).returncode == 0
+    spawn(*command, cwd=tmp_path)
+    call("fit", *flags)
     whole = compared.with_name("version_1")
     for seed in (0, 1):
         for mode in MODES[seed:]:  # the first seed's teacher teaches all
@@ -124,42 +120,32 @@ def test_a_comparison_trains_what_is_not_trained_yet(
         assert {**row, "seconds": 0} == {**expected, "seconds": 0}
 
 
-def test_without_a_directory_the_latest_run_of_the_mode_goes_on(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_without_a_directory_latest_run_of_mode_goes_on(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     for name in ("version_0", "version_9", "version_10"):
         shutil.copytree(fitted.run("student"), tmp_path / "logs/student" / name)
     before = files_in(tmp_path / "logs/student/version_9")
-    finished = call_kdtrain("fit", "--mode", "student", "--resume", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", "--mode", "student", "--resume")
     assert "logs/student/version_10/checkpoints/best.safetensors" in finished.stdout
     assert files_in(tmp_path / "logs/student/version_9") == before
 
 
-def test_a_finished_run_is_only_tested_again(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_finished_run_is_only_tested_again(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     run = Path("logs/student/version_0")
     shutil.copytree(fitted.run("student"), tmp_path / run)
     before = metrics(tmp_path / run)
-    finished = call_kdtrain("fit", "--resume", run, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", "--resume", run)
     assert metrics(tmp_path / run) == before
     assert "test accuracy" in finished.stdout
 
 
-def test_more_epochs_where_the_schedule_is_constant(
-    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_more_epochs_where_the_schedule_is_constant(tmp_path: Path, tiles: Path, call: Call) -> None:
     flags = ("--mode=student", "--recipe=none", "--data-dir", tiles, "--val-size=300", "--schedule=constant")
-    assert call_kdtrain("fit", *flags, "--epochs", "2", cwd=tmp_path).returncode == 0
+    call("fit", *flags, "--epochs", "2")
     run = Path("logs/student/version_0")
-    finished = call_kdtrain("fit", "--resume", run, "--epochs", "4", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert call_kdtrain("fit", *flags, "--epochs", "4", cwd=tmp_path).returncode == 0
+    call("fit", "--resume", run, "--epochs", "4")
+    call("fit", *flags, "--epochs", "4")
     assert_same_run(tmp_path / run, tmp_path / "logs/student/version_1")
-    fewer = call_kdtrain("fit", "--resume", run, "--epochs", "3", cwd=tmp_path)
-    assert_explained(fewer, 2, "--epochs 3", "4")
+    assert_explained(call.any_code("fit", "--resume", run, "--epochs", "3"), 2, "--epochs 3", "4")
 
 
 @pytest.mark.parametrize(
@@ -173,15 +159,15 @@ def test_more_epochs_where_the_schedule_is_constant(
     ],
 )
 def test_what_must_not_change_is_refused_with_the_difference(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain, flags: str, words: tuple[str, ...]
+    fitted: Fitted, tmp_path: Path, call: Call, flags: str, words: tuple[str, ...]
 ) -> None:
     shutil.copytree(fitted.run("student"), tmp_path / "run")
     before = files_in(tmp_path)
-    assert_explained(call_kdtrain("fit", "--resume", "run", *flags.split(), cwd=tmp_path), 2, *words)
+    assert_explained(call.any_code("fit", "--resume", "run", *flags.split()), 2, *words)
     assert files_in(tmp_path) == before
 
 
-def test_other_training_images_are_refused(fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
+def test_other_training_images_are_refused(fitted: Fitted, tmp_path: Path, call: Call) -> None:
     run, data = tmp_path / "run", tmp_path / "images"
     shutil.copytree(fitted.run("student"), run)
     shutil.copytree(fitted.flags[1], data)
@@ -191,16 +177,14 @@ def test_other_training_images_are_refused(fitted: Fitted, tmp_path: Path, call_
     content = bytearray(gzip.decompress(images.read_bytes()))
     content[16:5000] = np.random.default_rng(0).bytes(5000 - 16)
     images.write_bytes(gzip.compress(bytes(content)))
-    assert_explained(call_kdtrain("fit", "--resume", run, cwd=tmp_path), 1, "training images", str(run))
+    assert_explained(call.any_code("fit", "--resume", run), 1, "training images", str(run))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"\xff" * 200])
-def test_a_damaged_state_is_refused(
-    fitted: Fitted, tmp_path: Path, call_kdtrain: CallKdtrain, content: bytes | None
-) -> None:
+def test_damaged_state_is_refused(fitted: Fitted, tmp_path: Path, call: Call, content: bytes | None) -> None:
     shutil.copytree(fitted.run("student"), tmp_path / "run")
     last = tmp_path / "run/checkpoints/last.safetensors"
     if content is None:  # a model, but no state
         content = (tmp_path / "run/checkpoints/best.safetensors").read_bytes()
     last.write_bytes(content)
-    assert_explained(call_kdtrain("fit", "--resume", "run", cwd=tmp_path), 1, "last.safetensors")
+    assert_explained(call.any_code("fit", "--resume", "run"), 1, "last.safetensors")

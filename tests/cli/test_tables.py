@@ -206,9 +206,5 @@ def test_what_does_not_fit_is_left_out_by_turns_and_named() -> None:
     assert narrow.splitlines()[-1] == "Not shown in 28 columns: p."
     lines = printed(table, width=15)
     assert [line.split() for line in lines.splitlines()] == [
-        ["student_kd"],
-        ["accuracy:"],
-        ["98.50"],
-        ["errors:", "150"],
-        ["p:", "0.01"],
+        *(["student_kd"], ["accuracy:"], ["98.50"], ["errors:", "150"], ["p:", "0.01"]),
     ]

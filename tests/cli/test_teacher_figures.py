@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kdtrain.data.dataset import Dataset
-from tests.cli.conftest import CallKdtrain
+from tests.cli.conftest import Call
 from tests.tools import write_digits
 
 LINEAR = """
@@ -21,7 +21,7 @@ def make(image_shape, num_classes):
 
 
 def test_a_comparison_states_the_teachers_figures_and_a_test_set_of_another_kind(
-    tmp_path: Path, mnist: Dataset, call_kdtrain: CallKdtrain
+    tmp_path: Path, mnist: Dataset, call: Call
 ) -> None:
     digits = write_digits(tmp_path / "digits", mnist, 6000)
     test_images = digits / "t10k-images-idx3-ubyte"
@@ -32,8 +32,7 @@ def test_a_comparison_states_the_teachers_figures_and_a_test_set_of_another_kind
     sizes = ("--epochs", "2", "--teacher-epochs", "2", "--batch-size", "500")
     networks = ("--teacher-arch", "mine.py:make", "--student-arch", "mine.py:make")
     words = ("fit", "--mode", "compare", "--data-dir", digits, *sizes, *networks)
-    finished = call_kdtrain(*words, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = call(*words)
     stated = [line for line in finished.stderr.splitlines() if re.match("Teacher: |It is ", line)]
     assert re.fullmatch(r"Teacher: \d\d\.\d\d % of 1,000 held-out images, calibration error .*", stated[0])
     assert len(stated) == 1
@@ -48,8 +47,5 @@ def test_a_comparison_states_the_teachers_figures_and_a_test_set_of_another_kind
     page = (directory / "report.html").read_text()
     assert "points apart" in page
 
-    single = call_kdtrain(
-        "fit", "--mode", "student", "--data-dir", digits, *sizes[:2], *networks, cwd=tmp_path
-    )
-    assert single.returncode == 0, single.stderr
+    single = call("fit", "--mode", "student", "--data-dir", digits, *sizes[:2], *networks)
     assert "Held-out and test accuracy of the student are" in single.stdout

@@ -11,9 +11,8 @@ import pytest
 import tomli
 
 from kdtrain.data.datasets import load_dataset
-from tests.cli.conftest import CallKdtrain, Finished, Fitted
+from tests.cli.conftest import Call, Finished, Fitted
 from tests.cli.test_resume import KILLER
-from tests.conftest import RunKdtrain
 from tests.runs import assert_same_run, metrics
 from tests.tools import read_scalars
 
@@ -59,20 +58,16 @@ class Compared:
 
 @pytest.fixture(scope="module")
 def compared(
-    tmp_path_factory: pytest.TempPathFactory, fitted: Fitted, unlabelled: Path, run_kdtrain: RunKdtrain
+    tmp_path_factory: pytest.TempPathFactory, fitted: Fitted, unlabelled: Path, spawn: Call
 ) -> Compared:
     folder = tmp_path_factory.mktemp("compared")
     (folder / "noter.py").write_text(NOTER)
     flags = (
-        "--with-hard-labels",
-        "--teacher-checkpoint",
-        fitted.model("teacher"),
-        "--plugin",
+        *("--with-hard-labels", "--teacher-checkpoint", fitted.model("teacher"), "--plugin"),
         "noter.py:Noter",
     )
     words = (*fitted.flags, *FEW, *flags, "--transfer-data", unlabelled)
-    finished = run_kdtrain("fit", "--mode", "compare", *words, cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    finished = spawn("fit", "--mode", "compare", *words, cwd=folder)
     return Compared(folder / "logs/compare/version_0", finished)
 
 
@@ -99,9 +94,7 @@ def tomli_path(compared: Compared) -> Path:
 def test_the_report_says_who_saw_how_many(compared: Compared, unlabelled: Path) -> None:
     conditions = json.loads((compared.directory / "compare.json").read_text())["conditions"]
     assert conditions["transfer"] == {
-        "source": str(unlabelled),
-        "images": IMAGES,
-        "share": 0.5,
+        **{"source": str(unlabelled), "images": IMAGES, "share": 0.5},
         "models": ["student_kd", "student_hard"],
     }
     sentence = (
@@ -133,7 +126,7 @@ def test_losses_are_means_over_the_images_that_they_are_for(compared: Compared) 
 
 
 def test_a_killed_run_ends_like_one_that_was_not(
-    tmp_path: Path, fitted: Fitted, unlabelled: Path, call_kdtrain: CallKdtrain
+    tmp_path: Path, fitted: Fitted, unlabelled: Path, call: Call
 ) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
     flags = (
@@ -146,16 +139,15 @@ def test_a_killed_run_ends_like_one_that_was_not(
     )
     more = ("--transfer-data", unlabelled, "--transfer-share", "0.3", "--plugin", "killer.py:Killer")
     words = (*flags, *more, "--teacher-checkpoint", fitted.model("teacher"))
-    assert "SIGKILL" in call_kdtrain("fit", *words, cwd=tmp_path).stderr
+    assert "SIGKILL" in call.any_code("fit", *words).stderr
     run = tmp_path / "logs/student_kd/version_0"
-    resumed = call_kdtrain("fit", "--resume", run, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert call_kdtrain("fit", *words, cwd=tmp_path).returncode == 0
+    call("fit", "--resume", run)
+    call("fit", *words)
     assert_same_run(run, run.with_name("version_1"))
 
 
 def test_two_processes_train_as_one_with_the_same_batches(
-    tmp_path: Path, fitted: Fitted, unlabelled: Path, run_kdtrain: RunKdtrain
+    tmp_path: Path, fitted: Fitted, unlabelled: Path, spawn: Call
 ) -> None:
     """Both parts of a batch are shared, and the mean over labels is over those of both processes."""
     more = ("--transfer-data", unlabelled, "--transfer-share", "0.3", "--optimizer=sgd", "--lr=0.05")
@@ -163,8 +155,7 @@ def test_two_processes_train_as_one_with_the_same_batches(
     words = ("--mode", "student_kd", *data, *FEW, *more, "--recipe=none", "--alpha", "0.5")
     teacher = ("--teacher-checkpoint", fitted.model("teacher"))
     for size, processes in (("--batch-size=50", ()), ("--batch-size=25", ("--nproc-per-node", "2"))):
-        finished = run_kdtrain("fit", *words, *teacher, size, *processes, cwd=tmp_path)
-        assert finished.returncode == 0, finished.stderr
+        spawn("fit", *words, *teacher, size, *processes, cwd=tmp_path)
     alone, together = (metrics(tmp_path / f"logs/student_kd/version_{number}") for number in (0, 1))
     for row, expected in zip(together, alone, strict=True):
         for name in ("loss/task", "loss/kd", "loss/total", "val/cross_entropy"):
@@ -172,10 +163,10 @@ def test_two_processes_train_as_one_with_the_same_batches(
 
 
 def test_methods_that_need_a_label_for_each_image_are_refused_before_training(
-    tmp_path: Path, fitted: Fitted, unlabelled: Path, call_kdtrain: CallKdtrain
+    tmp_path: Path, fitted: Fitted, unlabelled: Path, call: Call
 ) -> None:
     words = ("--mode", "student_kd", *fitted.flags, *FEW, "--transfer-data", unlabelled, "--plugin", "dkd")
-    finished = call_kdtrain("fit", *words, cwd=tmp_path)
+    finished = call.any_code("fit", *words)
     assert finished.returncode == 1
     last = finished.stderr.splitlines()[-1]
     assert "dkd" in last
@@ -184,32 +175,25 @@ def test_methods_that_need_a_label_for_each_image_are_refused_before_training(
 
 
 @pytest.mark.parametrize("method", ["label_smoothing", "dist", "hard_labels", "rkd", "similarity"])
-def test_other_methods_work(
-    method: str, tmp_path: Path, fitted: Fitted, unlabelled: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_other_methods_work(method: str, fitted: Fitted, unlabelled: Path, call: Call) -> None:
     layers = ",student_layer=fc2,teacher_layer=fc1" if method in ("rkd", "similarity") else ""
     words = ("--mode", "student_kd", *fitted.flags, *FEW, "--views=0", "--transfer-data", unlabelled)
     teacher = ("--teacher-checkpoint", fitted.model("teacher"), "--plugin", method + layers)
-    finished = call_kdtrain("fit", *words, *teacher, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("fit", *words, *teacher)
 
 
-def test_tuning_and_checks_take_them(
-    tmp_path: Path, fitted: Fitted, unlabelled: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_tuning_and_checks_take_them(fitted: Fitted, unlabelled: Path, call: Call) -> None:
     teacher = ("--teacher-checkpoint", fitted.model("teacher"), "--transfer-data", unlabelled)
     words = (*fitted.flags, *FEW, *teacher)
-    tuned = call_kdtrain("tune", *words, "--budget", "2", cwd=tmp_path)
-    assert tuned.returncode == 0, tuned.stderr
-    checked = call_kdtrain("fit", "--check", *words, cwd=tmp_path)
-    assert checked.returncode == 0, checked.stderr
+    call("tune", *words, "--budget", "2")
+    call("fit", "--check", *words)
 
 
-def test_a_missing_or_wrong_file_is_named(tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain) -> None:
+def test_a_missing_or_wrong_file_is_named(tmp_path: Path, fitted: Fitted, call: Call) -> None:
     for name, words in (("nowhere", "does not exist"), ("wide.npz", "1x5x9")):
         if name == "wide.npz":
             np.savez(tmp_path / name, images=np.zeros((3, 5, 9), np.uint8))
-        finished = call_kdtrain("fit", *fitted.flags, "--transfer-data", name, cwd=tmp_path)
+        finished = call.any_code("fit", *fitted.flags, "--transfer-data", name)
         assert finished.returncode == 1
         assert name in finished.stderr
         assert words in finished.stderr

@@ -20,8 +20,7 @@ from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.tune.halving import rung_sizes
 from kdtrain.runtime.processes import available_cores
-from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, assert_explained, untrained_teacher
 from tests.runs import count_points, metrics
 from tests.tools import files_in, start_kdtrain, wait_until
 
@@ -52,14 +51,13 @@ Search = Callable[..., Tuned]
 
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Search:
+def search(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Search:
     """Runs a search in a folder of its own."""
 
     def run(*words: str | Path) -> Tuned:
         folder = tmp_path_factory.mktemp("search")
         flags = ("--data-dir", tiles, *SMALL, *words)
-        finished = run_kdtrain("tune", *flags, cwd=folder)
-        assert finished.returncode == 0, finished.stderr
+        finished = spawn("tune", *flags, cwd=folder)
         return Tuned(flags, folder, finished.stdout, finished.stderr)
 
     return run
@@ -145,16 +143,13 @@ def test_what_is_printed_says_what_it_shows_and_what_comes_next(tuned: Tuned) ->
     assert tuned.stdout.splitlines()[-1] == command
 
 
-def test_the_test_set_is_not_read(
-    listed: Tuned, tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_the_test_set_is_not_read(listed: Tuned, tiles: Path, tmp_path: Path, call: Call) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiles, other)
     for kind in ("labels", "images"):
         [training], [test] = other.glob(f"train-{kind}*"), other.glob(f"t10k-{kind}*")
         shutil.copy(training, test)
-    finished = call_kdtrain("tune", *listed.flags, "--data-dir", other, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("tune", *listed.flags, "--data-dir", other)
     results = list((tmp_path / "logs").rglob("result.json"))
     assert len(results) == 1 + 4 + 2
     assert not any("test" in json.loads(path.read_text()) for path in results)
@@ -162,9 +157,7 @@ def test_the_test_set_is_not_read(
     assert without_times(content) == without_times(listed.content)
 
 
-def test_an_interrupted_search_ends_like_an_undisturbed_one(
-    tuned: Tuned, tmp_path: Path, run_kdtrain: RunKdtrain
-) -> None:
+def test_interrupted_search_ends_like_an_undisturbed_one(tuned: Tuned, tmp_path: Path, spawn: Call) -> None:
     trials = tmp_path / "logs/tune/version_0/trials"
     with start_kdtrain("tune", *tuned.flags, cwd=tmp_path) as process:
         wait_until(lambda: len(list(trials.glob("*/*/metrics.jsonl"))) > 3 or process.poll() is not None)
@@ -177,8 +170,7 @@ def test_an_interrupted_search_ends_like_an_undisturbed_one(
         for path in trials.glob("*/*/result.json")
         if json.loads(path.read_text())["status"] == "completed"
     ]
-    resumed = run_kdtrain("tune", "--resume", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = spawn("tune", "--resume", cwd=tmp_path)
     assert finished
     for run in finished:
         model, _, number = run.rpartition("_")
@@ -192,28 +184,26 @@ def test_an_interrupted_search_ends_like_an_undisturbed_one(
 
 
 def test_a_comparison_trains_each_student_with_its_own_settings(
-    tuned: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+    tuned: Tuned, tmp_path: Path, call: Call
 ) -> None:
     best = tuned.directory / "best.toml"
     words = ("fit", "--mode", "compare", "--config", best, "--logdir", "logs", "--epochs", "1")
-    finished = call_kdtrain(*words, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call(*words)
     folder = tmp_path / "logs/compare/version_0"
     assert not (folder / "seed_0/teacher").exists(), "the teacher is that of the search"
     for model, result in tuned.content["models"].items():
         config = tomli.loads((folder / f"seed_0/{model}/config.toml").read_text())
         assert {name: config[name] for name in result["settings"]} == result["settings"]
         assert "tuned" not in config
-    refused = call_kdtrain(*words, "--lr", "0.5", cwd=tmp_path)
+    refused = call.any_code(*words, "--lr", "0.5")
     assert_explained(refused, 2, "--lr is 0.5, but --tuned", "leave one of them out")
 
 
 def test_a_single_student_is_trained_with_its_own_settings_whatever_the_recipe(
-    tuned: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain, tiles: Path
+    tuned: Tuned, tmp_path: Path, call: Call, tiles: Path
 ) -> None:
     words = ("--mode", "student", "--tuned", tuned.directory / "tune.json", "--data-dir", tiles)
-    finished = call_kdtrain("fit", *words, *SMALL, "--epochs", "1", "--recipe", "mnist", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("fit", *words, *SMALL, "--epochs", "1", "--recipe", "mnist")
     config = tomli.loads((tmp_path / "logs/student/version_0/config.toml").read_text())
     assert config["lr"] == tuned.content["models"]["student"]["settings"]["lr"]
 
@@ -235,12 +225,12 @@ def test_a_result_that_cannot_be_used_is_refused(
     tuned: Tuned,
     tiles: Path,
     tmp_path: Path,
-    call_kdtrain: CallKdtrain,
+    call: Call,
 ) -> None:
     file = tmp_path / "tune.json"
     file.write_text(json.dumps(tuned.content | change))
     words = ("fit", "--mode", "student", "--data-dir", tiles, "--tuned", file, *SMALL)
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), code, str(file), message)
+    assert_explained(call.any_code(*words), code, str(file), message)
 
 
 def test_when_the_time_is_over_the_best_so_far_is_chosen(late: Tuned) -> None:
@@ -252,17 +242,14 @@ def test_when_the_time_is_over_the_best_so_far_is_chosen(late: Tuned) -> None:
     assert {result["chosen"] for result in content["models"].values()} == {0}
 
 
-def test_the_rest_of_the_time_is_for_the_best_trials(
-    late: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_the_rest_of_the_time_is_for_the_best_trials(late: Tuned, tmp_path: Path, call: Call) -> None:
     shutil.copytree(late.folder, tmp_path, dirs_exist_ok=True)
     directory = tmp_path / "logs/tune/version_0"
     turns = math.ceil(2 / len(available_cores()))
     begun = {"finished": False, "last_epoch": None, "budget": "10m", "seconds_per_epoch": 100.0}
     left = {"seconds": 600 - 160.0 * turns}  # one more epoch of a trial ends in time, two do not
     (directory / "tune.json").write_text(json.dumps(late.content | begun | left))
-    resumed = call_kdtrain("tune", "--resume", directory, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = call("tune", "--resume", directory)
     message = "Epochs 2 to 3 would not end within 10m: the best trials are trained to epoch 2."
     assert message in " ".join(resumed.stderr.split())
     content = json.loads((directory / "tune.json").read_text())
@@ -271,8 +258,7 @@ def test_the_rest_of_the_time_is_for_the_best_trials(
     for result in content["models"].values():
         chosen = result["trials"][result["chosen"]]
         assert [rung["epochs"] for rung in chosen["rungs"]] == [1, 2]
-    again = call_kdtrain("tune", "--resume", directory, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    again = call("tune", "--resume", directory)
     assert " epoch 3 " not in again.stderr
     assert without_times(json.loads((directory / "tune.json").read_text())) == without_times(content)
 
@@ -290,7 +276,7 @@ def test_a_teacher_behind_the_plain_student_is_said_when_it_is_seen(behind: Tune
 
 
 def test_a_search_killed_between_metrics_and_checkpoint_leaves_no_trial_running(
-    behind: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+    behind: Tuned, tmp_path: Path, call: Call
 ) -> None:
     shutil.copytree(behind.folder, tmp_path, dirs_exist_ok=True)
     directory = tmp_path / "logs/tune/version_0"
@@ -299,8 +285,7 @@ def test_a_search_killed_between_metrics_and_checkpoint_leaves_no_trial_running(
     shutil.rmtree(run / "checkpoints")
     (run / "result.json").write_text('{"status": "running"}')
     settings = (run / "config.toml").read_text()
-    resumed = call_kdtrain("tune", "--resume", directory, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    call("tune", "--resume", directory)
     assert json.loads((run / "result.json").read_text())["status"] == "completed"
     assert (run / "checkpoints/last.safetensors").is_file()
     changed = settings.replace(str(behind.folder), str(tmp_path))
@@ -317,12 +302,12 @@ def test_the_chosen_settings_name_their_data(tuned: Tuned, tiles: Path) -> None:
 
 
 def test_values_of_a_resumed_search_are_refused_with_the_files_name(
-    tuned: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
+    tuned: Tuned, tmp_path: Path, call: Call
 ) -> None:
     shutil.copytree(tuned.directory, tmp_path / "search")
     file = tmp_path / "search/tune.json"
     file.write_text(json.dumps(tuned.content | {"searches": ["lr=" + ",".join(["1"] * 100_000)]}))
-    finished = call_kdtrain("tune", "--resume", "search", cwd=tmp_path)
+    finished = call.any_code("tune", "--resume", "search")
     assert_explained(finished, 2, "search/tune.json: --search lr=1,1,", "has 100,000 values")
 
 
@@ -341,11 +326,10 @@ def test_each_combination_of_a_few_values_is_trained_to_the_end(listed: Tuned) -
 
 
 def test_a_trial_of_a_few_values_is_the_fit_with_these_values(
-    listed: Tuned, tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
+    listed: Tuned, tmp_path: Path, tiles: Path, call: Call
 ) -> None:
     words = ("--mode", "student", "--data-dir", tiles, *SMALL, "--epochs", "2", "--lr", "0.001")
-    finished = call_kdtrain("fit", *words, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    call("fit", *words)
     trials = listed.content["models"]["student"]["trials"]
     [number] = [trial["number"] for trial in trials if trial["values"]["lr"] == 0.001]
     runs = listed.directory / f"trials/student_{number}/seed_0", tmp_path / "logs/student/version_0"
@@ -355,28 +339,24 @@ def test_a_trial_of_a_few_values_is_the_fit_with_these_values(
     assert trained == expected
 
 
-def test_a_search_of_a_few_values_is_resumed(
-    listed: Tuned, tmp_path: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_search_of_a_few_values_is_resumed(listed: Tuned, tmp_path: Path, call: Call) -> None:
     shutil.copytree(listed.directory, tmp_path / "search")
     shutil.rmtree(tmp_path / "search/trials/student_kd_2")
     file = tmp_path / "search/tune.json"
     file.write_text(json.dumps(listed.content | {"finished": False, "models": {}}))
-    resumed = call_kdtrain("tune", "--resume", "search", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = call("tune", "--resume", "search")
     assert re.findall(r"^(\S+ trial \d)", resumed.stderr, re.MULTILINE) == ["student_kd trial 2"]
     models = without_times(json.loads(file.read_text())["models"])
     assert models["student_kd"]["trials"] == without_times(listed.content)["models"]["student_kd"]["trials"]
 
 
 def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(
-    tiles: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    tiles: Path, tmp_path: Path, call: Call
 ) -> None:
     flags = ("--epochs", "1", "--optimizer", "sgd", "--tune-seeds", "2", "--budget", "2")
     searches = ("--search", "lr=1e6", "--search", "weight_decay=0")
     words = ("tune", "--data-dir", tiles, *SMALL, *TEACHER, *flags, *searches)
-    finished = call_kdtrain(*words, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = call(*words)
     assert "student trial 1/0: failed, the loss is not finite" in finished.stderr
     directory = tmp_path / "logs/tune/version_0"
     trials = json.loads((directory / "tune.json").read_text())["models"]["student"]["trials"]
@@ -402,21 +382,21 @@ WRONG_WORDS = """
 
 
 @pytest.mark.parametrize("case", WRONG_WORDS.strip().splitlines())
-def test_wrong_words_are_explained(case: str, tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
+def test_wrong_words_are_explained(case: str, tmp_path: Path, call: Call) -> None:
     words, *expected = case.split(" | ")
-    assert_explained(call_kdtrain("tune", *words.split(), cwd=tmp_path), 2, *expected)
+    assert_explained(call.any_code("tune", *words.split()), 2, *expected)
     assert files_in(tmp_path) == {}
 
 
-def test_a_resumed_search_keeps_its_order(tuned: Tuned, call_kdtrain: CallKdtrain) -> None:
+def test_a_resumed_search_keeps_its_order(tuned: Tuned, call: Call) -> None:
     for flag, value in (("--budget", "9"), ("--search", "lr=0.1"), ("--tune-seeds", "2")):
-        finished = call_kdtrain("tune", "--resume", tuned.directory, flag, value, cwd=tuned.folder)
+        finished = call.any_code("tune", "--resume", tuned.directory, flag, value, cwd=tuned.folder)
         assert_explained(finished, 2, f"{flag}: a resumed search keeps its own")
 
 
 def test_values_that_do_not_go_together_are_refused_before_training(
-    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
+    tmp_path: Path, tiles: Path, call: Call
 ) -> None:
     words = ("tune", "--data-dir", tiles, *SMALL, "--search", "lr=100", "--search", "weight_decay=0.1")
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, "student_kd with", "--weight-decay 0.1")
+    assert_explained(call.any_code(*words), 2, "student_kd with", "--weight-decay 0.1")
     assert files_in(tmp_path) == {}

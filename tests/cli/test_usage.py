@@ -19,8 +19,7 @@ from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import list_recipes, read_recipe, recipe_for
 from kdtrain.experiment.settings.schema import GROUPS, flag_of
 from tests import warm
-from tests.cli.conftest import EPOCH, CallKdtrain, Fitted, assert_explained, run, run_python
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import EPOCH, Call, Fitted, assert_explained, run, run_python
 from tests.terminal import lines_left, show_on_terminal
 from tests.tools import ROOT, files_in
 
@@ -78,21 +77,21 @@ models --dataset mnits | no data set 'mnits' (did you mean 'mnist'?)
 
 
 @pytest.mark.parametrize("case", WRONG_WORDS.strip().splitlines())
-def test_wrong_words_are_explained(call_kdtrain: CallKdtrain, tmp_path: Path, case: str) -> None:
+def test_wrong_words_are_explained(call: Call, tmp_path: Path, case: str) -> None:
     words, *expected = case.split(" | ")
-    assert_explained(call_kdtrain(*words.split(), cwd=tmp_path), 2, *expected)
+    assert_explained(call.any_code(*words.split()), 2, *expected)
     assert files_in(tmp_path) == {}
 
 
-def test_exit_code_of_the_process_is_that_of_the_error(run_kdtrain: RunKdtrain, tmp_path: Path) -> None:
-    assert_explained(run_kdtrain("fit", "--alpha", "2", cwd=tmp_path), 2, "--alpha is 2.0")
+def test_exit_code_of_the_process_is_that_of_the_error(spawn: Call, tmp_path: Path) -> None:
+    assert_explained(spawn.any_code("fit", "--alpha", "2", cwd=tmp_path), 2, "--alpha is 2.0")
     assert_explained(
-        run_kdtrain("eval", "nowhere", cwd=tmp_path), 1, "there is no checkpoint nowhere (looked for at"
+        spawn.any_code("eval", "nowhere", cwd=tmp_path), 1, "there is no checkpoint nowhere (looked for at"
     )
 
 
-def test_no_words_get_the_help(call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
-    finished = call_kdtrain(cwd=tmp_path)
+def test_no_words_get_the_help(call: Call) -> None:
+    finished = call.any_code()
     assert (finished.returncode, finished.stdout) == (2, "")
     *lines, last = finished.stderr.splitlines()
     assert last.startswith("kdtrain: ")
@@ -222,11 +221,11 @@ def test_help_names_the_value_of_every_recipe_that_has_another_default(
 
 @pytest.mark.parametrize("flag", ["--logdir", "--model-save-dir", "--image-save-dir"])
 def test_directory_that_cannot_be_written_is_found_before_any_work(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path, flag: str
+    fitted: Fitted, call: Call, tmp_path: Path, flag: str
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in ("file", "file/below"):
-        finished = call_kdtrain("fit", "--mode", "student", *fitted.flags, flag, place, cwd=tmp_path)
+        finished = call.any_code("fit", "--mode", "student", *fitted.flags, flag, place)
         assert_explained(finished, 1, f"cannot make the directory {place}")
     assert not list(tmp_path.glob("logs/student*"))
     assert (tmp_path / "file").read_text() == "in the way"
@@ -249,38 +248,35 @@ def test_full_disk_ends_the_run_and_harms_nothing(fitted: Fitted, tmp_path: Path
     assert (result["status"], result["epochs"]) == ("failed", 1)
 
 
-def test_plugin_that_refuses_the_network_leaves_no_run(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
+def test_plugin_that_refuses_the_network_leaves_no_run(fitted: Fitted, call: Call, tmp_path: Path) -> None:
     """Else ``--resume`` would go on with that one, for ever."""
     words = ("fit", "--mode", "student", *fitted.flags, "--plugin", "dropout")
-    finished = call_kdtrain(*words, cwd=tmp_path)
-    assert_explained(finished, 2, "--plugin dropout: the network has no dropout layer")
+    assert_explained(call.any_code(*words), 2, "--plugin dropout: the network has no dropout layer")
     assert not files_in(tmp_path)
 
 
-def test_debug_shows_the_traceback(fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(fitted: Fitted, call: Call, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from elsewhere import Callback")
     words = ("fit", "--mode", "student", *fitted.flags, "--plugin", "mine.py:Mine")
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), 1, "mine.py", "No module named 'elsewhere'")
-    finished = call_kdtrain(*words, "--debug", cwd=tmp_path)
+    assert_explained(call.any_code(*words), 1, "mine.py", "No module named 'elsewhere'")
+    finished = call.any_code(*words, "--debug")
     assert finished.returncode == 1
     assert finished.stderr.startswith("Traceback (most recent call last):")
     assert 'mine.py", line 1' in finished.stderr
 
 
-def test_reader_that_has_enough_is_no_error(fitted: Fitted, tmp_path: Path) -> None:
-    """As with ``kdtrain eval … | head -1``: stdout is closed while there is more to say."""
-    model = fitted.model("student")
-    for words in (["--help"], ["plugins"], ["eval", model, "--data-dir", fitted.flags[1]]):
-        read, write = os.pipe()
-        os.close(read)
-        finished = warm.run(
-            [*KDTRAIN, *map(str, words)], cwd=tmp_path, env=ENVIRONMENT, stdout=write, stderr=subprocess.PIPE,
-            check=False,
-        )  # fmt: skip
-        os.close(write)
-        assert (finished.returncode, finished.stderr) == (0, b""), words
+@pytest.mark.parametrize("words", [["--help"], ["fit", "--help-all"], ["plugins"], ["eval"]])
+def test_reader_that_has_enough_is_no_error(words: list[str], fitted: Fitted, tmp_path: Path) -> None:
+    """As with ``kdtrain eval … | head -1``: stdout has a buffer, and is closed."""
+    if words == ["eval"]:
+        words = ["eval", str(fitted.model("student")), "--data-dir", str(fitted.flags[1])]
+    variables = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONUNBUFFERED"}
+    read, write = os.pipe()
+    os.close(read)
+    command = [*KDTRAIN, *words]
+    finished = warm.run(command, cwd=tmp_path, env=variables, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (finished.returncode, finished.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(
@@ -291,13 +287,10 @@ def test_reader_that_has_enough_is_no_error(fitted: Fitted, tmp_path: Path) -> N
     ],
     ids=["posix", "ascii"],
 )
-def test_any_locale_will_do(
-    fitted: Fitted, run_kdtrain: RunKdtrain, tmp_path: Path, variables: dict[str, str]
-) -> None:
+def test_any_locale_will_do(fitted: Fitted, spawn: Call, tmp_path: Path, variables: dict[str, str]) -> None:
     folder = tmp_path / "Läufe vom 1. März"
     flags = (*fitted.flags, "--epochs", "1", "--logdir", folder)
-    finished = run_kdtrain("fit", "--mode", "student", *flags, cwd=tmp_path, **variables)
-    assert finished.returncode == 0, finished.stderr
+    finished = spawn("fit", "--mode", "student", *flags, cwd=tmp_path, **variables)
     assert (folder / "models/student.safetensors").exists()
     *_, weights, following = finished.stdout.splitlines()
     assert weights.endswith("/student/version_0/checkpoints/best.safetensors")
@@ -364,9 +357,9 @@ def test_terminal_gets_a_bar_that_leaves_one_line_and_breaks_messages_between_wo
     ],
 )
 def test_terminal_breaks_errors_and_help_between_words_and_never_in_a_command(
-    words: str, commands: list[str], columns: int, call_kdtrain: CallKdtrain, tmp_path: Path
+    words: str, commands: list[str], columns: int, call: Call, tmp_path: Path
 ) -> None:
-    in_pipe = call_kdtrain(*words.split(), cwd=tmp_path)
+    in_pipe = call.any_code(*words.split())
     shown, _ = show_on_terminal(*words.split(), cwd=tmp_path, columns=columns, code=in_pipe.returncode)
     lines = lines_left(shown)
     assert " ".join(shown.split()) == " ".join(in_pipe.stderr.split())
@@ -374,12 +367,10 @@ def test_terminal_breaks_errors_and_help_between_words_and_never_in_a_command(
     assert all(any(f"`{command}`" in line for line in lines) for command in commands)
 
 
-def test_pipe_gets_a_line_for_each_tenth_of_the_way_and_all_with_verbose(
-    fitted: Fitted, call_kdtrain: CallKdtrain, tmp_path: Path
-) -> None:
-    words = ("fit", "--mode", "student", *fitted.flags, "--epochs", "24")
+def test_pipe_gets_a_line_for_each_tenth_of_the_way_and_all_with_verbose(fitted: Fitted, call: Call) -> None:
+    words = ("fit", "--mode", "student", *fitted.flags, "--epochs=24", "--limit-train=64")
     for flags, expected in (((), [3, 5, 8, 10, 12, 15, 17, 20, 22, 24]), (("--verbose",), [*range(1, 25)])):
-        lines = call_kdtrain(*words, *flags, cwd=tmp_path).stderr.splitlines()
+        lines = call(*words, *flags).stderr.splitlines()
         epochs = [match for match in map(EPOCH.fullmatch, lines) if match]
         assert [int(match[2]) for match in epochs] == expected
         assert len(lines) == len(epochs) or flags

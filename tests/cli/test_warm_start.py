@@ -15,7 +15,7 @@ import tomli
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.store.checkpoint import load_model, save_model
-from tests.cli.conftest import CallKdtrain, Fitted, assert_explained, untrained_teacher
+from tests.cli.conftest import Call, Fitted, assert_explained, untrained_teacher
 from tests.cli.test_resume import KILLER
 from tests.runs import assert_same_run, metrics
 from tests.tools import read_result
@@ -44,12 +44,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_student_of_a_comparison_begins_from_the_file_and_the_teacher_does_not(
-    folder: Path, fitted: Fitted, call_kdtrain: CallKdtrain
+    folder: Path, fitted: Fitted, call: Call
 ) -> None:
     file = fitted.model("student")
     flags = ("--plugin", "noter.py:Noter", "--with-label-smoothing", "--seeds", "2", "--student-checkpoint")
-    finished = call_kdtrain("fit", *fitted.flags, *FEW, *flags, file, cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", *fitted.flags, *FEW, *flags, file, cwd=folder)
     expected = load_model(file).weights
     run = folder / "logs/compare/version_0"
     for student in ("seed_0/student", "seed_0/student_kd", "seed_0/student_ls", "seed_1/student"):
@@ -71,66 +70,60 @@ def test_every_student_of_a_comparison_begins_from_the_file_and_the_teacher_does
 
 
 def test_a_student_is_tuned_further_and_is_better_after_one_epoch(
-    folder: Path, fitted: Fitted, call_kdtrain: CallKdtrain
+    folder: Path, fitted: Fitted, call: Call
 ) -> None:
     for words in ((), ("--student-checkpoint", fitted.model("student_kd"))):
-        finished = call_kdtrain("fit", "--mode", "student", *fitted.flags, *FEW, *words, cwd=folder)
-        assert finished.returncode == 0, finished.stderr
+        call("fit", "--mode", "student", *fitted.flags, *FEW, *words, cwd=folder)
     drawn, begun = (metrics(folder / f"logs/student/version_{number}")[0] for number in (0, 1))
     assert begun["loss/task"] < 0.5 * drawn["loss/task"]
     assert begun["val/accuracy"] > drawn["val/accuracy"]
 
 
-def test_a_resumed_run_needs_the_file_no_more(
-    tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_resumed_run_needs_the_file_no_more(tmp_path: Path, fitted: Fitted, call: Call) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
     file = tmp_path / "first.safetensors"
     flags = ("--mode", "student_kd", *fitted.flags, "--limit-train=256", "--epochs=4")
     teacher = ("--teacher-checkpoint", fitted.model("teacher"), "--plugin", "killer.py:Killer")
     words = ("fit", *flags, *teacher, "--student-checkpoint", file)
     file.write_bytes(fitted.model("student").read_bytes())
-    assert "SIGKILL" in call_kdtrain(*words, cwd=tmp_path).stderr
+    assert "SIGKILL" in call.any_code(*words).stderr
     file.unlink()
     run = tmp_path / "logs/student_kd/version_0"
-    resumed = call_kdtrain("fit", "--resume", run, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    call("fit", "--resume", run)
 
-    assert f"there is no checkpoint {file}" in call_kdtrain(*words, cwd=tmp_path).stderr
+    assert f"there is no checkpoint {file}" in call.any_code(*words).stderr
     assert not run.with_name("version_1").exists(), "it is checked before any work"
     file.write_bytes(fitted.model("student").read_bytes())
-    assert call_kdtrain(*words, cwd=tmp_path).returncode == 0
+    call(*words)
     assert_same_run(run, run.with_name("version_1"))
 
 
-def test_a_run_without_any_epoch_names_the_file_that_it_lacks(
-    tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_run_without_any_epoch_names_the_file_it_lacks(tmp_path: Path, fitted: Fitted, call: Call) -> None:
     file = tmp_path / "first.safetensors"
     file.write_bytes(fitted.model("student").read_bytes())
     words = ("--mode", "student", *fitted.flags, *FEW, "--student-checkpoint", file)
-    assert call_kdtrain("fit", *words, cwd=tmp_path).returncode == 0
+    call("fit", *words)
     run = tmp_path / "logs/student/version_0"
     (run / "checkpoints/last.safetensors").unlink()
     file.unlink()
-    resumed = call_kdtrain("fit", "--resume", run, cwd=tmp_path)
+    resumed = call.any_code("fit", "--resume", run)
     assert resumed.returncode == 1
     assert str(file) in resumed.stderr.splitlines()[-1]
     assert read_result(run)["status"] == "completed", "nothing was overwritten"
 
 
-def test_what_has_no_student_to_begin_is_refused(tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
+def test_what_has_no_student_to_begin_is_refused(call: Call) -> None:
     words = ("fit", "--mode", "teacher", "--student-checkpoint", "first.safetensors")
     reason = "is for students, not for --mode teacher"
-    assert_explained(call_kdtrain(*words, cwd=tmp_path), 2, "--student-checkpoint first.safetensors", reason)
+    assert_explained(call.any_code(*words), 2, "--student-checkpoint first.safetensors", reason)
 
 
 def test_other_networks_shapes_and_classes_are_refused_before_any_work(
-    tmp_path: Path, mnist: Dataset, tiles: Path, fitted: Fitted, call_kdtrain: CallKdtrain
+    tmp_path: Path, mnist: Dataset, tiles: Path, fitted: Fitted, call: Call
 ) -> None:
     def refusal(path: Path, *words: str) -> str:
         flags = ("--student-checkpoint", path, "--recipe=none", *words)
-        finished = call_kdtrain("fit", "--mode", "student", "--data-dir", tiles, *flags, cwd=tmp_path)
+        finished = call.any_code("fit", "--mode", "student", "--data-dir", tiles, *flags)
         assert_explained(finished, 1, str(path))
         assert not (tmp_path / "logs/student").exists()
         return finished.stderr
@@ -147,7 +140,7 @@ def test_other_networks_shapes_and_classes_are_refused_before_any_work(
     assert "do not fit the network" in refusal(tmp_path / "wrong.safetensors")
 
 
-def test_another_normalisation_is_said(tmp_path: Path, fitted: Fitted, call_kdtrain: CallKdtrain) -> None:
+def test_another_normalisation_is_said(tmp_path: Path, fitted: Fitted, call: Call) -> None:
     saved = load_model(fitted.model("student"))
     save_model(
         tmp_path / "other.safetensors",
@@ -155,8 +148,7 @@ def test_another_normalisation_is_said(tmp_path: Path, fitted: Fitted, call_kdtr
         dataclasses.replace(saved.card, mean=(0.25,), std=(0.125,)),
     )
     words = ("--mode", "student", *fitted.flags, *FEW, "--student-checkpoint")
-    finished = call_kdtrain("fit", *words, "other.safetensors", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = call("fit", *words, "other.safetensors")
     assert "images of mean 0.2500 and deviation 0.1250" in finished.stderr
-    finished = call_kdtrain("fit", *words, fitted.model("student"), cwd=tmp_path)
+    finished = call("fit", *words, fitted.model("student"))
     assert "deviation" not in finished.stderr

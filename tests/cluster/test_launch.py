@@ -15,18 +15,9 @@ TERMINATED = 143
 @pytest.mark.parametrize(
     ("codes", "index"),
     [
-        ([], None),
-        ([0, 0], None),
-        ([None, None], None),
-        ([0, 1], 1),
-        ([None, 1], 1),
-        ([1, 2], 0),
-        ([ABORTED, KILLED], 1),
-        ([KILLED, ABORTED], 0),
-        ([TERMINATED, SEGFAULT, ABORTED], 1),
-        ([ABORTED, TERMINATED, 1], 2),
-        ([0, ABORTED], 1),
-        ([TERMINATED, ABORTED], 0),
+        *(([], None), ([0, 0], None), ([None, None], None), ([0, 1], 1), ([None, 1], 1), ([1, 2], 0)),
+        *(([ABORTED, KILLED], 1), ([KILLED, ABORTED], 0), ([TERMINATED, SEGFAULT, ABORTED], 1)),
+        *(([ABORTED, TERMINATED, 1], 2), ([0, ABORTED], 1), ([TERMINATED, ABORTED], 0)),
     ],
 )
 def test_the_first_process_with_a_failure_of_its_own_is_reported(

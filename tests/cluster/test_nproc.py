@@ -14,8 +14,7 @@ import pytest
 
 from kdtrain.cluster.launch import _free_port
 from kdtrain.store.checkpoint import load_tensors
-from tests.cli.conftest import EPOCH, MODES, Finished, assert_explained, run
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import EPOCH, MODES, Call, Finished, assert_explained, run
 from tests.runs import TIMES
 from tests.tools import ROOT, files_in, read_result, read_scalars, start_kdtrain, wait_until
 
@@ -28,22 +27,20 @@ TWO = ("--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Path:
+def together(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Path:
     """A folder where two processes have trained a student on batches of 2 x 32."""
     folder = tmp_path_factory.mktemp("together")
-    finished = run_kdtrain("fit", *SGD, "--data-dir", tiles, "--batch-size", "32", *TWO, cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    finished = spawn("fit", *SGD, "--data-dir", tiles, "--batch-size", "32", *TWO, cwd=folder)
     assert finished.stdout.startswith("test accuracy  ")
     assert [bool(EPOCH.fullmatch(line)) for line in finished.stderr.splitlines()] == [True] * 2
     return folder
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Path:
     """A folder where one process has trained the same student on batches of 64."""
     folder = tmp_path_factory.mktemp("alone")
-    finished = run_kdtrain("fit", *SGD, "--data-dir", tiles, "--batch-size", "64", cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    spawn("fit", *SGD, "--data-dir", tiles, "--batch-size", "64", cwd=folder)
     return folder
 
 
@@ -103,20 +100,17 @@ def test_two_nodes_on_loopback_train_as_one_process(tmp_path: Path, tiles: Path,
 
 
 def test_two_processes_of_one_launcher_train_as_one_process(
-    tmp_path: Path, tiles: Path, alone: Path, run_kdtrain: RunKdtrain
+    tmp_path: Path, tiles: Path, alone: Path, spawn: Call
 ) -> None:
     launch = ("launch", "--nproc-per-node", "2", "--master-port", _free_port())
     words = ("fit", *SGD, "--data-dir", tiles, "--batch-size", "32", "--quiet")
-    finished = run_kdtrain(*map(str, launch), *words, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = spawn(*map(str, launch), *words, cwd=tmp_path)
     assert finished.stdout.startswith("test accuracy  ")  # the launcher's own messages are on stderr
     assert_same_training(tmp_path, alone)
 
 
-def test_when_a_process_of_the_launcher_fails_there_is_no_traceback(
-    tmp_path: Path, run_kdtrain: RunKdtrain
-) -> None:
-    finished = run_kdtrain("launch", "fit", "--mode", "studnt", cwd=tmp_path)
+def test_when_a_process_of_the_launcher_fails_there_is_no_traceback(tmp_path: Path, spawn: Call) -> None:
+    finished = spawn.any_code("launch", "fit", "--mode", "studnt", cwd=tmp_path)
     assert (finished.returncode, finished.stdout) == (1, "")
     assert "did you mean 'student'?" in finished.stderr
     assert "Traceback" not in finished.stderr
@@ -131,18 +125,17 @@ def test_commands_of_the_launchers_processes_begin_as_the_user_began(tmp_path: P
     assert "See `bin/kdtrain fit --help`." in finished.stderr
 
 
-def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtrain: RunKdtrain) -> None:
+def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, spawn: Call) -> None:
     flags = ("--data-dir", tiles, *FEW, "--epochs", "1", "--batch-size", "32")
-    finished = run_kdtrain("fit", "--mode", "compare", *flags, *TWO, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = spawn("fit", "--mode", "compare", *flags, *TWO, cwd=tmp_path)
     assert finished.stdout.count("logs/compare/version_0/compare.json\n") == 1, "one rank prints"
     results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["results"]
     assert [row["model"] for row in results] == list(MODES)
     assert not (tmp_path / "logs/compare/version_1").exists()
 
 
-def test_a_wrong_flag_is_explained_once(tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
-    finished = run_kdtrain("fit", "--mode", "student", "--student-arch", "student_mpl", *TWO, cwd=tmp_path)
+def test_a_wrong_flag_is_explained_once(tmp_path: Path, spawn: Call) -> None:
+    finished = spawn.any_code("fit", "--mode", "student", "--student-arch", "student_mpl", *TWO, cwd=tmp_path)
     assert_explained(finished, 2, "student_mpl", "student_mlp")
 
 
@@ -210,9 +203,7 @@ def test_when_a_process_is_stopped_the_others_end(tmp_path: Path, tiles: Path) -
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_when_a_plugin_fails_in_one_process_its_error_is_shown(
-    tmp_path: Path, tiles: Path, rank: int
-) -> None:
+def test_when_plugin_fails_in_one_process_its_error_is_shown(tmp_path: Path, tiles: Path, rank: int) -> None:
     with start(tmp_path, tiles, f"slow.py:Slow,fail={rank}") as process:
         finished = finish(process, {})
     assert (finished.returncode, finished.stdout) == (1, "")

@@ -167,9 +167,7 @@ def _turned(image: Floats, angle: float, background: float) -> Floats:
 
 @settings(max_examples=30)
 @given(degrees=st.integers(1, 180), shape=SHAPES, seed=SEEDS)
-def test_a_rotation_agrees_with_the_formula(
-    degrees: int, shape: tuple[int, int, int, int], seed: int
-) -> None:
+def test_a_rotation_agrees_with_formula(degrees: int, shape: tuple[int, int, int, int], seed: int) -> None:
     images = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     background = (-1.5, 0.25, 7.0)[: shape[1]]
     turned = Rotate(degrees, background)(images, _draws(len(images), seed))

@@ -19,9 +19,8 @@ from kdtrain.data import datasets
 from kdtrain.data.dataset import Dataset, Split, hold_out
 from kdtrain.data.datasets import FILES, IdxDataset, load_dataset, verify_embedded
 from kdtrain.errors import DataError, UsageError
-from tests.data.small_data import idx_bytes
 from tests.refusals import refusal_by
-from tests.tools import ROOT
+from tests.tools import ROOT, idx_bytes
 
 Arrays = dict[str, NDArray[np.uint8]]
 

@@ -20,7 +20,6 @@ from kdtrain.data import datasets
 from kdtrain.data.cifar import ARCHIVES
 from kdtrain.data.datasets import FILES, load_dataset
 from kdtrain.errors import DataError
-from tests.data.small_data import idx_bytes
 from tests.mirror import (
     Mirror,
     cifar_archive,
@@ -31,6 +30,7 @@ from tests.mirror import (
     serving,
 )
 from tests.refusals import Bomb, refusal_by
+from tests.tools import idx_bytes
 
 ARCHIVE = ARCHIVES["cifar10"].file
 FOLDER = ARCHIVES["cifar10"].folder
@@ -161,9 +161,7 @@ def test_a_pickle_that_asks_for_more_than_bytes_is_refused_even_under_the_right_
     assert sprung.exists()  # the trap works
 
 
-def test_a_damaged_archive_of_cifar_in_the_cache_is_named_with_its_remedy(
-    mirror: Mirror, tmp_path: Path
-) -> None:
+def test_a_damaged_archive_of_cifar_in_cache_is_named_with_its_remedy(mirror: Mirror, tmp_path: Path) -> None:
     load_dataset("cifar10", cache_dir=tmp_path)
     path = tmp_path / ARCHIVE
     other = MEMBERS | {"data_batch_2": python_2_pickle(cifar_batch(9, 4))}

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.errors import DataError
-from tests.data.small_data import idx_bytes
 from tests.refusals import damaged, refusal_by
-from tests.tools import ROOT
+from tests.tools import ROOT, idx_bytes
 
 arrays = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6))
 

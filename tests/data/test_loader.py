@@ -29,9 +29,7 @@ def _loader(images: int, batch_size: int, seed: int | None = 0) -> Loader:
 
 @settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 32), st.integers(0, 5), st.integers(1, 5))
-def test_an_epoch_holds_every_image_once_with_its_label(
-    images: int, size: int, seed: int, epoch: int
-) -> None:
+def test_epoch_holds_every_image_once_with_its_label(images: int, size: int, seed: int, epoch: int) -> None:
     loader = _loader(images, size, seed)
     batches = list(loader.epoch(epoch))
     indices = np.concatenate([batch.indices.numpy() for batch in batches])

@@ -16,7 +16,7 @@ from PIL import Image
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.unlabelled import load_unlabelled
 from kdtrain.errors import DataError, KdtrainError
-from tests.data.small_data import idx_bytes
+from tests.tools import idx_bytes
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 4, 3), np.uint8)
@@ -62,9 +62,7 @@ def test_npz_files_with_one_array_of_any_name(
     np.testing.assert_array_equal(images, array.reshape(6, 5, 4, channels).transpose(0, 3, 1, 2))
 
 
-def test_pictures_of_a_folder_in_the_order_of_their_names(
-    pictures: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pictures_of_folder_in_order_of_their_names(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "kdtrain")
     (pictures / "notes.txt").write_text("no picture")
     (pictures / "deeper").mkdir()

@@ -98,9 +98,7 @@ def test_a_part_of_the_images_gets_the_same_numbers() -> None:
     np.testing.assert_array_equal(Draws(3, images[chosen], variants[chosen]).uniform("x"), everything[chosen])
 
 
-def test_an_image_has_each_of_its_fixed_variants_once_in_as_many_epochs(
-    images: Floats, mnist: Dataset
-) -> None:
+def test_image_has_each_of_its_fixed_variants_once_in_as_many_epochs(images: Floats, mnist: Dataset) -> None:
     loader = _loader(images, mnist, "shift=2,rotate=10", count=4)
     epochs = [_seen(loader, epoch) for epoch in range(1, 9)]
     for first, again in zip(epochs[:4], epochs[4:], strict=True):

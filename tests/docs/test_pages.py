@@ -23,7 +23,7 @@ from kdtrain.callbacks.plugins import GROUP, load_plugin
 from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import HOOKS, Callback
 from kdtrain.models.registry import ARCHITECTURES
-from tests.cli.conftest import CallKdtrain, Finished, run
+from tests.cli.conftest import Call, Finished, run
 from tests.deploy.serve.conftest import serve
 from tests.documents import DOCS, README, blocks, commands, files, text_of
 from tests.runs import count_points, metrics
@@ -35,15 +35,9 @@ WITH_COMMANDS = [page for page in PAGES if commands(page) and page != FOLLOWED_E
 RUN = Path("logs/student/version_0")
 
 LESS = {
-    "9999": "99",
-    "--seeds 5": "--seeds 2",
-    "--teacher-epochs 100": "--teacher-epochs 1",
-    "--labels 5000": "--labels 400",
-    "--budget 27": "--budget 3",
-    "--budget 9": "--budget 2",
-    "range(400)": "range(30)",
-    "epochs = 60": "epochs = 2",
-    "teacher_epochs = 100": "teacher_epochs = 1",
+    **{"9999": "99", "--seeds 5": "--seeds 2", "--teacher-epochs 100": "--teacher-epochs 1"},
+    **{"--labels 5000": "--labels 400", "--budget 27": "--budget 3", "--budget 9": "--budget 2"},
+    **{"range(400)": "range(30)", "epochs = 60": "epochs = 2", "teacher_epochs = 100": "teacher_epochs = 1"},
 }
 """Texts of the pages, and what they are replaced by to save time."""
 FLAGS = {
@@ -166,16 +160,14 @@ def check_networks(folder: Path, finished: list[Finished]) -> None:
 
 
 CHECKS: dict[str, Callable[[Path, list[Finished]], None]] = {
-    "writing-a-plugin.md": check_plugins,
-    "tutorial.md": check_tutorial,
-    "serving.md": check_service,
+    **{"writing-a-plugin.md": check_plugins, "tutorial.md": check_tutorial, "serving.md": check_service},
     "models.md": check_networks,
 }
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
 def test_commands_work_one_after_another(
-    page: Path, tmp_path: Path, mnist: Dataset, tiles: Path, call_kdtrain: CallKdtrain
+    page: Path, tmp_path: Path, mnist: Dataset, tiles: Path, call: Call
 ) -> None:
     for name, content in files(page).items():
         (tmp_path / name).write_text(with_less(content))
@@ -193,7 +185,7 @@ def test_commands_work_one_after_another(
             if words[0] == "serve":
                 address = services.enter_context(serve(*words[1:])).address
             elif program == "scripts/kdtrain":
-                finished.append(call_kdtrain(*on_less_data(page, words, tiles), cwd=tmp_path))
+                finished.append(call.any_code(*on_less_data(page, words, tiles)))
             elif program == "curl":
                 words = [word.replace("http://127.0.0.1:8000/", address) for word in words]
                 finished.append(run("curl", "--silent", *words, cwd=tmp_path))

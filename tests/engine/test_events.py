@@ -80,14 +80,9 @@ def test_every_permutation_of_the_built_ins_gives_the_same_artefacts(
 
     def artefacts(order: tuple[int, ...], folder: Path) -> Any:
         callbacks = [
-            StopOnNonFinite(),
-            LearningRateSchedule("one_cycle", 3e-3),
-            Checkpoint(card),
-            EarlyStopping(patience=1, min_delta=1.0),
-            TensorBoard("x = 1", every=2),
-            RunLog(),
-            Progress("student"),
-            DistillationCallback(teacher, cache_directory=tmp_path / "cache"),
+            *(StopOnNonFinite(), LearningRateSchedule("one_cycle", 3e-3), Checkpoint(card)),
+            *(EarlyStopping(patience=1, min_delta=1.0), TensorBoard("x = 1", every=2), RunLog()),
+            *(Progress("student"), DistillationCallback(teacher, cache_directory=tmp_path / "cache")),
         ]
         trainer = Trainer(mlp(), ADAM, [callbacks[i] for i in order])
         end = trainer.fit(train, validation, epochs=4, directory=folder)
@@ -206,9 +201,7 @@ def test_an_error_in_configure_or_in_a_term_is_not_swallowed(fit: Fit) -> None:
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        (None, "None is not a dict"),
-        ([1], "list is not a dict"),
-        ({"best": np.zeros(2)}, "ndarray"),
+        *((None, "None is not a dict"), ([1], "list is not a dict"), ({"best": np.zeros(2)}, "ndarray")),
         ({(1, 2): 3}, "keys must be str"),
     ],
 )

@@ -33,9 +33,7 @@ def test_the_plain_objective_is_cross_entropy_under_the_name_task(batch: Batch, 
     assert losses["total"].item() == losses["task"].item()
 
 
-def test_blend_takes_from_the_existing_terms_what_it_gives_to_the_new_one(
-    batch: Batch, output: Output
-) -> None:
+def test_blend_takes_from_the_existing_terms_what_it_gives_to_new_one(batch: Batch, output: Output) -> None:
     objective = Objective.task().blend("first", _mean_logit, 0.25).blend("second", _mean_logit, 0.5)
     weights = {name: term.weight for name, term in objective.terms.items()}
     assert weights == {"task": 0.375, "first": 0.125, "second": 0.5}

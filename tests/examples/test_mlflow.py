@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import run_python
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, run_python
 from tests.runs import metrics
 from tests.tools import ROOT
 
@@ -31,25 +30,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_settings_figures_and_status_are_in_the_store(
-    run_kdtrain: RunKdtrain, tiles: Path, tmp_path: Path
-) -> None:
+def test_settings_figures_and_status_are_in_the_store(spawn: Call, tiles: Path, tmp_path: Path) -> None:
     path = f"{PACKAGES}:{ROOT}"
     few = (
-        "--data-dir",
-        tiles,
-        "--val-size",
-        "60",
-        "--limit-train",
-        "200",
-        "--recipe",
-        "none",
-        "--epochs",
+        *("--data-dir", tiles, "--val-size", "60", "--limit-train", "200", "--recipe", "none", "--epochs"),
         "2",
     )
     plugin = ("--plugin", f"{PLUGIN}:MlflowRun,uri=sqlite:///mlflow.db")
-    finished = run_kdtrain("fit", "--mode", "student", *few, *plugin, cwd=tmp_path, PYTHONPATH=path)
-    assert finished.returncode == 0, finished.stderr
+    spawn("fit", "--mode", "student", *few, *plugin, cwd=tmp_path, PYTHONPATH=path)
     read = run_python(READ, cwd=tmp_path, PYTHONPATH=path)
     name, status, params, history = json.loads(read.stdout)
     assert (name, status) == ("student/version_0", "FINISHED")

@@ -26,9 +26,7 @@ from tests.runs import assert_same_files, assert_same_run
 Fault = Callable[[str, Path, random.Random], None]
 
 _INTERRUPTED = (
-    "student: early stopping, shift",
-    "student_kd: own teacher",
-    "compare: label smoothing",
+    *("student: early stopping, shift", "student_kd: own teacher", "compare: label smoothing"),
     "teacher: sgd, cosine",
 )
 _DOUBLED = ("student: early stopping, shift", "student_kd: given teacher", "teacher: sgd, cosine")

@@ -15,7 +15,7 @@ import pytest
 
 from kdtrain.engine.resume import load_state
 from kdtrain.store.checkpoint import load_model
-from tests.cli.conftest import EPOCH, CallKdtrain, Finished, assert_explained, run
+from tests.cli.conftest import EPOCH, Call, Finished, assert_explained, run
 from tests.tools import ROOT, files_in, read_result, start_kdtrain, wait_until
 
 RUN = Path("logs/student/version_0")
@@ -64,7 +64,8 @@ class Meddler(Callback):
 
 
 def words(tiles: Path, *more: str) -> list[str]:
-    flags = ("--recipe=none", "--data-dir", str(tiles), "--val-size=300", "--epochs=4", "--batch-size=64")
+    data = ("--data-dir", str(tiles), "--val-size=300", "--limit-train=256")
+    flags = ("--recipe=none", *data, "--epochs=4", "--batch-size=64")
     return [sys.executable, "-m", "kdtrain", "fit", "--mode", "student", *flags, *more]
 
 
@@ -133,12 +134,11 @@ def test_disk_that_is_too_small_or_read_only_from_the_beginning(tmp_path: Path, 
 
 @pytest.mark.parametrize("how", ["delete", "delete_all"])
 def test_directory_that_is_deleted_is_not_made_again(
-    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain, how: str
+    tmp_path: Path, tiles: Path, call: Call, how: str
 ) -> None:
     (tmp_path / "meddler.py").write_text(MEDDLER)
     plugin = ("--plugin", f"meddler.py:Meddler,how={how}")
-    finished = call_kdtrain(*words(tiles, *plugin)[3:], cwd=tmp_path)
-    assert_explained(finished, 1, str(RUN))
+    assert_explained(call.any_code(*words(tiles, *plugin)[3:]), 1, str(RUN))
     assert not (tmp_path / RUN).exists()
 
 
@@ -159,11 +159,9 @@ def test_few_file_handles_are_enough_or_raised(tmp_path: Path, tiles: Path, limi
     load_model(tmp_path / f"logs/models/{mode}.safetensors")
 
 
-def test_loss_that_is_no_number_keeps_the_last_good_checkpoint(
-    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_loss_that_is_no_number_keeps_last_good_checkpoint(tmp_path: Path, tiles: Path, call: Call) -> None:
     (tmp_path / "meddler.py").write_text(MEDDLER)
-    finished = call_kdtrain(*words(tiles, "--plugin", "meddler.py:Meddler,how=spoil")[3:], cwd=tmp_path)
+    finished = call.any_code(*words(tiles, "--plugin", "meddler.py:Meddler,how=spoil")[3:])
     assert_explained(finished, 1, "epoch 3", "task = nan", "--lr")
     assert_second_epoch_is_kept(tmp_path)
     assert not (tmp_path / "logs/models/student.safetensors").exists()
@@ -172,7 +170,7 @@ def test_loss_that_is_no_number_keeps_the_last_good_checkpoint(
 @pytest.mark.parametrize("error", ["Exception", "KeyboardInterrupt", "StopIteration", "SystemExit"])
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_batch", "on_eval", "on_epoch_end", "on_fit_end"])
 def test_whatever_a_plugin_raises_the_other_plugins_see_the_end(
-    tmp_path: Path, tiles: Path, call_kdtrain: CallKdtrain, hook: str, error: str
+    tmp_path: Path, tiles: Path, call: Call, hook: str, error: str
 ) -> None:
     (tmp_path / "clumsy.py").write_text(f"""
 from pathlib import Path
@@ -189,7 +187,7 @@ class Witness(Callback):
         Path("witness").write_text(event.status.value)
 """)
     plugins = ("--plugin", "clumsy.py:Witness", "--plugin", "clumsy.py:Clumsy")
-    finished = call_kdtrain(*words(tiles, *plugins)[3:], cwd=tmp_path)
+    finished = call.any_code(*words(tiles, *plugins)[3:])
     ctrl_c = error == "KeyboardInterrupt"
     if ctrl_c:
         assert_explained(finished, 130)

@@ -32,16 +32,16 @@ from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, load_model, load_tensors, save_tensors
 from kdtrain.store.oneflow_directory import read_oneflow_directory
-from tests.cli.conftest import CallKdtrain, assert_explained
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, assert_explained
 from tests.faults.limits import limited
+from tests.refusals import Bomb
 from tests.tools import ROOT, write_digits, write_tiles
 
 PACKAGE = sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, run_kdtrain: RunKdtrain) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, spawn: Call) -> Path:
     """Where a student was trained on small images, with the umask that systems come with."""
     folder = tmp_path_factory.mktemp("hostile")
     write_tiles(folder / "tiles", mnist)
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, run_kdtrain
     flags = ("--recipe=none", "--mode=student", "--data-dir=tiles", "--val-size=300", "--epochs=2")
     before = os.umask(0o022)
     try:
-        fit = run_kdtrain("fit", *flags, cwd=folder, TMPDIR=str(folder / "tmp"))
+        fit = spawn.any_code("fit", *flags, cwd=folder, TMPDIR=str(folder / "tmp"))
     finally:
         os.umask(before)
     assert fit.returncode == 0, fit.stderr
@@ -59,19 +59,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, run_kdtrain
 # Code in files
 
 
-class Bomb:
-    """Pickles to an order to create a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.target}'",)
-
-
-def test_pickles_are_never_run(folder: Path, tmp_path: Path, call_kdtrain: CallKdtrain) -> None:
+def test_pickles_are_never_run(folder: Path, tmp_path: Path, call: Call) -> None:
     target, run = tmp_path / "exploded", tmp_path / "logs/student/version_0"
-    bomb = pickle.dumps({"protocol_version": 1, "data": Bomb(target)})
+    bomb = pickle.dumps({"protocol_version": 1, "data": Bomb(os.system, f"touch '{target}'")})
     pickle.loads(bomb)
     assert target.exists(), "the bomb works"
     target.unlink()
@@ -82,11 +72,7 @@ def test_pickles_are_never_run(folder: Path, tmp_path: Path, call_kdtrain: CallK
     (run / "checkpoints/last.safetensors").write_bytes(bomb)
     (tmp_path / "tiles").symlink_to(folder / "tiles")
     taught = (
-        "fit",
-        "--recipe=none",
-        "--mode=student_kd",
-        "--data-dir=tiles",
-        "--val-size=300",
+        *("fit", "--recipe=none", "--mode=student_kd", "--data-dir=tiles", "--val-size=300"),
         "--teacher-checkpoint",
     )
     for words, file in (
@@ -95,7 +81,7 @@ def test_pickles_are_never_run(folder: Path, tmp_path: Path, call_kdtrain: CallK
         (("infer", "--picture-index", "0", "--checkpoint", "model.safetensors"), "model.safetensors"),
         (("fit", "--resume", run.relative_to(tmp_path)), "last.safetensors"),
     ):
-        done = call_kdtrain(*words, cwd=tmp_path)
+        done = call.any_code(*words)
         assert done.returncode == 1
         assert file in done.stderr.splitlines()[-1]
     assert not target.exists()
@@ -261,7 +247,7 @@ def test_a_parameter_without_gradient_has_no_state_and_needs_none(tmp_path: Path
 
 
 def test_the_command_refuses_such_a_state_and_leaves_the_run_as_it_was(
-    folder: Path, tmp_path: Path, call_kdtrain: CallKdtrain
+    folder: Path, tmp_path: Path, call: Call
 ) -> None:
     run = tmp_path / "logs/student/version_0"
     shutil.copytree(folder / "logs/student/version_0", run)
@@ -272,7 +258,7 @@ def test_the_command_refuses_such_a_state_and_leaves_the_run_as_it_was(
     header["end"]["epoch"] = header["end"]["step"] = 1
     save_tensors(last, tensors, header)
     best = (run / "checkpoints/best.safetensors").read_bytes()
-    done = call_kdtrain("fit", "--resume", run.relative_to(tmp_path), cwd=tmp_path)
+    done = call.any_code("fit", "--resume", run.relative_to(tmp_path))
     assert done.returncode == 1
     assert "0/exp_avg" in done.stderr
     assert (run / "checkpoints/best.safetensors").read_bytes() == best
@@ -312,35 +298,30 @@ def sample(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
     return folder
 
 
-def test_a_checkpoint_of_the_sample_itself_is_tested_and_teaches(
-    sample: Path, call_kdtrain: CallKdtrain
-) -> None:
+def test_a_checkpoint_of_the_sample_itself_is_tested_and_teaches(sample: Path, call: Call) -> None:
     predicted, labels = np.load(sample / "predicted.npy"), np.load(sample / "labels.npy")
     data = ("--data-dir", "digits")
-    done = call_kdtrain("eval", "teacher", *data, "--json", cwd=sample)
-    assert done.returncode == 0, done.stderr
+    done = call("eval", "teacher", *data, "--json", cwd=sample)
     assert json.loads(done.stdout)["errors"] == (predicted != labels).sum()
 
     for directory in ("teacher", "."):  # the checkpoint, and the folder that it is in
         flags = ("--picture-index", "7", "--model_load_dir", directory, "--model-type", "teacher")
-        done = call_kdtrain("infer", *flags, *data, "--json", cwd=sample)
-        assert done.returncode == 0, done.stderr
+        done = call("infer", *flags, *data, "--json", cwd=sample)
         assert json.loads(done.stdout)[0]["prediction"] == str(predicted[7])
 
     teacher = ("--load_teacher_checkpoint_dir", "teacher", "--val-size", "300", "--limit-train", "128")
-    done = call_kdtrain("fit", "--mode", "student_kd", *teacher, *data, "--epochs", "1", cwd=sample)
-    assert done.returncode == 0, done.stderr
+    done = call("fit", "--mode", "student_kd", *teacher, *data, "--epochs", "1", cwd=sample)
     assert "The teacher is teacher." in done.stderr
 
 
-def test_weights_that_do_not_fit_are_listed_by_name(sample: Path, call_kdtrain: CallKdtrain) -> None:
+def test_weights_that_do_not_fit_are_listed_by_name(sample: Path, call: Call) -> None:
     taught = ("fit", "--recipe=none", "--mode=student_kd", "--data-dir", "digits", "--val-size=300")
     for words in (
         ("eval", "other", "--data-dir", "digits"),
         ("infer", "--picture-index", "0", "--checkpoint", "other", "--model-type", "teacher"),
         (*taught, "--teacher-checkpoint", "other"),
     ):
-        done = call_kdtrain(*words, cwd=sample)
+        done = call.any_code(*words, cwd=sample)
         names = ("teacher_cnn", "conv1.bias", "fc3.weight", "fc2.bias", "7", "10")
         assert_explained(done, 1, "other", *names)
 
@@ -375,9 +356,7 @@ def called(path: Path) -> Iterator[tuple[str, ast.Call]]:
 
 
 UNPICKLING = {
-    "kdtrain/runtime/child.py",
-    "kdtrain/runtime/processes.py",
-    "kdtrain/data/cifar.py",
+    *("kdtrain/runtime/child.py", "kdtrain/runtime/processes.py", "kdtrain/data/cifar.py"),
     "kdtrain/store/oneflow_directory.py",
 }
 """Messages between kdtrain's own processes, and unpicklers that admit next to nothing."""

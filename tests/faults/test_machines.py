@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kdtrain.store.checkpoint import load_tensors
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call
 from tests.faults.machines import ADDRESSES, Fit, Machines, obstacle
 from tests.tools import files_in, read_result
 
@@ -74,12 +74,11 @@ def assert_same_training(fit: Fit, alone: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiles: Path, run_kdtrain: RunKdtrain) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -> Path:
     """A folder where one process has trained on batches of 64."""
     folder = tmp_path_factory.mktemp("alone")
     words = (*SGD, "--batch-size", "64", "--epochs", "2", "--data-dir", tiles)
-    finished = run_kdtrain("fit", *words, cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    spawn("fit", *words, cwd=folder)
     return folder
 
 
@@ -136,9 +135,7 @@ def test_ctrl_c_ends_both_sides(machines: Machines, tmp_path: Path, tiles: Path)
     assert status(fits[0]) == "failed"
 
 
-def test_ctrl_c_ends_a_side_that_waits_for_a_stopped_one(
-    machines: Machines, tmp_path: Path, tiles: Path
-) -> None:
+def test_ctrl_c_ends_a_side_that_waits_for_the_other(machines: Machines, tmp_path: Path, tiles: Path) -> None:
     fits = train(machines, tmp_path, tiles)
     fits[1].signal(signal.SIGSTOP, "all")
     time.sleep(0.5)

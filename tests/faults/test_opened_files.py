@@ -21,8 +21,7 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.regular_files import open_regular, read_bytes, read_text
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import save_model, snapshot
-from tests.cli.conftest import CallKdtrain, Finished, assert_explained
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, Finished, assert_explained
 from tests.faults.limits import limited
 from tests.tools import ROOT, write_digits, write_tiles
 
@@ -37,13 +36,12 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, run_kdtrain: RunKdtrain) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset, spawn: Call) -> Path:
     """Where a student was trained on small images."""
     folder = tmp_path_factory.mktemp("special")
     write_tiles(folder / "tiles", mnist)
     words = ("fit", "--mode", "student", *DATA, "--epochs", "2", "--plugin", "csv")
-    fit = run_kdtrain(*words, cwd=folder)
-    assert fit.returncode == 0, fit.stderr
+    spawn(*words, cwd=folder)
     return folder
 
 
@@ -83,49 +81,41 @@ READ = {
 
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", READ)
-def test_what_a_command_reads_must_be_a_file(
-    copy: Path, call_kdtrain: CallKdtrain, name: str, kind: str
-) -> None:
+def test_what_a_command_reads_must_be_a_file(copy: Path, call: Call, name: str, kind: str) -> None:
     file = copy / name
     file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
     file.with_name(f"{file.name}.gz").unlink(missing_ok=True)
     SPECIAL[kind](file)
     with limited():
-        done = call_kdtrain(*READ[name], cwd=copy)
+        done = call.any_code(*READ[name], cwd=copy)
     assert_refused(done, file.name)
 
 
 IN_A_RUN = (
-    "config.toml",
-    "metrics.jsonl",
-    "metrics.csv",
-    "checkpoints/last.safetensors",
+    *("config.toml", "metrics.jsonl", "metrics.csv", "checkpoints/last.safetensors"),
     "events.out.tfevents.1.host.1",
 )
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", IN_A_RUN)
-def test_what_lies_in_a_resumed_run_must_be_a_file(
-    copy: Path, call_kdtrain: CallKdtrain, name: str, kind: str
-) -> None:
+def test_what_lies_in_a_resumed_run_must_be_a_file(copy: Path, call: Call, name: str, kind: str) -> None:
     (copy / RUN / name).unlink(missing_ok=True)
     SPECIAL[kind](copy / RUN / name)
     best = (copy / RUN / "checkpoints/best.safetensors").read_bytes()
     with limited(10):
-        done = call_kdtrain("fit", "--resume", RUN, cwd=copy)
+        done = call.any_code("fit", "--resume", RUN, cwd=copy)
     assert_refused(done, name)
     assert (copy / RUN / "checkpoints/best.safetensors").read_bytes() == best
 
 
-def test_a_link_to_a_file_is_as_good_as_the_file(copy: Path, call_kdtrain: CallKdtrain) -> None:
+def test_a_link_to_a_file_is_as_good_as_the_file(copy: Path, call: Call) -> None:
     for name in IN_A_RUN[:4]:
         file = copy / RUN / name
         file.rename(copy / file.name)
         file.symlink_to(copy / file.name)
-    done = call_kdtrain("fit", "--resume", RUN, cwd=copy)
-    assert done.returncode == 0, done.stderr
+    call("fit", "--resume", RUN, cwd=copy)
 
 
 def test_a_file_becomes_a_pipe_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,20 +173,8 @@ def test_every_file_is_opened_in_one_place() -> None:
 
 
 NAMES = (
-    "npz:/dev/zero",
-    "npz:pipe",
-    "npz:data.npz",
-    "folder:pets",
-    "folder:/",
-    "folder:DIR",
-    "npz:FILE",
-    "code.py:make",
-    "FILE.py:FACTORY",
-    "os:getcwd",
-    "../digits",
-    "/etc",
-    "mnist ",
-    "",
+    *("npz:/dev/zero", "npz:pipe", "npz:data.npz", "folder:pets", "folder:/", "folder:DIR", "npz:FILE"),
+    *("code.py:make", "FILE.py:FACTORY", "os:getcwd", "../digits", "/etc", "mnist ", ""),
     "folder:pets; rm -rf ~",
 )
 COMMANDS = {
@@ -241,18 +219,16 @@ def model(models: Path, card: ModelCard, student: flow.nn.Module, request: pytes
     ],
     indirect=["model"],
 )
-def test_nothing_is_opened_because_a_models_file_names_it(
-    call_kdtrain: CallKdtrain, command: str, model: Path
-) -> None:
+def test_nothing_is_opened_because_a_models_file_names_it(call: Call, command: str, model: Path) -> None:
     words = [model.name if word == "MODEL" else word for word in COMMANDS[command]]
     with limited(10, 300):
-        done = call_kdtrain(*words, cwd=model.parent)
+        done = call.any_code(*words, cwd=model.parent)
     assert_explained(done, 2, model.name, "--data")
 
 
 @pytest.mark.parametrize("model", [("safetensors", "folder:my pets; rm -rf ~")], indirect=True)
-def test_the_flag_that_names_the_data_can_be_copied(call_kdtrain: CallKdtrain, model: Path) -> None:
-    stderr = call_kdtrain("eval", model, cwd=model.parent).stderr
+def test_the_flag_that_names_the_data_can_be_copied(call: Call, model: Path) -> None:
+    stderr = call.any_code("eval", model, cwd=model.parent).stderr
     flag = stderr[stderr.index("--dataset ") :].partition("\n")[0].rpartition(". ")[0]
     assert shlex.split(flag) == ["--dataset", "folder:my pets; rm -rf ~"]
 

@@ -25,7 +25,7 @@ from kdtrain.runtime import flow
 from kdtrain.runtime.limits import LONGEST_NAME, MOST_CLASSES, MOST_LOGITS, MOST_TENSORS
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import Weights, fingerprint, load_model, load_tensors, save_model, snapshot
-from tests.cli.conftest import CallKdtrain, assert_explained
+from tests.cli.conftest import Call, assert_explained
 from tests.faults.limits import limited
 from tests.tools import write_digits
 
@@ -47,11 +47,11 @@ def test_no_network_is_built_for_weights_that_are_not_there(
     assert str(path) in str(caught.value)
 
 
-def test_a_command_refuses_such_a_file(tmp_path: Path, card: ModelCard, call_kdtrain: CallKdtrain) -> None:
+def test_a_command_refuses_such_a_file(tmp_path: Path, card: ModelCard, call: Call) -> None:
     claim = dataclasses.replace(card, arch="flowvision:vgg19")
     save_model(tmp_path / "model.safetensors", {"x": np.zeros(3, np.float32)}, claim)
     with limited(10, 300):
-        done = call_kdtrain("infer", "--picture-index=0", "--checkpoint=model.safetensors", cwd=tmp_path)
+        done = call.any_code("infer", "--picture-index=0", "--checkpoint=model.safetensors")
     assert_explained(done, 1, "model.safetensors", "flowvision:vgg19", "139,577,282")
 
 
@@ -135,19 +135,18 @@ def test_all_classes_that_are_allowed_come_back(tmp_path: Path, card: ModelCard)
 
 
 def test_half_a_character_in_a_name_is_spelt_out(
-    tmp_path: Path, card: ModelCard, student: flow.nn.Module, mnist: Dataset, call_kdtrain: CallKdtrain
+    tmp_path: Path, card: ModelCard, student: flow.nn.Module, mnist: Dataset, call: Call
 ) -> None:
     write_digits(tmp_path / "digits", mnist)
     odd = dataclasses.replace(card, classes=("\ud800", *card.classes[1:]), mode="\udfff", dataset="\ud800")
     save_model(tmp_path / "model.safetensors", snapshot(student), odd)
     assert load_model(tmp_path / "model.safetensors").card.classes[0] == "\\ud800"
     for words in (("eval", "model.safetensors"), ("eval", "model.safetensors", "--json")):
-        done = call_kdtrain(*words, "--data-dir", "digits", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = call(*words, "--data-dir", "digits")
         assert "ud800" in done.stdout
     asked = ("infer", "--picture-index=0", "--checkpoint=model.safetensors", "--data-dir=digits")
-    assert call_kdtrain(*asked, cwd=tmp_path).returncode == 0
-    assert_explained(call_kdtrain("eval", "model.safetensors", cwd=tmp_path), 2, "\\ud800")
+    call(*asked)
+    assert_explained(call.any_code("eval", "model.safetensors"), 2, "\\ud800")
 
 
 # Data

@@ -44,10 +44,7 @@ SHAPES = {
     "hinton_800": linear_layers(784, 800, 800, 10),
 }
 PARAMETERS = {
-    "teacher_cnn": 1_199_882,
-    "student_mlp": 109_386,
-    "hinton_1200": 2_395_210,
-    "hinton_800": 1_276_810,
+    **{"teacher_cnn": 1_199_882, "student_mlp": 109_386, "hinton_1200": 2_395_210, "hinton_800": 1_276_810},
 }
 
 
@@ -108,9 +105,7 @@ def test_logits_may_be_negative_and_every_class_learns(arch: str, mnist: Dataset
 @pytest.mark.parametrize(
     ("arch", "rates"),
     [
-        ("teacher_cnn", [0.3, 0.5]),
-        ("hinton_1200", [0.2, 0.5, 0.5]),
-        ("hinton_800", [0, 0, 0]),
+        *(("teacher_cnn", [0.3, 0.5]), ("hinton_1200", [0.2, 0.5, 0.5]), ("hinton_800", [0, 0, 0])),
         ("student_mlp", []),
     ],
 )
@@ -167,15 +162,11 @@ def student_cnn_logits(weights: dict[str, Array], x: Array, pooled: tuple[str, .
 @pytest.mark.parametrize(
     ("shape", "pooled"),
     [
-        ((1, 28, 28), ("block1", "block2")),
-        ((3, 7, 13), ("block1", "block2")),
-        ((3, 47, 64), ("block1", "block2")),
-        ((3, 48, 64), ("block1", "block2", "block3")),
+        *(((1, 28, 28), ("block1", "block2")), ((3, 7, 13), ("block1", "block2"))),
+        *(((3, 47, 64), ("block1", "block2")), ((3, 48, 64), ("block1", "block2", "block3"))),
     ],
 )
-def test_logits_of_student_cnn_equal_an_independent_formula(
-    shape: ImageShape, pooled: tuple[str, ...]
-) -> None:
+def test_logits_of_student_cnn_equal_independent_formula(shape: ImageShape, pooled: tuple[str, ...]) -> None:
     model = trained_like(shape, classes=3)
     images = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
     weights = {name: array.astype(np.float64) for name, array in snapshot(model).items()}

@@ -173,14 +173,8 @@ def test_indices_of_max_pooling_are_oneflows() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("Conv2d", (4, 6, 3)),
-        ("MaxPool2d", (2,)),
-        ("AvgPool2d", (2,)),
-        ("AdaptiveAvgPool2d", (1,)),
-        ("BatchNorm2d", (4,)),
-        ("ReLU", ()),
-        ("Hardswish", ()),
-        ("Linear", (400, 256)),
+        *(("Conv2d", (4, 6, 3)), ("MaxPool2d", (2,)), ("AvgPool2d", (2,)), ("AdaptiveAvgPool2d", (1,))),
+        *(("BatchNorm2d", (4,)), ("ReLU", ()), ("Hardswish", ()), ("Linear", (400, 256))),
     ],
 )
 def test_float64_and_empty_batches_are_left_to_oneflow(name: str, arguments: tuple[Any, ...]) -> None:

@@ -20,8 +20,7 @@ from kdtrain.nn import kernels, onednn
 from kdtrain.nn.kernels import MOST_KERNELS
 from kdtrain.nn.onednn import OneDnnError
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
-from tests.cli.conftest import CallKdtrain, run, run_python
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, run, run_python
 from tests.runs import metrics
 from tests.tools import ROOT
 
@@ -251,19 +250,14 @@ def test_a_library_that_cannot_be_loaded_is_named_in_one_warning(
 
 
 def test_without_the_library_a_fit_warns_once_and_has_nearly_the_same_losses(
-    tiles: Path, call_kdtrain: CallKdtrain, run_kdtrain: RunKdtrain, tmp_path: Path
+    tiles: Path, call: Call, spawn: Call, tmp_path: Path
 ) -> None:
     words = (
-        "fit",
-        "--recipe=none",
-        "--mode=student",
-        "--student-arch=resnet8",
-        "--epochs=1",
+        *("fit", "--recipe=none", "--mode=student", "--student-arch=resnet8", "--epochs=1"),
         f"--data-dir={tiles}",
     )
-    call_kdtrain(*words, "--logdir", "with", cwd=tmp_path)
-    finished = run_kdtrain(*words, "--logdir", "without", cwd=tmp_path, **without_openmp(tmp_path))
-    assert finished.returncode == 0
+    call(*words, "--logdir", "with")
+    finished = spawn(*words, "--logdir", "without", cwd=tmp_path, **without_openmp(tmp_path))
     assert finished.stderr.count("oneDNN") == 1
     row, expected = (metrics(tmp_path / name / "student/version_0")[0] for name in ("without", "with"))
     assert row["loss/total"] == pytest.approx(expected["loss/total"], rel=0.01)

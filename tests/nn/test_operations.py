@@ -39,20 +39,13 @@ Shape = tuple[int, int, int, int]
 Function = Callable[..., Any]
 
 UNARY: dict[str, Function] = {
-    "relu": relu,
-    "hard swish": Hardswish(),
-    "channels_last": channels_last,
-    "channels_first": channels_first,
-    "fork": fork,
-    "halves": halves,
-    "subsample": lambda x: subsample(x, 2, 3),
-    "subsample by 1": lambda x: subsample(x, 1, 0),
+    **{"relu": relu, "hard swish": Hardswish(), "channels_last": channels_last},
+    **{"channels_first": channels_first, "fork": fork, "halves": halves},
+    **{"subsample": lambda x: subsample(x, 2, 3), "subsample by 1": lambda x: subsample(x, 1, 0)},
     "mean_over_pixels": mean_over_pixels,
 }
 BINARY: dict[str, Function] = {
-    "add": add,
-    "add with ReLU": lambda a, b: add(a, b, relu=True),
-    "interleave": interleave,
+    **{"add": add, "add with ReLU": lambda a, b: add(a, b, relu=True), "interleave": interleave},
     "scale": scale,
 }
 FUNCTIONS = UNARY | BINARY

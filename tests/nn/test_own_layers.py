@@ -234,9 +234,7 @@ def test_convolutions_and_large_linear_layers_gain_by_cores() -> None:
 # flowvision's blocks
 
 NETWORKS = [
-    ("mobilenet_v3_small", (3, 32, 32)),
-    ("shufflenet_v2_x0_5", (3, 32, 32)),
-    ("resnet18", (3, 64, 64)),
+    *(("mobilenet_v3_small", (3, 32, 32)), ("shufflenet_v2_x0_5", (3, 32, 32)), ("resnet18", (3, 64, 64))),
     ("resnet50", (3, 64, 64)),
 ]
 CLASSES = 5

@@ -16,8 +16,9 @@ from kdtrain.engine.resume import load_state
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import load_model, load_tensors, snapshot
 from plugins.ema import Ema
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call
 from tests.engine.fits import mlp
+from tests.runs import assert_same_tensors
 
 ADAM = partial(flow.optim.Adam, lr=1e-2)
 
@@ -82,11 +83,9 @@ def test_a_resumed_average_goes_on_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         fit("halves", Broken())
     fit("halves", resume=load_state(tmp_path / "halves/checkpoints/last.safetensors"))
-    for file in ("best", "last"):
-        resumed, _ = load_tensors(tmp_path / f"halves/checkpoints/{file}.safetensors")
-        whole, _ = load_tensors(tmp_path / f"whole/checkpoints/{file}.safetensors")
-        assert resumed.keys() == whole.keys()
-        assert all(np.array_equal(array, whole[name]) for name, array in resumed.items())
+    for name in ("best", "last"):
+        file = f"checkpoints/{name}.safetensors"
+        assert_same_tensors(tmp_path / "halves" / file, tmp_path / "whole" / file)
 
 
 def test_statistics_are_copied(train: Loader, validation: Loader, tmp_path: Path) -> None:
@@ -98,12 +97,9 @@ def test_statistics_are_copied(train: Loader, validation: Loader, tmp_path: Path
         np.testing.assert_array_equal(average.numpy(), value.numpy())
 
 
-def test_from_the_command_line_the_tested_model_is_the_average(
-    tmp_path: Path, run_kdtrain: RunKdtrain, mnist: Dataset
-) -> None:
+def test_from_the_command_line_tested_model_is_average(tmp_path: Path, spawn: Call, mnist: Dataset) -> None:
     flags = ("--mode", "student", "--epochs", "1", "--limit-train", "1280", "--val-size", "128")
-    done = run_kdtrain("fit", *flags, "--plugin", "ema,decay=0.9", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    spawn("fit", *flags, "--plugin", "ema,decay=0.9", cwd=tmp_path)
     run = tmp_path / "logs/student/version_0"
     tested = json.loads((run / "result.json").read_text())["test"]["cross_entropy"]
     average, last = (load_model(run / f"checkpoints/{name}.safetensors").build() for name in ("best", "last"))

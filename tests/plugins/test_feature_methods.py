@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,7 @@ from tests.plugins.reference import (
 FEW = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 NAMES = {
-    "attention": Attention,
-    "fitnet": FitNet,
-    "pkt": Pkt,
-    "rkd": Rkd,
-    "similarity": Similarity,
-    "vid": Vid,
+    **{"attention": Attention, "fitnet": FitNet, "pkt": Pkt, "rkd": Rkd, "similarity": Similarity, "vid": Vid}
 }
 
 
@@ -153,11 +149,14 @@ def test_pkt_agrees_with_its_formula(seed: int, images: int, width: int, scale: 
     )
 
 
-def test_pkt_takes_a_map_for_its_means_over_the_pixels_and_zeros_for_no_direction() -> None:
-    student, teacher = normal(0, 5, 3, 4, 4), normal(1, 5, 2, 2, 2)
-    of_maps = pkt_loss(flow.tensor(student), flow.tensor(teacher))
-    student_means, teacher_means = flow.tensor(student.mean((2, 3))), flow.tensor(teacher.mean((2, 3)))
-    assert of_maps.item() == pytest.approx(pkt_loss(student_means, teacher_means).item(), rel=1e-4)
+@pytest.mark.parametrize(("loss", "rel"), [(pkt_loss, 1e-4), (partial(rkd_loss, distance=9, angle=9), 1e-5)])
+def test_a_map_is_taken_for_its_means_over_the_pixels(loss: Any, rel: float) -> None:
+    maps = normal(0, 5, 3, 4, 4), normal(1, 5, 2, 2, 2)
+    of_maps, of_means = (loss(*map(flow.tensor, pair)) for pair in (maps, [x.mean((2, 3)) for x in maps]))
+    assert of_maps.item() == pytest.approx(of_means.item(), rel=rel)
+
+
+def test_pkt_takes_zeros_for_no_direction() -> None:
     zeros = flow.zeros(4, 3, requires_grad=True)
     pkt_loss(zeros, flow.tensor(normal(2, 4, 3))).backward()
     assert not zeros.grad.numpy().any()
@@ -212,14 +211,6 @@ def test_rkd_of_equal_images_and_of_one_image_is_finite() -> None:
         loss.backward()
         assert np.isfinite(loss.item())
         assert np.isfinite(x.grad.numpy()).all()
-
-
-def test_rkd_takes_a_map_for_its_means_over_the_pixels() -> None:
-    student, teacher = normal(0, 5, 3, 4, 4), normal(1, 5, 2, 2, 2)
-    of_maps = rkd_loss(flow.tensor(student), flow.tensor(teacher), 25.0, 50.0)
-    student_means, teacher_means = flow.tensor(student.mean((2, 3))), flow.tensor(teacher.mean((2, 3)))
-    of_means = rkd_loss(student_means, teacher_means, 25.0, 50.0)
-    assert of_maps.item() == pytest.approx(of_means.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -353,14 +353,9 @@ def test_an_image_of_two_labels_has_the_loss_of_each_by_its_share(plugin: Any) -
 
 
 METHODS: dict[str, tuple[LogitMethod, float]] = {
-    "dkd": (Dkd(warmup=0), 0.9),
-    "dist": (Dist(weight=2.0), 1.8),
-    "logit_std": (LogitStd(weight=10.0), 9.0),
-    "logit_mse": (LogitMse(), 0.9),
-    "nkd": (Nkd(), 0.9),
-    "wttm": (Wttm(), 3.6),
-    "wsld": (Wsld(), 2.025),
-    "norm_kd": (NormKd(), 0.9),
+    **{"dkd": (Dkd(warmup=0), 0.9), "dist": (Dist(weight=2.0), 1.8)},
+    **{"logit_std": (LogitStd(weight=10.0), 9.0), "logit_mse": (LogitMse(), 0.9), "nkd": (Nkd(), 0.9)},
+    **{"wttm": (Wttm(), 3.6), "wsld": (Wsld(), 2.025), "norm_kd": (NormKd(), 0.9)},
 }
 
 

@@ -38,8 +38,8 @@ from plugins.srrl import Srrl
 from plugins.vid import Vid
 from plugins.wsld import Wsld
 from plugins.wttm import Wttm
-from tests.cli.conftest import untrained_teacher
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call, untrained_teacher
+from tests.cli.test_resume import KILLER
 from tests.engine.fits import Notes, mlp
 from tests.runs import assert_same_run, metrics
 from tests.tools import write_tiles
@@ -71,15 +71,8 @@ def distil(train: Loader, validation: Loader, tmp_path: Path, teacher: flow.nn.M
 
 
 ON_LOGITS: dict[str, Callback] = {
-    "dkd": Dkd(),
-    "dist": Dist(),
-    "logit_std": LogitStd(),
-    "logit_mse": LogitMse(),
-    "hard_labels": HardLabels(),
-    "nkd": Nkd(),
-    "wttm": Wttm(),
-    "wsld": Wsld(),
-    "norm_kd": NormKd(),
+    **{"dkd": Dkd(), "dist": Dist(), "logit_std": LogitStd(), "logit_mse": LogitMse()},
+    **{"hard_labels": HardLabels(), "nkd": Nkd(), "wttm": Wttm(), "wsld": Wsld(), "norm_kd": NormKd()},
     "ctkd": Ctkd(),
 }
 ON_LAYERS: dict[str, tuple[Callback, int]] = {
@@ -215,35 +208,16 @@ def tiles(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Flags:
     data = write_tiles(folder / "data", mnist)
     teacher = untrained_teacher(folder / "teacher.safetensors", load_dataset("mnist", data))
     return (
-        "--recipe=none",
-        f"--data-dir={data}",
-        "--val-size=300",
-        "--batch-size=64",
+        *("--recipe=none", f"--data-dir={data}", "--val-size=300", "--batch-size=64"),
         f"--teacher-checkpoint={teacher}",
     )
-
-
-KILLER = """
-import os, signal
-from pathlib import Path
-
-from kdtrain import Callback
-
-class Killer(Callback):
-    def on_batch(self, run, event):
-        if event.epoch == 3 and not Path("killed").exists():
-            Path("killed").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 
 LAYERS = "student_layer=fc1,teacher_layer=fc1"
 KILLED = {
     "loss.regressor.1.weight": (f"fitnet,{LAYERS}", "dkd,warmup=3"),
     "theta": (
-        "ctkd,epochs=4",
-        f"vid,{LAYERS}",
-        f"srrl,{LAYERS}",
+        *("ctkd,epochs=4", f"vid,{LAYERS}", f"srrl,{LAYERS}"),
         "review_kd,student_layers=fc1+fc2,teacher_layers=fc1+fc2,warmup=4",
     ),
 }
@@ -252,30 +226,25 @@ KILLED = {
 
 @pytest.mark.parametrize("weight", KILLED)
 def test_a_killed_run_whose_terms_learn_ends_like_one_that_was_not(
-    weight: str, tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
+    weight: str, tmp_path: Path, tiles: Flags, spawn: Call
 ) -> None:
     (tmp_path / "killer.py").write_text(KILLER)
     plugins = (*KILLED[weight], "killer.py:Killer")
     words = [word for plugin in plugins for word in ("--plugin", plugin)]
     flags = ("--mode", "student_kd", *tiles, "--epochs", "4", *words)
-    killed = run_kdtrain("fit", *flags, cwd=tmp_path)
+    killed = spawn.any_code("fit", *flags, cwd=tmp_path)
     assert "its process was ended by signal SIGKILL" in killed.stderr, killed.stderr
     run = tmp_path / "logs/student_kd/version_0"
-    resumed = run_kdtrain("fit", "--resume", run, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    undisturbed = run_kdtrain("fit", *flags, cwd=tmp_path)
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    spawn("fit", "--resume", run, cwd=tmp_path)
+    spawn("fit", *flags, cwd=tmp_path)
     assert_same_run(run, tmp_path / "logs/student_kd/version_1")
     tensors, _ = load_tensors(run / "checkpoints/last.safetensors")
     assert f"term/0/{weight}" in tensors
 
 
-def test_in_a_comparison_a_method_is_for_the_distilled_student(
-    tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
-) -> None:
+def test_in_a_comparison_a_method_is_for_distilled_student(tmp_path: Path, tiles: Flags, spawn: Call) -> None:
     flags = ("--mode", "compare", *tiles, "--epochs", "1", "--plugin", "dist")
-    done = run_kdtrain("fit", *flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    spawn("fit", *flags, cwd=tmp_path)
     runs = tmp_path / "logs/compare/version_0/seed_0"
     terms = {
         mode: {name for name in metrics(runs / mode)[0] if name.startswith("loss/")}
@@ -297,10 +266,10 @@ WRONG_USES = {
 
 @pytest.mark.parametrize("use", WRONG_USES)
 def test_wrong_uses_end_in_one_line_that_explains_them(
-    use: str, tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
+    use: str, tmp_path: Path, tiles: Flags, spawn: Call
 ) -> None:
     mode, plugin = use.split()
-    done = run_kdtrain("fit", "--mode", mode, *tiles, "--epochs", "1", "--plugin", plugin, cwd=tmp_path)
+    done = spawn.any_code("fit", "--mode", mode, *tiles, "--epochs", "1", "--plugin", plugin, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     lines = [line for line in done.stderr.splitlines() if not re.search("^The teacher is| recognises ", line)]
     assert len(lines) == 1, done.stderr
@@ -308,9 +277,7 @@ def test_wrong_uses_end_in_one_line_that_explains_them(
         assert part in lines[0]
 
 
-def test_two_processes_distil_as_one_with_the_same_batches(
-    tmp_path: Path, tiles: Flags, run_kdtrain: RunKdtrain
-) -> None:
+def test_two_processes_distil_as_one_with_the_same_batches(tmp_path: Path, tiles: Flags, spawn: Call) -> None:
     """Also the regressor, which is no part of the student, and the limit on the norm of all gradients."""
     plugins = ("--plugin", "dkd,warmup=1", "--plugin", "fitnet,student_layer=fc1,teacher_layer=fc1")
     flags = ("--mode", "student_kd", *tiles, "--limit-train", "320", "--epochs", "1", *plugins)
@@ -320,8 +287,7 @@ def test_two_processes_distil_as_one_with_the_same_batches(
         words = (*flags, *sgd, "--batch-size", batch_size, "--nproc-per-node", processes)
         folder = tmp_path / processes
         folder.mkdir()
-        done = run_kdtrain("fit", *words, cwd=folder)
-        assert done.returncode == 0, done.stderr
+        spawn("fit", *words, cwd=folder)
         ends.append(load_tensors(folder / "logs/student_kd/version_0/checkpoints/last.safetensors")[0])
     alone, together = ends
     assert "term/0/loss.regressor.1.weight" in alone

@@ -30,7 +30,7 @@ from plugins.fidelity import Fidelity
 from plugins.grad_norm import GradNorm
 from plugins.histograms import Histograms
 from plugins.similarity import Similarity
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call
 from tests.engine.fits import mlp
 from tests.runs import TIMES, count_points, curves, metrics
 from tests.terminal import show_on_terminal
@@ -288,9 +288,8 @@ def test_on_a_terminal_it_draws(tmp_path: Path) -> None:
     assert "student      2/2  loss" in drawn.replace("\x1b[0m", ""), "the epochs' lines stay above it"
 
 
-def test_without_a_terminal_it_prints_a_line_per_epoch_only(tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
+def test_without_a_terminal_it_prints_a_line_per_epoch_only(tmp_path: Path, spawn: Call) -> None:
     words = ("--mode", "student", "--epochs", "2", "--limit-train", "640", "--val-size", "128")
-    finished = run_kdtrain("fit", *words, "--plugin", "dashboard,seconds=0", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = spawn("fit", *words, "--plugin", "dashboard,seconds=0", cwd=tmp_path)
     assert "\x1b" not in finished.stderr
     assert len([line for line in finished.stderr.splitlines() if line.startswith("student ")]) == 2

@@ -191,10 +191,8 @@ run_jobs([Job("work", work)])
 @pytest.mark.parametrize(
     ("number", "to_group", "expected"),
     [
-        (signal.SIGINT, True, "KeyboardInterrupt"),
-        (signal.SIGINT, False, "KeyboardInterrupt"),
-        (signal.SIGTERM, True, "Terminated"),
-        (signal.SIGTERM, False, "Terminated"),
+        *((signal.SIGINT, True, "KeyboardInterrupt"), (signal.SIGINT, False, "KeyboardInterrupt")),
+        *((signal.SIGTERM, True, "Terminated"), (signal.SIGTERM, False, "Terminated")),
         (signal.SIGKILL, False, "Terminated"),
     ],
 )

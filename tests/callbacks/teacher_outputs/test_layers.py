@@ -253,9 +253,7 @@ def test_a_layer_of_another_network_or_form_of_images_has_files_of_its_own(
     form = InputForm((1, 28, 28), mnist.normalization)
     other = InputForm((1, 28, 28), Normalization((0.5,), (0.5,)))
     networks = [
-        mlp(seed=3),
-        mlp(seed=4),
-        TeacherNetwork(mlp(seed=3)),
+        *(mlp(seed=3), mlp(seed=4), TeacherNetwork(mlp(seed=3))),
         TeacherNetwork(mlp(seed=3), InputConversion(form, other), classes=range(9, -1, -1)),
     ]
     for number, network in enumerate(networks, 1):
@@ -283,9 +281,7 @@ def distilled(
 
 
 METHODS: dict[str, FeatureMethod] = {
-    "fitnet": FitNet("fc1", "fc2"),
-    "rkd": Rkd("fc2", "fc2"),
-    "similarity": Similarity("fc1", "fc1"),
+    **{"fitnet": FitNet("fc1", "fc2"), "rkd": Rkd("fc2", "fc2"), "similarity": Similarity("fc1", "fc1")},
     "pkt": Pkt("fc2", "fc1"),
 }
 

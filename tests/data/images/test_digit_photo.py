@@ -210,11 +210,8 @@ def encoded(image: Image.Image) -> bytes:
 @pytest.mark.parametrize(
     ("dataset", "shape", "ink"),
     [
-        ("mnist", (1, 28, 28), True),
-        ("digits", (1, 20, 24), True),
-        ("cifar10", (3, 32, 32), False),
-        ("folder:pets", (1, 16, 16), False),
-        ("folder:pets", (3, 16, 20), False),
+        *(("mnist", (1, 28, 28), True), ("digits", (1, 20, 24), True), ("cifar10", (3, 32, 32), False)),
+        *(("folder:pets", (1, 16, 16), False), ("folder:pets", (3, 16, 20), False)),
     ],
 )
 def test_bytes_give_what_the_file_gives(

@@ -93,12 +93,8 @@ def test_grey_is_the_eyes_mean_of_the_colours() -> None:
 
 
 MODES_OF = {
-    "png": ["1", "L", "P", "LA", "RGB", "RGBA"],
-    "tif": ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK"],
-    "jpg": ["L", "RGB", "CMYK"],
-    "webp": ["RGB", "RGBA"],
-    "gif": ["L", "P"],
-    "bmp": ["1", "RGB"],
+    **{"png": ["1", "L", "P", "LA", "RGB", "RGBA"], "tif": ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK"]},
+    **{"jpg": ["L", "RGB", "CMYK"], "webp": ["RGB", "RGBA"], "gif": ["L", "P"], "bmp": ["1", "RGB"]},
     "ppm": ["1", "L", "RGB"],
 }
 
@@ -172,10 +168,8 @@ def test_a_truncated_image_is_refused(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ((7_100, 7_100), "50 megapixels"),
-        ((10_000, 5_001), "50 megapixels"),
-        ((14_000, 14_000), "50 megapixels"),
-        ((65_536, 1), "65,535 pixels"),
+        *(((7_100, 7_100), "50 megapixels"), ((10_000, 5_001), "50 megapixels")),
+        *(((14_000, 14_000), "50 megapixels"), ((65_536, 1), "65,535 pixels")),
         ((1, 65_536), "65,535 pixels"),
     ],
 )

@@ -40,10 +40,8 @@ SCALES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize(
     ("name", "layout", "batch", "probabilities"),
     [
-        ("torch.onnx", "nchw", 0, False),
-        ("torch_of_8.onnx", "nchw", 8, False),
-        ("torch_int8.onnx", "nchw", 0, False),
-        ("keras.onnx", "nhwc", 0, True),
+        *(("torch.onnx", "nchw", 0, False), ("torch_of_8.onnx", "nchw", 8, False)),
+        *(("torch_int8.onnx", "nchw", 0, False), ("keras.onnx", "nhwc", 0, True)),
         ("sklearn.onnx", "flat", 0, True),
     ],
 )
@@ -76,10 +74,8 @@ def test_logarithms_of_probabilities_are_logits() -> None:
 @pytest.mark.parametrize(
     ("outputs", "expected"),
     [
-        ([[0.5, 0.5], [0.9, 0.1]], True),
-        ([[0.51, 0.51], [0.9, 0.08]], True),
-        ([[0.5, 0.6], [0.9, 0.3]], False),
-        ([[1.5, -0.5], [0.9, 0.1]], False),
+        *(([[0.5, 0.5], [0.9, 0.1]], True), ([[0.51, 0.51], [0.9, 0.08]], True)),
+        *(([[0.5, 0.6], [0.9, 0.3]], False), ([[1.5, -0.5], [0.9, 0.1]], False)),
     ],
 )
 def test_probabilities_are_told_from_logits(outputs: list[list[float]], expected: bool) -> None:
@@ -259,12 +255,9 @@ def test_weights_beside_the_file_are_read_and_count_in_its_digest(tmp_path: Path
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        (("N", 1, 1, 1), "--teacher-layout"),
-        (("N", 5), "--teacher-input-size"),
-        (("N", 7, 2, 2), "--teacher-layout"),
-        ((), "0 dimensions"),
-        (("N", 1, 4096, 4096), "at most 256 pixels"),
-        ((2000, 1, 2, 2), "batches of 2,000 images"),
+        *((("N", 1, 1, 1), "--teacher-layout"), (("N", 5), "--teacher-input-size")),
+        *((("N", 7, 2, 2), "--teacher-layout"), ((), "0 dimensions")),
+        *((("N", 1, 4096, 4096), "at most 256 pixels"), ((2000, 1, 2, 2), "batches of 2,000 images")),
         (("N", 2, 2, 2, 1), "5 dimensions"),
     ],
 )

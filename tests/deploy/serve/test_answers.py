@@ -52,9 +52,7 @@ def test_image_files_of_every_format_are_prepared_alike(
     assert answer["predictions"][0]["class"] == "7"
 
 
-def test_probabilities_are_the_softmax_of_the_logits(
-    service: Service, exported: Path, mnist: Dataset
-) -> None:
+def test_probabilities_are_the_softmax_of_logits(service: Service, exported: Path, mnist: Dataset) -> None:
     images = mnist.test.images[:20]
     answer = service.ask("/predict?temperature=2.5", as_json(images), JSON).content
     for name, entry in (("student", answer), ("teacher", answer["teacher"])):

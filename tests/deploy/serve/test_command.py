@@ -15,7 +15,7 @@ from PIL import Image
 
 from kdtrain.cli import main
 from kdtrain.cli.serve import _listen
-from tests.conftest import RunKdtrain
+from tests.cli.conftest import Call
 from tests.deploy.serve.conftest import PNG, Service, encoded, serve
 
 
@@ -42,11 +42,11 @@ def test_port_in_use_is_named(exported: Path, service: Service, refused: Callabl
         assert word in line
 
 
-def test_a_file_of_another_kind_is_one_line(exported: Path, tmp_path: Path, run_kdtrain: RunKdtrain) -> None:
+def test_a_file_of_another_kind_is_one_line(exported: Path, tmp_path: Path, spawn: Call) -> None:
     """Runs in a process of its own: onnx logs a warning about such files, which must not be printed."""
     wrong = tmp_path / "wrong.onnx"
     wrong.write_bytes((exported / "student.safetensors").read_bytes())
-    finished = run_kdtrain("serve", wrong, cwd=tmp_path)
+    finished = spawn.any_code("serve", wrong, cwd=tmp_path)
     assert finished.returncode == 1
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
 
