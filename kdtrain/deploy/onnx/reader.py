@@ -50,9 +50,6 @@ OPERATORS = frozenset(
 NCHW, NHWC, NHW, FLAT = "nchw", "nhwc", "nhw", "flat"
 """Orders of the values of a batch: channels first, channels last, no channels, and one row an image."""
 
-LAYOUTS = (NCHW, NHWC)
-"""Values of --teacher-layout. The graph tells the others apart."""
-
 SIZE, LAYOUT = "teacher_input_size", "teacher_layout"
 """The settings that decide what a graph leaves open."""
 
