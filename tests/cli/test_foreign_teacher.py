@@ -269,7 +269,7 @@ def test_a_comparison_needs_a_table_s_logits_of_the_test_images(
     done = call_kdtrain(*flags, both, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())
-    assert figures["models"]["teacher"]["test_errors"]["mean"] == 0
+    assert figures["summaries"]["teacher"]["test_errors"]["mean"] == 0
 
 
 def test_several_teachers_are_shown_with_their_mean(
@@ -284,7 +284,7 @@ def test_several_teachers_are_shown_with_their_mean(
     assert done.returncode == 0, done.stderr
     run = tmp_path / "logs/compare/version_0"
     figures = json.loads((run / "compare.json").read_text())
-    assert [(row["name"], row["share_fraction"]) for row in figures["teachers"]] == [
+    assert [(row["name"], row["share_fraction"]) for row in figures["models"][0]["members"]] == [
         ("torch.onnx", 0.75),
         ("sklearn.onnx", 0.25),
     ]
@@ -301,8 +301,8 @@ def test_teachers_of_several_seeds_are_trained_for_a_comparison(
     assert done.returncode == 0, done.stderr
     run = tmp_path / "logs/compare/version_0"
     figures = json.loads((run / "compare.json").read_text())
-    assert [row["name"] for row in figures["teachers"]] == ["seed_0/teacher", "seed_1/teacher"]
-    assert figures["models"]["teacher"]["arch"] == "2 x student_mlp"
+    assert [row["name"] for row in figures["models"][0]["members"]] == ["seed_0/teacher", "seed_1/teacher"]
+    assert figures["summaries"]["teacher"]["arch"] == "2 x student_mlp"
     files = [run / name / "checkpoints" / "best.safetensors" for name in ("seed_0/teacher", "seed_1/teacher")]
     words = [word for path in files for word in ("--teacher-checkpoint", path)]
     again = call_kdtrain("fit", "--mode", "student_kd", *flags[:6], *words, cwd=tmp_path)

@@ -20,6 +20,7 @@ from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.tune.halving import rung_sizes
 from kdtrain.runtime.processes import available_cores
+from kdtrain.store.record import FitRecord, write_record
 from tests.cli.conftest import CallKdtrain, assert_explained, untrained_teacher
 from tests.conftest import RunKdtrain
 from tests.runs import count_points, metrics
@@ -101,8 +102,8 @@ def test_each_student_gets_as_many_trials_and_the_best_third_goes_on(tuned: Tune
     content = tuned.content
     assert content["finished"]
     assert content["trials_of_rungs"] == rung_sizes(4, 2) == [4, 1]
-    assert list(content["models"]) == ["student_kd", "student"]
-    for result in content["models"].values():
+    assert list(content["students"]) == ["student_kd", "student"]
+    for result in content["students"].values():
         trials = result["trials"]
         assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
         assert trials[0]["values"]["lr"] == 0.003
@@ -113,7 +114,7 @@ def test_each_student_gets_as_many_trials_and_the_best_third_goes_on(tuned: Tune
 
 
 def test_a_run_goes_on_from_its_last_epoch_with_a_cycle_for_each_rung(tuned: Tuned) -> None:
-    for model, result in tuned.content["models"].items():
+    for model, result in tuned.content["students"].items():
         run = tuned.directory / f"trials/{model}_{result['chosen']}/seed_0"
         rows = metrics(run)
         assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -130,9 +131,9 @@ def test_a_run_goes_on_from_its_last_epoch_with_a_cycle_for_each_rung(tuned: Tun
 
 def test_the_report_holds_the_trials_and_loads_nothing(tuned: Tuned) -> None:
     page = (tuned.directory / "report.html").read_text()
-    for model, result in tuned.content["models"].items():
+    for model, result in tuned.content["students"].items():
         for trial in result["trials"]:
-            assert f"models/{model}/trials/{trial['number']}/rungs/0/held_out_accuracy_fraction" in page
+            assert f"students/{model}/trials/{trial['number']}/rungs/0/held_out_accuracy_fraction" in page
     assert "default-src 'none'" in page
     assert str(tuned.directory.parents[2]) not in page
     assert not any(text in page for text in ("http://", "https://", "<script", "src="))
@@ -157,7 +158,7 @@ def test_the_test_set_is_not_read(
     assert finished.returncode == 0, finished.stderr
     results = list((tmp_path / "logs").rglob("result.json"))
     assert len(results) == 1 + 4 + 2
-    assert not any("test" in json.loads(path.read_text()) for path in results)
+    assert not any(json.loads(path.read_text())["models"] for path in results)
     content = json.loads((tmp_path / "logs/tune/version_0/tune.json").read_text())
     assert without_times(content) == without_times(listed.content)
 
@@ -186,8 +187,8 @@ def test_an_interrupted_search_ends_like_an_undisturbed_one(
         assert first_rung.search(tuned.stderr)
         assert not first_rung.search(resumed.stderr), "a finished rung is not repeated"
     content = json.loads((tmp_path / "logs/tune/version_0/tune.json").read_text())
-    for model, result in content["models"].items():
-        expected = tuned.content["models"][model]
+    for model, result in content["students"].items():
+        expected = tuned.content["students"][model]
         assert without_times(result) == without_times(expected)
 
 
@@ -200,7 +201,7 @@ def test_a_comparison_trains_each_student_with_its_own_settings(
     assert finished.returncode == 0, finished.stderr
     folder = tmp_path / "logs/compare/version_0"
     assert not (folder / "seed_0/teacher").exists(), "the teacher is that of the search"
-    for model, result in tuned.content["models"].items():
+    for model, result in tuned.content["students"].items():
         config = tomli.loads((folder / f"seed_0/{model}/config.toml").read_text())
         assert {name: config[name] for name in result["settings"]} == result["settings"]
         assert "tuned" not in config
@@ -215,7 +216,7 @@ def test_a_single_student_is_trained_with_its_own_settings_whatever_the_recipe(
     finished = call_kdtrain("fit", *words, *SMALL, "--epochs", "1", "--recipe", "mnist", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     config = tomli.loads((tmp_path / "logs/student/version_0/config.toml").read_text())
-    assert config["lr"] == tuned.content["models"]["student"]["settings"]["lr"]
+    assert config["lr"] == tuned.content["students"]["student"]["settings"]["lr"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_when_the_time_is_over_the_best_so_far_is_chosen(late: Tuned) -> None:
     assert message in " ".join(late.stdout.split())
     content = late.content
     assert content["trials_of_rungs"] == [1]
-    assert {result["chosen"] for result in content["models"].values()} == {0}
+    assert {result["chosen"] for result in content["students"].values()} == {0}
 
 
 def test_the_rest_of_the_time_is_for_the_best_trials(
@@ -268,7 +269,7 @@ def test_the_rest_of_the_time_is_for_the_best_trials(
     content = json.loads((directory / "tune.json").read_text())
     assert (content["trials_of_rungs"], content["last_epoch"]) == ([1, 1], 2)
     assert content["note"].startswith(message)
-    for result in content["models"].values():
+    for result in content["students"].values():
         chosen = result["trials"][result["chosen"]]
         assert [rung["epochs"] for rung in chosen["rungs"]] == [1, 2]
     again = call_kdtrain("tune", "--resume", directory, cwd=tmp_path)
@@ -297,7 +298,7 @@ def test_a_search_killed_between_metrics_and_checkpoint_leaves_no_trial_running(
     (directory / "tune.json").write_text(json.dumps(behind.content | {"finished": False}))
     run = directory / "trials/student_0/seed_0"
     shutil.rmtree(run / "checkpoints")
-    (run / "result.json").write_text('{"status": "running"}')
+    write_record(run, FitRecord(status="running"))
     settings = (run / "config.toml").read_text()
     resumed = call_kdtrain("tune", "--resume", directory, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -306,8 +307,8 @@ def test_a_search_killed_between_metrics_and_checkpoint_leaves_no_trial_running(
     changed = settings.replace(str(behind.folder), str(tmp_path))
     assert (run / "config.toml").read_text() == changed, "teacher_arch is kept, too"
     content = json.loads((directory / "tune.json").read_text())
-    assert without_times(content["models"]["student"]["trials"]) == without_times(
-        behind.content["models"]["student"]["trials"]
+    assert without_times(content["students"]["student"]["trials"]) == without_times(
+        behind.content["students"]["student"]["trials"]
     )
 
 
@@ -331,7 +332,7 @@ def test_each_combination_of_a_few_values_is_trained_to_the_end(listed: Tuned) -
     assert "student: 2 combinations, each trained to the end." in listed.stderr
     assert listed.content["trials_of_rungs"] == [4]
     for model, names in (("student_kd", ("temperature", "lr")), ("student", ("lr",))):
-        result = listed.content["models"][model]
+        result = listed.content["students"][model]
         trials = result["trials"]
         assert [list(trial["values"]) for trial in trials] == [list(names)] * 2 ** len(names)
         assert all([rung["epochs"] for rung in trial["rungs"]] == [2] for trial in trials)
@@ -346,7 +347,7 @@ def test_a_trial_of_a_few_values_is_the_fit_with_these_values(
     words = ("--mode", "student", "--data-dir", tiles, *SMALL, "--epochs", "2", "--lr", "0.001")
     finished = call_kdtrain("fit", *words, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    trials = listed.content["models"]["student"]["trials"]
+    trials = listed.content["students"]["student"]["trials"]
     [number] = [trial["number"] for trial in trials if trial["values"]["lr"] == 0.001]
     runs = listed.directory / f"trials/student_{number}/seed_0", tmp_path / "logs/student/version_0"
     [trained, expected] = [
@@ -365,8 +366,8 @@ def test_a_search_of_a_few_values_is_resumed(
     resumed = call_kdtrain("tune", "--resume", "search", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert re.findall(r"^(\S+ trial \d)", resumed.stderr, re.MULTILINE) == ["student_kd trial 2"]
-    models = without_times(json.loads(file.read_text())["models"])
-    assert models["student_kd"]["trials"] == without_times(listed.content)["models"]["student_kd"]["trials"]
+    models = without_times(json.loads(file.read_text())["students"])
+    assert models["student_kd"]["trials"] == without_times(listed.content)["students"]["student_kd"]["trials"]
 
 
 def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(
@@ -379,7 +380,7 @@ def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(
     assert finished.returncode == 0, finished.stderr
     assert "student trial 1/0: failed, the loss is not finite" in finished.stderr
     directory = tmp_path / "logs/tune/version_0"
-    trials = json.loads((directory / "tune.json").read_text())["models"]["student"]["trials"]
+    trials = json.loads((directory / "tune.json").read_text())["students"]["student"]["trials"]
     assert trials[1]["rungs"] == []
     (score,) = trials[0]["rungs"]
     accuracies = [metrics(directory / f"trials/student_0/seed_{n}")[0]["val/accuracy"] for n in (0, 1)]

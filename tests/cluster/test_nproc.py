@@ -136,7 +136,7 @@ def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, run_kdtra
     finished = run_kdtrain("fit", "--mode", "compare", *flags, *TWO, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("logs/compare/version_0/compare.json\n") == 1, "one rank prints"
-    results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["results"]
+    results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["models"]
     assert [row["model"] for row in results] == list(MODES)
     assert not (tmp_path / "logs/compare/version_1").exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from kdtrain.store.checkpoint import load_model, load_tensors, snapshot
 from plugins.ema import Ema
 from tests.conftest import RunKdtrain
 from tests.engine.fits import mlp
+from tests.tools import read_tested
 
 ADAM = partial(flow.optim.Adam, lr=1e-2)
 
@@ -105,7 +105,7 @@ def test_from_the_command_line_the_tested_model_is_the_average(
     done = run_kdtrain("fit", *flags, "--plugin", "ema,decay=0.9", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "logs/student/version_0"
-    tested = json.loads((run / "result.json").read_text())["test"]["cross_entropy"]
+    tested = read_tested(run)["test_cross_entropy_nats"]
     average, last = (load_model(run / f"checkpoints/{name}.safetensors").build() for name in ("best", "last"))
     images = mnist.normalization.apply(mnist.test.images)
     test = Loader(images, mnist.test.labels, 500, num_classes=10)

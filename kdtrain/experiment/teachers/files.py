@@ -15,8 +15,6 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.data.npz import Header, Headers, read_arrays
-from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
-from kdtrain.deploy.onnx.reader import LAYOUT, SIZE, Assumed
 from kdtrain.engine.teacher_network import (
     GivenLogits,
     Logits,
@@ -186,7 +184,8 @@ def load_onnx_teacher(path: Path, request: Request) -> TeacherFile:
         KdtrainError: onnx is not installed.
     """
     # Imported here: a fit whose teacher is a checkpoint needs nothing of deploy.
-    from kdtrain.deploy.onnx.network import OnnxClassifier
+    from kdtrain.deploy.onnx.network import OnnxClassifier, OnnxNetwork
+    from kdtrain.deploy.onnx.reader import LAYOUT, SIZE, Assumed
 
     dataset, flags = request.dataset, request.flags
     assumed = Assumed(*dataset.image_shape, flags.next(LAYOUT) or "", flags.next(SIZE) or 0)
