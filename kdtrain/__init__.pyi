@@ -80,8 +80,6 @@ from .models.list_models import list_models as list_models
 from .models.registry import build_model as build_model
 from .nn.layers import Conv2d as Conv2d
 from .nn.layers import Dropout as Dropout
-from .report.comparison import Comparison as Comparison
-from .report.comparison import Difference as Difference
 from .runtime import flow as flow
 from .runtime.console import claim_terminal as claim_terminal
 from .runtime.files import write_text as write_text
@@ -93,3 +91,5 @@ from .store.card import model_card as model_card
 from .store.checkpoint import SavedModel as SavedModel
 from .store.checkpoint import load_model as load_model
 from .store.event_file import EventFile as EventFile
+from .store.record import Comparison as Comparison
+from .store.record import Difference as Difference

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.metrics.statistics import Interval
+from kdtrain.metrics.names import Interval
 from kdtrain.report.style import GREY, LINES, house_style, save_figure
 from kdtrain.report.verdict import gain_text, interval_text
 
@@ -56,7 +56,7 @@ class SizePanel:
             DataError: a figure is missing, or a network's size is not known.
         """
         try:
-            models = {name: document["models"][name] for name in _NAMES}
+            models = {name: document["summaries"][name] for name in _NAMES}
             parameters = {name: int(model["parameters"]) for name, model in models.items()}
             accuracies = {name: Interval(**model["test_accuracy_percent"]) for name, model in models.items()}
             (gain,) = (

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from kdtrain.errors import DataError, KdtrainError
-from kdtrain.metrics.statistics import Interval
+from kdtrain.metrics.names import Interval
 from kdtrain.report.style import GREY, house_style, save_figure
 
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "gain-over-labels.png"
@@ -54,7 +54,7 @@ class Point:
         """
         try:
             labels = document["conditions"]["labels"]
-            models = document["models"]
+            models = document["summaries"]
             plain, distilled = (
                 float(models[name]["test_accuracy_percent"]["mean"]) for name in ("student", "student_kd")
             )

@@ -23,6 +23,7 @@ ROOMS = [
 MOST_LINES = 500
 """Raise it for a longer file that holds one idea; split a file that holds two."""
 MOST_LINES_OF_A_FUNCTION = 40
+MOST_MODULES_OF_A_FIT = 110
 
 SMALL, MOST_SMALL_MODULES = 60, 13
 """Lines below which a module is small, and how many are: a split always passes the limits above, so that
@@ -50,9 +51,13 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Every import of a file, also inside functions: the module, and the name taken from it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(path: Path, *, at_once: bool = False) -> Iterator[tuple[str, str | None]]:
+    """Every import of a file: the module, and the name taken from it.
+
+    ``at_once`` leaves out those inside of functions, and those for types alone.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -64,10 +69,10 @@ def room_of(path: Path) -> str:
     return path.relative_to(ROOT / "kdtrain").parts[0].removesuffix(".py")
 
 
-def dependencies(path: Path) -> set[Path]:
-    """Returns the files of the package that a file imports, also inside functions."""
+def dependencies(path: Path, *, at_once: bool = False) -> set[Path]:
+    """Returns the files of the package that a file imports, as ``imports`` does."""
     files = set()
-    for module, name in imports(path):
+    for module, name in imports(path, at_once=at_once):
         place = ROOT.joinpath(*module.split("."))
         candidates = [place / f"{name}.py", place / str(name) / "__init__.py"] if name else []
         candidates += [place.with_suffix(".py"), place / "__init__.py"]
@@ -105,6 +110,18 @@ def test_no_imports_go_round_in_circles() -> None:
         for path in ground:
             del left[path]
     assert not left, "these files import each other"
+
+
+def test_the_fit_of_one_network_imports_neither_reports_nor_what_is_deployed() -> None:
+    """Such as a comparison's sentences, or the reader of a teacher's ONNX file, before one is needed."""
+    known = {ROOT / "kdtrain/experiment/student.py"}
+    left = list(known)
+    while left:
+        new = dependencies(left.pop(), at_once=True) - known
+        known |= new
+        left += new
+    assert not {room_of(path) for path in known} & {"report", "deploy"}
+    assert len({path for path in known if path.name != "__init__.py"}) <= MOST_MODULES_OF_A_FIT
 
 
 @pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)

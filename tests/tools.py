@@ -79,6 +79,12 @@ def read_result(run: Path) -> Any:
     return json.loads((run / "result.json").read_text())
 
 
+def read_tested(run: Path) -> Any:
+    """Returns the tested model in the record of a fit."""
+    [model] = read_result(run)["models"]
+    return model
+
+
 def read_scalars(directory: Path) -> Scalars:
     """Returns every curve in the event files of a run: values by tag and step."""
     scalars: Scalars = defaultdict(dict)

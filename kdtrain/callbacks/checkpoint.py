@@ -11,7 +11,7 @@ from kdtrain.engine.events import EpochEnd, EvalEnd
 from kdtrain.engine.resume import save_state
 from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError
-from kdtrain.metrics import ACCURACY
+from kdtrain.metrics.names import ACCURACY
 from kdtrain.metrics.statistics import standard_error
 from kdtrain.runtime.files import make_folder
 from kdtrain.store.card import ModelCard

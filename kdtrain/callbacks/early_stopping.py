@@ -9,7 +9,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import EvalEnd
 from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError, unknown_name_message
-from kdtrain.metrics import ACCURACY
+from kdtrain.metrics.names import ACCURACY
 
 
 class EarlyStopping(Callback):

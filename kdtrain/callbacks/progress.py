@@ -7,7 +7,7 @@ import logging
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.events import BatchEnd, EpochEnd, FitEnd, Status
 from kdtrain.engine.run import Run
-from kdtrain.metrics import ACCURACY, CROSS_ENTROPY
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.bars import Bar, are_drawn, count_epochs, is_redrawn, progress_bar
 
 logger = logging.getLogger(__name__)

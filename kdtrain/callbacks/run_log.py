@@ -6,17 +6,12 @@ import json
 from typing import Any
 
 from kdtrain.engine.callback import Callback
-from kdtrain.engine.events import EpochEnd, EvalEnd, FitEnd, Status
+from kdtrain.engine.events import EpochEnd, EvalEnd, FitEnd
 from kdtrain.engine.run import Run
+from kdtrain.errors import KdtrainError
 from kdtrain.runtime.files import write_text
-from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.metrics_file import NAME, read_metrics, training_seconds
-
-RESULT = "result.json"
-"""The name of the file with the end of the fit."""
-
-_LARGEST = 1 << 20  # bytes; result.json has about 1,000
-_FINISHED = (Status.COMPLETED.value, Status.STOPPED.value)
+from kdtrain.store.record import RESULT, FitRecord, read_record, write_record
 
 
 class RunLog(Callback):
@@ -41,13 +36,13 @@ class RunLog(Callback):
             self._add(run, run.resumed)
             self.finished = _is_finished(run)
         if not self.finished:
-            _write(run, {"status": "running"})
+            write_record(run.directory, FitRecord(status="running"))
 
     def on_eval(self, run: Run, event: EvalEnd) -> None:
         """Writes the status ``running`` if a finished run goes on."""
         if self.finished:
             self.finished = False
-            _write(run, {"status": "running"})
+            write_record(run.directory, FitRecord(status="running"))
 
     def on_epoch_end(self, run: Run, event: EpochEnd) -> None:
         """Adds the epoch's line; the whole file is replaced."""
@@ -57,14 +52,14 @@ class RunLog(Callback):
         """Writes how the fit ended."""
         if self.finished:
             return
-        result = {
-            "status": event.status.value,
-            "reason": event.reason,
-            "epochs": event.epoch,
-            "steps": event.step,
-            "seconds": training_seconds(self.rows),
-        }
-        _write(run, result)
+        record = FitRecord(
+            status=event.status.value,
+            reason=event.reason,
+            epochs=event.epoch,
+            steps=event.step,
+            seconds=training_seconds(self.rows),
+        )
+        write_record(run.directory, record)
 
     def _add(self, run: Run, event: EpochEnd) -> None:
         row = {
@@ -80,14 +75,10 @@ class RunLog(Callback):
         write_text(run.directory / NAME, "\n".join(map(json.dumps, self.rows)) + "\n")
 
 
-def _write(run: Run, result: dict[str, Any]) -> None:
-    write_text(run.directory / RESULT, json.dumps(result, indent=2) + "\n")
-
-
 def _is_finished(run: Run) -> bool:
     """Returns whether the run that is resumed had ended by itself; a damaged file says nothing."""
     try:
-        result = json.loads(read_text(run.directory / RESULT, _LARGEST))
-    except (OSError, ValueError, RecursionError):
+        record = read_record(run.directory / RESULT, FitRecord)
+    except KdtrainError:
         return False
-    return isinstance(result, dict) and result.get("status") in _FINISHED
+    return record is not None and record.is_trained

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +25,7 @@ from kdtrain.runtime.console import ignore_write_errors
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.signals import defer_signals, force_exit_after_signal, raise_on_sigterm
+from kdtrain.store.record import RESULT
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
@@ -86,15 +88,19 @@ def _fit_as_json(config: FitConfig, resume: Path | None, *, check: bool) -> None
     with only_json() as print_json, _ready():
         from kdtrain.experiment.compare import run_compare
         from kdtrain.experiment.dry_run import try_out
-        from kdtrain.experiment.result_json import comparison_to_json, fit_to_json
         from kdtrain.experiment.student import run_fit
 
         if check:
             print_json({"networks": [dataclasses.asdict(network) for network in try_out(config)]})
-        elif config.mode == "compare":
-            print_json(comparison_to_json(config, run_compare(config, resume)))
+            return
+        if config.mode == "compare":
+            compared = run_compare(config, resume)
+            directory, file = compared.directory, compared.figures
         else:
-            print_json(fit_to_json(config, *run_fit(config, resume)))
+            directory = run_fit(config, resume).path.parents[1]
+            file = directory / RESULT
+        if not rank():  # the others have no files
+            print_json({"directory": str(directory.absolute()), **json.loads(file.read_text())})
 
 
 @contextlib.contextmanager
@@ -130,7 +136,7 @@ def _check(config: FitConfig, output: Stdout) -> None:
 def _single(config: FitConfig, resume: Path | None, output: Stdout) -> None:
     from kdtrain.experiment.student import run_fit
 
-    model, warning = run_fit(config, resume)
+    model = run_fit(config, resume)
     test, best = model.test, model.best_epoch
     rows = {
         "test accuracy": f"{test.accuracy:.2%} ({test.errors:,} errors in {test.images:,})",
@@ -138,13 +144,13 @@ def _single(config: FitConfig, resume: Path | None, output: Stdout) -> None:
         "parameters": f"{model.parameters:,}",
         "training time": f"{model.seconds:.1f} s",
         **({} if best is None else {"best epoch": f"{best} of {model.history[-1]['epoch']}"}),
-        "best weights": model.saved.path,
+        "best weights": model.path,
     }
     for name, value in rows.items():
         output.text(f"{name:<13}  {value}")
-    if warning is not None:
+    for warning in model.warnings:
         output.sentence(warning)
-    after_fit(output, config, model.saved.path)
+    after_fit(output, config, model.path)
 
 
 def _compare(config: FitConfig, resume: Path | None, output: Stdout) -> None:

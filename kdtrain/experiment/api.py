@@ -67,8 +67,8 @@ def fit(
     given = given_settings("fit", settings)
     chosen, directory = fit_config({"mode": mode, **given}, as_path(config), _resumed(resume))
     _check_processes(chosen)
-    model, warning = run_fit(chosen, directory)
-    if warning is not None:
+    model = run_fit(chosen, directory)
+    for warning in model.warnings:
         logger.warning(warning)
     return model
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.dry_run import dry_run
 from kdtrain.experiment.fit import FitSpec, together
 from kdtrain.experiment.loaders import count_validation
-from kdtrain.experiment.modes import MODES, conditions_of, controls_of
-from kdtrain.experiment.result import Member, Tested, TestedModel, file_fidelity, keep_best
+from kdtrain.experiment.modes import MODES, controls_of
+from kdtrain.experiment.result import TestedModel, facts_of, far_apart_sentence, file_fidelity, keep_best
 from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.load import absolute_paths, load_config, without_folders
-from kdtrain.experiment.settings.recipe import named_recipe
+from kdtrain.experiment.settings.load import absolute_paths, load_config, tuned_settings, without_folders
 from kdtrain.experiment.teachers.find import (
     TeacherFigures,
     TrainedTeacher,
@@ -28,29 +28,35 @@ from kdtrain.experiment.teachers.find import (
     find_teacher,
     trained_here,
 )
-from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.experiment.warm_start import announce_first_weights
-from kdtrain.metrics import ACCURACY, CROSS_ENTROPY
 from kdtrain.metrics.evaluation import measure_fidelity
-from kdtrain.report.comparison import Comparison, Difference, EnsembleMember, EpochPoint, ModelResult, compare
-from kdtrain.report.comparison_file import FILES, logits_key, to_json
+from kdtrain.report.comparison import Correct, compare
 from kdtrain.report.comparison_plot import comparison_figure
-from kdtrain.report.conditions import condition_sentences
 from kdtrain.report.page import write_report
 from kdtrain.report.style import picture_path, save_figure
-from kdtrain.report.verdict import evidence, far_apart_sentence, gap_sentence, verdict
 from kdtrain.runtime.bars import command_bar, expect_epochs
 from kdtrain.runtime.files import make_folder, write_bytes, write_text
 from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job
 from kdtrain.store.checkpoint import save_tensors
 from kdtrain.store.event_file import write_image
-from kdtrain.store.record import MODELS, SINGLE_MODES, Model
+from kdtrain.store.record import (
+    BEST_WEIGHTS,
+    FILES,
+    MODELS,
+    SINGLE_MODES,
+    Comparison,
+    Difference,
+    Model,
+    ModelResult,
+    logits_key,
+    write_record,
+)
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
 
-Models = dict[tuple[Model, int], Tested]
+Models = dict[tuple[Model, int], TestedModel]
 """The models of a comparison by name and seed."""
 
 
@@ -71,7 +77,7 @@ class ComparisonRun:
     @property
     def results(self) -> tuple[ModelResult, ...]:
         """The figures of each model and seed."""
-        return self.comparison.results
+        return self.comparison.models
 
     @property
     def differences(self) -> tuple[Difference, ...]:
@@ -86,19 +92,12 @@ class ComparisonRun:
     @property
     def figures(self) -> Path:
         """The figures as JSON."""
-        return self.directory / "compare.json"
+        return self.directory / Comparison.FILE
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """The plain verdict, then what it rests on and what else the comparison shows."""
-        warning = self.comparison.far_apart
-        return (
-            verdict(self.comparison),
-            evidence(self.comparison),
-            gap_sentence(self.comparison),
-            *condition_sentences(self.comparison.conditions),
-            *([] if warning is None else [warning]),
-        )
+        return self.comparison.sentences
 
     def checkpoint(self, model: str, seed: int | None = None) -> Path:
         """Returns the best weights of a model.
@@ -110,10 +109,10 @@ class ComparisonRun:
         Raises:
             UsageError: the comparison has not trained this model with this seed.
         """
-        trained = [result for result in self.results if result.directory is not None]
+        trained = [result for result in self.results if result.checkpoint is not None]
         for result in trained:
             if result.model == model and seed in (None, result.seed):
-                return self.directory / str(result.directory) / "checkpoints" / "best.safetensors"
+                return self.directory / str(result.checkpoint)
         names = [f"{result.model}, seed {result.seed}" for result in trained]
         wanted = model if seed is None else f"{model}, seed {seed}"
         raise UsageError(f"checkpoint: {unknown_name_message('trained model', wanted, names)}")
@@ -159,20 +158,15 @@ def run_comparison(session: Session, resume: Path | None = None) -> tuple[Compar
         training = _Training(session, directory)
         models = training.run(teacher)
         for mode in SINGLE_MODES:
-            trained = [
-                model
-                for (name, _), tested in models.items()
-                if name == mode
-                for model in ([member.tested for member in tested.members] or [tested])
-                if isinstance(model, TestedModel)
-            ]
-            if trained:  # empty for a teacher that existed already
-                keep_best(trained, config, session.ranks)
+            of_mode = [model for (name, _), model in models.items() if name == mode]
+            several = training.members if mode == "teacher" else ()
+            keep_best(several or of_mode, config, session.ranks)
+        results = _results(models)
         comparison = compare(
-            _results(models, directory),
-            _far_apart(training.teacher_figures, models),
-            named_recipe(config.recipe),
-            conditions_of(config, session.dataset),
+            results,
+            _correct(models, session.dataset),
+            far_apart=_far_apart(training.teacher_figures, models),
+            **facts_of(config, session.dataset),
         )
         if resume is not None and (directory / FILES["report"]).exists():  # the last file
             logger.info(f"The comparison in {directory} was finished before: its files keep their figures.")
@@ -188,9 +182,11 @@ class _Training:
 
     Attributes:
         teacher_figures: those of the first seed's teacher, once ``run`` has measured them.
+        members: the teachers of --teachers, once ``run`` has tested them.
     """
 
     teacher_figures: TeacherFigures | None = None
+    members: Sequence[TestedModel] = ()
 
     def __init__(self, session: Session, directory: Path) -> None:
         self.session = session
@@ -223,9 +219,9 @@ class _Training:
                 jobs[model, seed] = self.session.fit_and_test_job(spec)
         tested = dict(zip(jobs, self.session.run(list(jobs.values())), strict=True))
         if self.config.teachers > 1:
-            members = [tested.pop(key) for key in list(tested) if key[0] == "teacher"]
+            self.members = [tested.pop(key) for key in list(tested) if key[0] == "teacher"]
             labels = self.session.dataset.test.labels
-            tested["teacher", first] = together(members, teachers[first], labels)
+            tested["teacher", first] = together(self.members, teachers[first], labels)
         order = [(model, seed) for seed in self.seeds for model in MODELS]
         return {key: tested[key] for key in order if key in tested}
 
@@ -236,7 +232,7 @@ class _Training:
 
     def _teachers(
         self, existing: TrainedTeacher | None
-    ) -> tuple[dict[int, TrainedTeacher], dict[tuple[Model, int], Job[Tested]]]:
+    ) -> tuple[dict[int, TrainedTeacher], dict[tuple[Model, int], Job[TestedModel]]]:
         """Returns the teacher of each seed, trained but untested, and the jobs that test the teachers."""
         session, first = self.session, self.seeds[0]
         if existing is not None:
@@ -245,7 +241,7 @@ class _Training:
         seeds = self._teacher_seeds()
         specs = {seed: self._spec("teacher", seed) for seed in seeds}
         fits = dict(zip(specs, session.run([session.fit_job(spec) for spec in specs.values()]), strict=True))
-        jobs: dict[tuple[Model, int], Job[Tested]] = {
+        jobs: dict[tuple[Model, int], Job[TestedModel]] = {
             ("teacher", seed): session.test_fitted_job(specs[seed], fits[seed]) for seed in seeds
         }
         if self.config.teacher_per_seed:
@@ -272,31 +268,25 @@ class _Training:
         )
 
 
-def _results(models: Models, directory: Path) -> list[ModelResult]:
+def _results(models: Models) -> list[ModelResult]:
     """Returns the figures of each model; fidelity is to the teacher of its seed, or to the only one."""
     teachers = {seed: model for (name, seed), model in models.items() if name == "teacher"}
     first = next(iter(teachers.values()))
     results = []
     for (name, seed), model in models.items():
         teacher = teachers.get(seed, first)
-        history = [EpochPoint(row["epoch"], row[ACCURACY], row[CROSS_ENTROPY]) for row in model.history]
-        results.append(
-            ModelResult(
-                model=name,
-                seed=seed,
-                test=model.test,
-                fidelity=None if model is teacher else measure_fidelity(model.logits, teacher.logits),
-                parameters=model.parameters,
-                multiply_adds=model.multiply_adds,
-                seconds=model.seconds,
-                history=tuple(history),
-                tested_epoch=model.best_epoch if isinstance(model, TestedModel) else None,
-                arch=short_name(model.arch),
-                directory=str(model.directory.relative_to(directory)) if model.directory else None,
-                members=tuple(_member(member, directory) for member in model.members),
-            )
-        )
+        place = f"seed_{seed}/{name}"
+        trained = {"directory": place, "checkpoint": f"{place}/{BEST_WEIGHTS}"} if model.trained else {}
+        result = replace(model.result, model=name, **trained)
+        if model is not teacher:
+            fidelity = measure_fidelity(model.logits, teacher.logits)
+            result = replace(result, agreement=fidelity.agreement, divergence=fidelity.divergence)
+        results.append(result)
     return results
+
+
+def _correct(models: Models, dataset: Dataset) -> Correct:
+    return {key: model.logits.argmax(axis=1) == dataset.test.labels for key, model in models.items()}
 
 
 def _far_apart(figures: TeacherFigures | None, models: Models) -> str | None:
@@ -312,27 +302,14 @@ def _far_apart(figures: TeacherFigures | None, models: Models) -> str | None:
     )
 
 
-def _member(member: Member, directory: Path) -> EnsembleMember:
-    """Returns the figures of one of several teachers."""
-    inside = member.path.is_relative_to(directory)
-    return EnsembleMember(
-        name=str(member.path.relative_to(directory).parents[1]) if inside else member.path.name,
-        arch=short_name(member.tested.arch),
-        weight=member.share,
-        test=member.tested.test,
-        parameters=member.tested.parameters,
-    )
-
-
 def _file(comparison: Comparison, models: Models, session: Session, directory: Path) -> None:
     """Writes the figures, logits, chart and page of the comparison."""
     logits = {logits_key(name, seed): model.logits for (name, seed), model in models.items()}
     labels = session.dataset.test.labels.astype(np.int64)
     save_tensors(directory / FILES["test_logits"], {**logits, "labels": labels}, {})
-    for model, result in zip(models.values(), comparison.results, strict=True):
-        if result.fidelity is not None:
-            file_fidelity(model, result.fidelity)
-    write_text(directory / "compare.json", json.dumps(to_json(comparison), indent=2) + "\n")
+    for model, result in zip(models.values(), comparison.models, strict=True):
+        file_fidelity(model, result)
+    write_record(directory, comparison)
     chart = directory / FILES["picture"]
     save_figure(comparison_figure(comparison, title_extra=short_name(session.dataset.name)), chart)
     write_image(directory, "comparison", chart)

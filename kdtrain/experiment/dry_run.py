@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -24,10 +23,11 @@ from kdtrain.engine.objective import Objective
 from kdtrain.engine.recorder import Recorder
 from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.modes import MODES, callbacks_for, controls_of
+from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import tuned_settings
 from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher, trained_here
-from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
@@ -202,7 +202,7 @@ def _tried(session: Session, folder: Path) -> list[TrialResult]:
         if model == "teacher":
             teacher = measured(session, trained_here(*(network.saved for network in trained)))
             session.run(session.soft_label_jobs({config.seed: teacher}))
-        results += [_result(model, spec.directory) for spec in specs]
+        results += [_result(model, network) for network in trained]
     return results
 
 
@@ -259,11 +259,10 @@ def _val_size(dataset: Dataset, config: FitConfig, size: int) -> int | None:
     return min(size, len(dataset.train) // (_BATCHES + 1))
 
 
-def _result(model: str, directory: Path) -> TrialResult:
-    """Returns the network of a run directory, read from its files."""
-    _, header = load_tensors(directory / "checkpoints" / "last.safetensors")
-    result = json.loads((directory / "result.json").read_text())
-    row = json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])
+def _result(name: str, model: TestedModel) -> TrialResult:
+    """Returns what a dry run shows of a network."""
+    _, header = load_tensors(model.path.with_name("last.safetensors"))
+    row = model.history[0]
     losses = {name.removeprefix("loss/"): row[name] for name in row if name.startswith("loss/")}
     callbacks = tuple(header["callbacks"])
-    return TrialResult(model, header["model"]["arch"], result["parameters"], losses, callbacks)
+    return TrialResult(name, header["model"]["arch"], model.parameters, losses, callbacks)

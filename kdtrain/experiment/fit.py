@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from kdtrain.cluster.ranks import OneFlowRanks, SharedFit
 from kdtrain.data.dataset import Dataset
@@ -23,9 +24,15 @@ from kdtrain.engine.resume import load_state
 from kdtrain.engine.teacher_network import mean_logits
 from kdtrain.engine.trainer import Trainer, backward
 from kdtrain.errors import DataError
-from kdtrain.experiment.loaders import count_copies, test_loader, training_loader, validation_loader
+from kdtrain.experiment.loaders import count_validation, test_loader, training_loader, validation_loader
 from kdtrain.experiment.modes import MODES, architecture, callbacks_for, optimizer
-from kdtrain.experiment.result import FitResult, Member, Tested, TestedModel, file_results
+from kdtrain.experiment.result import (
+    FitResult,
+    TestedModel,
+    far_apart_sentence,
+    file_results,
+    model_result,
+)
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths
 from kdtrain.experiment.teachers.find import TrainedTeacher, member_logits
@@ -38,6 +45,7 @@ from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import SavedModel, load_model, load_weights
 from kdtrain.store.metrics_file import read_metrics
+from kdtrain.store.record import BEST_WEIGHTS, Model
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +65,7 @@ class FitSpec:
         restarts: numbers of epochs after which the schedule of the learning rate begins anew.
     """
 
-    mode: str
+    mode: Model
     seed: int
     directory: Path
     teacher: TrainedTeacher | None = None
@@ -164,16 +172,22 @@ class Fit:
 
     def test(self, fitted: FitResult, ranks: Ranks) -> TestedModel:
         """Tests the best weights on the test set, and files the results on rank 0."""
-        test = test_loader(self.dataset, self.config, self.device, ranks)
+        spec, saved, dataset = self.spec, fitted.saved, self.dataset
+        tested = test_model(
+            spec.mode, spec.seed, saved, test_loader(dataset, self.config, self.device, ranks)
+        )
+        held_out = (saved.card.accuracy, count_validation(dataset, self.config))
+        warning = far_apart_sentence(spec.mode, held_out, (tested.test.accuracy, tested.test.images))
+        places = {"directory": ".", "checkpoint": BEST_WEIGHTS}
         model = dataclasses.replace(
-            test_model(self.spec.mode, self.spec.seed, fitted.saved, test),
-            seconds=fitted.seconds,
-            history=fitted.history,
-            directory=self.spec.directory,
+            tested,
+            result=replace(tested.result, **fitted.values(), **places),
+            trained=fitted,
+            directory=spec.directory,
+            warnings=() if warning is None else (warning,),
         )
         if ranks.rank == 0:
-            copies = count_copies(self.dataset, self.config)
-            file_results(model, self.spec.directory, self.config, copies, self.spec.teacher)
+            file_results(model, self.config, dataset, spec.teacher)
         return model
 
     def train_and_test(self, ranks: Ranks) -> TestedModel:
@@ -205,7 +219,7 @@ class Fit:
         )
 
 
-def test_model(mode: str, seed: int, saved: SavedModel, test: Loader) -> TestedModel:
+def test_model(mode: Model, seed: int, saved: SavedModel, test: Loader) -> TestedModel:
     """Returns a model with its figures on the test set.
 
     Args:
@@ -217,20 +231,15 @@ def test_model(mode: str, seed: int, saved: SavedModel, test: Loader) -> TestedM
     model = saved.build(test.device)
     logits = predict_logits(model, test, description=f"{mode} on the test set")
     evaluation = Evaluation.from_logits(logits, test.targets)
-    multiply_adds = count_multiply_adds(saved.build("cpu"), saved.card.image_shape)
-    return TestedModel(
-        mode=mode,
-        seed=seed,
-        arch=saved.card.arch,
-        parameters=count_parameters(model),
-        multiply_adds=multiply_adds,
-        test=evaluation,
-        logits=logits,
-        saved=saved,
-    )
+    values = {
+        "parameters": count_parameters(model),
+        "multiply_adds": count_multiply_adds(saved.build("cpu"), saved.card.image_shape),
+    }
+    result = model_result(mode, seed, saved.card.arch, evaluation, **values)
+    return TestedModel(result=result, test=evaluation, logits=logits, trained=FitResult(saved))
 
 
-def test_teacher(seed: int, teacher: TrainedTeacher, test: Loader) -> Tested:
+def test_teacher(seed: int, teacher: TrainedTeacher, test: Loader) -> TestedModel:
     """Returns a teacher that existed already with its figures on the test set, and those of its members.
 
     Args:
@@ -244,22 +253,18 @@ def test_teacher(seed: int, teacher: TrainedTeacher, test: Loader) -> Tested:
     network = teacher.build(test.device)
     numbers = np.arange(len(test.targets))
     of_members = member_logits(network, test, "test", numbers, "teacher on the test set")
-    members = [
-        Tested(
-            mode="teacher",
-            seed=seed,
-            arch=file.arch,
-            parameters=file.parameters,
-            multiply_adds=file.multiply_adds,
-            test=Evaluation.from_logits(logits, test.targets),
-            logits=logits,
-        )
-        for file, logits in zip(teacher.members, of_members, strict=True)
-    ]
+    members = []
+    for file, logits in zip(teacher.members, of_members, strict=True):
+        evaluation = Evaluation.from_logits(logits, test.targets)
+        sizes = {"parameters": file.parameters, "multiply_adds": file.multiply_adds}
+        result = model_result("teacher", seed, file.arch, evaluation, **sizes)
+        members.append(TestedModel(result=result, test=evaluation, logits=logits))
     return members[0] if len(members) == 1 else together(members, teacher, test.targets)
 
 
-def together(members: Sequence[Tested], teacher: TrainedTeacher, targets: npt.NDArray[np.int64]) -> Tested:
+def together(
+    members: Sequence[TestedModel], teacher: TrainedTeacher, targets: npt.NDArray[np.int64]
+) -> TestedModel:
     """Returns several teachers as one, whose probabilities are the mean of theirs.
 
     Args:
@@ -269,17 +274,27 @@ def together(members: Sequence[Tested], teacher: TrainedTeacher, targets: npt.ND
     """
     shares = [weight / sum(teacher.weights) for weight in teacher.weights]
     logits = mean_logits([member.logits for member in members], shares)
-    return Tested(
-        mode="teacher",
-        seed=members[0].seed,
-        arch=teacher.arch,
-        parameters=sum(member.parameters for member in members),
-        multiply_adds=sum(member.multiply_adds for member in members),
-        test=Evaluation.from_logits(logits, targets),
-        logits=logits,
-        seconds=sum(member.seconds for member in members),
-        members=tuple(map(Member, teacher.paths, shares, members)),
+    evaluation = Evaluation.from_logits(logits, targets)
+    results = [member.result for member in members]
+    trained = [member.directory for member in members]
+    names = [
+        path.name if run is None else f"{run.parent.name}/{run.name}"
+        for path, run in zip(teacher.paths, trained, strict=True)
+    ]
+    result = model_result(
+        "teacher",
+        results[0].seed,
+        teacher.arch,
+        evaluation,
+        parameters=sum(result.parameters for result in results),
+        multiply_adds=sum(result.multiply_adds for result in results),
+        seconds=sum(result.seconds for result in results),
+        members=tuple(
+            replace(result, name=name, share=share, history=(), directory=None, checkpoint=None)
+            for result, name, share in zip(results, names, shares, strict=True)
+        ),
     )
+    return TestedModel(result=result, test=evaluation, logits=logits)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from kdtrain.data.unlabelled import load_unlabelled, without_most_labels
 from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.report.conditions import Copies
 from kdtrain.runtime.ranks import Ranks
+from kdtrain.store.conditions import Copies
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.loaders import count_copies, count_training, count_validation
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.report.conditions import Conditions, Labels, Transfer
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
+from kdtrain.store.conditions import Conditions, Labels, Transfer
 from kdtrain.store.record import CONTROLS, Model
 
 
@@ -45,7 +45,7 @@ class Mode:
         setting: the setting that adds it to a comparison; without one it always takes part.
     """
 
-    fit: str
+    fit: Model
     has_teacher: bool = False
     plugins: tuple[str, ...] = ()
     setting: str | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +12,37 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
-from kdtrain.experiment.modes import MODES
+from kdtrain.data.dataset import Dataset
+from kdtrain.experiment.modes import MODES, conditions_of
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.recipe import named_recipe
 from kdtrain.experiment.teachers.find import TrainedTeacher
-from kdtrain.metrics import ACCURACY
-from kdtrain.metrics.evaluation import Evaluation, Fidelity
-from kdtrain.report.conditions import Copies
-from kdtrain.runtime.files import write_text
+from kdtrain.metrics.evaluation import Evaluation
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.ranks import Ranks
-from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import SavedModel
 from kdtrain.store.event_file import EventFile, write_results
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import training_seconds
+from kdtrain.store.record import (
+    RESULT,
+    EpochPoint,
+    FitRecord,
+    Model,
+    ModelResult,
+    read_record,
+    write_record,
+)
 
 logger = logging.getLogger(__name__)
 
 _AGREEMENT = "test/agreement"
 _SUFFIX = ".teacher"
-_LARGEST = 1 << 20  # bytes; result.json has about 1,000
+_CHANCE = 3.0  # standard errors that chance explains
+_FAR_APART = 1.0  # points
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,78 +57,42 @@ class FitResult:
     saved: SavedModel
     history: tuple[dict[str, Any], ...] = ()
 
-    @property
-    def seconds(self) -> float:
-        """Training time (see ``training_seconds``)."""
-        return training_seconds(self.history)
-
     def __repr__(self) -> str:
         return f"<FitResult {self.saved!r}, {len(self.history)} epochs>"
 
+    def values(self) -> dict[str, Any]:
+        """Returns what the training gives a ``ModelResult``: time, best epoch and held-out figures."""
+        accuracy = self.saved.card.accuracy
+        # Of equal epochs the latest is kept; there is none if metrics.jsonl has lost its row.
+        epochs = [row["epoch"] for row in self.history if row[ACCURACY] == accuracy]
+        points = [(row["epoch"], float(row[ACCURACY]), float(row[CROSS_ENTROPY])) for row in self.history]
+        return {
+            "seconds": training_seconds(self.history),
+            "best_epoch": epochs[-1] if epochs else None,
+            "held_out_accuracy": None if math.isnan(accuracy) else accuracy,
+            "history": tuple(EpochPoint(*point) for point in points),
+        }
+
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Tested:
-    """A network, or a teacher of several, and its figures on the test set.
+class TestedModel:
+    """A network, or a teacher of several, with its figures on the test set, and what only memory holds.
 
     Attributes:
-        mode: mode that trained it.
-        seed: seed that it was trained with.
-        arch: its architecture.
-        parameters: number of trainable values; 0 if unknown.
-        multiply_adds: multiply-adds of its linear layers and convolutions for one image; 0 if unknown.
+        result: its record.
         test: figures on the test set.
         logits: (test images, classes) float32 logits over the test set, in the data's order.
-        seconds: training time (see ``training_seconds``); 0 for a model that existed already.
-        history: one row of figures per epoch, as in metrics.jsonl.
+        trained: its training; None for a teacher that existed already, and for several.
         directory: the run directory; None for a model that existed already, and for several teachers.
-        members: each of several teachers, whose mean probabilities this one's are.
+        warnings: sentences about its figures.
     """
 
-    mode: str
-    seed: int
-    arch: str
-    parameters: int
-    multiply_adds: int
+    result: ModelResult
     test: Evaluation
     logits: npt.NDArray[np.float32]
-    seconds: float = 0.0
-    history: tuple[dict[str, Any], ...] = ()
+    trained: FitResult | None = None
     directory: Path | None = None
-    members: tuple[Member, ...] = ()
-
-    def __repr__(self) -> str:
-        place = "" if self.directory is None else f" ({self.directory})"
-        network = f"{self.mode}, {short_name(self.arch)}, seed {self.seed}"
-        return f"<{type(self).__name__} {network}: {self.test}{place}>"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Member:
-    """One of several teachers.
-
-    Attributes:
-        path: its file.
-        share: its share of the mean, 0 to 1.
-        tested: its figures.
-    """
-
-    path: Path
-    share: float
-    tested: Tested
-
-    def __repr__(self) -> str:
-        return f"<Member {self.path}, share {self.share:.2g}: {self.tested.test}>"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class TestedModel(Tested):
-    """A network of kdtrain's with its figures on the test set.
-
-    Attributes:
-        saved: best weights.
-    """
-
-    saved: SavedModel
+    warnings: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -126,99 +100,182 @@ class TestedModel(Tested):
         return self.saved.path
 
     @property
+    def saved(self) -> SavedModel:
+        """The best weights, of a model that was trained here."""
+        assert self.trained is not None, "it was trained here"
+        return self.trained.saved
+
+    @property
+    def history(self) -> tuple[dict[str, Any], ...]:
+        """One row of figures per epoch, as in metrics.jsonl; none of a model that existed already."""
+        return () if self.trained is None else self.trained.history
+
+    @property
+    def seconds(self) -> float:
+        """Training time (see ``training_seconds``); 0 for a model that existed already."""
+        return self.result.seconds
+
+    @property
     def best_epoch(self) -> int | None:
         """The epoch of the best weights; None if metrics.jsonl has lost its row."""
-        # Of equal epochs the latest is kept.
-        epochs = [row["epoch"] for row in self.history if row[ACCURACY] == self.saved.card.accuracy]
-        return epochs[-1] if epochs else None
+        return self.result.best_epoch
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable values; 0 if unknown."""
+        return self.result.parameters
+
+    def __repr__(self) -> str:
+        place = "" if self.directory is None else f" ({self.directory})"
+        network = f"{self.result.model}, {self.result.arch}, seed {self.result.seed}"
+        return f"<{type(self).__name__} {network}: {self.test}{place}>"
+
+
+def model_result(model: Model, seed: int, arch: str, test: Evaluation, **values: Any) -> ModelResult:
+    """Returns the record of a model that was tested.
+
+    Args:
+        model: its mode.
+        seed: the seed that it was trained with.
+        arch: its architecture.
+        test: figures on the test set.
+        values: further values of the record.
+    """
+    return ModelResult(
+        model=model,
+        seed=seed,
+        arch=short_name(arch),
+        images=test.images,
+        errors=test.errors,
+        accuracy=test.accuracy,
+        cross_entropy=test.cross_entropy,
+        calibration_error=test.calibration_error,
+        **values,
+    )
+
+
+def facts_of(config: FitConfig, dataset: Dataset) -> dict[str, Any]:
+    """Returns what the record of any run says of its settings and its data."""
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "dataset": config.dataset,
+        "labels": config.labels,
+        "recipe": named_recipe(config.recipe),
+        "conditions": conditions_of(config, dataset),
+    }
 
 
 def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) -> None:
     """Copies the best of several models into the model-save directory, as --keep allows, and logs that.
 
-    The highest accuracy on the validation images decides, then the order. Ranks other than 0 do nothing.
+    The highest accuracy on the validation images decides, then the order. Teachers that existed already
+    count as none. Ranks other than 0 do nothing.
 
     Args:
         models: models of one mode.
         config: configuration of the command.
         ranks: the processes that trained them.
     """
-    if ranks.rank != 0 or config.keep == "never":
+    trained = [model for model in models if model.trained is not None]
+    if ranks.rank != 0 or config.keep == "never" or not trained:
         return
-    best = max(models, key=lambda model: model.saved.card.accuracy)
+    best = max(trained, key=lambda model: model.saved.card.accuracy)
     message = keep_model(
         best.saved,
-        best.mode,
+        best.result.model,
         config.models,
         always=config.keep == "always",
-        siblings=[model.saved.card for model in models],
+        siblings=[model.saved.card for model in trained],
     )
     if message is not None:
         logger.info(message)
 
 
 def file_results(
-    model: TestedModel,
-    directory: Path,
-    config: FitConfig,
-    copies: Copies | None,
-    teacher: TrainedTeacher | None,
+    model: TestedModel, config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
 ) -> None:
     """Adds the test figures to the run's result.json and to TensorBoard, unless they are there already.
 
     Training removes them. So those that are there belong to these weights, and to a run that was finished
     before.
     """
-    test = model.test
-    path = directory / "result.json"
-    earlier = json.loads(read_text(path, _LARGEST))
-    if "test" in earlier:
+    assert model.directory is not None, "it was trained here"
+    earlier = read_record(model.directory / RESULT, FitRecord)
+    assert earlier is not None, "the training has written it"
+    if earlier.models:
         return
-    result = earlier | {
-        "mode": model.mode,
-        **({} if config.name is None else {"name": config.name}),
-        "seed": model.seed,
-        "parameters": model.parameters,
-        "best_epoch": model.best_epoch,
-        "best": model.saved.card.metrics,
-        "test": {
-            "accuracy": test.accuracy,
-            "cross_entropy": test.cross_entropy,
-            "errors": test.errors,
-            "images": test.images,
-            "calibration_error": test.calibration_error,
-        },
-    }
-    if copies is not None:
-        result["copies"] = copies.sentence
-    if teacher is not None:
-        result["teachers"] = teacher.to_json()
-    write_text(path, json.dumps(result, indent=2) + "\n")
+    test = model.test
+    record = replace(
+        earlier,
+        mode=config.mode,
+        **facts_of(config, dataset),
+        sentences=model.warnings,
+        models=(model.result,),
+        teachers=() if teacher is None else teacher.inputs,
+    )
+    write_record(model.directory, record)
     metrics = {
         "test/accuracy": test.accuracy,
         "test/cross_entropy": test.cross_entropy,
         "test/calibration_error": test.calibration_error,
     }
     step = model.history[-1]["step"]
-    write_results(directory, _hyperparameters(model, config), metrics, step, later=[_AGREEMENT])
+    write_results(model.directory, _hyperparameters(model, config), metrics, step, later=[_AGREEMENT])
 
 
-def file_fidelity(model: Tested, fidelity: Fidelity) -> None:
-    """Adds a student's fidelity to its teacher to TensorBoard."""
-    if model.directory is None:
+def file_fidelity(model: TestedModel, result: ModelResult) -> None:
+    """Adds a student's fidelity to its teacher, which its result in a comparison has, to TensorBoard."""
+    if model.directory is None or result.agreement is None:
         return
     for earlier in model.directory.glob(f"events.*{_SUFFIX}"):
         earlier.unlink()  # written before the run was resumed
     with contextlib.closing(EventFile(model.directory, _SUFFIX)) as file:
-        values = {_AGREEMENT: fidelity.agreement, "test/kl_from_teacher": fidelity.divergence}
+        values = {_AGREEMENT: result.agreement, "test/kl_from_teacher": result.divergence or 0.0}
         file.add_scalars(values, model.history[-1]["step"])
+
+
+def far_apart_sentence(
+    name: str,
+    held_out: tuple[float, int],
+    test: tuple[float, int],
+    *,
+    may_have_seen: bool = False,
+) -> str | None:
+    """Returns a warning if held-out and test accuracy differ by more than chance explains, else None.
+
+    Chance explains 3 standard errors of the difference between two proportions, which are taken to be
+    equal. Differences of at most one point are no reason for a warning.
+
+    Args:
+        name: name of the model.
+        held_out: accuracy on the held-out images, 0..1, and their number; 0 images: None is returned.
+        test: accuracy on the test images, 0..1, and their number.
+        may_have_seen: the model may have been trained on the held-out images.
+    """
+    (on_held_out, images), (on_test, test_images) = held_out, test
+    if images == 0 or math.isnan(on_held_out):
+        return None
+    points = 100 * (on_held_out - on_test)
+    pooled = (on_held_out * images + on_test * test_images) / (images + test_images)
+    error = 100 * math.sqrt(pooled * (1 - pooled) * (1 / images + 1 / test_images))
+    if abs(points) <= max(_FAR_APART, _CHANCE * error):
+        return None
+    cause = "the test images are of another kind"
+    if may_have_seen and points > 0:
+        cause += ", or it was trained on held-out images"
+    return (
+        f"Held-out and test accuracy of the {name} are {abs(points):.1f} points apart "
+        f"({100 * on_held_out:.2f} % and {100 * on_test:.2f} %): {cause}; "
+        "what is best on held-out images need not be best on test images."
+    )
 
 
 def _hyperparameters(model: TestedModel, config: FitConfig) -> dict[str, str | int | float]:
     """Returns the values of the HParams tab: the same keys for every mode; irrelevant ones are neutral."""
-    mode = MODES[model.mode]
+    mode = MODES[config.mode]
     return {
-        "mode": model.mode,
+        "mode": config.mode,
         "arch": model.saved.card.arch,
         "dataset": model.saved.card.dataset,
         "val_size": "default" if config.val_size is None else config.val_size,
@@ -228,7 +285,7 @@ def _hyperparameters(model: TestedModel, config: FitConfig) -> dict[str, str | i
         "student_checkpoint": config.student_checkpoint.name if config.student_checkpoint else "",
         "omit_class": " ".join(config.omit_class) if mode.network == "student" else "",
         "limit_train": config.limit_train or 0,
-        "seed": model.seed,
+        "seed": config.seed,
         "epochs": config.epochs_for(mode.network),
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,

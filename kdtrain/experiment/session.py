@@ -27,8 +27,9 @@ from kdtrain.experiment.loaders import (
     validation_loader,
 )
 from kdtrain.experiment.modes import callbacks_for, check_plugins, conditions_of
-from kdtrain.experiment.result import FitResult, Tested, TestedModel
+from kdtrain.experiment.result import FitResult, TestedModel
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.load import tuned_settings
 from kdtrain.experiment.settings.recipe import NO_RECIPE, describe_recipe, read_recipe
 from kdtrain.experiment.teachers.files import TeacherFile
 from kdtrain.experiment.teachers.find import (
@@ -38,12 +39,10 @@ from kdtrain.experiment.teachers.find import (
     member_logits,
     networks_to_train,
 )
-from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.registry import build_model, check_architecture
 from kdtrain.nn import onednn
 from kdtrain.nn.own_layers import gains_by_cores
-from kdtrain.report.conditions import data_sentences
 from kdtrain.runtime import flow
 from kdtrain.runtime.files import ensure_writable
 from kdtrain.runtime.oneflow import resolve_device
@@ -173,10 +172,10 @@ class Session:
         work = partial(fit.test, fitted, self.ranks)
         return Job(f"testing {spec.name}", work, self.cores(fit.arch))
 
-    def test_teacher_job(self, seed: int, teacher: TrainedTeacher) -> Job[Tested]:
+    def test_teacher_job(self, seed: int, teacher: TrainedTeacher) -> Job[TestedModel]:
         """Returns the job that tests a teacher that exists already; it writes no files."""
 
-        def work() -> Tested:
+        def work() -> TestedModel:
             test = test_loader(self.dataset, self.config, self.device, self.ranks)
             return test_teacher(seed, teacher, test)
 
@@ -241,7 +240,7 @@ def _announce(config: FitConfig, dataset: Dataset) -> None:
         logger.info(describe_recipe(config.recipe, config.chosen_recipe))
         if config.mode == "compare" and (expected := read_recipe(config.recipe).expected):
             logger.info(expected)
-    for sentence in data_sentences(conditions_of(config, dataset)):
+    for sentence in conditions_of(config, dataset).data_sentences:
         logger.info(sentence)
 
 

@@ -7,16 +7,13 @@ from pathlib import Path
 
 from kdtrain.experiment.dry_run import dry_run
 from kdtrain.experiment.fit import FitSpec
-from kdtrain.experiment.loaders import count_validation
 from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.result import TestedModel, keep_best
 from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.load import absolute_paths
+from kdtrain.experiment.settings.load import absolute_paths, tuned_settings
 from kdtrain.experiment.teachers.find import TrainedTeacher, describe_teacher, find_teacher, trained_here
-from kdtrain.experiment.tuned import tuned_settings
 from kdtrain.experiment.warm_start import announce_first_weights
-from kdtrain.report.verdict import far_apart_sentence
 from kdtrain.runtime.bars import command_bar, expect_epochs
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.store.run_directory import run_directory
@@ -26,20 +23,14 @@ logger = logging.getLogger(__name__)
 _OWN_TEACHER = "teacher"  # folder of the run's own teacher
 
 
-def run_fit(config: FitConfig, resume: Path | None) -> tuple[TestedModel, str | None]:
+def run_fit(config: FitConfig, resume: Path | None) -> TestedModel:
     """Trains the network of mode teacher, student or student_kd.
 
     Args:
         config: configuration of the fit.
         resume: directory of a run to resume; None for a new one.
-
-    Returns:
-        The network, and a warning if its test images are unlike the held-out ones.
     """
-    session = Session.open(config)
-    model = run_single(session, resume)
-    held_out = (model.saved.card.accuracy, count_validation(session.dataset, config))
-    return model, far_apart_sentence(config.mode, held_out, (model.test.accuracy, model.test.images))
+    return run_single(Session.open(config), resume)
 
 
 def run_single(session: Session, resume: Path | None = None) -> TestedModel:
@@ -59,7 +50,7 @@ def run_single(session: Session, resume: Path | None = None) -> TestedModel:
             teacher = _taught(session, directory, teacher, resumed=resume is not None)
             session.run(session.soft_label_jobs({config.seed: teacher}))
         tuned = tuned_settings(config).get(config.mode, {})
-        spec = FitSpec(config.mode, config.seed, directory, teacher, settings=tuned)
+        spec = FitSpec(MODES[config.mode].fit, config.seed, directory, teacher, settings=tuned)
         [model] = session.run([session.fit_and_test_job(spec)])
         keep_best([model], config, session.ranks)
         return model

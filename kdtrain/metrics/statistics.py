@@ -11,24 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-CONFIDENCE = 0.95
+from kdtrain.metrics.names import CONFIDENCE, Interval
+
 POWER = 0.8
 MOST_SEEDS = 1000
 """Upper limit of the power calculation."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its confidence interval, in the unit of the values.
-
-    The standard deviation and the bounds are None for a single value.
-    """
-
-    mean: float
-    sd: float | None
-    low: float | None
-    high: float | None
-    n: int
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:

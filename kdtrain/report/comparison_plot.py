@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdtrain.metrics.statistics import Interval
-from kdtrain.report.comparison import Comparison
+from kdtrain.metrics.names import Interval
 from kdtrain.report.epoch_series import EpochSeries
 from kdtrain.report.style import GREY, LINES, house_style
 from kdtrain.report.verdict import gain_text, interval_text
+from kdtrain.store.record import Comparison
 
 
 def comparison_figure(comparison: Comparison, title_extra: str = "") -> Figure:
@@ -73,7 +73,7 @@ def _series(comparison: Comparison, figure: str, scale: float) -> dict[str, Epoc
     for model in comparison.summaries:
         histories = [
             {point.epoch: scale * float(getattr(point, figure)) for point in result.history}
-            for result in comparison.results
+            for result in comparison.models
             if result.model == model
         ]
         series[model] = EpochSeries.of(histories)

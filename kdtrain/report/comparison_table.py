@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdtrain.metrics.names import CONFIDENCE, Interval
 from kdtrain.metrics.probabilities import BINS
-from kdtrain.metrics.statistics import CONFIDENCE, Interval
-from kdtrain.report.comparison import Comparison, Difference
 from kdtrain.report.table import Column, Table
 from kdtrain.report.verdict import count_text, difference_bounds, difference_text, gain_text, p_value_text
+from kdtrain.store.record import Comparison, Difference
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -60,11 +60,11 @@ def _teacher_table(comparison: Comparison) -> Table:
     )
     for member in comparison.teachers:
         table.row(
-            f"{member.name}: {member.arch}" if member.arch != member.name else member.name,
-            f"{100 * member.weight:.0f}",
-            f"{100 * member.test.accuracy:.2f}",
-            f"{member.test.errors:,}",
-            f"{member.test.cross_entropy:.4f}",
+            f"{member.name}: {member.arch}" if member.arch != member.name else member.arch,
+            f"{100 * (member.share or 0):.0f}",
+            f"{100 * member.accuracy:.2f}",
+            f"{member.errors:,}",
+            f"{member.cross_entropy:.4f}",
             _count(member.parameters),
         )
     table.section()
@@ -97,7 +97,7 @@ def _cost_table(comparison: Comparison) -> Table:
             _count(summary.parameters),
             _count(summary.multiply_adds),
             _mean_and_sd(seconds, 1 if seconds.mean < 10 else 0).replace("\n", " ") if seconds.mean else "-",
-            range_text([result.best_epoch for result in comparison.results if result.model == model]),
+            range_text([result.best_epoch for result in comparison.models if result.model == model]),
         )
     return table
 
@@ -131,7 +131,7 @@ def _difference_row(difference: Difference) -> list[str]:
     removed = count_text(difference.errors_removed) + ("" if percent is None else f" ({percent:.1f} %)")
     row = [difference_text(difference), gain_text(difference.gain), difference_bounds(difference), removed]
     if difference.one_seed is not None:
-        row.append(p_value_text(difference.one_seed.mcnemar.p_value).removeprefix("= "))
+        row.append(p_value_text(difference.one_seed.p_value).removeprefix("= "))
     return row
 
 

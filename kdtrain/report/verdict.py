@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from kdtrain.metrics.statistics import CONFIDENCE, MOST_SEEDS, POWER, Interval, McNemar, t_interval
-from kdtrain.report.comparison import Comparison, Difference
+from kdtrain.metrics.names import CONFIDENCE, Interval
+from kdtrain.metrics.statistics import MOST_SEEDS, POWER, t_interval
 from kdtrain.runtime.processes import available_cores
-from kdtrain.store.record import Model
+from kdtrain.store.record import Comparison, Difference, Model
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SEEDS = 5  # what the verdict on one training of each suggests
 _LITTLE_LEAD = 1.0  # points of the teacher, below which there is little to copy
-_CHANCE = 3.0  # standard errors that chance explains
-_FAR_APART = 1.0  # points
 _OTHER_SIZE = 1.5  # times as many parameters, from which a verdict names the sizes
 
 
@@ -191,12 +189,12 @@ def evidence(comparison: Comparison) -> str:
     difference, gain = comparison.distillation, comparison.distillation.gain
     points = f"{gain_text(gain)} points"
     if difference.one_seed is not None:
-        mcnemar = difference.one_seed.mcnemar
-        differ = "differ" if mcnemar.p_value < 1 - CONFIDENCE else "cannot be told apart"
+        p_value = difference.one_seed.p_value
+        differ = "differ" if p_value < 1 - CONFIDENCE else "cannot be told apart"
         return (
             f"One seed: {points}, {100 * CONFIDENCE:.0f} % interval {difference_bounds(difference)} over the "
-            f"test images. These two networks {differ} on such images ({p_text(mcnemar)}), which says "
-            "nothing yet of the method."
+            f"test images. These two networks {differ} on such images "
+            f"(McNemar's exact p {p_value_text(p_value)}), which says nothing yet of the method."
         )
     if difference.outcome != "undecided" or not gain.sd:
         return f"Gain: {points}, {interval_text(gain)}."
@@ -219,42 +217,6 @@ def gap_sentence(comparison: Comparison) -> str:
         return f"The student falls behind by a further {-100 * share:.0f} % of {gap}{unsure}."
     beyond = ": the student is ahead of its teacher" if share > 1 else ""
     return f"That is {100 * share:.0f} % of {gap}{beyond}{unsure}."
-
-
-def far_apart_sentence(
-    name: str,
-    held_out: tuple[float, int],
-    test: tuple[float, int],
-    *,
-    may_have_seen: bool = False,
-) -> str | None:
-    """Returns a warning if held-out and test accuracy differ by more than chance explains, else None.
-
-    Chance explains 3 standard errors of the difference between two proportions, which are taken to be
-    equal. Differences of at most one point are no reason for a warning.
-
-    Args:
-        name: name of the model.
-        held_out: accuracy on the held-out images, 0..1, and their number; 0 images: None is returned.
-        test: accuracy on the test images, 0..1, and their number.
-        may_have_seen: the model may have been trained on the held-out images.
-    """
-    (on_held_out, images), (on_test, test_images) = held_out, test
-    if images == 0 or math.isnan(on_held_out):
-        return None
-    points = 100 * (on_held_out - on_test)
-    pooled = (on_held_out * images + on_test * test_images) / (images + test_images)
-    error = 100 * math.sqrt(pooled * (1 - pooled) * (1 / images + 1 / test_images))
-    if abs(points) <= max(_FAR_APART, _CHANCE * error):
-        return None
-    cause = "the test images are of another kind"
-    if may_have_seen and points > 0:
-        cause += ", or it was trained on held-out images"
-    return (
-        f"Held-out and test accuracy of the {name} are {abs(points):.1f} points apart "
-        f"({100 * on_held_out:.2f} % and {100 * on_test:.2f} %): {cause}; "
-        "what is best on held-out images need not be best on test images."
-    )
 
 
 def difference_text(difference: Difference) -> str:
@@ -317,11 +279,6 @@ def _decimals(interval: Interval) -> int:
     return next((decimals for decimals in (2, 3) if all(round(number or 0, decimals) for number in shown)), 4)
 
 
-def p_text(test: McNemar) -> str:
-    """Returns ``"McNemar's exact p = 0.031"``."""
-    return f"McNemar's exact p {p_value_text(test.p_value)}"
-
-
 def p_value_text(p_value: float) -> str:
     """Returns ``"= 0.031"``, or ``"< 0.0001"`` for a smaller one."""
     return f"= {p_value:.2g}" if p_value >= 0.0001 else "< 0.0001"
@@ -369,12 +326,16 @@ def _held_out_gain(held_out: Mapping[Model, float]) -> float:
 def _held_out(comparison: Comparison) -> dict[Model, float]:
     """Returns the held-out accuracy of each student that was trained here, per cent."""
     accuracies = {
-        model: [row.held_out_accuracy for row in comparison.results if row.model == model]
+        model: [row.held_out_accuracy for row in comparison.models if row.model == model]
         for model in comparison.summaries
         if model != "teacher"
     }
-    means = {model: 100 * math.fsum(values) / len(values) for model, values in accuracies.items()}
-    return {model: mean for model, mean in means.items() if not math.isnan(mean)}
+    known = {model: [value for value in values if value is not None] for model, values in accuracies.items()}
+    return {
+        model: 100 * math.fsum(values) / len(values)
+        for model, values in known.items()
+        if values and len(values) == len(accuracies[model])
+    }
 
 
 def _best(accuracies: Mapping[Model, float]) -> set[Model]:

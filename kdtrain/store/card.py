@@ -10,7 +10,7 @@ from typing import Any
 from kdtrain._version import __version__
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import CheckpointError, escape_controls
-from kdtrain.metrics import ACCURACY
+from kdtrain.metrics.names import ACCURACY
 from kdtrain.runtime.limits import CHANNELS, LARGEST_SIDE, MOST_CLASSES
 from kdtrain.runtime.locations import absolute_name
 from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE, MOST_NUMBER

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import KdtrainError, os_reason
-from kdtrain.metrics import ACCURACY, CROSS_ENTROPY
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.limits import MOST_EPOCHS
 from kdtrain.runtime.regular_files import read_text
 

@@ -13,6 +13,7 @@ from bench import HERE, Bench, run_data
 from tools import KDTRAIN, ROOT, PeakMemory, Row, answer, epochs_of, kdtrain, ratio_row, side_by_side
 
 from kdtrain.experiment.fit import FitSpec
+from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.find import trained_here
@@ -74,7 +75,7 @@ def seeds_side_by_side(bench: Bench) -> list[Row]:
     def run(cores: list[int]) -> float:
         folder, all_cores = bench.fresh(), available_cores()
         jobs = [
-            session.fit_and_test_job(FitSpec(mode, seed, folder / f"{mode}{seed}", with_teacher))
+            session.fit_and_test_job(FitSpec(MODES[mode].fit, seed, folder / f"{mode}{seed}", with_teacher))
             for seed in (0, 1)
             for mode, with_teacher in (("student_kd", teacher), ("student", None))
         ]

@@ -19,12 +19,14 @@ from tools import ROOT
 
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.fit import FitSpec
+from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
 from kdtrain.experiment.teachers.find import trained_here
-from kdtrain.metrics.statistics import Interval, t_interval
+from kdtrain.metrics.names import Interval
+from kdtrain.metrics.statistics import t_interval
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 from kdtrain.store.metrics_file import read_metrics
@@ -263,7 +265,7 @@ class Table:
             fits = self._fit(method, [(settings, seed) for seed in seeds], epochs, run)
             session = Session.open(replace(self.config, mode=method.mode))
             jobs = [session.test_fitted_job(*fit) for fit in fits]
-            accuracies = {str(model.seed): model.test.accuracy for model in session.run(jobs)}
+            accuracies = {str(model.result.seed): model.test.accuracy for model in session.run(jobs)}
             seconds = sum(_median_seconds(path) for path in run.glob("*_0"))
         return accuracies, seconds
 
@@ -296,7 +298,7 @@ class Table:
                 again = stage == len(method.chain) and arch in method.chain
                 specs.append(
                     FitSpec(
-                        method.mode,
+                        MODES[method.mode].fit,
                         seed,
                         folder / f"{stage}_{index}",
                         trained_here(teacher) if distilled else None,

@@ -25,7 +25,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.experiment.compare import run_comparison
 from kdtrain.experiment.session import Session
 from kdtrain.experiment.settings.config import FitConfig
-from tests.tools import read_scalars, wait_until, write_tiles
+from tests.tools import read_scalars, read_tested, wait_until, write_tiles
 
 RUNS = {mode: f"compare/version_0/seed_0/{mode}" for mode in ("teacher", "student_kd", "student")}
 
@@ -130,9 +130,9 @@ def test_curves_have_the_figures_of_the_run(tensorboard: TensorBoard, logs: Path
     for tag in ("loss/task", "loss/total", "learning_rate"):
         assert list(curve(tag)) == [1, 50, 100, 150]  # the first step, then every 50th
     assert curve("learning_rate")[150] == pytest.approx(rows[-1]["learning_rate"])
-    test = json.loads((run / "result.json").read_text())["test"]
-    assert curve("test/accuracy") == {150: pytest.approx(test["accuracy"])}
-    assert curve("test/cross_entropy") == {150: pytest.approx(test["cross_entropy"])}
+    test = read_tested(run)
+    assert curve("test/accuracy") == {150: pytest.approx(test["test_accuracy_fraction"])}
+    assert curve("test/cross_entropy") == {150: pytest.approx(test["test_cross_entropy_nats"])}
     if mode == "student_kd":
         task, kd, total = (curve(f"loss/{name}")[50] for name in ("task", "kd", "total"))
         assert total == pytest.approx(0.1 * task + 0.9 * kd, rel=1e-5)
@@ -172,13 +172,13 @@ def test_hyperparameters_stand_beside_the_final_metrics(tensorboard: TensorBoard
         assert (hparams["dataset"], hparams["lr"], hparams["seed"]) == ("tiles", 0.003, 0)
         assert hparams["alpha"] == (0.9 if mode == "student_kd" else 0)
         assert not {"logdir", "data_dir", "model_save_dir"} & hparams.keys()
-        test = json.loads((logs / run / "result.json").read_text())["test"]
-        agreement = {row["model"]: row["test_agreement_fraction"] for row in figures["results"]}[mode]
+        test = read_tested(logs / run)
+        agreement = {row["model"]: row["test_agreement_fraction"] for row in figures["models"]}[mode]
         metrics = {metric["name"]["tag"]: metric["value"] for metric in rows[run]["metricValues"]}
         assert metrics == {
-            "test/accuracy": pytest.approx(test["accuracy"]),
-            "test/cross_entropy": pytest.approx(test["cross_entropy"]),
-            "test/calibration_error": pytest.approx(test["calibration_error"]),
+            "test/accuracy": pytest.approx(test["test_accuracy_fraction"]),
+            "test/cross_entropy": pytest.approx(test["test_cross_entropy_nats"]),
+            "test/calibration_error": pytest.approx(test["test_calibration_error_fraction"]),
             **({} if mode == "teacher" else {"test/agreement": pytest.approx(agreement)}),
         }
     names = tensorboard.post("plugin/hparams/experiment", experimentName="")["hparamInfos"]

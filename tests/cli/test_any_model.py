@@ -12,6 +12,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import Call, assert_explained, untrained_teacher
+from tests.tools import read_tested
 
 QUICK = ("--recipe=none", "--val-size", "100", "--limit-train", "128", "--epochs", "1", "--batch-size", "32")
 NET = """
@@ -35,9 +36,9 @@ def test_figures_are_those_of_the_saved_resnet(
     run = tmp_path / "logs/student/version_0"
     best = run / "checkpoints/best.safetensors"
     evaluated = call("eval", best, "--data-dir", tiles, "--json")
-    figures, test = json.loads(evaluated.stdout), json.loads((run / "result.json").read_text())["test"]
-    assert figures["errors"] == test["errors"]
-    assert figures["cross_entropy_nats"] == pytest.approx(test["cross_entropy"], rel=1e-6)
+    figures, test = json.loads(evaluated.stdout), read_tested(run)
+    assert figures["errors"] == test["test_errors"]
+    assert figures["cross_entropy_nats"] == pytest.approx(test["test_cross_entropy_nats"], rel=1e-6)
 
 
 @pytest.mark.parametrize("alone", ["--batch-size", "--limit-train"])

@@ -27,10 +27,12 @@ from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import available_cores
 from kdtrain.store.checkpoint import load_model, load_tensors
+from kdtrain.store.record import logits_key
 from tests.cli.conftest import EPOCH, MODES, Call, Finished, Fitted, run, untrained_teacher
 from tests.runs import metrics
 from tests.tools import ROOT, read_scalars
 from tests.tools import read_result as result
+from tests.tools import read_tested as tested_model
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,12 @@ def sample(tmp_path_factory: pytest.TempPathFactory, tiles: Path, spawn: Call) -
 
 
 def rows_of(compared: Compared, model: str, seed: int) -> Any:
-    return [row for row in compared.figures["results"] if (row["model"], row["seed"]) == (model, seed)]
+    return [row for row in compared.figures["models"] if (row["model"], row["seed"]) == (model, seed)]
 
 
 def best_by_held_out_images(compared: Compared, model: str) -> Path:
     """The weights of the seed with the highest accuracy on held-out images, of equals the first."""
-    rows = [row for row in compared.figures["results"] if row["model"] == model]
+    rows = [row for row in compared.figures["models"] if row["model"] == model]
     best = max(rows, key=lambda row: max(point["accuracy_fraction"] for point in row["held_out_history"]))
     path: Path = compared.directory / best["directory"] / "checkpoints/best.safetensors"
     return path
@@ -159,14 +161,14 @@ def test_students_have_teacher_of_first_seed_or_of_their_own(two_seeds: Compared
             config = tomli.loads((compared.directory / row["directory"] / "config.toml").read_text())
             teacher = compared.directory / f"seed_{teacher_seed}/teacher/checkpoints/best.safetensors"
             assert compared.folder / config["teacher_checkpoint"] == teacher
-    assert two_seeds.figures["models"]["teacher"]["test_accuracy_percent"]["sd"] is None
-    assert chosen.figures["models"]["teacher"]["test_accuracy_percent"]["sd"] > 0
+    assert two_seeds.figures["summaries"]["teacher"]["test_accuracy_percent"]["sd"] is None
+    assert chosen.figures["summaries"]["teacher"]["test_accuracy_percent"]["sd"] > 0
     assert "same teacher" in two_seeds.process.stdout
     assert "same teacher" not in chosen.process.stdout
 
 
 def test_every_key_of_the_file_is_explained(chosen: Compared, sample: Compared) -> None:
-    page = (ROOT / "docs/compare-json.md").read_text()
+    page = (ROOT / "docs/result-json.md").read_text()
 
     def keys(value: Any) -> set[str]:
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -225,7 +227,7 @@ def test_a_finished_comparison_keeps_its_figures_when_it_is_resumed(chosen: Comp
     before = chosen.figures
     finished = call("fit", "--resume", "logs/compare/version_0", cwd=chosen.folder)
     assert not [line for line in finished.stderr.splitlines() if EPOCH.fullmatch(line)]
-    for ours, theirs in zip(chosen.figures["results"], before["results"], strict=True):
+    for ours, theirs in zip(chosen.figures["models"], before["models"], strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
@@ -251,14 +253,14 @@ def test_the_test_set_is_read_once_per_model(
 
 def test_figures_agree_with_the_runs(two_seeds: Compared) -> None:
     figures = two_seeds.figures
-    assert [(row["model"], row["seed"]) for row in figures["results"]] == RUNS
-    for row in figures["results"]:
+    assert [(row["model"], row["seed"]) for row in figures["models"]] == RUNS
+    for row in figures["models"]:
         run = two_seeds.directory / f"seed_{row['seed']}" / row["model"]
-        assert row["test_accuracy_fraction"] == result(run)["test"]["accuracy"]
-        assert row["test_cross_entropy_nats"] == result(run)["test"]["cross_entropy"]
-        assert row["test_errors"] == result(run)["test"]["errors"]
-        assert row["test_calibration_error_fraction"] == result(run)["test"]["calibration_error"]
-        assert figures["models"][row["model"]]["parameters"] == result(run)["parameters"]
+        assert row["test_accuracy_fraction"] == tested_model(run)["test_accuracy_fraction"]
+        assert row["test_cross_entropy_nats"] == tested_model(run)["test_cross_entropy_nats"]
+        assert row["test_errors"] == tested_model(run)["test_errors"]
+        assert row["test_calibration_error_fraction"] == tested_model(run)["test_calibration_error_fraction"]
+        assert figures["summaries"][row["model"]]["parameters"] == tested_model(run)["parameters"]
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         seconds = sum(epoch["train_seconds"] + epoch["eval_seconds"] for epoch in epochs)
         assert row["seconds"] == pytest.approx(seconds)
@@ -280,18 +282,18 @@ def test_logits_over_the_test_set_are_kept(two_seeds: Compared, tiles: Path) -> 
     labels = logits.pop("labels")
     dataset = load_dataset(data_dir=tiles)
     np.testing.assert_array_equal(labels, dataset.test.labels)
-    assert logits.keys() == {row["test_logits"] for row in figures["results"]}
+    assert logits.keys() == {logits_key(row["model"], row["seed"]) for row in figures["models"]}
     images = flow.tensor(dataset.test.normalized(dataset.normalization))
-    for row in figures["results"]:
-        assert logits[row["test_logits"]].dtype == np.float32
-        own = logits[row["test_logits"]].astype(np.float64)
+    for row in figures["models"]:
+        assert logits[logits_key(row["model"], row["seed"])].dtype == np.float32
+        own = logits[logits_key(row["model"], row["seed"])].astype(np.float64)
         best = load_model(two_seeds.directory / row["directory"] / "checkpoints/best.safetensors")
         np.testing.assert_allclose(own, best.build()(images).numpy(), atol=1e-5)
         assert (own.argmax(axis=1) != labels).sum() == row["test_errors"]
 
 
 def test_gain_is_the_mean_difference_of_the_pairs(two_seeds: Compared) -> None:
-    errors = {(row["model"], row["seed"]): row["test_errors"] for row in two_seeds.figures["results"]}
+    errors = {(row["model"], row["seed"]): row["test_errors"] for row in two_seeds.figures["models"]}
     gains = [(errors["student", seed] - errors["student_kd", seed]) / 3 for seed in (0, 1)]  # of 300, in %
     gain = two_seeds.figures["differences"][0]["gain_percentage_points"]
     assert gain["mean"] == pytest.approx(statistics.mean(gains))
@@ -308,11 +310,11 @@ def test_fidelity_is_to_the_teacher(two_seeds: Compared) -> None:
     z = {name: array.astype(np.float64) for name, array in logits.items()}
     p = {name: np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) for name, x in z.items() if name != "labels"}
     teacher = p["teacher/0"]
-    for row in figures["results"]:
+    for row in figures["models"]:
         if row["model"] == "teacher":
             assert row["test_agreement_fraction"] is row["test_kl_from_teacher_nats"] is None
             continue
-        own = p[row["test_logits"]]
+        own = p[logits_key(row["model"], row["seed"])]
         divergence = (teacher * np.log(teacher / own)).sum(axis=1).mean()
         assert row["test_kl_from_teacher_nats"] == pytest.approx(divergence, rel=1e-6)
         assert row["test_agreement_fraction"] == (teacher.argmax(1) == own.argmax(1)).mean()
@@ -325,7 +327,7 @@ def test_tables_verdict_and_paths_on_stdout(two_seeds: Compared) -> None:
     out, figures = two_seeds.process.stdout, two_seeds.figures
     for mode in MODES:
         test, cost = [line.split() for line in out.splitlines() if line.split()[:1] == [mode]][:2]
-        model = figures["models"][mode]
+        model = figures["summaries"][mode]
         assert float(test[1]) == pytest.approx(model["test_accuracy_percent"]["mean"], abs=0.005)
         assert {f"{model['parameters']:,}", f"{model['multiply_adds']:,}"} <= set(cost)
     verdict, *_, evidence, gap, image, report, json_file, following, photo, own = out.splitlines()
@@ -371,7 +373,7 @@ def test_recipe_of_the_sample(sample: Compared) -> None:
 def test_without_held_out_images_the_test_set_is_what_chooses(sample: Compared) -> None:
     for mode in MODES:
         run = sample.directory / "seed_0" / mode
-        assert result(run)["test"]["accuracy"] == max(row["val/accuracy"] for row in metrics(run))
+        assert tested_model(run)["test_accuracy_fraction"] == max(row["val/accuracy"] for row in metrics(run))
         assert result(run)["steps"] == 2 * 24  # all 1,500 images, in batches of 64
 
 
@@ -379,7 +381,7 @@ def test_one_seed_is_judged_by_its_test_images(sample: Compared) -> None:
     figures = sample.figures
     assert figures["differences"][0]["gain_percentage_points"]["low"] is None
     assert figures["outcome"] == "undecided"
-    errors = {row["model"]: row["test_errors"] for row in figures["results"]}
+    errors = {row["model"]: row["test_errors"] for row in figures["models"]}
     one = figures["differences"][0]["one_seed"]
     assert one["only_model_right"] - one["only_baseline_right"] == errors["student"] - errors["student_kd"]
     assert figures["verdict"] in sample.process.stdout
@@ -391,15 +393,18 @@ def test_given_teacher_is_tested_once_and_not_trained(fitted: Fitted, call: Call
     finished = call("fit", "--mode", "compare", *fitted.flags, *flags)
     assert str(teacher) in finished.stderr.splitlines()[0]
     compared = Compared(tmp_path, finished)
-    rows = [(row["model"], row["seed"]) for row in compared.figures["results"]]
+    rows = [(row["model"], row["seed"]) for row in compared.figures["models"]]
     students = [(mode, seed) for seed in (0, 1) for mode in ("student_kd", "student")]
     assert rows == [("teacher", 0), *students]
-    tested = compared.figures["results"][0]
-    assert tested["test_errors"] == result(fitted.run("teacher"))["test"]["errors"]
+    tested = compared.figures["models"][0]
+    assert tested["test_errors"] == tested_model(fitted.run("teacher"))["test_errors"]
     assert tested["held_out_history"] == []
     assert tested["directory"] is None
     logits, _ = load_tensors(compared.directory / compared.figures["files"]["test_logits"])
-    assert set(logits) == {"labels", *(row["test_logits"] for row in compared.figures["results"])}
+    assert set(logits) == {
+        "labels",
+        *(logits_key(row["model"], row["seed"]) for row in compared.figures["models"]),
+    }
     assert {path.name for path in compared.directory.glob("seed_*/*")} == {"student_kd", "student"}
     assert not (tmp_path / "logs/models/teacher.safetensors").exists()
 
@@ -415,7 +420,7 @@ def test_early_stopping_ends_each_model_by_itself(fitted: Fitted, call: Call, tm
         (line,) = [line for line in finished.stderr.splitlines() if line.startswith(f"{mode}: ")]
         assert f"epoch {ended['epochs']}" in line
         assert ended["reason"] in line
-    histories = {row["model"]: len(row["held_out_history"]) for row in compared.figures["results"]}
+    histories = {row["model"]: len(row["held_out_history"]) for row in compared.figures["models"]}
     assert histories["student_kd"] == result(compared.directory / "seed_0/student_kd")["epochs"]
 
 

@@ -15,6 +15,7 @@ import kdtrain
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError
 from tests.cli.conftest import Call, assert_explained
+from tests.tools import read_result
 
 TINY = ("--recipe", "none", "--epochs", "1", "--val-size", "20", "--augment", "none")
 ALLOWED = "--allow-test-images"
@@ -87,15 +88,15 @@ def test_copies_are_counted_in_one_warning_and_in_the_files_of_a_comparison(
     words = ("--dataset", f"folder:{pets}", "--transfer-data", more, ALLOWED, *TINY)
     finished = call("fit", "--mode", "compare", *words, cwd=pets.parent)
     run = pets.parent / "logs/compare/version_0"
-    conditions = json.loads((run / "compare.json").read_text())["conditions"]
-    copies = conditions["copies"]
+    record = json.loads((run / "compare.json").read_text())
+    copies = record["conditions"]["copies"]
     held_out = kdtrain.load_data(dataset=f"folder:{pets}", mode="student", val_size=20).validation.inputs
     assert copies["test_images"] == 25
     assert copies["held_out_images"] == len(held_out) == 20
     # Five test images are training or held-out images, three are images without labels.
     assert copies["test_in_training"] + copies["test_in_held_out"] == 8
     assert 0 < copies["held_out_in_training"] < 20
-    sentence = next(text for text in conditions["sentences"] if "pixel" in text)
+    sentence = next(text for text in record["sentences"] if "pixel" in text)
     assert f"{copies['test_in_training']} of the 25 test images are also training images" in sentence
     joined = " ".join(finished.stderr.split())
     assert joined.count("test images are also training images") == 1
@@ -112,7 +113,7 @@ def test_data_without_copies_get_no_warning(pets: Path, call: Call) -> None:
     words = ("--mode", "student", "--dataset", f"folder:{pets}", *TINY)
     finished = call("fit", *words, cwd=pets.parent)
     assert "pixel" not in finished.stderr
-    assert "copies" not in json.loads((pets.parent / "logs/student/version_0/result.json").read_text())
+    assert read_result(pets.parent / "logs/student/version_0")["conditions"]["copies"] is None
 
 
 def test_a_run_of_one_network_has_its_copies_in_its_card(pets: Path, call: Call) -> None:

@@ -94,7 +94,10 @@ def test_a_folder_of_pictures_is_learnt_tested_and_asked(follow: Follow, folder:
 
     tested = json.loads(follow(f"{COMMANDS[1]} --json").stdout)
     result = json.loads((folder / "logs/student/version_0/result.json").read_text())
-    assert (tested["dataset"], tested["accuracy_fraction"]) == ("folder:pets", result["test"]["accuracy"])
+    assert (tested["dataset"], tested["accuracy_fraction"]) == (
+        "folder:pets",
+        result["models"][0]["test_accuracy_fraction"],
+    )
 
     (answer,) = json.loads(follow(f"{COMMANDS[2]} --json").stdout)
     assert answer["prediction"] == "cats"

@@ -14,21 +14,24 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.models.registry import build_model
 from kdtrain.runtime import flow
 from tests.cli.conftest import LOGDIR, Call, Fitted, assert_explained
+from tests.tools import read_tested
 
 
 def test_text_names_the_model_and_shows_every_confusion(fitted: Fitted, spawn: Call) -> None:
     model = fitted.model("student").relative_to(fitted.folder)
     finished = spawn("eval", model, "--data-dir", fitted.flags[1], cwd=fitted.folder)
     assert finished.stderr == ""
-    test = json.loads((fitted.run("student") / "result.json").read_text())["test"]
+    test = read_tested(fitted.run("student"))
     heading, summary, *table = finished.stdout.splitlines()
     assert heading == f"{LOGDIR}/models/student.safetensors (student_mlp) on the test set of tiles"
-    assert summary.startswith(f"{100 * test['accuracy']:.2f} % accuracy, {test['errors']} errors in 300")
+    assert summary.startswith(
+        f"{100 * test['test_accuracy_fraction']:.2f} % accuracy, {test['test_errors']} errors in 300"
+    )
     rows = [re.findall(r"[\d.]+|·", line) for line in table if re.match(r" *[0-3] ", line)]
     confusion = np.array([[0 if cell == "·" else int(cell) for cell in row[2:]] for row in rows])
     assert confusion.shape == (4, 4)
     assert confusion.sum() == 300
-    assert confusion.trace() == 300 - test["errors"]
+    assert confusion.trace() == 300 - test["test_errors"]
 
 
 @pytest.mark.parametrize("which", ["best", "last"])

@@ -16,7 +16,7 @@ from kdtrain.store.checkpoint import load_model, load_tensors
 from kdtrain.store.metrics_file import read_metrics
 from tests.cli.conftest import EPOCH, LOGDIR, MODES, Call, Fitted, assert_explained, untrained_teacher
 from tests.runs import metrics
-from tests.tools import files_in, read_result
+from tests.tools import files_in, read_result, read_tested
 
 ONE_EPOCH = ("--recipe=none", "--val-size", "300", "--epochs", "1", "--batch-size", "64")
 
@@ -31,11 +31,13 @@ def test_answer_on_stdout_and_a_line_per_epoch_on_stderr(fitted: Fitted, mode: s
         *("test accuracy", "cross-entropy", "parameters", "training time", "best epoch", "best weights")
     ]
     result = read_result(fitted.run(mode))
-    test = result["test"]
-    assert rows["best epoch"] == f"{result['best_epoch']} of 3"
+    test = result["models"][0]
+    assert rows["best epoch"] == f"{test['best_epoch']} of 3"
     assert rows["training time"] == f"{result['seconds']:.1f} s"
-    assert rows["test accuracy"] == f"{test['accuracy']:.2%} ({test['errors']} errors in 300)"
-    assert float(rows["cross-entropy"]) == pytest.approx(test["cross_entropy"], abs=1e-4)
+    assert (
+        rows["test accuracy"] == f"{test['test_accuracy_fraction']:.2%} ({test['test_errors']} errors in 300)"
+    )
+    assert float(rows["cross-entropy"]) == pytest.approx(test["test_cross_entropy_nats"], abs=1e-4)
     assert (fitted.folder / rows["best weights"]).samefile(fitted.run(mode) / "checkpoints/best.safetensors")
     lines = finished.stderr.splitlines()
     if mode == "student_kd":
@@ -64,10 +66,13 @@ def test_run_directory_is_complete(fitted: Fitted, mode: str) -> None:
     assert result["steps"] == rows[-1]["step"] == 3 * 19  # 1,200 images in batches of 64
     assert (result["mode"], result["seed"]) == (mode, 0)
     best = max(rows, key=lambda row: (row["val/accuracy"], row["epoch"]))
-    assert result["best_epoch"] == best["epoch"]
+    [model] = result["models"]
+    assert model["best_epoch"] == best["epoch"]
+    assert model["held_out_accuracy_fraction"] == best["val/accuracy"]
+    history = [tuple(point.values()) for point in model["held_out_history"]]
+    assert history == [(row["epoch"], row["val/accuracy"], row["val/cross_entropy"]) for row in rows]
     seconds = [row["train_seconds"] + row["eval_seconds"] for row in read_metrics(run)]
     assert result["seconds"] == round(sum(seconds), 3)
-    assert result["best"] == {name: best[name] for name in result["best"]}
     assert load_tensors(run / "checkpoints/last.safetensors")[1]["end"]["epoch"] == 3
 
 
@@ -78,14 +83,11 @@ def test_figures_are_those_of_the_saved_model(fitted: Fitted, mode: str, call: C
     evaluated = json.loads(
         call("eval", best, "--data-dir", fitted.flags[1], "--json", cwd=fitted.folder).stdout
     )
-    test = read_result(fitted.run(mode))["test"]
-    assert test == {
-        "accuracy": evaluated["accuracy_fraction"],
-        "cross_entropy": pytest.approx(evaluated["cross_entropy_nats"], rel=1e-6),
-        "errors": evaluated["errors"],
-        "images": evaluated["images"],
-        "calibration_error": pytest.approx(evaluated["calibration_error_fraction"], rel=1e-6),
-    }
+    test = read_tested(fitted.run(mode))
+    figures = ("accuracy_fraction", "cross_entropy_nats", "errors", "images", "calibration_error_fraction")
+    assert [test[f"test_{name}"] for name in figures] == [
+        pytest.approx(evaluated[name], rel=1e-6) for name in figures
+    ]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -252,7 +252,7 @@ def test_a_comparison_needs_a_table_s_logits_of_test_images(digits: Path, tmp_pa
     both = table(tmp_path, logits=right(data.train.labels), test=right(data.test.labels))
     call(*flags, both)
     figures = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())
-    assert figures["models"]["teacher"]["test_errors"]["mean"] == 0
+    assert figures["summaries"]["teacher"]["test_errors"]["mean"] == 0
 
 
 def test_several_teachers_are_shown_with_their_mean(digits: Path, tmp_path: Path, call: Call) -> None:
@@ -262,7 +262,7 @@ def test_several_teachers_are_shown_with_their_mean(digits: Path, tmp_path: Path
     done = call(*("fit", "--mode", "compare", "--data-dir", digits, *SHORT, *words, *flags))
     run = tmp_path / "logs/compare/version_0"
     figures = json.loads((run / "compare.json").read_text())
-    assert [(row["name"], row["share_fraction"]) for row in figures["teachers"]] == [
+    assert [(row["name"], row["share_fraction"]) for row in figures["models"][0]["members"]] == [
         ("torch.onnx", 0.75),
         ("sklearn.onnx", 0.25),
     ]
@@ -278,8 +278,8 @@ def test_teachers_of_several_seeds_are_trained_for_a_comparison(
     call("fit", "--mode", "compare", "--teachers", "2", *flags)
     run = tmp_path / "logs/compare/version_0"
     figures = json.loads((run / "compare.json").read_text())
-    assert [row["name"] for row in figures["teachers"]] == ["seed_0/teacher", "seed_1/teacher"]
-    assert figures["models"]["teacher"]["arch"] == "2 x student_mlp"
+    assert [row["name"] for row in figures["models"][0]["members"]] == ["seed_0/teacher", "seed_1/teacher"]
+    assert figures["summaries"]["teacher"]["arch"] == "2 x student_mlp"
     files = [run / name / "checkpoints" / "best.safetensors" for name in ("seed_0/teacher", "seed_1/teacher")]
     words = [word for path in files for word in ("--teacher-checkpoint", path)]
     call("fit", "--mode", "student_kd", *flags[:6], *words)

@@ -115,7 +115,7 @@ def test_a_comparison_trains_what_is_not_trained_yet(
     for seed in (0, 1):
         for mode in MODES[seed:]:  # the first seed's teacher teaches all
             assert_same_run(compared / f"seed_{seed}" / mode, whole / f"seed_{seed}" / mode)
-    results = [json.loads((run / "compare.json").read_text())["results"] for run in (compared, whole)]
+    results = [json.loads((run / "compare.json").read_text())["models"] for run in (compared, whole)]
     for row, expected in zip(*results, strict=True):
         assert {**row, "seconds": 0} == {**expected, "seconds": 0}
 

@@ -31,13 +31,13 @@ from kdtrain.experiment.settings.recipe import recipe_names
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.list_models import NetworkInfo
 from kdtrain.models.registry import build_model
-from kdtrain.report.comparison import compare
 from kdtrain.report.comparison_table import comparison_tables
 from kdtrain.report.evaluation import evaluation_report
 from kdtrain.report.table import Column, Table
 from kdtrain.report.tuning import tuning_table
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import load_model, save_model, snapshot
+from tests.report.comparisons import compare
 from tests.report.drawings import printed
 from tests.report.test_comparison import with_controls
 from tests.report.test_tuning import a_tuning

@@ -20,6 +20,7 @@ from kdtrain.callbacks.schedule import learning_rate
 from kdtrain.data.datasets import load_dataset
 from kdtrain.experiment.tune.halving import rung_sizes
 from kdtrain.runtime.processes import available_cores
+from kdtrain.store.record import FitRecord, write_record
 from tests.cli.conftest import Call, assert_explained, untrained_teacher
 from tests.runs import count_points, metrics
 from tests.tools import files_in, start_kdtrain, wait_until
@@ -99,8 +100,8 @@ def test_each_student_gets_as_many_trials_and_the_best_third_goes_on(tuned: Tune
     content = tuned.content
     assert content["finished"]
     assert content["trials_of_rungs"] == rung_sizes(4, 2) == [4, 1]
-    assert list(content["models"]) == ["student_kd", "student"]
-    for result in content["models"].values():
+    assert list(content["students"]) == ["student_kd", "student"]
+    for result in content["students"].values():
         trials = result["trials"]
         assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
         assert trials[0]["values"]["lr"] == 0.003
@@ -111,7 +112,7 @@ def test_each_student_gets_as_many_trials_and_the_best_third_goes_on(tuned: Tune
 
 
 def test_a_run_goes_on_from_its_last_epoch_with_a_cycle_for_each_rung(tuned: Tuned) -> None:
-    for model, result in tuned.content["models"].items():
+    for model, result in tuned.content["students"].items():
         run = tuned.directory / f"trials/{model}_{result['chosen']}/seed_0"
         rows = metrics(run)
         assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -128,9 +129,9 @@ def test_a_run_goes_on_from_its_last_epoch_with_a_cycle_for_each_rung(tuned: Tun
 
 def test_the_report_holds_the_trials_and_loads_nothing(tuned: Tuned) -> None:
     page = (tuned.directory / "report.html").read_text()
-    for model, result in tuned.content["models"].items():
+    for model, result in tuned.content["students"].items():
         for trial in result["trials"]:
-            assert f"models/{model}/trials/{trial['number']}/rungs/0/held_out_accuracy_fraction" in page
+            assert f"students/{model}/trials/{trial['number']}/rungs/0/held_out_accuracy_fraction" in page
     assert "default-src 'none'" in page
     assert str(tuned.directory.parents[2]) not in page
     assert not any(text in page for text in ("http://", "https://", "<script", "src="))
@@ -152,7 +153,7 @@ def test_the_test_set_is_not_read(listed: Tuned, tiles: Path, tmp_path: Path, ca
     call("tune", *listed.flags, "--data-dir", other)
     results = list((tmp_path / "logs").rglob("result.json"))
     assert len(results) == 1 + 4 + 2
-    assert not any("test" in json.loads(path.read_text()) for path in results)
+    assert not any(json.loads(path.read_text())["models"] for path in results)
     content = json.loads((tmp_path / "logs/tune/version_0/tune.json").read_text())
     assert without_times(content) == without_times(listed.content)
 
@@ -178,8 +179,8 @@ def test_interrupted_search_ends_like_an_undisturbed_one(tuned: Tuned, tmp_path:
         assert first_rung.search(tuned.stderr)
         assert not first_rung.search(resumed.stderr), "a finished rung is not repeated"
     content = json.loads((tmp_path / "logs/tune/version_0/tune.json").read_text())
-    for model, result in content["models"].items():
-        expected = tuned.content["models"][model]
+    for model, result in content["students"].items():
+        expected = tuned.content["students"][model]
         assert without_times(result) == without_times(expected)
 
 
@@ -191,7 +192,7 @@ def test_a_comparison_trains_each_student_with_its_own_settings(
     call(*words)
     folder = tmp_path / "logs/compare/version_0"
     assert not (folder / "seed_0/teacher").exists(), "the teacher is that of the search"
-    for model, result in tuned.content["models"].items():
+    for model, result in tuned.content["students"].items():
         config = tomli.loads((folder / f"seed_0/{model}/config.toml").read_text())
         assert {name: config[name] for name in result["settings"]} == result["settings"]
         assert "tuned" not in config
@@ -205,7 +206,7 @@ def test_a_single_student_is_trained_with_its_own_settings_whatever_the_recipe(
     words = ("--mode", "student", "--tuned", tuned.directory / "tune.json", "--data-dir", tiles)
     call("fit", *words, *SMALL, "--epochs", "1", "--recipe", "mnist")
     config = tomli.loads((tmp_path / "logs/student/version_0/config.toml").read_text())
-    assert config["lr"] == tuned.content["models"]["student"]["settings"]["lr"]
+    assert config["lr"] == tuned.content["students"]["student"]["settings"]["lr"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_when_the_time_is_over_the_best_so_far_is_chosen(late: Tuned) -> None:
     assert message in " ".join(late.stdout.split())
     content = late.content
     assert content["trials_of_rungs"] == [1]
-    assert {result["chosen"] for result in content["models"].values()} == {0}
+    assert {result["chosen"] for result in content["students"].values()} == {0}
 
 
 def test_the_rest_of_the_time_is_for_the_best_trials(late: Tuned, tmp_path: Path, call: Call) -> None:
@@ -255,7 +256,7 @@ def test_the_rest_of_the_time_is_for_the_best_trials(late: Tuned, tmp_path: Path
     content = json.loads((directory / "tune.json").read_text())
     assert (content["trials_of_rungs"], content["last_epoch"]) == ([1, 1], 2)
     assert content["note"].startswith(message)
-    for result in content["models"].values():
+    for result in content["students"].values():
         chosen = result["trials"][result["chosen"]]
         assert [rung["epochs"] for rung in chosen["rungs"]] == [1, 2]
     again = call("tune", "--resume", directory)
@@ -283,7 +284,7 @@ def test_a_search_killed_between_metrics_and_checkpoint_leaves_no_trial_running(
     (directory / "tune.json").write_text(json.dumps(behind.content | {"finished": False}))
     run = directory / "trials/student_0/seed_0"
     shutil.rmtree(run / "checkpoints")
-    (run / "result.json").write_text('{"status": "running"}')
+    write_record(run, FitRecord(status="running"))
     settings = (run / "config.toml").read_text()
     call("tune", "--resume", directory)
     assert json.loads((run / "result.json").read_text())["status"] == "completed"
@@ -291,8 +292,8 @@ def test_a_search_killed_between_metrics_and_checkpoint_leaves_no_trial_running(
     changed = settings.replace(str(behind.folder), str(tmp_path))
     assert (run / "config.toml").read_text() == changed, "teacher_arch is kept, too"
     content = json.loads((directory / "tune.json").read_text())
-    assert without_times(content["models"]["student"]["trials"]) == without_times(
-        behind.content["models"]["student"]["trials"]
+    assert without_times(content["students"]["student"]["trials"]) == without_times(
+        behind.content["students"]["student"]["trials"]
     )
 
 
@@ -316,7 +317,7 @@ def test_each_combination_of_a_few_values_is_trained_to_the_end(listed: Tuned) -
     assert "student: 2 combinations, each trained to the end." in listed.stderr
     assert listed.content["trials_of_rungs"] == [4]
     for model, names in (("student_kd", ("temperature", "lr")), ("student", ("lr",))):
-        result = listed.content["models"][model]
+        result = listed.content["students"][model]
         trials = result["trials"]
         assert [list(trial["values"]) for trial in trials] == [list(names)] * 2 ** len(names)
         assert all([rung["epochs"] for rung in trial["rungs"]] == [2] for trial in trials)
@@ -330,7 +331,7 @@ def test_a_trial_of_a_few_values_is_the_fit_with_these_values(
 ) -> None:
     words = ("--mode", "student", "--data-dir", tiles, *SMALL, "--epochs", "2", "--lr", "0.001")
     call("fit", *words)
-    trials = listed.content["models"]["student"]["trials"]
+    trials = listed.content["students"]["student"]["trials"]
     [number] = [trial["number"] for trial in trials if trial["values"]["lr"] == 0.001]
     runs = listed.directory / f"trials/student_{number}/seed_0", tmp_path / "logs/student/version_0"
     [trained, expected] = [
@@ -346,8 +347,8 @@ def test_a_search_of_a_few_values_is_resumed(listed: Tuned, tmp_path: Path, call
     file.write_text(json.dumps(listed.content | {"finished": False, "models": {}}))
     resumed = call("tune", "--resume", "search")
     assert re.findall(r"^(\S+ trial \d)", resumed.stderr, re.MULTILINE) == ["student_kd trial 2"]
-    models = without_times(json.loads(file.read_text())["models"])
-    assert models["student_kd"]["trials"] == without_times(listed.content)["models"]["student_kd"]["trials"]
+    models = without_times(json.loads(file.read_text())["students"])
+    assert models["student_kd"]["trials"] == without_times(listed.content)["students"]["student_kd"]["trials"]
 
 
 def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(
@@ -359,7 +360,7 @@ def test_a_trial_that_diverges_fails_alone_and_seeds_are_averaged(
     finished = call(*words)
     assert "student trial 1/0: failed, the loss is not finite" in finished.stderr
     directory = tmp_path / "logs/tune/version_0"
-    trials = json.loads((directory / "tune.json").read_text())["models"]["student"]["trials"]
+    trials = json.loads((directory / "tune.json").read_text())["students"]["student"]["trials"]
     assert trials[1]["rungs"] == []
     (score,) = trials[0]["rungs"]
     accuracies = [metrics(directory / f"trials/student_0/seed_{n}")[0]["val/accuracy"] for n in (0, 1)]

@@ -59,9 +59,9 @@ def test_every_student_of_a_comparison_begins_from_the_file_and_the_teacher_does
     assert first_weights(run / "seed_0/teacher").keys() != expected.keys()
     assert "student_checkpoint" not in tomli.loads((run / "seed_0/teacher/config.toml").read_text())
     sentence = f"Every student of every seed begins from the weights in {file}."
-    conditions = json.loads((run / "compare.json").read_text())["conditions"]
-    assert conditions["student_checkpoint"] == str(file)
-    assert sentence in conditions["sentences"]
+    record = json.loads((run / "compare.json").read_text())
+    assert record["conditions"]["student_checkpoint"] == str(file)
+    assert sentence in record["sentences"]
     assert sentence in finished.stdout
     assert f"begin from the weights in {file}" in finished.stderr
     page = html.unescape(re.sub("<[^>]*>", "", (run / "report.html").read_text()))

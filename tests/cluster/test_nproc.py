@@ -129,7 +129,7 @@ def test_compare_works_with_two_processes(tmp_path: Path, tiles: Path, spawn: Ca
     flags = ("--data-dir", tiles, *FEW, "--epochs", "1", "--batch-size", "32")
     finished = spawn("fit", "--mode", "compare", *flags, *TWO, cwd=tmp_path)
     assert finished.stdout.count("logs/compare/version_0/compare.json\n") == 1, "one rank prints"
-    results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["results"]
+    results = json.loads((tmp_path / "logs/compare/version_0/compare.json").read_text())["models"]
     assert [row["model"] for row in results] == list(MODES)
     assert not (tmp_path / "logs/compare/version_1").exists()
 

@@ -18,7 +18,7 @@ def interval(mean: float, half: float | None = None) -> dict[str, float | int | 
 
 def document(parameters: int = 50_000) -> dict[str, Any]:
     return {
-        "models": {
+        "summaries": {
             "teacher": {"parameters": 1_000_000, "test_accuracy_percent": interval(94.0)},
             "student_kd": {"parameters": parameters, "test_accuracy_percent": interval(93.0, 0.25)},
             "student": {"parameters": parameters, "test_accuracy_percent": interval(92.5, 0.5)},
@@ -54,5 +54,5 @@ def test_network_of_unknown_size_has_no_place() -> None:
 
 
 def test_another_file_is_refused_with_what_it_lacks() -> None:
-    with pytest.raises(DataError, match=r"no compare\.json .*'models'"):
+    with pytest.raises(DataError, match=r"no compare\.json .*'summaries'"):
         SizePanel.from_json("Some images", {"version": 1})

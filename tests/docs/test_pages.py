@@ -129,7 +129,7 @@ def check_tutorial(folder: Path, finished: list[Finished]) -> None:
         assert "student_kd" in fit.stdout
         results = json.loads((folder / f"logs/compare/version_{number}/compare.json").read_text())
         controls = {"student_hard"} if number == 0 else set()
-        assert {row["model"] for row in results["results"]} == {"teacher", "student_kd", "student", *controls}
+        assert {row["model"] for row in results["models"]} == {"teacher", "student_kd", "student", *controls}
         assert results["conditions"]["labels"]["kept"] == 120
     assert [Path(line.split()[-1]).is_file() for line in infer.stdout.splitlines() if "picture:" in line]
     assert "star" in evaluation.stdout

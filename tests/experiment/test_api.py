@@ -18,7 +18,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.engine.teacher_network import Ensemble
 from tests.cli.conftest import CallKdtrain, Fitted, run_python, untrained_teacher
 from tests.runs import assert_same_files
-from tests.tools import ROOT
+from tests.tools import ROOT, read_tested
 
 FOREIGN = ROOT / "tests" / "deploy" / "onnx" / "foreign"
 FEW: dict[str, Any] = {
@@ -54,12 +54,10 @@ def test_command_and_function_give_the_same_bits(
     comparison = kdtrain.compare(**settings)
     assert_same_files(by_command / "logs", by_function / "logs")
     assert teacher.path == teacher.directory / "checkpoints/best.safetensors"  # type: ignore[operator]
-    assert json.loads((student.path.parents[1] / "result.json").read_text())["test"]["errors"] == (
-        student.test.errors
-    )
+    assert read_tested(student.path.parents[1])["test_errors"] == student.test.errors
     content = json.loads(comparison.figures.read_text())
-    assert [result["test_errors"] for result in content["results"]] == [
-        result.test.errors for result in comparison.results
+    assert [result["test_errors"] for result in content["models"]] == [
+        result.errors for result in comparison.results
     ]
     assert comparison.report.is_file()
     assert comparison.picture.is_file()

@@ -118,10 +118,7 @@ def test_a_teacher_that_held_out_the_same_images_has_not_seen_them(
         figures = measured(session_of(code, digits, seed=seed), trained_here(own.saved)).figures
         assert figures is not None
         assert figures.may_have_seen == (seed == 1)
-    assert (
-        own.saved.card.accuracy
-        == measured(session, trained_here(own.saved)).to_json()[0]["held_out_accuracy_fraction"]
-    )
+    assert own.saved.card.accuracy == measured(session, trained_here(own.saved)).inputs[0].held_out_accuracy
 
 
 def test_without_held_out_images_nothing_is_measured(code: Path, digits: Path, teacher: SavedModel) -> None:

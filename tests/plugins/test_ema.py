@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from plugins.ema import Ema
 from tests.cli.conftest import Call
 from tests.engine.fits import mlp
 from tests.runs import assert_same_tensors
+from tests.tools import read_tested
 
 ADAM = partial(flow.optim.Adam, lr=1e-2)
 
@@ -101,7 +101,7 @@ def test_from_the_command_line_tested_model_is_average(tmp_path: Path, spawn: Ca
     flags = ("--mode", "student", "--epochs", "1", "--limit-train", "1280", "--val-size", "128")
     spawn("fit", *flags, "--plugin", "ema,decay=0.9", cwd=tmp_path)
     run = tmp_path / "logs/student/version_0"
-    tested = json.loads((run / "result.json").read_text())["test"]["cross_entropy"]
+    tested = read_tested(run)["test_cross_entropy_nats"]
     average, last = (load_model(run / f"checkpoints/{name}.safetensors").build() for name in ("best", "last"))
     images = mnist.normalization.apply(mnist.test.images)
     test = Loader(images, mnist.test.labels, 500, num_classes=10)

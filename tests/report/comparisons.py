@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from kdtrain import Fidelity
-from kdtrain.metrics.evaluation import Evaluation
-from kdtrain.report.comparison import EpochPoint, ModelResult
-from kdtrain.store.record import MODELS, Model
+from kdtrain.report import comparison
+from kdtrain.store.record import MODELS, Comparison, EpochPoint, Model, ModelResult
 
 IMAGES = 10_000
 
 
-def evaluation(errors: int, images: int = IMAGES) -> Evaluation:
-    """Returns the figures of a network that mistakes the first images."""
-    rate = errors / images
-    return Evaluation(
-        images=images,
-        errors=errors,
-        accuracy=1 - rate,
-        cross_entropy=3 * rate,
-        calibration_error=0.3 * rate,
-        per_class_accuracy=(1 - rate,),
-        confusion=np.array([[images]]),
-        correct=np.arange(images) >= errors,
-    )
+def compare(results: Sequence[ModelResult], **facts: Any) -> Comparison:
+    """Returns the comparison of networks that mistake the first images."""
+    correct = {(row.model, row.seed): np.arange(row.images) >= row.errors for row in results}
+    return comparison.compare(results, correct, **facts)
 
 
 def result(model: Model, seed: int, errors: int, epochs: int = 20, images: int = IMAGES) -> ModelResult:
@@ -35,15 +27,23 @@ def result(model: Model, seed: int, errors: int, epochs: int = 20, images: int =
     for epoch in range(1, epochs + 1):
         rate = final + (0.06 - final) * np.exp(1 - epoch) + random.uniform(0, 0.0004)
         history.append(EpochPoint(epoch, 1 - float(rate), 3 * float(rate)))
-    parameters, seconds = 1_199_882 if model == "teacher" else 109_386, 40.0 + seed
+    best = max(history, key=lambda point: (point.accuracy, point.epoch))
+    parameters = 1_199_882 if model == "teacher" else 109_386
     return ModelResult(
-        model,
-        seed,
-        test=evaluation(errors, images),
-        fidelity=None if model == "teacher" else Fidelity(1 - final, 2 * final),
+        model=model,
+        seed=seed,
+        images=images,
+        errors=errors,
+        accuracy=1 - final,
+        cross_entropy=3 * final,
+        calibration_error=0.3 * final,
+        agreement=None if model == "teacher" else 1 - final,
+        divergence=None if model == "teacher" else 2 * final,
         parameters=parameters,
         multiply_adds=10 * parameters,
-        seconds=seconds,
+        seconds=40.0 + seed,
+        best_epoch=best.epoch,
+        held_out_accuracy=best.accuracy,
         history=tuple(history),
     )
 

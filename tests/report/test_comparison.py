@@ -7,25 +7,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from msgspec.structs import replace
 
 from kdtrain import KdtrainError
-from kdtrain.report.comparison import Comparison, EpochPoint, ModelResult, compare
-from kdtrain.report.comparison_file import to_json
 from kdtrain.report.comparison_plot import comparison_figure
 from kdtrain.report.comparison_table import comparison_tables
 from kdtrain.report.style import save_figure
 from kdtrain.report.verdict import evidence, gap_sentence, headline, verdict
-from tests.report.comparisons import HELPED, IMAGES, evaluation, result, three
+from kdtrain.store.record import (
+    VERSION,
+    Comparison,
+    EpochPoint,
+    ModelResult,
+    plain,
+    read_record,
+    write_record,
+)
+from tests.report.comparisons import HELPED, IMAGES, compare, result, three
 from tests.report.drawings import assert_is_drawing, printed, texts
-
-DIVERGED = dataclasses.replace(evaluation(176), cross_entropy=np.nan)
 
 
 def rendered(comparison: Comparison, width: int = 80) -> str:
@@ -63,7 +69,7 @@ def test_one_seed_compares_two_networks_and_has_no_spread() -> None:
     comparison = compare(three([98], [153], [171]))
     test = comparison.distillation.one_seed
     assert test is not None
-    assert (test.mcnemar.only_first, test.mcnemar.only_second) == (18, 0)
+    assert (test.only_model, test.only_baseline) == (18, 0)
     assert comparison.distillation.outcome == "undecided"
     assert comparison.distillation.gain.sd is None
     assert evidence(comparison) == (
@@ -164,8 +170,8 @@ def test_a_perfect_student_and_a_worse_teacher_leave_no_ratio() -> None:
         (HELPED[:-1], r"student_kd has the seeds \[0, 1, 2, 3, 4\], student has \[0, 1, 2, 3\]"),
         ([*HELPED, HELPED[-1], HELPED[9]], "each seed is needed once"),
         ([*HELPED[:-1], result("student", 4, 17, images=1000)], "tested on 1000 images"),
-        ([*HELPED[:-1], dataclasses.replace(HELPED[-1], test=DIVERGED)], "diverged"),
-        ([*HELPED[:-1], dataclasses.replace(HELPED[-1], history=(EpochPoint(1, 0.1, np.inf),))], "diverged"),
+        ([*HELPED[:-1], replace(HELPED[-1], cross_entropy=np.nan)], "diverged"),
+        ([*HELPED[:-1], replace(HELPED[-1], history=(EpochPoint(1, 0.1, np.inf),))], "diverged"),
     ],
 )
 def test_results_that_cannot_be_compared_are_refused(results: list[ModelResult], message: str) -> None:
@@ -196,11 +202,12 @@ def test_table_has_a_note_if_all_students_had_one_teacher() -> None:
     assert "same teacher" not in rendered(compare(HELPED))
 
 
-def test_json_is_plain_and_exact() -> None:
-    single = dataclasses.replace(HELPED[0], seconds=cast(float, np.float32(40)))
-    comparison = compare([single, *HELPED[1:]])
-    back = json.loads(json.dumps(to_json(comparison), allow_nan=False))
-    assert back["version"] == 1
+def test_json_is_plain_and_exact(tmp_path: Path) -> None:
+    comparison = compare(HELPED)
+    write_record(tmp_path, comparison)
+    assert read_record(tmp_path / "compare.json", Comparison) == comparison
+    back = json.loads((tmp_path / "compare.json").read_text())
+    assert (back["version"], back["kind"]) == (VERSION, "comparison")
     assert back["differences"][0]["gain_percentage_points"] == dataclasses.asdict(
         comparison.distillation.gain
     )
@@ -210,18 +217,18 @@ def test_json_is_plain_and_exact() -> None:
     assert back["evidence"] == evidence(comparison)
     assert back["gap"] == gap_sentence(comparison)
     assert back["outcome"] == "helped"
-    assert back["models"]["student"]["test_errors"]["mean"] == 171
-    assert back["models"]["teacher"]["parameters"] == 1_199_882
-    assert back["models"]["teacher"]["test_agreement_percent"] is None
-    assert back["models"]["student"]["test_calibration_error_percent"]["mean"] == pytest.approx(0.513)
+    assert back["summaries"]["student"]["test_errors"]["mean"] == 171
+    assert back["summaries"]["teacher"]["parameters"] == 1_199_882
+    assert back["summaries"]["teacher"]["test_agreement_percent"] is None
+    assert back["summaries"]["student"]["test_calibration_error_percent"]["mean"] == pytest.approx(0.513)
     assert back["differences"][0]["one_seed"] is None
-    assert len(back["results"]) == 15
-    for written, given in zip(back["results"], HELPED, strict=True):
+    assert len(back["models"]) == 15
+    for written, given in zip(back["models"], HELPED, strict=True):
         assert (written["model"], written["seed"]) == (given.model, given.seed)
-        assert written["test_accuracy_fraction"] == given.test.accuracy
+        assert written["test_accuracy_fraction"] == given.accuracy
         curve = [tuple(point.values()) for point in written["held_out_history"]]
         assert curve == [(p.epoch, p.accuracy, p.cross_entropy) for p in given.history]
-    back = json.loads(json.dumps(to_json(compare(three([98], [153], [171])))))
+    back = plain(compare(three([98], [153], [171])))
     test = back["differences"][0]["one_seed"]
     assert (test["only_model_right"], test["only_baseline_right"]) == (18, 0)
     assert 0 < test["low_percentage_points"] < 0.18 < test["high_percentage_points"]
@@ -266,14 +273,14 @@ def test_axes_make_the_difference_of_the_students_visible() -> None:
 def test_a_stray_dip_does_not_flatten_the_curves() -> None:
     history = list(HELPED[7].history)
     history[15] = EpochPoint(16, 0.5, 9.0)
-    results = [*HELPED[:7], dataclasses.replace(HELPED[7], history=tuple(history)), *HELPED[8:]]
+    results = [*HELPED[:7], replace(HELPED[7], history=tuple(history)), *HELPED[8:]]
     figure = comparison_figure(compare(results))
     assert figure.axes[0].get_ylim()[0] > 97
     assert figure.axes[1].get_ylim()[1] < 0.2
 
 
 def test_seeds_that_stopped_early_shorten_the_mean() -> None:
-    results = [*HELPED[:14], dataclasses.replace(HELPED[14], history=HELPED[14].history[:12])]
+    results = [*HELPED[:14], replace(HELPED[14], history=HELPED[14].history[:12])]
     axes = comparison_figure(compare(results)).axes[0]
     assert [len(heights(line)) for line in axes.lines[:3]] == [3, 20, 12]
 
@@ -281,7 +288,7 @@ def test_seeds_that_stopped_early_shorten_the_mean() -> None:
 def constant(accuracy: float, loss: float) -> list[ModelResult]:
     errors = round((1 - accuracy) * IMAGES)
     return [
-        dataclasses.replace(r, history=tuple(EpochPoint(p.epoch, accuracy, loss) for p in r.history))
+        replace(r, history=tuple(EpochPoint(p.epoch, accuracy, loss) for p in r.history))
         for r in three([errors] * 2, [errors] * 2, [errors] * 2)
     ]
 
@@ -297,8 +304,8 @@ CASES = {
     "equal": constant(0.98, 0.06),
     "perfect": constant(1.0, 0.0),
     "hopeless": constant(0.0, 1e4),
-    "teacher from elsewhere": [dataclasses.replace(r, history=()) for r in HELPED[:5]] + HELPED[5:],
-    "no histories": [dataclasses.replace(r, history=()) for r in HELPED],
+    "teacher from elsewhere": [replace(r, history=()) for r in HELPED[:5]] + HELPED[5:],
+    "no histories": [replace(r, history=()) for r in HELPED],
 }
 
 

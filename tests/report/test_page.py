@@ -127,9 +127,9 @@ def test_every_figure_is_that_of_compare_json(case: str, request: pytest.Fixture
             scaled = 100 * value if place.endswith("_fraction") else value
             decimals = len(text.partition(".")[2])
             assert float(text.replace(",", "")) == pytest.approx(scaled, abs=0.5001 * 10**-decimals), place
-    for model, summary in figures["models"].items():
+    for model, summary in figures["summaries"].items():
         for key, value in summary.items():
-            place = f"models/{model}/{key}"
+            place = f"summaries/{model}/{key}"
             if isinstance(value, dict):
                 assert f"{place}/mean" in shown
                 assert (f"{place}/sd" in shown) == (value["sd"] is not None)
@@ -141,8 +141,8 @@ def test_every_figure_is_that_of_compare_json(case: str, request: pytest.Fixture
         assert f"differences/{number}/gain_percentage_points/mean" in shown or difference["one_seed"]
         for pair in range(len(difference["gains"])):
             assert f"differences/{number}/gains/{pair}/percentage_points" in shown
-    for number, row in enumerate(figures["results"]):
-        assert (f"results/{number}/test_errors" in shown) == (row["model"] != "teacher")
+    for number, row in enumerate(figures["models"]):
+        assert (f"models/{number}/test_errors" in shown) == (row["model"] != "teacher")
     source = made.page.source.replace("&#39;", "'")
     for name in ("evidence", "gap"):
         assert figures[name] in source

@@ -6,16 +6,8 @@ import io
 
 from rich.console import Console
 
-from kdtrain.report.tuning import (
-    SHOWN,
-    RungScore,
-    SearchSettings,
-    TunedModel,
-    TunedTrial,
-    Tuning,
-    tuning_table,
-    verdict,
-)
+from kdtrain.report.tuning import SHOWN, tuning_table, verdict
+from kdtrain.store.record import RungScore, TunedModel, TunedTrial, Tuning
 
 VALUES: dict[str, int | float | str] = {
     "temperature": 2.01,
@@ -46,13 +38,14 @@ def a_tuning() -> Tuning:
     )
     students = (trial(0, 0.99), trial(1, 0.9, 0.98, 0.98))
     return Tuning(
-        SearchSettings("5"),
-        models={"student_kd": TunedModel(trials, {}), "student": TunedModel(students, {})},
+        budget="5",
+        seeds=1,
+        students={"student_kd": TunedModel(trials, {}), "student": TunedModel(students, {})},
     )
 
 
 def test_the_best_of_the_last_rung_is_chosen_even_if_an_earlier_score_was_higher() -> None:
-    models = a_tuning().models
+    models = a_tuning().students
     assert [trial.number for trial in models["student_kd"].ranking] == [1, 2, 4, 0]
     assert models["student"].best.number == 1
 

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from kdtrain.report.comparison import EpochPoint, ModelResult, compare
-from kdtrain.report.comparison_file import to_json
-from kdtrain.report.conditions import Conditions, Transfer
 from kdtrain.report.verdict import (
     contradicts_verdict,
     disagreement,
     evidence,
-    far_apart_sentence,
     gap_sentence,
     headline,
     verdict,
 )
-from tests.report.comparisons import HELPED, IMAGES, result, three
+from kdtrain.store.conditions import Conditions, Transfer
+from kdtrain.store.record import ModelResult
+from tests.report.comparisons import HELPED, IMAGES, compare, result, three
 
 ALL_LABELLED = Conditions(training_images=55_000)
 FEW = "With fewer labels there is more: --labels 500."
 
 
 def of_size(results: list[ModelResult], student: int, teacher: int = 1_199_882) -> list[ModelResult]:
-    return [
-        dataclasses.replace(row, parameters=teacher if row.model == "teacher" else student) for row in results
-    ]
+    return [replace(row, parameters=teacher if row.model == "teacher" else student) for row in results]
 
 
 def lasting(results: list[ModelResult], seconds: float) -> list[ModelResult]:
-    return [dataclasses.replace(row, seconds=seconds) for row in results]
+    return [replace(row, seconds=seconds) for row in results]
 
 
 def test_a_gain_is_errors_removed_with_its_interval_and_the_size_of_the_network() -> None:
@@ -90,7 +86,7 @@ def test_little_to_copy_from_a_teacher_that_is_little_ahead() -> None:
     for conditions in (
         Conditions(training_images=0),
         Conditions(training_images=4000),
-        dataclasses.replace(ALL_LABELLED, transfer=transfer),
+        replace(ALL_LABELLED, transfer=transfer),
     ):
         assert verdict(compare(results, conditions=conditions)) == f"{found} {little}"
 
@@ -232,36 +228,28 @@ def test_numbers_in_the_first_sentences_are_those_of_the_comparison(
         assert "Distillation" not in text
 
 
-def held_out(accuracies: tuple[float, ...]) -> tuple[EpochPoint, ...]:
-    return tuple(EpochPoint(epoch, accuracy, 0.1) for epoch, accuracy in enumerate(accuracies, 1))
+def held_out(results: list[ModelResult], distilled: float, plain: float) -> list[ModelResult]:
+    """Returns results with these accuracies on the held-out images."""
+    accuracies = {"teacher": 0.99, "student_kd": distilled, "student": plain}
+    return [replace(run, held_out_accuracy=accuracies[run.model]) for run in results]
 
 
 def test_a_sentence_says_where_held_out_and_test_images_disagree() -> None:
-    history = {"teacher": (0.99,), "student_kd": (0.9, 0.95), "student": (0.97, 0.96)}
-    results = [
-        dataclasses.replace(run, history=held_out(history[run.model])) for run in three([80], [90], [100])
-    ]
+    results = held_out(three([80], [90], [100]), 0.95, 0.97)
     sentence = disagreement(compare(results))
     assert sentence is not None
     assert "on held-out images is student (97.00 %; on test images 99.00 %)" in sentence
     assert "best on test images student_kd (95.00 %; on test images 99.10 %)" in sentence
     assert "-2.00 points there, +0.10 on test images" in sentence
-    assert to_json(compare(results))["disagreement"] == sentence
-    assert to_json(compare(results))["results"][-1]["best_epoch"] == 1
-    agreeing = history | {"student": (0.9, 0.94)}
-    results = [dataclasses.replace(run, history=held_out(agreeing[run.model])) for run in results]
-    assert disagreement(compare(results)) is None
-    tied = history | {"student": (0.9, 0.95)}
-    results = [dataclasses.replace(run, history=held_out(tied[run.model])) for run in results]
-    assert disagreement(compare(results)) is None
+    assert compare(results).disagreement == sentence
+    assert disagreement(compare(held_out(results, 0.95, 0.94))) is None
+    assert disagreement(compare(held_out(results, 0.95, 0.95))) is None
 
 
 def test_a_contradiction_by_held_out_images_matters_where_the_verdict_is_decided() -> None:
     def contradicted(results: list[ModelResult], distilled: float) -> bool:
-        history = {"teacher": (0.99,), "student_kd": (distilled,), "student": (0.95,)}
-        rows = [dataclasses.replace(run, history=held_out(history[run.model])) for run in results]
-        comparison = compare(rows)
-        assert to_json(comparison)["disagreement_changes_verdict"] == contradicts_verdict(comparison)
+        comparison = compare(held_out(results, distilled, 0.95))
+        assert comparison.disagreement_changes_verdict == contradicts_verdict(comparison)
         assert (disagreement(comparison) is not None) == (distilled < 0.95)
         return contradicts_verdict(comparison)
 
@@ -269,27 +257,3 @@ def test_a_contradiction_by_held_out_images_matters_where_the_verdict_is_decided
     assert not contradicted(HELPED, 0.96)
     assert not contradicted(three([80], [90], [100]), 0.94), "one training of each decides nothing"
     assert not contradicted(three([80], [90, 101], [100, 102]), 0.94)
-
-
-def test_accuracies_that_chance_explains_are_not_far_apart() -> None:
-    # 0.95 of 1,000 and 1,000 images: a standard error of 0.975 points, so 3 of them are 2.9 points.
-    assert far_apart_sentence("teacher", (0.964, 1000), (0.936, 1000)) is None
-    assert far_apart_sentence("teacher", (0.965, 1000), (0.935, 1000)) is not None
-    # With many images chance explains little; a point or less is no reason to warn all the same.
-    assert far_apart_sentence("teacher", (0.9595, 10**6), (0.95, 10**6)) is None
-    assert far_apart_sentence("teacher", (0.9605, 10**6), (0.95, 10**6)) is not None
-
-
-def test_a_test_set_of_another_kind_is_said_to_be_one() -> None:
-    assert far_apart_sentence("teacher", (0.981, 5000), (0.861, 10_000)) == (
-        "Held-out and test accuracy of the teacher are 12.0 points apart (98.10 % and 86.10 %): the test "
-        "images are of another kind; what is best on held-out images need not be best on test images."
-    )
-    seen = "or it was trained on held-out images"
-    assert seen in str(far_apart_sentence("teacher", (0.98, 5000), (0.86, 10_000), may_have_seen=True))
-    assert seen not in str(far_apart_sentence("teacher", (0.86, 5000), (0.98, 10_000), may_have_seen=True))
-
-
-def test_without_held_out_images_nothing_is_far_apart() -> None:
-    assert far_apart_sentence("teacher", (0.5, 0), (0.9, 10_000)) is None
-    assert far_apart_sentence("teacher", (float("nan"), 5000), (0.9, 10_000)) is None

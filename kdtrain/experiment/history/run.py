@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
-from kdtrain.errors import escape_controls
-from kdtrain.experiment.history.files import (
+import msgspec
+import tomli
+
+from kdtrain.errors import KdtrainError, escape_controls, os_reason
+from kdtrain.experiment.settings.schema import DEFAULT_TEACHER
+from kdtrain.metrics.names import ACCURACY
+from kdtrain.runtime.regular_files import read_text
+from kdtrain.store.metrics_file import NAME, read_metrics
+from kdtrain.store.record import (
     COMPARISON,
-    CONFIG,
+    CONTROLS,
+    FIT_MODES,
     RESULT,
     SEARCH,
-    RunFiles,
-    at,
-    held_out_accuracy,
-    number,
-    text,
-    whole,
+    Comparison,
+    FitRecord,
+    Model,
+    RunRecord,
+    Tuning,
+    damage,
+    read_record,
 )
-from kdtrain.experiment.settings.schema import DEFAULT_TEACHER
-from kdtrain.store.record import CONTROLS, FIT_MODES
 from kdtrain.store.run_directory import is_active
 
 STATUSES = ("finished", "running", "interrupted", "failed", "damaged")
@@ -31,7 +39,32 @@ STATUSES = ("finished", "running", "interrupted", "failed", "damaged")
 RUN_FOLDERS = (*FIT_MODES, "tune")
 """Folders of the log directory that hold runs."""
 
-_DISTILLED = "student_kd"
+CONFIG = "config.toml"
+FILES = (RESULT, CONFIG, COMPARISON, SEARCH, NAME)
+"""The files by which a directory is known as that of a run."""
+
+_DISTILLED: Model = "student_kd"
+_LARGEST = 1 << 16  # bytes of config.toml
+_DEEPEST = 3  # folders between a run and one inside of it: tune/version_0/trials/MODEL_NUMBER/seed_0
+_OTHERS = {"checkpoints", "cache", "models", "images"}  # folders that hold no runs
+
+R = TypeVar("R", bound=RunRecord)
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a list of runs tells of config.toml."""
+
+    mode: str | None = None
+    name: str | None = None
+    seed: int | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
+    labels: str | None = None
+    recipe: str | None = None
+    teacher_arch: str | None = None
+    student_arch: str | None = None
+    plugin: tuple[str, ...] = ()
+    val_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,45 @@ class RunInfo:
     parts: tuple[RunInfo, ...] = ()
 
 
+def is_run(directory: Path) -> bool:
+    """Returns whether a directory holds a file of a run."""
+    return any(os.path.lexists(directory / name) for name in FILES)
+
+
+def parts_of(directory: Path, depth: int = _DEEPEST) -> Iterator[Path]:
+    """Yields the directories of the runs inside of a run, in the order of their names."""
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    except OSError:
+        return
+    for name in names:
+        inside = directory / name
+        if name in _OTHERS:
+            continue
+        if is_run(inside):
+            yield inside
+        elif depth > 1:
+            yield from parts_of(inside, depth - 1)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Returns the settings in a run's config.toml; empty if there is no such file.
+
+    Raises:
+        KdtrainError: the file cannot be read, or is no TOML.
+    """
+    file = directory / CONFIG
+    try:
+        return tomli.loads(read_text(file, _LARGEST))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise KdtrainError(f"{file} cannot be read: {os_reason(error)}.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, or no TOML
+        raise KdtrainError(f"{file} is damaged: {str(error).splitlines()[0]}.") from error
+
+
 def read_run(directory: Path, root: Path, *, parts: bool = False) -> RunInfo:
     """Returns what the files of a run tell; a damaged file makes it a damaged run, and is no error.
 
@@ -135,51 +207,82 @@ class _Reader:
     """
 
     def __init__(self, directory: Path, root: Path, active: bool, *, is_part: bool = False) -> None:
-        self.files = RunFiles(directory)
-        self.root, self.active, self.is_part = root, active, is_part
-        self.config = self.files.toml(CONFIG)
-        self.result = self.files.json(RESULT)
+        self.directory, self.root, self.active, self.is_part = directory, root, active, is_part
+        self.faults: list[str] = []  # a text for each file that is there and cannot be read
+        self.config = self._settings()
+        self.fit = self._record(FitRecord)
 
     def run(self, parts: bool) -> RunInfo:
-        directory = self.files.directory
-        place = _mode_in(directory)
+        config, place = self.config, self.directory.parent.name
         # The config.toml of a search is that of a comparison.
-        mode = place if place == "tune" else text(self.config, "mode") or text(self.result, "mode") or place
+        mode = "tune" if place == "tune" else None
+        if mode is None:
+            mode = (config.mode if config else None) or (self.fit.mode if self.fit else None)
+        mode = mode or (place if place in RUN_FOLDERS else None)
         read = {"compare": self._comparison, "tune": self._search}.get(mode or "", self._fit)
         values = read(parts)
-        if self.files.faults:
-            values |= {"status": "damaged", "reason": "; ".join(self.files.faults)}
-        elif not self.config and not self.result and values["status"] == "interrupted":
+        if self.faults:
+            values |= {"status": "damaged", "reason": "; ".join(self.faults)}
+        elif config is None and self.fit is None and values["status"] == "interrupted":
             values |= {"status": "damaged", "reason": f"it holds neither {CONFIG} nor {RESULT}"}
-        if text(values, "reason"):
-            values["reason"] = escape_controls(str(text(values, "reason")))
+        reason = values.get("reason")
         return RunInfo(
-            directory=directory,
-            run=escape_controls(str(directory.relative_to(self.root))),
+            directory=self.directory,
+            run=escape_controls(str(self.directory.relative_to(self.root))),
             mode=mode,
-            model=directory.name if self.is_part and directory.name in CONTROLS else mode,
-            changed=self.files.changed(),
-            **(self._settings(mode) | values),
+            model=self.directory.name if self.is_part and self.directory.name in CONTROLS else mode,
+            changed=self._changed(),
+            **self._about(mode),
+            **(values | {"reason": escape_controls(" ".join(reason.split())) if reason else None}),
         )
 
-    def _settings(self, mode: str | None) -> dict[str, Any]:
-        config = self.config
-        arch = text(config, "student_arch")
+    def _record(self, kind: type[R]) -> R | None:
+        try:
+            return read_record(self.directory / kind.FILE, kind)
+        except KdtrainError as error:
+            self._add_fault(error)
+            return None
+
+    def _settings(self) -> RunSettings | None:
+        try:
+            content = read_config(self.directory)
+            return msgspec.convert(content, RunSettings) if content else None
+        except KdtrainError as error:
+            self._add_fault(error)
+        except msgspec.ValidationError as error:
+            self.faults.append(f"{CONFIG} is damaged: {damage(error)}")
+        return None
+
+    def _add_fault(self, error: KdtrainError) -> None:
+        text = str(error).removesuffix(" Fix it, or move it away.").rstrip(".")
+        self.faults.append(text.replace(f"{self.directory}{os.sep}", ""))
+
+    def _changed(self) -> float:
+        """Returns the time of the latest change of its files, in seconds since 1970; 0 without files."""
+        times = [0.0]
+        for name in FILES:
+            try:
+                times.append((self.directory / name).stat().st_mtime)
+            except OSError:
+                continue
+        return max(times)
+
+    def _about(self, mode: str | None) -> dict[str, Any]:
+        config = self.config or RunSettings()
+        arch = config.student_arch
         if mode == "teacher":
-            arch = text(config, "teacher_arch") or (DEFAULT_TEACHER if config else None)
-        plugins = at(config, "plugin")
+            arch = config.teacher_arch or (DEFAULT_TEACHER if self.config else None)
         names = ("name", "dataset", "data_dir", "labels", "recipe")
-        settings = {name: text(config, name) for name in names} | {"arch": arch}
-        cleaned = {name: value and escape_controls(value) for name, value in settings.items()}
-        seed = whole(self.result, "seed")
-        return cleaned | {
-            "plugins": tuple(map(str, plugins)) if isinstance(plugins, list) else (),
-            "seed": whole(config, "seed") if seed is None else seed,
+        texts = {name: getattr(config, name) for name in names} | {"arch": arch}
+        seed = None if self.fit is None else self.fit.seed
+        return {name: escape_controls(text) if text else None for name, text in texts.items()} | {
+            "plugins": config.plugin,
+            "seed": config.seed if seed is None else seed,
         }
 
     def _fit(self, parts: bool) -> dict[str, Any]:
         """Returns the values of one network's run."""
-        if not self.result and not self.is_part:
+        if self.fit is None and not self.is_part:
             inside = self._parts()
             if inside:
                 return self._unfinished(inside) | {"parts": inside}
@@ -188,30 +291,39 @@ class _Reader:
 
     def _figures(self) -> dict[str, Any]:
         """Returns the figures in result.json, and of a run without them those in metrics.jsonl."""
-        result = self.result
-        best = at(result, "best")
-        values: dict[str, Any] = {
-            "epochs": whole(result, "epochs"),
-            "best_epoch": whole(result, "best_epoch"),
-            "seconds": number(result, "seconds"),
-            "parameters": whole(result, "parameters"),
-            "test_accuracy": number(result, "test", "accuracy"),
-            "test_errors": whole(result, "test", "errors"),
-            "test_images": whole(result, "test", "images"),
-        }
-        held_out = held_out_accuracy(best)
-        if best is None and (rows := self.files.metrics()):
-            values["epochs"] = rows[-1]["epoch"]
-            accuracies = [value for row in rows if (value := held_out_accuracy(row)) is not None]
-            held_out = max(accuracies, default=None)
-        if whole(self.config, "val_size") == 0:
-            held_out = None
-        return values | {"held_out_accuracy": held_out}
+        fit = self.fit
+        values: dict[str, Any] = {}
+        if fit is not None and fit.status != "running":
+            values = {"epochs": fit.epochs, "seconds": fit.seconds}
+        if fit is not None and fit.result is not None:
+            values |= {
+                "best_epoch": fit.result.best_epoch,
+                "parameters": fit.result.parameters,
+                "test_accuracy": fit.result.accuracy,
+                "test_errors": fit.result.errors,
+                "test_images": fit.result.images,
+                "held_out_accuracy": fit.result.held_out_accuracy,
+            }
+        elif rows := self._rows():
+            accuracies = [row[ACCURACY] for row in rows]
+            values |= {"epochs": rows[-1]["epoch"], "held_out_accuracy": max(accuracies)}
+        return values | self._unless_test_chose(values.get("held_out_accuracy"))
+
+    def _unless_test_chose(self, accuracy: float | None) -> dict[str, Any]:
+        test_chose = self.config is not None and self.config.val_size == 0
+        return {"held_out_accuracy": None if test_chose else accuracy}
+
+    def _rows(self) -> list[dict[str, Any]]:
+        try:
+            return read_metrics(self.directory)
+        except KdtrainError as error:
+            self._add_fault(error)
+            return []
 
     def _status(self) -> dict[str, Any]:
-        status, reason = text(self.result, "status"), text(self.result, "reason")
-        if status in ("completed", "stopped"):
-            if self.is_part or at(self.result, "test") is not None:
+        status, reason = (None, None) if self.fit is None else (self.fit.status, self.fit.reason)
+        if self.fit is not None and self.fit.is_trained:
+            if self.is_part or self.fit.models:
                 return {"status": "finished", "reason": reason}
             reason = "trained, but not tested"
         if status == "failed":
@@ -223,35 +335,37 @@ class _Reader:
         return {"status": "interrupted", "reason": reason}
 
     def _comparison(self, parts: bool) -> dict[str, Any]:
-        figures = self.files.json(COMPARISON)
-        if figures and not isinstance(at(figures, "differences"), list):
-            self.files.faults.append(f"{COMPARISON} is damaged: it has no differences")
-        finished = bool(figures) and not self.active
+        compared = self._record(Comparison)
+        finished = compared is not None and not self.active
         inside = self._parts() if parts or not finished else ()
-        values = {"status": "finished"} if finished else self._unfinished(inside)
-        distilled = at(figures, "models", _DISTILLED)
-        accuracy = number(distilled, "test_accuracy_percent", "mean")
+        values: dict[str, Any] = {"status": "finished"} if finished else self._unfinished(inside)
+        values["parts"] = inside if parts else ()
+        if compared is None:
+            return values
+        distilled, difference = compared.summaries[_DISTILLED], compared.distillation
+        held_out = [model.held_out_accuracy for model in compared.models if model.model == _DISTILLED]
+        known = [accuracy for accuracy in held_out if accuracy is not None]
+        gain = difference.gain
         return values | {
-            "held_out_accuracy": None if whole(self.config, "val_size") == 0 else _held_out_mean(figures),
-            "test_accuracy": None if accuracy is None else accuracy / 100,
-            "test_images": whole(figures, "test_images"),
-            "parameters": whole(distilled, "parameters"),
-            "gain": _gain(figures),
-            "parts": inside if parts else (),
+            "test_accuracy": distilled.accuracy.mean / 100,
+            "test_images": compared.test_images,
+            "parameters": distilled.parameters,
+            "gain": Gain(gain.mean, gain.low, gain.high, gain.n, difference.outcome),
+            **self._unless_test_chose(mean(known) if known else None),
         }
 
     def _search(self, parts: bool) -> dict[str, Any]:
-        figures = self.files.json(SEARCH)
-        if at(figures, "finished") is True and not self.active:
-            values: dict[str, Any] = {"status": "finished"}
-        else:
-            values = {"status": "running" if self.active else "interrupted"}
-        best = at(figures, "models", _DISTILLED)
-        trials = at(best, "trials")
-        for trial in trials if isinstance(trials, list) else ():
-            if at(trial, "number") == at(best, "chosen"):
-                values["held_out_accuracy"] = number(trial, "rungs", -1, "held_out_accuracy_fraction")
-        return values | {"seconds": number(figures, "seconds"), "parts": self._parts() if parts else ()}
+        search = self._record(Tuning)
+        status = "running" if self.active else "interrupted"
+        if search is not None and search.finished and not self.active:
+            status = "finished"
+        values: dict[str, Any] = {"status": status, "parts": self._parts() if parts else ()}
+        if search is not None:
+            values["seconds"] = search.seconds
+            student = search.students.get(_DISTILLED)
+            if student is not None and student.ranking:
+                values["held_out_accuracy"] = student.best.rungs[-1].accuracy
+        return values
 
     def _unfinished(self, inside: Sequence[RunInfo]) -> dict[str, Any]:
         """Returns the status of a run that is not finished, by the runs inside of it."""
@@ -267,36 +381,6 @@ class _Reader:
         return {"status": "interrupted"}
 
     def _parts(self) -> tuple[RunInfo, ...]:
-        directory = self.files.directory
-        readers = (_Reader(part, directory, self.active, is_part=True) for part in self.files.parts())
+        directory = self.directory
+        readers = (_Reader(part, directory, self.active, is_part=True) for part in parts_of(directory))
         return tuple(reader.run(parts=False) for reader in readers)
-
-
-def _mode_in(directory: Path) -> str | None:
-    """Returns the mode by the place of a run directory, LOGDIR/MODE/version_N."""
-    mode = directory.parent.name
-    return mode if mode in RUN_FOLDERS else None
-
-
-def _gain(figures: Mapping[str, Any]) -> Gain | None:
-    difference = at(figures, "differences", 0)
-    points = number(difference, "gain_percentage_points", "mean")
-    if points is None:
-        return None
-    low, high = (number(difference, "gain_percentage_points", end) for end in ("low", "high"))
-    seeds = whole(difference, "gain_percentage_points", "n")
-    return Gain(points, low, high, seeds or 0, text(difference, "outcome") or "undecided")
-
-
-def _held_out_mean(figures: Mapping[str, Any]) -> float | None:
-    """Returns the distilled student's held-out accuracy of the best epoch, mean over the seeds."""
-    results = at(figures, "results")
-    best: list[float] = []
-    for row in results if isinstance(results, list) else ():
-        history = at(row, "held_out_history")
-        if at(row, "model") == _DISTILLED and isinstance(history, list):
-            epoch = whole(row, "best_epoch")
-            points = [point for point in history if whole(point, "epoch") == epoch]
-            values = (number(point, "accuracy_fraction") for point in points)
-            best += [value for value in values if value is not None]
-    return mean(best) if best else None

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UsageError, unknown_name_message
-from kdtrain.experiment.history.files import is_run
-from kdtrain.experiment.history.run import RUN_FOLDERS, RunInfo, read_run
+from kdtrain.experiment.history.run import RUN_FOLDERS, RunInfo, is_run, read_run
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime.locations import missing_path_text, short_name
 from kdtrain.store.record import SINGLE_MODES

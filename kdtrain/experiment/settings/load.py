@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 
 import tomli
 
-from kdtrain.errors import UsageError, clipped, unknown_name_message
+from kdtrain.errors import KdtrainError, UsageError, clipped, unknown_name_message
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
 from kdtrain.experiment.settings.schema import flag_of, kind_of
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.regular_files import read_text
+from kdtrain.store.record import Tuning, read_record
 from kdtrain.store.run_directory import check_name, latest_run
 
 _LARGEST = 1 << 16  # bytes of a TOML file: tomli takes long for some large ones
@@ -29,6 +31,9 @@ _PATH_ARGUMENT = re.compile(r"(?<==)/[^,]*/")  # the folders in an argument of a
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 _DECIDED_BY = {"teacher_epochs": "epochs", "teacher_augment": "augment", "lr": "optimizer"}
 """Settings of a recipe that do not count where the user gives the setting on the right."""
+
+_TUNED = ("temperature", "alpha", "lr", "weight_decay", "augment", "plugin")
+"""Settings that a search may choose."""
 
 _FIELDS = {field.name: field for field in dataclasses.fields(FitConfig)}
 
@@ -313,3 +318,50 @@ def _can_be_saved(value: Any) -> bool:
     except UnicodeEncodeError:  # a command line may hold bytes that are not UTF-8
         return False
     return not (isinstance(value, Path) and "\0" in str(value))
+
+
+def tuned_settings(config: FitConfig) -> dict[str, dict[str, Any]]:
+    """Returns the settings that the search of --tuned has chosen, by model; none without it.
+
+    Raises:
+        UsageError: the search is not finished, a setting is not allowed, or another setting of the command
+            contradicts it.
+        KdtrainError: the file is missing or damaged.
+    """
+    if config.tuned is None:
+        return {}
+    chosen = _chosen(config.tuned)
+    defaults, recipe = FitConfig(), recipe_settings(config.recipe)
+    for name, value in chosen.get("student_kd", {}).items():
+        now = getattr(config, name)
+        if now not in (value, getattr(defaults, name), recipe.get(name)):
+            raise UsageError(
+                f"{flag_of(name)} is {now}, but --tuned {config.tuned} has chosen {value} for student_kd: "
+                "leave one of them out."
+            )
+    return chosen
+
+
+def _chosen(file: Path) -> dict[str, dict[str, Any]]:
+    remedy = "`kdtrain tune` writes this file."
+    try:
+        search = read_record(file, Tuning)
+    except KdtrainError as error:
+        raise KdtrainError(f"--tuned {error} {remedy}") from error
+    if search is None:
+        raise KdtrainError(f"--tuned {file} is not there. {remedy}")
+    if not search.finished:
+        raise UsageError(
+            f"--tuned {file}: the search is not finished. "
+            f"Go on with: kdtrain tune --resume {shlex.quote(str(file.parent))}"
+        )
+    chosen = {}
+    for model, student in search.students.items():
+        if unknown := student.settings.keys() - set(_TUNED):
+            raise KdtrainError(f"--tuned {file} is damaged: {model} has {min(unknown)}. Tune again.")
+        try:
+            config = load_config(student.settings)
+        except UsageError as error:
+            raise UsageError(f"--tuned {file}: {error}") from error
+        chosen[str(model)] = {name: getattr(config, name) for name in student.settings}
+    return chosen

@@ -36,6 +36,7 @@ from kdtrain.runtime.locations import absolute_name, short_name
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import SavedModel, fingerprint, load_card
 from kdtrain.store.kept_models import kept_models
+from kdtrain.store.record import TeacherInput
 
 _FRAMEWORKS = {
     **dict.fromkeys((".pt", ".pth", ".ckpt"), "PyTorch"),
@@ -123,19 +124,20 @@ class TrainedTeacher:
             **changed,
         )
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """Returns name, held-out accuracy and normalisation of each member, for ``result.json``."""
+    @property
+    def inputs(self) -> tuple[TeacherInput, ...]:
+        """Name, held-out accuracy and normalisation of each member, for ``result.json``."""
         accuracies = self.figures.members if self.figures else tuple(map(_own_accuracy, self.members))
         normalizations = [file.normalization or Normalization((), ()) for file in self.members]
-        return [
-            {
-                "name": file.path.name,
-                "held_out_accuracy_fraction": accuracy,
-                "mean": list(normalization.mean),  # none of a table, which takes no images
-                "std": list(normalization.std),
-            }
+        return tuple(
+            TeacherInput(
+                name=file.path.name,
+                held_out_accuracy=accuracy,
+                mean=normalization.mean,
+                std=normalization.std,
+            )
             for file, accuracy, normalization in zip(self.members, accuracies, normalizations, strict=True)
-        ]
+        )
 
     def without_table(self) -> TrainedTeacher:
         """Returns the members that are networks."""

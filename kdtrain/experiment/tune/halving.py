@@ -12,13 +12,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdtrain.errors import UsageError, clipped
 from kdtrain.runtime.limits import MOST_SECONDS, MOST_TRIALS
-
-if TYPE_CHECKING:  # the help of the command line needs this file, but no tables
-    from kdtrain.report.tuning import RungScore
+from kdtrain.store.record import RungScore
 
 ETA = 3
 """The share of trials that goes on is 1 / ETA, and the next rung ends at ETA times as many epochs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import operator
 import shlex
@@ -14,11 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from kdtrain.errors import KdtrainError, UsageError, escape_controls
 from kdtrain.experiment.dry_run import dry_run
 from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.loaders import count_training, count_validation
 from kdtrain.experiment.modes import MODES
+from kdtrain.experiment.result import facts_of
 from kdtrain.experiment.session import Session, measured
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import absolute_paths, without_folders
@@ -35,30 +37,25 @@ from kdtrain.experiment.tune.halving import (
 )
 from kdtrain.experiment.tune.space import VIEWS, Values, spaces
 from kdtrain.experiment.tune.trial import Row, is_trained, rows_until, rung_score, train_quietly
-from kdtrain.experiment.tuned import TUNE_SEEDS, begun_tuning
 from kdtrain.experiment.warm_start import announce_first_weights
 from kdtrain.report.page.tuning import write_tuning_page
-from kdtrain.report.tuning import (
-    CAVEAT,
-    FILE,
-    RungScore,
-    SearchSettings,
-    TunedModel,
-    TunedTrial,
-    Tuning,
-    behind_text,
-    early_end_text,
-    to_json,
-    values_text,
-    verdict,
-)
+from kdtrain.report.tuning import CAVEAT, behind_text, early_end_text, values_text, verdict
 from kdtrain.runtime.bars import command_bar, count_epochs, expect_epochs
 from kdtrain.runtime.files import make_folder, write_text
 from kdtrain.runtime.limits import MOST_TRIALS
 from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job, available_cores
-from kdtrain.runtime.value_checks import check_value
-from kdtrain.store.record import Model
+from kdtrain.runtime.value_checks import between, check_value
+from kdtrain.store.record import (
+    SEARCH,
+    Model,
+    RungScore,
+    TunedModel,
+    TunedTrial,
+    Tuning,
+    read_record,
+    write_record,
+)
 from kdtrain.store.run_directory import run_directory
 
 logger = logging.getLogger(__name__)
@@ -67,6 +64,7 @@ BEST = "best.toml"
 """The settings that were chosen, as --config takes them."""
 
 _TEACHER = "teacher"  # folder of the search's own teacher
+_SEEDS = between(1, 100)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,7 +87,7 @@ class TuneRun:
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
         """The settings that were chosen, by model."""
-        return {model: result.settings for model, result in self.tuning.models.items()}
+        return {model: result.settings for model, result in self.tuning.students.items()}
 
     @property
     def report(self) -> Path:
@@ -99,12 +97,12 @@ class TuneRun:
     @property
     def figures(self) -> Path:
         """The trials as JSON."""
-        return self.directory / FILE
+        return self.directory / SEARCH
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What the search shows, as the command line prints it."""
-        return (f"{verdict(self.tuning)} {CAVEAT}", *filter(None, [self.tuning.note]))
+        return self.tuning.sentences
 
     def __repr__(self) -> str:
         return f"<TuneRun {verdict(self.tuning)[:-1]} ({self.directory})>"
@@ -137,9 +135,9 @@ def run_tune(
     """
     begun = _begun({"budget": budget, "search": search, "tune_seeds": tune_seeds}, resume)
     try:
-        _check_values(config, begun.settings)
+        _check_values(config, begun)
     except UsageError as error:
-        raise error if resume is None else UsageError(f"{resume / FILE}: {error}") from error
+        raise error if resume is None else UsageError(f"{resume / SEARCH}: {error}") from error
     session = Session.open(config)
     config = session.config
     if count_validation(session.dataset, config) == 0:
@@ -161,6 +159,7 @@ def run_tune(
     ):
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
+        begun = structs.replace(begun, **facts_of(config, session.dataset))
         under_way = _Search(session, begun, directory, began)
         under_way.write()
         try:
@@ -179,15 +178,35 @@ def _begun(given: Mapping[str, Any], resume: Path | None) -> Tuning:
                     f"{flag_of(name)}: a resumed search keeps its own. Leave the flag out, or start a new "
                     "search."
                 )
-        return begun_tuning(resume)
+        return begun_search(resume)
     seeds = 1 if given["tune_seeds"] is None else given["tune_seeds"]
-    check_value("--tune-seeds", seeds, TUNE_SEEDS)
+    check_value("--tune-seeds", seeds, _SEEDS)
     budget = DEFAULT_BUDGET if given["budget"] is None else str(given["budget"])
     parse_budget(budget)
-    return Tuning(SearchSettings(budget, tuple(given["search"] or ()), seeds))
+    return Tuning(mode="tune", budget=budget, searches=tuple(given["search"] or ()), seeds=seeds)
 
 
-def _check_values(config: FitConfig, settings: SearchSettings) -> None:
+def begun_search(directory: Path) -> Tuning:
+    """Returns a search as it was left, without its trials; their run directories have these.
+
+    Raises:
+        KdtrainError: the file is missing or damaged.
+    """
+    file = directory / SEARCH
+    try:
+        search = read_record(file, Tuning)
+        if search is None:
+            raise KdtrainError(f"{file} is not there.")
+        try:
+            parse_budget(search.budget, "budget")
+        except UsageError as error:
+            raise KdtrainError(f"{file} is damaged: {error}") from error
+    except KdtrainError as error:
+        raise KdtrainError(f"{error} Start a new search.") from error
+    return structs.replace(search, students={}, note="", finished=False)
+
+
+def _check_values(config: FitConfig, settings: Tuning) -> None:
     """Checks the values of all trials before any work is done.
 
     Raises:
@@ -232,15 +251,15 @@ class _Search:
     def __init__(self, session: Session, begun: Tuning, directory: Path, began: float) -> None:
         self.session, self.directory, self.tuning = session, directory, begun
         self.config = session.config
-        self.budget = parse_budget(begun.settings.budget)
-        self.spaces = spaces(self.config, begun.settings.searches)
+        self.budget = parse_budget(begun.budget)
+        self.spaces = spaces(self.config, begun.searches)
         most = self.budget.trials or 0  # with a limit of time, it decides how long trials are trained
         self.is_finite = all(space.combinations(most) for space in self.spaces.values())
         epochs = self.config.epochs_for("student")
         self.whole = (epochs,) if self.is_finite else rung_epochs(epochs)
         last = min(begun.last_epoch or self.whole[-1], self.whole[-1])
         self.ends = (*(end for end in self.whole if end < last), last)
-        self.seeds = range(self.config.seed, self.config.seed + begun.settings.seeds)
+        self.seeds = range(self.config.seed, self.config.seed + begun.seeds)
         self.points: dict[Model, list[Values]] = {m: [s.current()] for m, s in self.spaces.items()}
         self.scores: dict[Model, dict[int, list[RungScore]]] = {model: {} for model in self.spaces}
         slots = len(available_cores()) if session.device == "cpu" else 1
@@ -265,11 +284,11 @@ class _Search:
             size = self._size(rung, wanted)
             if size == 0:
                 break
-            self.tuning = replace(self.tuning, sizes=(*self.tuning.sizes[:rung], size))
+            self.tuning = structs.replace(self.tuning, sizes=(*self.tuning.sizes[:rung], size))
             self.write()
             self._expect_epochs(rung, size)
             self._train_rung(rung, size)
-        self.tuning = replace(self.tuning, finished=True)
+        self.tuning = structs.replace(self.tuning, finished=True)
         self.write()
         write_text(self.directory / BEST, self._best_toml())
         write_tuning_page(
@@ -289,16 +308,19 @@ class _Search:
 
     def write(self) -> None:
         """Writes tune.json, which a resumed search begins with; says once that the teacher is behind."""
-        self.tuning = replace(
+        self.tuning = structs.replace(
             self.tuning,
             seconds=time.monotonic() - self._began,
             seconds_per_epoch=self.pace.seconds,
-            models=self._models() if all(self.scores.values()) else {},
+            students=self._students() if all(self.scores.values()) else {},
         )
         behind = self._behind_text()
         notes = early_end_text(self.tuning, self.whole), behind
-        self.tuning = replace(self.tuning, note=" ".join(filter(None, notes)))
-        write_text(self.directory / FILE, json.dumps(to_json(self.tuning), indent=2) + "\n")
+        self.tuning = structs.replace(self.tuning, note=" ".join(filter(None, notes)))
+        if self.tuning.finished:
+            shown = (f"{verdict(self.tuning)} {CAVEAT}", *filter(None, [self.tuning.note]))
+            self.tuning = structs.replace(self.tuning, sentences=shown)
+        write_record(self.directory, self.tuning)
         if behind and not self._is_behind:
             self._is_behind = True
             logger.info(behind)
@@ -341,7 +363,7 @@ class _Search:
             return size
         epochs = max(0, int(left // self.pace.rung_seconds(1, 1)))
         last = min(done + epochs, ends[0] - 1)
-        self.tuning = replace(self.tuning, last_epoch=last)
+        self.tuning = structs.replace(self.tuning, last_epoch=last)
         logger.info(early_end_text(self.tuning, self.whole))
         if last == done:
             return 0
@@ -427,19 +449,19 @@ class _Search:
         job = self.session.fit_job(spec)
         return Job(job.name, partial(train_quietly, job.work, spec), job.cores)
 
-    def _models(self) -> dict[Model, TunedModel]:
-        models = {}
+    def _students(self) -> dict[Model, TunedModel]:
+        students = {}
         for model, space in self.spaces.items():
             trials = tuple(
                 TunedTrial(number, self.points[model][number], tuple(rungs))
                 for number, rungs in sorted(self.scores[model].items())
             )
-            result = TunedModel(trials, {})
+            result = TunedModel(trials)
             if not result.ranking:
                 return {}
-            space = replace(space, config=absolute_paths(self.config))
-            models[model] = replace(result, settings=space.settings(result.best.values))
-        return models
+            settings = replace(space, config=absolute_paths(self.config)).settings(result.best.values)
+            students[model] = TunedModel(trials, settings, result.best.number)
+        return students
 
     def _best_toml(self, with_paths: Callable[[FitConfig], FitConfig] = absolute_paths) -> str:
         """Returns the settings of the best student_kd, with a pointer to those of all students."""
@@ -451,14 +473,14 @@ class _Search:
             f"# They were chosen on {name}: {images:,} training images, {held_out:,} held out.",
             "# The values below are those of student_kd. `tuned` names the file with those of each student.",
         ]
-        for model, result in self.tuning.models.items():
+        for model, result in self.tuning.students.items():
             comments.append(f"# {model}, trial {result.best.number}: {values_text(result.best.values)}")
         chosen = replace(
             self.config,
             teacher_augment=self.config.augment_for("teacher"),
-            tuned=self.directory / FILE,
+            tuned=self.directory / SEARCH,
             name=None,
-            **self.tuning.models["student_kd"].settings,
+            **self.tuning.students["student_kd"].settings,
         )
         return "\n".join(comments) + "\n\n" + with_paths(chosen).to_toml()
 

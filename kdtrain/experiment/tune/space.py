@@ -17,9 +17,8 @@ from kdtrain.errors import UsageError, clipped, unknown_name_message
 from kdtrain.experiment.modes import MODES, controls_of
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
-from kdtrain.report.tuning import Value
 from kdtrain.runtime.limits import MOST_TRIALS
-from kdtrain.store.record import Model
+from kdtrain.store.record import Model, Value
 
 VIEWS = "views"
 """The name in a search of a choice: ``on`` for the command's augmentation, ``off`` for none."""

@@ -11,12 +11,11 @@ import numpy as np
 
 from kdtrain.errors import CallbackError, NonFiniteError
 from kdtrain.experiment.fit import FitSpec
-from kdtrain.experiment.history.files import RESULT, RunFiles, text
 from kdtrain.experiment.result import FitResult
-from kdtrain.metrics import ACCURACY, CROSS_ENTROPY
-from kdtrain.report.tuning import RungScore
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.console import silence
 from kdtrain.store.metrics_file import read_metrics, training_seconds
+from kdtrain.store.record import RESULT, FitRecord, RungScore, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,8 @@ def is_trained(directory: Path, end: int) -> bool:
     epochs = [row["epoch"] for row in read_metrics(directory)]
     if max(epochs, default=0) > end:
         return True
-    return end in epochs and text(RunFiles(directory).json(RESULT), "status") in ("completed", "stopped")
+    record = read_record(directory / RESULT, FitRecord)
+    return end in epochs and record is not None and record.is_trained
 
 
 def train_quietly(train: Callable[[], FitResult], spec: FitSpec) -> list[Row]:

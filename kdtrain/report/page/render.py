@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os.path
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +15,6 @@ from markupsafe import Markup, escape
 from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.metrics.probabilities import BINS, reliability
-from kdtrain.report.comparison_file import FILES, VERSION
 from kdtrain.report.comparison_table import range_text
 from kdtrain.report.page.charts import curves, differences, reliability_chart
 from kdtrain.report.page.confusion import MOST_CLASSES, confusions
@@ -27,10 +24,9 @@ from kdtrain.report.style import LINES
 from kdtrain.report.verdict import p_value_text
 from kdtrain.runtime.files import write_text
 from kdtrain.runtime.locations import short_name
-from kdtrain.runtime.regular_files import read_text
 from kdtrain.store.checkpoint import load_tensors
+from kdtrain.store.record import FILES, Comparison, logits_key, plain, read_record
 
-_LARGEST = 1 << 28  # bytes of compare.json; a seed takes about 50,000
 _DASHES = {"-": "none", "--": "7 4", "-.": "8 3 2 3"}
 """Matplotlib's line styles as SVG's ``stroke-dasharray``."""
 
@@ -62,32 +58,34 @@ def write_report(directory: Path, dataset: Dataset, *, settings: str, command: s
         KdtrainError: a file of the comparison is missing, damaged or of another version, or the page
             cannot be written.
     """
-    figures = _read_figures(directory / "compare.json")
+    comparison = _read_comparison(directory / Comparison.FILE)
+    figures = plain(comparison)
     logits, _ = load_tensors(directory / FILES["test_logits"])
     labels = logits.pop("labels").astype(np.int64)
     if not np.array_equal(labels, dataset.test.labels):
         raise DataError(f"the test images of {dataset.name} are not those that {directory} was tested on.")
-    by_model = {
+    by_model: dict[str, list[npt.NDArray[np.float32]]] = {
         model: [
-            logits[row["test_logits"]].astype(np.float32)
-            for row in figures["results"]
-            if row["model"] == model
+            logits[logits_key(row.model, row.seed)].astype(np.float32)
+            for row in comparison.models
+            if row.model == model
         ]
-        for model in figures["models"]
+        for model in comparison.summaries
     }
     template = page_environment(figures).get_template("page.html")
     text = template.render(
         dataset=dataset,
         figures=figures,
+        conditions=comparison.conditions.without_folders().sentences,
         test_chose=test_chose,
         looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
         markers={model: MARKERS[LINES[model].marker] for model in by_model},
-        size_chart=size_chart(figures["models"]),
-        size=ratio_text(*(figures["models"][model]["parameters"] for model in ("teacher", "student_kd"))),
-        best_epochs=_best_epochs(figures),
+        size_chart=size_chart(figures["summaries"]),
+        size=ratio_text(*(comparison.summaries[model].parameters for model in ("teacher", "student_kd"))),
+        best_epochs=_best_epochs(comparison),
         charts=_charts(figures),
         differences=differences(figures["differences"]),
-        rows={(row["model"], row["seed"]): number for number, row in enumerate(figures["results"])},
+        rows={(row.model, row.seed): number for number, row in enumerate(comparison.models)},
         calibration=_calibration(by_model, labels),
         confusions={model: confusions(seeds, labels) for model, seeds in by_model.items()},
         most_classes=MOST_CLASSES,
@@ -100,23 +98,11 @@ def write_report(directory: Path, dataset: Dataset, *, settings: str, command: s
     return page
 
 
-def _read_figures(file: Path) -> dict[str, Any]:
-    try:
-        figures: dict[str, Any] = json.loads(read_text(file, _LARGEST))
-    except (OSError, ValueError) as error:
-        raise KdtrainError(f"{file} cannot be read: {error}. A comparison writes it when it ends.") from error
-    if figures["version"] != VERSION:
-        raise KdtrainError(f"{file} has version {figures['version']}; this kdtrain reads version {VERSION}.")
-    _name_folders(figures.get("conditions") or {})
-    return figures
-
-
-def _name_folders(conditions: dict[str, Any]) -> None:
-    """Replaces paths by names in the sentences on the conditions: the page may be for others."""
-    for path in (conditions.get("student_checkpoint"), (conditions.get("transfer") or {}).get("source")):
-        if path is not None:
-            name = os.path.basename(path)
-            conditions["sentences"] = [text.replace(path, name) for text in conditions["sentences"]]
+def _read_comparison(file: Path) -> Comparison:
+    comparison = read_record(file, Comparison)
+    if comparison is None:
+        raise KdtrainError(f"{file} is not there. A comparison writes it when it ends.")
+    return comparison
 
 
 def page_environment(figures: Mapping[str, Any]) -> Environment:
@@ -165,18 +151,18 @@ def words(command: str) -> Markup:
     return Markup(" ").join(Markup("<span>{}</span>").format(breakable(word)) for word in command.split(" "))
 
 
-def _best_epochs(figures: Mapping[str, Any]) -> dict[str, str]:
+def _best_epochs(comparison: Comparison) -> dict[str, str]:
     """Returns the best epochs of each model's seeds as a text."""
     return {
-        model: range_text([row["best_epoch"] for row in figures["results"] if row["model"] == model])
-        for model in figures["models"]
+        model: range_text([row.best_epoch for row in comparison.models if row.model == model])
+        for model in comparison.summaries
     }
 
 
 def _charts(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the two charts over the epochs. Errors stand for accuracy, because a log axis can show them."""
-    histories: dict[str, list[list[dict[str, Any]]]] = {model: [] for model in figures["models"]}
-    for row in figures["results"]:
+    histories: dict[str, list[list[dict[str, Any]]]] = {model: [] for model in figures["summaries"]}
+    for row in figures["models"]:
         points = [point | {"error": 1 - point["accuracy_fraction"]} for point in row["held_out_history"]]
         histories[row["model"]].append(points)
     return {"errors": curves(histories, "error", 100), "loss": curves(histories, "cross_entropy_nats")}

@@ -55,7 +55,7 @@ def size_chart(models: Mapping[str, Mapping[str, Any]]) -> SizeChart:
     """Returns the chart.
 
     Args:
-        models: the entry ``models`` of compare.json.
+        models: the entry ``summaries`` of compare.json.
     """
     sizes = {model: int(figures["parameters"]) for model, figures in models.items() if figures["parameters"]}
     accuracies = {model: figures["test_accuracy_percent"] for model, figures in models.items()}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from kdtrain.report.page.charts import Curves, curves
 from kdtrain.report.page.render import page_environment
-from kdtrain.report.tuning import CAVEAT, Tuning, to_json, value_text, verdict
+from kdtrain.report.tuning import CAVEAT, value_text, verdict
 from kdtrain.runtime.files import write_text
+from kdtrain.store.record import Tuning, plain
 
 
 def write_tuning_page(directory: Path, tuning: Tuning, *, dataset: str, settings: str, command: str) -> None:
@@ -25,14 +25,14 @@ def write_tuning_page(directory: Path, tuning: Tuning, *, dataset: str, settings
     Raises:
         KdtrainError: the page cannot be written.
     """
-    figures = json.loads(json.dumps(to_json(tuning)))
+    figures = plain(tuning)
     template = page_environment(figures).get_template("tuning.html")
     text = template.render(
         figures=figures,
         verdict=verdict(tuning),
         caveat=CAVEAT,
         dataset=dataset,
-        charts={model: _chart(model, result["trials"]) for model, result in figures["models"].items()},
+        charts={model: _chart(model, result["trials"]) for model, result in figures["students"].items()},
         ends=sorted({rung["epochs"] for trial in _trials(figures) for rung in trial["rungs"]}),
         value_text=value_text,
         settings=settings,
@@ -42,7 +42,7 @@ def write_tuning_page(directory: Path, tuning: Tuning, *, dataset: str, settings
 
 
 def _trials(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    return [trial for result in figures["models"].values() for trial in result["trials"]]
+    return [trial for result in figures["students"].values() for trial in result["trials"]]
 
 
 def _chart(model: str, trials: list[dict[str, Any]]) -> Curves | None:

@@ -19,7 +19,7 @@ from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.find import find_teacher
 from kdtrain.store.checkpoint import load_card, load_model, save_model
 from tests.cli.conftest import CallKdtrain
-from tests.tools import ROOT
+from tests.tools import ROOT, read_tested
 
 TORCH = ROOT / "tests/deploy/onnx/foreign/torch.onnx"
 BEST = "checkpoints/best.safetensors"
@@ -53,8 +53,8 @@ def student(logs: Path, seed: int = 1) -> Path:
 def test_figures_are_those_of_the_run_and_of_its_comparison(logs: Path, tiles: Path) -> None:
     run = student(logs)
     text = kdtrain.card(run / BEST)
-    test = json.loads((run / "result.json").read_text())["test"]
-    errors, images = test["errors"], test["images"]
+    test = read_tested(run)
+    errors, images = test["test_errors"], test["test_images"]
     z = scipy.stats.norm.ppf(0.975)  # Wilson's interval, by its formula
     share = 1 - errors / images
     centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
@@ -64,12 +64,12 @@ def test_figures_are_those_of_the_run_and_of_its_comparison(logs: Path, tiles: P
     assert f"| test errors | {errors} of {images} images |" in text
     assert f"| held-out accuracy | {load_card(run / BEST).accuracy:.2%}, which chose the epoch |" in text
     figures = json.loads((logs / "compare/version_0/compare.json").read_text())
-    for model, summary in figures["models"].items():
+    for model, summary in figures["summaries"].items():
         accuracy = summary["test_accuracy_percent"]
         assert f"| {model} | `{summary['arch']}` | {summary['parameters']:,} | {accuracy['mean']:.2f}" in text
     assert figures["verdict"] in text
     assert (
-        f"student_cnn, test accuracy {figures['models']['teacher']['test_accuracy_percent']['mean']:.2f}%"
+        f"student_cnn, test accuracy {figures['summaries']['teacher']['test_accuracy_percent']['mean']:.2f}%"
         in text
     )
     settings = dict(re.findall(r"^\| `(\w+)` \| `(.*)` \|$", text, re.MULTILINE))
@@ -116,34 +116,22 @@ def test_teachers_have_their_accuracy_and_normalisation(logs: Path, digits: Path
 
 def test_front_matter_has_the_fields_of_the_hubs(logs: Path) -> None:
     text = kdtrain.card(student(logs) / BEST, license="mit")
-    accuracy = json.loads((student(logs) / "result.json").read_text())["test"]["accuracy"]
+    accuracy = read_tested(student(logs))["test_accuracy_fraction"]
     _, front, _ = text.split("---\n", 2)
+    evaluation = {
+        "task": {"type": "image-classification", "name": "Image Classification"},
+        "dataset": {"type": "tiles", "name": "tiles", "split": "test"},
+        "metrics": [{"type": "accuracy", "value": accuracy, "name": "Test accuracy"}],
+    }
     assert (
         front
         == f"""\
 license: "mit"
 library_name: "kdtrain"
 pipeline_tag: "image-classification"
-tags:
-- "image-classification"
-- "oneflow"
-- "knowledge-distillation"
-metrics:
-- "accuracy"
-model-index:
-- name: "student_mlp for tiles"
-  results:
-  - task:
-      type: "image-classification"
-      name: "Image Classification"
-    dataset:
-      type: "tiles"
-      name: "tiles"
-      split: "test"
-    metrics:
-    - type: "accuracy"
-      value: {accuracy}
-      name: "Test accuracy"
+tags: ["image-classification", "oneflow", "knowledge-distillation"]
+metrics: ["accuracy"]
+model-index: {json.dumps([{"name": "student_mlp for tiles", "results": [evaluation]}])}
 """
     )
     assert text.endswith("The model is shared under `mit`.\n")

@@ -19,10 +19,11 @@ from kdtrain.cli import main
 from kdtrain.errors import UsageError
 from kdtrain.experiment.history.run import RunInfo
 from kdtrain.experiment.history.runs import SORTS, best_runs, list_runs
+from kdtrain.store.record import FitRecord, Model, RungScore, TunedModel, TunedTrial, Tuning, write_record
 from kdtrain.store.run_directory import is_active, run_directory
 from tests.cli.conftest import CallKdtrain
 from tests.documents import DOCS, text_of
-from tests.tools import ROOT
+from tests.tools import ROOT, read_tested
 
 FORK = multiprocessing.get_context("fork")
 FEW = ("--val-size", "60", "--limit-train", "200", "--recipe", "none", "--teacher-arch", "student_cnn")
@@ -33,9 +34,12 @@ GARBAGE: dict[str, bytes] = {
     "no text": b"\xff\xfe\x00",
     "nested": b"[" * 100_000,
 }
-WRONG = (
-    b'{"status": 3, "best": [], "test": {"accuracy": "high", "errors": NaN}, "epochs": 1e999, "reason": {}}'
-)
+WRONG = {
+    b'{"version": 2, "kind": "fit", "status": 3}': "status: expected `str`, got `int`",
+    b'{"version": 2, "kind": "fit"}': "it has no status",
+    b'{"version": 2, "kind": "fit", "status": "running", "epochs": 1e999}': "epochs: number out of range",
+    b'{"version": 2, "kind": "fit", "status": "failed", "models": [{}]}': "models[0] has no model",
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +71,17 @@ def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def change_tested(run: Path, **values: Any) -> None:
+    change(run / "result.json", models=[read_tested(run) | values])
+
+
 def test_figures_are_those_of_the_files_and_the_newest_run_is_first(trained: Path, tiles: Path) -> None:
     runs = list_runs(trained)
     assert [run.run for run in runs] == ["student_kd/version_0", "student/version_0", "compare/version_0"]
     assert {run.status for run in runs} == {"finished"}
     _, student, comparison = runs
     result = json.loads((trained / "student/version_0/result.json").read_text())
-    assert student.test_accuracy == result["test"]["accuracy"]
+    assert student.test_accuracy == result["models"][0]["test_accuracy_fraction"]
     assert (student.epochs, student.arch, student.recipe) == (1, "student_cnn", "none")
     assert student.data_dir == str(tiles)
     figures = json.loads((trained / "compare/version_0/compare.json").read_text())
@@ -84,11 +92,11 @@ def test_figures_are_those_of_the_files_and_the_newest_run_is_first(trained: Pat
         gain["low"],
         2,
     )
-    assert comparison.test_accuracy == figures["models"]["student_kd"]["test_accuracy_percent"]["mean"] / 100
-    best = [
-        json.loads(path.read_text())["best"] for path in trained.glob("compare/*/*/student_kd/result.json")
-    ]
-    accuracies = [max(row.get("val/accuracy", 0), row.get("eval/accuracy", 0)) for row in best]
+    assert (
+        comparison.test_accuracy == figures["summaries"]["student_kd"]["test_accuracy_percent"]["mean"] / 100
+    )
+    runs_of = trained.glob("compare/*/*/student_kd")
+    accuracies = [read_tested(run)["held_out_accuracy_fraction"] for run in runs_of]
     assert comparison.held_out_accuracy == pytest.approx(sum(accuracies) / 2)
 
 
@@ -125,8 +133,11 @@ def test_what_is_no_file_or_no_run_is_listed_as_damaged(logs: Path) -> None:
     os.mkfifo(logs / "student/version_3/result.json")
     (logs / "student/version_4").mkdir()
     (logs / "student/version_4/metrics.jsonl").write_text('{"epoch": 1}\n')
-    (logs / "student/version_5").mkdir()
-    (logs / "student/version_5/result.json").write_bytes(WRONG)
+    for number, content in enumerate(WRONG, 5):
+        (logs / f"student/version_{number}").mkdir()
+        (logs / f"student/version_{number}/result.json").write_bytes(content)
+    (logs / "student/version_20").mkdir()
+    (logs / "student/version_20/result.json").write_text('{"status": "completed"}')
     (logs / "notes").mkdir()
     (logs / "notes/mine.txt").touch()
     runs = by_name(list_runs(logs))
@@ -136,10 +147,10 @@ def test_what_is_no_file_or_no_run_is_listed_as_damaged(logs: Path) -> None:
     assert reasons[2] == "result.json cannot be read: it is a folder, not a file"
     assert reasons[3] == "result.json cannot be read: it is a pipe, not a file"
     assert reasons[4] == "metrics.jsonl is damaged, line 1: it has no step"
-    assert (runs["student/version_5"].status, runs["student/version_5"].test_accuracy) == (
-        "interrupted",
-        None,
-    )
+    for number, reason in enumerate(WRONG.values(), 5):
+        run = runs[f"student/version_{number}"]
+        assert (run.status, run.reason) == ("damaged", f"result.json is damaged: {reason}")
+    assert runs["student/version_20"].reason == "result.json was written by an older version of kdtrain"
     assert not any("notes" in name for name in runs)
 
 
@@ -150,7 +161,7 @@ def test_statuses_of_runs_that_did_not_finish(logs: Path) -> None:
         ({"status": "interrupted", "reason": "Ctrl-C"}, "interrupted", "Ctrl-C"),
         ({"status": "running", "reason": None}, "interrupted", "its process was killed"),
         ({"status": "stopped", "reason": "early"}, "finished", "early"),
-        ({"status": "completed", "reason": None, "test": None}, "interrupted", "trained, but not tested"),
+        ({"status": "completed", "reason": None, "models": []}, "interrupted", "trained, but not tested"),
     ):
         change(result, **values)
         run = by_name(list_runs(logs))["student/version_0"]
@@ -172,10 +183,11 @@ def test_a_search_is_finished_when_its_file_says_so(logs: Path) -> None:
     search = logs / "tune/mine"
     search.mkdir(parents=True)
     shutil.copy(logs / "compare/version_0/config.toml", search)
-    trials = [{"number": n, "rungs": [{"held_out_accuracy_fraction": 0.5 + n / 10}]} for n in range(2)]
-    content = {"finished": False, "seconds": 3.5, "models": {"student_kd": {"chosen": 1, "trials": trials}}}
+    rungs = [RungScore(1, 0.5 + number / 10, 1.0, (0.5,), 1.0) for number in range(2)]
+    trials = tuple(TunedTrial(number, {}, (rung,)) for number, rung in enumerate(rungs))
+    students: dict[Model, TunedModel] = {"student_kd": TunedModel(trials, {}, 1)}
     for finished, status in ((False, "interrupted"), (True, "finished")):
-        (search / "tune.json").write_text(json.dumps(content | {"finished": finished}))
+        write_record(search, Tuning(budget="2", seeds=1, seconds=3.5, students=students, finished=finished))
         run = by_name(list_runs(logs))["tune/mine"]
         assert (run.mode, run.status, run.held_out_accuracy, run.seconds) == ("tune", status, 0.6, 3.5)
 
@@ -183,7 +195,7 @@ def test_a_search_is_finished_when_its_file_says_so(logs: Path) -> None:
 def test_an_interrupted_run_has_the_best_held_out_accuracy_so_far(logs: Path) -> None:
     run = logs / "compare/version_0/seed_0/student"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    (run / "result.json").write_text('{"status": "running"}')
+    write_record(run, FitRecord(status="running"))
     (part,) = [part for part in list_runs(logs, parts=True)[-1].parts if part.run == "seed_0/student"]
     assert part.epochs == 2
     assert part.held_out_accuracy == max(row["val/accuracy"] for row in rows)
@@ -215,9 +227,9 @@ def test_held_out_figures_choose_the_best_run(logs: Path) -> None:
     first = logs / "student/version_0"
     for number, held_out, test in ((1, 0.9, 0.1), (2, 0.8, 0.99)):
         copy = Path(shutil.copytree(first, logs / f"student/version_{number}"))
-        change(copy / "result.json", best={"val/accuracy": held_out}, test={"accuracy": test})
+        change_tested(copy, held_out_accuracy_fraction=held_out, test_accuracy_fraction=test)
     chosen = Path(shutil.copytree(first, logs / "student/version_3"))  # the test set has chosen its epoch
-    change(chosen / "result.json", best={"val/accuracy": 1.0})
+    change_tested(chosen, held_out_accuracy_fraction=1.0)
     config = (chosen / "config.toml").read_text()
     (chosen / "config.toml").write_text(re.sub("val_size = .*", "val_size = 0", config))
     rows = {(row.arch, row.model): row for row in best_runs(logs)}

@@ -23,7 +23,7 @@ from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.check import FirstLook
 from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher
-from kdtrain.metrics import ACCURACY
+from kdtrain.metrics.names import ACCURACY
 from kdtrain.models.registry import build_model
 from kdtrain.store.card import model_card
 from kdtrain.store.checkpoint import load_model, save_model, snapshot

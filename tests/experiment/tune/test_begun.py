@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kdtrain.errors import KdtrainError
-from kdtrain.experiment.tuned import begun_tuning
-from kdtrain.report.tuning import FILE, SearchSettings, Tuning, to_json
+from kdtrain.experiment.tune.search import begun_search
+from kdtrain.store.record import SEARCH, Tuning, plain, write_record
 
-BEGUN = Tuning(SearchSettings("27", ("lr=1e-3..1e-2",), 2), (27, 9, 3), 12.5, 0.25, last_epoch=13)
+BEGUN = Tuning(
+    budget="27",
+    searches=("lr=1e-3..1e-2",),
+    seeds=2,
+    sizes=(27, 9, 3),
+    seconds=12.5,
+    seconds_per_epoch=0.25,
+    last_epoch=13,
+)
 
 
 def test_a_search_is_read_as_it_was_written(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(json.dumps(to_json(BEGUN)))
-    assert begun_tuning(tmp_path) == BEGUN
+    write_record(tmp_path, BEGUN)
+    assert begun_search(tmp_path) == BEGUN
 
 
 @pytest.mark.parametrize(
@@ -36,18 +45,20 @@ def test_a_search_is_read_as_it_was_written(tmp_path: Path) -> None:
     ids=lambda value: repr(value)[:24],
 )
 def test_a_value_that_no_search_has_is_refused(name: str, value: Any, tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(json.dumps(to_json(BEGUN) | {name: value}))
+    text = json.dumps(plain(BEGUN) | {name: value})
+    (tmp_path / SEARCH).write_text(text)
     with pytest.raises(KdtrainError) as caught:
-        begun_tuning(tmp_path)
+        begun_search(tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / FILE} is damaged: {name}")
+    named = "JSON is malformed" if re.search(r"\b(Infinity|NaN)\b", text) else name  # JSON has no such number
+    assert message.startswith(f"{tmp_path / SEARCH} is damaged: {named}")
     assert message.endswith("Start a new search.")
     assert len(message) < 500
 
 
 def test_a_missing_value_is_named(tmp_path: Path) -> None:
-    content = to_json(BEGUN)
+    content = plain(BEGUN)
     del content["seeds"]
-    (tmp_path / FILE).write_text(json.dumps(content))
+    (tmp_path / SEARCH).write_text(json.dumps(content))
     with pytest.raises(KdtrainError, match="is damaged: it has no seeds"):
-        begun_tuning(tmp_path)
+        begun_search(tmp_path)

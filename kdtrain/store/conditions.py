@@ -1,15 +1,20 @@
-"""The conditions of a comparison that change what its figures mean: first weights, images without labels."""
+"""The conditions of a run that change what its figures mean: first weights, images without labels, copies."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import os.path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
+
+Count = Annotated[int, Meta(ge=0)]
 
 _FEW_LABELS = 5000  # training images; with so few, labels are rare already
 
 
-@dataclass(frozen=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True):
     """Images without labels, which students with a teacher are also trained on.
 
     Attributes:
@@ -21,13 +26,12 @@ class Transfer:
     """
 
     source: str | None
-    images: int
-    share: float
+    images: Count
+    share: Annotated[float, Meta(gt=0, lt=1)]
     models: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(msgspec.Struct, frozen=True):
     """The labels that --labels leaves.
 
     Attributes:
@@ -36,13 +40,12 @@ class Labels:
         held_out: number of those with a label that are held out.
     """
 
-    kept: int
-    images: int
-    held_out: int
+    kept: Count
+    images: Count
+    held_out: Count
 
 
-@dataclass(frozen=True)
-class Copies:
+class Copies(msgspec.Struct, frozen=True):
     """Images that are in several parts of the data, pixel by pixel.
 
     Attributes:
@@ -53,11 +56,11 @@ class Copies:
         held_out_images: number of held-out images.
     """
 
-    test_in_training: int
-    test_in_held_out: int
-    held_out_in_training: int
-    test_images: int
-    held_out_images: int
+    test_in_training: Count
+    test_in_held_out: Count
+    held_out_in_training: Count
+    test_images: Count
+    held_out_images: Count
 
     @property
     def sentence(self) -> str:
@@ -71,9 +74,8 @@ class Copies:
         return f"Copies, equal in each pixel: {', '.join(parts)}. A copy is not a test on a new image."
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Conditions of the training of the students.
+class Conditions(msgspec.Struct, frozen=True):
+    """Conditions of the training of the students that change what the figures mean.
 
     Attributes:
         student_checkpoint: path of the weights that every student begins from; None for drawn ones.
@@ -86,7 +88,7 @@ class Conditions:
     student_checkpoint: str | None = None
     labels: Labels | None = None
     transfer: Transfer | None = None
-    training_images: int = 0
+    training_images: Count = 0
     copies: Copies | None = None
 
     @property
@@ -94,45 +96,34 @@ class Conditions:
         """Whether all training images have labels, and are so many that few labels are a task of its own."""
         return self.labels is None and self.transfer is None and self.training_images > _FEW_LABELS
 
+    @property
+    def sentences(self) -> list[str]:
+        """A sentence for each condition that differs from the usual."""
+        first = self.student_checkpoint
+        begin = [] if first is None else [f"Every student of every seed begins from the weights in {first}."]
+        return [*begin, *self.data_sentences, *([] if self.copies is None else [self.copies.sentence])]
 
-def condition_sentences(conditions: Conditions) -> list[str]:
-    """Returns a sentence for each condition that differs from the usual."""
-    sentences = []
-    if conditions.student_checkpoint is not None:
-        sentences.append(
-            f"Every student of every seed begins from the weights in {conditions.student_checkpoint}."
-        )
-    copies = [] if conditions.copies is None else [conditions.copies.sentence]
-    return sentences + data_sentences(conditions) + copies
+    @property
+    def data_sentences(self) -> list[str]:
+        """The sentences on labels, and on images without."""
+        sentences, labels, transfer = [], self.labels, self.transfer
+        if labels is not None:
+            held_out = f", and {labels.held_out:,} of these are held out" if labels.held_out else ""
+            sentences.append(f"{labels.kept:,} of {labels.images:,} training images have labels{held_out}.")
+        if transfer is not None:
+            source = f" ({transfer.source})" if transfer.source else ""
+            models, share = " and ".join(transfer.models), transfer.share
+            sentences += [
+                f"The training of {models} also has {transfer.images:,} images without labels{source}, with "
+                f"the teacher's outputs alone. They are {100 * share:.3g} % of each batch, so an epoch has "
+                f"{1 / (1 - share):.3g} times as many images.",
+                "A student without a teacher cannot use these images.",
+            ]
+        return sentences
 
-
-def data_sentences(conditions: Conditions) -> list[str]:
-    """Returns the sentences on labels, and on images without."""
-    sentences = []
-    if conditions.labels is not None:
-        sentences.append(labels_sentence(conditions.labels))
-    if conditions.transfer is not None:
-        sentences.append(transfer_sentence(conditions.transfer))
-        sentences.append("A student without a teacher cannot use these images.")
-    return sentences
-
-
-def labels_sentence(labels: Labels) -> str:
-    """Returns a sentence: how many training images have labels, and how many of these are held out."""
-    held_out = f", and {labels.held_out:,} of these are held out" if labels.held_out else ""
-    return f"{labels.kept:,} of {labels.images:,} training images have labels{held_out}."
-
-
-def transfer_sentence(transfer: Transfer) -> str:
-    """Returns a sentence: which students see how many images without labels, and what an epoch costs."""
-    models, source = " and ".join(transfer.models), f" ({transfer.source})" if transfer.source else ""
-    return (
-        f"The training of {models} also has {transfer.images:,} images without labels{source}, "
-        f"with the teacher's outputs alone. They are {100 * transfer.share:.3g} % of each batch, so an "
-        f"epoch has {1 / (1 - transfer.share):.3g} times as many images."
-    )
-
-
-def conditions_to_json(conditions: Conditions) -> dict[str, Any]:
-    """Returns plain values for ``compare.json``."""
-    return {**asdict(conditions), "sentences": condition_sentences(conditions)}
+    def without_folders(self) -> Conditions:
+        """Returns the conditions with names in the place of paths, for a page or a card that others see."""
+        first, transfer = self.student_checkpoint, self.transfer
+        if transfer is not None and transfer.source is not None:
+            transfer = replace(transfer, source=os.path.basename(transfer.source))
+        return replace(self, student_checkpoint=first and os.path.basename(first), transfer=transfer)
