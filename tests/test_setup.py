@@ -379,7 +379,7 @@ def test_the_wheel_holds_the_code_the_plugins_and_the_data_and_nothing_else(whee
     stubs = {str(file.relative_to(ROOT)) for file in (ROOT / "kdtrain/runtime/cuda_stubs").iterdir()}
     templates = {
         f"kdtrain/report/page/templates/{name}"
-        for name in ("charts.html", "model_card.md", "page.css", "page.html", "tuning.html")
+        for name in ("charts.html", "page.css", "page.html", "tuning.html")
     }
     recipe_folder = ROOT / "kdtrain/experiment/settings/recipes"
     recipes = {str(file.relative_to(ROOT)) for file in recipe_folder.iterdir()}

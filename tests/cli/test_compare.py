@@ -30,9 +30,8 @@ from kdtrain.store.checkpoint import load_model, load_tensors
 from kdtrain.store.record import logits_key
 from tests.cli.conftest import EPOCH, MODES, Call, Finished, Fitted, run, untrained_teacher
 from tests.runs import metrics
-from tests.tools import ROOT, read_scalars
+from tests.tools import ROOT, read_scalars, read_tested
 from tests.tools import read_result as result
-from tests.tools import read_tested as tested_model
 
 
 @dataclass(frozen=True)
@@ -256,11 +255,11 @@ def test_figures_agree_with_the_runs(two_seeds: Compared) -> None:
     assert [(row["model"], row["seed"]) for row in figures["models"]] == RUNS
     for row in figures["models"]:
         run = two_seeds.directory / f"seed_{row['seed']}" / row["model"]
-        assert row["test_accuracy_fraction"] == tested_model(run)["test_accuracy_fraction"]
-        assert row["test_cross_entropy_nats"] == tested_model(run)["test_cross_entropy_nats"]
-        assert row["test_errors"] == tested_model(run)["test_errors"]
-        assert row["test_calibration_error_fraction"] == tested_model(run)["test_calibration_error_fraction"]
-        assert figures["summaries"][row["model"]]["parameters"] == tested_model(run)["parameters"]
+        assert row["test_accuracy_fraction"] == read_tested(run)["test_accuracy_fraction"]
+        assert row["test_cross_entropy_nats"] == read_tested(run)["test_cross_entropy_nats"]
+        assert row["test_errors"] == read_tested(run)["test_errors"]
+        assert row["test_calibration_error_fraction"] == read_tested(run)["test_calibration_error_fraction"]
+        assert figures["summaries"][row["model"]]["parameters"] == read_tested(run)["parameters"]
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         seconds = sum(epoch["train_seconds"] + epoch["eval_seconds"] for epoch in epochs)
         assert row["seconds"] == pytest.approx(seconds)
@@ -373,7 +372,7 @@ def test_recipe_of_the_sample(sample: Compared) -> None:
 def test_without_held_out_images_the_test_set_is_what_chooses(sample: Compared) -> None:
     for mode in MODES:
         run = sample.directory / "seed_0" / mode
-        assert tested_model(run)["test_accuracy_fraction"] == max(row["val/accuracy"] for row in metrics(run))
+        assert read_tested(run)["test_accuracy_fraction"] == max(row["val/accuracy"] for row in metrics(run))
         assert result(run)["steps"] == 2 * 24  # all 1,500 images, in batches of 64
 
 
@@ -397,7 +396,7 @@ def test_given_teacher_is_tested_once_and_not_trained(fitted: Fitted, call: Call
     students = [(mode, seed) for seed in (0, 1) for mode in ("student_kd", "student")]
     assert rows == [("teacher", 0), *students]
     tested = compared.figures["models"][0]
-    assert tested["test_errors"] == tested_model(fitted.run("teacher"))["test_errors"]
+    assert tested["test_errors"] == read_tested(fitted.run("teacher"))["test_errors"]
     assert tested["held_out_history"] == []
     assert tested["directory"] is None
     logits, _ = load_tensors(compared.directory / compared.figures["files"]["test_logits"])

@@ -213,10 +213,10 @@ def test_a_single_student_is_trained_with_its_own_settings_whatever_the_recipe(
     ("change", "code", "message"),
     [
         ({"finished": False}, 2, "the search is not finished. Go on with: kdtrain tune --resume"),
-        ({"version": 99}, 1, "was not written by this version of `kdtrain tune`"),
-        ({"models": {"student": {"settings": {"lr": -1}}}}, 2, "--lr is -1"),
-        ({"models": {"student": {"settings": {"seed": 1}}}}, 1, "student has seed"),
-        ({"models": []}, 1, "is damaged"),
+        ({"version": 99}, 1, "was written by a newer version of kdtrain. `kdtrain tune` writes this file."),
+        ({"students": {"student": {"trials": [], "settings": {"lr": -1}}}}, 2, "--lr is -1"),
+        ({"students": {"student": {"trials": [], "settings": {"seed": 1}}}}, 1, "student has seed"),
+        ({"students": []}, 1, "is damaged: students: expected `object`, got `array`"),
     ],
 )
 def test_a_result_that_cannot_be_used_is_refused(
@@ -344,7 +344,7 @@ def test_a_search_of_a_few_values_is_resumed(listed: Tuned, tmp_path: Path, call
     shutil.copytree(listed.directory, tmp_path / "search")
     shutil.rmtree(tmp_path / "search/trials/student_kd_2")
     file = tmp_path / "search/tune.json"
-    file.write_text(json.dumps(listed.content | {"finished": False, "models": {}}))
+    file.write_text(json.dumps(listed.content | {"finished": False, "students": {}}))
     resumed = call("tune", "--resume", "search")
     assert re.findall(r"^(\S+ trial \d)", resumed.stderr, re.MULTILINE) == ["student_kd trial 2"]
     models = without_times(json.loads(file.read_text())["students"])

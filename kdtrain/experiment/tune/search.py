@@ -160,6 +160,8 @@ def run_tune(
         if resume is None:
             write_text(directory / "config.toml", absolute_paths(config).to_toml())
         begun = structs.replace(begun, **facts_of(config, session.dataset))
+        # A search tells nothing of the test set, so not of its copies either.
+        begun = structs.replace(begun, conditions=structs.replace(begun.conditions, copies=None))
         under_way = _Search(session, begun, directory, began)
         under_way.write()
         try:
