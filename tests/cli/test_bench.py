@@ -9,6 +9,7 @@ import pytest
 
 from kdtrain.data.dataset import Dataset
 from tests.cli.conftest import Call, Fitted, assert_explained, untrained_teacher
+from tests.tools import read_tested
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,9 @@ def test_all_trained_models_are_compared(models: Path, fitted: Fitted, call: Cal
     ]
     assert [row["runtime"] for row in (student, same, teacher)] == ["onnx float32", "oneflow", "oneflow"]
     for row, mode in ((student, "student"), (same, "student"), (teacher, "teacher")):
-        result = json.loads((fitted.run(mode) / "result.json").read_text())
-        assert row["errors"] == result["models"][0]["test_errors"]
-        assert row["accuracy_fraction"] == result["models"][0]["test_accuracy_fraction"]
+        result = read_tested(fitted.run(mode))
+        assert row["errors"] == result["test_errors"]
+        assert row["accuracy_fraction"] == result["test_accuracy_fraction"]
         assert row["parameters"] == result["parameters"]
         assert row["size_bytes"] == (models / row["model"]).stat().st_size
         assert 0 < row["latency_p50_ms"] <= row["latency_p95_ms"] < 10_000

@@ -14,7 +14,7 @@ import pytest
 from kdtrain.data.dataset import Dataset
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import EPOCH, Call, Finished, Fitted, untrained_teacher
-from tests.tools import files_in, read_result, start_kdtrain, wait_until
+from tests.tools import files_in, read_result, read_tested, start_kdtrain, wait_until
 
 MODELS = Path("logs/models")
 STUDENT = MODELS / "student.safetensors"
@@ -31,7 +31,7 @@ def best_of(run: Path) -> bytes:
 
 def accuracy_of(run: Path) -> str:
     """Returns the best held-out accuracy of a run, as it is printed."""
-    return f"{read_result(run)['best']['val/accuracy']:.2%}"
+    return f"{read_tested(run)['held_out_accuracy_fraction']:.2%}"
 
 
 def assert_note_compares_runs(note: str, folder: Path, version: int = 1) -> None:

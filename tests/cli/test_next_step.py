@@ -153,7 +153,8 @@ def test_a_command_in_a_message_is_marked_as_one_by_backticks_or_by_a_colon() ->
     """Otherwise it does not begin as the user began, and may be broken into two lines."""
     unmarked = re.compile(rf"(?<!`)(?<!: )(?<!\()(?<![\w./-]){BARE.pattern}")
     after_a_colon = "kdtrain fit --resume "  # in kept_models.py
-    for file in sorted((ROOT / "kdtrain").rglob("*.py")):
+    of_the_card = ROOT / "kdtrain/experiment/history/model_card.py"  # others read it, who began otherwise
+    for file in sorted({*(ROOT / "kdtrain").rglob("*.py")} - {of_the_card}):
         tree = ast.parse(file.read_text())
         docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs]

@@ -159,6 +159,7 @@ def test_every_file_is_opened_in_one_place() -> None:
         "kdtrain/runtime/processor.py",
         "kdtrain/runtime/watchdog.py",
         # what kdtrain has just written:
+        "kdtrain/cli/fit.py",
         "kdtrain/experiment/compare.py",
         "kdtrain/experiment/fit.py",
         "kdtrain/experiment/dry_run.py",

@@ -178,7 +178,9 @@ import json, resource, sys
 import numpy as np
 from kdtrain.deploy.onnx import process
 from kdtrain.errors import KdtrainError
-process._START = process._START.replace("; main()", "; main.__globals__['LONGEST'] = 3; main()")
+begin = process._START.replace("; work()", "; work.__globals__['LONGEST'] = 3; work()")
+assert begin != process._START
+process._START = begin
 for path in sys.argv[1:]:
     before, error_text = resource.getrusage(resource.RUSAGE_CHILDREN), None
     try:
