@@ -57,7 +57,7 @@ from .experiment.api import load_data as load_data
 from .experiment.api import load_teacher as load_teacher
 from .experiment.api import tune as tune
 from .experiment.compare import ComparisonRun as ComparisonRun
-from .experiment.dry_run import TrialResult as TrialResult
+from .experiment.dry_run import DryRunResult as DryRunResult
 from .experiment.history.model_card import card as card
 from .experiment.history.run import Gain as Gain
 from .experiment.history.run import RunInfo as RunInfo
@@ -67,8 +67,8 @@ from .experiment.history.runs import list_runs as list_runs
 from .experiment.loaders import RunData as RunData
 from .experiment.result import TestedModel as TestedModel
 from .experiment.settings.config import FitConfig as FitConfig
-from .experiment.settings.recipe import Recipe as Recipe
-from .experiment.settings.recipe import list_recipes as list_recipes
+from .experiment.settings.config import Recipe as Recipe
+from .experiment.settings.config import list_recipes as list_recipes
 from .experiment.tune.search import TuneRun as TuneRun
 from .metrics.evaluation import Evaluation as Evaluation
 from .metrics.evaluation import Fidelity as Fidelity

@@ -35,6 +35,9 @@ MOST_NAMES_DEFINED_TWICE = 5
 """Public classes and functions at the top of modules: a name that means two things is read wrongly once.
 ``run`` and ``add_flags``, which every command has, are two of them."""
 
+MOST_FLOORS = 9
+"""Of ``experiment``: from a module that imports none of its room to the one that nothing there imports."""
+
 FLOORS = (
     ("settings",),
     ("teachers", "loaders", "modes"),
@@ -110,6 +113,17 @@ def test_no_imports_go_round_in_circles() -> None:
         for path in ground:
             del left[path]
     assert not left, "these files import each other"
+
+
+def test_experiment_has_few_floors() -> None:
+    """A module stands one floor above the highest of those in its room that it imports."""
+    left = {path: dependencies(path) for path in PACKAGE if room_of(path) == "experiment"}
+    floors = 0
+    while left:
+        ground = [path for path, below in left.items() if not below & left.keys()]
+        left = {path: below for path, below in left.items() if path not in ground}
+        floors += 1
+    assert floors <= MOST_FLOORS
 
 
 def test_the_fit_of_one_network_imports_neither_reports_nor_what_is_deployed() -> None:

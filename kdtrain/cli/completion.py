@@ -12,7 +12,8 @@ import shtab
 from kdtrain.cli.flags import choice
 from kdtrain.cli.parser import COMMANDS, command_parser, top_parser
 from kdtrain.experiment.history.runs import SORTS
-from kdtrain.experiment.settings.recipe import NO_RECIPE, list_recipes
+from kdtrain.experiment.settings.config import list_recipes
+from kdtrain.experiment.settings.schema import NO_RECIPE
 from kdtrain.runtime.signals import defer_signals
 
 SHELLS = ("bash", "zsh", "fish")

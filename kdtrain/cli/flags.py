@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import clipped, did_you_mean
-from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.settings.config import RECIPE_SETTINGS, FitConfig, list_recipes, recipe_for
 from kdtrain.experiment.settings.load import LATEST
-from kdtrain.experiment.settings.recipe import RECIPE_SETTINGS, list_recipes, recipe_for
 from kdtrain.experiment.settings.schema import DATA_SETS, GROUPS, flag_of, kind_of
 from kdtrain.runtime.console import wrapped
 from kdtrain.runtime.locations import command_name

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdtrain.cli.flags import json_flag
 from kdtrain.cli.output import Stdout
-from kdtrain.experiment.settings.recipe import Recipe, list_recipes, read_recipe
+from kdtrain.experiment.settings.config import Recipe, list_recipes, read_recipe
 from kdtrain.report.table import Column, Table
 
 

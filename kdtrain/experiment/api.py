@@ -13,13 +13,13 @@ from typing import Any
 
 from kdtrain.errors import UsageError
 from kdtrain.experiment.compare import ComparisonRun, run_compare
-from kdtrain.experiment.dry_run import TrialResult, try_out
+from kdtrain.experiment.dry_run import DryRunResult, try_out
 from kdtrain.experiment.loaders import RunData, count_training, prepare, read_data
 from kdtrain.experiment.result import TestedModel
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.keywords import as_path, given_settings, naming_arguments
 from kdtrain.experiment.settings.load import LATEST, fit_config, new_config, tune_config
-from kdtrain.experiment.settings.recipe import NO_RECIPE
+from kdtrain.experiment.settings.schema import NO_RECIPE
 from kdtrain.experiment.student import run_fit
 from kdtrain.experiment.teachers.find import describe_teacher, find_teacher
 from kdtrain.experiment.tune.search import TuneRun, run_tune
@@ -126,7 +126,7 @@ def tune(
 
 
 @naming_arguments
-def check(mode: str = "compare", *, config: Path | str | None = None, **settings: Any) -> list[TrialResult]:
+def check(mode: str = "compare", *, config: Path | str | None = None, **settings: Any) -> list[DryRunResult]:
     """Tries out a fit on two batches, as ``kdtrain fit --check`` does, and leaves no file.
 
     Args:

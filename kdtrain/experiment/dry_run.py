@@ -115,7 +115,7 @@ def _models(config: FitConfig, *, has_teacher: bool) -> list[Model]:
 
 
 @dataclass(frozen=True)
-class TrialResult:
+class DryRunResult:
     """A network after its dry run.
 
     Attributes:
@@ -133,7 +133,7 @@ class TrialResult:
     callbacks: tuple[str, ...]
 
 
-def try_out(config: FitConfig) -> list[TrialResult]:
+def try_out(config: FitConfig) -> list[DryRunResult]:
     """Trains each network of a fit on two batches, evaluates it, and calls every hook of every callback.
 
     No file remains. A missing teacher is trained on two batches as well.
@@ -182,7 +182,7 @@ def _small(session: Session, config: FitConfig, teacher: TrainedTeacher | None) 
     return dataclasses.replace(session, config=small, dataset=dataset)
 
 
-def _tried(session: Session, folder: Path) -> list[TrialResult]:
+def _tried(session: Session, folder: Path) -> list[DryRunResult]:
     """Trains each network of a fit in a folder; returns them, each after its teacher."""
     config = session.config
     teacher = find_teacher(config, session.dataset) if config.has_teacher_files else None
@@ -259,10 +259,10 @@ def _val_size(dataset: Dataset, config: FitConfig, size: int) -> int | None:
     return min(size, len(dataset.train) // (_BATCHES + 1))
 
 
-def _result(name: str, model: TestedModel) -> TrialResult:
+def _result(name: str, model: TestedModel) -> DryRunResult:
     """Returns what a dry run shows of a network."""
     _, header = load_tensors(model.path.with_name("last.safetensors"))
     row = model.history[0]
     losses = {name.removeprefix("loss/"): row[name] for name in row if name.startswith("loss/")}
     callbacks = tuple(header["callbacks"])
-    return TrialResult(name, header["model"]["arch"], model.parameters, losses, callbacks)
+    return DryRunResult(name, header["model"]["arch"], model.parameters, losses, callbacks)

@@ -187,7 +187,7 @@ class Fit:
             warnings=() if warning is None else (warning,),
         )
         if ranks.rank == 0:
-            file_results(model, self.config, dataset, spec.teacher)
+            file_results(model, self.config, dataset, () if spec.teacher is None else spec.teacher.inputs)
         return model
 
     def train_and_test(self, ranks: Ranks) -> TestedModel:

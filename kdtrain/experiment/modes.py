@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,15 +21,12 @@ from kdtrain.callbacks import (
 )
 from kdtrain.callbacks.plugins import load_plugin, replaces_soft_targets
 from kdtrain.data.augment_spec import mixes
-from kdtrain.data.dataset import Dataset
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
-from kdtrain.experiment.loaders import count_copies, count_training, count_validation
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
-from kdtrain.store.conditions import Conditions, Labels, Transfer
 from kdtrain.store.record import CONTROLS, Model
 
 
@@ -123,27 +119,6 @@ def callbacks_for(
 def controls_of(config: FitConfig) -> tuple[Model, ...]:
     """Returns the students that take part in a comparison as further controls, in its order."""
     return tuple(model for model in CONTROLS if getattr(config, str(MODES[model].setting)))
-
-
-def conditions_of(config: FitConfig, dataset: Dataset) -> Conditions:
-    """Returns what a command's report says of first weights, labels, and images without labels."""
-    first = config.student_checkpoint
-    labels = transfer = None
-    if config.labels is not None:
-        held_out = count_validation(dataset, config) if dataset.validation is None else 0
-        labels = Labels(len(dataset.train), len(dataset.train) + dataset.without_labels, held_out)
-    if dataset.transfer is not None and config.mode in ("student_kd", "compare"):
-        students = ("student_kd", *controls_of(config))
-        with_teacher = tuple(model for model in students if MODES[model].has_teacher)
-        path = None if config.transfer_data is None else os.path.abspath(config.transfer_data)
-        transfer = Transfer(path, len(dataset.transfer), config.transfer_share, with_teacher)
-    return Conditions(
-        student_checkpoint=None if first is None else os.path.abspath(first),
-        labels=labels,
-        transfer=transfer,
-        training_images=count_training(dataset, config),
-        copies=count_copies(dataset, config),
-    )
 
 
 def check_plugins(config: FitConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,15 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.experiment.modes import MODES, conditions_of
-from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.recipe import named_recipe
-from kdtrain.experiment.teachers.find import TrainedTeacher
+from kdtrain.experiment.loaders import count_copies, count_training, count_validation
+from kdtrain.experiment.modes import MODES, controls_of
+from kdtrain.experiment.settings.config import FitConfig, named_recipe
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import SavedModel
+from kdtrain.store.conditions import Conditions, Labels, Transfer
 from kdtrain.store.event_file import EventFile, write_results
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import training_seconds
@@ -33,6 +34,7 @@ from kdtrain.store.record import (
     FitRecord,
     Model,
     ModelResult,
+    TeacherInput,
     read_record,
     write_record,
 )
@@ -166,6 +168,27 @@ def facts_of(config: FitConfig, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def conditions_of(config: FitConfig, dataset: Dataset) -> Conditions:
+    """Returns what a command's report says of first weights, labels, and images without labels."""
+    first = config.student_checkpoint
+    labels = transfer = None
+    if config.labels is not None:
+        held_out = count_validation(dataset, config) if dataset.validation is None else 0
+        labels = Labels(len(dataset.train), len(dataset.train) + dataset.without_labels, held_out)
+    if dataset.transfer is not None and config.mode in ("student_kd", "compare"):
+        students = ("student_kd", *controls_of(config))
+        with_teacher = tuple(model for model in students if MODES[model].has_teacher)
+        path = None if config.transfer_data is None else os.path.abspath(config.transfer_data)
+        transfer = Transfer(path, len(dataset.transfer), config.transfer_share, with_teacher)
+    return Conditions(
+        student_checkpoint=None if first is None else os.path.abspath(first),
+        labels=labels,
+        transfer=transfer,
+        training_images=count_training(dataset, config),
+        copies=count_copies(dataset, config),
+    )
+
+
 def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) -> None:
     """Copies the best of several models into the model-save directory, as --keep allows, and logs that.
 
@@ -193,7 +216,7 @@ def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) ->
 
 
 def file_results(
-    model: TestedModel, config: FitConfig, dataset: Dataset, teacher: TrainedTeacher | None
+    model: TestedModel, config: FitConfig, dataset: Dataset, teachers: tuple[TeacherInput, ...]
 ) -> None:
     """Adds the test figures to the run's result.json and to TensorBoard, unless they are there already.
 
@@ -212,7 +235,7 @@ def file_results(
         **facts_of(config, dataset),
         sentences=model.warnings,
         models=(model.result,),
-        teachers=() if teacher is None else teacher.inputs,
+        teachers=teachers,
     )
     write_record(model.directory, record)
     metrics = {

@@ -26,11 +26,11 @@ from kdtrain.experiment.loaders import (
     validation_images,
     validation_loader,
 )
-from kdtrain.experiment.modes import callbacks_for, check_plugins, conditions_of
-from kdtrain.experiment.result import FitResult, TestedModel
-from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.experiment.modes import callbacks_for, check_plugins
+from kdtrain.experiment.result import FitResult, TestedModel, conditions_of
+from kdtrain.experiment.settings.config import FitConfig, describe_recipe, read_recipe
 from kdtrain.experiment.settings.load import tuned_settings
-from kdtrain.experiment.settings.recipe import NO_RECIPE, describe_recipe, read_recipe
+from kdtrain.experiment.settings.schema import NO_RECIPE
 from kdtrain.experiment.teachers.files import TeacherFile
 from kdtrain.experiment.teachers.find import (
     TeacherFigures,

@@ -22,8 +22,7 @@ from kdtrain.experiment.fit import FitSpec
 from kdtrain.experiment.modes import MODES
 from kdtrain.experiment.result import FitResult
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
+from kdtrain.experiment.settings.config import FitConfig, recipe_for, recipe_settings
 from kdtrain.experiment.teachers.find import trained_here
 from kdtrain.metrics.names import Interval
 from kdtrain.metrics.statistics import t_interval

@@ -17,7 +17,7 @@ from PIL import Image
 from kdtrain.data.dataset import Normalization
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.images.resize import read_image
-from kdtrain.experiment.settings.recipe import read_recipe
+from kdtrain.experiment.settings.config import read_recipe
 from kdtrain.runtime import flow
 from kdtrain.store.checkpoint import load_model
 from tests.cli.conftest import Call, Finished, assert_explained

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import tomli
 
-from kdtrain.experiment.settings.recipe import read_recipe, recipe_names
+from kdtrain.experiment.settings.config import read_recipe
+from kdtrain.experiment.settings.schema import RECIPE_NAMES
 from tests.cli.conftest import Call, assert_explained, run_python
 from tests.tools import ROOT
 
@@ -17,17 +18,15 @@ def test_the_list_has_every_recipe(call: Call) -> None:
     finished = call("recipes")
     assert finished.stderr == ""
     lines = finished.stdout.splitlines()
-    assert [
-        line.split()[0] for line in lines[2 : lines.index("", -4)] if line[:1].isalpha()
-    ] == recipe_names()
-    first = read_recipe(recipe_names()[0])
+    assert [line.split()[0] for line in lines[2 : lines.index("", -4)] if line[:1].isalpha()] == RECIPE_NAMES
+    first = read_recipe(RECIPE_NAMES[0])
     for text in (first.title, first.measured):
         assert text.split()[0] in finished.stdout
 
 
 def test_json_has_the_settings_too(call: Call) -> None:
     entries = json.loads(call("recipes", "--json").stdout)
-    assert [entry["name"] for entry in entries] == recipe_names()
+    assert [entry["name"] for entry in entries] == RECIPE_NAMES
     for entry in entries:
         assert entry["settings"] == read_recipe(entry["name"]).settings
         assert entry["measured"]

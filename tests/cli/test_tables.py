@@ -27,7 +27,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.data.datasets import load_dataset
 from kdtrain.deploy.benchmark import benchmark_table, run_benchmark
 from kdtrain.deploy.predict.predictor import OneFlowModel
-from kdtrain.experiment.settings.recipe import recipe_names
+from kdtrain.experiment.settings.schema import RECIPE_NAMES
 from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.models.list_models import NetworkInfo
 from kdtrain.models.registry import build_model
@@ -162,7 +162,7 @@ def _table(name: str, pictures: Dataset, file: Path) -> tuple[Action, Sequence[s
         )
         rows = [NetworkInfo(arch, 26_799_978, 4_000_000_000, None) for arch in archs]
         return printing(networks_table(rows, "Images of 3x32x32 in 10 classes")), archs, ["26,799,978"]
-    names = [plugin.name for plugin in list_plugins()] if name == "plugins" else recipe_names()
+    names = [plugin.name for plugin in list_plugins()] if name == "plugins" else RECIPE_NAMES
     return command(name), names, []
 
 

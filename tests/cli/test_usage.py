@@ -15,8 +15,7 @@ import pytest
 
 from kdtrain.cli import main
 from kdtrain.cli.parser import COMMANDS, command_parser
-from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.recipe import list_recipes, read_recipe, recipe_for
+from kdtrain.experiment.settings.config import FitConfig, list_recipes, read_recipe, recipe_for
 from kdtrain.experiment.settings.schema import GROUPS, flag_of
 from tests import warm
 from tests.cli.conftest import EPOCH, Call, Fitted, assert_explained, run, run_python

@@ -1,21 +1,47 @@
-"""The configuration of a fit: its settings, what follows from them, and what contradicts what."""
+"""The configuration of a fit: its settings, the recipe they start from, and what contradicts what."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli
 import tomli_w
 
 from kdtrain.data.augment_spec import mixes
-from kdtrain.errors import UsageError
-from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
-from kdtrain.experiment.settings.schema import DEFAULT_TEACHER, OPTIMIZERS, Settings, flag_of
+from kdtrain.errors import DataError, UsageError, unknown_name_message
+from kdtrain.experiment.settings.schema import (
+    DEFAULT_TEACHER,
+    NO_RECIPE,
+    OPTIMIZERS,
+    RECIPE_NAMES,
+    RECIPES,
+    Settings,
+    flag_of,
+)
 from kdtrain.runtime.limits import LARGEST_SEED
+from kdtrain.runtime.regular_files import read_text
 from kdtrain.runtime.value_checks import SEED
+
+RECIPE_SETTINGS = frozenset(
+    {
+        *("epochs", "teacher_epochs", "batch_size", "optimizer", "lr", "schedule"),
+        *("weight_decay", "clip_grad_norm", "early_stopping"),
+        *("teacher_arch", "student_arch", "temperature", "alpha"),
+        *("augment", "teacher_augment", "views", "val_size", "limit_train"),
+        *("labels", "transfer_share", "seeds"),
+    }
+)
+"""The settings that a recipe may have: those of the training, whatever the data and the machine are."""
+
+_FEW_LABELS = "_few_labels"  # ends the name of a recipe for images without labels
+
+_LARGEST = 1 << 16  # bytes of a file
+_PUBLISHED = ("mnist", "fashion_mnist")
 
 _PASSES = {"teacher": 1_100_000, "student": 3_300_000}
 """Images that a network is shown, repetitions counted: 20 and 60 epochs of 55,000 images."""
@@ -156,6 +182,124 @@ def epochs_for_size(network: str, images: int, *, few: bool = False) -> int:
     fewest, most = _LIMITS[network]
     epochs = _FEW / math.sqrt(images) if few else _PASSES[network] / images
     return min(max(round(epochs), fewest), most)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe.
+
+    Attributes:
+        name: its name for ``--recipe``.
+        title: its first comment line, a noun phrase.
+        measured: the paragraph of its comments that begins with "Measured: ", without that word.
+        expected: the paragraph that begins with "Expect: ", which says before a comparison what it can show;
+            "" without one.
+        text: the whole file, as ``--config`` reads it.
+    """
+
+    name: str
+    title: str
+    measured: str
+    expected: str
+    text: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings, as in the file, without the name."""
+        settings = tomli.loads(self.text)
+        settings.pop("recipe", None)
+        return settings
+
+
+def list_recipes() -> list[Recipe]:
+    """Returns all recipes, sorted by name."""
+    return [read_recipe(name) for name in RECIPE_NAMES]
+
+
+@functools.cache
+def read_recipe(name: str) -> Recipe:
+    """Returns a recipe.
+
+    Raises:
+        UsageError: there is no recipe of that name.
+    """
+    if name not in RECIPE_NAMES:
+        raise UsageError(unknown_name_message("recipe", name, RECIPE_NAMES))
+    text = read_text(RECIPES / f"{name}.toml", _LARGEST)
+    comments = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    paragraphs = [" ".join(part.split()) for part in "\n".join(comments).split("\n\n")]
+
+    def paragraph(begin: str) -> str:
+        return next((part.removeprefix(begin) for part in paragraphs if part.startswith(begin)), "")
+
+    return Recipe(name, comments[0].rstrip("."), paragraph("Measured: "), paragraph("Expect: "), text)
+
+
+def named_recipe(name: str | None) -> str | None:
+    """Returns the name of a recipe; None for ``NO_RECIPE``."""
+    return None if name == NO_RECIPE else name
+
+
+def recipe_settings(name: str | None) -> dict[str, Any]:
+    """Returns the settings of a recipe; none for None and ``NO_RECIPE``.
+
+    Raises:
+        UsageError: there is no recipe of that name.
+    """
+    return {} if name is None or name == NO_RECIPE else read_recipe(name).settings
+
+
+def recipe_for(dataset: str, data_dir: Path | None, *, few_labels: bool = False) -> str:
+    """Returns the name of the recipe for a data set: ``mnist``, ``fashion_mnist`` or ``pictures``.
+
+    Where images without labels join, the name ends on ``_few_labels``.
+
+    IDX files in a folder are MNIST or Fashion-MNIST if both of their files of labels are. These are small,
+    so that the choice takes milliseconds. Files that cannot be read get ``pictures`` too: the fit reads
+    them again and reports the fault.
+
+    Args:
+        dataset: value of ``--dataset``.
+        data_dir: value of ``--data-dir``.
+        few_labels: whether ``--labels`` or ``--transfer-data`` is given.
+    """
+    if dataset not in _PUBLISHED:
+        name = "pictures"
+    else:
+        name = dataset if data_dir is None else _recipe_of_labels(data_dir)
+    return f"{name}{_FEW_LABELS}" if few_labels else name
+
+
+def describe_recipe(name: str, chosen: str) -> str:
+    """Returns a sentence that names a fit's recipe, and whether it is the one for its data.
+
+    Args:
+        name: value of ``--recipe``.
+        chosen: what ``recipe_for`` returns.
+    """
+    reason = ", chosen for these data" if name == chosen else ""
+    return f"Recipe: {name}{reason} ({read_recipe(name).title}). `kdtrain recipes {name}` prints it."
+
+
+def _recipe_of_labels(folder: Path) -> str:
+    # They import NumPy, which the refusal of a flag does without.
+    from kdtrain.data.datasets import DATASETS, FILES
+    from kdtrain.data.idx import content_sha256, read_idx
+
+    labels = {index: file for index, file in enumerate(FILES) if "labels" in file}
+    try:
+        digests = {
+            index: content_sha256(
+                read_idx(path if (path := folder / file).exists() else folder / f"{file}.gz")
+            )
+            for index, file in labels.items()
+        }
+    except (DataError, OSError):
+        return "pictures"
+    for name in _PUBLISHED:
+        if all(DATASETS[name].sha256[index] == digest for index, digest in digests.items()):
+            return name
+    return "pictures"
 
 
 def _check_together(config: FitConfig) -> None:

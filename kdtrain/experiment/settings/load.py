@@ -15,8 +15,7 @@ from typing import Any
 import tomli
 
 from kdtrain.errors import KdtrainError, UsageError, clipped, unknown_name_message
-from kdtrain.experiment.settings.config import FitConfig
-from kdtrain.experiment.settings.recipe import recipe_for, recipe_settings
+from kdtrain.experiment.settings.config import FitConfig, recipe_for, recipe_settings
 from kdtrain.experiment.settings.schema import flag_of, kind_of
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 from kdtrain.runtime.ranks import rank

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.data.augment_spec import AUGMENT_FORMS, parse_augment
-from kdtrain.experiment.settings.recipe import NO_RECIPE, recipe_names
 from kdtrain.runtime import limits
 from kdtrain.runtime.value_checks import (
     DEFAULT_TEMPERATURE,
@@ -31,6 +30,13 @@ from kdtrain.runtime.value_checks import (
     between,
 )
 from kdtrain.store.record import FIT_MODES
+
+RECIPES = Path(__file__).with_name("recipes")
+RECIPE_NAMES = sorted(file.stem for file in RECIPES.glob("*.toml"))
+"""The names of the recipes: files of settings, each for some data or a purpose, that a fit starts from."""
+
+NO_RECIPE = "none"
+"""The value of ``--recipe`` that leaves the defaults of ``FitConfig`` as they are."""
 
 GROUPS = ("what to train", "teacher", "data", "augmentation", "training", "comparison", "output")
 """The headings of the help, in their order."""
@@ -130,7 +136,7 @@ class Settings:
         None,
         "tested settings, from `kdtrain recipes`; none: kdtrain's own; other flags win over them "
         "[by the data]",
-        choices=(*recipe_names(), NO_RECIPE),
+        choices=(*RECIPE_NAMES, NO_RECIPE),
         metavar="NAME",
         shorthands={"--quick": "quick"},
         is_common=True,

@@ -19,8 +19,6 @@ from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import Logits
 from kdtrain.errors import CheckpointError
-from kdtrain.experiment.loaders import validation_images
-from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.runtime import flow
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
@@ -64,9 +62,17 @@ class FirstLook:
     in_child: bool
 
     @classmethod
-    def at(cls, dataset: Dataset, config: FitConfig) -> FirstLook:
-        """Returns the images for a command. The test set is not read."""
-        split, numbers = validation_images(dataset, config, config.seed)
+    def at(
+        cls, dataset: Dataset, split: str, numbers: npt.NDArray[np.int64], device: str = "cpu"
+    ) -> FirstLook:
+        """Returns the images for a command. The test set is not read.
+
+        Args:
+            dataset: the data.
+            split: the split of the images that choose the best epoch.
+            numbers: (M,) int64, their positions in the split.
+            device: value of ``--device``.
+        """
         if split == "test":
             numbers = np.arange(len(dataset.train))
         chosen = np.unique(np.linspace(0, len(numbers) - 1, min(_IMAGES, len(numbers))).astype(np.int64))
@@ -76,7 +82,7 @@ class FirstLook:
             "training" if is_training else "held-out",
             "train" if is_training else split,
             numbers[chosen],
-            rank() is None and resolve_device(config.device) == "cpu",
+            rank() is None and resolve_device(device) == "cpu",
         )
 
     def logits(self, network: flow.nn.Module) -> Logits:

@@ -18,7 +18,7 @@ from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import Ensemble, GivenLogits, Logits, mean_logits, members_of
 from kdtrain.errors import CheckpointError
-from kdtrain.experiment.loaders import count_training
+from kdtrain.experiment.loaders import count_training, validation_images
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.check import FirstLook
 from kdtrain.experiment.teachers.files import (
@@ -186,7 +186,8 @@ def find_teacher(config: FitConfig, dataset: Dataset, ranks: Ranks | None = None
         kept = _kept_teacher(config, dataset)
         paths = () if kept is None else (kept,)
     flags = TeacherFlags(config)
-    request = Request(config, dataset, flags, FirstLook.at(dataset, config))
+    look = FirstLook.at(dataset, *validation_images(dataset, config, config.seed), config.device)
+    request = Request(config, dataset, flags, look)
     loads = [(path, _loader_of(path)) for path in paths]
     if config.teacher_logits is not None:
         loads.append((config.teacher_logits, load_given_teacher))

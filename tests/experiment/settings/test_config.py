@@ -19,8 +19,7 @@ from kdtrain.data.augment_spec import AUGMENT_FORMS
 from kdtrain.errors import UsageError
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config, resumed_config
-from kdtrain.experiment.settings.recipe import recipe_names
-from kdtrain.experiment.settings.schema import OPTIMIZERS
+from kdtrain.experiment.settings.schema import OPTIMIZERS, RECIPE_NAMES
 from tests.refusals import refusal_by
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
@@ -32,7 +31,7 @@ AUGMENTATIONS = st.sampled_from(
     ["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180", "mixup,flip", "mixup=0.2"]
 )
 OPTIONAL = {
-    "recipe": st.sampled_from([*recipe_names(), "none"]),
+    "recipe": st.sampled_from([*RECIPE_NAMES, "none"]),
     "epochs": EPOCHS,
     "teacher_epochs": EPOCHS,
     "lr": POSITIVE,

@@ -17,19 +17,20 @@ from kdtrain.data.datasets import DATASETS, FILES
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.errors import UsageError
 from kdtrain.experiment.session import Session
-from kdtrain.experiment.settings.config import FitConfig, epochs_for_size
-from kdtrain.experiment.settings.load import absolute_paths, new_config, resumed_config
-from kdtrain.experiment.settings.recipe import (
+from kdtrain.experiment.settings.config import (
     RECIPE_SETTINGS,
+    FitConfig,
     describe_recipe,
+    epochs_for_size,
     read_recipe,
     recipe_for,
-    recipe_names,
 )
+from kdtrain.experiment.settings.load import absolute_paths, new_config, resumed_config
+from kdtrain.experiment.settings.schema import RECIPE_NAMES
 from kdtrain.models.registry import check_architecture
 from tests.tools import write_digits
 
-NAMES = recipe_names()
+NAMES = RECIPE_NAMES
 MNIST = Path(datasets.__file__).parent / "mnist"
 
 

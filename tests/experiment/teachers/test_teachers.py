@@ -20,6 +20,7 @@ from kdtrain.deploy.onnx.network import OnnxClassifier
 from kdtrain.deploy.onnx.reader import Assumed
 from kdtrain.engine.teacher_network import TeacherNetwork
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
+from kdtrain.experiment.loaders import validation_images
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.teachers.check import FirstLook
 from kdtrain.experiment.teachers.find import TrainedTeacher, find_teacher
@@ -86,7 +87,7 @@ def found(data: Dataset, *paths: Path, **settings: Any) -> TrainedTeacher:
 
 
 def accuracies(teacher: TrainedTeacher, data: Dataset) -> list[float]:
-    look = FirstLook.at(data, FitConfig("student_kd"))
+    look = FirstLook.at(data, *validation_images(data, FitConfig("student_kd"), 0))
     seen = [member.seen for member in teacher.members]
     return [look.accuracy(logits) for logits in seen if logits is not None]
 
@@ -191,7 +192,7 @@ def test_the_first_look_says_what_each_and_the_mean_recognise(
     assert [message.partition(" recognises")[0] for message in said] == [
         *map(str, (own, TORCH, given)), "The mean of their probabilities"
     ]  # fmt: skip
-    look = FirstLook.at(few, FitConfig("student_kd"))
+    look = FirstLook.at(few, *validation_images(few, FitConfig("student_kd"), 0))
     odds = []
     for member in teacher.members:
         assert member.seen is not None
@@ -268,7 +269,7 @@ def test_another_order_of_the_classes_is_named_and_helps(kind: str, few: Dataset
 def test_an_untrained_network_has_no_better_order_of_classes(few: Dataset, tmp_path: Path) -> None:
     for arch in ("student_mlp", "student_cnn", "hinton_800"):
         path = untrained_teacher(tmp_path / f"{arch}.safetensors", few, arch)
-        look = FirstLook.at(few, FitConfig("student_kd"))
+        look = FirstLook.at(few, *validation_images(few, FitConfig("student_kd"), 0))
         assert look.better_order(look.logits(load_model(path).build())) is None
 
 
