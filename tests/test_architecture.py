@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,12 +55,17 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, *, at_once: bool = False) -> Iterator[tuple[str, str | None]]:
     """Every import of a file: the module, and the name taken from it.
 
     ``at_once`` leaves out those inside of functions, and those for types alone.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -140,7 +146,7 @@ def test_the_fit_of_one_network_imports_neither_reports_nor_what_is_deployed() -
 
 @pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)
 def test_a_module_title_is_a_noun_phrase(path: Path) -> None:
-    title = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    title = ast.get_docstring(tree_of(path)) or ""
     questions = ("What", "How", "Whether", "Which", "Who", "From", "When", "Where")
     verbs = (
         *("Carries", "Finds", "Has", "Makes", "Prints", "Puts", "Raises", "Reads", "Runs", "Starts"),
@@ -179,7 +185,7 @@ def test_nothing_needs_a_display(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PACKAGE + PLUGINS, ids=name_of)
 def test_nothing_relies_on_the_context_of_an_autograd_function(path: Path) -> None:
-    names = [node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    names = [node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)]
     assert "Function" not in names, "its context frees what is kept there: see nn/layers.py"
 
 
@@ -187,7 +193,7 @@ def test_nothing_relies_on_the_context_of_an_autograd_function(path: Path) -> No
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             documented = ast.get_docstring(node) is not None
             first, last = node.body[1 if documented and len(node.body) > 1 else 0], node.body[-1]
@@ -211,7 +217,7 @@ def test_few_public_names_mean_two_things() -> None:
     names = Counter(
         node.name
         for path in PACKAGE
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in tree_of(path).body
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")
     )
     twice = sorted(name for name, count in names.items() if count > 1)

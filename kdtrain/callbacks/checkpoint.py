@@ -11,8 +11,8 @@ from kdtrain.engine.events import EpochEnd, EvalEnd
 from kdtrain.engine.resume import save_state
 from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError
+from kdtrain.metrics.evaluation import standard_error
 from kdtrain.metrics.names import ACCURACY
-from kdtrain.metrics.statistics import standard_error
 from kdtrain.runtime.files import make_folder
 from kdtrain.store.card import ModelCard
 from kdtrain.store.checkpoint import fingerprint, save_model, snapshot

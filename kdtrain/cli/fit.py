@@ -29,7 +29,8 @@ from kdtrain.store.record import RESULT
 
 # Imported with signals deferred, because an interrupted import leaves a broken module. Includes modules
 # that only forked children use.
-_NEEDED = ("kdtrain.experiment.compare", "kdtrain.experiment.student", "tensorboardX.summary")
+_NEEDED = ("kdtrain.experiment.student", "tensorboardX.summary")
+_NEEDED_TO_COMPARE = ("kdtrain.experiment.compare", *_NEEDED)
 
 SECONDS_TO_END = 4.5  # after Ctrl-C; children get 4 s of them
 
@@ -74,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
-    with _ready():
+    with _ready(config):
         output = Stdout()
         if check:
             _check(config, output)
@@ -85,8 +86,7 @@ def _fit(config: FitConfig, resume: Path | None, *, check: bool) -> None:
 
 
 def _fit_as_json(config: FitConfig, resume: Path | None, *, check: bool) -> None:
-    with only_json() as print_json, _ready():
-        from kdtrain.experiment.compare import run_compare
+    with only_json() as print_json, _ready(config):
         from kdtrain.experiment.dry_run import try_out
         from kdtrain.experiment.student import run_fit
 
@@ -94,6 +94,8 @@ def _fit_as_json(config: FitConfig, resume: Path | None, *, check: bool) -> None
             print_json({"networks": [dataclasses.asdict(network) for network in try_out(config)]})
             return
         if config.mode == "compare":
+            from kdtrain.experiment.compare import run_compare
+
             compared = run_compare(config, resume)
             directory, file = compared.directory, compared.figures
         else:
@@ -104,11 +106,11 @@ def _fit_as_json(config: FitConfig, resume: Path | None, *, check: bool) -> None
 
 
 @contextlib.contextmanager
-def _ready() -> Iterator[None]:
+def _ready(config: FitConfig) -> Iterator[None]:
     """Imports what a fit needs, and ends the process if the block goes on for too long after a signal."""
     with force_exit_after_signal(SECONDS_TO_END):
         with defer_signals():
-            for module in _NEEDED:
+            for module in _NEEDED_TO_COMPARE if config.mode == "compare" else _NEEDED:
                 importlib.import_module(module)
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,6 +100,20 @@ def _checked(
     if not np.isfinite(scores).all():
         raise NonFiniteError("the network's outputs are not finite numbers: its weights are not usable.")
     return scores, truth.astype(np.int64)
+
+
+def standard_error(share: float, number: int) -> float:
+    """Returns the standard error of a share, from two more successes and two more failures than were counted.
+
+    So a share of 1 has one above 0 (Agresti and Coull, "Approximate is Better than 'Exact' for Interval
+    Estimation of Binomial Proportions", 1998).
+
+    Args:
+        share: 0 to 1.
+        number: number of images that it was counted on.
+    """
+    adjusted = (share * number + 2) / (number + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (number + 4))
 
 
 class Fidelity(NamedTuple):

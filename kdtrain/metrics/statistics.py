@@ -160,17 +160,3 @@ def seeds_needed(mean: float, sd: float, power: float = POWER, most: int = MOST_
     t = scipy.stats.nct(numbers - 1, shift)
     enough = numbers[t.sf(critical) + t.cdf(-critical) >= power]
     return int(enough[0]) if len(enough) else None
-
-
-def standard_error(share: float, number: int) -> float:
-    """Returns the standard error of a share, from two more successes and two more failures than were counted.
-
-    So a share of 1 has one above 0 (Agresti and Coull, "Approximate is Better than 'Exact' for Interval
-    Estimation of Binomial Proportions", 1998).
-
-    Args:
-        share: 0 to 1.
-        number: number of images that it was counted on.
-    """
-    adjusted = (share * number + 2) / (number + 4)
-    return math.sqrt(adjusted * (1 - adjusted) / (number + 4))

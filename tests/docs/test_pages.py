@@ -38,21 +38,21 @@ LESS = {
     **{"9999": "99", "--seeds 5": "--seeds 2", "--teacher-epochs 100": "--teacher-epochs 1"},
     **{"--labels 5000": "--labels 400", "--budget 27": "--budget 3", "--budget 9": "--budget 2"},
     **{"range(400)": "range(30)", "epochs = 60": "epochs = 2", "teacher_epochs = 100": "teacher_epochs = 1"},
+    **{"load_data()": 'load_data(data_dir="digits")', "[:10000]": "[:1000]", "[10000:]": "[1000:]"},
 }
 """Texts of the pages, and what they are replaced by to save time."""
 FLAGS = {
-    "writing-a-plugin.md": ("--limit-train", "5120", "--val-size", "256"),
-    "recipes.md": ("--limit-train", "512", "--val-size", "256", "--epochs", "1"),
-    "serving.md": (
-        *("--limit-train", "300", "--val-size", "50", "--epochs", "1", "--teacher-arch", "student_mlp"),
-    ),
+    "writing-a-plugin.md": ("--val-size", "200", "--batch-size", "65"),
+    "recipes.md": ("--val-size", "256", "--epochs", "1"),
+    "serving.md": ("--val-size", "50", "--epochs", "1", "--teacher-arch", "student_mlp"),
     "transfer-data.md": ("--limit-train", "512", "--val-size", "256", "--epochs", "1"),
-    "teachers.md": ("--limit-train", "512", "--val-size", "256", "--epochs", "1"),
+    "teachers.md": ("--val-size", "256", "--epochs", "1"),
     "tutorial.md": (),
 }
-"""Flags of the fits, by page. On other pages, fits are for an epoch on few images of 12x12 pixels.
+"""Flags of the fits, by page: on few images of MNIST, or on the page's own.
 
-None changes the recipe: it is that of the page, which decides views and networks.
+On other pages, fits are for an epoch on few images of 12x12 pixels. No flag changes the recipe: it is that of
+the page, which decides views and networks.
 """
 BEFORE = {"infer.md": ("fit", "--mode", "compare")}
 """The command that a page expects to have been run."""
@@ -88,10 +88,14 @@ def on_less_data(page: Path, words: list[str], tiles: Path) -> list[str | Path]:
         for flag in ("--teacher-epochs=1", "--seeds=1")
         if words[0] == "fit" and "compare" in words and flag.partition("=")[0] not in words
     ]
-    if page.name in FLAGS:
-        return [*words, *(FLAGS[page.name] if words[0] == "fit" else ()), *(once if FLAGS[page.name] else ())]
-    recipe = "mnist_few_labels" if "--labels" in words else "mnist"  # by name: the tiles are not MNIST
+    recipe = "mnist_few_labels" if "--labels" in words else "mnist"  # by name: part of MNIST is not MNIST
     named = {"--recipe", "--config", "--quick"} & {*words}
+    if page.name in FLAGS:
+        flags = FLAGS[page.name]
+        if not flags or "--dataset" in words:
+            return [*words, *(flags if words[0] == "fit" else ()), *(once if flags else ())]
+        chosen = () if named else ("--recipe", recipe)
+        return [*words, "--data-dir", "digits", *((*flags, *chosen) if words[0] == "fit" else ()), *once]
     few = ["--limit-train", "512", "--val-size", "256", "--epochs", "1", *once]
     few += [] if named else ["--recipe", recipe]
     return [*words, "--data-dir", tiles, *(few if words[0] in ("fit", "tune") else ())]
@@ -167,8 +171,9 @@ CHECKS: dict[str, Callable[[Path, list[Finished]], None]] = {
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
 def test_commands_work_one_after_another(
-    page: Path, tmp_path: Path, mnist: Dataset, tiles: Path, call: Call
+    page: Path, tmp_path: Path, mnist: Dataset, digits: Path, tiles: Path, call: Call
 ) -> None:
+    (tmp_path / "digits").symlink_to(digits)
     for name, content in files(page).items():
         (tmp_path / name).write_text(with_less(content))
     for name in IMAGES:

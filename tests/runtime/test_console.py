@@ -38,8 +38,9 @@ def test_from_python_messages_are_printed_only_if_logging_is_set_up(
         assert finished.stderr == ""
 
 
-def test_the_command_line_prints_messages_to_stderr(spawn: Call, tmp_path: Path) -> None:
-    flags = ("--limit-train", "64", "--epochs", "1", "--augment", "flip", "--views", "0")
+def test_the_command_line_prints_messages_to_stderr(spawn: Call, tiles: Path, tmp_path: Path) -> None:
+    few = ("--data-dir", tiles, "--val-size", "100", "--limit-train", "64", "--recipe", "none")
+    flags = (*few, "--epochs", "1", "--augment", "flip", "--views", "0")
     finished = spawn("fit", "--mode", "student_kd", *flags, cwd=tmp_path)
     assert NOTE in finished.stderr
     assert NOTE not in finished.stdout
