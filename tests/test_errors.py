@@ -66,7 +66,7 @@ def flags() -> list[str]:
         *(("--alfa", "--alpha"), ("--plguin", "--plugin"), ("--log-dir", "--logdir")),
         *(("--early-stop", "--early-stopping"), ("--student-arc", "--student-arch"), ("trian", None)),
         *(("--quiet", None), ("--verbose", None), ("--silent", None), ("--gpu", None), ("--workers", None)),
-        *(("--output", None), ("--patience", None), ("--momentum", None), ("--steps", None), ("-x", None)),
+        *(("--output", None), ("--patience", None), ("--zebra", None), ("--steps", None), ("-x", None)),
     ],
 )
 def test_a_flag_is_suggested_only_where_it_is_near(typed: str, meant: str | None) -> None:

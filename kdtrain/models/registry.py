@@ -31,6 +31,12 @@ ARCHITECTURES: dict[str, Factory] = {
     "resnet20": partial(ResNet, depth=20),
 }
 
+SMALLEST_SIDES = {
+    "teacher_cnn": (6, "hinton_1200 with --teacher-arch"),
+    "student_cnn": (SMALLEST_SIDE, "student_mlp with --student-arch"),
+}
+"""Networks that need more than a pixel: height and width of their smallest image, and what to choose then."""
+
 
 def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn.Module:
     """Returns a new network with freshly drawn weights (from OneFlow's default generator).
@@ -50,15 +56,11 @@ def build_model(arch: str, image_shape: ImageShape, num_classes: int) -> flow.nn
         return with_own_layers(build_classifier(arch, image_shape, num_classes))
     if runs_code(arch):
         return build_from_factory(arch, image_shape, num_classes)
-    if arch == "teacher_cnn" and min(image_shape[1:]) < 6:
+    side, advice = SMALLEST_SIDES.get(arch, (1, ""))
+    if min(image_shape[1:]) < side:
         raise UsageError(
-            f"teacher_cnn needs images of at least 6x6 pixels, these are {size_text(image_shape[1:])}: "
-            "choose hinton_1200 with --teacher-arch."
-        )
-    if arch == "student_cnn" and min(image_shape[1:]) < SMALLEST_SIDE:
-        raise UsageError(
-            f"student_cnn needs images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels, these are "
-            f"{size_text(image_shape[1:])}: choose student_mlp with --student-arch."
+            f"{arch} needs images of at least {side}x{side} pixels, these are {size_text(image_shape[1:])}: "
+            f"choose {advice}."
         )
     return ARCHITECTURES[arch](image_shape, num_classes)
 

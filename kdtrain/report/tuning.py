@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdtrain.report.table import Column, Table
-from kdtrain.store.record import Tuning, Value
+from kdtrain.store.search_record import Tuning, Value
 
 CAVEAT = (
     "These images have chosen the settings, so the figures are optimistic. The test set was not read: the "

@@ -330,6 +330,7 @@ def test_installed_kdtrain_has_its_own_plugins() -> None:
     assert smoothing.epsilon == 0.2
     listed = {info.name: info for info in list_plugins()}
     for name, target in declared().items():
+        assert name in listed, f"{name} is in pyproject.toml, and not installed: run scripts/bootstrap --dev"
         assert listed[name].source == f"kdtrain ({target})"
     assert listed["grad_norm"].hooks == ("on_fit_start", "on_batch", "on_fit_end")
     assert listed["label_smoothing"].hooks == ("configure",)

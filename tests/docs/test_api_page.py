@@ -23,7 +23,8 @@ TEXT = text_of(PAGE)
 (LOOP,) = (block for block in blocks(PAGE, "python") if "kdtrain.Trainer(" in block)
 LESS = {
     "compare(labels=500)": (
-        'compare(data_dir="digits", recipe="mnist_few_labels", labels=200, seeds=2, epochs=2, teacher_epochs=1)'
+        'compare(data_dir="digits", recipe="mnist_few_labels", labels=200, seeds=2, epochs=2, '
+        "teacher_epochs=1)"
     ),
     'dataset="mnist", ': 'data_dir="digits", limit_train=1000, val_size=200, ',
     "limit_train=1000, val_size=200, augment": 'data_dir="digits", limit_train=1000, val_size=200, augment',

@@ -133,7 +133,7 @@ def test_every_figure_is_that_of_compare_json(case: str, request: pytest.Fixture
             if isinstance(value, dict):
                 assert f"{place}/mean" in shown
                 assert (f"{place}/sd" in shown) == (value["sd"] is not None)
-            elif isinstance(value, int):
+            elif isinstance(value, (int, float)):
                 assert place in shown
             elif value is not None:
                 assert value in made.page.source.replace("<wbr>", "")

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from kdtrain.report.tuning import SHOWN, tuning_table, verdict
-from kdtrain.store.record import RungScore, TunedModel, TunedTrial, Tuning
+from kdtrain.store.search_record import RungScore, TunedModel, TunedTrial, Tuning
 
 VALUES: dict[str, int | float | str] = {
     "temperature": 2.01,

@@ -27,11 +27,11 @@ from kdtrain.store.record import (
     FitRecord,
     Model,
     RunRecord,
-    Tuning,
     damage,
     read_record,
 )
 from kdtrain.store.run_directory import is_active
+from kdtrain.store.search_record import Tuning
 
 STATUSES = ("finished", "running", "interrupted", "failed", "damaged")
 """``damaged``: a file of the run cannot be read, or the directory holds no file of a run."""

@@ -20,8 +20,9 @@ from kdtrain.experiment.settings.schema import flag_of, kind_of
 from kdtrain.runtime.locations import absolute_name, missing_path_text, short_name
 from kdtrain.runtime.ranks import rank
 from kdtrain.runtime.regular_files import read_text
-from kdtrain.store.record import Tuning, read_record
+from kdtrain.store.record import read_record
 from kdtrain.store.run_directory import check_name, latest_run
+from kdtrain.store.search_record import Tuning
 
 _LARGEST = 1 << 16  # bytes of a TOML file: tomli takes long for some large ones
 _WITHOUT_EFFECT = {"keep", "stall_timeout"}  # do not change what is trained: a resumed run may change them

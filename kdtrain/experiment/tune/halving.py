@@ -16,7 +16,7 @@ from typing import Any
 
 from kdtrain.errors import UsageError, clipped
 from kdtrain.runtime.limits import MOST_SECONDS, MOST_TRIALS
-from kdtrain.store.record import RungScore
+from kdtrain.store.search_record import RungScore
 
 ETA = 3
 """The share of trials that goes on is 1 / ETA, and the next rung ends at ETA times as many epochs."""

@@ -46,17 +46,9 @@ from kdtrain.runtime.limits import MOST_TRIALS
 from kdtrain.runtime.locations import command_name, short_name
 from kdtrain.runtime.processes import Job, available_cores
 from kdtrain.runtime.value_checks import between, check_value
-from kdtrain.store.record import (
-    SEARCH,
-    Model,
-    RungScore,
-    TunedModel,
-    TunedTrial,
-    Tuning,
-    read_record,
-    write_record,
-)
+from kdtrain.store.record import SEARCH, Model, read_record, write_record
 from kdtrain.store.run_directory import run_directory
+from kdtrain.store.search_record import RungScore, TunedModel, TunedTrial, Tuning
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from kdtrain.experiment.modes import MODES, controls_of
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.load import load_config
 from kdtrain.runtime.limits import MOST_TRIALS
-from kdtrain.store.record import Model, Value
+from kdtrain.store.record import Model
+from kdtrain.store.search_record import Value
 
 VIEWS = "views"
 """The name in a search of a choice: ``on`` for the command's augmentation, ``off`` for none."""

@@ -15,7 +15,8 @@ from kdtrain.experiment.result import FitResult
 from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.console import silence
 from kdtrain.store.metrics_file import read_metrics, training_seconds
-from kdtrain.store.record import RESULT, FitRecord, RungScore, read_record
+from kdtrain.store.record import RESULT, FitRecord, read_record
+from kdtrain.store.search_record import RungScore
 
 logger = logging.getLogger(__name__)
 

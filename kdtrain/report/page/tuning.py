@@ -9,7 +9,8 @@ from kdtrain.report.page.charts import Curves, curves
 from kdtrain.report.page.render import page_environment
 from kdtrain.report.tuning import CAVEAT, value_text, verdict
 from kdtrain.runtime.files import write_text
-from kdtrain.store.record import Tuning, plain
+from kdtrain.store.record import plain
+from kdtrain.store.search_record import Tuning
 
 
 def write_tuning_page(directory: Path, tuning: Tuning, *, dataset: str, settings: str, command: str) -> None:

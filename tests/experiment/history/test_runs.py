@@ -19,8 +19,9 @@ from kdtrain.cli import main
 from kdtrain.errors import UsageError
 from kdtrain.experiment.history.run import RunInfo
 from kdtrain.experiment.history.runs import SORTS, best_runs, list_runs
-from kdtrain.store.record import FitRecord, Model, RungScore, TunedModel, TunedTrial, Tuning, write_record
+from kdtrain.store.record import FitRecord, Model, write_record
 from kdtrain.store.run_directory import is_active, run_directory
+from kdtrain.store.search_record import RungScore, TunedModel, TunedTrial, Tuning
 from tests.cli.conftest import CallKdtrain
 from tests.documents import DOCS, text_of
 from tests.tools import ROOT, read_tested

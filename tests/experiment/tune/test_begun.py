@@ -12,7 +12,8 @@ import pytest
 
 from kdtrain.errors import KdtrainError
 from kdtrain.experiment.tune.search import begun_search
-from kdtrain.store.record import SEARCH, Tuning, plain, write_record
+from kdtrain.store.record import SEARCH, plain, write_record
+from kdtrain.store.search_record import Tuning
 
 BEGUN = Tuning(
     budget="27",

@@ -19,7 +19,7 @@ from kdtrain.experiment.tune.halving import (
     rung_epochs,
     rung_sizes,
 )
-from kdtrain.store.record import RungScore
+from kdtrain.store.search_record import RungScore
 
 
 def score(accuracy: float, cross_entropy: float) -> RungScore:
