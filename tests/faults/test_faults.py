@@ -98,7 +98,7 @@ def assert_second_epoch_is_kept(folder: Path, status: str | None = "failed") -> 
 
 def test_soak_in_short() -> None:
     combination = "student_kd: own teacher"  # interrupts and pairs have combinations of their own
-    counts = ("--kills", "3", "--interrupts", "1", "--pairs", "1", "--only", f"{combination}$")
+    counts = ("--kills", "3", "--interrupts", "2", "--pairs", "1", "--only", f"{combination}$")
     finished = run(sys.executable, "-m", "tests.faults.inject", *counts)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "differences: none" in finished.stdout
