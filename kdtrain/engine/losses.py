@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from kdtrain.data.loader import Batch
 from kdtrain.engine.recorder import Output
+from kdtrain.nn import losses
+from kdtrain.nn.operations import runs_in_numpy
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import zero_upper_avx
 
@@ -26,6 +28,8 @@ def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
         A float32 scalar: the mean over the images, in nats.
     """
     if batch.mixup_targets is None and batch.labelled is None:
+        if _runs_in_numpy(output.logits):
+            return losses.CrossEntropy(batch.targets).apply(output.logits)
         return F.cross_entropy(output.logits, batch.targets)
     return batch.label_loss(lambda labels: F.cross_entropy(output.logits, labels, reduction="none"))
 
@@ -48,10 +52,16 @@ def soft_target_loss(
     Returns:
         A float32 scalar, in nats times T^2.
     """
+    if _runs_in_numpy(student_logits):
+        return losses.SoftTargetLoss(teacher_logits, temperature).apply(student_logits)
     log_student = F.log_softmax(student_logits.double() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher_logits.detach().double() / temperature, dim=1)
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum()
     return (divergence * (temperature**2 / student_logits.shape[0])).float()
+
+
+def _runs_in_numpy(logits: flow.Tensor) -> bool:
+    return logits.ndim == 2 and logits.dtype == flow.float32 and runs_in_numpy(logits)
 
 
 def clip_gradients(optimizer: flow.optim.Optimizer, limit: float) -> None:

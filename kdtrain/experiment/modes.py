@@ -25,6 +25,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.nn import optimizers
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
 from kdtrain.store.record import CONTROLS, Model
@@ -169,8 +170,8 @@ def architecture(mode: str, config: FitConfig) -> str:
 def optimizer(config: FitConfig) -> OptimizerFactory:
     """Returns the factory of the configured optimizer."""
     factories: dict[str, OptimizerFactory] = {
-        "adam": partial(flow.optim.Adam, lr=config.peak_lr),
-        "adadelta": partial(flow.optim.Adadelta, lr=config.peak_lr),
-        "sgd": partial(flow.optim.SGD, lr=config.peak_lr, momentum=0.9),
+        "adam": partial(optimizers.Adam, lr=config.peak_lr),
+        "adadelta": partial(optimizers.Adadelta, lr=config.peak_lr),
+        "sgd": partial(optimizers.SGD, lr=config.peak_lr, momentum=0.9),
     }
     return factories[config.optimizer]

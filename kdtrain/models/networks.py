@@ -12,6 +12,7 @@ from kdtrain.nn.layers import (
     Sequential,
     channels_first,
     channels_last,
+    linear_layers,
     max_pool2d,
     mean_over_pixels,
     relu,
@@ -66,9 +67,7 @@ class StudentMlp(flow.nn.Module):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
-        x = relu(self.fc1(flow.flatten(x, 1)))
-        x = relu(self.fc2(x))
-        return self.fc3(x)
+        return linear_layers(flow.flatten(x, 1), self.fc1, self.fc2, self.fc3)
 
 
 class StudentCnn(flow.nn.Module):

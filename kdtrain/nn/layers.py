@@ -65,6 +65,30 @@ def relu_of(layer: flow.nn.Module, x: flow.Tensor) -> flow.Tensor:
     return relu(layer(x))
 
 
+def linear_layers(x: flow.Tensor, *layers: flow.nn.Linear) -> flow.Tensor:
+    """Returns the result of linear layers with a ReLU between them, (N, D) to (N, D').
+
+    They are one operation, unless a hook watches one of them.
+    """
+    if (
+        x.ndim == 2
+        and runs_in_onednn(x)
+        and all(map(_is_plain_linear, layers))
+        and x.shape[1] == layers[0].in_features
+    ):
+        parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        relus = [True] * (len(layers) - 1) + [False]
+        return operations.LinearLayers(relus).apply(x, *parameters)
+    for layer in layers[:-1]:
+        x = relu(layer(x))
+    return layers[-1](x)
+
+
+def _is_plain_linear(layer: flow.nn.Module) -> bool:
+    watched = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is Linear and layer.bias is not None and not watched
+
+
 def fork(x: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
     """Returns images (N, C, H, W) twice, for two branches of a network; it is fast in both layouts."""
     return operations.Fork().apply(x) if is_channels_last(x) and runs_in_onednn(x) else (x, x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -366,6 +366,49 @@ class LinearProduct(Node):
             dx = flow.from_numpy(drows.reshape(self.x.shape))
         dweight = kernels.ProductKernel.of(out, count, inner, (True, False))(gradient, self.rows)
         return (dx, flow.from_numpy(dweight), *([flow.from_numpy(gradient.sum(0))] if self.has_bias else []))
+
+
+class LinearLayers(Node):
+    """Linear layers in a row, some with a ReLU behind them.
+
+    Args:
+        relus: for each layer, whether a ReLU follows.
+    """
+
+    def __init__(self, relus: Sequence[bool]) -> None:
+        self.relus = tuple(relus)
+
+    def forward(self, x: flow.Tensor, *parameters: flow.Tensor) -> flow.Tensor:
+        """Returns the last layer's result, (N, D').
+
+        Args:
+            x: rows, (N, D).
+            parameters: the weights (D', D) and the bias (D',) of each layer in turn.
+        """
+        arrays = [parameter.to_numpy() for parameter in parameters]
+        self.weights, self.x_wanted = arrays[::2], x.requires_grad
+        self.rows, y = [], x.to_numpy()  # the argument of each layer
+        for weight, bias, relu in zip(self.weights, arrays[1::2], self.relus, strict=True):
+            self.rows.append(y)
+            size = *y.shape, len(weight)
+            y = kernels.ProductKernel.of(*size, (False, True), True, relu)(y, weight, bias)
+        self.positive = y > 0 if self.relus[-1] else None  # the network may change the result
+        return flow.from_numpy(y)
+
+    def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, ...]:
+        """Returns the gradients of the rows (None if they need none), and of all weights and biases."""
+        gradient = _through_relu(np.ascontiguousarray(dy.to_numpy()), self.positive)
+        gradients: list[flow.Tensor | None] = []
+        for number in reversed(range(len(self.weights))):
+            weight, rows = self.weights[number], self.rows[number]
+            (count, inner), out = rows.shape, len(weight)
+            dweight = kernels.ProductKernel.of(out, count, inner, (True, False))(gradient, rows)
+            gradients[:0] = flow.from_numpy(dweight), flow.from_numpy(gradient.sum(0))
+            if number or self.x_wanted:
+                gradient = kernels.ProductKernel.of(count, out, inner, (False, False))(gradient, weight)
+            if number and self.relus[number - 1]:
+                gradient *= rows > 0
+        return (flow.from_numpy(gradient) if self.x_wanted else None, *gradients)
 
 
 class DropoutMask(Node):

@@ -1,0 +1,77 @@
+"""Losses on logits as nodes of OneFlow's autograd graph, in NumPy: the value and its gradient in one go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdtrain.nn.operations import Node
+from kdtrain.runtime import flow
+
+
+class _LogitLoss(Node):
+    """A loss of logits (B, C), whose gradient is computed along with it."""
+
+    gradient: npt.NDArray[np.float32]
+
+    def result(self, loss: Any) -> flow.Tensor:
+        """Returns a loss as a float32 scalar."""
+        return flow.from_numpy(np.asarray(loss, np.float32))
+
+    def backward(self, dy: flow.Tensor) -> flow.Tensor:
+        """Returns the gradient of the logits, given that of the loss."""
+        return flow.from_numpy(self.gradient * dy.to_numpy())
+
+
+class CrossEntropy(_LogitLoss):
+    """The mean cross-entropy against labels, in nats.
+
+    Args:
+        labels: (B,) int64.
+    """
+
+    def __init__(self, labels: flow.Tensor) -> None:
+        self.labels = labels.to_numpy()
+
+    def forward(self, logits: flow.Tensor) -> flow.Tensor:
+        """Returns the loss."""
+        log_probabilities = log_softmax(logits.to_numpy())
+        rows = np.arange(len(self.labels))
+        loss = -log_probabilities[rows, self.labels].mean(dtype=np.float64)
+        self.gradient = np.exp(log_probabilities)
+        self.gradient[rows, self.labels] -= 1
+        self.gradient /= len(rows)
+        return self.result(loss)
+
+
+class SoftTargetLoss(_LogitLoss):
+    """T^2 * KL(teacher || student) of softened probabilities, the mean over the images; in float64.
+
+    Args:
+        teacher: logits, (B, C) float32.
+        temperature: T, above 0.
+    """
+
+    def __init__(self, teacher: flow.Tensor, temperature: float) -> None:
+        self.teacher, self.temperature = teacher.to_numpy(), temperature
+
+    def forward(self, logits: flow.Tensor) -> flow.Tensor:
+        """Returns the loss."""
+        student, teacher = (
+            log_softmax(each.astype(np.float64) / self.temperature)
+            for each in (logits.to_numpy(), self.teacher)
+        )
+        probabilities, images = np.exp(teacher), len(teacher)
+        loss = np.vdot(probabilities, teacher - student) * (self.temperature**2 / images)
+        difference = (np.exp(student) - probabilities) * (self.temperature / images)
+        self.gradient = difference.astype(np.float32)
+        return self.result(loss)
+
+
+def log_softmax(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns the logarithms of the softmax of each row, (B, C), in the precision of ``x``."""
+    shifted = x - x.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
