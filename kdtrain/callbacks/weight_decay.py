@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError
+from kdtrain.nn.operations import runs_in_numpy
 from kdtrain.runtime import flow
 
 
@@ -49,5 +52,10 @@ class WeightDecay(Callback):
         for group, weights in self._groups:
             factor = 1.0 - float(group["lr"]) * self.decay
             for weight in weights:
-                if weight.grad is not None:
+                if weight.grad is None:
+                    continue
+                if runs_in_numpy(weight):
+                    numbers = weight.to_numpy()  # a view of its memory
+                    numbers *= np.float32(factor)
+                else:
                     weight.mul_(factor)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from kdtrain.data.loader import Batch
 from kdtrain.engine.recorder import Output
 from kdtrain.nn import losses
@@ -81,6 +85,14 @@ def clip_gradients(optimizer: flow.optim.Optimizer, limit: float) -> None:
     parameters = [p for group in optimizer.param_groups for p in group.parameters]
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
+        return
+    if all(map(runs_in_numpy, gradients)):
+        arrays = [gradient.to_numpy() for gradient in gradients]  # views of their memory
+        length = np.float32(math.sqrt(sum(float(np.vdot(array, array)) for array in arrays)))
+        with np.errstate(all="ignore"):
+            share = np.minimum(limit / length, 1.0) + length * 0.0
+            for array in arrays:
+                array *= np.float32(share)
         return
     norm = flow.linalg.vector_norm(flow.stack([_norm(gradient) for gradient in gradients]))
     zero_upper_avx()

@@ -74,8 +74,9 @@ class SavedValues:
 
     def _add_arrays(self, node: Node) -> None:
         for value in vars(node).values():
-            if isinstance(value, np.ndarray):
-                self._add(value)
+            for array in value if isinstance(value, list) else [value]:
+                if isinstance(array, np.ndarray):
+                    self._add(array)
 
     def _add(self, value: Any) -> None:
         self._values.append(_Value(value, _checksum(value), calls_of(traceback.walk_stack(None))))

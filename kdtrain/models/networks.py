@@ -47,7 +47,7 @@ class TeacherCnn(flow.nn.Module):
         x = relu_of(self.conv1, channels_last(x))
         x = relu(max_pool2d(self.conv2(x)))  # the order does not matter; this one is a quarter of the work
         x = self.dropout1(channels_first(x))
-        x = relu(self.fc1(flow.flatten(x, 1)))
+        x = relu_of(self.fc1, flow.flatten(x, 1))
         return self.fc2(self.dropout2(x))
 
 
@@ -67,7 +67,7 @@ class StudentMlp(flow.nn.Module):
 
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
-        return linear_layers(flow.flatten(x, 1), self.fc1, self.fc2, self.fc3)
+        return linear_layers(flow.flatten(x, 1), [self.fc1, self.fc2, self.fc3], [True, True, False])
 
 
 class StudentCnn(flow.nn.Module):
@@ -134,6 +134,8 @@ class HintonMlp(flow.nn.Module):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
         x = self.dropout0(flow.flatten(x, 1))
-        x = self.dropout1(relu(self.fc1(x)))
-        x = self.dropout2(relu(self.fc2(x)))
+        if not (self.training and self.dropout1.p):
+            return linear_layers(x, [self.fc1, self.fc2, self.fc3], [True, True, False])
+        x = self.dropout1(relu_of(self.fc1, x))
+        x = self.dropout2(relu_of(self.fc2, x))
         return self.fc3(x)

@@ -6,6 +6,7 @@ On a CPU they compute with oneDNN. Images may lie in memory as (N, C, H, W), as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,34 +58,37 @@ def relu_of(layer: flow.nn.Module, x: flow.Tensor) -> flow.Tensor:
     """Returns ``relu(layer(x))``: in one pass over the memory, unless a hook watches the layer's own result.
 
     Args:
-        layer: a convolution or a batch normalisation is fused with the ReLU.
-        x: images (N, C, H, W).
+        layer: a convolution, a batch normalisation or a linear layer is fused with the ReLU.
+        x: images (N, C, H, W), or rows (N, D).
     """
+    if isinstance(layer, Linear):
+        return linear_layers(x, [layer], [True])
     if isinstance(layer, (Conv2d, BatchNorm2d)) and not layer._forward_hooks:
         return layer(x, relu=True)
     return relu(layer(x))
 
 
-def linear_layers(x: flow.Tensor, *layers: flow.nn.Linear) -> flow.Tensor:
-    """Returns the result of linear layers with a ReLU between them, (N, D) to (N, D').
+def linear_layers(x: flow.Tensor, layers: Sequence[Linear], relus: Sequence[bool]) -> flow.Tensor:
+    """Returns the result of linear layers in a row, (N, D) to (N, D').
 
     They are one operation, unless a hook watches one of them.
+
+    Args:
+        x: rows.
+        layers: the layers.
+        relus: for each of them, whether a ReLU follows.
     """
-    if (
-        x.ndim == 2
-        and runs_in_onednn(x)
-        and all(map(_is_plain_linear, layers))
-        and x.shape[1] == layers[0].in_features
-    ):
+    is_fast = x.ndim == 2 and runs_in_onednn(x) and x.shape[1] == layers[0].in_features
+    if is_fast and all(map(_is_plain_linear, layers)):
         parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-        relus = [True] * (len(layers) - 1) + [False]
         return operations.LinearLayers(relus).apply(x, *parameters)
-    for layer in layers[:-1]:
-        x = relu(layer(x))
-    return layers[-1](x)
+    for layer, has_relu in zip(layers, relus, strict=True):
+        x = relu(layer(x)) if has_relu else layer(x)
+    return x
 
 
 def _is_plain_linear(layer: flow.nn.Module) -> bool:
+    """Returns whether a layer is a ``Linear`` with a bias that no hook watches."""
     watched = layer._forward_hooks or layer._forward_pre_hooks
     return type(layer) is Linear and layer.bias is not None and not watched
 
@@ -302,6 +306,14 @@ class Sequential(ImageLayer, flow.nn.Sequential):
             layer = layers.pop(0)
             if _is_images(x):
                 x = channels_last(x) if isinstance(layer, ImageLayer) else channels_first(x)
+            if _is_plain_linear(layer) and not _is_images(x):
+                run = [layer]
+                relus = [_take_relu(layers)]
+                while layers and _is_plain_linear(layers[0]):
+                    run.append(layers.pop(0))
+                    relus.append(_take_relu(layers))
+                x = linear_layers(x, run, relus)
+                continue
             # A network may change the result of a last ReLU. The gradient needs it, except after these two.
             is_fusable = len(layers) > 1 or isinstance(layer, (Conv2d, BatchNorm2d))
             if layers and is_plain_relu(layers[0]) and is_fusable:
@@ -310,6 +322,14 @@ class Sequential(ImageLayer, flow.nn.Sequential):
             else:
                 x = layer(x)
         return channels_first(x) if _is_images(x) and not was_last else x
+
+
+def _take_relu(layers: list[flow.nn.Module]) -> bool:
+    """Removes a ReLU that may be fused from the beginning of a list; returns whether there is one."""
+    is_next = bool(layers) and is_plain_relu(layers[0])
+    if is_next:
+        layers.pop(0)
+    return is_next
 
 
 class Linear(flow.nn.Linear):

@@ -72,6 +72,6 @@ class SoftTargetLoss(_LogitLoss):
 
 def log_softmax(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Returns the logarithms of the softmax of each row, (B, C), in the precision of ``x``."""
-    shifted = x - x.max(axis=1, keepdims=True)
+    shifted: npt.NDArray[Any] = x - x.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted

@@ -52,7 +52,7 @@ class _Flat:
         return [array[part].reshape(shape) for part, shape in zip(self._parts, shapes, strict=True)]
 
     def is_of(self, parameters: Sequence[flow.Tensor]) -> bool:
-        """Returns whether the arrays are those of these parameters, and nobody has given them another state."""
+        """Returns whether the arrays are those of these parameters and of their present state."""
         same = len(parameters) == len(self.parameters) and all(map(_are_one, parameters, self.parameters))
         return same and all(entry.get(name) is tensor for entry, name, tensor in self._tensors)
 
@@ -78,12 +78,12 @@ class _FlatOptimizer:
     state_names: ClassVar[tuple[str, ...]]
     _state: dict[Any, Any]
 
-    def flat_step(self, group: Any) -> bool:
+    def _flat_step(self, group: Any) -> bool:
         """Makes the step of a group, unless it has to be OneFlow's own; returns whether it was made."""
         parameters = [parameter for parameter in group.parameters if parameter.grad is not None]
         if not parameters:
             return True
-        if not self.is_plain(group) or not all(
+        if not self._is_plain(group) or not all(
             runs_in_numpy(parameter) and parameter.dtype == flow.float32 for parameter in parameters
         ):
             return False
@@ -93,25 +93,25 @@ class _FlatOptimizer:
             flat = kept[id(group)] = _Flat(parameters, self.state_names, self._state)
         flat.gather()
         arrays = flat.gradient, flat.change, *flat.state.values()
-        rates = self.rates(group)
+        rates = self._rates(group)
         scratch = np.empty(min(_BLOCK, len(flat.gradient)), np.float32)
         with np.errstate(all="ignore"):  # a number that is not finite shows in the next loss
             for start in range(0, len(flat.gradient), _BLOCK):
                 block = [array[start : start + _BLOCK] for array in arrays]
-                self.change(*block, scratch[: len(block[0])], *rates)
+                self._change(*block, scratch[: len(block[0])], *rates)
             flat.subtract()
         return True
 
-    def is_plain(self, group: Any) -> bool:
-        """Returns whether the group's options are those that ``change`` knows."""
+    def _is_plain(self, group: Any) -> bool:
+        """Returns whether the group's options are those that ``_change`` knows."""
         raise NotImplementedError
 
-    def rates(self, group: Any) -> tuple[float, ...]:
-        """Returns the numbers of a step that ``change`` takes."""
+    def _rates(self, group: Any) -> tuple[float, ...]:
+        """Returns the numbers of a step that ``_change`` takes."""
         raise NotImplementedError
 
     @staticmethod
-    def change(*arguments: Any) -> None:
+    def _change(*arguments: Any) -> None:
         """Computes the change of some numbers and their new state, in place.
 
         Args:
@@ -126,13 +126,13 @@ class Adam(_FlatOptimizer, flow.optim.Adam):
     state_names = ("exp_avg", "exp_avg_sq")
 
     def _single_tensor_update(self, param_group: Any) -> None:
-        if not self.flat_step(param_group):
+        if not self._flat_step(param_group):
             super()._single_tensor_update(param_group)
 
-    def is_plain(self, group: Any) -> bool:
+    def _is_plain(self, group: Any) -> bool:
         return not (group["amsgrad"] or group["weight_decay"])
 
-    def rates(self, group: Any) -> tuple[float, ...]:
+    def _rates(self, group: Any) -> tuple[float, ...]:
         corrects = group["do_bias_correction"]
         first, second = (group[f"bias_correction{n}"] if corrects else 1.0 for n in (1, 2))
         return (
@@ -142,7 +142,7 @@ class Adam(_FlatOptimizer, flow.optim.Adam):
         )
 
     @staticmethod
-    def change(
+    def _change(
         gradient: Array,
         change: Array,
         mean: Array,
@@ -172,19 +172,19 @@ class SGD(_FlatOptimizer, flow.optim.SGD):
     state_names = ("momentum_buf",)
 
     def _single_tensor_update(self, param_group: Any) -> None:
-        if not self.flat_step(param_group):
+        if not self._flat_step(param_group):
             super()._single_tensor_update(param_group)
 
-    def is_plain(self, group: Any) -> bool:
+    def _is_plain(self, group: Any) -> bool:
         return bool(group["momentum"]) and not any(
             group[name] for name in ("weight_decay", "dampening", "nesterov", "maximize")
         )
 
-    def rates(self, group: Any) -> tuple[float, ...]:
+    def _rates(self, group: Any) -> tuple[float, ...]:
         return float(group["momentum"]), float(group["lr"])
 
     @staticmethod
-    def change(
+    def _change(
         gradient: Array, change: Array, momentum: Array, scratch: Array, kept: float, rate: float
     ) -> None:
         momentum *= kept
@@ -202,7 +202,7 @@ class Adadelta(_FlatOptimizer, flow.optim.Adadelta):
         groups = self.param_groups
         with flow.no_grad():
             loss = None if closure is None else closure()
-            done = [self.flat_step(group) for group in groups]
+            done = [self._flat_step(group) for group in groups]
         if not any(done):
             super().step()
             return loss
@@ -210,14 +210,14 @@ class Adadelta(_FlatOptimizer, flow.optim.Adadelta):
         self._state["step"] = self._state["step"] + 1
         return loss
 
-    def is_plain(self, group: Any) -> bool:
+    def _is_plain(self, group: Any) -> bool:
         return not (group["weight_decay"] or group["maximize"])
 
-    def rates(self, group: Any) -> tuple[float, ...]:
+    def _rates(self, group: Any) -> tuple[float, ...]:
         return float(group["rho"]), float(group["eps"]), float(group["lr"])
 
     @staticmethod
-    def change(
+    def _change(
         gradient: Array,
         change: Array,
         square: Array,
