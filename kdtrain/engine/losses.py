@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from kdtrain.data.loader import Batch
 from kdtrain.engine.recorder import Output
@@ -88,7 +89,7 @@ def clip_gradients(optimizer: flow.optim.Optimizer, limit: float) -> None:
         return
     if all(map(runs_in_numpy, gradients)):
         arrays = [gradient.to_numpy() for gradient in gradients]  # views of their memory
-        length = np.float32(math.sqrt(sum(float(np.vdot(array, array)) for array in arrays)))
+        length = np.float32(math.sqrt(sum(map(_square, arrays))))
         with np.errstate(all="ignore"):
             share = np.minimum(limit / length, 1.0) + length * 0.0
             for array in arrays:
@@ -99,6 +100,13 @@ def clip_gradients(optimizer: flow.optim.Optimizer, limit: float) -> None:
     factor = (limit / norm).clamp(max=1.0) + norm * 0.0  # NaN if the norm is not finite
     for gradient in gradients:
         gradient.mul_(factor)
+
+
+def _square(array: npt.NDArray[np.float32]) -> float:
+    """Returns the sum of squares. It is added up in parts, which keeps float32's digits."""
+    flat = array.reshape(-1)
+    parts = (flat[start : start + _SMALL] for start in range(0, len(flat), _SMALL))
+    return sum(float(np.vdot(part, part)) for part in parts)
 
 
 def _norm(gradient: flow.Tensor) -> flow.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ from kdtrain.data.loader import Batch
 from kdtrain.engine.losses import cross_entropy
 from kdtrain.engine.recorder import Output, Recorder, Teacher
 from kdtrain.errors import KdtrainError, UsageError
+from kdtrain.nn.losses import WeightedSum
+from kdtrain.nn.operations import runs_in_numpy
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import user_code_error
 
@@ -225,7 +227,7 @@ class Objective:
             ValueError: every weight is 0.
         """
         losses: dict[str, flow.Tensor] = {}
-        total = None
+        parts: list[tuple[flow.Tensor, float]] = []
         for name, weighted_term in self.terms.items():
             factor = weighted_term.factor(epochs_done)
             if factor == 0.0:
@@ -233,10 +235,10 @@ class Objective:
                     losses[name] = self._loss(name, batch, output)
                 continue
             losses[name] = self._loss(name, batch, output)
-            weighted = losses[name] if factor == 1.0 else losses[name] * float(factor)
-            total = weighted if total is None else total + weighted
-        if total is None:
+            parts.append((losses[name], float(factor)))
+        if not parts:
             raise ValueError("every term of the objective has weight 0: there is nothing to train on.")
+        total = _sum(parts)
         if output.logits.requires_grad and not total.requires_grad:
             raise KdtrainError(f"nothing can be learnt: no gradient flows from {', '.join(self.terms)}.")
         return {**losses, "total": total}
@@ -288,6 +290,16 @@ def _one_number(loss: Any) -> flow.Tensor:
     if loss.numel() != 1:
         raise TypeError(f"it returned a tensor of the shape {tuple(loss.shape)}, not one number: add .mean()")
     return loss
+
+
+def _sum(parts: Sequence[tuple[flow.Tensor, float]]) -> flow.Tensor:
+    """Returns the sum of losses, each times its factor."""
+    losses, factors = zip(*parts, strict=True)
+    if factors == (1.0,):
+        return losses[0]
+    if all(runs_in_numpy(loss) and loss.dtype == flow.float32 and loss.ndim == 0 for loss in losses):
+        return WeightedSum(factors).apply(*losses)
+    return sum(loss if factor == 1.0 else loss * factor for loss, factor in parts)
 
 
 def _at(weight: Weight, epochs_done: float) -> float:

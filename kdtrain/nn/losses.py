@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,29 @@ class SoftTargetLoss(_LogitLoss):
         difference = (np.exp(student) - probabilities) * (self.temperature / images)
         self.gradient = difference.astype(np.float32)
         return self.result(loss)
+
+
+class WeightedSum(Node):
+    """The sum of float32 scalars, each times a factor.
+
+    Args:
+        factors: one for each of them.
+    """
+
+    def __init__(self, factors: Sequence[float]) -> None:
+        self.factors = [np.float32(factor) for factor in factors]
+
+    def forward(self, *losses: flow.Tensor) -> flow.Tensor:
+        """Returns the sum."""
+        total = np.float32(0.0)
+        for loss, factor in zip(losses, self.factors, strict=True):
+            total += factor * np.float32(loss.to_numpy().item())
+        return flow.from_numpy(np.asarray(total))
+
+    def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, ...]:
+        """Returns the gradient of each, given that of the sum."""
+        gradient = np.float32(dy.to_numpy().item())
+        return tuple(flow.from_numpy(np.asarray(gradient * factor)) for factor in self.factors)
 
 
 def log_softmax(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
