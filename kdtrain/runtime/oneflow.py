@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.runtime.ranks import prepare_rank
@@ -60,6 +61,7 @@ def import_oneflow() -> ModuleType:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # its sources have deprecated escape sequences
                 load_stubs()
+                _remember_dtypes()
                 _load_library()
                 module = importlib.import_module("oneflow")
         except Exception as error:
@@ -102,6 +104,17 @@ def with_openblas_coretype() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(name, None)
+
+
+def _remember_dtypes() -> None:
+    """Makes NumPy remember the dtype of a buffer's format.
+
+    A tensor's ``to_numpy`` asks for it at each call, of which a small network makes thirty in a step. NumPy
+    parses the format in Python, which takes longer than the rest of the call.
+    """
+    module: Any = importlib.import_module("numpy.core._internal")
+    if hasattr(module, "_dtype_from_pep3118"):
+        module._dtype_from_pep3118 = functools.lru_cache(64)(module._dtype_from_pep3118)
 
 
 def _keep_freed_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from kdtrain.errors import UsageError
 from kdtrain.models.networks import TeacherCnn
-from kdtrain.nn import layers
+from kdtrain.nn import layers, operations
 from kdtrain.nn.layers import Conv2d, Dropout, channels_last
 from kdtrain.nn.operations import is_channels_last
 from kdtrain.runtime import flow
@@ -335,3 +336,75 @@ def test_dropout_changes_nothing_where_it_should_not() -> None:
     for layer in (Dropout(0.5).eval(), Dropout(0.0)):
         assert np.array_equal(layer(inputs).numpy(), inputs.numpy())
     assert str(Dropout(0.3)) == "Dropout(p=0.3)"
+
+
+ROWS = [
+    ("between", [7, 5, 4, 3], [True, True, False]),
+    ("at the end", [7, 3], [True]),
+    ("two without", [7, 5, 3], [False, True]),
+]
+
+
+@pytest.mark.parametrize(("_", "widths", "relus"), ROWS, ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize("rows_learn", [True, False])
+def test_linear_layers_in_a_row_are_those_of_oneflow_in_float64(
+    _: str, widths: list[int], relus: list[bool], rows_learn: bool
+) -> None:
+    flow.manual_seed(0)
+    own = [layers.Linear(*pair) for pair in pairwise(widths)]
+    rows = np.random.default_rng(0).normal(size=(6, widths[0])).astype(np.float32)
+
+    def run(linears: list[Any], kind: Any, function: Any) -> list[Array]:
+        x = flow.tensor(rows.astype(kind), requires_grad=rows_learn)
+        y = function(x, linears)
+        (y * y).sum().backward()
+        learned = [p.grad.numpy() for linear in linears for p in (linear.weight, linear.bias)]
+        return [y.detach().numpy(), *learned, *([x.grad.numpy()] if rows_learn else [])]
+
+    def by_oneflow(x: flow.Tensor, linears: list[Any]) -> flow.Tensor:
+        for linear, has_relu in zip(linears, relus, strict=True):
+            x = F.relu(linear(x)) if has_relu else linear(x)
+        return x
+
+    double = [flow.nn.Linear(*pair).double() for pair in pairwise(widths)]
+    for linear, copied in zip(own, double, strict=True):
+        copied.load_state_dict({name: value.double() for name, value in linear.state_dict().items()})
+    found = run(own, np.float32, lambda x, linears: layers.linear_layers(x, linears, relus))
+    for array, expected in zip(found, run(double, np.float64, by_oneflow), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_hook_on_one_of_them_sees_its_result() -> None:
+    flow.manual_seed(0)
+    linears, seen = [layers.Linear(7, 5), layers.Linear(5, 3)], []
+    x = flow.tensor(np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32))
+    together = layers.linear_layers(x, linears, [True, False]).numpy()
+    linears[0].register_forward_hook(lambda layer, given, result: seen.append(result.numpy()))
+    np.testing.assert_allclose(layers.linear_layers(x, linears, [True, False]).numpy(), together, atol=1e-6)
+    np.testing.assert_allclose(seen[0], F.linear(x, linears[0].weight, linears[0].bias).numpy(), atol=1e-6)
+
+
+def test_a_sequence_runs_its_linear_layers_together() -> None:
+    flow.manual_seed(0)
+    parts: list[Any] = [
+        layers.Linear(7, 5),
+        layers.ReLU(),
+        layers.Linear(5, 5),
+        layers.Linear(5, 4),
+        layers.ReLU(),
+    ]
+    network = layers.Sequential(*parts)
+    nodes: list[operations.Node] = []
+    x = flow.tensor(np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32))
+    expected = x
+    for part in parts:
+        expected = part(expected)
+    operations.Node.observer = nodes.append
+    try:
+        y = network(x)
+    finally:
+        operations.Node.observer = None
+    assert [type(node).__name__ for node in nodes] == ["LinearLayers"]
+    np.testing.assert_allclose(y.numpy(), expected.numpy(), atol=1e-6)
+    y[0] = 0.0  # the gradient does not need it
+    y.sum().backward()
