@@ -17,10 +17,6 @@ class _LogitLoss(Node):
 
     gradient: npt.NDArray[np.float32]
 
-    def result(self, loss: Any) -> flow.Tensor:
-        """Returns a loss as a float32 scalar."""
-        return flow.from_numpy(np.asarray(loss, np.float32))
-
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
         """Returns the gradient of the logits, given that of the loss."""
         return flow.from_numpy(self.gradient * dy.to_numpy())
@@ -44,7 +40,7 @@ class CrossEntropy(_LogitLoss):
         self.gradient = np.exp(log_probabilities)
         self.gradient[rows, self.labels] -= 1
         self.gradient /= len(rows)
-        return self.result(loss)
+        return _scalar(loss)
 
 
 class SoftTargetLoss(_LogitLoss):
@@ -68,7 +64,7 @@ class SoftTargetLoss(_LogitLoss):
         loss = np.vdot(probabilities, teacher - student) * (self.temperature**2 / images)
         difference = (np.exp(student) - probabilities) * (self.temperature / images)
         self.gradient = difference.astype(np.float32)
-        return self.result(loss)
+        return _scalar(loss)
 
 
 class WeightedSum(Node):
@@ -86,12 +82,17 @@ class WeightedSum(Node):
         total = np.float32(0.0)
         for loss, factor in zip(losses, self.factors, strict=True):
             total += factor * np.float32(loss.to_numpy().item())
-        return flow.from_numpy(np.asarray(total))
+        return _scalar(total)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, ...]:
         """Returns the gradient of each, given that of the sum."""
         gradient = np.float32(dy.to_numpy().item())
-        return tuple(flow.from_numpy(np.asarray(gradient * factor)) for factor in self.factors)
+        return tuple(_scalar(gradient * factor) for factor in self.factors)
+
+
+def _scalar(number: Any) -> flow.Tensor:
+    """Returns a float32 scalar. It is a copy: ``item`` of what ``from_numpy`` returns can end the process."""
+    return flow.from_numpy(np.asarray(number, np.float32)).clone()
 
 
 def log_softmax(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
