@@ -56,6 +56,7 @@ class WeightDecay(Callback):
                     continue
                 if runs_in_numpy(weight):
                     numbers = weight.to_numpy()  # a view of its memory
-                    numbers *= np.float32(factor)
+                    with np.errstate(all="ignore"):
+                        numbers *= np.float32(factor)
                 else:
                     weight.mul_(factor)

@@ -89,8 +89,8 @@ def clip_gradients(optimizer: flow.optim.Optimizer, limit: float) -> None:
         return
     if all(map(runs_in_numpy, gradients)):
         arrays = [gradient.to_numpy() for gradient in gradients]  # views of their memory
-        length = np.float32(math.sqrt(sum(map(_square, arrays))))
         with np.errstate(all="ignore"):
+            length = np.float32(math.sqrt(sum(map(_square, arrays))))
             share = np.minimum(limit / length, 1.0) + length * 0.0
             for array in arrays:
                 array *= np.float32(share)

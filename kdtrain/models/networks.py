@@ -134,7 +134,7 @@ class HintonMlp(flow.nn.Module):
     def forward(self, x: flow.Tensor) -> flow.Tensor:
         """Returns logits (N, classes) of images (N, C, H, W)."""
         x = self.dropout0(flow.flatten(x, 1))
-        if not (self.training and self.dropout1.p):
+        if not self.training or self.dropout1.p == self.dropout2.p == 0:
             return linear_layers(x, [self.fc1, self.fc2, self.fc3], [True, True, False])
         x = self.dropout1(relu_of(self.fc1, x))
         x = self.dropout2(relu_of(self.fc2, x))

@@ -311,17 +311,10 @@ class ProductKernel(Kernel):
         rows, inner, columns: of the matrices.
         transposed: for each of them, whether it is given as its transpose.
         bias: whether a row (columns,) is added to each row of the product.
-        relu: whether a ReLU follows.
     """
 
     def __init__(
-        self,
-        rows: int,
-        inner: int,
-        columns: int,
-        transposed: tuple[bool, bool],
-        bias: bool = False,
-        relu: bool = False,
+        self, rows: int, inner: int, columns: int, transposed: tuple[bool, bool], bias: bool = False
     ) -> None:
         self.shape = rows, columns
         a, b = (
@@ -330,8 +323,7 @@ class ProductKernel(Kernel):
         )
         added, out = Description((1, columns), (0, 1)) if bias else None, Description(self.shape, (0, 1))
         arguments = (dnn.SRC, dnn.WEIGHTS, *([dnn.BIAS] if bias else []), dnn.DST)
-        work = 2e-5 * rows * inner * columns
-        self._multiply = Primitive("matmul", arguments, a, b, added, out, work=work, relu=relu)
+        self._multiply = Primitive("matmul", arguments, a, b, added, out, work=2e-5 * rows * inner * columns)
 
     def __call__(self, a: Array, b: Array, *bias: Array) -> Array:
         """Returns the product, (rows, columns)."""

@@ -13,10 +13,11 @@ from kdtrain.runtime import flow
 
 
 class _LogitLoss(Node):
-    """A loss of logits (B, C), whose gradient is computed along with it."""
+    """A loss of logits (B, C), whose gradient is computed along with it. It may be infinite or NaN."""
 
     gradient: npt.NDArray[np.float32]
 
+    @np.errstate(all="ignore")
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
         """Returns the gradient of the logits, given that of the loss."""
         return flow.from_numpy(self.gradient * dy.to_numpy())
@@ -32,6 +33,7 @@ class CrossEntropy(_LogitLoss):
     def __init__(self, labels: flow.Tensor) -> None:
         self.labels = labels.to_numpy()
 
+    @np.errstate(all="ignore")
     def forward(self, logits: flow.Tensor) -> flow.Tensor:
         """Returns the loss."""
         log_probabilities = log_softmax(logits.to_numpy())
@@ -54,6 +56,7 @@ class SoftTargetLoss(_LogitLoss):
     def __init__(self, teacher: flow.Tensor, temperature: float) -> None:
         self.teacher, self.temperature = teacher.to_numpy(), temperature
 
+    @np.errstate(all="ignore")
     def forward(self, logits: flow.Tensor) -> flow.Tensor:
         """Returns the loss."""
         student, teacher = (
@@ -77,6 +80,7 @@ class WeightedSum(Node):
     def __init__(self, factors: Sequence[float]) -> None:
         self.factors = [np.float32(factor) for factor in factors]
 
+    @np.errstate(all="ignore")
     def forward(self, *losses: flow.Tensor) -> flow.Tensor:
         """Returns the sum."""
         total = np.float32(0.0)

@@ -391,7 +391,9 @@ class LinearLayers(Node):
         for weight, bias, relu in zip(self.weights, arrays[1::2], self.relus, strict=True):
             self.rows.append(y)
             size = *y.shape, len(weight)
-            y = kernels.ProductKernel.of(*size, (False, True), True, relu)(y, weight, bias)
+            y = kernels.ProductKernel.of(*size, (False, True), True)(y, weight, bias)
+            if relu:
+                np.maximum(y, 0, out=y)  # keeps NaN, of which oneDNN's makes 0
         self.positive = y > 0 if self.relus[-1] else None  # the network may change the result
         return flow.from_numpy(y)
 
@@ -399,15 +401,16 @@ class LinearLayers(Node):
         """Returns the gradients of the rows (None if they need none), and of all weights and biases."""
         gradient = _through_relu(np.ascontiguousarray(dy.to_numpy()), self.positive)
         gradients: list[flow.Tensor | None] = []
-        for number in reversed(range(len(self.weights))):
-            weight, rows = self.weights[number], self.rows[number]
-            (count, inner), out = rows.shape, len(weight)
-            dweight = kernels.ProductKernel.of(out, count, inner, (True, False))(gradient, rows)
-            gradients[:0] = flow.from_numpy(dweight), flow.from_numpy(gradient.sum(0))
-            if number or self.x_wanted:
-                gradient = kernels.ProductKernel.of(count, out, inner, (False, False))(gradient, weight)
-            if number and self.relus[number - 1]:
-                gradient *= rows > 0
+        with np.errstate(all="ignore"):  # a number that is not finite shows in the next loss
+            for number in reversed(range(len(self.weights))):
+                weight, rows = self.weights[number], self.rows[number]
+                (count, inner), out = rows.shape, len(weight)
+                dweight = kernels.ProductKernel.of(out, count, inner, (True, False))(gradient, rows)
+                gradients[:0] = flow.from_numpy(dweight), flow.from_numpy(gradient.sum(0))
+                if number or self.x_wanted:
+                    gradient = kernels.ProductKernel.of(count, out, inner, (False, False))(gradient, weight)
+                if number and self.relus[number - 1]:
+                    gradient *= rows > 0
         return (flow.from_numpy(gradient) if self.x_wanted else None, *gradients)
 
 

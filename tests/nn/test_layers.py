@@ -408,3 +408,11 @@ def test_a_sequence_runs_its_linear_layers_together() -> None:
     np.testing.assert_allclose(y.numpy(), expected.numpy(), atol=1e-6)
     y[0] = 0.0  # the gradient does not need it
     y.sum().backward()
+
+
+def test_weights_that_are_no_numbers_reach_the_result() -> None:
+    linears = [layers.Linear(7, 5), layers.Linear(5, 3)]
+    linears[0].weight.data.fill_(float("nan"))
+    y = layers.linear_layers(flow.ones(6, 7, requires_grad=True), linears, [True, False])
+    y.sum().backward()
+    assert np.isnan(y.detach().numpy()).all()

@@ -77,4 +77,4 @@ def test_a_sum_has_each_factor_in_value_and_gradient() -> None:
 def test_a_loss_can_be_read_as_a_number_again_and_again() -> None:
     """OneFlow ends the process within some thousand times if the scalar is not a copy."""
     logits, labels = flow.tensor(logits_of(1, 3, 1.0, 0)), flow.tensor([0])
-    assert len({CrossEntropy(labels).apply(logits).item() for _ in range(20_000)}) == 1
+    assert len({CrossEntropy(labels).apply(logits).item() for _ in range(8_000)}) == 1
