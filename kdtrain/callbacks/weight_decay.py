@@ -10,7 +10,7 @@ from kdtrain.engine.callback import Callback
 from kdtrain.engine.objective import Objective
 from kdtrain.engine.run import Run
 from kdtrain.errors import UsageError
-from kdtrain.nn.operations import runs_in_numpy
+from kdtrain.nn.operations import small_in_numpy
 from kdtrain.runtime import flow
 
 
@@ -54,7 +54,7 @@ class WeightDecay(Callback):
             for weight in weights:
                 if weight.grad is None:
                     continue
-                if runs_in_numpy(weight):
+                if small_in_numpy(weight):
                     numbers = weight.to_numpy()  # a view of its memory
                     with np.errstate(all="ignore"):
                         numbers *= np.float32(factor)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from kdtrain.data.loader import Batch
 from kdtrain.engine.recorder import Output
 from kdtrain.nn import losses
-from kdtrain.nn.operations import runs_in_numpy
+from kdtrain.nn.operations import small_in_numpy
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import zero_upper_avx
 
@@ -66,7 +66,7 @@ def soft_target_loss(
 
 
 def _runs_in_numpy(logits: flow.Tensor) -> bool:
-    return logits.ndim == 2 and logits.dtype == flow.float32 and runs_in_numpy(logits)
+    return logits.ndim == 2 and logits.dtype == flow.float32 and small_in_numpy(logits)
 
 
 def clip_gradients(optimizer: flow.optim.Optimizer, limit: float) -> None:
@@ -87,7 +87,7 @@ def clip_gradients(optimizer: flow.optim.Optimizer, limit: float) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return
-    if all(map(runs_in_numpy, gradients)):
+    if all(map(small_in_numpy, gradients)):
         arrays = [gradient.to_numpy() for gradient in gradients]  # views of their memory
         with np.errstate(all="ignore"):
             length = np.float32(math.sqrt(sum(map(_square, arrays))))

@@ -12,7 +12,7 @@ from kdtrain.engine.losses import cross_entropy
 from kdtrain.engine.recorder import Output, Recorder, Teacher
 from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.nn.losses import WeightedSum
-from kdtrain.nn.operations import runs_in_numpy
+from kdtrain.nn.operations import small_in_numpy
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import user_code_error
 
@@ -297,7 +297,7 @@ def _sum(parts: Sequence[tuple[flow.Tensor, float]]) -> flow.Tensor:
     losses, factors = zip(*parts, strict=True)
     if factors == (1.0,):
         return losses[0]
-    if all(runs_in_numpy(loss) and loss.dtype == flow.float32 and loss.ndim == 0 for loss in losses):
+    if all(small_in_numpy(loss) and loss.dtype == flow.float32 and loss.ndim == 0 for loss in losses):
         return WeightedSum(factors).apply(*losses)
     return sum(loss if factor == 1.0 else loss * factor for loss, factor in parts)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdtrain.errors import UsageError, size_text
 from kdtrain.nn import onednn, operations
-from kdtrain.nn.operations import is_channels_last, runs_in_numpy, runs_in_onednn
+from kdtrain.nn.operations import is_channels_last, runs_in_numpy, runs_in_onednn, small_in_numpy
 from kdtrain.runtime import flow
 
 F = flow.nn.functional
@@ -78,7 +78,7 @@ def linear_layers(x: flow.Tensor, layers: Sequence[Linear], relus: Sequence[bool
         layers: the layers.
         relus: for each of them, whether a ReLU follows.
     """
-    is_fast = x.ndim == 2 and runs_in_onednn(x) and x.shape[1] == layers[0].in_features
+    is_fast = x.ndim == 2 and small_in_numpy(x) and runs_in_onednn(x) and x.shape[1] == layers[0].in_features
     if is_fast and all(map(_is_plain_linear, layers)):
         parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
         return operations.LinearLayers(relus).apply(x, *parameters)

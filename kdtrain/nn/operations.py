@@ -12,11 +12,21 @@ from kdtrain.nn import kernels, onednn
 from kdtrain.nn.kernels import Pair
 from kdtrain.nn.onednn import Array
 from kdtrain.runtime import flow
+from kdtrain.runtime.ranks import rank
 
 
 def runs_in_numpy(x: flow.Tensor) -> bool:
     """Returns whether NumPy can read a tensor: it is neither on a GPU nor part of a traced graph."""
     return not (x.is_cuda or x.is_lazy)
+
+
+def small_in_numpy(x: flow.Tensor) -> bool:
+    """Returns whether NumPy is fast for a small tensor, too.
+
+    It waits for OneFlow's threads each time that it reads one, and in processes that train together these
+    and the others' compete for the cores: a step of a small network takes twice as long.
+    """
+    return rank() is None and runs_in_numpy(x)
 
 
 def runs_in_onednn(x: flow.Tensor) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.nn.operations import runs_in_numpy
+from kdtrain.nn.operations import small_in_numpy
 from kdtrain.runtime import flow
 
 Array = npt.NDArray[np.float32]
@@ -84,7 +84,7 @@ class _FlatOptimizer:
         if not parameters:
             return True
         if not self._is_plain(group) or not all(
-            runs_in_numpy(parameter) and parameter.dtype == flow.float32 for parameter in parameters
+            small_in_numpy(parameter) and parameter.dtype == flow.float32 for parameter in parameters
         ):
             return False
         kept: dict[int, _Flat] = self.__dict__.setdefault("_flat", {})
