@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,16 @@ from kdtrain.nn.onednn import Array
 from kdtrain.runtime import flow
 from kdtrain.runtime.ranks import rank
 
+_is_fork = False
+
+
+def _enter_child() -> None:
+    global _is_fork
+    _is_fork = True
+
+
+os.register_at_fork(after_in_child=_enter_child)
+
 
 def runs_in_numpy(x: flow.Tensor) -> bool:
     """Returns whether NumPy can read a tensor: it is neither on a GPU nor part of a traced graph."""
@@ -23,10 +34,12 @@ def runs_in_numpy(x: flow.Tensor) -> bool:
 def small_in_numpy(x: flow.Tensor) -> bool:
     """Returns whether NumPy is fast for a small tensor, too.
 
-    It waits for OneFlow's threads each time that it reads one, and in processes that train together these
-    and the others' compete for the cores: a step of a small network takes twice as long.
+    A forked process computes in the calling thread. Any other waits for OneFlow's threads each time that it
+    reads a tensor. Where these share a core with it, as in processes that train together, a step of a small
+    network takes 2 to 4 times as long.
     """
-    return rank() is None and runs_in_numpy(x)
+    shares_a_core = rank() is not None or onednn.available_threads() == 1
+    return runs_in_numpy(x) and (_is_fork or not shares_a_core)
 
 
 def runs_in_onednn(x: flow.Tensor) -> bool:
