@@ -28,20 +28,22 @@ from kdtrain.metrics.names import Interval
 from kdtrain.metrics.statistics import t_interval
 from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
-from kdtrain.store.metrics_file import read_metrics
 
 PAGE = ROOT / "docs" / "methods.md"
 TIMED_EPOCHS = 3
-TEMPERATURES = (1.0, 2.0, 4.0)
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
+FACTORS = (0.03, 0.2, 1.0, 5.0, 30.0)  # of the paper's weight: three decades around it
 CHOOSING_SEED = 100  # no seed of the tables
 TEACHER_EPOCHS, TEACHER_BATCH = 20, 64
-VALIDATION_IMAGES = 2_000
+VALIDATION_IMAGES = 5_000
 
 Settings = Mapping[str, Any]
 """Settings of FitConfig."""
 
-Accuracies = dict[str, float]
-"""Test accuracy, 0 to 1, by seed (as text, as JSON has it)."""
+FIGURES = ("accuracy", "cross_entropy", "calibration_error")
+
+Figures = dict[str, dict[str, float]]
+"""The figures of test images by seed (as text, as JSON has it): accuracy 0 to 1, nats per image, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,16 @@ class Method:
 
     Attributes:
         mode: student or student_kd.
-        choices: three settings of its own, one of which is chosen by held-out accuracy: a temperature, where
-            the method has one.
-        chain: networks that are trained before the student, each the teacher of the next one.
+        choices: five settings of its own, one of which is chosen by held-out accuracy.
+        of_soft_targets: whether it has the temperature that the soft targets have chosen.
     """
 
     mode: str
-    choices: tuple[Settings, Settings, Settings]
-    chain: tuple[str, ...] = ()
+    choices: tuple[Settings, ...]
+    of_soft_targets: bool = False
 
     def trials(self, augment: str) -> list[Settings]:
-        """Returns its choices without views and with them, six for each method."""
+        """Returns its choices without views and with them, ten for each method."""
         return [{**choice, "augment": text} for choice in self.choices for text in ("none", augment)]
 
 
@@ -69,95 +70,106 @@ class Pair:
     """A teacher, a student, a budget, and the methods for them.
 
     Attributes:
-        images: number of the students' training images. The teacher has all of them: a teacher that knew no
-            more than its students would have nothing to teach them.
-        epochs: number of the students' epochs.
+        budget: the settings of the students' images, epochs and batches. Without ``labels`` the teacher has
+            all images and the students a part of them: a teacher that knew no more than its students would
+            have nothing to teach them. With ``labels`` the teacher has the labelled images, and its students
+            the others, too.
+        data: the data sets, of ``DATA``.
     """
 
     teacher: str
     student: str
-    images: int
-    epochs: int
+    budget: Mapping[str, Any]
     methods: Mapping[str, Method]
-    batch_size: int = 128
-
-
-def distilled(*plugins: str, chain: tuple[str, ...] = ()) -> Method:
-    """Returns soft targets at three temperatures, beside which plugins may compare layers."""
-    low, middle, high = ({"plugin": plugins, "temperature": value} for value in TEMPERATURES)
-    return Method("student_kd", (low, middle, high), chain)
+    data: tuple[str, ...]
 
 
 def replacing(name: str, values: Sequence[float] = TEMPERATURES, argument: str = "temperature") -> Method:
-    """Returns a plugin in the place of the soft targets, with three values of an argument."""
-    low, middle, high = ({"plugin": (f"{name},{argument}={value}",), "alpha": 0.5} for value in values)
-    return Method("student_kd", (low, middle, high))
+    """Returns a plugin in the place of the soft targets, with five values of an argument."""
+    plugins = [f"{name},{argument}={value:g}" for value in values]
+    return Method("student_kd", tuple({"plugin": (plugin,), "alpha": 0.5} for plugin in plugins))
 
 
-def between(name: str, *pairs: tuple[str, str]) -> Method:
-    """Returns a method that compares layers, in addition to the soft targets."""
-    return distilled(
-        *(f"{name},student_layer={student},teacher_layer={teacher}" for student, teacher in pairs)
-    )
+def between(name: str, weights: Mapping[str, float], *layers: str) -> Method:
+    """Returns a method that compares layers, in addition to the soft targets, with five weights.
+
+    Args:
+        name: the plugin.
+        weights: the names of its weights with the values of its paper.
+        layers: the arguments that name the layers; the plugin is given once for each.
+    """
+
+    def choice(factor: float) -> Settings:
+        arguments = "".join(f",{weight}={value * factor:g}" for weight, value in weights.items())
+        return {"plugin": tuple(f"{name},{pair}{arguments}" for pair in layers)}
+
+    return Method("student_kd", tuple(map(choice, FACTORS)), of_soft_targets=True)
 
 
-def by_weight(name: str, mode: str = "student_kd") -> Method:
-    """Returns a plugin without a temperature, with three weights of its term."""
-    low, middle, high = ({"plugin": (name,), "alpha": value} for value in (0.3, 0.5, 0.9))
-    return Method(mode, (low, middle, high))
+def pair(student: str, teacher: str) -> str:
+    """Returns the arguments of a plugin that name its layers."""
+    return f"student_layer={student},teacher_layer={teacher}"
 
 
 PLAIN, HINTON = "plain student", "soft targets (Hinton)"
+CONTROL, HARD = "`label_smoothing`, no teacher", "`hard_labels`"
+BASELINES = (PLAIN, CONTROL, HARD)
+DECAYS_AND_RATES = ((0.0, 0.003), (0.01, 0.003), (0.1, 0.003), (0.3, 0.003), (0.1, 0.001))
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 COMMON = {
-    PLAIN: Method("student", ({"weight_decay": 0.0}, {"weight_decay": 0.01}, {"weight_decay": 0.1})),
-    HINTON: distilled(),
-    "`label_smoothing`, no teacher": Method(
+    PLAIN: Method("student", tuple({"weight_decay": decay, "lr": rate} for decay, rate in DECAYS_AND_RATES)),
+    CONTROL: Method(
         "student",
-        (
-            {"plugin": ("label_smoothing,epsilon=0.05",)},
-            {"plugin": ("label_smoothing,epsilon=0.1",)},
-            {"plugin": ("label_smoothing,epsilon=0.2",)},
-        ),
+        tuple({"plugin": (f"label_smoothing,epsilon={value}",)} for value in (0.02, 0.05, 0.1, 0.2, 0.4)),
     ),
-    "`hard_labels`": by_weight("hard_labels"),
-    "`logit_mse`": replacing("logit_mse", (0.1, 0.3, 1.0), "weight"),
+    HARD: Method(
+        "student_kd",
+        tuple({"plugin": ("hard_labels",), "alpha": value} for value in (0.1, 0.3, 0.5, 0.7, 0.9)),
+    ),
+    HINTON: Method("student_kd", tuple({"temperature": value} for value in TEMPERATURES)),
+    "`logit_mse`": replacing("logit_mse", FACTORS, "weight"),
     **{f"`{name}`": replacing(name) for name in ("dkd", "dist", "logit_std", "nkd", "wsld", "norm_kd")},
-    "`wttm`": replacing("wttm", (0.1, 0.2, 0.5), "gamma"),
-    "`ctkd`": replacing("ctkd", (5.0, 10.0, 20.0), "span"),
+    "`wttm`": replacing("wttm", [1 / value for value in TEMPERATURES], "gamma"),
+    "`ctkd`": replacing("ctkd", TEMPERATURES, "span"),
 }
+WEIGHT = {"weight": 1.0}
+DENSE = {
+    **COMMON,
+    "`fitnet`": between("fitnet", WEIGHT, pair("fc1", "fc1")),
+    "`rkd`": between("rkd", {"distance": 25, "angle": 50}, pair("fc2", "fc1")),
+    "`similarity`": between("similarity", {"weight": 3000}, pair("fc2", "fc1")),
+    "`pkt`": between("pkt", {"weight": 470}, pair("fc2", "fc1")),
+    "`vid`": between("vid", WEIGHT, pair("fc1", "fc1")),
+    "`srrl`": between("srrl", WEIGHT, pair("fc2", "fc1")),
+    "`review_kd`": between("review_kd", WEIGHT, "student_layers=fc1+fc2,teacher_layers=conv2+fc1"),
+}
+CONVOLUTIONAL = {
+    **COMMON,
+    "`fitnet`": between("fitnet", WEIGHT, pair("block2", "conv2")),
+    "`attention`": between("attention", {"weight": 1000}, pair("block1", "conv1"), pair("block2", "conv2")),
+    "`rkd`": between("rkd", {"distance": 25, "angle": 50}, pair("block4", "fc1")),
+    "`similarity`": between("similarity", {"weight": 3000}, pair("block4", "fc1")),
+    "`pkt`": between("pkt", {"weight": 470}, pair("block4", "fc1")),
+    "`vid`": between("vid", WEIGHT, pair("block2", "conv2")),
+    "`srrl`": between("srrl", WEIGHT, pair("block4", "fc1")),
+    "`review_kd`": between("review_kd", WEIGHT, "student_layers=block2+block4,teacher_layers=conv2+fc1"),
+}
+DATA = ("mnist", "fashion_mnist")
 PAIRS = (
+    Pair("teacher_cnn", "student_mlp", {"limit_train": 5_000, "epochs": 40, "batch_size": 128}, DENSE, DATA),
     Pair(
         "teacher_cnn",
         "student_mlp",
-        images=5_000,
-        epochs=40,
-        methods={
-            **COMMON,
-            "`fitnet`": between("fitnet", ("fc1", "fc1")),
-            "`rkd`": between("rkd", ("fc2", "fc1")),
-            "`similarity`": between("similarity", ("fc2", "fc1")),
-            "`pkt`": between("pkt", ("fc2", "fc1")),
-            "`vid`": between("vid", ("fc1", "fc1")),
-            "`srrl`": between("srrl", ("fc2", "fc1")),
-            "[two generations](../examples/chains/README.md)": distilled(chain=("student_mlp",)),
-            "[assistant](../examples/chains/README.md) `student_cnn`": distilled(chain=("student_cnn",)),
-        },
+        {"labels": 5_000, "epochs": 10, "batch_size": 32, "transfer_share": 0.75},
+        DENSE,
+        ("mnist",),
     ),
     Pair(
         "teacher_cnn",
         "student_cnn",
-        images=2_000,
-        epochs=20,
-        batch_size=64,
-        methods={
-            **COMMON,
-            "`attention`": between("attention", ("block1", "conv1"), ("block2", "conv2")),
-            "`similarity`": between("similarity", ("block4", "fc1")),
-            "`pkt`": between("pkt", ("block4", "fc1")),
-            "`vid`": between("vid", ("block2", "conv2")),
-            "`srrl`": between("srrl", ("block4", "fc1")),
-            "`review_kd`": distilled("review_kd,student_layers=block2+block4,teacher_layers=conv2+fc1"),
-        },
+        {"limit_train": 2_000, "epochs": 20, "batch_size": 64},
+        CONVOLUTIONAL,
+        ("fashion_mnist",),
     ),
 )
 
@@ -169,71 +181,73 @@ class Table:
         pair: the networks and methods.
         data: the settings of FitConfig for the data set.
         seeds: number of students of each method.
-        folder: folder of the results and the teacher; existing ones are not trained again.
+        folder: folder of the results and the teachers; existing ones are not trained again.
     """
 
     def __init__(self, pair: Pair, data: Mapping[str, Any], seeds: int, folder: Path) -> None:
         self.pair = pair
         self.seeds = range(seeds)
+        self.few_labels = "labels" in pair.budget
         self.config = FitConfig(
             mode="student_kd",
             teacher_arch=pair.teacher,
             student_arch=pair.student,
-            limit_train=pair.images,
-            epochs=pair.epochs,
-            batch_size=pair.batch_size,
-            val_size=VALIDATION_IMAGES,
+            val_size=None if self.few_labels else VALIDATION_IMAGES,
             logdir=folder,
+            **pair.budget,
             **data,
         )
-        dataset = load_dataset(self.config.dataset, self.config.data_dir)
+        self.dataset = load_dataset(self.config.dataset, self.config.data_dir).name
         recipe = recipe_settings(recipe_for(self.config.dataset, self.config.data_dir))
         self.augment: str = recipe["teacher_augment"]
-        self.title = f"{dataset.name}, {pair.teacher} teaches {pair.student}"
-        self.folder = folder / f"{dataset.name}-{pair.student}-{pair.images}x{pair.epochs}"
-        self.teacher_file = folder / f"{dataset.name}-{pair.teacher}.safetensors"  # of all pairs
-        make_folder(self.folder)
-        self.file = self.folder / "results.json"
-        self.results: dict[str, Accuracies] = {}
+        known = f"{pair.budget['labels']} labels" if self.few_labels else "all images"
+        self.teacher_file = folder / f"{self.dataset}-{pair.teacher}, {known}.safetensors"
+        images = known if self.few_labels else f"{pair.budget['limit_train']} images"
+        self.name = f"{self.dataset}, {pair.student}, {images}"
+        self.file = folder / f"{self.name}.json"
+        make_folder(folder)
+        self.results: dict[str, Figures] = {}
         self.chosen: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
         if self.file.exists():
             content = json.loads(self.file.read_text())
-            self.results, self.chosen = content["test_accuracy"], content["chosen"]
+            self.results, self.chosen, self.seconds = (content[key] for key in ("test", "chosen", "seconds"))
         self.teacher_accuracy, self.teacher = self._teacher()
 
     def fill(self) -> None:
         """Chooses the settings of methods that have none yet, and trains the students without a result."""
         for name, method in self.pair.methods.items():
             if name not in self.chosen:
-                print(f"{self.title}: {name}, choosing ...", file=sys.stderr, flush=True)
+                print(f"{self.name}: {name}, choosing ...", file=sys.stderr, flush=True)
                 self.chosen[name] = dict(self._choose(method))
                 self._write()
             missing = [seed for seed in self.seeds if str(seed) not in self.results.get(name, {})]
             if missing:
-                print(f"{self.title}: {name}, seeds {missing} ...", file=sys.stderr, flush=True)
-                tested = self._train(method, self.chosen[name], missing, self.pair.epochs)[0]
-                self.results.setdefault(name, {}).update(tested)
+                print(f"{self.name}: {name}, seeds {missing} ...", file=sys.stderr, flush=True)
+                self.results.setdefault(name, {}).update(self._test(method, self.chosen[name], missing))
                 self._write()
 
-    def seconds(self) -> dict[str, float]:
-        """Returns the seconds of an epoch of each method, summed over a chain, one run at a time."""
-        return {
-            name: self._train(method, self.chosen[name], [0], TIMED_EPOCHS)[1]
-            for name, method in self.pair.methods.items()
-        }
+    def measure_seconds(self) -> None:
+        """Measures the seconds of an epoch of each method, one run at a time."""
+        for name, method in self.pair.methods.items():
+            with self._run_folder() as folder:
+                [(_, fitted)] = self._fit(method, [(self.chosen[name], 0)], TIMED_EPOCHS, folder)
+            self.seconds[name] = statistics.median(row["train_seconds"] for row in fitted.history)
+        self._write()
 
     def _write(self) -> None:
-        content = {"test_accuracy": self.results, "chosen": self.chosen}
+        content = {"chosen": self.chosen, "test": self.results, "seconds": self.seconds}
         write_text(self.file, json.dumps(content, indent=1) + "\n")
 
-    def _choose(self, method: Method) -> Settings:
-        """Returns the trial with the highest held-out accuracy; the test set is not read."""
-        trials = method.trials(self.augment)
-        runs = [(trial, CHOOSING_SEED) for trial in trials]
-        with _quietly(), temporary_folder(self.folder) as folder:
-            fits = self._fit(method, runs, self.pair.epochs, folder)
-            scores = [fitted.saved.card.accuracy for _, fitted in fits]
-        return trials[scores.index(max(scores))]
+    @contextlib.contextmanager
+    def _run_folder(self) -> Iterator[Path]:
+        """Yields a folder for runs; nothing is printed meanwhile."""
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+            temporary_folder(self.file.parent) as folder,
+        ):
+            yield folder
 
     def _teacher(self) -> tuple[float, SavedModel]:
         """Returns the teacher's test accuracy, 0 to 1, and the teacher, which the first table trains."""
@@ -242,12 +256,13 @@ class Table:
             config = replace(
                 self.config,
                 mode="teacher",
-                epochs=TEACHER_EPOCHS,
+                epochs=5 * TEACHER_EPOCHS if self.few_labels else TEACHER_EPOCHS,
                 batch_size=TEACHER_BATCH,
                 limit_train=None,
+                transfer_share=FitConfig.transfer_share,
                 teacher_augment=self.augment,
             )
-            with _quietly(), temporary_folder(self.folder) as run:
+            with self._run_folder() as run:
                 session = Session.open(config)
                 spec = FitSpec("teacher", 0, run / "teacher")
                 [model] = session.run([session.fit_and_test_job(spec)])
@@ -256,88 +271,96 @@ class Table:
         accuracy: float = json.loads(figures.read_text())["test_accuracy"]
         return accuracy, load_model(path)
 
-    def _train(
-        self, method: Method, settings: Settings, seeds: Sequence[int], epochs: int
-    ) -> tuple[Accuracies, float]:
-        """Returns the test accuracy of each seed, and the median seconds of an epoch, seeds side by side."""
-        with _quietly(), temporary_folder(self.folder) as run:
-            fits = self._fit(method, [(settings, seed) for seed in seeds], epochs, run)
-            session = Session.open(replace(self.config, mode=method.mode))
-            jobs = [session.test_fitted_job(*fit) for fit in fits]
-            accuracies = {str(model.result.seed): model.test.accuracy for model in session.run(jobs)}
-            seconds = sum(_median_seconds(path) for path in run.glob("*_0"))
-        return accuracies, seconds
+    def _choose(self, method: Method) -> Settings:
+        """Returns the trial with the highest held-out accuracy; the test set is not read."""
+        trials: list[Settings] = method.trials(self.augment)
+        if method.of_soft_targets:
+            temperature = self.chosen[HINTON]["temperature"]
+            trials = [{**trial, "temperature": temperature} for trial in trials]
+        runs = [(trial, CHOOSING_SEED) for trial in trials]
+        with self._run_folder() as folder:
+            fits = self._fit(method, runs, self.pair.budget["epochs"], folder)
+            scores = [fitted.saved.card.accuracy for _, fitted in fits]
+        return trials[scores.index(max(scores))]
+
+    def _test(self, method: Method, settings: Settings, seeds: Sequence[int]) -> Figures:
+        """Returns the test figures of students with these seeds."""
+        with self._run_folder() as folder:
+            runs = [(settings, seed) for seed in seeds]
+            fits = self._fit(method, runs, self.pair.budget["epochs"], folder)
+            session = Session.open(replace(self._mode(method), epochs=self.pair.budget["epochs"]))
+            models = session.run([session.test_fitted_job(*fit) for fit in fits])
+        return {
+            str(model.result.seed): {figure: getattr(model.test, figure) for figure in FIGURES}
+            for model in models
+        }
+
+    def _mode(self, method: Method) -> FitConfig:
+        """Returns the configuration for a method; a student alone has no images without labels."""
+        share = self.config.transfer_share if method.mode == "student_kd" else FitConfig.transfer_share
+        return replace(self.config, mode=method.mode, transfer_share=share)
 
     def _fit(
         self, method: Method, runs: Sequence[tuple[Settings, int]], epochs: int, folder: Path
     ) -> list[tuple[FitSpec, FitResult]]:
-        """Trains the networks of a method for each pair of settings and seed, as many at a time as fit.
+        """Trains a method's student for each pair of settings and seed, as many at a time as fit.
 
         Args:
             method: the method.
             runs: settings and seed of each run.
-            epochs: number of epochs of each network.
-            folder: folder of the run directories, ``STAGE_INDEX`` by the place in ``runs``.
+            epochs: number of epochs.
+            folder: folder of the run directories.
 
         Returns:
-            The last network of each run, with its specification.
+            The student of each run, with its specification.
         """
-        session = Session.open(replace(self.config, mode=method.mode, epochs=epochs))
-        distilled = method.mode == "student_kd"
-        augments = {settings["augment"] for settings, _ in runs} if distilled else ()
-        asking = {text: Session.open(replace(session.config, augment=text)) for text in augments}
-        teachers = [self.teacher for _ in runs]
-        last: list[tuple[FitSpec, FitResult]] = []
-        for stage, arch in enumerate((*method.chain, self.pair.student)):
-            specs = []
-            for index, ((settings, seed), teacher) in enumerate(zip(runs, teachers, strict=True)):
-                if distilled:
-                    session.run(asking[settings["augment"]].soft_label_jobs({seed: trained_here(teacher)}))
-                # A network of the chain that has the student's layers begins with weights of its own.
-                again = stage == len(method.chain) and arch in method.chain
-                specs.append(
-                    FitSpec(
-                        MODES[method.mode].fit,
-                        seed,
-                        folder / f"{stage}_{index}",
-                        trained_here(teacher) if distilled else None,
-                        settings={"student_arch": arch, **settings},
-                        init_index=len(method.chain) if again else 0,
-                    )
-                )
-            fits = session.run([session.fit_job(spec) for spec in specs])
-            last = list(zip(specs, fits, strict=True))
-            teachers = [fitted.saved for fitted in fits]
-        return last
-
-    def markdown(self, seconds: Mapping[str, float]) -> str:
-        """Returns the table with a sentence about its budget."""
-        pair, count = self.pair, len(self.seeds)
-        lines = [
-            f"{self.title}: {pair.images:,} training images, {pair.epochs} epochs in batches of "
-            f"{pair.batch_size}, {count} seeds, one teacher of {TEACHER_EPOCHS} epochs with all images "
-            f"({100 * self.teacher_accuracy:.2f} % test accuracy); views: {self.augment}.",
-            "",
-            "| method | chosen | test accuracy, % | to the plain student | to Hinton's soft targets "
-            "| s an epoch |",
-            "|---|---|---|---|---|---|",
+        session = Session.open(replace(self._mode(method), epochs=epochs))
+        teacher = trained_here(self.teacher) if method.mode == "student_kd" else None
+        if teacher is not None:
+            for augment in {settings["augment"] for settings, _ in runs}:
+                outputs = Session.open(replace(session.config, augment=augment))
+                for seed in {seed for _, seed in runs}:
+                    session.run(outputs.soft_label_jobs({seed: teacher}))
+        specs = [
+            FitSpec(MODES[method.mode].fit, seed, folder / str(index), teacher, settings=settings)
+            for index, (settings, seed) in enumerate(runs)
         ]
-        for name in pair.methods:
-            interval = t_interval([100 * value for value in self._ordered(name)])
-            plain = self._difference(name, PLAIN)
-            hinton = self._difference(name, HINTON)
-            accuracy = f"{interval.mean:.2f} ± {interval.sd or 0:.2f}"
-            cells = (name, _choice(self.chosen[name]), accuracy, plain, hinton, f"{seconds[name]:.2f}")
+        fits = session.run([session.fit_job(spec) for spec in specs])
+        return list(zip(specs, fits, strict=True))
+
+    def markdown(self) -> str:
+        """Returns the table with a sentence about its budget."""
+        budget = ", ".join(f"{name} {value}" for name, value in self.pair.budget.items())
+        lines = [
+            f"### {self.name}",
+            "",
+            f"{self.pair.teacher} ({100 * self.teacher_accuracy:.2f} % of the test images) teaches "
+            f"{self.pair.student}; {budget}; {len(self.seeds)} seeds; views: {self.augment}.",
+            "",
+            "| method | chosen | accuracy, % | cross-entropy | calibration error, % | to plain, points "
+            "| to the control | to hard labels | s an epoch |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for name in self.pair.methods:
+            accuracy = t_interval([100 * value for value in self._by_seed(name, "accuracy")])
+            entropy, calibration = (statistics.mean(self._by_seed(name, figure)) for figure in FIGURES[1:])
+            cells = [
+                *(name, _choice(self.chosen[name]), f"{accuracy.mean:.2f} ± {accuracy.sd or 0:.2f}"),
+                *(f"{entropy:.3f}", f"{100 * calibration:.1f}"),
+                *(self._difference(name, baseline) for baseline in BASELINES),
+                f"{self.seconds[name]:.2f}" if name in self.seconds else "",
+            ]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
-    def _ordered(self, name: str) -> list[float]:
-        return [self.results[name][str(seed)] for seed in self.seeds]
+    def _by_seed(self, name: str, figure: str) -> list[float]:
+        return [self.results[name][str(seed)][figure] for seed in self.seeds]
 
     def _difference(self, name: str, baseline: str) -> str:
+        """Returns the points of accuracy beyond those of a baseline."""
         if name == baseline:
             return ""
-        pairs = zip(self._ordered(name), self._ordered(baseline), strict=True)
+        pairs = zip(self._by_seed(name, "accuracy"), self._by_seed(baseline, "accuracy"), strict=True)
         return _points(t_interval([100 * (accuracy - reference) for accuracy, reference in pairs]))
 
 
@@ -353,12 +376,6 @@ def _choice(settings: Settings) -> str:
     return ", ".join(words)
 
 
-def _median_seconds(run: Path) -> float:
-    """Returns the median seconds of an epoch of training."""
-    seconds: float = statistics.median(row["train_seconds"] for row in read_metrics(run))
-    return seconds
-
-
 def _points(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.mean:+.2f}"
@@ -366,46 +383,36 @@ def _points(interval: Interval) -> str:
     return text if interval.low <= 0 <= interval.high else f"**{text}**"
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        yield
-
-
 def main() -> None:
     """Fills the tables and writes them into the page."""
     parser = argparse.ArgumentParser(
         prog="scripts/methods", description="Compares the methods of distillation, for docs/methods.md."
     )
+    parser.add_argument("table", nargs="*", type=int, help="fill these tables, from 1, and write no page")
     parser.add_argument("--seeds", type=int, default=5, help="number of students of each method [5]")
-    parser.add_argument("--epochs", type=int, help="the students' epochs [40; 20 for student_cnn]")
+    parser.add_argument("--epochs", type=int, help="the students' epochs, to try the script")
     parser.add_argument(
-        "--images",
-        type=int,
-        help="the students' training images [5000; 2000 for student_cnn]",
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        action="append",
-        default=[],
-        help="a data set in addition to MNIST: a folder with four IDX files (repeatable)",
+        "--fashion", type=Path, help="folder with the four files of Fashion-MNIST [they are downloaded]"
     )
     parser.add_argument("--logdir", type=Path, default=Path("logs/methods"), help="folder of the results")
-    parser.add_argument(
-        "--no-page", action="store_true", help="train only; do not measure seconds or write the page"
-    )
     options = parser.parse_args()
 
-    data: list[dict[str, Any]] = [{}, *({"data_dir": path} for path in options.data_dir)]
-    budget = {key: value for key in ("epochs", "images") if (value := getattr(options, key)) is not None}
-    pairs = [replace(pair, **budget) for pair in PAIRS]
-    tables = [Table(pair, dataset, options.seeds, options.logdir) for pair in pairs for dataset in data]
-    for table in tables:
-        table.fill()
-    if options.no_page:
+    data: dict[str, dict[str, Any]] = {name: {"dataset": name} for name in DATA}
+    if options.fashion is not None:
+        data["fashion_mnist"] = {"data_dir": options.fashion}
+    places = [(pair, name) for pair in PAIRS for name in pair.data]
+    tables = []
+    for number in options.table or range(1, len(places) + 1):
+        pair, name = places[number - 1]
+        if options.epochs is not None:
+            pair = replace(pair, budget={**pair.budget, "epochs": options.epochs})
+        tables.append(Table(pair, data[name], options.seeds, options.logdir))
+        tables[-1].fill()
+    if options.table:
         return
-    text = "\n\n".join(table.markdown(table.seconds()) for table in tables)
+    for table in tables:
+        table.measure_seconds()
+    text = "\n\n".join(table.markdown() for table in tables)
     print(text)
     start, end = "<!-- tables: written by scripts/methods -->\n", "<!-- end of tables -->"
     before, _, rest = PAGE.read_text().partition(start)
