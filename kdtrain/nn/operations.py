@@ -60,9 +60,11 @@ class Node:
     """
 
     observer: ClassVar[Callable[[Node], None] | None] = None  # is called with each that has a gradient
+    has_gradient = True  # whether the backward pass will be wanted: not in an evaluation
 
     def apply(self, *inputs: flow.Tensor) -> Any:
         """Returns the result, or several, as a node of autograd's graph."""
+        self.has_gradient = flow.is_grad_enabled()
 
         def forward(context: object, *inputs: flow.Tensor) -> Any:
             return self.forward(*inputs)
@@ -72,9 +74,16 @@ class Node:
 
         function = flow._oneflow_internal.autograd.AutogradFunctionBase
         result = function.apply(type(self).__name__, forward, backward, *inputs)
-        if Node.observer is not None and flow.is_grad_enabled():
+        if Node.observer is not None and self.has_gradient:
             Node.observer(self)
         return result
+
+    def mask(self, y: Array, relu: bool) -> npt.NDArray[np.bool_] | None:
+        """Returns where the result of a ReLU is positive, for its gradient; None if there is no ReLU.
+
+        It is kept because the network may change the result.
+        """
+        return y > 0 if relu and self.has_gradient else None
 
     def forward(self, *inputs: Any) -> Any:
         """Returns the result, float32; the subclass states the shapes of inputs and result."""
@@ -162,7 +171,7 @@ class Convolution(ImageNode):
             images.shape, self.weight.shape, *self.geometry, bool(bias), self.relu
         )
         y = self.kernel.forward(images, self.weight, *(b.to_numpy() for b in bias))
-        self.positive = y > 0 if self.relu else None  # the network may change the result
+        self.positive = self.mask(y, self.relu)
         del images  # before another copy is made
         return self.result(y)
 
@@ -243,7 +252,7 @@ class Activation(ImageNode):
         numbers = x.to_numpy()
         self.kernel = kernels.ActivationKernel.of(numbers.shape, self.kind)
         y = self.kernel.forward(numbers)
-        self.known = y > 0 if self.kind == onednn.RELU else numbers
+        self.known: Any = self.mask(y, True) if self.kind == onednn.RELU else numbers
         return flow.from_numpy(y)
 
     def backward(self, dy: flow.Tensor) -> flow.Tensor:
@@ -284,7 +293,7 @@ class Sum(ImageNode):
         """Returns the sum, in the shape of both."""
         x, y = self.read(a), self.read(b)
         total = kernels.ElementwiseKernel.of(x.shape, onednn.ADD, self.relu)(x, y)
-        self.positive = total > 0 if self.relu else None
+        self.positive = self.mask(total, self.relu)
         return self.result(total)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, flow.Tensor]:
@@ -417,7 +426,7 @@ class LinearLayers(Node):
             y = kernels.ProductKernel.of(*size, (False, True), True)(y, weight, bias)
             if relu:
                 np.maximum(y, 0, out=y)  # keeps NaN, of which oneDNN's makes 0
-        self.positive = y > 0 if self.relus[-1] else None  # the network may change the result
+        self.positive = self.mask(y, self.relus[-1])
         return flow.from_numpy(y)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor | None, ...]:

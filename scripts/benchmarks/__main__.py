@@ -19,6 +19,7 @@ from bench import Bench
 from logits import logits
 from measures import (
     compare,
+    distilled_epoch,
     growth,
     loader,
     seeds_side_by_side,
@@ -39,6 +40,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "networks": networks,
     "teacher": teacher_epoch,
     "student": student_epoch,
+    "distilled": distilled_epoch,
     "student_kd": student_kd,
     "logits": logits,
     "compare": compare,
@@ -50,7 +52,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "start": start,
     "serve": serving,
 }
-NEED_PEER = ("networks", "teacher", "student", "student_kd")
+NEED_PEER = ("networks", "teacher", "student", "distilled", "student_kd")
 
 
 def main() -> int:

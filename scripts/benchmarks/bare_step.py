@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdtrain.nn.losses import CrossEntropy
 from kdtrain.runtime import flow
 from kdtrain.runtime.processor import zero_upper_avx
 
@@ -13,7 +14,7 @@ def bare_step(
     optimizer.zero_grad(set_to_none=True)
     logits = network(inputs)
     zero_upper_avx()
-    loss = flow.nn.functional.cross_entropy(logits, targets)
+    loss: flow.Tensor = CrossEntropy(targets).apply(logits)
     loss.backward()
     zero_upper_avx()
     optimizer.step()

@@ -47,7 +47,9 @@ class Bench:
             kdtrain("fit", *words, "--logdir", self.fresh(), "--model-save-dir", path.parent)
         return path
 
-    def torch(self, task: str, images: int, epochs: int) -> list[float]:
+    def torch(
+        self, task: str, images: int, epochs: int, *, batch: int = 128, compiled: bool = False
+    ) -> list[float]:
         """Returns PyTorch's seconds per epoch; a teacher's in the faster memory format."""
         data = self.folder / "mnist.npz"
         if not data.exists():
@@ -59,7 +61,10 @@ class Bench:
                 held_images=np.asarray(run.validation.inputs),
                 held_labels=run.validation.targets,
             )
-        work = {"task": task, "images": images, "epochs": epochs, "data": str(data)}
+        work = {
+            **{"task": task, "images": images, "epochs": epochs, "batch": batch},
+            **{"compiled": compiled, "data": str(data)},
+        }
         assert self.peer is not None
         seconds: list[float] = answer([self.peer, HERE / "torch_peer.py", json.dumps(work)])
         return seconds

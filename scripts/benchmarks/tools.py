@@ -51,14 +51,24 @@ def side_by_side(
 
 
 def ratio_row(
-    what: str, seconds: Sequence[float], peer_seconds: Sequence[float], most: float, peer: str
+    what: str, seconds: Sequence[float], peer_seconds: Sequence[float], most: float | None, peer: str
 ) -> Row:
-    """Returns the row of a comparison: medians, and the median ratio of the pairs with its range."""
+    """Returns the row of a comparison: medians, and the median ratio of the pairs with its range.
+
+    Args:
+        what: the measured quantity.
+        seconds: those of kdtrain.
+        peer_seconds: those of its peer, pair by pair.
+        most: the promised ratio; None if there is none.
+        peer: the peer's name.
+    """
     ratios = [a / b for a, b in zip(seconds, peer_seconds, strict=True)]
     result = (
         f"{statistics.median(seconds):.3g} s, {peer} {statistics.median(peer_seconds):.3g} s: "
         f"{ratios_text(ratios)}"
     )
+    if most is None:
+        return Row(what, result)
     return Row(what, result, f"at most {most:g} x", statistics.median(ratios) <= most)
 
 

@@ -15,7 +15,7 @@ import time
 
 import torch
 from torch import nn
-from torch_peer import FORMATS, Teacher
+from torch_peer import FORMATS, Teacher, mlp
 
 F = nn.functional
 CLASSES, RATE, WARM_UP = 10, 1e-3, 3
@@ -68,6 +68,8 @@ def build(arch: str, channels: int) -> nn.Module:
     """Returns the network that kdtrain calls ``arch``, for images of that many channels."""
     if arch == "teacher_cnn":
         return Teacher()
+    if arch == "hinton_1200":
+        return mlp(1200, 1200)
     if arch.startswith(ZOO):
         models = importlib.import_module("torchvision.models")
         return keep_size(models.get_model(arch.removeprefix(ZOO), num_classes=CLASSES), channels)

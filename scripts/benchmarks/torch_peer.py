@@ -1,8 +1,9 @@
 """The same training in PyTorch in the usual style: a DataLoader over tensors in memory.
 
 Runs in a separate environment with PyTorch and without kdtrain. Reads its task as JSON (``task``,
-``images``, ``epochs``, ``data``) and prints the seconds of each epoch as JSON. A teacher is trained in
-both memory formats, and the seconds are those of the faster one.
+``images``, ``epochs``, ``batch``, ``compiled``, ``data``) and prints the seconds of each epoch as JSON. A
+teacher is trained in both memory formats, and the seconds are those of the faster one. The task
+``student_kd`` has a forward pass of the teacher at every step, ``student_soft`` its logits in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 F = nn.functional
-BATCH, RATE, TEMPERATURE, ALPHA = 128, 3e-3, 4.0, 0.9
+RATE, TEMPERATURE, ALPHA = 3e-3, 4.0, 0.9
 FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
 
 
@@ -38,24 +38,17 @@ class Teacher(nn.Module):
         return self.fc2(F.dropout(x, 0.5, self.training))
 
 
-def student() -> nn.Module:
-    """Returns a network with the sizes of kdtrain's student_mlp."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
-    )
+def mlp(first: int, second: int) -> nn.Module:
+    """Returns a network with two hidden layers, as kdtrain's student_mlp and hinton_1200 have them."""
+    hidden = nn.Linear(784, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU()
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(second, 10))
 
 
-def soft_loss(model: nn.Module, teacher: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Returns the distillation loss, with a forward pass of the teacher at every step."""
-
-    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        logits = model(x)
-        with torch.no_grad():
-            soft = F.log_softmax(teacher(x) / TEMPERATURE, 1)
-        kl = F.kl_div(F.log_softmax(logits / TEMPERATURE, 1), soft, reduction="batchmean", log_target=True)
-        return (1 - ALPHA) * F.cross_entropy(logits, y) + ALPHA * TEMPERATURE**2 * kl
-
-    return loss
+def soft_loss(logits: torch.Tensor, y: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """Returns the distillation loss of logits (N, 10), the mean over the images."""
+    soft = F.log_softmax(teacher_logits / TEMPERATURE, 1)
+    kl = F.kl_div(F.log_softmax(logits / TEMPERATURE, 1), soft, reduction="batchmean", log_target=True)
+    return (1 - ALPHA) * F.cross_entropy(logits, y) + ALPHA * TEMPERATURE**2 * kl
 
 
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
@@ -76,22 +69,30 @@ def train(work: dict[str, Any], memory_format: torch.memory_format) -> list[floa
     held_x, held_y = torch.from_numpy(data["held_images"]), torch.from_numpy(data["held_labels"])
     torch.manual_seed(0)
     teacher = Teacher()
-    model = teacher if work["task"] == "teacher" else student()
+    model = teacher if work["task"] == "teacher" else mlp(128, 64)
     model.to(memory_format=memory_format)
-    if work["task"] == "student_kd":
-        loss = soft_loss(model, teacher.eval())
-    else:
-        loss = lambda x, y: F.cross_entropy(model(x), y)  # noqa: E731
-    loader = DataLoader(TensorDataset(x, y), BATCH, shuffle=True)
+    tensors = [x, y]
+    if work["task"] == "student_soft":
+        tensors.append(torch.randn(len(x), 10))
+
+    def loss(x: torch.Tensor, y: torch.Tensor, *kept: torch.Tensor) -> torch.Tensor:
+        if work["task"] == "student_kd":
+            with torch.no_grad():
+                kept = (teacher.eval()(x),)
+        return soft_loss(model(x), y, *kept) if kept else F.cross_entropy(model(x), y)
+
+    if work["compiled"]:
+        loss = torch.compile(loss)
+    loader = DataLoader(TensorDataset(*tensors), work["batch"], shuffle=True)
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=work["epochs"] * len(loader))
     seconds = []
     for _ in range(work["epochs"]):
         start = time.perf_counter()
         model.train()
-        for a, b in loader:
+        for a, *others in loader:
             optimizer.zero_grad()
-            loss(a.to(memory_format=memory_format), b).backward()
+            loss(a.to(memory_format=memory_format), *others).backward()
             optimizer.step()
             schedule.step()
         accuracy(model, held_x.to(memory_format=memory_format), held_y)

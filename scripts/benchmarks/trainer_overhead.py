@@ -19,6 +19,7 @@ from kdtrain.engine.run import Run
 from kdtrain.engine.trainer import Trainer
 from kdtrain.experiment.loaders import RunData
 from kdtrain.models.registry import build_model
+from kdtrain.nn.optimizers import Adam
 from kdtrain.runtime import flow
 from kdtrain.runtime.processes import Job, run_jobs
 from kdtrain.store.card import ModelCard, model_card
@@ -65,7 +66,7 @@ def _model(card: ModelCard) -> flow.nn.Module:
 def _bare(card: ModelCard, data: RunData) -> float:
     """Returns the seconds of an epoch in the bare loop."""
     network = _model(card)
-    optimizer = flow.optim.Adam(network.parameters(), lr=LR)
+    optimizer = Adam(network.parameters(), lr=LR)
     start = time.perf_counter()
     network.train()
     for step, batch in enumerate(data.train.epoch(1)):
@@ -96,6 +97,6 @@ def _trainer(card: ModelCard, data: RunData, folder: Path) -> float:
         TensorBoard(),
         Progress("student"),
     ]
-    trainer = Trainer(_model(card), partial(flow.optim.Adam, lr=LR), callbacks)
+    trainer = Trainer(_model(card), partial(Adam, lr=LR), callbacks)
     trainer.fit(data.train, data.validation, epochs=1, directory=folder / f"{time.time_ns()}")
     return stopwatch.seconds
