@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 _OF_LIBRARIES = ("OPENBLAS_", "GLOG_", "ONEFLOW_")
 _AT_START = (
     *("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "TZ", "MPL", "TQDM_", "OMP_", "GOMP_", "MKL_"),
-    *("ONEDNN_", "DNNL_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", *_OF_LIBRARIES),
+    *("ONEDNN_", "DNNL_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", *_OF_LIBRARIES),
 )
 """How the names of variables begin that count when Python starts or when a library is imported."""
 

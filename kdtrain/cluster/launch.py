@@ -25,7 +25,7 @@ from kdtrain.cluster.rendezvous import join_group
 from kdtrain.errors import KdtrainError, Terminated, UsageError
 from kdtrain.runtime.locations import command_name
 from kdtrain.runtime.oneflow import import_oneflow
-from kdtrain.runtime.ranks import rank
+from kdtrain.runtime.ranks import LOCAL_SIZE, rank
 from kdtrain.runtime.signals import die_with_parent, queue_signals
 
 _GRACE = 5.0  # seconds in which the other ranks may end by themselves after one has failed
@@ -107,6 +107,7 @@ def launch_with_oneflow(settings: dict[str, str | int], words: Sequence[str]) ->
     os.environ["KDTRAIN_COMMAND"] = begun = command_name()  # of sys.argv, which the processes do not have
     sys.argv = [f"{begun} launch", *flags, "-m", "kdtrain", *words]
     os.environ[_LAUNCHER] = str(os.getpid())
+    os.environ[LOCAL_SIZE] = str(settings["nproc_per_node"])
     try:
         with contextlib.redirect_stdout(sys.stderr):  # its messages; the processes keep stdout
             launcher.main()
@@ -122,7 +123,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         KdtrainError: a process was killed, or one other than rank 0 failed.
         KeyboardInterrupt: Ctrl-C or SIGTERM; all processes have ended by then.
     """
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address |= {"WORLD_SIZE": str(processes), LOCAL_SIZE: str(processes)}
     with queue_signals() as signals:
         ranks = [_Rank(number, arguments, address) for number in range(processes)]
         try:

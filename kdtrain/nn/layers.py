@@ -249,7 +249,8 @@ class BatchNorm2d(ImageLayer, flow.nn.BatchNorm2d):
             for average, moment, factor in zip(running, moments, (1, values / (values - 1)), strict=True):
                 average *= 1 - self.momentum
                 average += self.momentum * factor * moment
-            self.num_batches_tracked.add_(1)
+            tracked = self.num_batches_tracked.to_numpy()  # a view, too: OneFlow's addition takes longer
+            tracked += 1
         return y
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.errors import KdtrainError
+from kdtrain.runtime.ranks import ranks_of_machine
 
 logger = logging.getLogger(__name__)
 
@@ -148,13 +149,21 @@ class Primitive:
         with lib.lock:  # between setting the addresses and running
             lib.use_threads(self._threads)
             for argument, array in zip(self._arguments, arrays, strict=True):
-                lib.set_address(argument.memory, array.ctypes.data)
+                lib.set_address(argument.memory, _address(array))
             status = lib.execute(self._primitive, lib.stream, len(arrays), self._arguments)
         lib.check(self.kind, status)
 
     def _layout(self, argument: int) -> ctypes.c_void_p:
         query = library().functions.dnnl_primitive_desc_query_md
         return ctypes.c_void_p(query(self.description, _OF_ARGUMENT, argument))
+
+
+def _address(array: Any) -> int:
+    """Returns the address of a contiguous array, in a fifth of the time of ``array.ctypes``."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except TypeError:  # the array cannot be written to
+        return int(array.ctypes.data)
 
 
 def reordering(given: Description, wanted: Description, work: float) -> Primitive:
@@ -169,13 +178,16 @@ def new_array(shape: Sequence[int]) -> Array:
     if size < _SMALL:
         return np.empty(shape, np.float32)
     memory = np.empty(size + _LINE // 4, np.float32)
-    start = -memory.ctypes.data % _LINE // 4
+    start = -_address(memory) % _LINE // 4
     return memory[start : start + size].reshape(shape)
 
 
 def available_threads() -> int:
-    """Returns the number of threads that a large operation uses: the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Returns the number of threads that a large operation uses.
+
+    These are the cores that this process may use, divided by the machine's processes that train together.
+    """
+    return max(len(os.sched_getaffinity(0)) // ranks_of_machine(), 1)
 
 
 def obstacle() -> str | None:

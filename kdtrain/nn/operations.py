@@ -38,8 +38,11 @@ def small_in_numpy(x: flow.Tensor) -> bool:
     reads a tensor. Where these share a core with it, as in processes that train together, a step of a small
     network takes 2 to 4 times as long.
     """
-    shares_a_core = rank() is not None or onednn.available_threads() == 1
-    return runs_in_numpy(x) and (_is_fork or not shares_a_core)
+    return runs_in_numpy(x) and (_is_fork or not _shares_a_core())
+
+
+def _shares_a_core() -> bool:
+    return rank() is not None or onednn.available_threads() == 1
 
 
 def runs_in_onednn(x: flow.Tensor) -> bool:

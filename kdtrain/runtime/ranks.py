@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 
+LOCAL_SIZE = "LOCAL_WORLD_SIZE"
+"""Environment variable: the number of ranks on this machine, as torchrun sets it, too."""
+
+
 def rank() -> int | None:
     """Returns this process's rank, or None if it trains on its own.
 
@@ -21,6 +26,13 @@ def rank() -> int | None:
     number, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     grouped = number.isdecimal() and size.isdecimal() and int(size) > 1
     return int(number) if grouped else None
+
+
+@functools.cache
+def ranks_of_machine() -> int:
+    """Returns the number of ranks that share this machine's cores, by the variable that launchers set."""
+    size = os.environ.get(LOCAL_SIZE, "")
+    return max(int(size), 1) if rank() is not None and size.isdecimal() else 1
 
 
 def prepare_rank() -> None:

@@ -20,6 +20,7 @@ from kdtrain.nn import kernels, onednn
 from kdtrain.nn.kernels import MOST_KERNELS
 from kdtrain.nn.onednn import OneDnnError
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
+from kdtrain.runtime.ranks import ranks_of_machine
 from tests.cli.conftest import Call, run, run_python
 from tests.runs import metrics
 from tests.tools import ROOT
@@ -143,6 +144,20 @@ def test_a_process_on_one_core_computes_with_one_thread() -> None:
     results, available, threads = in_a_fork(work)
     assert (available, threads) == (1, 1)
     assert close_to_here(results)
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [("2", 4), ("3", 2), ("16", 1), ("0", 8), ("two", 8)])
+def test_processes_that_train_together_divide_the_cores(
+    monkeypatch: pytest.MonkeyPatch, ranks: str, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert onednn.available_threads() == 8  # it trains alone
+    ranks_of_machine.cache_clear()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert onednn.available_threads() == threads
+    ranks_of_machine.cache_clear()
 
 
 def test_the_same_number_of_threads_makes_the_same_bits() -> None:
