@@ -32,10 +32,10 @@ def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
     Returns:
         A float32 scalar: the mean over the images, in nats.
     """
-    if batch.mixup_targets is None and batch.labelled is None:
-        if _runs_in_numpy(output.logits):
-            return losses.CrossEntropy(batch.targets).apply(output.logits)
-        return F.cross_entropy(output.logits, batch.targets)
+    if _runs_in_numpy(output.logits):
+        mixed = None if batch.mixup_targets is None else (batch.mixup_targets, batch.mixup_lambda)
+        node = losses.CrossEntropy(batch.labels, batch.labelled, batch.label_count, mixed)
+        return node.apply(output.logits)
     return batch.label_loss(lambda labels: F.cross_entropy(output.logits, labels, reduction="none"))
 
 

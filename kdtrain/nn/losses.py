@@ -24,25 +24,44 @@ class _LogitLoss(Node):
 
 
 class CrossEntropy(_LogitLoss):
-    """The mean cross-entropy against labels, in nats.
+    """The cross-entropy against labels, in nats: the mean over the images that have one.
 
     Args:
-        labels: (B,) int64.
+        labels: (B,) int64; any class for an image without one.
+        labelled: which images have a label, (B,) bool; None if all have one.
+        count: by which the sum of the losses is divided; the number of images by default.
+        mixed: for mixed images their second labels, (B,) int64, and the share of the first, (B,) float32.
     """
 
-    def __init__(self, labels: flow.Tensor) -> None:
-        self.labels = labels.to_numpy()
+    def __init__(
+        self,
+        labels: flow.Tensor,
+        labelled: flow.Tensor | None = None,
+        count: float | None = None,
+        mixed: tuple[flow.Tensor, flow.Tensor] | None = None,
+    ) -> None:
+        self.labels = [labels.to_numpy()]
+        size = len(self.labels[0])
+        self.count = size if count is None else count
+        known = np.ones(size, np.float32) if labelled is None else labelled.to_numpy().astype(np.float32)
+        self.weights = [known]
+        if mixed is not None:
+            share = mixed[1].to_numpy()
+            self.labels.append(mixed[0].to_numpy())
+            self.weights = [known * share, known * (1 - share)]
 
     @np.errstate(all="ignore")
     def forward(self, logits: flow.Tensor) -> flow.Tensor:
         """Returns the loss."""
         log_probabilities = log_softmax(logits.to_numpy())
-        rows = np.arange(len(self.labels))
-        loss = -log_probabilities[rows, self.labels].mean(dtype=np.float64)
+        rows, loss = np.arange(len(log_probabilities)), 0.0
         self.gradient = np.exp(log_probabilities)
-        self.gradient[rows, self.labels] -= 1
-        self.gradient /= len(rows)
-        return _scalar(loss)
+        self.gradient *= np.sum(self.weights, axis=0)[:, None]
+        for labels, weights in zip(self.labels, self.weights, strict=True):
+            loss -= (log_probabilities[rows, labels] * weights).sum(dtype=np.float64)
+            self.gradient[rows, labels] -= weights
+        self.gradient /= np.float32(self.count)
+        return _scalar(np.float64(loss) / self.count)
 
 
 class SoftTargetLoss(_LogitLoss):

@@ -49,6 +49,32 @@ def test_cross_entropy_agrees_with_float64(size: tuple[int, int, float, int]) ->
     np.testing.assert_allclose(gradient, 3.0 * expected / images, rtol=1e-4, atol=1e-6)
 
 
+@given(sizes, st.booleans(), st.booleans())
+def test_cross_entropy_of_mixed_images_and_of_images_without_labels_agrees_with_float64(
+    size: tuple[int, int, float, int], some_without: bool, some_mixed: bool
+) -> None:
+    images, classes, _, seed = size
+    random, logits = np.random.default_rng(seed), logits_of(*size)
+    first, second = random.integers(0, classes, (2, images))
+    share = random.uniform(0.5, 1, images).astype(np.float32) if some_mixed else np.ones(images, np.float32)
+    labelled = random.random(images) < 0.5 if some_without else np.ones(images, bool)
+    count = 1.5 + labelled.sum() if some_without else images
+    node = CrossEntropy(
+        flow.tensor(first),
+        flow.tensor(labelled) if some_without else None,
+        count if some_without else None,
+        (flow.tensor(second), flow.tensor(share)) if some_mixed else None,
+    )
+    value, gradient = value_and_gradient(node, logits, factor=3.0)
+    logarithms, rows = log_softmax(logits.astype(np.float64)), np.arange(images)
+    weights = np.zeros((images, classes))
+    np.add.at(weights, (rows, first), labelled * share / count)
+    np.add.at(weights, (rows, second), labelled * (1 - share) / count)
+    assert value == pytest.approx(-(weights * logarithms).sum(), rel=1e-5, abs=1e-6)
+    expected = weights.sum(axis=1, keepdims=True) * np.exp(logarithms) - weights
+    np.testing.assert_allclose(gradient, 3.0 * expected, rtol=1e-4, atol=1e-6)
+
+
 @given(sizes, st.sampled_from([0.5, 1.0, 4.0, 20.0]))
 def test_soft_targets_agree_with_float64(size: tuple[int, int, float, int], temperature: float) -> None:
     student, teacher = logits_of(*size), logits_of(*size[:3], size[3] + 1)
