@@ -160,7 +160,7 @@ PAIRS = (
     Pair(
         "teacher_cnn",
         "student_mlp",
-        {"labels": 5_000, "epochs": 10, "batch_size": 32, "transfer_share": 0.75},
+        {"labels": "5000", "epochs": 10, "batch_size": 32, "transfer_share": 0.75},
         DENSE,
         ("mnist",),
     ),
