@@ -61,7 +61,6 @@ class FitSpec:
         teacher: teacher of a student_kd, which exists already.
         label: name in progress lines and errors; the mode by default.
         settings: settings that differ from the command's configuration.
-        init_index: index of the weight initialisation under this seed.
         restarts: numbers of epochs after which the schedule of the learning rate begins anew.
     """
 
@@ -71,7 +70,6 @@ class FitSpec:
     teacher: TrainedTeacher | None = None
     label: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    init_index: int = 0
     restarts: tuple[int, ...] = ()
 
     @property
@@ -197,10 +195,7 @@ class Fit:
     def _trainer(self, first: SavedModel | None, ranks: Ranks) -> Trainer:
         """Returns the trainer of the network, with the weights of ``first`` or newly drawn ones."""
         spec, config = self.spec, self.config
-        stream: list[str | int] = ["weights", MODES[spec.mode].network]
-        if spec.init_index:
-            stream.append(spec.init_index)
-        flow.manual_seed(derive_seed(config.seed, *stream))
+        flow.manual_seed(derive_seed(config.seed, "weights", MODES[spec.mode].network))
         model = build_model(self.arch, self.dataset.image_shape, self.dataset.num_classes)
         if first is not None:
             load_weights(model, first.weights, str(first.path))
