@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ from kdtrain.runtime.files import make_folder, temporary_folder, write_text
 from kdtrain.store.checkpoint import SavedModel, load_model
 
 PAGE = ROOT / "docs" / "methods.md"
+RESULTS = ROOT / "scripts" / "benchmarks" / "methods_results"
 TIMED_EPOCHS = 3
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
 FACTORS = (0.03, 0.2, 1.0, 5.0, 30.0)  # of the paper's weight: three decades around it
@@ -155,13 +158,14 @@ CONVOLUTIONAL = {
     "`review_kd`": between("review_kd", WEIGHT, "student_layers=block2+block4,teacher_layers=conv2+fc1"),
 }
 DATA = ("mnist", "fashion_mnist")
+WITHOUT_LABELS = {name: method for name, method in DENSE.items() if name != "`dkd`"}  # needs a label for each
 PAIRS = (
     Pair("teacher_cnn", "student_mlp", {"limit_train": 5_000, "epochs": 40, "batch_size": 128}, DENSE, DATA),
     Pair(
         "teacher_cnn",
         "student_mlp",
         {"labels": "5000", "epochs": 10, "batch_size": 32, "transfer_share": 0.75},
-        DENSE,
+        WITHOUT_LABELS,
         ("mnist",),
     ),
     Pair(
@@ -353,6 +357,15 @@ class Table:
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
+    def measured(self, plugin: str) -> str:
+        """Returns what a plugin's card has of this table; nothing if it is not in it."""
+        name = next((name for name in self.pair.methods if name.startswith(f"`{plugin}`")), None)
+        if name is None:
+            return ""
+        gains = zip(self._by_seed(name, "accuracy"), self._by_seed(PLAIN, "accuracy"), strict=True)
+        gain = statistics.mean(100 * (accuracy - plain) for accuracy, plain in gains)
+        return f"{self.name}: {gain:+.2f} points, {self.seconds[name] / self.seconds[PLAIN]:.1f} x the epoch"
+
     def _by_seed(self, name: str, figure: str) -> list[float]:
         return [self.results[name][str(seed)][figure] for seed in self.seeds]
 
@@ -383,40 +396,60 @@ def _points(interval: Interval) -> str:
     return text if interval.low <= 0 <= interval.high else f"**{text}**"
 
 
+def write_cards(tables: Sequence[Table]) -> None:
+    """Writes what was measured into the cards in the docstrings of the plugins."""
+    for path in sorted((ROOT / "plugins").glob("*.py")):
+        texts = filter(None, (table.measured(path.stem) for table in tables))
+        card = f"Measured: against the plain student. {'; '.join(texts)}. See docs/methods.md."
+        lines = textwrap.fill(card, 110, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        text = re.sub(r"^ {8}Measured:.*(\n {12}.*)*", lines, path.read_text(), flags=re.MULTILINE)
+        write_text(path, text)
+
+
 def main() -> None:
-    """Fills the tables and writes them into the page."""
+    """Fills tables, and writes them into the page and the plugins' cards."""
     parser = argparse.ArgumentParser(
         prog="scripts/methods", description="Compares the methods of distillation, for docs/methods.md."
     )
-    parser.add_argument("table", nargs="*", type=int, help="fill these tables, from 1, and write no page")
+    places = [(pair, name) for pair in PAIRS for name in pair.data]
+    numbers = range(1, len(places) + 1)
+    parser.add_argument("table", nargs="*", type=int, help=f"fill these tables, of {numbers[-1]} [all]")
     parser.add_argument("--seeds", type=int, default=5, help="number of students of each method [5]")
     parser.add_argument("--epochs", type=int, help="the students' epochs, to try the script")
     parser.add_argument(
         "--fashion", type=Path, help="folder with the four files of Fashion-MNIST [they are downloaded]"
     )
     parser.add_argument("--logdir", type=Path, default=Path("logs/methods"), help="folder of the results")
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="measure the seconds of an epoch, on a quiet machine, and write docs/methods.md and the cards",
+    )
     options = parser.parse_args()
+    if not set(options.table) <= set(numbers):
+        parser.error(f"there are the tables 1 to {numbers[-1]}.")
 
     data: dict[str, dict[str, Any]] = {name: {"dataset": name} for name in DATA}
     if options.fashion is not None:
         data["fashion_mnist"] = {"data_dir": options.fashion}
-    places = [(pair, name) for pair in PAIRS for name in pair.data]
     tables = []
-    for number in options.table or range(1, len(places) + 1):
+    for number in options.table or numbers:
         pair, name = places[number - 1]
         if options.epochs is not None:
             pair = replace(pair, budget={**pair.budget, "epochs": options.epochs})
         tables.append(Table(pair, data[name], options.seeds, options.logdir))
         tables[-1].fill()
-    if options.table:
+    if not options.page:
         return
+    make_folder(RESULTS)
     for table in tables:
         table.measure_seconds()
+        write_text(RESULTS / table.file.name, table.file.read_text())
     text = "\n\n".join(table.markdown() for table in tables)
-    print(text)
     start, end = "<!-- tables: written by scripts/methods -->\n", "<!-- end of tables -->"
     before, _, rest = PAGE.read_text().partition(start)
     write_text(PAGE, f"{before}{start}\n{text}\n\n{end}{rest.partition(end)[2]}")
+    write_cards(tables)
 
 
 if __name__ == "__main__":
