@@ -21,6 +21,14 @@ class Attention(FeatureMethod):
     (megvii-research/mdistiller, distillers/AT.py). If the maps differ in size, the larger one is averaged
     down. Give the option several times for several pairs of layers. ``--alpha 0`` removes the soft targets.
 
+    Card:
+        Copies: where in the image the layers respond, not what to.
+        Helps: convolutional networks of one family, whose maps show the same things at the same depth (the
+            paper's case).
+        Hurts: networks of different kinds, and weights from other data: the maps then hold the student back.
+        Cost: sums over the channels of all maps, as large as the layers.
+        Measured: 
+
     Args:
         student_layer: name of a layer with feature maps, in the student; ``auto`` chooses.
         teacher_layer: name of a layer with feature maps, in the teacher; ``auto`` chooses.

@@ -40,6 +40,14 @@ class Ctkd(NeedsTeacher):
     Lambda has its effect with SGD. Adam divides gradients by their size, so with it theta moves at the
     learning rate from the start. The loss replaces the soft targets, under their weight.
 
+    Card:
+        Copies: the softened probabilities, at a temperature that training changes.
+        Helps: where nobody wants to choose T: ``span`` is all there is to set.
+        Hurts: with Adam, which kdtrain has by default: the temperature then moves at the learning rate,
+            whatever lambda is.
+        Cost: that of soft targets.
+        Measured: 
+
     Args:
         lowest: the lower bound of T, above 0.
         span: the upper bound of T above the lower one, above 0.

@@ -17,6 +17,15 @@ class Dist(LogitMethod):
     ``--nproc-per-node``, of a process's own batch. The loss replaces the soft targets, under their weight;
     ``--alpha 0.5`` gives the paper's sum with the labels' loss.
 
+    Card:
+        Copies: which classes of an image are more probable than others, and which images of a class; not how
+            probable.
+        Helps: where the teacher is much stronger than the student, which cannot reach its probabilities (the
+            paper's case).
+        Hurts: small batches and many classes: a class then has few images to correlate.
+        Cost: two correlations of the batch's probabilities.
+        Measured: 
+
     Args:
         weight: weight of both correlations together, above 0.
         temperature: T, above 0. The loss is multiplied by T^2.

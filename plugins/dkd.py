@@ -14,6 +14,15 @@ class Dkd(LogitMethod):
     are those of the authors' code (megvii-research/mdistiller). The loss replaces the soft targets, under
     their weight; ``--alpha 0.5`` gives the paper's sum with the labels' loss.
 
+    Card:
+        Copies: the softened probabilities; those of the wrong classes count fully, however sure the teacher
+            is.
+        Helps: where the teacher is nearly always sure, and soft targets say little beyond the label.
+        Hurts: where the teacher errs often. Every image needs its label: ``--labels`` and ``--transfer-data``
+            are refused.
+        Cost: three softmaxes for one. Fewer epochs than ``warmup`` never reach its full weight.
+        Measured: 
+
     Args:
         alpha: weight of TCKD, the divergence of (label, all other classes). 0 or more.
         beta: weight of NCKD, the divergence among the other classes. 0 or more.

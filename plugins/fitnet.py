@@ -19,6 +19,14 @@ class FitNet(FeatureMethod):
     of two seeds). The regressor is trained along with the student and is not part of it. ``--alpha 0``
     gives the paper's objective, without soft targets.
 
+    Card:
+        Copies: the values of an inner layer, through a trained regression.
+        Helps: where the student's layer is nearly as wide as the teacher's.
+        Hurts: where it is much narrower, or the weight is large: the student learns features that its labels
+            do not need.
+        Cost: a linear layer or convolution, and the teacher's layer on disk.
+        Measured: 
+
     Args:
         student_layer: name of the guided layer, in the student; ``auto`` chooses.
         teacher_layer: name of the hint layer, in the teacher; ``auto`` chooses.

@@ -12,6 +12,14 @@ class HardLabels(LogitMethod):
     2021), section 4, "Hard-label distillation": (1 - alpha) CE(label) + alpha CE(teacher's class). The loss
     replaces the soft targets, under their weight, which is ``--alpha``; the paper has ``--alpha 0.5``. There
     is no temperature.
+
+    Card:
+        Copies: the class that the teacher finds most probable.
+        Helps: with images without labels, where it comes close to soft targets and has no temperature to
+            choose.
+        Hurts: where each image has a label: it repeats that, or contradicts it.
+        Cost: that of soft targets.
+        Measured: 
     """
 
     def loss(self, batch: Batch, output: Output) -> flow.Tensor:

@@ -12,6 +12,14 @@ class LogitMse(LogitMethod):
     of T^2 KL for a high temperature, 1/(2 classes) times the squared distance of logits that have
     mean 0. The loss replaces the soft targets, under their weight.
 
+    Card:
+        Copies: the logits, up to a constant for each image.
+        Helps: where the student can follow: the loss counts all classes alike, also those that are never
+            confused.
+        Hurts: small students: they spend their weights on the logits of improbable classes.
+        Cost: that of soft targets.
+        Measured: 
+
     Args:
         weight: multiplies the loss, above 0.
     """

@@ -16,6 +16,14 @@ class LogitStd(LogitMethod):
     classes; other values may suit fewer classes better. The loss replaces the soft targets, under their
     weight.
 
+    Card:
+        Copies: the probabilities of logits of one common spread: their order and relative distances.
+        Helps: where the student is too small for the teacher's large logits.
+        Hurts: where probabilities are used: how sure the teacher is is not copied, so compare the calibration
+            error.
+        Cost: that of soft targets.
+        Measured: 
+
     Args:
         temperature: T, above 0.
         weight: multiplies the loss, above 0.

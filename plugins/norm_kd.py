@@ -20,6 +20,14 @@ class NormKd(LogitMethod):
     added to the deviation, so that equal logits have a loss, and the loss is computed in float64. It replaces
     the soft targets, under their weight.
 
+    Card:
+        Copies: the softened probabilities, each image at a temperature of its own.
+        Helps: where images differ in how large their logits are, and no single T suits them all.
+        Hurts: where the teacher's logits differ in size between images for a reason: that difference is taken
+            away.
+        Cost: that of soft targets.
+        Measured: 
+
     Args:
         temperature: T in units of the standard deviation of an image's logits, above 0.
     """

@@ -18,6 +18,13 @@ class Pkt(FeatureMethod):
     float64. Feature maps are averaged over their pixels. The probabilities are those within a batch; with
     ``--nproc-per-node``, within a process's own batch. ``--alpha 0`` removes the soft targets.
 
+    Card:
+        Copies: which images of a batch are neighbours of each other in an inner layer.
+        Helps: layers of different width: only relations are compared.
+        Hurts: small batches: there are few neighbours.
+        Cost: a product of the batch's features with themselves, in float64.
+        Measured: 
+
     Args:
         student_layer: name of a layer of the student; ``auto`` chooses.
         teacher_layer: name of a layer of the teacher; ``auto`` chooses.

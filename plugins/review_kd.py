@@ -37,6 +37,14 @@ class ReviewKd(NeedsTeacher):
     layer without maps. ``--alpha 0`` gives the paper's objective, without soft targets. The networks that
     fuse are trained along with the student and are not part of it.
 
+    Card:
+        Copies: several inner layers, each from the student's layers up to its depth.
+        Helps: convolutional networks, whose early maps the student's deeper layers can reconstruct (the
+            paper's case).
+        Hurts: few epochs: the networks that fuse have to be trained first, and ``warmup`` takes 20.
+        Cost: the highest of all: convolutions of 512 channels at most, trained beside the student.
+        Measured: 
+
     Args:
         student_layers: names of layers of the student, from the first to the deepest: ``conv1+conv2``.
         teacher_layers: as many names of layers of the teacher.

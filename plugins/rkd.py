@@ -23,6 +23,13 @@ class Rkd(FeatureMethod):
     batch. The triples make a step of 128 images several times as long as a small student's alone.
     ``--alpha 0`` removes the soft targets.
 
+    Card:
+        Copies: the distances between the images of a batch, and the angles of each three.
+        Helps: layers of different width: only relations are compared, up to their scale.
+        Hurts: large batches: the angles grow with the third power of their size.
+        Cost: the cosines of all triples of a batch, five times a small student's step.
+        Measured: 
+
     Args:
         student_layer: name of a layer of the student; ``auto`` chooses.
         teacher_layer: name of a layer of the teacher; ``auto`` chooses.

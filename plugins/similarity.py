@@ -19,6 +19,13 @@ class Similarity(FeatureMethod):
     The matrices are B x B for any kind of layer, for the B images of a batch; with ``--nproc-per-node``, of
     a process's own batch. ``--alpha 0`` removes the soft targets.
 
+    Card:
+        Copies: how similar the images of a batch are to each other in an inner layer.
+        Helps: layers of different width: only relations are compared.
+        Hurts: with the paper's weight, which is for deep networks, small students learn less of their labels.
+        Cost: a product of the batch's features with themselves.
+        Measured: 
+
     Args:
         student_layer: name of a layer of the student; ``auto`` chooses.
         teacher_layer: name of a layer of the teacher; ``auto`` chooses.

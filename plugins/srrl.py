@@ -31,6 +31,13 @@ class Srrl(FeatureMethod):
     What the teacher's network does between ``teacher_layer`` and its last layer is found out by trying: it
     may be nothing, a ReLU, the mean over the pixels, or both.
 
+    Card:
+        Copies: the features that the teacher's last layer reads, so that this layer gives the same logits.
+        Helps: where the layer before the last is wide enough to hold the teacher's features.
+        Hurts: where the teacher has no single last linear layer: it is refused.
+        Cost: a trained map of the features, and the teacher's layer on disk.
+        Measured: 
+
     Args:
         student_layer: name of a late layer of the student, such as the one before its last; ``auto`` chooses.
         teacher_layer: name of the layer before the teacher's last linear layer; ``auto`` chooses.

@@ -23,6 +23,14 @@ class Vid(FeatureMethod):
     maps, the larger ones are averaged down. If either layer has no maps, the other's are averaged over their
     pixels, and each of the teacher's values is a channel. ``--alpha 0`` removes the soft targets.
 
+    Card:
+        Copies: the values of an inner layer, with a trained variance: what the student cannot predict counts
+            less.
+        Helps: where parts of the teacher's layer are beyond the student.
+        Hurts: few images: map and variances are learnt from them, too.
+        Cost: a small trained network beside the student, and the teacher's layer on disk.
+        Measured: 
+
     Args:
         student_layer: name of a layer of the student; ``auto`` chooses.
         teacher_layer: name of a layer of the teacher; ``auto`` chooses.

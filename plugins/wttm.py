@@ -17,6 +17,13 @@ class Wttm(LogitMethod):
     are computed from logarithms, in float64. The loss replaces the soft targets, under their weight;
     ``--alpha 0.5`` gives the paper's sum with the labels' loss.
 
+    Card:
+        Copies: the teacher's softened probabilities by the student's own, which are not softened.
+        Helps: where the teacher is nearly always sure: images on which it is not have more weight.
+        Hurts: where those images are the ones on which it errs.
+        Cost: that of soft targets.
+        Measured: 
+
     Args:
         gamma: the exponent of the teacher's probabilities, above 0 and at most 1: 1/T.
         weight: multiplies the loss, above 0.

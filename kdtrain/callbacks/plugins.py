@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
+import textwrap
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeGuard
@@ -24,17 +26,35 @@ GROUP = "kdtrain.plugins"
 
 
 @dataclass(frozen=True)
-class PluginInfo:
-    """An installed plugin.
+class PluginOption:
+    """An argument of a plugin.
 
     Attributes:
-        name: its name for ``--plugin``.
+        name: its name.
+        default: its default as ``--plugin`` takes it; None if it must be given.
+        meaning: its line in the docstring's section ``Args:``.
+    """
+
+    name: str
+    default: str | None
+    meaning: str
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """A plugin.
+
+    Attributes:
+        name: its name for ``--plugin``, or ``FILE.py:CLASS``.
         source: its distribution and class.
         summary: first line of its docstring, or the reason why it cannot be loaded.
         arguments: arguments of its constructor, with defaults.
         hooks: hooks that it overrides.
         kind: ``soft targets`` and ``layers`` compare student and teacher; ``control`` changes a fit without
             a teacher; ``observer`` changes nothing; ``unusable`` cannot be loaded.
+        options: the arguments one by one.
+        card: when to use it, from the section ``Card:``: ``Copies``, ``Helps``, ``Hurts``, ``Cost`` and
+            ``Measured``.
     """
 
     name: str
@@ -43,6 +63,8 @@ class PluginInfo:
     arguments: str = ""
     hooks: tuple[str, ...] = ()
     kind: str = "unusable"
+    options: tuple[PluginOption, ...] = ()
+    card: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_plugin(spec: str) -> Callback:
@@ -113,9 +135,21 @@ def replaces_soft_targets(spec: str) -> bool:
     return "kd" not in terms or terms["kd"].term is not cross_entropy
 
 
-def list_plugins() -> list[PluginInfo]:
-    """Returns all installed plugins sorted by name, including those that cannot be loaded."""
-    return [_describe(point) for point in sorted(_entry_points(), key=lambda point: point.name)]
+def list_plugins(*names: str) -> list[PluginInfo]:
+    """Returns the installed plugins sorted by name, also those that cannot be loaded; or the named ones.
+
+    Args:
+        names: plugins as ``--plugin`` names them, ``NAME`` or ``FILE.py:CLASS``; by default all.
+
+    Raises:
+        UsageError: there is no plugin of a name.
+        KdtrainError: a file cannot be imported.
+    """
+    points = {point.name: point for point in sorted(_entry_points(), key=lambda point: point.name)}
+    return [
+        _describe(points[name]) if name in points else _info(name, "file", _class(name))
+        for name in names or points
+    ]
 
 
 def _split(spec: str) -> tuple[str, list[str]]:
@@ -145,10 +179,30 @@ def _describe(point: importlib.metadata.EntryPoint) -> PluginInfo:
         return PluginInfo(point.name, source, f"cannot be loaded: {one_line(error)}")
     if not _is_callback(cls):
         return PluginInfo(point.name, source, "cannot be used: it is not a subclass of kdtrain.Callback")
-    arguments = ", ".join(str(parameter).replace("'", "") for parameter in _parameters(cls).values())
+    return _info(point.name, source, cls)
+
+
+def _info(name: str, source: str, cls: type[Callback]) -> PluginInfo:
+    parameters = _parameters(cls)
+    arguments = ", ".join(str(parameter).replace("'", "") for parameter in parameters.values())
     hooks = tuple(h for h in ("configure", *HOOKS) if getattr(cls, h) is not getattr(Callback, h))
-    summary = inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
-    return PluginInfo(point.name, source, summary, arguments, hooks, _kind(cls))
+    docstring = inspect.cleandoc(cls.__doc__ or "")
+    summary = docstring.partition("\n")[0]
+    meanings = _section(docstring, "Args")
+    options = tuple(
+        PluginOption(key, None if p.default is p.empty else str(p.default), meanings.get(key, ""))
+        for key, p in parameters.items()
+    )
+    card = _section(docstring, "Card")
+    return PluginInfo(name, source, summary, arguments, hooks, _kind(cls), options, card)
+
+
+def _section(docstring: str, heading: str) -> dict[str, str]:
+    """Returns the texts of the lines ``name: text`` below a heading; further lines of one are indented."""
+    paragraphs = (paragraph.partition("\n") for paragraph in docstring.split("\n\n"))
+    bodies = [textwrap.dedent(body) for first, _, body in paragraphs if first == f"{heading}:"]
+    lines = re.findall(r"^(\w+): (.*(?:\n .*)*)", "\n".join(bodies), re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in lines}
 
 
 def _kind(cls: type[Callback]) -> str:

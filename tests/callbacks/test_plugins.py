@@ -44,6 +44,22 @@ class Watch(Callback):
     def on_batch(self, run, event): ...
     def configure(self, objective: Objective) -> Objective: return objective
 
+class Carded(Callback):
+    """Has a card.
+
+    Card:
+        Copies: nothing,
+            as ``all`` see.
+        Cost: 3.
+
+    Args:
+        rate: how fast: 2 is fast,
+            3 faster.
+        layer: which.
+    """
+
+    def __init__(self, layer: str, rate: float = 0.5, *, hidden: int | None = None) -> None: ...
+
 class Plain(Callback):
     pass
 
@@ -159,7 +175,7 @@ def test_keyword_only_arguments_work(file: Path) -> None:
         (":NoCallback", "it is not a subclass of kdtrain.Callback"),
         (":function", "it is not a subclass of kdtrain.Callback"),
         (":number", "it is not a subclass of kdtrain.Callback"),
-        (":watch", "there is no callback class 'watch' (did you mean 'Watch'?); there are: Watch, Plain, "),
+        (":watch", "there is no callback class 'watch' (did you mean 'Watch'?); there are: Watch, Carded, "),
         (":", "say which class, as my_plugin.py:CLASS"),
         ("", "say which class, as my_plugin.py:CLASS"),
     ],
@@ -291,6 +307,54 @@ def test_the_command_lists_plugins_even_if_some_are_broken(
     assert plugins["broken"]["summary"].startswith("cannot be loaded")
 
 
+def test_the_command_describes_plugins_by_name_and_by_file(
+    file: Path, capsys: pytest.CaptureFixture[str], site: Path
+) -> None:
+    assert main(["plugins", f"{file}:Carded", "watch", "broken"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    shown = [line for line in lines if line and not line.startswith("─")]
+    assert shown[: shown.index("watch")] == [
+        *(
+            f"{file}:Carded",
+            "Group Observers, which change nothing in a fit",
+            "What Has a card.",
+            "Copies nothing, as all see.",
+            "Cost 3.",
+        ),
+        *(
+            "option default meaning",
+            "layer - which.",
+            "rate 0.5 how fast: 2 is fast, 3 faster.",
+            "hidden None",
+        ),
+        f"Use: kdtrain fit --mode student_kd --plugin {file}:Carded,layer=...",
+    ]
+    assert {"mode max", "every 50", "Use: kdtrain fit --mode student_kd --plugin watch"} <= set(shown)
+    assert shown[-1] == "What cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"
+
+    assert main(["plugins", "--json", f"{file}:Carded"]) == 0
+    [described] = json.loads(capsys.readouterr().out)
+    assert described["card"] == {"Copies": "nothing, as ``all`` see.", "Cost": "3."}
+    assert [list(option.values()) for option in described["options"]] == [
+        ["layer", None, "which."],
+        ["rate", "0.5", "how fast: 2 is fast, 3 faster."],
+        ["hidden", "None", ""],
+    ]
+
+
+def test_a_plugin_that_is_not_there_is_refused_by_the_command(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, message in (
+        ("wach", "there is no plugin 'wach' (did you mean 'watch'?); there are: "),
+        ("nowhere.py:X", "--plugin nowhere.py:X: "),
+    ):
+        assert main(["plugins", "watch", name]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert message in printed.err
+
+
 # kdtrain's own plugins
 
 LAYERS = {
@@ -318,6 +382,19 @@ def test_declared_plugins_are_in_their_folder() -> None:
         assert module == f"kdtrain_plugins.{name}"
         layers = LAYERS.get(name, "")
         assert type(load_plugin(f"{ROOT}/plugins/{name}.py:{cls}{layers}")).__name__ == cls
+
+
+def test_each_method_has_a_card_of_at_most_ten_lines_and_each_option_is_explained() -> None:
+    for name, target in declared().items():
+        [info] = list_plugins(f"{ROOT}/plugins/{name}.py:{target.partition(':')[2]}")
+        assert all(option.meaning for option in info.options), name
+        if info.kind in ("soft targets", "layers") or name == "label_smoothing":
+            assert list(info.card) == ["Copies", "Helps", "Hurts", "Cost", "Measured"], name
+            source = (ROOT / "plugins" / f"{name}.py").read_text()
+            card = source.partition("    Card:\n")[2].partition("\n\n")[0]
+            assert 5 <= len(card.splitlines()) <= 10, name
+        else:
+            assert not info.card, name
 
 
 INSTALLED = any(package.name == "kdtrain" for package in importlib.metadata.distributions())
