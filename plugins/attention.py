@@ -27,7 +27,7 @@ class Attention(FeatureMethod):
             paper's case).
         Hurts: networks of different kinds, and weights from other data: the maps then hold the student back.
         Cost: sums over the channels of all maps, as large as the layers.
-        Measured: 
+        Measured: not yet.
 
     Args:
         student_layer: name of a layer with feature maps, in the student; ``auto`` chooses.

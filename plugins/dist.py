@@ -22,9 +22,11 @@ class Dist(LogitMethod):
             probable.
         Helps: where the teacher is much stronger than the student, which cannot reach its probabilities (the
             paper's case).
-        Hurts: small batches and many classes: a class then has few images to correlate.
+        Hurts: small batches and many classes: a class then has few images to correlate. Probabilities: how
+            high they are is not copied, so the calibration error grows.
         Cost: two correlations of the batch's probabilities.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.60 points, 1.7 x the epoch.
+            See docs/methods.md.
 
     Args:
         weight: weight of both correlations together, above 0.

@@ -25,7 +25,8 @@ class FitNet(FeatureMethod):
         Hurts: where it is much narrower, or the weight is large: the student learns features that its labels
             do not need.
         Cost: a linear layer or convolution, and the teacher's layer on disk.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.11 points, 1.7 x the epoch.
+            See docs/methods.md.
 
     Args:
         student_layer: name of the guided layer, in the student; ``auto`` chooses.

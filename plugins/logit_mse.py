@@ -18,7 +18,8 @@ class LogitMse(LogitMethod):
             confused.
         Hurts: small students: they spend their weights on the logits of improbable classes.
         Cost: that of soft targets.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.28 points, 1.3 x the epoch.
+            See docs/methods.md.
 
     Args:
         weight: multiplies the loss, above 0.

@@ -19,10 +19,11 @@ class LogitStd(LogitMethod):
     Card:
         Copies: the probabilities of logits of one common spread: their order and relative distances.
         Helps: where the student is too small for the teacher's large logits.
-        Hurts: where probabilities are used: how sure the teacher is is not copied, so compare the calibration
+        Hurts: where probabilities are used: how sure the teacher is, is not copied. Compare the calibration
             error.
         Cost: that of soft targets.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.56 points, 1.6 x the epoch.
+            See docs/methods.md.
 
     Args:
         temperature: T, above 0.

@@ -24,9 +24,10 @@ class NormKd(LogitMethod):
         Copies: the softened probabilities, each image at a temperature of its own.
         Helps: where images differ in how large their logits are, and no single T suits them all.
         Hurts: where the teacher's logits differ in size between images for a reason: that difference is taken
-            away.
+            away, and the calibration error grows.
         Cost: that of soft targets.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.36 points, 1.5 x the epoch.
+            See docs/methods.md.
 
     Args:
         temperature: T in units of the standard deviation of an image's logits, above 0.

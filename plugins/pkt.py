@@ -23,7 +23,8 @@ class Pkt(FeatureMethod):
         Helps: layers of different width: only relations are compared.
         Hurts: small batches: there are few neighbours.
         Cost: a product of the batch's features with themselves, in float64.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.88 points, 2.2 x the epoch.
+            See docs/methods.md.
 
     Args:
         student_layer: name of a layer of the student; ``auto`` chooses.

@@ -27,8 +27,9 @@ class Rkd(FeatureMethod):
         Copies: the distances between the images of a batch, and the angles of each three.
         Helps: layers of different width: only relations are compared, up to their scale.
         Hurts: large batches: the angles grow with the third power of their size.
-        Cost: the cosines of all triples of a batch, five times a small student's step.
-        Measured: 
+        Cost: the cosines of all triples of a batch, six to seven times a small student's step.
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.88 points, 6.7 x the epoch.
+            See docs/methods.md.
 
     Args:
         student_layer: name of a layer of the student; ``auto`` chooses.

@@ -24,7 +24,8 @@ class Similarity(FeatureMethod):
         Helps: layers of different width: only relations are compared.
         Hurts: with the paper's weight, which is for deep networks, small students learn less of their labels.
         Cost: a product of the batch's features with themselves.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.28 points, 1.8 x the epoch.
+            See docs/methods.md.
 
     Args:
         student_layer: name of a layer of the student; ``auto`` chooses.

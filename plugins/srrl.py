@@ -36,7 +36,8 @@ class Srrl(FeatureMethod):
         Helps: where the layer before the last is wide enough to hold the teacher's features.
         Hurts: where the teacher has no single last linear layer: it is refused.
         Cost: a trained map of the features, and the teacher's layer on disk.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.85 points, 2.0 x the epoch.
+            See docs/methods.md.
 
     Args:
         student_layer: name of a late layer of the student, such as the one before its last; ``auto`` chooses.

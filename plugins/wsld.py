@@ -26,7 +26,8 @@ class Wsld(LogitMethod):
         Helps: where the teacher errs on images that the student has learnt.
         Hurts: where labels are few: images without a label teach nothing.
         Cost: one cross-entropy of both networks more.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: -0.02 points, 1.5 x the epoch.
+            See docs/methods.md.
 
     Args:
         temperature: T, above 0.

@@ -20,9 +20,11 @@ class Wttm(LogitMethod):
     Card:
         Copies: the teacher's softened probabilities by the student's own, which are not softened.
         Helps: where the teacher is nearly always sure: images on which it is not have more weight.
-        Hurts: where those images are the ones on which it errs.
+        Hurts: where those images are the ones on which it errs, and where probabilities are used: a student
+            of a small gamma is right far more often than it is sure.
         Cost: that of soft targets.
-        Measured: 
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +1.03 points, 1.2 x the epoch.
+            See docs/methods.md.
 
     Args:
         gamma: the exponent of the teacher's probabilities, above 0 and at most 1: 1/T.

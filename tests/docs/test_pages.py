@@ -194,6 +194,8 @@ def test_commands_work_one_after_another(
             elif program == "curl":
                 words = [word.replace("http://127.0.0.1:8000/", address) for word in words]
                 finished.append(run("curl", "--silent", *words, cwd=tmp_path))
+            elif program == "sha256sum":
+                finished.append(run(program, *words, cwd=tmp_path))
             elif program == ".venv/bin/python":
                 finished.append(
                     run(sys.executable, *words, cwd=tmp_path, PYTEST_ADDOPTS="-p no:cacheprovider")
