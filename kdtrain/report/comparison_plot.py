@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kdtrain.metrics.names import Interval
-from kdtrain.report.epoch_series import EpochSeries
-from kdtrain.report.style import GREY, LINES, house_style
+from kdtrain.report.style import GREY, LINES, EpochSeries, house_style
 from kdtrain.report.verdict import gain_text, interval_text
 from kdtrain.store.record import Comparison
 

@@ -1,15 +1,17 @@
-"""The style of all figures: colours, lines, fonts; and the function that saves a figure as a PNG."""
+"""The style and the series of all charts: colours, lines, fonts; and the function that saves a PNG."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
+import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from kdtrain.runtime.files import make_folder, write_bytes
@@ -18,6 +20,34 @@ DPI = 120
 GREY = "#5f5f5f"
 BAR = "#b8bec6"
 HIGHLIGHT = "#0072B2"
+
+
+@dataclass(frozen=True, eq=False)
+class EpochSeries:
+    """A figure over the E epochs that every one of S seeds reached; made by ``EpochSeries.of``.
+
+    Attributes:
+        epochs: (E,) int64, counted from 1, in order.
+        values: (S, E) float64, in the unit of the figure.
+    """
+
+    epochs: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, histories: Sequence[Mapping[int, float]]) -> EpochSeries:
+        """Returns the series of ``histories``, which hold each seed's figure by epoch.
+
+        Epochs that some seed did not reach are left out: the mean would jump where a seed stopped early.
+        """
+        epochs = sorted(set(histories[0]).intersection(*histories[1:])) if histories else []
+        values = [[history[epoch] for epoch in epochs] for history in histories]
+        return cls(np.array(epochs, np.int64), np.array(values, np.float64))
+
+    @property
+    def mean(self) -> npt.NDArray[np.float64]:
+        """(E,) float64, over the seeds."""
+        return np.asarray(self.values.mean(axis=0))
 
 
 @dataclass(frozen=True)

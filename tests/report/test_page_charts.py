@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtrain import reliability
-from kdtrain.report.page.charts import Axis, curves, differences, reliability_chart
-from kdtrain.report.page.confusion import confusions
+from kdtrain.report.page.charts import Axis, confusions, curves, differences, reliability_chart
 
 numbers = st.floats(-1e6, 1e6)
 

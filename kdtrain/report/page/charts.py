@@ -1,6 +1,6 @@
-"""The charts of ``report.html``: positions of lines, points and bars; templates/charts.html draws them.
+"""The charts of ``report.html``: positions of lines, points and bars, and the confusions of the classes.
 
-Positions are in the units of a chart's SVG view box; y grows downwards.
+templates/charts.html draws them. Positions are in the units of a chart's SVG view box; y grows downwards.
 """
 
 from __future__ import annotations
@@ -10,15 +10,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from kdtrain.metrics.evaluation import Evaluation
 from kdtrain.metrics.probabilities import Reliability
-from kdtrain.report.epoch_series import EpochSeries
+from kdtrain.report.style import EpochSeries
 
 WIDTH, HEIGHT = 420, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 34
 _LOG_FROM = 4.0
 """Smallest ratio of the largest to the least value for which an axis is logarithmic."""
+
+MOST_CLASSES = 20
+"""Classes of the largest matrix of confusions that is shown; of more, the most frequent pairs are."""
+
+_PAIRS = 15
 
 
 @dataclass(frozen=True)
@@ -194,3 +202,34 @@ def reliability_chart(bins: Reliability) -> ReliabilityChart:
 
 def _points(positions: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{x:g},{y:g}" for x, y in positions)
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """Numbers of test images by true class and prediction: means over a model's seeds.
+
+    Attributes:
+        matrix: (classes, classes) float64; rows are the truth, columns the prediction.
+        most: the largest value off the diagonal, or 1 if all are 0.
+        pairs: (truth, prediction, images) of the most frequent mistakes, in descending order.
+    """
+
+    matrix: npt.NDArray[np.float64]
+    most: float
+    pairs: tuple[tuple[int, int, float], ...]
+
+
+def confusions(logits: Sequence[npt.NDArray[np.float32]], labels: npt.NDArray[np.int64]) -> Confusions:
+    """Returns the confusions of a model.
+
+    Args:
+        logits: (images, classes) float32, of each seed.
+        labels: (images,) int64, the true classes.
+    """
+    matrix = np.mean([Evaluation.from_logits(scores, labels).confusion for scores in logits], axis=0)
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:_PAIRS]
+    positions = [divmod(index, len(mistakes)) for index in order.tolist()]
+    pairs = tuple((t, p, float(mistakes[t, p])) for t, p in positions if mistakes[t, p])
+    return Confusions(matrix, float(mistakes.max()) or 1.0, pairs)

@@ -16,8 +16,7 @@ from kdtrain.data.dataset import Dataset
 from kdtrain.errors import DataError, KdtrainError
 from kdtrain.metrics.probabilities import BINS, reliability
 from kdtrain.report.comparison_table import range_text
-from kdtrain.report.page.charts import curves, differences, reliability_chart
-from kdtrain.report.page.confusion import MOST_CLASSES, confusions
+from kdtrain.report.page.charts import MOST_CLASSES, confusions, curves, differences, reliability_chart
 from kdtrain.report.page.examples import choose_examples
 from kdtrain.report.page.size_chart import ratio_text, size_chart
 from kdtrain.report.style import LINES
