@@ -17,7 +17,7 @@ import pytest
 from kdtrain.store.checkpoint import load_model
 from tests import warm
 from tests.cli.conftest import EPOCH
-from tests.tools import ROOT, files_in, wait_until
+from tests.tools import ROOT, files_in, is_alive, wait_until
 
 Start = Callable[..., Any]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -120,6 +120,13 @@ def test_a_signal_ends_a_fit_with_the_same_code(
         assert process.wait(10) == code
 
 
+@pytest.mark.parametrize("words", [("-c", "pass"), ("-m", "kdtrain", "--version")])
+def test_code_and_commands_are_forked_whatever_the_shell_has_set(words: tuple[str, ...]) -> None:
+    with start(warm.Popen, *words) as process:
+        assert process.wait(60) == 0
+    assert process._status is not None
+
+
 @pytest.mark.parametrize(
     ("words", "options"),
     [
@@ -152,9 +159,9 @@ time.sleep(60)
 """
     with start(subprocess.Popen, "-c", code, cwd=ROOT) as process:
         pid = int(process.stdout.readline())
-        assert Path(f"/proc/{pid}").exists()
+        assert is_alive(pid)
         process.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    wait_until(lambda: not is_alive(pid), seconds=30)
 
 
 def test_a_timeout_is_reported(tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+def is_alive(process: int) -> bool:
+    """Returns whether a process runs. One that has ended and that its parent has not waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def read_result(run: Path) -> Any:
     return json.loads((run / "result.json").read_text())
 

@@ -35,14 +35,14 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 
-_OF_LIBRARIES = ("OPENBLAS_", "GLOG_", "ONEFLOW_")
+_SET_BY_IMPORT = ("GLOG_", "ONEFLOW_")
 _AT_START = (
     *("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "TZ", "MPL", "TQDM_", "OMP_", "GOMP_", "MKL_"),
-    *("ONEDNN_", "DNNL_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", *_OF_LIBRARIES),
+    *("OPENBLAS_", "ONEDNN_", "DNNL_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", *_SET_BY_IMPORT),
 )
 """How the names of variables begin that count when Python starts or when a library is imported."""
 
-_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(_OF_LIBRARIES)} | {
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(_SET_BY_IMPORT)} | {
     "PYTHONPATH": str(ROOT)
 }
 """The warm parent's variables: those of pytest before any test, without those that OneFlow's import sets."""

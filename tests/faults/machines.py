@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from tests.tools import ROOT
+from tests.tools import ROOT, is_alive
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
@@ -63,7 +63,7 @@ class Fit:
             except OSError:
                 continue
             self._known += [child for child in map(int, children) if child not in self._known]
-        return list(filter(_runs, self._known))
+        return list(filter(is_alive, self._known))
 
     def signal(self, number: signal.Signals, whom: str) -> None:
         """Sends a signal to the ``worker``, to ``all`` processes, or to the terminal's ``group``."""
@@ -111,7 +111,7 @@ class Machines:
     ) -> None:
         for fit in self.fits:
             for process in reversed(fit.processes()):
-                if _runs(process):
+                if is_alive(process):
                     os.kill(process, signal.SIGKILL)
             fit.process.wait()
         self._remove()
@@ -170,10 +170,3 @@ def obstacle() -> str | None:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], capture_output=True, check=True, timeout=10)
-
-
-def _runs(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

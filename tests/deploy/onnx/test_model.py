@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ from kdtrain.errors import CheckpointError, KdtrainError
 from tests.cli.conftest import run_python
 from tests.deploy.onnx import graphs
 from tests.deploy.onnx.graphs import build, node
-from tests.tools import ROOT
+from tests.tools import ROOT, is_alive, wait_until
 
 CARD = graphs.CARD | {
     "image_shape": [1, 2, 2],
@@ -220,10 +219,7 @@ def test_it_ends_when_its_parent_is_killed(file: Path) -> None:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
-    until = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    wait_until(lambda: not is_alive(pid), seconds=10)
 
 
 def test_one_that_has_died_is_started_again(file: Path) -> None:
