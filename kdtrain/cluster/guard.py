@@ -202,10 +202,7 @@ class _Guard:
 
     def _interrupt(self, error: KeyboardInterrupt) -> int:
         """Handles Ctrl-C or SIGTERM. A second Ctrl-C is raised to the caller."""
-        try:
-            self._signals.raise_within(_TICK)
-        except KeyboardInterrupt as other:  # a launcher's SIGTERM may arrive before the Ctrl-C
-            error = other if isinstance(error, Terminated) else error
+        error = self._signals.cause_of(error, _TICK)
         terminated = isinstance(error, Terminated)
         self._interrupted = time.monotonic()
         self._heartbeat.send_end("lost", "was terminated." if terminated else "was interrupted.")

@@ -112,6 +112,20 @@ class SignalQueue:
         elif select.select([self.reader], [], [], seconds)[0]:
             self.raise_first()
 
+    def cause_of(self, error: KeyboardInterrupt, seconds: float) -> KeyboardInterrupt:
+        """Returns what ends this process: Ctrl-C if it arrives within ``seconds``, else ``error``.
+
+        A launcher that gets Ctrl-C sends SIGTERM, and the kernel another one when the launcher ends. Where
+        all are pending, Python learns of Ctrl-C last.
+        """
+        deadline = time.monotonic() + seconds
+        while isinstance(error, Terminated) and (left := deadline - time.monotonic()) > 0:
+            try:
+                self.raise_within(left)
+            except KeyboardInterrupt as other:
+                error = other
+        return error
+
     def raise_first(self) -> None:
         """Raises the exception of the first signal. Call it when ``reader`` is readable.
 
