@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
+import math
 import os
 import re
 import statistics
@@ -209,13 +211,11 @@ class Table:
         self.name = f"{self.dataset}, {pair.student}, {images}"
         self.file = folder / f"{self.name}.json"
         make_folder(folder)
-        self.results: dict[str, Figures] = {}
-        self.chosen: dict[str, dict[str, Any]] = {}
-        self.seconds: dict[str, float] = {}
-        if self.file.exists():
-            content = json.loads(self.file.read_text())
-            self.results, self.chosen, self.seconds = (content[key] for key in ("test", "chosen", "seconds"))
-        self.teacher_accuracy, self.teacher = self._teacher()
+        content = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.teacher_accuracy: float = content.get("teacher_accuracy", math.nan)
+        self.results: dict[str, Figures] = content.get("test", {})
+        self.chosen: dict[str, dict[str, Any]] = content.get("chosen", {})
+        self.seconds: dict[str, float] = content.get("seconds", {})
 
     def fill(self) -> None:
         """Chooses the settings of methods that have none yet, and trains the students without a result."""
@@ -231,7 +231,9 @@ class Table:
                 self._write()
 
     def measure_seconds(self) -> None:
-        """Measures the seconds of an epoch of each method, one run at a time, all methods in each round."""
+        """Measures the seconds of an epoch, one run at a time, all methods in each round; once for a table."""
+        if self.seconds.keys() >= self.pair.methods.keys():
+            return
         seconds: dict[str, list[float]] = {name: [] for name in self.pair.methods}
         for _ in range(TIMED_ROUNDS):
             for name, method in self.pair.methods.items():
@@ -242,7 +244,12 @@ class Table:
         self._write()
 
     def _write(self) -> None:
-        content = {"chosen": self.chosen, "test": self.results, "seconds": self.seconds}
+        content = {
+            "teacher_accuracy": self.teacher_accuracy,
+            "chosen": self.chosen,
+            "test": self.results,
+            "seconds": self.seconds,
+        }
         write_text(self.file, json.dumps(content, indent=1) + "\n")
 
     @contextlib.contextmanager
@@ -255,8 +262,9 @@ class Table:
         ):
             yield folder
 
-    def _teacher(self) -> tuple[float, SavedModel]:
-        """Returns the teacher's test accuracy, 0 to 1, and the teacher, which the first table trains."""
+    @functools.cached_property
+    def teacher(self) -> SavedModel:
+        """The teacher. The first table that needs it trains it; its test accuracy comes into the results."""
         path, figures = self.teacher_file, self.teacher_file.with_suffix(".json")
         if not figures.exists():
             config = replace(
@@ -274,8 +282,8 @@ class Table:
                 [model] = session.run([session.fit_and_test_job(spec)])
                 path.write_bytes(model.saved.path.read_bytes())
             write_text(figures, json.dumps({"test_accuracy": model.test.accuracy}) + "\n")
-        accuracy: float = json.loads(figures.read_text())["test_accuracy"]
-        return accuracy, load_model(path)
+        self.teacher_accuracy = json.loads(figures.read_text())["test_accuracy"]
+        return load_model(path)
 
     def _choose(self, method: Method) -> Settings:
         """Returns the trial with the highest held-out accuracy; the test set is not read."""
