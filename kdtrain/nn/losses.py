@@ -61,7 +61,7 @@ class CrossEntropy(_LogitLoss):
             loss -= (log_probabilities[rows, labels] * weights).sum(dtype=np.float64)
             self.gradient[rows, labels] -= weights
         self.gradient /= np.float32(self.count)
-        return _scalar(np.float64(loss) / self.count)
+        return scalar(np.float64(loss) / self.count)
 
 
 class SoftTargetLoss(_LogitLoss):
@@ -86,7 +86,7 @@ class SoftTargetLoss(_LogitLoss):
         loss = np.vdot(probabilities, teacher - student) * (self.temperature**2 / images)
         difference = (np.exp(student) - probabilities) * (self.temperature / images)
         self.gradient = difference.astype(np.float32)
-        return _scalar(loss)
+        return scalar(loss)
 
 
 class WeightedSum(Node):
@@ -105,16 +105,19 @@ class WeightedSum(Node):
         total = np.float32(0.0)
         for loss, factor in zip(losses, self.factors, strict=True):
             total += factor * np.float32(loss.to_numpy().item())
-        return _scalar(total)
+        return scalar(total)
 
     def backward(self, dy: flow.Tensor) -> tuple[flow.Tensor, ...]:
         """Returns the gradient of each, given that of the sum."""
         gradient = np.float32(dy.to_numpy().item())
-        return tuple(_scalar(gradient * factor) for factor in self.factors)
+        return tuple(scalar(gradient * factor) for factor in self.factors)
 
 
-def _scalar(number: Any) -> flow.Tensor:
-    """Returns a float32 scalar. It is a copy: ``item`` of what ``from_numpy`` returns can end the process."""
+def scalar(number: Any) -> flow.Tensor:
+    """Returns a float32 scalar that shares no memory with ``number``.
+
+    ``item`` of a scalar that does share it ends the process once in some thousand times.
+    """
     return flow.from_numpy(np.asarray(number, np.float32)).clone()
 
 

@@ -231,7 +231,7 @@ class Table:
                 self._write()
 
     def measure_seconds(self) -> None:
-        """Measures the seconds of an epoch, one run at a time, all methods in each round; once for a table."""
+        """Measures the seconds of an epoch if they are missing, one run at a time, methods in turn."""
         if self.seconds.keys() >= self.pair.methods.keys():
             return
         seconds: dict[str, list[float]] = {name: [] for name in self.pair.methods}
