@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,12 @@ from kdtrain.cli.flags import (
     whole_number,
 )
 from kdtrain.cli.output import Stdout, after_model
-from kdtrain.errors import UsageError
+from kdtrain.errors import KdtrainError, UsageError
 from kdtrain.report.table import Column, Table
 from kdtrain.runtime.bars import progress_bar
-from kdtrain.runtime.files import make_folder, write_bytes
+from kdtrain.runtime.files import copy_new, ensure_writable, make_folder, temporary_folder, write_bytes
 from kdtrain.runtime.signals import defer_signals
-from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE
+from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE, between, check_value
 from kdtrain.store.record import SINGLE_MODES
 
 if TYPE_CHECKING:  # the help needs this file, but no OneFlow
@@ -78,9 +79,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="write a table with a row for each image: path, prediction, probability, the probabilities of "
         "all classes, warning and error [not written]",
     )
+    _sorting_flags(parser)
     data_flags(parser)
     device_flag(parser)
     json_flag(parser, "a JSON list")
+
+
+def _sorting_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the copies in a folder for each class."""
+    parser.add_argument(
+        "--sort-into",
+        type=Path,
+        metavar="DIR",
+        help="copy each image file to DIR/CLASS, and replace none; figures are drawn only if "
+        "--image-save-dir is given [not copied]",
+    )
+    parser.add_argument(
+        "--at-least",
+        type=decimal,
+        metavar="P",
+        help="with --sort-into: do not copy images whose class has a probability below P, 0 to 1 [0]",
+    )
 
 
 def _figure_flags(parser: argparse.ArgumentParser) -> None:
@@ -110,22 +129,27 @@ def run(options: argparse.Namespace) -> int:
         from kdtrain.deploy.predict.infer import check_images, image_files
     check_images(options.images, options.picture_index, options.temperature)
     _check_pictures(options)
+    _check_sorting(options)
     files = image_files(options.images)
     with_classes = not any(map(os.path.isdir, options.images))
     entries: list[dict[str, Any]] = []
-    for prediction in _predictions(options, files):
-        entry = _entry(prediction, options)
-        entries.append(entry)
-        if "error" in entry:
-            logger.error(f"kdtrain: {entry['error']}")
-        elif not options.json:
-            _print(entry, with_classes)
+    with _copies(options) as copied:
+        for prediction in _predictions(options, files):
+            entry = copied(_entry(prediction, options))
+            entries.append(entry)
+            if "error" in entry:
+                logger.error(f"kdtrain: {entry['error']}")
+            elif not options.json:
+                _print(entry, with_classes)
     failed = sum("error" in entry for entry in entries)
     pictures = {os.path.dirname(entry["picture"]) for entry in entries if "picture" in entry}
     if pictures and not with_classes and not options.json:
         Stdout().text(f"pictures: {', '.join(pictures)}")
+    if options.sort_into is not None and not options.json:
+        _print_copies(entries, options)
     if failed and len(files) > 1:
-        logger.error(f"kdtrain: {failed} of {len(files)} images could not be read.")
+        done = "read" if options.sort_into is None else "read and copied"
+        logger.error(f"kdtrain: {failed} of {len(files)} images could not be {done}.")
     if with_classes and len(entries) == 1 and not failed and not options.json:
         after_model(Stdout(), "eval", Path(entries[0]["model"]), options)
     if options.csv is not None:
@@ -145,6 +169,54 @@ def _check_pictures(options: argparse.Namespace) -> None:
         raise UsageError(
             "--image-save-name names one file, but there are several images: use --image-save-dir."
         )
+
+
+def _check_sorting(options: argparse.Namespace) -> None:
+    """Raises UsageError if the flags of the copies contradict each other; without a folder, draws nothing."""
+    if options.sort_into is None:
+        if options.at_least is not None:
+            raise UsageError("--at-least is for --sort-into DIR: add it, or leave --at-least out.")
+        return
+    if options.picture_index is not None:
+        raise UsageError("--sort-into copies image files: name files, and leave out --picture-index.")
+    if options.at_least is not None:
+        check_value("--at-least", options.at_least, between(0, 1), float)
+    options.no_picture |= options.image_save_dir is None and options.image_save_name is None
+
+
+@contextlib.contextmanager
+def _copies(options: argparse.Namespace) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Yields a function that copies an entry's image as --sort-into says, and returns the entry with it."""
+    if options.sort_into is None:
+        yield lambda entry: entry
+        return
+    ensure_writable(options.sort_into)
+    with temporary_folder(options.sort_into) as own:
+        yield lambda entry: _copied(entry, options, own)
+
+
+def _copied(entry: dict[str, Any], options: argparse.Namespace, own: Path) -> dict[str, Any]:
+    """Returns an entry with the path of the image's copy, None without one, or with the error."""
+    if "error" in entry:
+        return entry
+    if entry["probabilities"][entry["prediction"]] < (options.at_least or 0):
+        return entry | {"copy": None}
+    name = entry["prediction"].replace("%", "%25").replace("/", "%2F")
+    folder = options.sort_into / (f"%2E{name[1:]}" if name.startswith(".") else name)
+    copy = folder / os.path.basename(entry["image"])
+    try:
+        make_folder(folder)
+        copy_new(Path(entry["image"]), copy, own)
+    except KdtrainError as error:
+        return {"image": entry["image"], "error": str(error)}
+    return entry | {"copy": str(copy)}
+
+
+def _print_copies(entries: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    copies = sum(entry.get("copy") is not None for entry in entries)
+    doubtful = sum("copy" in entry for entry in entries) - copies
+    least = f"; {doubtful} below {options.at_least:g} are left out" if doubtful else ""
+    Stdout().text(f"copied: {copies} of {len(entries)} images into {options.sort_into}{least}")
 
 
 def _predictions(options: argparse.Namespace, files: list[Path]) -> Iterator[Prediction | FailedImage]:

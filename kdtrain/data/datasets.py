@@ -16,7 +16,7 @@ from kdtrain.data.cifar import ARCHIVES, load_cifar
 from kdtrain.data.dataset import Dataset
 from kdtrain.data.download import default_cache_dir, download
 from kdtrain.data.factory import load_factory
-from kdtrain.data.folder import load_image_folder
+from kdtrain.data.folder import load_image_files
 from kdtrain.data.idx import content_sha256, read_idx
 from kdtrain.data.npz import load_npz
 from kdtrain.errors import DataError, UsageError, unknown_name_message
@@ -82,7 +82,7 @@ DATASETS = {
 BUILT_IN = (*DATASETS, *ARCHIVES)
 """The plain names: the only data sets that are read because a file names them."""
 
-SPELLINGS = (*BUILT_IN, "folder:DIR", "npz:FILE", "MODULE:FACTORY", "FILE.py:FACTORY")
+SPELLINGS = (*BUILT_IN, "folder:DIR", "csv:FILE", "npz:FILE", "MODULE:FACTORY", "FILE.py:FACTORY")
 """The values of ``--dataset``."""
 
 
@@ -113,9 +113,9 @@ def load_dataset(
             archive, or the four files of FILES, plain or with ``.gz``, of any image size and number of
             classes. Published IDX files are recognised by content; others are named after the folder.
         cache_dir: the folder of downloads; by default ``kdtrain`` in the user's cache folder.
-        image_size: height and width, in pixels, that the images of a ``folder:DIR`` are scaled to.
-        skip_corrupt: leaves out images of a ``folder:DIR`` that cannot be read.
-        most_images: how many images of each split of a ``folder:DIR`` are read; all by default.
+        image_size: height and width, in pixels, that image files are scaled to.
+        skip_corrupt: leaves out image files that cannot be read.
+        most_images: how many image files of each split are read; all by default.
 
     Raises:
         UsageError: there is no data set of that name, or it contradicts the other arguments.
@@ -129,6 +129,11 @@ def load_dataset(
     return loader(value or name, options) if loader else load_factory(name)
 
 
+def of_image_files(name: str) -> bool:
+    """Returns whether a value of ``--dataset`` names image files, which may have any size."""
+    return name.startswith(("folder:", "csv:"))
+
+
 def verify_embedded() -> list[tuple[str, bool]]:
     """Returns each file of the embedded MNIST, and whether its checksum is right."""
     return [(file, _is_intact(file)) for file in FILES]
@@ -138,14 +143,15 @@ def _check(name: str, options: _Options) -> None:
     """Raises UsageError unless ``name`` is one of SPELLINGS and takes all of the options."""
     kind, colon, value = name.partition(":")
     if not colon and name not in BUILT_IN:
-        kind = "folder" if os.path.isdir(name) else "npz" if name.endswith(".npz") else ""
+        suffix = os.path.splitext(name)[1]
+        kind = "folder" if os.path.isdir(name) else {".npz": "npz", ".csv": "csv"}.get(suffix, "")
         remedy = f" To read it, use --dataset {kind}:{name}." if kind else ""
         raise UsageError(unknown_name_message("data set", name, SPELLINGS) + remedy)
     if colon and not value:
         raise UsageError(f"--dataset {name}: expected KIND:VALUE, and the value is missing.")
-    if (options.image_size is not None or options.skip_corrupt) and kind != "folder":
+    if (options.image_size is not None or options.skip_corrupt) and not of_image_files(name):
         flag = "--skip-corrupt" if options.image_size is None else "--image-size"
-        raise UsageError(f"{flag} is for a folder of images, --dataset folder:DIR; this is {name}.")
+        raise UsageError(f"{flag} is for image files, --dataset folder:DIR or csv:FILE; this is {name}.")
     if colon and options.data_dir is not None:
         raise UsageError(
             f"--data-dir {options.data_dir} and --dataset {name} exclude each other: leave one of them out."
@@ -177,7 +183,8 @@ _LOADERS: dict[str, Callable[[str, _Options], Dataset]] = {
     "mnist": _load_mnist,
     "fashion_mnist": _load_fashion_mnist,
     **dict.fromkeys(ARCHIVES, lambda name, options: load_cifar(name, options.data_dir, options.cache)),
-    "folder:": lambda folder, options: load_image_folder(Path(folder), *options[1:]),
+    "folder:": lambda folder, options: load_image_files("folder", Path(folder), *options[1:]),
+    "csv:": lambda table, options: load_image_files("csv", Path(table), *options[1:]),
     "npz:": lambda path, options: load_npz(Path(path)),
 }
 """By the name up to its colon. A name with any other text before the colon is that of a factory."""

@@ -1,8 +1,10 @@
-"""Data sets of image files in class folders."""
+"""Data sets of image files, in class folders or named in a table."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import itertools
 import logging
 import os
@@ -17,9 +19,18 @@ from kdtrain.data.checks import check_classes, check_logits
 from kdtrain.data.dataset import Dataset, Split
 from kdtrain.data.images.decode_folder import Decoded, decode
 from kdtrain.data.images.resize import upright_size
-from kdtrain.errors import DataError, UsageError, escape_controls, size_text
-from kdtrain.runtime.limits import LARGEST_SIDE
+from kdtrain.errors import (
+    DataError,
+    UsageError,
+    clipped,
+    did_you_mean,
+    escape_controls,
+    os_reason,
+    size_text,
+)
+from kdtrain.runtime.limits import LARGEST_SIDE, LARGEST_TABLE
 from kdtrain.runtime.locations import missing_path_text
+from kdtrain.runtime.regular_files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +44,48 @@ _REMEDY = "Fix or remove it, or leave out unreadable files with --skip-corrupt."
 
 
 class ImageFile(NamedTuple):
-    """An image file and its label."""
+    """An image file and its label; ``place`` begins messages about it with its line in a table."""
 
     path: Path
     label: int
+    place: str = ""
 
 
-def load_image_folder(
-    folder: Path,
+class _Row(NamedTuple):
+    """A row of a table of images."""
+
+    place: str
+    path: Path
+    label: str
+    part: str
+
+
+_Found = tuple[tuple[str, ...], list[list[ImageFile]]]
+"""The classes, and the files of the training, validation and test split."""
+
+
+def load_image_files(
+    kind: str,
+    source: Path,
     cache: Path,
     image_size: int | None = None,
     skip_corrupt: bool = False,
     most_images: int | None = None,
 ) -> Dataset:
-    """Returns the images of a folder, each decoded once, in the order of their names.
+    """Returns the images of a folder or of a table, each decoded once.
 
-    ``folder`` holds ``train/CLASS/*`` and perhaps ``val/CLASS/*`` and ``test/CLASS/*``, or only the
-    class folders. Without a test folder, a fifth of each class becomes the test set. It is the same
-    for every seed, so no model is tested on images that another model was trained on. All images are
-    read as grey if no training image has a colour.
+    A folder holds ``train/CLASS/*`` and perhaps ``val/CLASS/*`` and ``test/CLASS/*``, or only the class
+    folders. Its images are in the order of their names. A table is a CSV file whose first line names the
+    columns: ``path``, relative to the table, ``label``, and perhaps ``split``: train, val or test. Its images
+    are in the order of their classes and paths.
+
+    Without images for testing, a fifth of each class becomes the test set. It is the same for every seed,
+    so no model is tested on images that another model was trained on. All images are read as grey if no
+    training image has a colour.
 
     Args:
-        folder: the folder.
+        kind: folder or csv.
+        source: the folder, or the table.
         cache: a folder for the pixels while the process runs, if they do not fit in memory.
         image_size: height and width, in pixels, that all images are scaled to; by default all images
             must have the same size.
@@ -63,31 +94,33 @@ def load_image_folder(
 
     Raises:
         UsageError: sizes differ and there is no ``image_size``.
-        DataError: the folder has another structure, or a file cannot be read.
+        DataError: the folder has another structure, a line of the table is wrong, or a file cannot be read.
     """
-    classes, splits = _find(folder)
-    check_logits(max(map(len, splits)), len(classes), str(folder))
+    classes, splits = _find(source) if kind == "folder" else _find_in_table(source)
+    check_logits(max(map(len, splits)), len(classes), str(source))
     if most_images is not None:
         splits = [split[:: -(-len(split) // most_images) or 1] for split in splits]
     files = [file for split in splits for file in split]
     size = (image_size, image_size) if image_size else _size_of_first(files, skip_corrupt)
     if max(size) > LARGEST_SIDE:
         raise UsageError(
-            f"{folder}: images of {size_text(size)} are too large: choose at most {LARGEST_SIDE} pixels "
+            f"{source}: images of {size_text(size)} are too large: choose at most {LARGEST_SIDE} pixels "
             "with --image-size."
         )
     decoded = decode([file.path for file in files], size, image_size is not None, cache)
-    report_failures(decoded, [file.path for file in files], folder, skip_corrupt)
+    for index, error in decoded.failures.items():
+        decoded.failures[index] = type(error)(f"{files[index].place}{error}")
+    report_failures(decoded, [file.path for file in files], source, skip_corrupt)
     ends = np.cumsum([len(split) for split in splits])
-    train, validation, test = _parts(decoded, files, ends, folder)
-    for name, split in (("training", train), ("test", test)):
+    train, validation, test = _parts(decoded, files, ends, source if kind == "folder" else source.parent)
+    for part, split in (("training", train), ("test", test)):
         if len(split) == 0:
-            raise DataError(f"{folder} has no {name} image.")
-    return Dataset(f"folder:{folder}", train, test, classes, validation if len(validation) else None)
+            raise DataError(f"{source} has no {part} image.")
+    return Dataset(f"{kind}:{source}", train, test, classes, validation if len(validation) else None)
 
 
 def _parts(
-    decoded: Decoded, files: Sequence[ImageFile], ends: NDArray[np.int64], folder: Path
+    decoded: Decoded, files: Sequence[ImageFile], ends: NDArray[np.int64], root: Path
 ) -> Iterator[Split]:
     """Yields training, validation and test split, without the files that could not be read."""
     readable, training = np.flatnonzero(decoded.readable), int(ends[0])
@@ -98,7 +131,7 @@ def _parts(
             pixels[target] = pixels[source]
     start = 0
     for stop in np.searchsorted(readable, ends):
-        names = tuple(str(files[index].path.relative_to(folder)) for index in readable[start:stop].tolist())
+        names = tuple(os.path.relpath(files[index].path, root) for index in readable[start:stop].tolist())
         yield Split(pixels[start:stop], labels[readable[start:stop]], names)
         start = stop
 
@@ -118,8 +151,7 @@ def pictures_in(folder: Path) -> list[Path]:
     return [folder / name for name in pictures]
 
 
-def _find(folder: Path) -> tuple[tuple[str, ...], list[list[ImageFile]]]:
-    """Returns the classes, and the files of the training, validation and test split."""
+def _find(folder: Path) -> _Found:
     top = _subfolders(folder)
     without_train = [name for name in _PARTS[1:] if name in top and "train" not in top]
     if without_train:
@@ -143,6 +175,85 @@ def _find(folder: Path) -> tuple[tuple[str, ...], list[list[ImageFile]]]:
     if not test:
         train, test = _split_off(train)
     return classes, [train, validation, test]
+
+
+def _find_in_table(table: Path) -> _Found:
+    rows = list(_rows(table))
+    lines: dict[str, str] = {}
+    shown: set[str] = set()
+    for row in rows:
+        first = lines.setdefault(os.path.abspath(row.path), row.place)
+        if first != row.place:
+            raise DataError(f"{row.place}{row.path} is named twice, before in {first.removesuffix(': ')}.")
+    classes = tuple(sorted({row.label for row in rows if row.part == "train"}))
+    if len(classes) < 2:
+        raise DataError(f"{table} has {len(classes)} classes of training images: it needs at least two.")
+    for row in rows:
+        if row.label not in shown:
+            shown.update(check_classes([row.label], row.place.removesuffix(": ")) or ())
+    check_classes(classes, f"the labels in {table}")
+    labels = {name: label for label, name in enumerate(classes)}
+    splits: dict[str, list[ImageFile]] = {part: [] for part in _PARTS}
+    for row in rows:
+        if row.label not in labels:
+            raise DataError(f"{row.place}no training image has the label {clipped(row.label, repr)}.")
+        splits[row.part].append(ImageFile(row.path, labels[row.label], row.place))
+    train, validation, test = (
+        sorted(splits[part], key=lambda file: (file.label, file.path)) for part in _PARTS
+    )
+    if not test:
+        train, test = _split_off(train)
+    return classes, [train, validation, test]
+
+
+def _rows(table: Path) -> Iterator[_Row]:
+    """Yields the rows of a table of images; an error names the first line that is wrong."""
+    try:
+        text = read_text(table, LARGEST_TABLE)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{missing_path_text(table)} cannot be read: {os_reason(error)}.") from error
+    reader = csv.reader(
+        io.StringIO(text.removeprefix("\ufeff"), newline=""), skipinitialspace=True, strict=True
+    )
+    columns: list[str] | None = None
+    while True:
+        place = f"{table}, line {reader.line_num + 1}: "
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{place}{error}.") from error
+        if columns is None:
+            columns = _checked_columns(cells, place)
+        elif cells:
+            if len(cells) != len(columns):
+                raise DataError(
+                    f"{place}there are {len(cells)} cells, but line 1 names {len(columns)} columns."
+                )
+            yield _row(dict(zip(columns, cells, strict=True)), table, place)
+
+
+def _checked_columns(names: list[str], place: str) -> list[str]:
+    wanted = ("path", "label", "split")
+    if any(names.count(name) != 1 for name in wanted[:2]) or names.count("split") > 1:
+        raise DataError(
+            f"{place}the columns are {clipped(', '.join(names), repr)}: a table of images has path "
+            "and label once each, and perhaps split, separated by commas."
+        )
+    if others := [name for name in names if name not in wanted]:
+        logger.info(f"{place}only path, label and split are used, not {escape_controls(', '.join(others))}.")
+    return names
+
+
+def _row(cells: dict[str, str], table: Path, place: str) -> _Row:
+    if empty := [name for name in ("path", "label") if not cells[name]]:
+        raise DataError(f"{place}the {empty[0]} is empty.")
+    part = cells.get("split", "train")
+    if part not in _PARTS:
+        near = did_you_mean(part, _PARTS)
+        raise DataError(f"{place}the split {clipped(part, repr)} is not train, val or test{near}.")
+    return _Row(place, table.parent / cells["path"], cells["label"], part)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -204,7 +315,7 @@ def _size_of_first(files: Sequence[ImageFile], skip_corrupt: bool) -> tuple[int,
             return upright_size(file.path)
         except DataError as error:
             if not skip_corrupt:
-                raise DataError(f"{error} {_REMEDY}") from error
+                raise DataError(f"{file.place}{error} {_REMEDY}") from error
     raise DataError("none of the images can be read.")
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from kdtrain.callbacks import DistillationCallback
 from kdtrain.callbacks.plugins import numeric_arguments
 from kdtrain.data.dataset import Dataset, Split
+from kdtrain.data.datasets import of_image_files
 from kdtrain.data.loader import Batch
 from kdtrain.engine.callback import CallbackList
 from kdtrain.engine.objective import Objective
@@ -231,7 +232,7 @@ def _elsewhere(config: FitConfig, folder: Path) -> FitConfig:
         model_save_dir=folder / "models",
         image_save_dir=None,
         image_save_name=None,
-        **(sizes if config.dataset.startswith("folder:") else {}),
+        **(sizes if of_image_files(config.dataset) else {}),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import re
 import shutil
@@ -55,6 +56,46 @@ def write_bytes(path: Path, data: bytes) -> None:
             reason = f"the folder {path.parent} does not exist"
         raise KdtrainError(f"cannot write {path}: {reason}.") from error
     _flush_folder(path.parent)
+
+
+def copy_new(source: Path, target: Path, folder: Path) -> bool:
+    """Copies a file under a name that is free. Nothing is overwritten, and no name holds half a file.
+
+    Args:
+        source: the file.
+        target: the name of the copy.
+        folder: a folder for this process, on the disk of ``target``, such as a ``temporary_folder``.
+
+    Returns:
+        Whether it was copied; False if ``target`` holds the same bytes already.
+
+    Raises:
+        KdtrainError: ``target`` holds something else, or the file cannot be read or written.
+    """
+    temporary = folder / "copy"
+    try:
+        if not os.path.lexists(target):
+            shutil.copyfile(source, temporary)
+            with contextlib.suppress(FileExistsError):  # another process has just taken the name
+                _name_new(temporary, target)
+                return True
+        if os.path.isfile(target) and filecmp.cmp(source, target, shallow=False):
+            return False
+    except OSError as error:
+        raise KdtrainError(f"cannot copy {source} to {target}: {os_reason(error)}.") from error
+    raise KdtrainError(f"{source} is not copied: {target} exists, and is something else.")
+
+
+def _name_new(temporary: Path, target: Path) -> None:
+    """Moves a file to a name that is free, or raises FileExistsError."""
+    try:
+        os.link(temporary, target)
+        temporary.unlink()
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links, such as a USB stick's: the name is taken first, then filled
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, target)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,6 +23,9 @@ MOST_LOGITS = 1 << 26
 LONGEST_NAME = 255
 """Characters of a class name, as of a folder name."""
 
+LARGEST_TABLE = 64 << 20
+"""Bytes of a table of images: over half a million rows of 100 bytes."""
+
 MOST_IMAGES = 100_000_000
 """Images in a batch or in a data set."""
 

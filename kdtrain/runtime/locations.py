@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 _FILE = re.compile(r"(?P<file>.+?\.py)(:[^/,:]*(,.*)?)?", re.DOTALL)
-_DATA = ("folder", "npz")
+_DATA = ("folder", "csv", "npz")
 _COMMAND = r"`[^`\n]+`|((?<=: )(?<!^kdtrain: )|(?<=^  ))(kdtrain|{begun}) [a-z].*"
 _PROGRAM = re.compile(r"(^|(?<=[`(]))kdtrain(?= )")
 

@@ -149,12 +149,12 @@ DENSE = {
 }  # review_kd takes a hundred times a plain epoch of this student: its fits alone would take over an hour
 CONVOLUTIONAL = {
     **COMMON,
-    "`fitnet`": between("fitnet", WEIGHT, pair("block2", "conv2")),
+    "`fitnet`": between("fitnet", WEIGHT, pair("block1.1", "conv2")),
     "`attention`": between("attention", {"weight": 1000}, pair("block1", "conv1"), pair("block2", "conv2")),
     "`rkd`": between("rkd", {"distance": 25, "angle": 50}, pair("block4", "fc1")),
     "`similarity`": between("similarity", {"weight": 3000}, pair("block4", "fc1")),
     "`pkt`": between("pkt", {"weight": 470}, pair("block4", "fc1")),
-    "`vid`": between("vid", WEIGHT, pair("block2", "conv2")),
+    "`vid`": between("vid", WEIGHT, pair("block1.1", "conv2")),
     "`srrl`": between("srrl", WEIGHT, pair("block4", "fc1")),
     "`review_kd`": between("review_kd", WEIGHT, "student_layers=block2+block4,teacher_layers=conv2+fc1"),
 }

@@ -13,7 +13,7 @@ from PIL import Image
 from tools import Row, ratio_row, side_by_side
 
 from kdtrain.data.dataset import Dataset, Normalized
-from kdtrain.data.folder import load_image_folder
+from kdtrain.data.folder import load_image_files
 from kdtrain.data.images.decode_folder import decode
 from kdtrain.data.loader import Loader
 from kdtrain.data.views import views
@@ -41,7 +41,7 @@ def image_folder(bench: Bench) -> list[Row]:
 
     what = f"decoding {COUNT:,} JPEGs of 320x240 to {SIZE}x{SIZE}, with two workers"
     pairs = side_by_side(partial(decoding, 2), partial(decoding, 0), bench.repeats)
-    dataset = load_image_folder(folder, bench.folder, image_size=SIZE)
+    dataset = load_image_files("folder", folder, bench.folder, image_size=SIZE)
     return [ratio_row(what, *pairs, 1.0, "with none"), *(_waiting(dataset, arch) for arch in ARCHITECTURES)]
 
 

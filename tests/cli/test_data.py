@@ -174,5 +174,5 @@ def test_a_model_is_not_tested_on_other_classes(call: Call, folder: Path) -> Non
 
 def test_the_page_is_short_and_its_table_of_spellings_complete() -> None:
     assert len(TEXT.splitlines()) <= 100
-    spellings = "mnist fashion_mnist cifar10 cifar100 folder:DIR npz:FILE FILE.py:FACTORY"
+    spellings = "mnist fashion_mnist cifar10 cifar100 folder:DIR csv:FILE npz:FILE FILE.py:FACTORY"
     assert [name for name in spellings.split() if f"`{name}`" not in TEXT] == []

@@ -235,3 +235,46 @@ def test_missing_model_says_how_to_train_one(call: Call) -> None:
     assert_explained(finished, 1, "no student_kd model in logs/models", "kdtrain fit --mode student_kd")
     finished = call.any_code("infer", "--picture-index", "0", "--checkpoint", "mine")
     assert_explained(finished, 1, "there is no checkpoint mine (looked for at")
+
+
+def test_images_are_sorted_into_folders_and_no_file_is_replaced(
+    fitted: Fitted, call: Call, tmp_path: Path, photos: Path
+) -> None:
+    for name in ("7.png", "2.jpg"):
+        shutil.copy(photos / name, tmp_path)
+    flags = ("infer", "7.png", "2.jpg", "--checkpoint", fitted.model("student"), "--sort-into", "out")
+    plain = answers(call("infer", "7.png", "2.jpg", *flags[3:5], "--json", "--no-picture"))
+    best = {entry["image"]: max(entry["probabilities"].values()) for entry in plain}
+    least = sum(best.values()) / 2
+    assert min(best.values()) < least < max(best.values())
+
+    sure = max(best, key=best.__getitem__)
+    sorted_ = answers(call(*flags, "--at-least", str(least), "--json"))
+    copies = {entry["image"]: entry["copy"] for entry in sorted_}
+    (copied,) = (tmp_path / "out").rglob("*.*")
+    assert copied == tmp_path / "out" / sorted_[list(best).index(sure)]["prediction"] / sure
+    assert copies == {name: f"out/{copied.parent.name}/{sure}" if name == sure else None for name in best}
+    assert copied.read_bytes() == (photos / sure).read_bytes()
+    assert not (tmp_path / "logs").exists(), "sorting draws no charts"
+
+    again = call(*flags)
+    assert again.returncode == 0
+    assert "copied: 2 of 2 images into out\n" in again.stdout
+    copied.write_bytes(b"mine")
+    refused = call.any_code(*flags)
+    assert (refused.returncode, copied.read_bytes()) == (1, b"mine")
+    assert f"{sure} is not copied: out/{copied.parent.name}/{sure} exists" in refused.stderr
+    assert "copied: 1 of 2 images into out\n" in refused.stdout
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("x.png", "--at-least", "0.5"), "--at-least is for --sort-into DIR"),
+        (("x.png", "--at-least", "90", "--sort-into", "out"), "--at-least is 90.0: it must be from 0 to 1"),
+        (("--picture-index", "5", "--sort-into", "out"), "leave out --picture-index"),
+    ],
+)
+def test_flags_of_sorting_contradict_each_other(call: Call, flags: tuple[str, ...], words: str) -> None:
+    assert_explained(call.any_code("infer", *flags), 2, words)

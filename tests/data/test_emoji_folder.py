@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdtrain.data.folder import load_image_folder
+from kdtrain.data.folder import load_image_files
 from scripts.emoji_folder import PARTS, write_part
 from tests.tools import ROOT
 
@@ -58,7 +58,7 @@ def test_folder_has_a_class_for_each_category_and_no_skin_tones(tmp_path: Path) 
             tmp_path / "emoji" / part, write_package(tmp_path / f"{part}.tgz", vendor), vendor
         )
         assert counts == {"food-drink": 2, "people-body": 1}
-    data = load_image_folder(tmp_path / "emoji", tmp_path / "cache")
+    data = load_image_files("folder", tmp_path / "emoji", tmp_path / "cache")
     assert data.classes == ("food-drink", "people-body")
     for split in (data.train, data.test):
         assert split.labels.tolist() == [0, 0, 1]

@@ -175,6 +175,7 @@ def test_every_file_is_opened_in_one_place() -> None:
 
 NAMES = (
     *("npz:/dev/zero", "npz:pipe", "npz:data.npz", "folder:pets", "folder:/", "folder:DIR", "npz:FILE"),
+    *("csv:/dev/zero", "csv:pipe", "csv:labels.csv"),
     *("code.py:make", "FILE.py:FACTORY", "os:getcwd", "../digits", "/etc", "mnist ", ""),
     "folder:pets; rm -rf ~",
 )

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from kdtrain.data.dataset import Dataset
-from kdtrain.data.datasets import BUILT_IN, load_dataset
+from kdtrain.data.datasets import BUILT_IN, load_dataset, of_image_files
 from kdtrain.deploy.onnx.process import OnnxModel
 from kdtrain.deploy.predict.predictor import OneFlowModel, Predictor
 from kdtrain.errors import CheckpointError, UsageError, listed, size_text
@@ -178,8 +178,7 @@ def open_data(
             )
         name = "mnist"  # the files in --data-dir decide
     _, height, width = model.card.image_shape
-    folder = name.startswith("folder:")
-    size = height if folder and height == width else None  # other images have one size already
+    size = height if of_image_files(name) and height == width else None  # other images have one size already
     data = load_dataset(name, data_dir, image_size=size, skip_corrupt=skip_corrupt)
     check_fits(model, data)
     return data

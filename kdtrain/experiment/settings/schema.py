@@ -117,7 +117,7 @@ OPTIMIZERS = {"adam": 3e-3, "adadelta": 1.0, "sgd": 0.1}
 DEFAULT_TEACHER = "teacher_cnn"
 """The architecture of a teacher that is trained here, unless --teacher-arch or the recipe names another."""
 
-DATA_SETS = "mnist, fashion_mnist, cifar10, cifar100, folder:DIR, npz:FILE or FILE.py:FACTORY"
+DATA_SETS = "mnist, fashion_mnist, cifar10, cifar100, folder:DIR, csv:FILE, npz:FILE or FILE.py:FACTORY"
 _NETWORKS = "a name from `kdtrain models`, flowvision:NAME, MODULE:FACTORY or FILE.py:FACTORY"
 
 
@@ -281,12 +281,12 @@ class Settings:
     )
     image_size: int | None = _data_setting(
         None,
-        "pixels a side of folder:DIR's images; they are resized [as they are; all must be equally large]",
+        "pixels a side of image files; they are resized [as they are; all must be equally large]",
         check=between(1, limits.LARGEST_SIDE),
         is_common=True,
     )
     skip_corrupt: bool = _data_setting(
-        False, "leave out image files of folder:DIR that cannot be read [name them, and stop]"
+        False, "leave out image files that cannot be read [name them, and stop]"
     )
     labels: str | None = _data_setting(
         None,
