@@ -24,8 +24,9 @@ class Similarity(FeatureMethod):
         Helps: layers of different width: only relations are compared.
         Hurts: with the paper's weight, which is for deep networks, small students learn less of their labels.
         Cost: a product of the batch's features with themselves.
-        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.28 points, 1.8 x the epoch.
-            See docs/methods.md.
+        Measured: against the plain student. mnist, student_mlp, 5000 images: +0.28 points, 1.8 x the epoch;
+            fashion_mnist, student_mlp, 5000 images: +0.98 points, 1.9 x the epoch; mnist, student_mlp, 5000
+            labels: +1.48 points, 2.5 x the epoch. See docs/methods.md.
 
     Args:
         student_layer: name of a layer of the student; ``auto`` chooses.
