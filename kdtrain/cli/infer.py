@@ -72,6 +72,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "`kdtrain export`, or a folder with the model of --model-type [the folder --model-save-dir]",
     )
     _figure_flags(parser)
+    _output_flags(parser)
+    data_flags(parser)
+    device_flag(parser)
+    json_flag(parser, "a JSON list")
+
+
+def _output_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the table, and of the copies in a folder for each class."""
     parser.add_argument(
         "--csv",
         type=Path,
@@ -79,14 +87,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="write a table with a row for each image: path, prediction, probability, the probabilities of "
         "all classes, warning and error [not written]",
     )
-    _sorting_flags(parser)
-    data_flags(parser)
-    device_flag(parser)
-    json_flag(parser, "a JSON list")
-
-
-def _sorting_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the copies in a folder for each class."""
     parser.add_argument(
         "--sort-into",
         type=Path,
