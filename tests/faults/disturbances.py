@@ -31,6 +31,7 @@ _INTERRUPTED = (
 )
 _DOUBLED = ("student: early stopping, shift", "student_kd: given teacher", "teacher: sgd, cosine")
 _SECONDS_TO_END = 5.0
+_MOST_VAIN = 5  # runs in a row that ended before they could be killed or interrupted
 
 
 class Disturbances:
@@ -48,7 +49,7 @@ class Disturbances:
         self.slowest: dict[str, float] = {}
 
     def interrupt(self, times: int) -> None:
-        """SIGINT or SIGTERM at a random moment."""
+        """SIGINT or SIGTERM at a random moment, sent again to a new run where the run had ended before."""
         self._repeat("interrupted", self._interrupt, times, _INTERRUPTED)
 
     def double(self, times: int) -> None:
@@ -74,6 +75,17 @@ class Disturbances:
             list(pool.map(lambda item: once(*item), work))
 
     def _interrupt(self, name: str, folder: Path, chance: random.Random) -> None:
+        again = (
+            self.laboratory.new_folder(f"{folder.name}, again {number}", COMBINATIONS[name])
+            for number in range(1, _MOST_VAIN)
+        )
+        for place in itertools.chain([folder], again):
+            if self._interrupted(name, place, chance):
+                return
+        raise AssertionError(f"{name}: {_MOST_VAIN} runs ended before they could be interrupted")
+
+    def _interrupted(self, name: str, folder: Path, chance: random.Random) -> bool:
+        """Interrupts a run and finishes it; returns False if it ended before."""
         combination, reference = COMBINATIONS[name], self.laboratory.undisturbed(name)
         number, moment = chance.choice([signal.SIGINT, signal.SIGTERM]), chance.random()
         process = self.laboratory.start(folder, combination)
@@ -84,7 +96,7 @@ class Disturbances:
         ended = process.wait(timeout=30)
         seconds = time.monotonic() - began
         if ended == 0:
-            return  # the run had ended
+            return False
         self.outcome.done[number.name] += 1
         self.slowest[number.name] = max(seconds, self.slowest.get(number.name, 0.0))
         assert seconds < _SECONDS_TO_END, f"{number.name} took {seconds:.1f} s"
@@ -92,7 +104,7 @@ class Disturbances:
         status = {result["status"] for result in results}
         if ended == -number:  # before Python sets its handlers, or after it removes them
             assert status <= {"completed", "stopped"}, status
-            return
+            return True
         assert ended == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], f"exit code {ended}"
         if begun:
             said = (folder / "stderr").read_text().splitlines()[-1]
@@ -101,6 +113,7 @@ class Disturbances:
             for file in folder.rglob("events.*"):
                 assert all(True for _ in RawEventFileLoader(str(file)).Load())
         self.laboratory.finish(folder, combination, reference)
+        return True
 
     def _double(self, name: str, folder: Path, chance: random.Random) -> None:
         combination, reference = COMBINATIONS[name], self.laboratory.undisturbed(name)
@@ -120,7 +133,6 @@ class Disturbances:
 _KINDS = ("rename", "file", "time")
 _WHOM = ("all", "all", "command", "child")
 _MOST_KILLS = 3  # of one run
-_MOST_VAIN = 5  # runs in a row that ended before they could be killed
 
 
 @dataclass
