@@ -29,7 +29,7 @@ from kdtrain.engine.objective import Objective, Weight
 from kdtrain.engine.predict import batch_logits
 from kdtrain.engine.recorder import Output, Teacher
 from kdtrain.engine.run import Run
-from kdtrain.engine.teacher_network import GivenLogits, members_of
+from kdtrain.engine.teacher_network import GivenLogits, images_for, members_of
 from kdtrain.errors import CheckpointError, KdtrainError, UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.value_checks import DEFAULT_TEMPERATURE, positive
@@ -127,6 +127,7 @@ class DistillationCallback(Callback):
                 "the teacher is not the one that the run was begun with: its weights are the same, and its "
                 "outputs are different. Put the first code of its network back, or start a new run."
             )
+        self.teacher.use_images(run.train)
         if run.train.is_endless:
             self._check_classes(run.train)
             logger.info(
@@ -185,7 +186,7 @@ class DistillationCallback(Callback):
         probes: list[float] = []
         for member in members_of(self.network):
             if not isinstance(member, GivenLogits):
-                logits = batch_logits(member, train.batch(images))
+                logits = batch_logits(member, images_for(member, train).batch(images))
                 # A sum with unequal weights: it changes with each logit, and where classes change places.
                 probes += (logits @ np.cos(np.arange(logits.shape[1]))).tolist()
         return probes
@@ -219,7 +220,7 @@ class DistillationCallback(Callback):
     def _minutes(self, run: Run) -> float:
         """Returns the minutes that the teacher takes in all epochs to come, from its time for one batch."""
         first, began = next(iter(run.train.epoch(1))), time.perf_counter()
-        batch_logits(self.network, first)
+        self.teacher.logits(first)
         return (time.perf_counter() - began) * len(run.train) * (run.epochs - run.epoch) / 60
 
 

@@ -21,6 +21,9 @@ Images = NDArray[np.float32]
 Augmentation = Callable[[Images, Draws], Images]
 """Maps normalised images, (N, C, H, W) float32, and their random numbers to new images of the same shape."""
 
+Scale = tuple[float, float]
+SAME_SIZE: Scale = (1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -29,14 +32,18 @@ class Shift:
     Attributes:
         pixels: the largest distance, at least 1; all distances up to it are equally likely.
         background: the value of a black pixel, per channel.
+        scale: the pixels of an image's height and width for each of those that distances count.
     """
 
     pixels: int
     background: tuple[float, ...]
+    scale: Scale = SAME_SIZE
 
     def __call__(self, images: Images, draws: Draws) -> Images:
         """Returns a shifted copy of ``images``, (N, C, H, W) float32."""
-        return _windows(_framed(images, self.pixels, self.background), self.pixels, draws, "shift")
+        margins = _margins(self.pixels, self.scale)
+        framed = _framed(images, margins, self.background)
+        return _windows(framed, margins, self.pixels, self.scale, draws, "shift")
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,17 @@ class Crop:
 
     Attributes:
         pixels: the largest distance, at least 1.
+        scale: as that of ``Shift``.
     """
 
     pixels: int
+    scale: Scale = SAME_SIZE
 
     def __call__(self, images: Images, draws: Draws) -> Images:
         """Returns a moved copy of ``images``, (N, C, H, W) float32."""
-        margin = (self.pixels, self.pixels)
-        return _windows(
-            np.pad(images, ((0, 0), (0, 0), margin, margin), "reflect"), self.pixels, draws, "crop"
-        )
+        margins = down, right = _margins(self.pixels, self.scale)
+        framed = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)), "reflect")
+        return _windows(framed, margins, self.pixels, self.scale, draws, "crop")
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class Rotate:
         left = np.minimum(right.astype(np.int64), width)
         below, beside = (down - top).astype(np.float32), (right - left).astype(np.float32)
 
-        framed = _framed(images, 1, self.background)
+        framed = _framed(images, (1, 1), self.background)
         plane = (height + 2) * (width + 2)
         first = top * (width + 2) + left + np.arange(count).reshape(-1, 1, 1) * channels * plane
         corners = (
@@ -177,7 +185,7 @@ class Mixing:
         return draws.uniform("mixup or cutmix") < 0.5
 
 
-def augmentation(text: str, background: tuple[float, ...]) -> Augmentation | None:
+def augmentation(text: str, background: tuple[float, ...], scale: Scale = SAME_SIZE) -> Augmentation | None:
     """Returns the augmentation in a setting such as ``shift=2,flip``; None if there is none.
 
     mixup and cutmix are no part of it: see ``mixing``.
@@ -185,10 +193,11 @@ def augmentation(text: str, background: tuple[float, ...]) -> Augmentation | Non
     Args:
         text: a checked setting.
         background: the value of a black pixel, per channel.
+        scale: the pixels of an image's height and width for each of those that the setting counts.
     """
     makers: dict[str, Callable[[float], Augmentation]] = {
-        "shift": lambda pixels: Shift(int(pixels), background),
-        "crop": lambda pixels: Crop(int(pixels)),
+        "shift": lambda pixels: Shift(int(pixels), background, scale),
+        "crop": lambda pixels: Crop(int(pixels), scale),
         "flip": lambda _: Flip(),
         "rotate": lambda degrees: Rotate(degrees, background),
     }
@@ -211,27 +220,37 @@ def _chain(steps: tuple[Augmentation, ...], images: Images, draws: Draws) -> Ima
     return images
 
 
-def _framed(images: Images, margin: int, background: tuple[float, ...]) -> Images:
-    """Returns a copy with ``margin`` pixels of background on every side."""
+def _margins(pixels: int, scale: Scale) -> tuple[int, int]:
+    """Returns the frame that moves of up to so many pixels need, in the pixels of an image's own size."""
+    return round(pixels * scale[0]), round(pixels * scale[1])
+
+
+def _framed(images: Images, margins: tuple[int, int], background: tuple[float, ...]) -> Images:
+    """Returns a copy with a frame of background: its height above and below, and its width beside."""
     count, channels, height, width = images.shape
-    framed = np.empty((count, channels, height + 2 * margin, width + 2 * margin), np.float32)
+    down, right = margins
+    framed = np.empty((count, channels, height + 2 * down, width + 2 * right), np.float32)
     framed[:] = np.array(background, np.float32).reshape(-1, 1, 1)
-    framed[:, :, margin:-margin, margin:-margin] = images
+    framed[:, :, down : down + height, right : right + width] = images
     return framed
 
 
-def _windows(framed: Images, margin: int, draws: Draws, purpose: str) -> Images:
+def _windows(
+    framed: Images, margins: tuple[int, int], pixels: int, scale: Scale, draws: Draws, purpose: str
+) -> Images:
     """Returns a random window of each framed image, of the size without the frame."""
-    height = framed.shape[2] - 2 * margin
-    width = framed.shape[3] - 2 * margin
+    size = framed.shape[2] - 2 * margins[0], framed.shape[3] - 2 * margins[1]
     windows = np.lib.stride_tricks.sliding_window_view(
         framed,
-        (height, width),
+        size,
         axis=(2, 3),  # type: ignore[call-overload]  # NumPy's stubs are wrong
     )
-    count = len(framed)
-    down, right = (draws.integers(f"{purpose} {way}", 2 * margin + 1) for way in ("down", "right"))
-    return np.ascontiguousarray(windows[np.arange(count), :, down, right])
+    down, right = (
+        margin
+        + np.rint((draws.integers(f"{purpose} {way}", 2 * pixels + 1) - pixels) * factor).astype(np.int64)
+        for way, margin, factor in zip(("down", "right"), margins, scale, strict=True)
+    )
+    return np.ascontiguousarray(windows[np.arange(len(framed)), :, down, right])
 
 
 def _rectangles(size: tuple[int, ...], share: NDArray[np.float64], draws: Draws) -> NDArray[np.bool_]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +53,35 @@ class Normalization:
         return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
 
 
+class LazyImages:
+    """Images that are made each time they are read, because they do not fit in memory as floats."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        raise NotImplementedError
+
+    def __getitem__(self, indices: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns some images, (B, C, H, W), as a new array."""
+        raise NotImplementedError
+
+    def first(self, count: int) -> LazyImages:
+        """Returns the first images alone."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self) -> NDArray[np.float32]:
+        return self[:]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {_images_text(self.shape)}>"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Normalized:
-    """Images that are normalised each time they are read, because they do not fit in memory as floats.
+class Normalized(LazyImages):
+    """Images that are normalised each time they are read.
 
     Attributes:
         images: (M, C, H, W) uint8, in memory or in a file.
@@ -70,17 +98,12 @@ class Normalized:
         """(N, C, H, W)."""
         return (len(self.rows), *self.images.shape[1:])
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __getitem__(self, indices: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         return self.normalization.apply(self.images[self.rows[indices]])
 
-    def __array__(self) -> NDArray[np.float32]:
-        return self[:]
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {_images_text(self.shape)}>"
+    def first(self, count: int) -> Normalized:
+        """Returns the first images of the selection."""
+        return Normalized(self.images, self.rows[:count], self.normalization)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,11 +117,6 @@ class Joined(Normalized):
     others: Unlabelled
 
     @property
-    def first(self) -> Normalized:
-        """The selection without the other images."""
-        return Normalized(self.images, self.rows, self.normalization)
-
-    @property
     def _all(self) -> Unlabelled:
         return Unlabelled("", self.images, self.rows, self.others)
 
@@ -107,11 +125,16 @@ class Joined(Normalized):
         """(N + K, C, H, W)."""
         return self._all.shape
 
-    def __len__(self) -> int:
-        return len(self._all)
-
     def __getitem__(self, indices: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         return self.normalization.apply(self._all[indices])
+
+
+class PictureFile(NamedTuple):
+    """A file that an image was decoded from, as it was then: its size in bytes, its time of change in ns."""
+
+    path: Path
+    size: int
+    changed: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,12 +146,14 @@ class Unlabelled:
         images: (M, C, H, W) uint8, of the shape of a data set's images, in memory or in a file.
         rows: (K,) int64, the images of the array that these are; all by default.
         more: images without labels from elsewhere, which follow these.
+        files: the M files of the array's images; empty for images that were no files.
     """
 
     name: str
     images: NDArray[np.uint8]
     rows: NDArray[np.int64] | None = None
     more: Unlabelled | None = None
+    files: tuple[PictureFile, ...] = ()
 
     def __len__(self) -> int:
         return self._own + len(self.more or ())
@@ -141,6 +166,12 @@ class Unlabelled:
     def shape(self) -> tuple[int, ...]:
         """(K, C, H, W), with those that follow."""
         return (len(self), *self.images.shape[1:])
+
+    @property
+    def own_files(self) -> list[PictureFile | None]:
+        """The file of each of the K images; None for an image that was no file."""
+        own = files_of(self.files, range(len(self.images)) if self.rows is None else self.rows)
+        return own if self.more is None else own + self.more.own_files
 
     def __getitem__(self, indices: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
         positions = np.arange(len(self))[indices]
@@ -174,11 +205,13 @@ class Split:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
         names: the N file names, relative to the data's folder; empty for images that were no files.
+        files: the N files; empty for images that were no files.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     names: tuple[str, ...] = ()
+    files: tuple[PictureFile, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -194,7 +227,8 @@ class Split:
     def take(self, indices: NDArray[np.int64]) -> Split:
         """Returns a new split of the images at ``indices``, (M,) int64, in that order."""
         names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
-        return Split(self.images[indices], self.labels[indices], names)
+        files = tuple(self.files[index] for index in indices.tolist()) if self.files else ()
+        return Split(self.images[indices], self.labels[indices], names, files)
 
     def normalized(
         self, normalization: Normalization, indices: NDArray[np.int64] | None = None
@@ -355,6 +389,11 @@ def class_by_class(labels: NDArray[np.int64], random: np.random.Generator) -> ND
     return by_turns
 
 
+def files_of(files: Sequence[PictureFile], rows: Iterable[int]) -> list[PictureFile | None]:
+    """Returns the files of some images; None for each if the images were no files."""
+    return [files[row] if files else None for row in rows]
+
+
 def _images_text(shape: tuple[int, ...]) -> str:
     return f"{shape[0]:,} images of {size_text(shape[1:])}"
 
@@ -374,7 +413,7 @@ def _image_digests(images: NDArray[np.uint8] | Unlabelled) -> NDArray[np.uint64]
     return digests
 
 
-def array_digest(arrays: Sequence[NDArray[np.generic] | Normalized | Unlabelled]) -> str:
+def array_digest(arrays: Sequence[NDArray[np.generic] | LazyImages | Unlabelled]) -> str:
     """Returns the SHA-256 (hex) of shapes and bytes."""
     digest = hashlib.sha256()
     for array in arrays:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.checks import check_classes, check_logits
-from kdtrain.data.dataset import Dataset, Split
+from kdtrain.data.dataset import Dataset, PictureFile, Split
 from kdtrain.data.images.decode_folder import Decoded, decode
 from kdtrain.data.images.resize import upright_size
 from kdtrain.errors import (
@@ -107,20 +107,35 @@ def load_image_files(
             f"{source}: images of {size_text(size)} are too large: choose at most {LARGEST_SIDE} pixels "
             "with --image-size."
         )
+    stamped = [stamp(file.path) for file in files]  # before they are read: a later change shows
     decoded = decode([file.path for file in files], size, image_size is not None, cache)
     for index, error in decoded.failures.items():
         decoded.failures[index] = type(error)(f"{files[index].place}{error}")
     report_failures(decoded, [file.path for file in files], source, skip_corrupt)
     ends = np.cumsum([len(split) for split in splits])
-    train, validation, test = _parts(decoded, files, ends, source if kind == "folder" else source.parent)
+    root = source if kind == "folder" else source.parent
+    train, validation, test = _parts(decoded, files, stamped, ends, root)
     for part, split in (("training", train), ("test", test)):
         if len(split) == 0:
             raise DataError(f"{source} has no {part} image.")
     return Dataset(f"{kind}:{source}", train, test, classes, validation if len(validation) else None)
 
 
+def stamp(path: Path) -> PictureFile:
+    """Returns a file with its size and time of change; 0 for both if it cannot be found."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return PictureFile(path, 0, 0)
+    return PictureFile(path, status.st_size, status.st_mtime_ns)
+
+
 def _parts(
-    decoded: Decoded, files: Sequence[ImageFile], ends: NDArray[np.int64], root: Path
+    decoded: Decoded,
+    files: Sequence[ImageFile],
+    stamped: Sequence[PictureFile],
+    ends: NDArray[np.int64],
+    root: Path,
 ) -> Iterator[Split]:
     """Yields training, validation and test split, without the files that could not be read."""
     readable, training = np.flatnonzero(decoded.readable), int(ends[0])
@@ -131,8 +146,9 @@ def _parts(
             pixels[target] = pixels[source]
     start = 0
     for stop in np.searchsorted(readable, ends):
-        names = tuple(os.path.relpath(files[index].path, root) for index in readable[start:stop].tolist())
-        yield Split(pixels[start:stop], labels[readable[start:stop]], names)
+        of_split = tuple(stamped[index] for index in readable[start:stop].tolist())
+        names = tuple(os.path.relpath(file.path, root) for file in of_split)
+        yield Split(pixels[start:stop], labels[readable[start:stop]], names, of_split)
         start = stop
 
 

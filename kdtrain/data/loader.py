@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +13,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdtrain.data.dataset import Joined, Normalized, array_digest
+from kdtrain.data.dataset import LazyImages, array_digest
 from kdtrain.data.draws import derive_seed
+from kdtrain.data.images.originals import Originals, Reread
+from kdtrain.data.images.resize import InputForm
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.views import Views
 from kdtrain.errors import DataError, size_text
@@ -128,6 +132,7 @@ class Loader:
         ranks: the processes that share each batch, each of which gets its part; one process by default.
         classes: the names of the classes; their numbers by default.
         transfer: how the images without labels are drawn; None if all images have labels.
+        originals: the files of the images, for networks of another input size; None if they were no files.
 
     Raises:
         DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
@@ -137,7 +142,7 @@ class Loader:
 
     def __init__(
         self,
-        inputs: npt.NDArray[np.float32] | Normalized,
+        inputs: npt.NDArray[np.float32] | LazyImages,
         targets: npt.NDArray[np.int64],
         batch_size: int,
         *,
@@ -149,6 +154,7 @@ class Loader:
         ranks: Ranks | None = None,
         classes: Sequence[str] = (),
         transfer: TransferDraw | None = None,
+        originals: Originals | None = None,
     ) -> None:
         labelled = len(inputs) - (transfer.images if transfer else 0)
         if labelled != len(targets) or labelled == 0:
@@ -166,7 +172,7 @@ class Loader:
             )
         # OneFlow may still read a batch after the next one is requested, and a slice shares memory with
         # the whole array: so the arrays become read-only.
-        self.inputs = inputs if isinstance(inputs, Normalized) else _frozen(inputs, np.float32)
+        self.inputs = inputs if isinstance(inputs, LazyImages) else _frozen(inputs, np.float32)
         self.targets = _frozen(targets, np.int64)
         self.batch_size = batch_size
         self.num_classes = num_classes
@@ -176,6 +182,7 @@ class Loader:
         self.ranks = ranks
         self.part = ranks.rank  # of each batch
         self.transfer = transfer
+        self.originals = originals
         self.classes = tuple(classes or map(str, range(num_classes)))
         self._source = source
 
@@ -269,14 +276,45 @@ class Loader:
 
     def sequential(self, batch_size: int) -> Loader:
         """Returns a loader over the same labelled images, in order and as they are."""
+        count, files = self.num_images, self.originals
         return Loader(
-            self.inputs.first if isinstance(self.inputs, Joined) else self.inputs[: self.num_images],
+            self.inputs.first(count) if isinstance(self.inputs, LazyImages) else self.inputs[:count],
             self.targets,
             batch_size,
             num_classes=self.num_classes,
             device=self.device,
             ranks=self.ranks,
             classes=self.classes,
+            originals=None if files is None else dataclasses.replace(files, files=files.files[:count]),
+        )
+
+    def in_form(self, form: InputForm) -> Loader:
+        """Returns a loader of the same images in the form of a network of another input size.
+
+        They are read again from their files, each at the network's own size, and their views show the same
+        parts of the pictures. Images that were no files stay as they are.
+
+        Args:
+            form: the form that the network takes.
+        """
+        if self.originals is None:
+            return self
+        source, views = self._source, self.views
+        if source is not None:
+            name = hashlib.sha256(f"{source.fingerprint} {self.originals.digest} {form}".encode()).hexdigest()
+            source = dataclasses.replace(source, fingerprint=name)
+        return Loader(
+            Reread(self.inputs, self.originals.files, self.originals.form, form),
+            self.targets,
+            self.batch_size,
+            num_classes=self.num_classes,
+            seed=self.seed,
+            device=self.device,
+            views=None if views is None else views.in_form(self.originals.form, form),
+            source=source,
+            ranks=self.ranks,
+            classes=self.classes,
+            transfer=self.transfer,
         )
 
     @functools.cached_property

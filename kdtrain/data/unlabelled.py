@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtrain.data.checks import as_planes, check_logits
-from kdtrain.data.dataset import Dataset, Split, Unlabelled, class_by_class
-from kdtrain.data.folder import pictures_in, report_failures
+from kdtrain.data.dataset import Dataset, PictureFile, Split, Unlabelled, class_by_class
+from kdtrain.data.folder import pictures_in, report_failures, stamp
 from kdtrain.data.idx import read_idx
 from kdtrain.data.images.decode_folder import decode
 from kdtrain.data.images.resize import upright_size
@@ -40,12 +40,12 @@ def without_most_labels(dataset: Dataset, labels: str, seed: int, limit: int | N
     Raises:
         UsageError: there are not as many images, or too few for each class.
     """
-    images, classes = len(dataset.train), len(np.unique(dataset.train.labels))
-    number = round(float(labels[:-1]) / 100 * images) if labels.endswith("%") else int(labels)
+    count, classes = len(dataset.train), len(np.unique(dataset.train.labels))
+    number = round(float(labels[:-1]) / 100 * count) if labels.endswith("%") else int(labels)
     given = f"--labels {labels}" + (f" ({number} images)" if labels.endswith("%") else "")
-    if number >= images:
+    if number >= count:
         raise UsageError(
-            f"{given}: {dataset.name} has {images:,} training images, and all have labels: give a smaller "
+            f"{given}: {dataset.name} has {count:,} training images, and all have labels: give a smaller "
             "number."
         )
     if number < 2 * classes:
@@ -58,7 +58,8 @@ def without_most_labels(dataset: Dataset, labels: str, seed: int, limit: int | N
     random = np.random.default_rng([seed, _KEEP])
     order = class_by_class(dataset.train.labels, random)
     others = random.permutation(order[number:])[: None if limit is None else limit - number]
-    transfer = Unlabelled(dataset.name, dataset.train.images, np.sort(others)) if len(others) else None
+    images, files = dataset.train.images, dataset.train.files
+    transfer = Unlabelled(dataset.name, images, np.sort(others), files=files) if len(others) else None
     train = dataset.train.take(np.sort(order[:number]))
     return dataclasses.replace(dataset, train=train, transfer=transfer, without_labels=len(others))
 
@@ -92,8 +93,9 @@ def load_unlabelled(
     Raises:
         DataError: the path cannot be read, or holds no images, images of another shape, or test images.
     """
+    files: tuple[PictureFile, ...] = ()
     if os.path.isdir(path):
-        images = _read_folder(path, dataset, cache, image_size, skip_corrupt, most_images)
+        images, files = _read_folder(path, dataset, cache, image_size, skip_corrupt, most_images)
     else:
         array = load_only_array(path) if path.suffix == ".npz" else read_idx(path)
         images = as_planes(array, f"--transfer-data {path}")
@@ -106,7 +108,7 @@ def load_unlabelled(
             "that shape."
         )
     check_logits(len(dataset.train) + len(images), dataset.num_classes, str(path))
-    unlabelled = Unlabelled(str(path), images)
+    unlabelled = Unlabelled(str(path), images, files=files)
     if not allow_test_images:
         _check_unseen(unlabelled, dataset.test)
     return unlabelled
@@ -132,8 +134,8 @@ def _read_folder(
     image_size: int | None,
     skip_corrupt: bool,
     most_images: int | None,
-) -> NDArray[np.uint8]:
-    """Returns the pictures of a folder, (K, C, H, W), as ``load_unlabelled`` does."""
+) -> tuple[NDArray[np.uint8], tuple[PictureFile, ...]]:
+    """Returns the pictures of a folder, (K, C, H, W), and their files, as ``load_unlabelled`` does."""
     channels, *size = dataset.image_shape
     height, width = size
     files = pictures_in(folder)
@@ -141,6 +143,7 @@ def _read_folder(
         raise DataError(f"--transfer-data {folder} holds no image file; images of class folders have labels.")
     if most_images is not None:
         files = files[:: -(-len(files) // most_images)]
+    stamped = [stamp(file) for file in files]
     decoded = decode(files, (height, width), image_size is not None, cache)
     for index in sorted(decoded.failures):
         if isinstance(decoded.failures[index], UsageError):  # of another size
@@ -152,4 +155,5 @@ def _read_folder(
     pixels, readable = decoded.in_channels(channels), decoded.readable
     if not readable.any():
         raise DataError(f"--transfer-data {folder}: none of the images can be read.")
-    return pixels if readable.all() else pixels[readable]
+    kept = tuple(stamped[index] for index in np.flatnonzero(readable).tolist())
+    return (pixels if readable.all() else pixels[readable]), kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 
 from kdtrain.data.augment_spec import parse_augment
 from kdtrain.data.augmentation import Augmentation, Images, Mixing, augmentation, mixing
-from kdtrain.data.dataset import Normalized
+from kdtrain.data.dataset import LazyImages
 from kdtrain.data.draws import Draws
+from kdtrain.data.images.resize import InputForm
 
 Positions = NDArray[np.int64]
 
@@ -71,9 +73,20 @@ class Views:
             return ""
         return f"{self.text} {self.seed} {variant}"
 
+    def in_form(self, own: InputForm, form: InputForm) -> Views:
+        """Returns the same views for a network of another input size, of the same parts of the pictures.
+
+        Args:
+            own: the form of the images that the views are counted for.
+            form: the form of the images that they are wanted of.
+        """
+        scale = (form.shape[1] / own.shape[1], form.shape[2] / own.shape[2])
+        augment = augmentation(self.text, form.normalization.background, scale)
+        return dataclasses.replace(self, augment=augment)
+
     def apply(
         self,
-        inputs: Images | Normalized,
+        inputs: Images | LazyImages,
         numbers: Positions,
         positions: Positions,
         variants: Positions,
@@ -102,7 +115,7 @@ class Views:
         return mixed, MixedLabels(partners, share)
 
     def _changed(
-        self, inputs: Images | Normalized, numbers: Positions, positions: Positions, variants: Positions
+        self, inputs: Images | LazyImages, numbers: Positions, positions: Positions, variants: Positions
     ) -> Images:
         images = inputs[positions]
         if self.augment is None:

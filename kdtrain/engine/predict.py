@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kdtrain.data.loader import Batch, Loader
 from kdtrain.engine.recorder import evaluating
+from kdtrain.engine.teacher_network import Ensemble, images_for, mean_logits
 from kdtrain.errors import NonFiniteError
 from kdtrain.runtime import flow
 from kdtrain.runtime.bars import progress_bar
@@ -27,7 +28,7 @@ def predict_logits(
     The network runs in evaluation mode and without gradients; its mode is restored.
 
     Args:
-        model: the network.
+        model: the network; a teacher of another input size gets the images read again, see ``images_for``.
         loader: the images; its batch size, order and augmentation do not matter. Its ranks share the
             work, and every rank gets all the logits.
         description: text of a progress bar; None shows none.
@@ -38,7 +39,11 @@ def predict_logits(
     Raises:
         NonFiniteError: a weight is not finite.
     """
+    if isinstance(model, Ensemble):
+        of_members = [predict_logits(member, loader, description=description) for member in model.members]
+        return mean_logits(of_members, model.shares)
     check_weights(model)
+    loader = images_for(model, loader)
     ordered = loader.sequential(images_at_once(loader))
     batches = ordered.epoch(1)
     if description is not None:

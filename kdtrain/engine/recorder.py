@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdtrain.data.loader import Batch
-from kdtrain.engine.teacher_network import Ensemble, TeacherNetwork, members_of
+from kdtrain.data.loader import Batch, Loader
+from kdtrain.engine.teacher_network import Ensemble, TeacherNetwork, images_for, members_of
 from kdtrain.errors import KdtrainError, UsageError, unknown_name_message
 from kdtrain.nn.layers import channels_first, fork
 from kdtrain.runtime import flow
@@ -196,6 +196,7 @@ class Teacher(Recorder):
         super().__init__(network.eval(), "teacher", images)
         self._tables: tuple[Callable[[Batch], flow.Tensor], ...] = ()
         self._feature_tables: Mapping[str, Callable[[Batch], flow.Tensor]] = {}
+        self._images: list[Loader | None] = [None] * len(members_of(network))
         self._latest: tuple[flow.Tensor, Output] | None = None
         self._latest_features: tuple[flow.Tensor, Mapping[str, flow.Tensor]] | None = None
         self._latest_members: tuple[flow.Tensor, list[flow.Tensor]] | None = None
@@ -208,6 +209,15 @@ class Teacher(Recorder):
                 member of an ensemble.
         """
         self._tables = tables
+
+    def use_images(self, train: Loader) -> None:
+        """Makes networks of another input size get the images of batches at their own size from now on.
+
+        Args:
+            train: the images that the student is trained on.
+        """
+        own = [images_for(member, train) for member in members_of(self.network)]
+        self._images = [None if images is train else images for images in own]
 
     def use_feature_tables(self, tables: Mapping[str, Callable[[Batch], flow.Tensor]]) -> None:
         """Makes ``features`` look the layers' outputs up from now on, instead of running the network.
@@ -251,7 +261,10 @@ class Teacher(Recorder):
             return [table(batch) for table in self._tables]
         if self._latest_members is None or self._latest_members[0] is not batch.inputs:
             with evaluating(self.network):
-                outputs = [call_network(member, batch.inputs) for member in members_of(self.network)]
+                outputs = [
+                    call_network(member, _inputs(batch, images))
+                    for member, images in zip(members_of(self.network), self._images, strict=True)
+                ]
             self._latest_members = batch.inputs, outputs
         return self._latest_members[1]
 
@@ -259,8 +272,16 @@ class Teacher(Recorder):
         """Returns the network's output for a batch; the latest one is kept for the batch's other terms."""
         if self._latest is None or self._latest[0] is not batch.inputs:
             with evaluating(self.network):
-                self._latest = batch.inputs, self(batch.inputs)
+                self._latest = batch.inputs, self(_inputs(batch, self._images[0]))
         return self._latest[1]
+
+
+def _inputs(batch: Batch, images: Loader | None) -> flow.Tensor:
+    """Returns the images of a batch, or the same ones of another loader in the same variants."""
+    if images is None:
+        return batch.inputs
+    variants = None if batch.variants is None else batch.variants.numpy().copy()
+    return images.batch(batch.indices.numpy().copy(), variants).inputs
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from kdtrain.data.images.resize import InputConversion
+from kdtrain.data.images.resize import InputConversion, InputForm
+from kdtrain.data.loader import Loader
 from kdtrain.errors import UsageError
 from kdtrain.runtime import flow
 from kdtrain.runtime.user_code import call_network
@@ -26,6 +27,10 @@ class TeacherNetwork(flow.nn.Module):
         network: the network.
         conversion: brings the student's images to the network's form; None if they have it.
         classes: the network's class for each class of the student; None if they are the same.
+
+    Attributes:
+        own_form: the form of the network's images, if they have another size than the student's: it gets
+            those that ``images_for`` reads, and no conversion, where images are files.
     """
 
     def __init__(
@@ -38,6 +43,9 @@ class TeacherNetwork(flow.nn.Module):
         self.network = network
         self.conversion = conversion
         self.classes = None if classes is None else tuple(classes)
+        self.own_form: InputForm | None = None
+        if conversion is not None and conversion.source.shape[1:] != conversion.target.shape[1:]:
+            self.own_form = conversion.target
 
     def forward(self, images: flow.Tensor) -> flow.Tensor:
         """Returns the logits of the student's classes, (B, classes) float32.
@@ -45,9 +53,10 @@ class TeacherNetwork(flow.nn.Module):
         The softmax of a part of the logits renormalises the probabilities of these classes.
 
         Args:
-            images: (B, C, H, W) float32, in the student's form.
+            images: (B, C, H, W) float32, in the student's form, or in the network's own if the sizes differ.
         """
-        if self.conversion is not None:
+        is_own = self.own_form is not None and tuple(images.shape[1:]) == self.own_form.shape
+        if self.conversion is not None and not is_own:
             # OneFlow reuses the memory behind .numpy(); the conversion makes a new array.
             images = flow.from_numpy(self.conversion(images.numpy())).to(images.device)
         logits = call_network(self.network, images)
@@ -58,6 +67,17 @@ class TeacherNetwork(flow.nn.Module):
     def extra_repr(self) -> str:
         """Returns the conversion and the classes. The fingerprint includes ``repr(network)``."""
         return f"{self.conversion}, classes={self.classes}"
+
+
+def images_for(network: flow.nn.Module, images: Loader) -> Loader:
+    """Returns images as a teacher takes them: read again at its own size, if that is not the students'.
+
+    Args:
+        network: a member of a teacher, or any other network, which gets the images as they are.
+        images: the students' images.
+    """
+    form = network.own_form if isinstance(network, TeacherNetwork) else None
+    return images if form is None else images.in_form(form)
 
 
 class Ensemble(flow.nn.Module):

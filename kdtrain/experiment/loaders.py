@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kdtrain.data.dataset import Dataset, Split, Unlabelled, hold_out
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.download import default_cache_dir
+from kdtrain.data.images.originals import originals
 from kdtrain.data.loader import Loader, Source
 from kdtrain.data.transfer import TransferDraw
 from kdtrain.data.unlabelled import load_unlabelled, without_most_labels
@@ -275,6 +276,7 @@ def _loader(
         ranks=ranks,
         classes=dataset.classes,
         transfer=draw,
+        originals=originals(dataset, split, indices, transfer),
     )
 
 

@@ -22,7 +22,7 @@ from kdtrain.callbacks.teacher_outputs.table import OutputTable
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import check_weights, images_at_once
 from kdtrain.engine.recorder import Recorder, evaluating
-from kdtrain.engine.teacher_network import Ensemble, GivenLogits, check_views
+from kdtrain.engine.teacher_network import Ensemble, GivenLogits, check_views, images_for
 from kdtrain.errors import UsageError, size_text
 from kdtrain.runtime import flow
 from kdtrain.runtime.bars import Bar, progress_bar
@@ -142,17 +142,17 @@ class OutputCache:
 
     Attributes:
         teacher: the recorder of the teacher.
-        train: the training images.
+        train: the training images, as the teacher takes them.
         directory: the folder of the files, if any.
     """
 
     def __init__(self, teacher: flow.nn.Module | Recorder, train: Loader, directory: Path | None) -> None:
         self.teacher = teacher if isinstance(teacher, Recorder) else Recorder(teacher, "teacher")
         check_weights(self.teacher.network)
-        self.train = train
+        self.train = images_for(self.teacher.network, train)
         self.directory = directory
         self._fingerprint = weights_fingerprint(self.teacher.network)
-        self._source = train.source
+        self._source = self.train.source
 
     def plain(self) -> Logits:
         """Returns the logits of the loader's images as they are, (N, C) float32."""

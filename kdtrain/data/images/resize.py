@@ -28,7 +28,9 @@ def upright_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def read_image(source: Source, size: tuple[int, int], scale: bool = True) -> NDArray[np.uint8]:
+def read_image(
+    source: Source, size: tuple[int, int], scale: bool = True, part: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
     """Returns an image upright, on white where it is transparent, in a given size.
 
     It is scaled until it just covers the size; the rest is cropped, equally at both ends.
@@ -37,6 +39,7 @@ def read_image(source: Source, size: tuple[int, int], scale: bool = True) -> NDA
         source: the image.
         size: height and width of the result, in pixels.
         scale: whether an image of another size may be scaled.
+        part: height and width that the part of the image that is seen covers just; ``size`` by default.
 
     Returns:
         (3, height, width) uint8: red, green and blue.
@@ -55,11 +58,22 @@ def read_image(source: Source, size: tuple[int, int], scale: bool = True) -> NDA
                 f"{name_of(source)} is {upright.height}x{upright.width}, others are {size_text(size)}: "
                 "bring all images to one size with --image-size N."
             )
+        if part is not None and part[0] * size[1] != part[1] * size[0]:
+            upright = upright.crop(_centre(upright.size, part))
+            upright = upright.resize(size[::-1], Image.Resampling.BILINEAR)
         if upright.size != size[::-1]:
             upright = ImageOps.fit(upright, size[::-1], Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
 
     return open_image(source, convert)
+
+
+def _centre(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Returns the box of the centre of an image (width, height) that has the proportions of a part."""
+    scale = min(size[0] / part[1], size[1] / part[0])
+    width, height = max(1, round(part[1] * scale)), max(1, round(part[0] * scale))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return left, top, left + width, top + height
 
 
 def is_grey(pixels: NDArray[np.uint8]) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kdtrain.data.dataset import LazyImages
 from kdtrain.deploy.onnx.process import OnnxProcess
 from kdtrain.deploy.onnx.reader import Assumed, OnnxForm
 from kdtrain.errors import CheckpointError
@@ -39,7 +40,7 @@ class OnnxClassifier:
         self._process = OnnxProcess(path, len(available_cores()), assumed)
         self.form, self.classes = self._process.form, self._process.classes
 
-    def outputs(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def outputs(self, images: npt.NDArray[np.float32] | LazyImages) -> npt.NDArray[np.float32]:
         """Returns the network's own output, (N, classes) float32.
 
         Args:
@@ -49,7 +50,7 @@ class OnnxClassifier:
             CheckpointError: onnxruntime cannot compute it.
         """
         starts = range(0, len(images), IMAGES_AT_ONCE)
-        parts = [images[start : start + IMAGES_AT_ONCE] for start in starts]
+        parts = (images[start : start + IMAGES_AT_ONCE] for start in starts)
         return np.concatenate([self._process.compute(part, len(part))[0] for part in parts])
 
 

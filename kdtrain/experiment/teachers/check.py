@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.data.images.originals import Reread, originals, own_form
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.data.loader import Loader
 from kdtrain.engine.predict import predict_logits
 from kdtrain.engine.teacher_network import Logits
-from kdtrain.errors import CheckpointError
+from kdtrain.errors import CheckpointError, size_text
 from kdtrain.runtime import flow
 from kdtrain.runtime.oneflow import resolve_device
 from kdtrain.runtime.processes import Job, available_cores, run_jobs
@@ -91,7 +92,9 @@ class FirstLook:
             network: takes the images as students get them, on the CPU.
         """
         inputs = self.dataset.split(self.split).normalized(self.dataset.normalization, self.numbers)
-        images = Loader(inputs, self._labels(), len(inputs), num_classes=self.dataset.num_classes)
+        split, classes = self.dataset.split(self.split), self.dataset.num_classes
+        files = originals(self.dataset, split, self.numbers)
+        images = Loader(inputs, self._labels(), len(inputs), num_classes=classes, originals=files)
         work = partial(predict_logits, network, images)
         if not self.in_child:
             return work()
@@ -105,9 +108,29 @@ class FirstLook:
             classifier: the network.
             normalization: mean and standard deviation that it expects.
         """
-        inputs = self.dataset.split(self.split).take(self.numbers).normalized(self.dataset.normalization)
+        split = self.dataset.split(self.split)
+        inputs = split.normalized(self.dataset.normalization, self.numbers)
         form = InputForm(classifier.form.shape, normalization)
-        return classifier.outputs(InputConversion(own_form(self.dataset), form)(np.asarray(inputs)))
+        files, own = originals(self.dataset, split, self.numbers), own_form(self.dataset)
+        if files is not None and form.shape[1:] != own.shape[1:]:
+            return classifier.outputs(Reread(inputs, files.files, own, form))
+        return classifier.outputs(InputConversion(own, form)(np.asarray(inputs)))
+
+    def announce_size(self, shape: tuple[int, int, int]) -> None:
+        """Logs what happens to the images of a teacher that takes another size.
+
+        Args:
+            shape: channels, height, width of the images that the teacher takes.
+        """
+        own = self.dataset.image_shape
+        if shape[1:] == own[1:]:
+            return
+        sizes = f"The teacher takes {size_text(shape[1:])}, the data have {size_text(own[1:])}"
+        if self.dataset.train.files:
+            logger.info(f"{sizes}: it gets the pictures of the files at its own size.")
+        else:
+            change = "enlarged" if shape[1:] > own[1:] else "scaled down"
+            logger.info(f"{sizes}: each image is {change} for it.")
 
     def accuracy(self, outputs: Outputs) -> float:
         """Returns the share of images, 0 to 1, whose largest output is that of their class.
@@ -236,11 +259,6 @@ class FirstLook:
 
     def _recognises(self, accuracy: float) -> str:
         return f"recognises {accuracy:.2%} of {len(self.numbers):,} {self.kind} images"
-
-
-def own_form(dataset: Dataset) -> InputForm:
-    """Returns the form of a data set's images as its students get them."""
-    return InputForm(dataset.image_shape, dataset.normalization)
 
 
 def for_channels(normalization: Normalization, channels: int) -> Normalization:

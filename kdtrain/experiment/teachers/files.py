@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kdtrain.data.dataset import Dataset, Normalization
+from kdtrain.data.images.originals import own_form
 from kdtrain.data.images.resize import InputConversion, InputForm
 from kdtrain.data.npz import Header, Headers, read_arrays
 from kdtrain.engine.teacher_network import GivenLogits, Logits, TeacherNetwork, check_views
 from kdtrain.errors import DataError, UsageError, clipped, size_text
 from kdtrain.experiment.settings.config import FitConfig
 from kdtrain.experiment.settings.schema import DEFAULT_TEACHER, flag_of
-from kdtrain.experiment.teachers.check import FirstLook, for_channels, normalization_text, own_form
+from kdtrain.experiment.teachers.check import FirstLook, for_channels, normalization_text
 from kdtrain.experiment.teachers.classes import match_classes, needs_classes
 from kdtrain.metrics.probabilities import are_probabilities, probability_rows, to_logits
 from kdtrain.models.registry import count_multiply_adds, count_parameters
@@ -134,6 +135,8 @@ def load_saved_teacher(path: Path, request: Request) -> TeacherFile:
             f"{normalization_text(form.normalization)}: it gets the students' images in this form."
         )
 
+    request.look.announce_size(card.image_shape)
+
     def build(device: str) -> flow.nn.Module:
         network = saved.build(device)
         if conversion is None and classes is None:
@@ -239,6 +242,7 @@ def _look_at(
         f"{path} takes images of {size_text(form.shape)} ({form.layout}), {normalization_text(normalization)}"
         f"{given}."
     )
+    look.announce_size(form.shape)
     logits = to_logits(outputs) if probabilities else outputs
     seen = logits if classes is None else logits[:, classes]
     look.check(
