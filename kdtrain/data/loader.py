@@ -17,7 +17,7 @@ from kdtrain.data.dataset import LazyImages, array_digest
 from kdtrain.data.draws import derive_seed
 from kdtrain.data.images.originals import Originals, Reread
 from kdtrain.data.images.resize import InputForm
-from kdtrain.data.transfer import TransferDraw
+from kdtrain.data.sampling import BalancedDraw, TransferDraw
 from kdtrain.data.views import Views
 from kdtrain.errors import DataError, size_text
 from kdtrain.runtime import flow
@@ -46,6 +46,8 @@ class Batch:
         labelled: whether an image has a label, (B,) bool; None if all have one.
         label_count: the number of labelled images. Where processes share the batch, it is the number in the
             whole batch times this process's share of all images, so that averages over processes are exact.
+        class_weights: the factor of the loss on a label of each class, (C,) float32, with the mean 1 over the
+            training images; None if all count as they are.
     """
 
     inputs: flow.Tensor
@@ -56,6 +58,7 @@ class Batch:
     mixup_lambda: flow.Tensor | None = None
     labelled: flow.Tensor | None = None
     label_count: float | None = None
+    class_weights: flow.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.inputs.shape[0])
@@ -81,15 +84,23 @@ class Batch:
         """Returns the mean of a loss on labels over the images that have one: a scalar tensor.
 
         The loss of a mixed image is the mean of its losses under either label, weighted by the shares
-        (Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018, section 2).
+        (Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018, section 2). With ``--balance loss``
+        each loss is multiplied by the weight of its label's class.
 
         Args:
             losses: returns the loss of each image, (B,), under the labels that it gets, (B,) int64. An image
                 without a label gets the label 0, and its loss counts for nothing.
         """
-        result = losses(self.labels)
+
+        def weighted(labels: flow.Tensor) -> flow.Tensor:
+            of_images = losses(labels)
+            if self.class_weights is None:
+                return of_images
+            return of_images * self.class_weights.to(of_images.dtype)[labels]
+
+        result = weighted(self.labels)
         if self.mixup_targets is not None and self.mixup_lambda is not None:
-            result = result * self.mixup_lambda + losses(self.mixup_targets) * (1.0 - self.mixup_lambda)
+            result = result * self.mixup_lambda + weighted(self.mixup_targets) * (1.0 - self.mixup_lambda)
         if self.labelled is None:
             return result.mean()
         return (result * self.labelled.to(result.dtype)).sum() / self.label_count
@@ -133,6 +144,8 @@ class Loader:
         classes: the names of the classes; their numbers by default.
         transfer: how the images without labels are drawn; None if all images have labels.
         originals: the files of the images, for networks of another input size; None if they were no files.
+        balance: how classes of different sizes count equally: ``sample`` draws each equally often in an
+            epoch, ``loss`` gives labels of small classes more weight (see ``Batch``), ``none`` does nothing.
 
     Raises:
         DataError: lengths differ, there is no image, a label is out of range, or a rank would get no
@@ -155,6 +168,7 @@ class Loader:
         classes: Sequence[str] = (),
         transfer: TransferDraw | None = None,
         originals: Originals | None = None,
+        balance: str = "none",
     ) -> None:
         labelled = len(inputs) - (transfer.images if transfer else 0)
         if labelled != len(targets) or labelled == 0:
@@ -183,6 +197,15 @@ class Loader:
         self.part = ranks.rank  # of each batch
         self.transfer = transfer
         self.originals = originals
+        self.balance = balance
+        self._balanced = None
+        if balance == "sample" and seed is not None:
+            self._balanced = BalancedDraw(self.targets, seed)
+        self._class_weights = None
+        if balance == "loss":
+            counts = np.bincount(self.targets, minlength=num_classes)
+            weights = len(self.targets) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+            self._class_weights = self._tensor(weights.astype(np.float32))
         self.classes = tuple(classes or map(str, range(num_classes)))
         self._source = source
 
@@ -225,24 +248,37 @@ class Loader:
         return np.concatenate([self.targets, np.zeros(len(self.inputs) - self.num_images, np.int64)])
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yields this rank's part of each batch of an epoch; every labelled image is in exactly one batch.
+        """Yields this rank's part of each batch of an epoch.
+
+        Every labelled image is in exactly one batch, unless classes are drawn equally often.
 
         Args:
             epoch: the number of the epoch, which decides the order and the variant of each image.
         """
-        if self.seed is None:
-            order = np.arange(self.num_images)
-        else:
-            order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
-        variants = None if self.views is None else self.views.numbers(self._numbers, epoch)
+        order, rounds = self._order(epoch)
+        variants = None if self.views is None else self.views.numbers(self._numbers[order], rounds)
         without_labels = self._drawn(epoch)
         for start, stop in itertools.pairwise(self._bounds):
             indices, label_count = self.ranks.shard(order[start:stop]), None
+            shown = None if variants is None else self.ranks.shard(variants[start:stop])
             if self.transfer is not None:
                 joining = next(without_labels)
-                indices = np.concatenate([indices, self.ranks.shard(joining)])
+                own = self.ranks.shard(joining)
+                indices = np.concatenate([indices, own])
+                if self.views is not None and shown is not None:
+                    shown = np.concatenate([shown, self.views.numbers(self._numbers[own], epoch)])
                 label_count = (stop - start) * len(indices) / (stop - start + len(joining))
-            yield self.batch(indices, None if variants is None else variants[indices], label_count)
+            yield self.batch(indices, shown, label_count)
+
+    def _order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Returns the labelled images of an epoch in order, and how often each was drawn, now included."""
+        images, rounds = np.arange(self.num_images), np.full(self.num_images, epoch)
+        if self.seed is None:
+            return images, rounds
+        if self._balanced is not None:
+            images, rounds = self._balanced.epoch(epoch)
+        order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_images)
+        return images[order], rounds[order]
 
     def _drawn(self, epoch: int) -> Iterator[npt.NDArray[np.int64]]:
         """Yields the positions of the images without labels that join each batch."""
@@ -264,8 +300,9 @@ class Loader:
         if self.views is not None:
             place = self.views.numbers(self._numbers, 1)
         wanted = np.zeros((count, len(self.inputs)), bool)
+        rounds = epochs if self._balanced is None else self._balanced.rounds(epochs)
         for variant, row in enumerate(wanted):
-            row[: self.num_images] = (variant - place[: self.num_images]) % count < epochs
+            row[: self.num_images] = (variant - place[: self.num_images]) % count < rounds
         if self.transfer is not None:
             for epoch in range(1, epochs + 1):
                 drawn = self.num_images + self.transfer.drawn(epoch, sum(self._transfer_sizes))
@@ -315,6 +352,7 @@ class Loader:
             ranks=self.ranks,
             classes=self.classes,
             transfer=self.transfer,
+            balance=self.balance,
         )
 
     @functools.cached_property
@@ -380,6 +418,7 @@ class Loader:
             mixup_lambda=None if mixed is None else self._tensor(mixed.share),
             labelled=None if labelled is None else self._tensor(labelled),
             label_count=label_count,
+            class_weights=self._class_weights,
         )
 
     def _tensor(self, array: npt.NDArray[_Value]) -> flow.Tensor:

@@ -52,7 +52,7 @@ class Views:
     seed: int
     text: str
 
-    def numbers(self, images: Positions, epoch: int) -> Positions:
+    def numbers(self, images: Positions, epoch: int | Positions) -> Positions:
         """Returns (B,) int64: the variant of each image in an epoch.
 
         Fixed variants follow one another, from one that is drawn for each image: after ``count`` epochs
@@ -60,10 +60,10 @@ class Views:
 
         Args:
             images: (B,) int64, the images' numbers.
-            epoch: the number of the epoch, at least 1.
+            epoch: the number of the epoch, at least 1; or (B,) int64, how often each image has been drawn.
         """
         if self.count == 0:
-            return np.full(len(images), epoch)
+            return np.broadcast_to(np.asarray(epoch, np.int64), images.shape).copy()
         first = Draws(self.seed, images, np.zeros_like(images)).integers("first variant", self.count)
         return (first + epoch - 1) % self.count
 

@@ -34,7 +34,9 @@ def cross_entropy(batch: Batch, output: Output) -> flow.Tensor:
     """
     if _runs_in_numpy(output.logits):
         mixed = None if batch.mixup_targets is None else (batch.mixup_targets, batch.mixup_lambda)
-        node = losses.CrossEntropy(batch.labels, batch.labelled, batch.label_count, mixed)
+        node = losses.CrossEntropy(
+            batch.labels, batch.labelled, batch.label_count, mixed, batch.class_weights
+        )
         return node.apply(output.logits)
     # OneFlow's float32 is off in the seventh digit, and training enlarges that: processes that train together
     # would not end with the weights of one process.

@@ -226,7 +226,8 @@ class Trainer:
                 best ones are in the file that ``Checkpoint`` writes.
 
         Returns:
-            ``accuracy``, a fraction, and ``cross_entropy``, in nats per image.
+            ``accuracy``, ``balanced_accuracy`` and ``macro_f1``, fractions, and ``cross_entropy``, in nats
+            per image.
         """
         return _task_metrics(predict_logits(self.model if network is None else network, loader), loader)
 
@@ -240,7 +241,8 @@ class Trainer:
 def _task_metrics(logits: npt.NDArray[np.float32], loader: Loader) -> dict[str, float]:
     """Returns the metrics of logits about a loader's images, (N, C) float32."""
     evaluation = Evaluation.from_logits(logits, loader.targets)
-    return {"accuracy": evaluation.accuracy, "cross_entropy": evaluation.cross_entropy}
+    names = ("accuracy", "cross_entropy", "balanced_accuracy", "macro_f1")
+    return {name: getattr(evaluation, name) for name in names}
 
 
 def _example(train: Loader) -> flow.Tensor:

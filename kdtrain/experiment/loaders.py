@@ -16,7 +16,7 @@ from kdtrain.data.datasets import load_dataset
 from kdtrain.data.download import default_cache_dir
 from kdtrain.data.images.originals import originals
 from kdtrain.data.loader import Loader, Source
-from kdtrain.data.transfer import TransferDraw
+from kdtrain.data.sampling import TransferDraw
 from kdtrain.data.unlabelled import load_unlabelled, without_most_labels
 from kdtrain.data.views import Views, views
 from kdtrain.errors import UsageError, unknown_name_message
@@ -277,6 +277,7 @@ def _loader(
         classes=dataset.classes,
         transfer=draw,
         originals=originals(dataset, split, indices, transfer),
+        balance="none" if seed is None else config.balance,
     )
 
 

@@ -19,12 +19,14 @@ from kdtrain.callbacks import (
     TensorBoard,
     WeightDecay,
 )
+from kdtrain.callbacks.early_stopping import MonitorMode
 from kdtrain.callbacks.plugins import load_plugin, replaces_soft_targets
 from kdtrain.data.augment_spec import mixes
 from kdtrain.engine.callback import Callback
 from kdtrain.engine.trainer import OptimizerFactory
 from kdtrain.errors import UsageError
 from kdtrain.experiment.settings.config import FitConfig
+from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.nn import optimizers
 from kdtrain.runtime import flow
 from kdtrain.store.card import ModelCard
@@ -93,20 +95,23 @@ def callbacks_for(
     Raises:
         UsageError: a plugin is unknown, or its arguments are wrong.
     """
+    monitor = f"val/{config.monitor}"
+    mode: MonitorMode = "min" if monitor == CROSS_ENTROPY else "max"
+    errors = 0.0 if config.labels is None or monitor != ACCURACY else 1.0
     if teacher is not None:
         card = dataclasses.replace(card, temperature=float(config.temperature))
     callbacks: list[Callback] = [
         RunLog(),  # starts first and ends last, so that result.json records errors of all others
         StopOnNonFinite(),
         LearningRateSchedule(config.schedule, config.peak_lr, restarts),
-        Checkpoint(card, standard_errors=0.0 if config.labels is None else 1.0),
+        Checkpoint(card, monitor, mode, standard_errors=errors),
         TensorBoard(config.to_toml()),
         Progress(label),
     ]
     if config.weight_decay > 0.0:
         callbacks.append(WeightDecay(config.weight_decay))
     if config.early_stopping is not None:
-        callbacks.append(EarlyStopping(config.early_stopping))
+        callbacks.append(EarlyStopping(config.early_stopping, monitor=monitor, mode=mode))
     if teacher is not None:
         cache = logit_cache(config)
         # Mixed images have the teacher's outputs alone: mixed labels hurt a distilled student (Wang et al.

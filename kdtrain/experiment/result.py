@@ -24,7 +24,7 @@ from kdtrain.metrics.names import ACCURACY, CROSS_ENTROPY
 from kdtrain.runtime.locations import short_name
 from kdtrain.runtime.ranks import Ranks
 from kdtrain.store.checkpoint import SavedModel
-from kdtrain.store.conditions import Conditions, Labels, Transfer
+from kdtrain.store.conditions import ClassSizes, Conditions, Labels, Transfer
 from kdtrain.store.event_file import EventFile, write_results
 from kdtrain.store.kept_models import keep_model
 from kdtrain.store.metrics_file import training_seconds
@@ -66,7 +66,9 @@ class FitResult:
         """Returns what the training gives a ``ModelResult``: time, best epoch and held-out figures."""
         accuracy = self.saved.card.accuracy
         # Of equal epochs the latest is kept; there is none if metrics.jsonl has lost its row.
-        epochs = [row["epoch"] for row in self.history if row[ACCURACY] == accuracy]
+        best = self.saved.card.metrics
+        shown = (ACCURACY, CROSS_ENTROPY)
+        epochs = [row["epoch"] for row in self.history if all(row[name] == best.get(name) for name in shown)]
         points = [(row["epoch"], float(row[ACCURACY]), float(row[CROSS_ENTROPY])) for row in self.history]
         return {
             "seconds": training_seconds(self.history),
@@ -152,6 +154,8 @@ def model_result(model: Model, seed: int, arch: str, test: Evaluation, **values:
         accuracy=test.accuracy,
         cross_entropy=test.cross_entropy,
         calibration_error=test.calibration_error,
+        balanced_accuracy=test.balanced_accuracy,
+        macro_f1=test.macro_f1,
         **values,
     )
 
@@ -186,7 +190,15 @@ def conditions_of(config: FitConfig, dataset: Dataset) -> Conditions:
         transfer=transfer,
         training_images=count_training(dataset, config),
         copies=count_copies(dataset, config),
+        classes=_class_sizes(dataset, config),
     )
+
+
+def _class_sizes(dataset: Dataset, config: FitConfig) -> ClassSizes:
+    labels, counts = np.unique(dataset.train.labels, return_counts=True)
+    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    names = [dataset.classes[labels[number]] for number in (largest, smallest)]
+    return ClassSizes(names[0], int(counts[largest]), names[1], int(counts[smallest]), config.balance)
 
 
 def keep_best(models: Sequence[TestedModel], config: FitConfig, ranks: Ranks) -> None:
@@ -242,6 +254,8 @@ def file_results(
         "test/accuracy": test.accuracy,
         "test/cross_entropy": test.cross_entropy,
         "test/calibration_error": test.calibration_error,
+        "test/balanced_accuracy": test.balanced_accuracy,
+        "test/macro_f1": test.macro_f1,
     }
     step = model.history[-1]["step"]
     write_results(model.directory, _hyperparameters(model, config), metrics, step, later=[_AGREEMENT])
@@ -317,6 +331,8 @@ def _hyperparameters(model: TestedModel, config: FitConfig) -> dict[str, str | i
         "weight_decay": config.weight_decay,
         "clip_grad_norm": config.clip_grad_norm or 0.0,  # 0: no limit
         "augment": config.augment_for(mode.network),
+        "balance": config.balance,
+        "monitor": config.monitor,
         "alpha": config.alpha if mode.has_teacher else 0.0,  # no soft labels: weight 0
         "temperature": config.temperature,
         "plugin": " ".join(config.plugin),

@@ -235,12 +235,13 @@ def _check(config: FitConfig) -> str:
 
 
 def _announce(config: FitConfig, dataset: Dataset) -> None:
-    """Logs the recipe, and which images have labels."""
+    """Logs the recipe, uneven classes, and which images have labels."""
     if config.recipe is not None and config.recipe != NO_RECIPE:
         logger.info(describe_recipe(config.recipe, config.chosen_recipe))
         if config.mode == "compare" and (expected := read_recipe(config.recipe).expected):
             logger.info(expected)
-    for sentence in conditions_of(config, dataset).data_sentences:
+    conditions = conditions_of(config, dataset)
+    for sentence in [*filter(None, [conditions.uneven]), *conditions.data_sentences]:
         logger.info(sentence)
 
 

@@ -74,6 +74,17 @@ class Evaluation:
             correct=correct,
         )
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the classes' accuracies, of those that have images: a fraction 0..1."""
+        return float(np.mean([share for share in self.per_class_accuracy if share is not None]))
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the classes' F1, 2 TP / (2 TP + FP + FN), of those that occur: a fraction 0..1."""
+        totals = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
+        return float(np.mean(2 * self.confusion.diagonal()[totals > 0] / totals[totals > 0]))
+
     def __str__(self) -> str:
         return f"accuracy {self.accuracy:.2%}, {self.errors:,} errors in {self.images:,} images"
 

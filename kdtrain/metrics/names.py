@@ -8,6 +8,12 @@ ACCURACY = "val/accuracy"
 CROSS_ENTROPY = "val/cross_entropy"
 """Cross-entropy on the held-out images, in nats per image."""
 
+BALANCED_ACCURACY = "val/balanced_accuracy"
+"""The mean of the classes' accuracies on the held-out images, a fraction."""
+
+MACRO_F1 = "val/macro_f1"
+"""The mean of the classes' F1 on the held-out images, a fraction."""
+
 CONFIDENCE = 0.95
 """Confidence level of all intervals."""
 

@@ -31,6 +31,7 @@ class CrossEntropy(_LogitLoss):
         labelled: which images have a label, (B,) bool; None if all have one.
         count: by which the sum of the losses is divided; the number of images by default.
         mixed: for mixed images their second labels, (B,) int64, and the share of the first, (B,) float32.
+        class_weights: the factor of the loss on a label of each class, (C,) float32; 1 by default.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class CrossEntropy(_LogitLoss):
         labelled: flow.Tensor | None = None,
         count: float | None = None,
         mixed: tuple[flow.Tensor, flow.Tensor] | None = None,
+        class_weights: flow.Tensor | None = None,
     ) -> None:
         self.labels = [labels.to_numpy()]
         size = len(self.labels[0])
@@ -49,6 +51,9 @@ class CrossEntropy(_LogitLoss):
             share = mixed[1].to_numpy()
             self.labels.append(mixed[0].to_numpy())
             self.weights = [known * share, known * (1 - share)]
+        if class_weights is not None:
+            factors, pairs = class_weights.to_numpy(), zip(self.labels, self.weights, strict=True)
+            self.weights = [weights * factors[labels] for labels, weights in pairs]
 
     @np.errstate(all="ignore")
     def forward(self, logits: flow.Tensor) -> flow.Tensor:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from kdtrain.errors import KdtrainError
+from kdtrain.metrics.names import Interval
 from kdtrain.metrics.statistics import (
     distinguishable,
     mcnemar,
@@ -170,15 +171,20 @@ def _test_images(results: Sequence[ModelResult]) -> int:
 
 
 def _summary(results: Sequence[ModelResult]) -> ModelSummary:
-    agreements = [100 * result.agreement for result in results if result.agreement is not None]
-    divergences = [result.divergence for result in results if result.divergence is not None]
+    def of_known(name: str, factor: float = 100) -> Interval | None:
+        values = [getattr(result, name) for result in results]
+        known = [factor * value for value in values if value is not None]
+        return t_interval(known) if known else None
+
     return ModelSummary(
         accuracy=t_interval([100 * result.accuracy for result in results]),
         cross_entropy=t_interval([result.cross_entropy for result in results]),
         errors=t_interval([result.errors for result in results]),
         calibration_error=t_interval([100 * result.calibration_error for result in results]),
-        agreement=t_interval(agreements) if agreements else None,
-        divergence=t_interval(divergences) if divergences else None,
+        balanced_accuracy=of_known("balanced_accuracy"),
+        macro_f1=of_known("macro_f1"),
+        agreement=of_known("agreement"),
+        divergence=of_known("divergence", 1),
         seconds=t_interval([result.seconds for result in results]),
         parameters=results[0].parameters,
         multiply_adds=results[0].multiply_adds,

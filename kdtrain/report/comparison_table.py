@@ -26,6 +26,7 @@ def _test_table(comparison: Comparison) -> Table:
     table = Table(
         Column("model", words=True),
         Column("accuracy\n%"),
+        *_balanced_columns(comparison),
         Column("errors", drop=5),
         Column("cross-\nentropy", drop=3),
         Column("ECE\n%", drop=2, note=f"ECE: expected calibration error, {BINS} bins."),
@@ -34,10 +35,15 @@ def _test_table(comparison: Comparison) -> Table:
         title=f"On {comparison.test_images:,} test images{over}{recipe}",
         caption=caption if teachers == 1 < seeds else "",
     )
+    shown = {
+        model: (summary.balanced_accuracy, summary.macro_f1) if comparison.conditions.uneven else ()
+        for model, summary in comparison.summaries.items()
+    }
     for model, summary in comparison.summaries.items():
         table.row(
             model,
             _mean_and_sd(summary.accuracy, 2),
+            *(_mean_and_sd(figure, 2) for figure in shown[model]),
             _mean_and_sd(summary.errors, 0 if summary.errors.n == 1 else 1),
             _mean_and_sd(summary.cross_entropy, 4),
             _mean_and_sd(summary.calibration_error, 2),
@@ -45,6 +51,14 @@ def _test_table(comparison: Comparison) -> Table:
             _mean_and_sd(summary.divergence, 4),
         )
     return table
+
+
+def _balanced_columns(comparison: Comparison) -> list[Column]:
+    """Returns the columns in which each class counts equally, for uneven classes."""
+    if not comparison.conditions.uneven:
+        return []
+    note = "Balanced accuracy and macro-F1: means over the classes, each counted once."
+    return [Column("balanced\n%", note=note), Column("macro-\nF1 %", drop=6)]
 
 
 def _teacher_table(comparison: Comparison) -> Table:

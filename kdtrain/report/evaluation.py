@@ -23,7 +23,8 @@ def evaluation_report(evaluation: Evaluation, classes: Sequence[str]) -> Rendera
     """
     summary = Text(
         f"{100 * evaluation.accuracy:.2f} % accuracy, {evaluation.errors:,} errors in "
-        f"{evaluation.images:,} images; cross-entropy {evaluation.cross_entropy:.4f} nats"
+        f"{evaluation.images:,} images; cross-entropy {evaluation.cross_entropy:.4f} nats; balanced accuracy "
+        f"{100 * evaluation.balanced_accuracy:.2f} %, macro-F1 {100 * evaluation.macro_f1:.2f} %"
     )
     table = _class_table(evaluation, classes)
     if len(classes) > _MATRIX_CLASSES:
@@ -90,6 +91,8 @@ def evaluation_to_json(evaluation: Evaluation, classes: Sequence[str]) -> dict[s
         "accuracy_fraction": evaluation.accuracy,
         "cross_entropy_nats": evaluation.cross_entropy,
         "calibration_error_fraction": evaluation.calibration_error,
+        "balanced_accuracy_fraction": evaluation.balanced_accuracy,
+        "macro_f1_fraction": evaluation.macro_f1,
         "per_class": [
             {"class": name, "images": int(row.sum()), "accuracy_fraction": accuracy}
             for name, row, accuracy in zip(

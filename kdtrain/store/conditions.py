@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 Count = Annotated[int, Meta(ge=0)]
 
+_UNEVEN = 3  # times the smallest class
 _FEW_LABELS = 5000  # training images; with so few, labels are rare already
 
 
@@ -74,6 +75,37 @@ class Copies(msgspec.Struct, frozen=True):
         return f"Copies, equal in each pixel: {', '.join(parts)}. A copy is not a test on a new image."
 
 
+class ClassSizes(msgspec.Struct, frozen=True):
+    """The largest and the smallest class of the training images with labels.
+
+    Attributes:
+        largest: name of the largest class.
+        most: its number of images.
+        smallest: name of the smallest class.
+        fewest: its number of images.
+        balance: how small classes count as much as large ones, as --balance takes it.
+    """
+
+    largest: str
+    most: Count
+    smallest: str
+    fewest: Count
+    balance: str
+
+    @property
+    def sentence(self) -> str:
+        """The sizes, and what can be done or is done about them."""
+        done = {
+            "none": "--balance sample or --balance loss makes all classes count equally",
+            "sample": "each class is drawn equally often",
+            "loss": "labels of small classes have more weight",
+        }
+        return (
+            f"The classes are uneven: {self.largest} has {self.most:,} training images, {self.smallest} "
+            f"{self.fewest:,}; {done[self.balance]}."
+        )
+
+
 class Conditions(msgspec.Struct, frozen=True):
     """Conditions of the training of the students that change what the figures mean.
 
@@ -83,6 +115,7 @@ class Conditions(msgspec.Struct, frozen=True):
         transfer: images without labels; None without any.
         training_images: number of training images with labels; 0 if unknown.
         copies: images that are in several parts of the data; None if no image is.
+        classes: sizes of classes; None if unknown.
     """
 
     student_checkpoint: str | None = None
@@ -90,6 +123,13 @@ class Conditions(msgspec.Struct, frozen=True):
     transfer: Transfer | None = None
     training_images: Count = 0
     copies: Copies | None = None
+    classes: ClassSizes | None = None
+
+    @property
+    def uneven(self) -> str | None:
+        """The sentence on classes so uneven that accuracy hides the small ones; None if they are not."""
+        sizes = self.classes
+        return sizes.sentence if sizes is not None and sizes.most > _UNEVEN * sizes.fewest else None
 
     @property
     def may_take_fewer_labels(self) -> bool:

@@ -79,6 +79,8 @@ class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
         accuracy: accuracy on the test set, fraction.
         cross_entropy: nats per test image.
         calibration_error: expected calibration error on the test set, fraction.
+        balanced_accuracy: mean of the classes' accuracies on the test set, fraction; None if unknown.
+        macro_f1: mean of the classes' F1 on the test set, fraction; None if unknown.
         agreement: fraction of the test images with the teacher's prediction; None for a teacher.
         divergence: KL(teacher || model), nats per test image; None for a teacher.
         seconds: training time: all epochs, their evaluations included; 0 for a model that existed already.
@@ -102,6 +104,8 @@ class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: Fraction = field(name="test_accuracy_fraction")
     cross_entropy: float = field(name="test_cross_entropy_nats")
     calibration_error: Fraction = field(name="test_calibration_error_fraction")
+    balanced_accuracy: float | None = field(name="test_balanced_accuracy_fraction", default=None)
+    macro_f1: float | None = field(name="test_macro_f1_fraction", default=None)
     agreement: float | None = field(name="test_agreement_fraction", default=None)
     divergence: float | None = field(name="test_kl_from_teacher_nats", default=None)
     seconds: float = 0.0
@@ -211,6 +215,8 @@ class ModelSummary(msgspec.Struct, frozen=True, kw_only=True):
         errors: number of test errors.
         cross_entropy: nats per image.
         calibration_error: per cent.
+        balanced_accuracy: mean of the classes' accuracies, per cent; None if unknown.
+        macro_f1: mean of the classes' F1, per cent; None if unknown.
         agreement: agreement with the teacher, per cent of the test images; None for the teacher.
         divergence: KL(teacher || model), nats per image; None for the teacher.
         seconds: training time.
@@ -226,6 +232,8 @@ class ModelSummary(msgspec.Struct, frozen=True, kw_only=True):
     agreement: Interval | None = field(name="test_agreement_percent")
     divergence: Interval | None = field(name="test_kl_from_teacher_nats")
     seconds: Interval
+    balanced_accuracy: Interval | None = field(name="test_balanced_accuracy_percent", default=None)
+    macro_f1: Interval | None = field(name="test_macro_f1_percent", default=None)
 
     def __repr__(self) -> str:
         return f"<ModelSummary {self.arch}: accuracy {self.accuracy.mean:.2f} %, {self.accuracy.n} models>"

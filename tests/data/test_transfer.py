@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kdtrain.data import dataset as dataset_module
 from kdtrain.data.dataset import Joined, Normalization, Split, Unlabelled
 from kdtrain.data.loader import Loader, Source
-from kdtrain.data.transfer import TransferDraw
+from kdtrain.data.sampling import TransferDraw
 from kdtrain.data.views import views
 from kdtrain.runtime.ranks import Ranks
 

@@ -271,6 +271,8 @@ class _Card:
             "test cross-entropy": f"{result.cross_entropy:.4f} nats per image",
             "test calibration error": f"{result.calibration_error:.2%}",
         }
+        if result.balanced_accuracy is not None and self.fit is not None and self.fit.conditions.uneven:
+            rows["test balanced accuracy"] = f"{result.balanced_accuracy:.2%}, the mean over the classes"
         if held_out != "unknown" and not test_chose:
             rows["held-out accuracy"] = f"{held_out}, which chose the epoch"
         yield _table(("", ""), rows.items())

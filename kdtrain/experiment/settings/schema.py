@@ -386,9 +386,20 @@ class Settings:
         "[the settings of this command]",
         metavar="FILE",
     )
+    balance: str = _training_setting(
+        "none",
+        "how classes of different sizes count equally; sample: each is drawn equally often in an epoch; "
+        "loss: labels of small classes have more weight",
+        choices=("none", "sample", "loss"),
+    )
+    monitor: str = _training_setting(
+        "accuracy",
+        "figure on held-out images; it chooses the best epoch and stops early",
+        choices=("accuracy", "balanced_accuracy", "macro_f1", "cross_entropy"),
+    )
     early_stopping: int | None = _training_setting(
         None,
-        "stop after so many epochs without a better validation accuracy [never]",
+        "stop after so many epochs without a better figure of --monitor [never]",
         metavar="EPOCHS",
         check=EPOCHS,
     )

@@ -76,6 +76,7 @@ def write_report(directory: Path, dataset: Dataset, *, settings: str, command: s
         dataset=dataset,
         figures=figures,
         conditions=comparison.conditions.without_folders().sentences,
+        uneven=comparison.conditions.uneven,
         test_chose=test_chose,
         looks={model: (LINES[model].colour, _dash(LINES[model].dashes)) for model in by_model},
         markers={model: MARKERS[LINES[model].marker] for model in by_model},
