@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "answer over HTTP, with a page to draw on",
     "runs": "list the runs in the log directory, or the best of each data set",
     "card": "write a model card: what a model is, its figures, how to use it",
+    "views": "draw training images in the variants that --augment makes",
     "models": "list the networks, with parameters and multiply-adds",
     "plugins": "list the callbacks that can be plugged in",
     "recipes": "list the recipes: tested settings for kinds of data",
@@ -33,7 +34,7 @@ COMMANDS = {
     "doctor": "check this installation, and print a remedy for each fault",
 }
 
-_WITH_MESSAGES = ("fit", "tune", "eval", "infer", "export", "bench")
+_WITH_MESSAGES = ("fit", "tune", "eval", "infer", "export", "bench", "views")
 """The commands that print messages or bars while they work."""
 
 _SYNONYMS = {

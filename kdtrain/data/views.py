@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdtrain.data.augment_spec import parse_augment
 from kdtrain.data.augmentation import Augmentation, Images, Mixing, augmentation, mixing
-from kdtrain.data.dataset import LazyImages
+from kdtrain.data.dataset import LazyImages, Normalization
 from kdtrain.data.draws import Draws
 from kdtrain.data.images.resize import InputForm
 
@@ -81,7 +81,7 @@ class Views:
             form: the form of the images that they are wanted of.
         """
         scale = (form.shape[1] / own.shape[1], form.shape[2] / own.shape[2])
-        augment = augmentation(self.text, form.normalization.background, scale)
+        augment = augmentation(self.text, form.normalization, scale, fixed=self.count > 0)
         return dataclasses.replace(self, augment=augment)
 
     def apply(
@@ -129,15 +129,15 @@ class Views:
         return images
 
 
-def views(text: str, background: tuple[float, ...], count: int, seed: int) -> Views | None:
+def views(text: str, normalization: Normalization, count: int, seed: int) -> Views | None:
     """Returns the variants that a setting such as ``shift=2,mixup`` asks for; None for ``none``.
 
     Args:
         text: a checked value of ``--augment``.
-        background: the value of a black pixel, per channel.
+        normalization: that of the images.
         count: the number of variants; 0 for new ones in each epoch.
         seed: their seed.
     """
     if not parse_augment(text):
         return None
-    return Views(augmentation(text, background), mixing(text), count, seed, text)
+    return Views(augmentation(text, normalization, fixed=count > 0), mixing(text), count, seed, text)

@@ -165,7 +165,7 @@ def training_loader(
         transfer=transfer,
         views=views(
             config.augment_for(network),
-            dataset.normalization.background,
+            dataset.normalization,
             config.views_for(network),
             seed if network == "teacher" or config.data_seed is None else config.data_seed,
         ),

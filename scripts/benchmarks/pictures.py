@@ -50,7 +50,7 @@ def _waiting(dataset: Dataset, arch: str) -> Row:
 
     def work() -> list[float]:
         images = Normalized(dataset.train.images, np.arange(len(dataset.train)), dataset.normalization)
-        changed = views("flip,crop=4", dataset.normalization.background, 0, 0)
+        changed = views("flip,crop=4", dataset.normalization, 0, 0)
         classes = dataset.num_classes
         loader = Loader(images, dataset.train.labels, BATCH, num_classes=classes, seed=0, views=changed)
         model = build_model(arch, dataset.image_shape, classes)

@@ -17,6 +17,7 @@ from kdtrain import Batch, Callback, Loader, Objective, Output, Run, Teacher, Tr
 from kdtrain.callbacks import DistillationCallback
 from kdtrain.callbacks.distillation import SoftTargets
 from kdtrain.data.augmentation import Shift
+from kdtrain.data.dataset import Normalization
 from kdtrain.data.views import Views, views
 from kdtrain.engine.events import BatchEnd, EvalEnd
 from kdtrain.errors import CallbackError, UsageError
@@ -176,7 +177,12 @@ def test_augmented_images_are_not_looked_up_in_the_table_of_an_earlier_fit(
     distillation = DistillationCallback(teacher)
     fit(distillation, epochs=1)
     shifted = Loader(
-        train.inputs, train.targets, 128, num_classes=10, seed=0, views=views("shift=2", (0.0,), 0, 0)
+        train.inputs,
+        train.targets,
+        128,
+        num_classes=10,
+        seed=0,
+        views=views("shift=2", Normalization((0.0,), (1.0,)), 0, 0),
     )
     runs: list[int] = []
     teacher.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -10,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrain.data.augmentation import Crop, Flip, Rotate, Shift, augmentation
-from kdtrain.data.dataset import Dataset
+from kdtrain.data.augmentation import Colour, Crop, Erase, Flip, Rotate, Shift, Zoom, augmentation
+from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.draws import Draws
 
 Floats = npt.NDArray[np.float32]
+
+PIXELS, BRIGHT = Normalization((0.0,), (1.0,)), Normalization((-0.5,), (1.0,))
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +82,23 @@ def test_the_background_is_what_a_black_pixel_becomes(mnist: Dataset) -> None:
 
 
 def test_the_setting_is_understood() -> None:
-    assert augmentation("shift=1", (0.0,)) == Shift(1, (0.0,))
-    assert augmentation("shift=9", (0.0,)) == Shift(9, (0.0,))
-    assert augmentation("none", (0.0,)) is None
-    assert augmentation("rotate=15", (0.5,)) == Rotate(15, (0.5,))
-    assert augmentation("crop=4", (0.5,)) == Crop(4)
-    assert augmentation("flip", (0.5,)) == Flip()
-    assert augmentation("mixup", (0.0,)) is None
-    assert augmentation("mixup=0.2,shift=2", (0.5,)) == Shift(2, (0.5,))
+    assert augmentation("shift=1", PIXELS) == Shift(1, (0.0,))
+    assert augmentation("shift=9", PIXELS) == Shift(9, (0.0,))
+    assert augmentation("none", PIXELS) is None
+    assert augmentation("rotate=15", BRIGHT) == Rotate(15, (0.5,))
+    assert augmentation("crop=4", BRIGHT) == Crop(4)
+    assert augmentation("flip", BRIGHT) == Flip()
+    assert augmentation("flip", BRIGHT, fixed=True) == Flip(fixed=True)
+    assert augmentation("scale=0.25..0.5", BRIGHT) == Zoom(0.25, 0.5)
+    assert augmentation("colour=0.3", BRIGHT) == Colour(0.3, BRIGHT)
+    assert augmentation("erase=0.25", BRIGHT) == Erase(0.25)
+    assert augmentation("mixup", PIXELS) is None
+    assert augmentation("mixup=0.2,shift=2", BRIGHT) == Shift(2, (0.5,))
 
 
 def test_augmentations_are_applied_in_the_order_of_the_setting(images: Floats) -> None:
     steps = (Shift(2, (-0.5,)), Rotate(15, (-0.5,)), Flip(), Crop(4))
-    changed = augmentation("shift=2,rotate=15,flip,crop=4", (-0.5,))
+    changed = augmentation("shift=2,rotate=15,flip,crop=4", Normalization((0.5,), (1.0,)))
     assert changed is not None
     draws, expected = _draws(len(images), 3), images
     for step in steps:
@@ -98,11 +106,17 @@ def test_augmentations_are_applied_in_the_order_of_the_setting(images: Floats) -
     np.testing.assert_array_equal(changed(images, draws), expected)
 
 
-@pytest.mark.parametrize("text", ["shift=2", "crop=3", "flip", "rotate=20", "shift=1,flip,crop=2,rotate=5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("shift=2", "crop=3", "flip", "rotate=20", "scale=0.5..1", "colour=0.4", "erase=0.5"),
+        "shift=1,flip,crop=2,rotate=5,scale=0.2..0.8,colour=1,erase=1",
+    ],
+)
 def test_every_kind_keeps_shape_type_and_the_data(text: str, mnist: Dataset) -> None:
     images = np.repeat(mnist.normalization.apply(mnist.train.images[:16]), 3, 1)
     before = images.copy()
-    changed = augmentation(text, (0.0, 1.0, 2.0))
+    changed = augmentation(text, Normalization((0.0, -1.0, -2.0), (1.0, 1.0, 1.0)))
     assert changed is not None
     first, again, other = (changed(images, _draws(len(images), seed)) for seed in (0, 0, 1))
     assert (first.shape, first.dtype) == (images.shape, images.dtype)
@@ -113,13 +127,87 @@ def test_every_kind_keeps_shape_type_and_the_data(text: str, mnist: Dataset) -> 
     np.testing.assert_array_equal(images, before)
 
 
-def test_a_flip_mirrors_about_half_of_the_images(mnist: Dataset) -> None:
+def test_a_flip_mirrors_every_other_variant(mnist: Dataset) -> None:
     images = mnist.normalization.apply(mnist.train.images[:1000])
-    flipped = Flip()(images, _draws(len(images)))
-    mirrored = (flipped == images[..., ::-1]).all((1, 2, 3))
-    same = (flipped == images).all((1, 2, 3))
-    assert (mirrored | same).all()
-    assert 400 < mirrored.sum() < 600
+    mirrored = []
+    for variant in range(1, 5):
+        draws = dataclasses.replace(_draws(len(images)), variants=np.full(len(images), variant))
+        flipped = Flip()(images, draws)
+        mirrored.append((flipped == images[..., ::-1]).all((1, 2, 3)))
+        assert (mirrored[-1] | (flipped == images).all((1, 2, 3))).all()
+        assert 400 < mirrored[-1].sum() < 600
+        np.testing.assert_array_equal((Flip(fixed=True)(images, draws) != images).any(), variant % 2 == 1)
+    for before, after in itertools.pairwise(mirrored):
+        np.testing.assert_array_equal(before, ~after)
+
+
+@given(low=st.floats(0.05, 1.0), shape=st.tuples(st.integers(1, 20), st.integers(1, 20)), seed=SEEDS)
+def test_a_zoom_shows_a_part_of_the_area_at_the_same_proportions(
+    low: float, shape: tuple[int, int], seed: int
+) -> None:
+    """The source of each pixel is read off an image whose values are rows and columns."""
+    height, width = shape
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    images = np.stack([rows, columns]).astype(np.float32)[None].repeat(20, axis=0)
+    zoomed = Zoom(low, 1.0)(images, _draws(20, seed))
+    for down, right in zoomed:
+        assert zoomed.min() >= 0
+        assert down.max() <= height - 1 + 1e-5
+        assert right.max() <= width - 1 + 1e-5
+        np.testing.assert_allclose(down, down[:, :1].repeat(width, axis=1), atol=1e-4)
+        np.testing.assert_allclose(right, right[:1].repeat(height, axis=0), atol=1e-4)
+    if height > 8 and width > 8:  # away from the edge, steps between pixels are the side of the part
+        steps = np.diff(zoomed[:, 0, :, 0], axis=1)[:, height // 2 - 1]
+        across = np.diff(zoomed[:, 1, 0], axis=1)[:, width // 2 - 1]
+        np.testing.assert_allclose(steps, across, atol=1e-4)
+        assert (steps >= np.sqrt(low) - 1e-4).all()
+        assert (steps <= 1 + 1e-4).all()
+
+
+def test_colours_change_as_the_formulas_say() -> None:
+    """Brightness, contrast about the mean luma, saturation, and hue in YIQ, one image after another."""
+    random = np.random.default_rng(0)
+    of_data = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    pixels = random.uniform(0.3, 0.6, (50, 3, 6, 5))
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in (of_data.mean, of_data.std))
+    draws = _draws(50, 4)
+    changed = Colour(0.3, of_data)(((pixels - mean) / std).astype(np.float32), draws) * std + mean
+    drawn = {
+        name: 0.3 * (2 * draws.uniform(name) - 1) for name in ("brightness", "contrast", "saturation", "hue")
+    }
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    for index in range(50):
+        bright, contrast, saturation = (1 + drawn[name][index] for name in list(drawn)[:3])
+        image = pixels[index] * bright
+        grey = np.tensordot(to_yiq[0], image, 1).mean()
+        image = grey + contrast * (image - grey)
+        y, i, q = np.tensordot(to_yiq, image, 1)
+        turned = saturation * (i + 1j * q) * np.exp(1j * np.pi / 2 * drawn["hue"][index])
+        image = np.tensordot(np.linalg.inv(to_yiq), np.stack([y, turned.real, turned.imag]), 1)
+        np.testing.assert_allclose(changed[index], image.clip(0, 1), atol=1e-5)
+
+
+def test_grey_images_stay_between_black_and_white() -> None:
+    pixels = np.random.default_rng(0).uniform(0, 1, (40, 1, 7, 7)).astype(np.float32)
+    changed = Colour(1.0, PIXELS)(pixels, _draws(40))
+    assert 0 <= changed.min() < 0.1
+    assert 0.9 < changed.max() <= 1
+    draws = _draws(40)
+    first = Colour(0.2, PIXELS)(np.full((40, 1, 2, 2), 0.5, np.float32), draws)
+    expected = 0.5 * (1 + 0.2 * (2 * draws.uniform("brightness") - 1))
+    np.testing.assert_allclose(first[:, 0, 0, 0], expected, atol=1e-6)
+
+
+def test_rectangles_of_a_share_of_images_become_the_mean() -> None:
+    images = np.ones((4000, 2, 40, 40), np.float32)
+    erased = Erase(0.25)(images, _draws(4000)) == 0
+    np.testing.assert_array_equal(erased[:, 0], erased[:, 1])
+    areas = erased[:, 0].mean(axis=(1, 2))
+    assert 0.22 < (areas > 0).mean() < 0.28
+    assert areas.max() <= 0.36
+    for image in erased[areas > 0, 0][:100]:
+        rows, columns = image.any(axis=1), image.any(axis=0)
+        np.testing.assert_array_equal(image, rows[:, None] & columns)
 
 
 @given(pixels=st.integers(1, 9), shape=SHAPES, seed=SEEDS)

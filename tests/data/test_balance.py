@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kdtrain
+from kdtrain.data.dataset import Normalization
 from kdtrain.data.loader import Loader
 from kdtrain.data.sampling import BalancedDraw, TransferDraw
 from kdtrain.data.views import views
@@ -89,7 +90,7 @@ def test_an_image_gets_another_view_each_time_that_it_is_drawn(with_transfer: bo
         num_classes=3,
         seed=5,
         balance="sample",
-        views=views("shift=1", (0.0,), count, 0),
+        views=views("shift=1", Normalization((0.0,), (1.0,)), count, 0),
         transfer=transfer,
     )
     wanted = [set(positions.tolist()) for positions in train.wanted(3)]

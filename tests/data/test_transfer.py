@@ -39,7 +39,7 @@ def loader_of(
         batch_size,
         num_classes=3,
         seed=5,
-        views=views(augment, (0.0,), count, 7),
+        views=views(augment, Normalization((0.0,), (1.0,)), count, 7),
         source=Source("numbers", numbers, 2000),
         ranks=ranks,
         transfer=transfer,

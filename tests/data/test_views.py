@@ -46,7 +46,7 @@ def _loader(
     **more: object,
 ) -> Loader:
     arguments: dict[str, object] = {"num_classes": 10, "seed": 0, **more}
-    chosen = views(text, mnist.normalization.background, count, views_seed)
+    chosen = views(text, mnist.normalization, count, views_seed)
     return Loader(images, mnist.train.labels[: len(images)], size, views=chosen, **arguments)  # type: ignore[arg-type]
 
 
@@ -129,7 +129,7 @@ def test_an_image_keeps_its_variants_where_others_are_held_out(images: Floats, m
     source = Source("", kept, 200)
     part = Loader(
         images[kept], mnist.train.labels[kept], 64, num_classes=10, seed=0, source=source,
-        views=views("shift=2", mnist.normalization.background, 4, 0),
+        views=views("shift=2", mnist.normalization, 4, 0),
     )  # fmt: skip
     np.testing.assert_array_equal(_seen(part, 2), everything[kept])
 

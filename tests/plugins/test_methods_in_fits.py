@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kdtrain import BatchEnd, Callback, Checkpoint, DistillationCallback, Loader, Run, Trainer, flow
-from kdtrain.data.dataset import Dataset
+from kdtrain.data.dataset import Dataset, Normalization
 from kdtrain.data.datasets import load_dataset
 from kdtrain.data.views import views
 from kdtrain.models.registry import build_model
@@ -124,7 +124,7 @@ def test_a_teacher_of_features_sees_exactly_what_the_student_sees(
         def on_batch(self, run: Run, event: BatchEnd) -> None:
             assert seen[-1] == event.batch.inputs.numpy().tobytes()
 
-    shift = views("shift=2", (-0.5,), 0, 0)
+    shift = views("shift=2", Normalization((0.5,), (1.0,)), 0, 0)
     shifted = Loader(train.inputs, train.targets, 128, num_classes=10, seed=0, views=shift)
     distil(Similarity("fc1", "fc1"), FitNet("fc1", "fc1"), Dkd(), Watch(), train=shifted)
     assert len(seen) == 3 + 2 + 2 * len(shifted), "three terms, one run a step"

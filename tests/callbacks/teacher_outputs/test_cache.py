@@ -75,7 +75,7 @@ def loader_of(
         100,
         num_classes=10,
         seed=1,
-        views=views(text, normalization.background, count, views_seed),
+        views=views(text, normalization, count, views_seed),
         source=Source("digits", kept, IMAGES) if held_out else None,
     )
 

@@ -28,7 +28,10 @@ EPOCHS = st.integers(1, 100_000)
 NUMBERS = st.integers(1, 10**8)
 POSITIVE = st.floats(0, 1e6, exclude_min=True)
 AUGMENTATIONS = st.sampled_from(
-    ["none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180", "mixup,flip", "mixup=0.2"]
+    [
+        *("none", "shift=1", "flip", "shift=64,flip,crop=4,rotate=180", "mixup,flip", "mixup=0.2"),
+        *("scale=0.5..1", "scale=1..1,colour=0.3,erase=0.25"),
+    ]
 )
 OPTIONAL = {
     "recipe": st.sampled_from([*RECIPE_NAMES, "none"]),
@@ -75,6 +78,8 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "alpha": st.floats(0, 1),
     "dataset": TEXTS,
     "skip_corrupt": st.booleans(),
+    "balance": st.sampled_from(["none", "sample", "loss"]),
+    "monitor": st.sampled_from(["accuracy", "balanced_accuracy", "macro_f1", "cross_entropy"]),
     "transfer_share": st.floats(0, 0.95, exclude_min=True),
     "omit_class": st.lists(TEXTS, max_size=2).map(tuple),
     "seed": st.integers(0, 2**63 - 3),
@@ -294,6 +299,7 @@ def test_bad_flags_are_named(case: str) -> None:
 
 BAD_AUGMENTATIONS = """
 shift shift=65 shift=0 shift=-1 shift=1.5 shift= shift=² shift=1,shift=2 rotate=181 crop=99999999999
+scale scale=0.5 scale=0..1 scale=1..0.5 scale=0.5..1.1 scale=.5..1 scale=a..b colour colour=1.1 erase=0
 flip=1 flip,flip flip, none,flip mixup=0 mixup=-1 mixup=1e3 mixup=nan mixup=101 mixup= mixup,mixup=1
 """
 
