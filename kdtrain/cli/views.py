@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from kdtrain.cli.flags import add_setting_flag, settings_in
 from kdtrain.cli.output import Stdout
@@ -16,6 +14,10 @@ from kdtrain.experiment.settings.load import new_config
 from kdtrain.experiment.settings.schema import NO_RECIPE
 from kdtrain.runtime.files import write_bytes
 from kdtrain.runtime.signals import defer_signals
+
+if TYPE_CHECKING:  # the help needs this file, but no NumPy
+    import numpy as np
+    import numpy.typing as npt
 
 _IMAGES, _VIEWS = 8, 8
 _SIDE, _GAP = 96, 4  # pixels of the sheet: an image is at least so high, and so far from the next
@@ -37,6 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draws the sheet."""
     with defer_signals():  # an interrupted import may come out as another error
+        import numpy as np
+
         from kdtrain.experiment.loaders import prepare, read_data
     given = {"mode": "student", "recipe": NO_RECIPE, "val_size": 0, "views": _VIEWS}
     config = new_config(given | settings_in(options))
@@ -62,6 +66,7 @@ def _sheet(pixels: npt.NDArray[np.uint8]) -> bytes:
     Args:
         pixels: (rows, columns, C, H, W).
     """
+    import numpy as np
     from PIL import Image
 
     rows, columns, _, height, width = pixels.shape

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 OF_THE_DATA = (
     *("mode", "recipe", "dataset", "data_dir", "image_size", "skip_corrupt", "labels"),
     *("transfer_data", "transfer_share", "allow_test_images", "val_size", "omit_class", "limit_train"),
-    *("seed", "augment", "teacher_augment", "views", "data_seed", "batch_size", "device"),
+    *("seed", "augment", "teacher_augment", "views", "data_seed", "batch_size", "balance", "device"),
 )
 """Settings of ``kdtrain fit`` that ``load_data`` accepts."""
 
@@ -170,9 +170,9 @@ def load_data(**settings: Any) -> RunData:
     Args:
         settings: any of the settings mode, recipe, dataset, data_dir, image_size, skip_corrupt, labels,
             transfer_data, transfer_share, allow_test_images, val_size, omit_class, limit_train, augment,
-            teacher_augment, views, data_seed, batch_size, seed and device of ``kdtrain fit``, with the same
-            meaning. The mode is student_kd unless it is given, and the recipe none. A setting that is None
-            counts as not given.
+            teacher_augment, views, data_seed, batch_size, balance, seed and device of ``kdtrain fit``, with
+            the same meaning. The mode is student_kd unless it is given, and the recipe none. A setting that
+            is None counts as not given.
 
     Returns:
         The loaders ``train``, ``validation`` and ``test``, and the ``dataset`` itself.

@@ -106,6 +106,7 @@ def test_runs_have_telling_names(tensorboard: TensorBoard) -> None:
 
 def test_scalars_of_each_run(tensorboard: TensorBoard) -> None:
     tested = {"test/accuracy", "test/cross_entropy", "test/calibration_error"}
+    tested |= {f"{part}/{name}" for part in ("val", "test") for name in ("balanced_accuracy", "macro_f1")}
     of_classes = {f"val_class_accuracy/{digit}" for digit in range(4)}
     common = {"loss/task", "loss/total", "learning_rate", *EACH_EPOCH, *tested, *of_classes}
     of_students = {"test/agreement", "test/kl_from_teacher"}
@@ -179,6 +180,8 @@ def test_hyperparameters_stand_beside_the_final_metrics(tensorboard: TensorBoard
             "test/accuracy": pytest.approx(test["test_accuracy_fraction"]),
             "test/cross_entropy": pytest.approx(test["test_cross_entropy_nats"]),
             "test/calibration_error": pytest.approx(test["test_calibration_error_fraction"]),
+            "test/balanced_accuracy": pytest.approx(test["test_balanced_accuracy_fraction"]),
+            "test/macro_f1": pytest.approx(test["test_macro_f1_fraction"]),
             **({} if mode == "teacher" else {"test/agreement": pytest.approx(agreement)}),
         }
     names = tensorboard.post("plugin/hparams/experiment", experimentName="")["hparamInfos"]

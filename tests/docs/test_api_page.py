@@ -73,7 +73,12 @@ def test_results_have_the_attributes_of_the_page(name: str, attributes: str) -> 
 
 def test_every_command_and_every_setting_of_the_data_is_on_the_page() -> None:
     table = re.findall(r"^\| `kdtrain (\w+)", TEXT, re.MULTILINE)
-    named = {*table, "plugins", "recipes", *re.findall(r"`kdtrain (serve|launch|completion|doctor)`", TEXT)}
+    named = {
+        *table,
+        "plugins",
+        "recipes",
+        *re.findall(r"`kdtrain (views|serve|launch|completion|doctor)`", TEXT),
+    }
     assert named == set(COMMANDS)
     section = TEXT.partition("## Data\n")[2].partition("\n## ")[0]
     assert [name for name in OF_THE_DATA if f"`{name}" not in section] == []

@@ -46,7 +46,8 @@ def test_metrics_are_complete_and_equal_for_the_first_and_the_last_callback(fit:
     fit(first, last)
     metrics = [e.metrics for e in (*first.evals, *last.evals)] + [e.metrics for e in first.epochs]
     metrics += [e.metrics for e in last.epochs]
-    assert set(metrics[0]) == {"val/accuracy", "val/cross_entropy", "loss/task", "loss/total"}
+    names = ("accuracy", "cross_entropy", "balanced_accuracy", "macro_f1")
+    assert set(metrics[0]) == {*(f"val/{name}" for name in names), "loss/task", "loss/total"}
     assert metrics == [metrics[0]] * 4
 
 
@@ -108,7 +109,7 @@ def test_a_class_in_place_of_an_instance_is_refused(student: flow.nn.Module) -> 
 def test_a_monitored_metric_that_does_not_exist_is_an_error_that_lists_those_that_do(
     fit: Fit, card: ModelCard
 ) -> None:
-    message = r"did you mean 'val/accuracy'.*: loss/task, loss/total, val/accuracy, val/cross_entropy\."
+    message = r"did you mean 'val/accuracy'.*: loss/task, loss/total, val/accuracy, val/bal.*, val/macro_f1\."
     for callback in (Checkpoint(card, "val/acuracy"), EarlyStopping(monitor="val/acuracy")):
         with pytest.raises(CallbackError, match=message) as caught:
             fit(callback)
