@@ -31,7 +31,7 @@ ARCHITECTURES = ("resnet8", "resnet20")
 def image_folder(bench: Bench) -> list[Row]:
     """Measures decoding with two workers against none, and the wait for batches of an image folder."""
     folder = bench.folder / "pictures"
-    _write(folder, COUNT)
+    write_pictures(folder, COUNT, (320, 240))
     paths = sorted(folder.glob("*/*.jpg"))
 
     def decoding(workers: int) -> float:
@@ -74,11 +74,17 @@ def _waiting(dataset: Dataset, arch: str) -> Row:
     return Row(what, result, "at most 5 %", share <= 0.05)
 
 
-def _write(folder: Path, count: int) -> None:
-    """Writes different JPEGs of two classes, smooth like photographs."""
+def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Writes different JPEGs of two classes, smooth like photographs.
+
+    Args:
+        folder: the folder of the class folders.
+        count: the number of pictures.
+        size: their width and height, in pixels.
+    """
     rng = np.random.default_rng(0)
     for number in range(count):
         pixels = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
         path = folder / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=90)
+        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
